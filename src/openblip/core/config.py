@@ -1,0 +1,179 @@
+"""Typed configurations: frozen dataclasses read from and written to plain data.
+
+A configuration is a keyword-only dataclass of plain values (numbers, strings, booleans, None, tuples,
+nested dataclasses). An unknown key, a wrong type or a value outside a `Literal` is an error that names
+the field and the nearest valid one, never a silent default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+from openblip.core.errors import UserError, nearest
+from openblip.core.files import write_json
+
+__all__ = ["differences", "from_dict", "load", "override", "save", "to_dict"]
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> Any:
+    """Return `config` as dicts, lists and plain values."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [to_dict(item) for item in config]
+    if isinstance(config, dict):
+        return {key: to_dict(value) for key, value in config.items()}
+    return str(config) if isinstance(config, Path) else config
+
+
+def from_dict(cls: type[Config], data: dict[str, Any], *, where: str = "") -> Config:
+    """Build the dataclass `cls` from plain data, checking every key and type.
+
+    Args:
+        where: dotted path of `data` inside a larger configuration, for the messages.
+
+    Raises:
+        UserError: an unknown or missing key, or a value of the wrong type.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{where or cls.__name__} must be a table of settings, not {data!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        path = f"{where}.{key}" if where else key
+        if key not in fields:
+            raise UserError(f'unknown setting "{path}"{nearest(key, fields)}')
+        values[key] = _convert(hints[key], value, path)
+    for name, field in fields.items():
+        no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if name not in values and no_default:
+            raise UserError(f'setting "{where}.{name}" is missing'.replace('".', '"'))
+    try:
+        return cls(**values)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where or cls.__name__}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin = get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(get_args(hint), value, path)
+    if origin is typing.Literal:
+        if value not in get_args(hint):
+            raise UserError(f'setting "{path}" cannot be {value!r}{nearest(str(value), map(str, get_args(hint)))}')
+        return value
+    if origin in (tuple, list):
+        return _convert_sequence(origin, get_args(hint), value, path)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f'setting "{path}" must be a table, not {value!r}')
+        return {key: _convert(get_args(hint)[1], item, f"{path}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(hint, value, where=path)  # type: ignore[arg-type]
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise UserError(f'setting "{path}" must be {hint.__name__}, not {value!r}')
+    return value
+
+
+def _convert_union(choices: tuple[Any, ...], value: Any, path: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    error: UserError | None = None
+    for choice in choices:
+        if choice is type(None):
+            continue
+        try:
+            return _convert(choice, value, path)
+        except UserError as failed:
+            error = error or failed
+    raise error or UserError(f'setting "{path}" cannot be {value!r}')
+
+
+def _convert_sequence(origin: Any, args: tuple[Any, ...], value: Any, path: str) -> Any:
+    if not isinstance(value, list | tuple):
+        raise UserError(f'setting "{path}" must be a list, not {value!r}')
+    if origin is tuple and args and args[-1] is not Ellipsis:
+        if len(args) != len(value):
+            raise UserError(f'setting "{path}" must hold {len(args)} values, not {len(value)}')
+        return tuple(_convert(arg, item, f"{path}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
+    inner = args[0] if args else Any
+    return origin(_convert(inner, item, f"{path}[{i}]") for i, item in enumerate(value))
+
+
+def load(path: Path | str, cls: type[Config]) -> Config:
+    """Read a configuration from a .toml or .json file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no configuration file {path}")
+    try:
+        data = tomllib.loads(path.read_text()) if path.suffix == ".toml" else json.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read as {path.suffix[1:].upper() or 'JSON'}: {error}") from error
+    try:
+        return from_dict(cls, data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def save(config: Any, path: Path | str) -> None:
+    """Write a configuration as JSON, atomically."""
+    write_json(path, to_dict(config))
+
+
+def override(config: Config, assignments: Iterable[str]) -> Config:
+    """Apply `["train.lr=1e-4", ...]`; values are read as JSON, else as strings."""
+    data = to_dict(config)
+    for assignment in assignments:
+        dotted, separator, text = assignment.partition("=")
+        if not separator:
+            raise UserError(f'"{assignment}" sets nothing; write NAME=VALUE, for example train.learning_rate=1e-4')
+        *parents, last = dotted.strip().split(".")
+        table = data
+        for depth, name in enumerate(parents):
+            if not isinstance(table.get(name), dict):
+                raise UserError(f'unknown setting "{".".join(parents[: depth + 1])}"{nearest(name, table)}')
+            table = table[name]
+        if last not in table:
+            raise UserError(f'unknown setting "{dotted}"{nearest(last, table)}')
+        table[last] = _parse(text.strip())
+    return from_dict(type(config), data)
+
+
+def _parse(text: str) -> Any:
+    spelled = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in spelled:
+        return spelled[text.lower()]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def differences(old: Any, new: Any, *, where: str = "") -> list[str]:
+    """List what differs between two configurations (or their dicts), as "a.b: 1 -> 2"."""
+    old, new = to_dict(old), to_dict(new)
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted({*old, *new}):
+            path = f"{where}.{key}" if where else key
+            found += differences(old.get(key), new.get(key), where=path)
+        return found
+    return [] if old == new else [f"{where}: {old!r} -> {new!r}"]

@@ -1,0 +1,44 @@
+"""What is said to a person who made a mistake: one sentence that says what, where and what to do.
+
+The command line prints a `UserError` without a traceback and exits with code 2; every other exception
+is ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+__all__ = ["MissingExtra", "UserError", "nearest", "require"]
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one sentence; shown without a traceback."""
+
+
+class MissingExtra(UserError):
+    """A feature needs a package that only an extra of ours installs."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f'{package} is not installed; run: pip install "openblip[{extra}]"')
+        self.package = package
+        self.extra = extra
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return ' (did you mean "x"?)' for the closest of `valid`, or ' (known: ...)' when nothing is close."""
+    choices = [str(choice) for choice in valid]
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if close:
+        return f' (did you mean "{close[0]}"?)'
+    return f" (known: {', '.join(sorted(choices))})" if choices else ""
+
+
+def require(module_name: str, extra: str) -> ModuleType:
+    """Import `module_name`, or raise `MissingExtra` naming the extra that brings it."""
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        raise MissingExtra(module_name.split(".")[0], extra) from error

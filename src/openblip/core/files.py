@@ -1,0 +1,144 @@
+"""Files that appear whole or not at all, and never outside the folder they belong to."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from openblip.core.errors import UserError
+
+__all__ = [
+    "append_jsonl",
+    "atomic_path",
+    "read_jsonl",
+    "safe_join",
+    "write_bytes",
+    "write_folder",
+    "write_json",
+    "write_text",
+]
+
+
+@contextmanager
+def _explain_full_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk is full: {path} was not written (what stood there before is untouched); "
+                "free some space and run the same command again"
+            ) from error
+        raise
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed and renamed to `path`, else removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _explain_full_disk(path):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write `data` so that `path` holds either the old or the new content, whatever happens."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """`write_bytes` for UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | str, value: Any, *, indent: int | None = 2) -> None:
+    """`write_bytes` for a JSON value."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def write_folder(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it replaces `path` in one rename, else it is removed.
+
+    A folder already at `path` is moved aside first and removed only once the new one stands.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary.chmod(0o755)
+    try:
+        with _explain_full_disk(path):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+                os.replace(path, aside)
+                os.replace(temporary, path)
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def append_jsonl(path: Path | str, record: dict[str, Any]) -> None:
+    """Append one line of JSON."""
+    path = Path(path)
+    with _explain_full_disk(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
+    """Read a file that `append_jsonl` wrote; a last line cut by a kill is left out."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    records = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path} line {number} is not JSON: {error.msg}; remove or mend that line") from error
+    return records
+
+
+def safe_join(root: Path | str, name: str) -> Path:
+    """Return `root / name`, refusing names that lead out of `root`."""
+    base = Path(root).resolve()
+    target = (base / name).resolve()
+    if not target.is_relative_to(base):
+        raise UserError(f'"{name}" leads out of {root}; use a path inside that folder')
+    return target
+
+
+def remove_quietly(path: Path | str) -> None:
+    """Remove a file or folder if it is there."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(FileNotFoundError):
+            path.unlink()

@@ -1,0 +1,171 @@
+"""Where the program runs: devices, dtypes, seeds, ranks, and tensors gathered over ranks.
+
+One process without a process group is rank 0 of 1 and takes the same code path as many.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from openblip.core.errors import UserError, nearest
+
+__all__ = [
+    "choose_device",
+    "choose_dtype",
+    "gather",
+    "gather_with_grad",
+    "has_fast_bfloat16",
+    "is_main",
+    "machine",
+    "rank",
+    "seed_everything",
+    "versions",
+    "world_size",
+]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def rank() -> int:
+    """Index of this process among all that train together."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return rank() == 0
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate `tensor` [B, ...] over ranks to [W * B, ...], without gradient; B is the same everywhere."""
+    tensor = tensor.detach()
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(world_size())[rank()]
+
+
+def gather_with_grad(tensor: Tensor) -> Tensor:
+    """Concatenate [B, ...] over ranks to [W * B, ...]; each rank's slice receives the gradients of all ranks.
+
+    Data-parallel training averages gradients over ranks, so the loss each rank computes must be the mean
+    over its own rows for the result to equal one process with the whole batch.
+    """
+    return tensor if world_size() == 1 else _GatherWithGrad.apply(tensor)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device called `name`; "auto" takes CUDA, then Apple's, then the processor."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f'unknown device "{name}"{nearest(name, ["auto", "cpu", "cuda", "mps"])}') from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f'device "{name}" is not available: torch sees no CUDA GPU here; use --device cpu')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'device "{name}" is not available: there are {torch.cuda.device_count()} CUDA GPUs')
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f'device "{name}" is not available here; use --device cpu')
+    return device
+
+
+def has_fast_bfloat16(device: torch.device | str) -> bool:
+    """Whether bfloat16 matrix products are computed natively (without it they can be 100 times slower)."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        return bool(probe is not None and probe()) and _cpu_multiplies_bfloat16()
+    return False
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """oneDNN accepts bfloat16 on plain AVX-512, where it converts to float32; ask for the instructions."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return True
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks)
+
+
+def choose_dtype(name: str, device: torch.device | str) -> torch.dtype:
+    """Return the dtype called `name`; "auto" is bfloat16 where the device computes it fast, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise UserError(f'unknown dtype "{name}"{nearest(name, ["auto", *DTYPES])}')
+    return DTYPES[name]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries below us draw from the global generator
+    torch.manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("openblip", "torch", "torchvision", "timm", "transformers", "tokenizers", "accelerate", "numpy", "pillow"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores, the memory in GB, and the GPUs."""
+    described: dict[str, Any] = {
+        "processor": _processor_name(),
+        "cores": os.cpu_count() or 1,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        described["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    if torch.cuda.is_available():
+        described["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return described
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

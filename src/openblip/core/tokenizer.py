@@ -1,0 +1,213 @@
+"""Text to ids and back, with the two tokens BLIP adds: [DEC] begins a text to write, [ENC] a text to match.
+
+The vocabulary is BERT's (`from_vocab`), that of any transformers tokenizer (`load`), or one trained on
+the captions at hand (`train`). Encoding is a pure function: nothing about padding is state.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders as token_decoders
+from torch import Tensor
+
+from openblip.core.errors import UserError
+from openblip.core.files import write_text
+
+__all__ = ["First", "TextTokenizer", "TokenBatch"]
+
+First = Literal["cls", "enc", "dec"]
+DEC, ENC = "[DEC]", "[ENC]"
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Ids of a batch of texts, padded on the right to its longest."""
+
+    input_ids: Tensor
+    """int64 [B, T]"""
+    attention_mask: Tensor
+    """bool [B, T], True for real tokens"""
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """Move both tensors."""
+        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device))
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+class TextTokenizer:
+    """A `tokenizers.Tokenizer` with named special tokens.
+
+    Args:
+        tokenizer: must know `cls`, `sep`, `pad`; [DEC] and [ENC] are added when they are missing.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, cls: str = "[CLS]", sep: str = "[SEP]", pad: str = "[PAD]") -> None:
+        for name in (cls, sep, pad):
+            if tokenizer.token_to_id(name) is None:
+                raise UserError(f"the vocabulary has no {name} token; use a BERT-like one or train your own")
+        # One at a time and in this order: the published checkpoints have [DEC] at 30522, [ENC] at 30523.
+        for name in (DEC, ENC):
+            if tokenizer.token_to_id(name) is None:
+                tokenizer.add_special_tokens([name])
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self._names = {"cls": cls, "sep": sep, "pad": pad}
+        self.cls_id, self.sep_id, self.pad_id, self.dec_id, self.enc_id = (
+            int(tokenizer.token_to_id(name)) for name in (cls, sep, pad, DEC, ENC)
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, [DEC] and [ENC] included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that `decode` drops."""
+        return frozenset({self.cls_id, self.sep_id, self.pad_id, self.dec_id, self.enc_id})
+
+    def encode(
+        self, texts: Sequence[str], *, first: First = "cls", max_length: int | None = None, end: bool = True
+    ) -> TokenBatch:
+        """Encode texts, padded to the longest among them.
+
+        Args:
+            first: what the text is for: "cls" to encode it alone, "enc" to match it, "dec" to write it.
+            max_length: longest row in tokens, the first and the last special token included; the rest is cut.
+            end: whether to close with [SEP]; a prompt to be continued does not.
+        """
+        if isinstance(texts, str):
+            raise UserError("encode takes a list of texts, not one text; put it in a list")
+        start = {"cls": self.cls_id, "enc": self.enc_id, "dec": self.dec_id}[first]
+        tail = [self.sep_id] if end else []
+        room = None if max_length is None else max(max_length - 1 - len(tail), 0)
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        rows = [[start, *encoding.ids[:room], *tail] for encoding in encodings]
+        return self.pad(rows)
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> TokenBatch:
+        """Stack rows of ids, padded on the right to the longest."""
+        width = max((len(row) for row in rows), default=0)
+        input_ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
+        attention_mask = torch.zeros((len(rows), width), dtype=torch.bool)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            attention_mask[i, : len(row)] = True
+        return TokenBatch(input_ids, attention_mask)
+
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
+        """Text of one row of ids; special tokens are dropped, and all that follows the first [SEP]."""
+        values = [int(i) for i in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+        if self.sep_id in values:
+            values = values[: values.index(self.sep_id)]
+        return str(self._tokenizer.decode([i for i in values if i not in self.special_ids])).strip()
+
+    def decode_batch(self, rows: Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """`decode` for each row."""
+        return [self.decode(row) for row in rows]
+
+    def tokens(self, ids: Tensor | Sequence[int]) -> list[str]:
+        """The piece each id stands for."""
+        return [str(self._tokenizer.id_to_token(int(i))) for i in ids]
+
+    def save(self, folder: Path | str) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers reads too."""
+        folder = Path(folder)
+        write_text(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "cls_token": self._names["cls"],
+            "sep_token": self._names["sep"],
+            "pad_token": self._names["pad"],
+            "bos_token": DEC,
+            "additional_special_tokens": [ENC],
+            "model_max_length": 512,
+        }
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        if unknown:
+            config["unk_token"] = unknown
+        write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def from_vocab(cls, path: Path | str, *, lowercase: bool = True) -> TextTokenizer:
+        """Read a BERT WordPiece vocabulary (`vocab.txt`, one piece a line)."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"there is no vocabulary file {path}")
+        vocab = {piece: i for i, piece in enumerate(path.read_text(encoding="utf-8").splitlines())}
+        return cls(_bert_tokenizer(models.WordPiece(vocab, unk_token="[UNK]"), lowercase=lowercase))
+
+    @classmethod
+    def load(cls, source: Path | str) -> TextTokenizer:
+        """Read a folder with tokenizer.json or vocab.txt, or a transformers tokenizer by its hub name."""
+        folder = Path(source)
+        if (folder / "tokenizer.json").is_file():
+            names: dict[str, str] = {}
+            if (folder / "tokenizer_config.json").is_file():
+                config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+                names = {n: _content(config[f"{n}_token"]) for n in ("cls", "sep", "pad") if config.get(f"{n}_token")}
+            return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), **names)
+        if (folder / "vocab.txt").is_file():
+            return cls.from_vocab(folder / "vocab.txt")
+        if folder.exists():
+            raise UserError(f"{folder} holds neither tokenizer.json nor vocab.txt")
+        return cls._from_hub(str(source))
+
+    @classmethod
+    def _from_hub(cls, name: str) -> TextTokenizer:
+        from transformers import AutoTokenizer
+
+        try:
+            loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f'"{name}" is neither a folder nor a tokenizer that the hub or its cache gives') from error
+        backend = getattr(loaded, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError(f'the tokenizer "{name}" has no fast version; choose one that has')
+        names = {"cls": loaded.cls_token or loaded.bos_token, "sep": loaded.sep_token or loaded.eos_token}
+        names["pad"] = loaded.pad_token or names["sep"]
+        missing = [kind for kind, token in names.items() if not token]
+        if missing:
+            raise UserError(f'the tokenizer "{name}" has no {" and no ".join(missing)} token')
+        return cls(Tokenizer.from_str(backend.to_str()), **names)
+
+    @classmethod
+    def train(cls, captions: Iterable[str], *, vocab_size: int = 8000, lowercase: bool = True) -> TextTokenizer:
+        """Learn a WordPiece vocabulary from `captions`, in any script, with room for [DEC] and [ENC]."""
+        tokenizer = _bert_tokenizer(models.WordPiece({}, unk_token="[UNK]"), lowercase=lowercase)  # type: ignore[arg-type]
+        specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", DEC, ENC]
+        if vocab_size <= len(specials):
+            raise UserError(f"a vocabulary of {vocab_size} has no room for words; take at least {len(specials) + 1}")
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size, min_frequency=1, special_tokens=specials, show_progress=False
+        )
+        tokenizer.train_from_iterable(captions, trainer)
+        if tokenizer.get_vocab_size() <= len(specials):
+            raise UserError("there is no text to train a tokenizer on; check the captions")
+        return cls(tokenizer)
+
+
+def _content(token: str | dict[str, str]) -> str:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _bert_tokenizer(model: models.WordPiece, *, lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = token_decoders.WordPiece(prefix="##")
+    if tokenizer.token_to_id("[CLS]") is not None:
+        tokenizer.post_processor = processors.BertProcessing(
+            ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
+        )
+    return tokenizer
