@@ -1,0 +1,160 @@
+"""What flows through `data`: a sample, a batch of samples, and the book of those that were broken.
+
+A source gives `Sample`s (the picture still as bytes or a path), the loader decodes them and gives `Batch`es.
+Whatever is wrong with one sample is a `BrokenSample` with a short cause; the loader counts it in a `SkipLog`
+and goes on with a substitute, so one bad picture among a million never ends a run and never passes unseen.
+
+Shapes: B images in a batch, T texts (T == B unless every text of an image is asked for), S side in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openblip.core.files import append_jsonl
+
+__all__ = ["Batch", "BrokenSample", "ImageLike", "Sample", "SkipLog", "collate", "stable_id"]
+
+ImageLike = bytes | Path | Image.Image | np.ndarray
+"""A picture before decoding: an encoded file's bytes, its path, a PIL image, or uint8 [H, W, 3]."""
+
+_NUM_EXAMPLES = 3
+
+
+@dataclass(slots=True)
+class Sample:
+    """One picture, not decoded yet, with the texts that belong to it."""
+
+    key: str
+    """Unique in its source; names the sample in messages and in skipped.jsonl."""
+    image: ImageLike
+    texts: tuple[str, ...] = ()
+    image_id: str = ""
+    """Equal for samples that show the same picture (their texts are all true of it); "" means `key`."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """Whatever else the source knows: other columns, the scene, the split."""
+
+
+class BrokenSample(Exception):
+    """A sample that cannot be used.
+
+    Attributes:
+        cause: short slug, one of "missing", "empty", "truncated", "not-an-image", "too-large", "no-text",
+            "bad-row", "unreadable".
+        key: the sample's key.
+        detail: one sentence for a person.
+    """
+
+    def __init__(self, cause: str, key: str = "", detail: str = "") -> None:
+        super().__init__(cause, key, detail)
+        self.cause, self.key, self.detail = cause, key, detail
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.cause, self.key, self.detail) if part)
+
+
+class SkipLog:
+    """Counts broken samples by cause, keeps a few examples of each, and appends each to a file.
+
+    Args:
+        path: a JSON-lines file, usually `skipped.jsonl` in the run's folder; None keeps counts only.
+    """
+
+    def __init__(self, path: Path | str | None = None) -> None:
+        self.path = Path(path) if path is not None else None
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[BrokenSample]] = {}
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def add(self, broken: BrokenSample, **where: Any) -> None:
+        """Count one broken sample; `where` (epoch, source, ...) goes into its line of the file."""
+        self.counts[broken.cause] += 1
+        examples = self.examples.setdefault(broken.cause, [])
+        if len(examples) < _NUM_EXAMPLES:
+            examples.append(broken)
+        if self.path is not None:
+            record = {"key": broken.key, "cause": broken.cause, "detail": broken.detail, **where}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            append_jsonl(self.path, record)
+
+    def summary(self) -> str:
+        """Return "3 broken samples skipped (2 missing, 1 truncated)", or "" when there were none."""
+        if not self.total:
+            return ""
+        causes = ", ".join(f"{count} {cause}" for cause, count in self.counts.most_common())
+        return f"{self.total} broken sample{'s' if self.total > 1 else ''} skipped ({causes})"
+
+    def state_dict(self) -> dict[str, int]:
+        return dict(self.counts)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.counts = Counter(state)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Pictures and texts of equal rank in the stream; row i of every per-image field is the same sample."""
+
+    images: Tensor
+    """uint8 [B, 3, S, S]; `transforms.normalize` makes floats of it on the device that trains."""
+    texts: list[str]
+    """One for each image, or all texts of all images (text_mode "all"), or none (text_mode "none")."""
+    image_ids: Tensor
+    """int64 [B]: `stable_id` of the sample's image id; equal ids show the same picture."""
+    keys: list[str]
+    meta: list[dict[str, Any]]
+    image_index: Tensor
+    """int64 [T]: the row in `images` that each text belongs to."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            image_ids=self.image_ids.to(device, non_blocking=non_blocking),
+            image_index=self.image_index.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its pictures in page-locked memory, for copies that overlap with compute."""
+        return replace(self, images=self.images.pin_memory())
+
+
+def stable_id(name: str) -> int:
+    """Return a 63-bit hash of `name` that is the same in every process and on every machine."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def collate(rows: Iterable[tuple[Sample, Tensor, tuple[str, ...]]], *, namespace: str = "") -> Batch:
+    """Stack (sample, picture uint8 [3, S, S], chosen texts) into a `Batch`.
+
+    Args:
+        namespace: put before each image id, so that two sources that both number from 0 stay apart.
+    """
+    samples, images, texts = zip(*rows, strict=True)
+    owners = [row for row, chosen in enumerate(texts) for _ in chosen]
+    return Batch(
+        images=torch.stack(list(images)),
+        texts=[text for chosen in texts for text in chosen],
+        image_ids=torch.tensor([stable_id(namespace + (s.image_id or s.key)) for s in samples], dtype=torch.int64),
+        keys=[sample.key for sample in samples],
+        meta=[sample.meta for sample in samples],
+        image_index=torch.tensor(owners, dtype=torch.int64),
+    )
