@@ -49,8 +49,8 @@ class BrokenSample(Exception):
     """A sample that cannot be used.
 
     Attributes:
-        cause: short slug, one of "missing", "empty", "truncated", "not-an-image", "too-large", "no-text",
-            "bad-row", "unreadable".
+        cause: short slug, one of "missing", "empty", "truncated", "not-an-image", "too-large", "unreadable"
+            (the picture), "no-text", "bad-text" (its texts), "bad-row" (its line in a captions file).
         key: the sample's key.
         detail: one sentence for a person.
     """
@@ -150,10 +150,11 @@ def collate(rows: Iterable[tuple[Sample, Tensor, tuple[str, ...]]], *, namespace
     """
     samples, images, texts = zip(*rows, strict=True)
     owners = [row for row, chosen in enumerate(texts) for _ in chosen]
+    ids = [stable_id(namespace + (sample.image_id or sample.key)) for sample in samples]
     return Batch(
         images=torch.stack(list(images)),
         texts=[text for chosen in texts for text in chosen],
-        image_ids=torch.tensor([stable_id(namespace + (s.image_id or s.key)) for s in samples], dtype=torch.int64),
+        image_ids=torch.tensor(ids, dtype=torch.int64),
         keys=[sample.key for sample in samples],
         meta=[sample.meta for sample in samples],
         image_index=torch.tensor(owners, dtype=torch.int64),

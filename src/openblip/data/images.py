@@ -1,0 +1,169 @@
+"""Decoding: whatever file a picture came in, an upright RGB image or a `BrokenSample` that says why not.
+
+The size is checked before any pixel is decoded, only raster formats are opened (an EPS file would start
+another program), and large JPEGs are decoded at a half, a quarter or an eighth where the transform needs no
+more, which is most of the cost of large photographs.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from openblip.data.sample import BrokenSample, ImageLike, Sample
+
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "decode_image"]
+
+MAX_PIXELS = 89_478_485
+"""Pictures with more pixels are refused before decoding (256 MiB as RGB; Pillow warns from here on)."""
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".ppm",
+    )
+)
+"""File endings that are taken for pictures in folders and tars."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF", "JPEG2000", "PPM")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
+_DECODE_ERRORS: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, AttributeError),
+    *(OverflowError, AssertionError, struct.error, zlib.error),
+)
+"""What Pillow's plugins have been seen to raise on damaged files."""
+_CUT_WORDS = ("truncat", "broken", "incomplete")
+
+
+def decode_image(
+    source: Sample | ImageLike, *, key: str = "", min_side: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Return the picture as an upright RGB image; the first frame of an animation, transparency on white.
+
+    Args:
+        key: names the picture in errors; a `Sample` brings its own.
+        min_side: a large JPEG may be decoded smaller, as long as its short side keeps this many pixels.
+        max_pixels: the largest width x height that is decoded.
+
+    Raises:
+        BrokenSample: "missing", "empty", "truncated", "not-an-image", "too-large" or "unreadable".
+    """
+    if isinstance(source, Sample):
+        return decode_image(source.image, key=source.key, min_side=min_side, max_pixels=max_pixels)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, key)
+    if isinstance(source, Image.Image):
+        return _to_rgb(_upright(source))
+    data = _read(source, key) if isinstance(source, Path) else source
+    if not data:
+        raise BrokenSample("empty", key, "the file has no bytes")
+    image = _open(data, key)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BrokenSample("too-large", key, f"{width} x {height} pixels, more than {max_pixels:,}")
+    try:
+        if min_side is not None and image.format == "JPEG":
+            _draft(image, min_side)
+        image.load()
+        return _to_rgb(_upright(image))
+    except MemoryError as error:
+        raise BrokenSample("too-large", key, f"{width} x {height} pixels do not fit in memory") from error
+    except _DECODE_ERRORS as error:
+        text = str(error)
+        cut = isinstance(error, EOFError) or any(word in text.lower() for word in _CUT_WORDS)
+        raise BrokenSample("truncated" if cut else "unreadable", key, text or type(error).__name__) from error
+
+
+def _read(path: Path, key: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise BrokenSample("missing", key, f"there is no file {path}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise BrokenSample("unreadable", key, f"{path}: {error}") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()  # some builds of Pillow lack some formats
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _open(data: bytes, key: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=_formats())
+    except Image.DecompressionBombError as error:
+        raise BrokenSample("too-large", key, str(error)) from error
+    except UnidentifiedImageError as error:
+        if data.startswith(_MAGIC):
+            raise BrokenSample("truncated", key, "the file ends before the picture's header does") from error
+        raise BrokenSample("not-an-image", key, f"begins with {data[:16]!r}") from error
+    except _DECODE_ERRORS as error:
+        raise BrokenSample("unreadable", key, str(error)) from error
+
+
+def _draft(image: Image.Image, min_side: int) -> None:
+    """Let the JPEG decoder scale by 1/2, 1/4 or 1/8 where the short side stays at least `min_side`."""
+    short = min(image.size)
+    scale = next((scale for scale in (8, 4, 2) if short // scale >= min_side), 1)
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except _DECODE_ERRORS:  # damaged EXIF says nothing about the pixels, which are fine
+        return image
+    return image if turned is None else turned
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    """Scale grey values of 16 or 32 bits, or floats, to 0..255."""
+    if values.dtype == np.uint16:
+        return (values >> 8).astype(np.uint8)
+    numbers = np.nan_to_num(values.astype(np.float64))
+    low, high = float(numbers.min()), float(numbers.max())
+    for full in (1.0, 255.0, 65535.0):  # the usual ranges keep their meaning; others are stretched
+        if low >= 0 and high <= full and (full > 1.0 or values.dtype.kind == "f"):
+            return np.round(numbers * (255.0 / full)).astype(np.uint8)
+    return np.round((numbers - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def _from_array(array: np.ndarray, key: str) -> Image.Image:
+    picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not picture:
+        shape = f"{array.dtype} {list(array.shape)}"
+        raise BrokenSample("not-an-image", key, f"an array of {shape}, not of uint8 [H, W, 3]")
+    if not array.size:
+        raise BrokenSample("empty", key, "the array has no pixels")
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))
