@@ -191,7 +191,7 @@ class TextTokenizer:
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size, min_frequency=1, special_tokens=specials, show_progress=False
         )
-        tokenizer.train_from_iterable(captions, trainer)
+        tokenizer.train_from_iterator(captions, trainer)
         if tokenizer.get_vocab_size() <= len(specials):
             raise UserError("there is no text to train a tokenizer on; check the captions")
         return cls(tokenizer)

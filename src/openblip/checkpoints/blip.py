@@ -1,0 +1,237 @@
+"""Names of BLIP's original checkpoints (salesforce/BLIP), and what a file of that kind holds.
+
+The original repository writes pre-training, captioning (decoder alone), matching and retrieval models with
+these names; the sizes are read off the tensors, so that a checkpoint says itself what model it needs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.keymap import Rule, import_state
+from openblip.core.errors import UserError
+from openblip.models.blip import Blip, BlipConfig
+from openblip.models.text import TextConfig
+from openblip.models.vision import VisionConfig, interpolate_positions
+
+__all__ = ["blip_rules", "config_from_state", "load_blip_state", "momentum_state"]
+
+QKV = ("query", "key", "value")
+
+
+def vision_rules(depth: int, *, ours: str = "vision.vit", theirs: str = "visual_encoder") -> list[Rule]:
+    """Rules of the vision tower: timm's names under another prefix."""
+    names = ["cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"]
+    parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    names += [f"blocks.{i}.{part}.{kind}" for i in range(depth) for part in parts for kind in ("weight", "bias")]
+    return [Rule(f"{ours}.{name}", (f"{theirs}.{name}",)) for name in names]
+
+
+def embedding_rules(ours: str, theirs: str) -> list[Rule]:
+    """Rules of the text embeddings."""
+    return [
+        Rule(f"{ours}.word.weight", (f"{theirs}.word_embeddings.weight",)),
+        Rule(f"{ours}.position.weight", (f"{theirs}.position_embeddings.weight",)),
+        *_pairs(f"{ours}.norm", f"{theirs}.LayerNorm"),
+    ]
+
+
+def self_attention_rules(ours: str, theirs: str) -> list[Rule]:
+    """Rules of one self-attention: three projections there are one here."""
+    return [
+        *(Rule(f"{ours}.qkv.{kind}", tuple(f"{theirs}.self.{p}.{kind}" for p in QKV)) for kind in ("weight", "bias")),
+        *_pairs(f"{ours}.output", f"{theirs}.output.dense"),
+        *_pairs(f"{ours}.norm", f"{theirs}.output.LayerNorm"),
+    ]
+
+
+def shared_block_rules(ours: str, theirs: str, *, cross_attention: bool = True) -> list[Rule]:
+    """Rules of what encoder and decoder share in a block: cross-attention and feed-forward."""
+    rules = [
+        *_pairs(f"{ours}.feed_forward.inner", f"{theirs}.intermediate.dense"),
+        *_pairs(f"{ours}.feed_forward.output", f"{theirs}.output.dense"),
+        *_pairs(f"{ours}.feed_forward.norm", f"{theirs}.output.LayerNorm"),
+    ]
+    if cross_attention:
+        cross = f"{theirs}.crossattention"
+        rules += [
+            *_pairs(f"{ours}.cross_attention.query", f"{cross}.self.query"),
+            *(
+                Rule(f"{ours}.cross_attention.key_value.{kind}", tuple(f"{cross}.self.{p}.{kind}" for p in QKV[1:]))
+                for kind in ("weight", "bias")
+            ),
+            *_pairs(f"{ours}.cross_attention.output", f"{cross}.output.dense"),
+            *_pairs(f"{ours}.cross_attention.norm", f"{cross}.output.LayerNorm"),
+        ]
+    return rules
+
+
+def _pairs(ours: str, theirs: str) -> list[Rule]:
+    return [Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in ("weight", "bias")]
+
+
+def transformer_rules(depth: int, ours: str, theirs: str, *, cross_attention: bool = True) -> list[Rule]:
+    """Rules of a whole text transformer."""
+    rules = embedding_rules(f"{ours}.embeddings", f"{theirs}.embeddings")
+    for i in range(depth):
+        block, layer = f"{ours}.blocks.{i}", f"{theirs}.encoder.layer.{i}"
+        rules += self_attention_rules(f"{block}.self_attention", f"{layer}.attention")
+        rules += shared_block_rules(block, layer, cross_attention=cross_attention)
+    return rules
+
+
+def head_rules(ours: str, theirs: str) -> list[Rule]:
+    """Rules of the language head; its last matrix is the word embedding, which their files repeat."""
+    predictions = f"{theirs}.predictions"
+    return [
+        *_pairs(f"{ours}.inner", f"{predictions}.transform.dense"),
+        *_pairs(f"{ours}.norm", f"{predictions}.transform.LayerNorm"),
+        Rule(f"{ours}.bias", (f"{predictions}.bias",), copies=((f"{predictions}.decoder.bias",),)),
+    ]
+
+
+def blip_rules(config: BlipConfig) -> list[Rule]:
+    """All rules of a model with an encoder, a decoder, or both (then shared as in pre-training)."""
+    depth = config.text.depth
+    rules = vision_rules(config.vision.depth)
+    decoder, their_decoder = "text_decoder.transformer", "text_decoder.bert"
+    if config.encoder:
+        rules += transformer_rules(depth, "text_encoder", "text_encoder")
+        for ours, theirs in (("vision_proj", "vision_proj"), ("text_proj", "text_proj"), ("itm_head", "itm_head")):
+            rules += _pairs(ours, theirs)
+        rules.append(Rule("temperature", ("temp",)))
+    if config.decoder and config.encoder:
+        rules = [_with_decoder_copy(rule) for rule in rules]
+        for i in range(depth):
+            rules += self_attention_rules(
+                f"{decoder}.blocks.{i}.self_attention", f"{their_decoder}.encoder.layer.{i}.attention"
+            )
+    elif config.decoder:
+        rules += transformer_rules(depth, decoder, their_decoder)
+    if config.decoder:
+        rules += head_rules("text_decoder.head", "text_decoder.cls")
+        word = "text_encoder.embeddings.word.weight" if config.encoder else f"{decoder}.embeddings.word.weight"
+        copy = ("text_decoder.cls.predictions.decoder.weight",)
+        rules = [replace(r, copies=(*r.copies, copy)) if r.ours == word else r for r in rules]
+    return rules
+
+
+def _with_decoder_copy(rule: Rule) -> Rule:
+    """Their pre-training files hold the shared tensors a second time, under the decoder's name."""
+    shared = rule.ours.startswith("text_encoder.") and ".self_attention." not in rule.ours
+    if not shared:
+        return rule
+    twin = tuple(name.replace("text_encoder.", "text_decoder.bert.", 1) for name in rule.theirs)
+    return replace(rule, copies=(*rule.copies, twin))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Reads sizes off the tensors of an original checkpoint."""
+
+    state: Mapping[str, Tensor]
+
+    def count(self, pattern: str) -> int:
+        found = [int(m.group(1)) for key in self.state if (m := re.match(pattern, key))]
+        return max(found, default=-1) + 1
+
+    def shape(self, key: str) -> torch.Size:
+        if key not in self.state:
+            raise UserError(f'this is no BLIP checkpoint: it has no "{key}"')
+        return self.state[key].shape
+
+
+def config_from_state(state: Mapping[str, Tensor], *, num_vision_heads: int | None = None,
+                      num_text_heads: int | None = None, image_size: int | None = None) -> BlipConfig:  # fmt: skip
+    """Read a model's configuration off an original checkpoint.
+
+    Args:
+        num_vision_heads: tensors do not tell it; None takes 64 channels for each head, as all published models.
+        num_text_heads: likewise.
+        image_size: pixels to use the model at; None takes what the position embeddings stand for.
+    """
+    sizes = _Sizes(state)
+    width, _, patch, _ = sizes.shape("visual_encoder.patch_embed.proj.weight")
+    tokens = sizes.shape("visual_encoder.pos_embed")[1] - 1
+    encoder = any(key.startswith("text_encoder.") for key in state)
+    decoder = any(key.startswith("text_decoder.") for key in state)
+    text = "text_encoder" if encoder else "text_decoder.bert"
+    vocab_size, text_width = sizes.shape(f"{text}.embeddings.word_embeddings.weight")
+    memory_width = sizes.shape(f"{text}.encoder.layer.0.crossattention.self.key.weight")[1]
+    embed_dim = sizes.shape("vision_proj.weight")[0] if encoder else 256
+    return BlipConfig(
+        vision=VisionConfig(
+            image_size=image_size or round(tokens**0.5) * patch,
+            patch_size=patch,
+            width=width,
+            depth=sizes.count(r"visual_encoder\.blocks\.(\d+)\."),
+            num_heads=num_vision_heads or width // 64,
+            mlp_ratio=sizes.shape("visual_encoder.blocks.0.mlp.fc1.weight")[0] / width,
+        ),
+        text=TextConfig(
+            vocab_size=vocab_size,
+            width=text_width,
+            depth=sizes.count(re.escape(text) + r"\.encoder\.layer\.(\d+)\."),
+            num_heads=num_text_heads or text_width // 64,
+            inner_width=sizes.shape(f"{text}.encoder.layer.0.intermediate.dense.weight")[0],
+            max_positions=sizes.shape(f"{text}.embeddings.position_embeddings.weight")[0],
+            memory_width=memory_width,
+        ),
+        embed_dim=embed_dim,
+        encoder=encoder,
+        decoder=decoder,
+    )
+
+
+# What a model for use does not need: index buffers, a pooler that nothing reads, momentum copies, queues;
+# `momentum_state` reads the last two.
+IGNORED = re.compile(r".*position_ids$|.*\.pooler\..*|.*_m\..*|.*queue.*|^ptr_queue$")
+
+
+def load_blip_state(model: Blip, state: Mapping[str, Tensor], *, source: str) -> list[str]:
+    """Load an original state dict into `model`; return the keys that were known and not needed.
+
+    Raises:
+        UserError: a key is missing, unexpected or of another shape.
+    """
+    ignored = [key for key in state if IGNORED.match(key)]
+    state = dict(state)
+    if model.config.encoder and "temp" not in state:
+        # The original matching checkpoints do not keep the temperature: ITC similarities there are cosines.
+        state["temp"] = model.temperature.detach().clone()
+    grid = model.vision.vit.patch_embed.grid_size
+    state["visual_encoder.pos_embed"] = interpolate_positions(state["visual_encoder.pos_embed"], grid)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    ours = import_state(blip_rules(model.config), state, shapes, source=source, ignored=ignored)
+    result = model.load_state_dict(ours, strict=False)
+    # Tied tensors appear twice in state_dict; the rules name each once.
+    named = {name for name, _ in model.named_parameters()}
+    missing = sorted(set(result.missing_keys) & named)
+    assert not missing, f"rules leave {missing} out"
+    return ignored
+
+
+def momentum_state(state: Mapping[str, Tensor], config: BlipConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Momentum copies and queues of an original training checkpoint, in the names of `BlipPretraining`."""
+    rules = vision_rules(config.vision.depth, ours="vision.vit", theirs="visual_encoder_m")
+    rules += transformer_rules(config.text.depth, "text_encoder", "text_encoder_m", cross_attention=False)
+    rules += _pairs("vision_proj", "vision_proj_m") + _pairs("text_proj", "text_proj_m")
+    twin = {}
+    for rule in rules:
+        parts = [state[name] for name in rule.theirs]
+        twin[rule.ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    size = state["image_queue"].shape[1]
+    ids = state["idx_queue"].flatten().long() if "idx_queue" in state else torch.full((size,), -100)
+    pointer = state["queue_ptr"] if "queue_ptr" in state else state["ptr_queue"]
+    queue = {
+        "images": state["image_queue"].T.contiguous(),
+        "texts": state["text_queue"].T.contiguous(),
+        "image_ids": ids,
+        "position": pointer.reshape(()).long(),
+    }
+    return twin, queue

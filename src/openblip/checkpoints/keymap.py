@@ -1,0 +1,88 @@
+"""Two-way maps between our tensors and those of another format, with every key accounted for.
+
+A map is a list of `Rule`s read in either direction: one tensor of ours stands for one or several of
+theirs, concatenated along the first axis (a fused query-key-value projection is three matrices there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openblip.core.errors import UserError
+
+__all__ = ["Rule", "export_state", "import_state"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`ours` holds the tensors `theirs`, in order, along the first axis."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    copies: tuple[tuple[str, ...], ...] = ()
+    """other names under which their format repeats the same tensors (tied weights); written on export"""
+    transpose: bool = False
+    """theirs is ours transposed"""
+
+
+def import_state(
+    rules: Sequence[Rule],
+    state: Mapping[str, Tensor],
+    shapes: Mapping[str, torch.Size],
+    *,
+    source: str,
+    ignored: Iterable[str] = (),
+) -> dict[str, Tensor]:
+    """Turn their state dict into ours.
+
+    Args:
+        shapes: of our tensors, by name: what the model expects.
+        source: what to call the checkpoint in messages.
+        ignored: keys of theirs that are known and not needed.
+
+    Raises:
+        UserError: a key is missing, left over, or of another shape; names it.
+    """
+    used = set(ignored)
+    result: dict[str, Tensor] = {}
+    for rule in rules:
+        missing = [name for name in rule.theirs if name not in state]
+        if missing:
+            raise UserError(f'{source} has no "{missing[0]}"; it is incomplete or of another model')
+        parts = [state[name] for name in rule.theirs]
+        used.update(rule.theirs)
+        for names in rule.copies:
+            used.update(names)
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if rule.transpose:
+            tensor = tensor.T.contiguous()
+        wanted = shapes[rule.ours]
+        if tensor.shape != wanted:
+            raise UserError(
+                f'{source}: "{rule.theirs[0]}" has shape {tuple(parts[0].shape)}, '
+                f"which does not fit the model ({tuple(wanted)} for {rule.ours})"
+            )
+        result[rule.ours] = tensor
+    left = sorted(set(state) - used)
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise UserError(f'{source} has the unexpected key "{left[0]}"{more}; it is of another model')
+    return result
+
+
+def export_state(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn our state dict into theirs; the inverse of `import_state`."""
+    result: dict[str, Tensor] = {}
+    for rule in rules:
+        tensor = state[rule.ours]
+        if rule.transpose:
+            tensor = tensor.T
+        parts = tensor.chunk(len(rule.theirs)) if len(rule.theirs) > 1 else (tensor,)
+        for names in (rule.theirs, *rule.copies):
+            for name, part in zip(names, parts, strict=True):
+                result[name] = part.clone().contiguous()
+    return result

@@ -1,0 +1,214 @@
+"""The parts that every text model here is made of: attention, the image memory and the KV cache.
+
+Shapes: B images, R text rows (R is a multiple of B where rows read images), T text tokens, S tokens in
+the cache, N image tokens, D width, H heads, d = D / H. Masks are bool, True = may attend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["CrossAttention", "FeedForward", "ImageMemory", "KVCache", "SelfAttention", "split_heads"]
+
+
+@dataclass(frozen=True)
+class ImageMemory:
+    """Keys and values of a batch of images, projected once for each cross-attention layer.
+
+    Whatever reads the images takes this and never the raw features: matching, writing, every beam, every
+    candidate. Rows that read one image stand together: with R rows, row r reads image r // (R / B).
+    """
+
+    keys: tuple[Tensor, ...]
+    """for each cross-attention layer [B, H, N, d]"""
+    values: tuple[Tensor, ...]
+    """as `keys`"""
+    mask: Tensor | None = None
+    """bool [B, N], True for tokens that may be read; None when all may"""
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images, B."""
+        return self.keys[0].shape[0]
+
+    def select(self, index: Tensor) -> ImageMemory:
+        """Memory of the images `index` int64 [K], in that order: a gather, never a re-projection."""
+        return ImageMemory(
+            tuple(key.index_select(0, index) for key in self.keys),
+            tuple(value.index_select(0, index) for value in self.values),
+            None if self.mask is None else self.mask.index_select(0, index),
+        )
+
+    def detach(self) -> ImageMemory:
+        """The same values without gradient."""
+        return ImageMemory(tuple(k.detach() for k in self.keys), tuple(v.detach() for v in self.values), self.mask)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that keys and values take."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the text so far, for each layer of a decoder; grows as tokens come.
+
+    Rows may differ in length: `mask` tells which slots hold real tokens and `lengths` how many, which is
+    also the position of a row's next token.
+    """
+
+    keys: list[Tensor] = field(default_factory=list)
+    """for each layer [R, H, S, d]"""
+    values: list[Tensor] = field(default_factory=list)
+    mask: Tensor | None = None
+    """bool [R, S]"""
+    lengths: Tensor | None = None
+    """int64 [R]"""
+    padded: bool = False
+    """whether some slot of the mask is False, so that attention needs the mask"""
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values [R, H, T, d] of new tokens; return all [R, H, S + T, d]."""
+        if layer == len(self.keys):
+            self.keys.append(key)
+            self.values.append(value)
+        else:
+            self.keys[layer] = torch.cat((self.keys[layer], key), dim=2)
+            self.values[layer] = torch.cat((self.values[layer], value), dim=2)
+        return self.keys[layer], self.values[layer]
+
+    def extend_mask(self, mask: Tensor) -> None:
+        """Count the new tokens' mask, bool [R, T], in."""
+        added = mask.sum(1)
+        self.mask = mask if self.mask is None else torch.cat((self.mask, mask), dim=1)
+        self.lengths = added if self.lengths is None else self.lengths + added
+
+    def reorder(self, index: Tensor) -> None:
+        """Keep rows `index` int64 [R'], in that order."""
+        self.keys = [key.index_select(0, index) for key in self.keys]
+        self.values = [value.index_select(0, index) for value in self.values]
+        if self.mask is not None and self.lengths is not None:
+            self.mask = self.mask.index_select(0, index)
+            self.lengths = self.lengths.index_select(0, index)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[B, T, D] -> [B, H, T, d]."""
+    batch, length, width = x.shape
+    return x.view(batch, length, num_heads, width // num_heads).transpose(1, 2)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with residual and post-norm, as BERT's.
+
+    Args:
+        width: D.
+        num_heads: H, a divisor of D.
+        dropout: of the attention weights and of the output.
+        eps: of the LayerNorm.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """[R, T, D] -> [R, T, D].
+
+        Args:
+            mask: bool, broadcastable to [R, 1, T, S]; None lets every token see every token.
+            causal: token t sees tokens 0..t; not together with `mask`.
+        """
+        query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(hidden).chunk(3, dim=-1))
+        if cache is not None:
+            key, value = cache.append(layer, key, value)
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=causal,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        projected = F.dropout(self.output(_merge_heads(context)), self.dropout, self.training)
+        return self.norm(hidden + projected)
+
+
+class CrossAttention(nn.Module):
+    """Text reads the image memory; keys and values are made by `project`, once for an image.
+
+    Args:
+        width: D of the text.
+        memory_width: width of the image features.
+    """
+
+    def __init__(self, width: int, num_heads: int, memory_width: int, *, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(memory_width, 2 * width)
+        self.output = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def project(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, N, memory_width] -> keys and values, [B, H, N, d] each."""
+        key, value = self.key_value(image_embeds).chunk(2, dim=-1)
+        return split_heads(key, self.num_heads), split_heads(value, self.num_heads)
+
+    def forward(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[R, T, D] reads keys and values [B, H, N, d]; mask bool [B, N].
+
+        The R / B rows of an image are folded into one longer row of queries, so its keys and values are
+        neither copied nor read more than once.
+        """
+        rows, length, width = hidden.shape
+        images = key.shape[0]
+        assert rows % images == 0, f"{rows} rows cannot be shared out over {images} images"
+        query = self.query(hidden).view(images, rows // images * length, width)
+        context = F.scaled_dot_product_attention(
+            split_heads(query, self.num_heads),
+            key,
+            value,
+            attn_mask=None if mask is None else mask[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        merged = _merge_heads(context).view(rows, length, width)
+        projected = F.dropout(self.output(merged), self.dropout, self.training)
+        return self.norm(hidden + projected)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU, residual and post-norm, as BERT's."""
+
+    def __init__(self, width: int, inner_width: int, *, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.inner = nn.Linear(width, inner_width)
+        self.output = nn.Linear(inner_width, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[R, T, D] -> [R, T, D]."""
+        projected = F.dropout(self.output(F.gelu(self.inner(hidden))), self.dropout, self.training)
+        return self.norm(hidden + projected)

@@ -1,0 +1,268 @@
+"""The text transformer of BLIP (MED) as a composition: an encoder, and a decoder over the same modules.
+
+Without memory the encoder reads text alone; with memory it reads text grounded in an image; the decoder
+writes text about an image. Encoder and decoder share embeddings, cross-attention and feed-forward as the
+same module objects and differ in self-attention only (Li et al. 2022, section 3.1).
+
+Shapes: R text rows, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention
+
+__all__ = ["LanguageHead", "TextConfig", "TextDecoder", "TextEmbeddings", "TextTransformer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Sizes of the text transformer; the defaults are BERT-base's."""
+
+    vocab_size: int = 30524
+    """BERT's 30,522 pieces, [DEC] and [ENC]"""
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    inner_width: int = 3072
+    """of the feed-forward layers"""
+    max_positions: int = 512
+    memory_width: int | None = 768
+    """width of what cross-attention reads (the vision width); None builds no cross-attention"""
+    dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"text width {self.width} is not a multiple of {self.num_heads} heads")
+
+
+class TextEmbeddings(nn.Module):
+    """Word and position embeddings, summed and normalised; token types are always zero and left out."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.word = nn.Embedding(config.vocab_size, config.width, padding_idx=config.pad_id)
+        self.position = nn.Embedding(config.max_positions, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+    def forward(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """int64 [R, T] -> [R, T, D]; `positions` int64 [R, T] defaults to 0..T-1."""
+        length = input_ids.shape[1]
+        limit = self.position.num_embeddings
+        if length > limit:
+            raise ValueError(f"a text of {length} tokens is longer than the {limit} the model takes")
+        where = self.position.weight[:length] if positions is None else self.position(positions)
+        return F.dropout(self.norm(self.word(input_ids) + where), self.dropout, self.training)
+
+
+class TextBlock(nn.Module):
+    """Self-attention, cross-attention to the image memory (skipped without one), feed-forward."""
+
+    def __init__(
+        self, self_attention: SelfAttention, cross_attention: CrossAttention | None, feed_forward: FeedForward
+    ) -> None:
+        super().__init__()
+        self.self_attention = self_attention
+        self.cross_attention = cross_attention
+        self.feed_forward = feed_forward
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        memory: tuple[Tensor, Tensor, Tensor | None] | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        """[R, T, D] -> [R, T, D]."""
+        hidden = self.self_attention(hidden, mask=mask, causal=causal, cache=cache, layer=layer)
+        if memory is not None:
+            assert self.cross_attention is not None, "a text transformer built without memory_width got a memory"
+            hidden = self.cross_attention(hidden, *memory)
+        return self.feed_forward(hidden)
+
+
+class TextTransformer(nn.Module):
+    """BERT with cross-attention in every layer.
+
+    Args:
+        causal: whether a token sees only those before it (the decoder) or all (the encoder).
+    """
+
+    def __init__(self, config: TextConfig, *, causal: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.causal = causal
+        self.checkpointing = False
+        self.embeddings = TextEmbeddings(config)
+        options = {"dropout": config.dropout, "eps": config.layer_norm_eps}
+        self.blocks = nn.ModuleList(
+            TextBlock(
+                SelfAttention(config.width, config.num_heads, **options),
+                None
+                if config.memory_width is None
+                else CrossAttention(config.width, config.num_heads, config.memory_width, **options),
+                FeedForward(config.width, config.inner_width, **options),
+            )
+            for _ in range(config.depth)
+        )
+        self.apply(init_bert)
+
+    def decoder_twin(self) -> TextTransformer:
+        """A causal transformer over the same embeddings, cross-attention and feed-forward modules.
+
+        Only its self-attention is its own, initialised anew.
+        """
+        twin = TextTransformer.__new__(TextTransformer)
+        nn.Module.__init__(twin)
+        twin.config, twin.causal, twin.checkpointing = self.config, True, self.checkpointing
+        twin.embeddings = self.embeddings
+        config = self.config
+        twin.blocks = nn.ModuleList(
+            TextBlock(
+                SelfAttention(config.width, config.num_heads, dropout=config.dropout, eps=config.layer_norm_eps),
+                block.cross_attention,
+                block.feed_forward,
+            )
+            for block in self.text_blocks
+        )
+        for block in twin.text_blocks:
+            block.self_attention.apply(init_bert)
+        return twin
+
+    @property
+    def text_blocks(self) -> Sequence[TextBlock]:
+        """The blocks, typed."""
+        return cast(Sequence[TextBlock], self.blocks)
+
+    def remember(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageMemory:
+        """Project image features [B, N, memory_width] once for every layer; mask bool [B, N]."""
+        projected = []
+        for block in self.text_blocks:
+            assert block.cross_attention is not None, "this text transformer was built without memory_width"
+            projected.append(block.cross_attention.project(image_embeds))
+        keys, values = zip(*projected, strict=True)
+        return ImageMemory(keys, values, mask)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        memory: ImageMemory | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Encode texts.
+
+        Args:
+            input_ids: int64 [R, T].
+            attention_mask: bool [R, T], True for real tokens; None when all are. Padding stands on the right.
+            memory: of B images, R a multiple of B; None reads the text alone.
+            cache: of the tokens before these; the causal transformer adds these to it.
+
+        Returns:
+            hidden states [R, T, D]; those of padding are without meaning.
+        """
+        assert attention_mask is None or attention_mask.dtype == torch.bool, "attention_mask must be bool"
+        assert memory is None or len(memory.keys) == len(self.blocks), "the memory is of a text transformer of other depth"
+        positions, mask, causal = None, None, self.causal
+        if cache is not None:
+            assert self.causal, "only the causal transformer takes a cache"
+            positions, mask, causal = self._with_cache(input_ids, attention_mask, cache)
+        elif not self.causal and attention_mask is not None:
+            mask = attention_mask[:, None, None, :]
+        # A causal pass needs no padding mask: padding stands on the right, where no real token looks.
+        hidden = self.embeddings(input_ids, positions)
+        for layer, block in enumerate(self.text_blocks):
+            read = None if memory is None else (memory.keys[layer], memory.values[layer], memory.mask)
+            if self.checkpointing and self.training:
+                hidden = checkpoint(block, hidden, mask, causal, read, cache, layer, use_reentrant=False)
+            else:
+                hidden = block(hidden, mask, causal, read, cache, layer)
+        return hidden
+
+    @staticmethod
+    def _with_cache(
+        input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache
+    ) -> tuple[Tensor, Tensor | None, bool]:
+        """Positions [R, T], mask and causal flag for new tokens after those in `cache`."""
+        rows, length = input_ids.shape
+        first = cache.mask is None
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        else:
+            cache.padded = cache.padded or length > 1
+        start = torch.zeros(rows, dtype=torch.int64, device=input_ids.device) if first else cache.lengths
+        assert start is not None
+        positions = start[:, None] + torch.arange(length, device=input_ids.device)
+        before = 0 if cache.mask is None else cache.mask.shape[1]
+        cache.extend_mask(attention_mask)
+        assert cache.mask is not None
+        if first:
+            return positions, None, True
+        if length == 1:
+            return positions, cache.mask[:, None, None, :] if cache.padded else None, False
+        order = torch.ones(length, before + length, dtype=torch.bool, device=input_ids.device).tril(before)
+        return positions, cache.mask[:, None, None, :] & order, False
+
+
+class LanguageHead(nn.Module):
+    """Hidden states to logits over the vocabulary; the last matrix is the word embedding itself."""
+
+    def __init__(self, config: TextConfig, word: nn.Embedding) -> None:
+        super().__init__()
+        self.inner = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.apply(init_bert)
+        self.word = word
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V]."""
+        return F.linear(self.norm(F.gelu(self.inner(hidden))), self.word.weight, self.bias)
+
+
+class TextDecoder(nn.Module):
+    """A causal text transformer with a language head."""
+
+    def __init__(self, transformer: TextTransformer) -> None:
+        super().__init__()
+        assert transformer.causal, "a decoder needs a causal transformer"
+        self.transformer = transformer
+        self.head = LanguageHead(transformer.config, transformer.embeddings.word)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        memory: ImageMemory | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits of the next token at each position, [R, T, V]; arguments as `TextTransformer.forward`."""
+        return self.head(self.transformer(input_ids, attention_mask, memory=memory, cache=cache))
+
+
+def init_bert(module: nn.Module) -> None:
+    """BERT's initialisation: normal of deviation 0.02 for matrices, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()

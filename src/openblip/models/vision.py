@@ -1,0 +1,152 @@
+"""The vision tower: a timm Vision Transformer whose tokens are all used, [CLS] first.
+
+Sizes of our own are built from numbers (`VisionConfig`), so that no download is needed; `pretrained`
+names a timm model whose weights are taken where they can be had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from openblip.core.errors import UserError
+
+__all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Sizes of the vision tower; the defaults are ViT-B/16's."""
+
+    image_size: int = 224
+    """height and width in pixels"""
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    stem: Literal["patch", "conv"] = "patch"
+    """"patch" is one strided convolution, as in the papers; "conv" is a stack of 3x3 convolutions, which
+    learns faster from few pictures (Xiao et al. 2021, arXiv 2106.14881)"""
+    drop_path: float = 0.0
+    pretrained: str | None = None
+    """timm model to take the weights from when training starts, for example "vit_base_patch16_224.augreg_in1k" """
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image size {self.image_size} is not a multiple of the patch size {self.patch_size}")
+        if self.width % self.num_heads:
+            raise ValueError(f"vision width {self.width} is not a multiple of {self.num_heads} heads")
+
+
+class ConvStem(nn.Module):
+    """Patches from a stack of strided 3x3 convolutions, in place of timm's `PatchEmbed`."""
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
+        super().__init__()
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        stages = patch_size.bit_length() - 1
+        assert 2**stages == patch_size, f"the conv stem needs a patch size that is a power of 2, not {patch_size}"
+        widths = [max(embed_dim >> (stages - 1 - i), 16) for i in range(stages)]
+        layers: list[nn.Module] = []
+        channels = in_chans
+        for width in widths:
+            layers += [
+                nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(1, width),
+                nn.GELU(),
+            ]
+            channels = width
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, embed_dim, 1))
+
+    def feat_ratio(self) -> tuple[int, int]:
+        """Pixels of a patch, as timm asks for it."""
+        return self.patch_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, N, D]."""
+        return self.layers(images).flatten(2).transpose(1, 2)
+
+
+class VisionEncoder(nn.Module):
+    """Images to tokens, [CLS] first, through the final LayerNorm."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vit = VisionTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            num_classes=0,
+            global_pool="",
+            drop_path_rate=config.drop_path,
+            embed_layer=ConvStem if config.stem == "conv" else timm.layers.PatchEmbed,
+        )
+
+    @property
+    def width(self) -> int:
+        """D of the tokens."""
+        return self.config.width
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] -> [B, 1 + N, D]."""
+        size = self.config.image_size
+        assert images.shape[1:] == (3, size, size), f"expected images [B, 3, {size}, {size}], got {tuple(images.shape)}"
+        return self.vit.forward_features(images)
+
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        self.vit.set_grad_checkpointing(enabled)
+
+    def load_pretrained(self) -> None:
+        """Take the weights of the timm model named in the configuration, positions interpolated.
+
+        Raises:
+            UserError: timm cannot give them, or their sizes differ.
+        """
+        name = self.config.pretrained
+        assert name is not None, "no pretrained model is named"
+        try:
+            donor = timm.create_model(name, pretrained=True, num_classes=0)
+        except (RuntimeError, OSError) as error:
+            raise UserError(f'timm has no weights for "{name}" here: {error}') from error
+        state = donor.state_dict()
+        own = self.vit.state_dict()
+        if "pos_embed" in state:
+            state["pos_embed"] = interpolate_positions(state["pos_embed"], self.vit.patch_embed.grid_size)
+        wrong = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
+        if wrong:
+            raise UserError(f'"{name}" does not fit this vision tower: {wrong[0]} and {len(wrong) - 1} more differ')
+        self.vit.load_state_dict({key: state[key] for key in own})
+
+
+def interpolate_positions(positions: Tensor, grid: tuple[int, int], source_grid: tuple[int, int] | None = None) -> Tensor:
+    """Resample position embeddings [1, 1 + n, D] to `grid` (rows, columns); bicubic, as the reference does.
+
+    Args:
+        source_grid: rows and columns they stand for; a square when None.
+    """
+    count = positions.shape[1] - 1
+    if source_grid is None:
+        side = round(count**0.5)
+        source_grid = (side, side)
+    if source_grid[0] * source_grid[1] != count:
+        raise UserError(f"{count} position embeddings do not fill a grid of {source_grid[0]} x {source_grid[1]}")
+    if source_grid == tuple(grid):
+        return positions
+    cls, patches = positions[:, :1], positions[:, 1:]
+    square = patches.reshape(1, *source_grid, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(square.float(), size=tuple(grid), mode="bicubic", align_corners=False)
+    return torch.cat((cls, resized.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)), dim=1)

@@ -1,0 +1,78 @@
+"""Image-text contrastive learning (ITC) against momentum features and a queue.
+
+Shapes: B pairs of this rank, W ranks, E joint width, M queue length; A = W * B + M features to compare with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["SoftTargets", "contrastive_loss", "positive_pairs"]
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What the momentum encoders think of a batch, and whose features are compared with."""
+
+    image_features: Tensor
+    """momentum features of this rank's images, [B, E]"""
+    text_features: Tensor
+    """momentum features of this rank's texts, [B, E]"""
+    all_image_features: Tensor
+    """momentum features of all ranks' images, then the queue's, [A, E]"""
+    all_text_features: Tensor
+    """as `all_image_features`, [A, E]"""
+
+
+def positive_pairs(batch_size: int, rank: int, all_size: int, device: torch.device, image_ids: Tensor | None = None,
+                   all_image_ids: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Target distribution [B, A] of one-hots, or spread evenly over all that show the same image.
+
+    Args:
+        image_ids: int64 [B]; None makes each pair its own image.
+        all_image_ids: int64 [A], in the order of the compared features; needed with `image_ids`.
+    """
+    if image_ids is None:
+        own = torch.arange(batch_size, device=device) + rank * batch_size
+        return F.one_hot(own, all_size).float()
+    assert all_image_ids is not None
+    same = (image_ids[:, None] == all_image_ids[None, :]).float()
+    return same / same.sum(1, keepdim=True)
+
+
+def contrastive_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    targets: SoftTargets,
+    positives: Tensor,
+    temperature: Tensor,
+    alpha: Tensor | float,
+) -> Tensor:
+    """ITC with momentum distillation (Li et al. 2021, ALBEF, equation 6; BLIP keeps it).
+
+    Args:
+        image_features: normalised [B, E]; `text_features` likewise.
+        positives: [B, A], rows sum to one; the hard part of the targets.
+        temperature: scalar.
+        alpha: weight of the momentum model's own similarities in the targets, 0 to 1.
+
+    Returns:
+        the mean of image-to-text and text-to-image losses, scalar, float32.
+    """
+    with torch.autocast(image_features.device.type, enabled=False):
+        image_features, text_features = image_features.float(), text_features.float()
+        all_images, all_texts = targets.all_image_features.float(), targets.all_text_features.float()
+        with torch.no_grad():
+            soft_i2t = F.softmax(targets.image_features.float() @ all_texts.T / temperature, dim=1)
+            soft_t2i = F.softmax(targets.text_features.float() @ all_images.T / temperature, dim=1)
+            target_i2t = alpha * soft_i2t + (1 - alpha) * positives
+            target_t2i = alpha * soft_t2i + (1 - alpha) * positives
+        sim_i2t = image_features @ all_texts.T / temperature
+        sim_t2i = text_features @ all_images.T / temperature
+        loss_i2t = -(F.log_softmax(sim_i2t, dim=1) * target_i2t).sum(1).mean()
+        loss_t2i = -(F.log_softmax(sim_t2i, dim=1) * target_t2i).sum(1).mean()
+    return (loss_i2t + loss_t2i) / 2

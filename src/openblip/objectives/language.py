@@ -1,0 +1,50 @@
+"""Language modelling (LM): predict each token of a caption from the image and the tokens before it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["IGNORED", "language_loss", "language_targets", "token_log_probs"]
+
+IGNORED = -100
+
+
+def language_targets(input_ids: Tensor, attention_mask: Tensor, prompt_length: int = 0) -> Tensor:
+    """Targets [R, T] for ids [R, T]: padding and the first `prompt_length` tokens carry no loss."""
+    targets = input_ids.masked_fill(~attention_mask, IGNORED)
+    if prompt_length:
+        targets = targets.clone()
+        targets[:, :prompt_length] = IGNORED
+    return targets
+
+
+def language_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.1, per_text: bool = False) -> Tensor:
+    """Cross-entropy of the next token.
+
+    Args:
+        logits: [R, T, V]; those at position t predict target t + 1, here and nowhere else is the shift made.
+        targets: int64 [R, T], -100 where nothing is to be predicted.
+        label_smoothing: 0.1 in BLIP's training; 0 gives the negative log-likelihood.
+        per_text: sum over the tokens of each text, [R], instead of the mean over all tokens, a scalar.
+    """
+    shifted, wanted = logits[:, :-1].float(), targets[:, 1:]
+    losses = F.cross_entropy(
+        shifted.reshape(-1, shifted.shape[-1]),
+        wanted.reshape(-1),
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+        reduction="none" if per_text else "sum",
+    )
+    if per_text:
+        return losses.view(wanted.shape).sum(1)
+    return losses / (wanted != IGNORED).sum().clamp(min=1)
+
+
+def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target given what stands before it, [R, T - 1]; zero where it is -100."""
+    log_probs = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+    wanted = targets[:, 1:]
+    picked = log_probs.gather(-1, wanted.clamp(min=0)[..., None]).squeeze(-1)
+    return picked.masked_fill(wanted == IGNORED, 0.0)

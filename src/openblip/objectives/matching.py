@@ -1,0 +1,89 @@
+"""Image-text matching (ITM): hard negatives, drawn on the device, and the two-way loss.
+
+Shapes: B pairs; 3B rows to match: the pairs, each text with a negative image, each image with a negative text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Negatives", "draw_negatives", "matching_loss", "negative_weights"]
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """For each pair of a batch one negative image and one negative text."""
+
+    image_for_text: Tensor
+    """int64 [B]"""
+    text_for_image: Tensor
+    """int64 [B]"""
+    valid: Tensor
+    """bool [B], False where the batch holds no other image; such a pair has no negatives in the loss"""
+
+
+@torch.no_grad()
+def negative_weights(similarity: Tensor, image_ids: Tensor | None = None) -> Tensor:
+    """Weights for drawing negatives from similarities [B, B]: softmax + 1e-4, zero for the same image.
+
+    Computed in float32; the small constant keeps every other pair drawable even when softmax underflows,
+    and a similarity that is not finite counts as the lowest.
+    """
+    similarity = torch.nan_to_num(similarity.float(), nan=-1e4, posinf=1e4, neginf=-1e4)
+    weights = F.softmax(similarity, dim=1) + 1e-4
+    if image_ids is None:
+        same = torch.eye(len(weights), dtype=torch.bool, device=weights.device)
+    else:
+        same = image_ids[:, None] == image_ids[None, :]
+    return weights.masked_fill(same, 0.0)
+
+
+@torch.no_grad()
+def draw_negatives(
+    similarity_t2i: Tensor,
+    similarity_i2t: Tensor,
+    image_ids: Tensor | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Negatives:
+    """Draw an image for each text and a text for each image, in proportion to similarity.
+
+    Args:
+        similarity_t2i: texts against images [B, B], divided by the temperature.
+        similarity_i2t: images against texts [B, B].
+        image_ids: int64 [B]; equal ids are never each other's negatives.
+    """
+    weights_t2i = negative_weights(similarity_t2i, image_ids)
+    weights_i2t = negative_weights(similarity_i2t, image_ids)
+    return Negatives(
+        _draw(weights_t2i, generator), _draw(weights_i2t, generator), (weights_t2i > 0).any(1) & (weights_i2t > 0).any(1)
+    )
+
+
+def _draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
+    # The smallest of exponential times with rates w falls on i with probability w_i / sum(w): what
+    # torch.multinomial computes, but a row of zeros is no error and nothing waits for the device.
+    times = torch.empty_like(weights).exponential_(generator=generator)
+    return (weights / times).argmax(1)
+
+
+def matching_loss(logits: Tensor, valid: Tensor) -> Tensor:
+    """Two-way cross-entropy over 3B rows: first the B pairs, then 2B negatives of which `valid` [B] count.
+
+    Args:
+        logits: [3B, 2], class 1 is "matched".
+
+    Returns:
+        scalar, the mean over the rows that count.
+    """
+    pairs = valid.shape[0]
+    assert logits.shape == (3 * pairs, 2), f"expected {3 * pairs} rows of 2 logits, got {tuple(logits.shape)}"
+    labels = torch.zeros(3 * pairs, dtype=torch.int64, device=logits.device)
+    labels[:pairs] = 1
+    weights = torch.cat((torch.ones_like(valid), valid, valid)).float()
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    return (losses * weights).sum() / weights.sum()
