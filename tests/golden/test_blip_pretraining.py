@@ -45,7 +45,9 @@ def test_pretraining_step_gives_the_reference_losses_gradients_queue_and_momentu
     step = step_of(golden, "pretrain", ObjectiveConfig(queue_size=queue_size))
     text = golden.tokenizer.encode(captions) if length is None else fixed_length(golden, captions, length)
     negatives = Negatives(
-        io["pretrain.neg_image_for_text"], io["pretrain.neg_text_for_image"], torch.ones(len(captions), dtype=torch.bool)
+        io["pretrain.neg_image_for_text"],
+        io["pretrain.neg_text_for_image"],
+        torch.ones(len(captions), dtype=torch.bool),
     )
     losses = step(io["image"], text, negatives=negatives)
     for name in ("itc", "itm", "lm"):
@@ -71,7 +73,9 @@ def test_pretraining_step_gives_the_reference_losses_gradients_queue_and_momentu
         torch.testing.assert_close(value, io[grad + name], rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     torch.testing.assert_close(step.queue.images.T, io["pretrain.image_queue_after"], **CLOSE)
     torch.testing.assert_close(step.queue.texts.T, io["pretrain.text_queue_after"], **CLOSE)
-    torch.testing.assert_close(step.twin.vision.vit.cls_token, io["pretrain.momentum.visual_encoder_m.cls_token"], **CLOSE)
+    torch.testing.assert_close(
+        step.twin.vision.vit.cls_token, io["pretrain.momentum.visual_encoder_m.cls_token"], **CLOSE
+    )
 
 
 def test_caption_loss_and_features(golden: GoldenBlip) -> None:
@@ -87,7 +91,9 @@ def test_caption_loss_and_features(golden: GoldenBlip) -> None:
     torch.testing.assert_close(losses["loss_lm"], io["caption.loss_lm"], **CLOSE)
 
 
-def test_matching_logits_and_similarity_with_the_first_token_of_the_reference_demo(golden: GoldenBlip) -> None:
+def test_matching_logits_and_similarity_with_the_first_token_of_the_reference_demo(
+    golden: GoldenBlip,
+) -> None:
     io = golden.io
     model, tokenizer = golden.model("itm"), golden.tokenizer
     image_embeds = model.encode_image(io["image"])

@@ -26,7 +26,14 @@ QKV = ("query", "key", "value")
 
 def vision_rules(depth: int, *, ours: str = "vision.vit", theirs: str = "visual_encoder") -> list[Rule]:
     """Rules of the vision tower: timm's names under another prefix."""
-    names = ["cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"]
+    names = [
+        "cls_token",
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+        "norm.weight",
+        "norm.bias",
+    ]
     parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     names += [f"blocks.{i}.{part}.{kind}" for i in range(depth) for part in parts for kind in ("weight", "bias")]
     return [Rule(f"{ours}.{name}", (f"{theirs}.{name}",)) for name in names]
@@ -44,7 +51,10 @@ def embedding_rules(ours: str, theirs: str) -> list[Rule]:
 def self_attention_rules(ours: str, theirs: str) -> list[Rule]:
     """Rules of one self-attention: three projections there are one here."""
     return [
-        *(Rule(f"{ours}.qkv.{kind}", tuple(f"{theirs}.self.{p}.{kind}" for p in QKV)) for kind in ("weight", "bias")),
+        *(
+            Rule(f"{ours}.qkv.{kind}", tuple(f"{theirs}.self.{p}.{kind}" for p in QKV))
+            for kind in ("weight", "bias")
+        ),
         *_pairs(f"{ours}.output", f"{theirs}.output.dense"),
         *_pairs(f"{ours}.norm", f"{theirs}.output.LayerNorm"),
     ]
@@ -62,7 +72,10 @@ def shared_block_rules(ours: str, theirs: str, *, cross_attention: bool = True) 
         rules += [
             *_pairs(f"{ours}.cross_attention.query", f"{cross}.self.query"),
             *(
-                Rule(f"{ours}.cross_attention.key_value.{kind}", tuple(f"{cross}.self.{p}.{kind}" for p in QKV[1:]))
+                Rule(
+                    f"{ours}.cross_attention.key_value.{kind}",
+                    tuple(f"{cross}.self.{p}.{kind}" for p in QKV[1:]),
+                )
                 for kind in ("weight", "bias")
             ),
             *_pairs(f"{ours}.cross_attention.output", f"{cross}.output.dense"),
@@ -102,7 +115,11 @@ def blip_rules(config: BlipConfig) -> list[Rule]:
     decoder, their_decoder = "text_decoder.transformer", "text_decoder.bert"
     if config.encoder:
         rules += transformer_rules(depth, "text_encoder", "text_encoder")
-        for ours, theirs in (("vision_proj", "vision_proj"), ("text_proj", "text_proj"), ("itm_head", "itm_head")):
+        for ours, theirs in (
+            ("vision_proj", "vision_proj"),
+            ("text_proj", "text_proj"),
+            ("itm_head", "itm_head"),
+        ):
             rules += _pairs(ours, theirs)
         rules.append(Rule("temperature", ("temp",)))
     if config.decoder and config.encoder:

@@ -113,7 +113,9 @@ def _convert_sequence(origin: Any, args: tuple[Any, ...], value: Any, path: str)
     if origin is tuple and args and args[-1] is not Ellipsis:
         if len(args) != len(value):
             raise UserError(f'setting "{path}" must hold {len(args)} values, not {len(value)}')
-        return tuple(_convert(arg, item, f"{path}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
+        return tuple(
+            _convert(arg, item, f"{path}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
+        )
     inner = args[0] if args else Any
     return origin(_convert(inner, item, f"{path}[{i}]") for i, item in enumerate(value))
 

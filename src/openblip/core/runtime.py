@@ -66,7 +66,7 @@ class _GatherWithGrad(torch.autograd.Function):
         return gather(tensor)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
         dist.all_reduce(grad)
         return grad.chunk(world_size())[rank()]
@@ -131,14 +131,24 @@ def choose_dtype(name: str, device: torch.device | str) -> torch.dtype:
 def seed_everything(seed: int) -> None:
     """Seed python, numpy and torch on every device."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries below us draw from the global generator
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change numbers."""
     found = {"python": platform.python_version()}
-    for name in ("openblip", "torch", "torchvision", "timm", "transformers", "tokenizers", "accelerate", "numpy", "pillow"):
+    for name in (
+        "openblip",
+        "torch",
+        "torchvision",
+        "timm",
+        "transformers",
+        "tokenizers",
+        "accelerate",
+        "numpy",
+        "pillow",
+    ):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

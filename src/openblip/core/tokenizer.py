@@ -63,7 +63,7 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._names = {"cls": cls, "sep": sep, "pad": pad}
         self.cls_id, self.sep_id, self.pad_id, self.dec_id, self.enc_id = (
-            int(tokenizer.token_to_id(name)) for name in (cls, sep, pad, DEC, ENC)
+            _known_id(tokenizer, name) for name in (cls, sep, pad, DEC, ENC)
         )
 
     @property
@@ -155,7 +155,9 @@ class TextTokenizer:
             names: dict[str, str] = {}
             if (folder / "tokenizer_config.json").is_file():
                 config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-                names = {n: _content(config[f"{n}_token"]) for n in ("cls", "sep", "pad") if config.get(f"{n}_token")}
+                names = {
+                    n: _content(config[f"{n}_token"]) for n in ("cls", "sep", "pad") if config.get(f"{n}_token")
+                }
             return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), **names)
         if (folder / "vocab.txt").is_file():
             return cls.from_vocab(folder / "vocab.txt")
@@ -170,7 +172,9 @@ class TextTokenizer:
         try:
             loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
         except (OSError, ValueError) as error:
-            raise UserError(f'"{name}" is neither a folder nor a tokenizer that the hub or its cache gives') from error
+            raise UserError(
+                f'"{name}" is neither a folder nor a tokenizer that the hub or its cache gives'
+            ) from error
         backend = getattr(loaded, "backend_tokenizer", None)
         if backend is None:
             raise UserError(f'the tokenizer "{name}" has no fast version; choose one that has')
@@ -184,10 +188,12 @@ class TextTokenizer:
     @classmethod
     def train(cls, captions: Iterable[str], *, vocab_size: int = 8000, lowercase: bool = True) -> TextTokenizer:
         """Learn a WordPiece vocabulary from `captions`, in any script, with room for [DEC] and [ENC]."""
-        tokenizer = _bert_tokenizer(models.WordPiece({}, unk_token="[UNK]"), lowercase=lowercase)  # type: ignore[arg-type]
+        tokenizer = _bert_tokenizer(models.WordPiece({}, unk_token="[UNK]"), lowercase=lowercase)
         specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", DEC, ENC]
         if vocab_size <= len(specials):
-            raise UserError(f"a vocabulary of {vocab_size} has no room for words; take at least {len(specials) + 1}")
+            raise UserError(
+                f"a vocabulary of {vocab_size} has no room for words; take at least {len(specials) + 1}"
+            )
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size, min_frequency=1, special_tokens=specials, show_progress=False
         )
@@ -195,6 +201,12 @@ class TextTokenizer:
         if tokenizer.get_vocab_size() <= len(specials):
             raise UserError("there is no text to train a tokenizer on; check the captions")
         return cls(tokenizer)
+
+
+def _known_id(tokenizer: Tokenizer, name: str) -> int:
+    found = tokenizer.token_to_id(name)
+    assert found is not None, name
+    return found
 
 
 def _content(token: str | dict[str, str]) -> str:
@@ -208,6 +220,6 @@ def _bert_tokenizer(model: models.WordPiece, *, lowercase: bool) -> Tokenizer:
     tokenizer.decoder = token_decoders.WordPiece(prefix="##")
     if tokenizer.token_to_id("[CLS]") is not None:
         tokenizer.post_processor = processors.BertProcessing(
-            ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
+            ("[SEP]", _known_id(tokenizer, "[SEP]")), ("[CLS]", _known_id(tokenizer, "[CLS]"))
         )
     return tokenizer

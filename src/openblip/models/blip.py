@@ -68,7 +68,9 @@ def blip_config(size: str, *, vocab_size: int = 30524, image_size: int | None = 
         width, depth, layers, embed_dim = (128, 4, 3, 64) if size == "micro" else (64, 2, 2, 32)
         pixels = image_size or 64
         patch = 8 if pixels <= 96 else 16
-        vision = VisionConfig(image_size=pixels, patch_size=patch, width=width, depth=depth, num_heads=4, stem="conv")
+        vision = VisionConfig(
+            image_size=pixels, patch_size=patch, width=width, depth=depth, num_heads=4, stem="conv"
+        )
         text = TextConfig(
             vocab_size=vocab_size,
             width=width,
@@ -135,7 +137,9 @@ class Blip(nn.Module):
     def encoder(self) -> TextTransformer:
         """The text encoder, or a clear word when the model has none."""
         if self.text_encoder is None:
-            raise UserError("this model only writes captions; matching needs one pre-trained or fine-tuned with ITC and ITM")
+            raise UserError(
+                "this model only writes captions; matching needs one pre-trained or fine-tuned with ITC and ITM"
+            )
         return self.text_encoder
 
     @property

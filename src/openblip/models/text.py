@@ -176,7 +176,9 @@ class TextTransformer(nn.Module):
             hidden states [R, T, D]; those of padding are without meaning.
         """
         assert attention_mask is None or attention_mask.dtype == torch.bool, "attention_mask must be bool"
-        assert memory is None or len(memory.keys) == len(self.blocks), "the memory is of a text transformer of other depth"
+        assert memory is None or len(memory.keys) == len(self.blocks), (
+            "the memory is of a text transformer of other depth"
+        )
         positions, mask, causal = None, None, self.causal
         if cache is not None:
             assert self.causal, "only the causal transformer takes a cache"

@@ -103,7 +103,9 @@ class VisionEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> [B, 1 + N, D]."""
         size = self.config.image_size
-        assert images.shape[1:] == (3, size, size), f"expected images [B, 3, {size}, {size}], got {tuple(images.shape)}"
+        assert images.shape[1:] == (3, size, size), (
+            f"expected images [B, 3, {size}, {size}], got {tuple(images.shape)}"
+        )
         return self.vit.forward_features(images)
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
@@ -132,7 +134,9 @@ class VisionEncoder(nn.Module):
         self.vit.load_state_dict({key: state[key] for key in own})
 
 
-def interpolate_positions(positions: Tensor, grid: tuple[int, int], source_grid: tuple[int, int] | None = None) -> Tensor:
+def interpolate_positions(
+    positions: Tensor, grid: tuple[int, int], source_grid: tuple[int, int] | None = None
+) -> Tensor:
     """Resample position embeddings [1, 1 + n, D] to `grid` (rows, columns); bicubic, as the reference does.
 
     Args:

@@ -20,7 +20,9 @@ def language_targets(input_ids: Tensor, attention_mask: Tensor, prompt_length: i
     return targets
 
 
-def language_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.1, per_text: bool = False) -> Tensor:
+def language_loss(
+    logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.1, per_text: bool = False
+) -> Tensor:
     """Cross-entropy of the next token.
 
     Args:

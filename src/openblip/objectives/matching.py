@@ -60,7 +60,9 @@ def draw_negatives(
     weights_t2i = negative_weights(similarity_t2i, image_ids)
     weights_i2t = negative_weights(similarity_i2t, image_ids)
     return Negatives(
-        _draw(weights_t2i, generator), _draw(weights_i2t, generator), (weights_t2i > 0).any(1) & (weights_i2t > 0).any(1)
+        _draw(weights_t2i, generator),
+        _draw(weights_i2t, generator),
+        (weights_t2i > 0).any(1) & (weights_i2t > 0).any(1),
     )
 
 

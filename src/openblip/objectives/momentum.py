@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.models.blip import Blip
+from openblip.models.text import TextTransformer
 
 __all__ = ["FeatureQueue", "MomentumTwin"]
 
@@ -27,7 +28,7 @@ class MomentumTwin(nn.Module):
         for name, module in self._online(model).items():
             twin = copy.deepcopy(module)
             if name == "text_encoder":
-                for block in twin.blocks:
+                for block in cast(TextTransformer, twin).text_blocks:
                     block.cross_attention = None
             self.add_module(name, twin.requires_grad_(False))
         self.eval()
@@ -49,7 +50,8 @@ class MomentumTwin(nn.Module):
     def update(self, model: Blip) -> None:
         """Move every copy towards the model: m * copy + (1 - m) * model."""
         online = dict(self._pairs(model))
-        copies, sources = [], []
+        copies: list[Tensor] = []
+        sources: list[Tensor] = []
         for name, parameter in self.named_parameters():
             copies.append(parameter)
             sources.append(online[name].detach())
