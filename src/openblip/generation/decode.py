@@ -79,8 +79,9 @@ def _check_room(max_length: int | None, longest: int, max_new_tokens: int) -> No
     # The last new token is never read, so it needs no position.
     if max_length is not None and longest + max_new_tokens - 1 > max_length:
         raise UserError(
-            f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} do not fit the {max_length} positions "
-            f"of the text model; shorten the prompt or write at most {max(0, max_length - longest + 1)} tokens"
+            f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} do not fit the text model's "
+            f"{max_length} positions; shorten the prompt or write at most "
+            f"{max(0, max_length - longest + 1)} tokens"
         )
 
 
@@ -108,9 +109,7 @@ def _decode_rows(
     if per_prompt > 1:
         stepper.reorder(rows)
         logits, history = logits[rows], history.select(rows)
-    uniforms = (
-        rules.row_uniforms(config.seed, keys, per_prompt, config.max_new_tokens) if config.sample else None
-    )
+    uniforms = rules.row_uniforms(config.seed, keys, per_prompt, config.max_new_tokens) if config.sample else None
 
     ids = torch.full((len(rows), config.max_new_tokens), pad_id, dtype=torch.int64, device=device)
     log_probs = torch.zeros(ids.shape, dtype=torch.float32, device=device)

@@ -91,9 +91,7 @@ class DecodeConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("temperature", "repetition_penalty"):
             if not 0.0 < getattr(self, name) < float("inf"):
-                raise UserError(
-                    f"{name} is {getattr(self, name)}; it must be a number above 0 (1: no effect)"
-                )
+                raise UserError(f"{name} is {getattr(self, name)}; it must be a number above 0 (1: no effect)")
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 keeps all tokens)")
         if self.min_new_tokens > self.max_new_tokens:
@@ -102,9 +100,7 @@ class DecodeConfig:
                 f"lower the first or raise the second"
             )
         if self.sample and self.num_beams > 1:
-            raise UserError(
-                f"num_beams {self.num_beams} excludes sampling; set num_beams to 1 or sample to False"
-            )
+            raise UserError(f"num_beams {self.num_beams} excludes sampling; set num_beams to 1 or sample to False")
         if not self.sample:
             for name, neutral in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0)):
                 if getattr(self, name) != neutral:
@@ -140,9 +136,7 @@ class Decoded:
         """float32 [S] log-probability of the whole text under the model, the end token included."""
         return self.token_log_probs.sum(dim=1)
 
-    def with_prompts(
-        self, prompt_ids: Tensor, attention_mask: Tensor | None = None, *, pad_id: int = 0
-    ) -> Tensor:
+    def with_prompts(self, prompt_ids: Tensor, attention_mask: Tensor | None = None, *, pad_id: int = 0) -> Tensor:
         """int64 [S, T + L] prompt and text of each row with no gap between them, padded on the right."""
         if attention_mask is None:
             attention_mask = torch.ones_like(prompt_ids, dtype=torch.bool)

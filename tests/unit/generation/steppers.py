@@ -122,9 +122,7 @@ def plain_beam_search(
     return [(tokens, score) for score, tokens in finished[:num_sequences]]
 
 
-def assert_log_prob(
-    stepper: TableStepper, row: int, prompt: list[int], tokens: list[int], value: float
-) -> None:
+def assert_log_prob(stepper: TableStepper, row: int, prompt: list[int], tokens: list[int], value: float) -> None:
     """The reported log-probability of a text is the model's own."""
     text, total = [0, *prompt], 0.0
     for token in tokens:

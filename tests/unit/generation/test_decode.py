@@ -10,10 +10,10 @@ import dataclasses
 
 import pytest
 import torch
+from steppers import TableStepper, assert_log_prob, plain_beam_search
 
 from openblip.core.errors import UserError
 from openblip.generation.decode import DecodeConfig, Decoded, decode
-from steppers import TableStepper, assert_log_prob, plain_beam_search
 
 VOCAB, EOS, PAD = 14, 1, 0
 PROMPTS = [[5, 3], [7, 2, 9], [4], [11, 12, 13, 2], [6, 6]]
@@ -31,9 +31,7 @@ def pad(prompts: list[list[int]], side: str = "right") -> tuple[torch.Tensor, to
     return ids, mask
 
 
-def write(
-    config: DecodeConfig, rows: list[int] | None = None, side: str = "right", eos: object = EOS
-) -> Decoded:
+def write(config: DecodeConfig, rows: list[int] | None = None, side: str = "right", eos: object = EOS) -> Decoded:
     rows = list(range(len(PROMPTS))) if rows is None else rows
     ids, mask = pad([PROMPTS[row] for row in rows], side)
     stepper = TableStepper(rows, VOCAB)
