@@ -142,15 +142,11 @@ def stable_id(name: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def collate(rows: Iterable[tuple[Sample, Tensor, tuple[str, ...]]], *, namespace: str = "") -> Batch:
-    """Stack (sample, picture uint8 [3, S, S], chosen texts) into a `Batch`.
-
-    Args:
-        namespace: put before each image id, so that two sources that both number from 0 stay apart.
-    """
+def collate(rows: Iterable[tuple[Sample, Tensor, tuple[str, ...]]]) -> Batch:
+    """Stack (sample, picture uint8 [3, S, S], chosen texts) into a `Batch`."""
     samples, images, texts = zip(*rows, strict=True)
     owners = [row for row, chosen in enumerate(texts) for _ in chosen]
-    ids = [stable_id(namespace + (sample.image_id or sample.key)) for sample in samples]
+    ids = [stable_id(sample.image_id or sample.key) for sample in samples]
     return Batch(
         images=torch.stack(list(images)),
         texts=[text for chosen in texts for text in chosen],

@@ -1,0 +1,135 @@
+"""Making one batch: read the samples, decode, transform, choose and clean a text, replace what is broken.
+
+This is the part of the loader that runs in worker processes. A batch depends on the request alone: every random
+choice for a sample comes from a generator made of (seed, epoch, position).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from openblip.data.images import decode_image
+from openblip.data.sample import Batch, BrokenSample, Sample, collate
+from openblip.data.sources.base import Source
+from openblip.data.transforms import clean_caption
+
+__all__ = ["BatchMaker", "CleanText", "Reply", "Request", "TextMode", "Transform"]
+
+Transform = Callable[[Image.Image, np.random.Generator], Tensor]
+TextMode = Literal["random", "first", "all", "none"]
+CleanText = Literal["simplify", "spaces", "none"]
+
+_AUGMENT = 3  # keeps this random stream apart from those of `order`
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One batch to make: K positions of an epoch."""
+
+    epoch: int
+    positions: np.ndarray
+    sources: np.ndarray | None
+    indices: np.ndarray
+
+
+@dataclass(slots=True)
+class Reply:
+    """What a worker sends back: the batch and the samples that were broken, or why there is no batch."""
+
+    batch: Batch | None
+    skipped: list[tuple[BrokenSample, str]] = field(default_factory=list)
+    failure: str = ""
+
+    def pin_memory(self) -> Reply:
+        if self.batch is not None:
+            self.batch = self.batch.pin_memory()
+        return self
+
+
+class BatchMaker(Dataset[Reply]):
+    """Makes batches from requests; lives in the worker processes."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        transform: Transform,
+        *,
+        seed: int,
+        text_mode: TextMode,
+        clean: CleanText,
+        max_words: int | None,
+        max_pixels: int,
+        max_substitutes: int,
+    ) -> None:
+        self._sources, self._transform, self._seed = list(sources), transform, seed
+        self._text_mode, self._clean, self._max_words = text_mode, clean, max_words
+        self._max_pixels, self._max_substitutes = max_pixels, max_substitutes
+        self._min_side = getattr(transform, "min_side", None)
+
+    def __getitem__(self, request: Request) -> Reply:
+        reply = Reply(None)
+        rows: list[tuple[Sample, Tensor, tuple[str, ...]]] = []
+        for place, position in enumerate(request.positions):
+            source = 0 if request.sources is None else int(request.sources[place])
+            rng = np.random.default_rng([self._seed, _AUGMENT, request.epoch, int(position)])
+            row = self._make(source, int(request.indices[place]), rng, reply)
+            if row is None:
+                return reply
+            rows.append(row)
+        reply.batch = collate(rows)
+        return reply
+
+    def _make(
+        self, number: int, index: int, rng: np.random.Generator, reply: Reply
+    ) -> tuple[Sample, Tensor, tuple[str, ...]] | None:
+        """Return the sample, or the first good substitute; None and a failure where there seems to be none."""
+        source = self._sources[number]
+        causes: Counter[str] = Counter()
+        for attempt in range(self._max_substitutes + 1):
+            try:
+                return self._read(source, index, rng)
+            except BrokenSample as broken:
+                broken.__traceback__ = broken.__cause__ = None  # frames do not travel
+                broken.key = broken.key or f"{source.name}[{index}]"
+                if attempt == 0:  # a substitute that fails is reported when its own turn comes
+                    reply.skipped.append((broken, source.name))
+                causes[broken.cause] += 1
+                last = broken
+            index = int(rng.integers(len(source)))
+        cause, count = causes.most_common(1)[0]
+        reply.failure = (
+            f"the data of {source.name} seem broken as a whole: {count} of {self._max_substitutes + 1} samples "
+            f"tried in a row are {cause} (the last one: {last.key}: {last.detail})"
+        )
+        return None
+
+    def _read(self, source: Source, index: int, rng: np.random.Generator) -> tuple[Sample, Tensor, tuple[str, ...]]:
+        sample = source[index]
+        texts = self._choose(sample, rng)
+        image = decode_image(sample, min_side=self._min_side, max_pixels=self._max_pixels)
+        if len(self._sources) > 1:  # two sources that both count from 0 must not share image ids
+            sample = replace(sample, image_id=f"{source.name}/{sample.image_id or sample.key}")
+        return sample, self._transform(image, rng), texts
+
+    def _choose(self, sample: Sample, rng: np.random.Generator) -> tuple[str, ...]:
+        if self._text_mode == "none":
+            return ()
+        texts = tuple(text for raw in sample.texts if (text := self._cleaned(raw)))
+        if not texts:
+            raise BrokenSample("no-text", sample.key, "no caption with a word in it")
+        if self._text_mode == "all":
+            return texts
+        return (texts[int(rng.integers(len(texts)))] if self._text_mode == "random" else texts[0],)
+
+    def _cleaned(self, text: str) -> str:
+        if self._clean == "none":
+            return text if text.strip() else ""
+        return clean_caption(text, self._max_words, simplify=self._clean == "simplify")

@@ -1,0 +1,12 @@
+"""Sources of samples: folders, captions files, parquet, tars, Hugging Face datasets, the scene world.
+
+source = open_source("tars/{00000..00099}.tar")
+source[7]  # Sample(key=..., image=<bytes>, texts=("a dog on a beach",), ...)
+"""
+
+from __future__ import annotations
+
+from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.open import open_source, parse_spec
+
+__all__ = ["Source", "SourceConfig", "open_source", "parse_spec"]

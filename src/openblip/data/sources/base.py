@@ -1,0 +1,184 @@
+"""What every source of samples has in common: its settings, its interface, and how columns are found.
+
+A source is indexable, cheap to open and cheap to index: `source[i]` reads bytes or makes a path and never
+decodes. What is wrong with one sample is a `BrokenSample`; what is wrong with the whole (no such file, no
+such column) is a `UserError` when the source is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openblip.core.errors import UserError, nearest
+from openblip.data.sample import BrokenSample, Sample
+
+__all__ = [
+    "ID_COLUMNS",
+    "IMAGE_COLUMNS",
+    "TEXT_COLUMNS",
+    "URL_COLUMNS",
+    "Source",
+    "SourceConfig",
+    "as_texts",
+    "find_column",
+    "locate_image",
+]
+
+IMAGE_COLUMNS = (
+    *("image", "image_path", "img", "img_path", "jpg", "png", "picture", "photo"),
+    *("file", "file_name", "filename", "filepath", "file_path", "path"),
+)
+TEXT_COLUMNS = (
+    *("caption", "captions", "text", "texts", "txt"),
+    *("sentence", "sentences", "description", "alt_text"),
+)
+ID_COLUMNS = ("image_id", "img_id", "imgid", "cocoid")
+URL_COLUMNS = ("url", "image_url", "img_url")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Where samples come from and how they are read; docs/data.md shows each format."""
+
+    path: str
+    """A folder, a captions file, tars (folder, glob, {000..099}.tar), "hf:NAME[:SPLIT]" or "world:SPLIT"."""
+    name: str = ""
+    """Keeps image ids of several sources apart (default: the path); sources of one name share their ids."""
+    weight: float | None = None
+    """Share of the samples in a mix, relative to the other weights; None for all: by size."""
+    split: str = ""
+    """Read only rows whose `split` column says this (tables, COCO-Karpathy), or this split (hf:)."""
+    pairs: bool = False
+    """Every (image, caption) is a sample of its own; else all captions of an image make one sample."""
+    image_root: str = ""
+    """Folder that relative image paths start from; default: the folder of the captions file."""
+    absolute_paths: bool = False
+    """Accept absolute image paths outside `image_root` in a captions file that you trust."""
+    image_column: str = ""
+    """Column of the picture's path or bytes; guessed from the usual names when empty."""
+    text_column: str = ""
+    """Column, JSON field or file ending of the captions; guessed from the usual names when empty."""
+    id_column: str = ""
+    """Column that is equal for rows of one image; guessed, else the image's path."""
+    need_texts: bool = True
+    """False: a captions file without captions will do, as when captions are to be written."""
+    meta_columns: tuple[str, ...] = ()
+    """Further columns to keep in `Sample.meta`."""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise UserError("a data source needs a path: a folder, captions file, tars, hf:NAME or world:SPLIT")
+        if self.weight is not None and not self.weight > 0:
+            raise UserError(f"the weight of source {self.path} must be above 0, not {self.weight}")
+
+
+class Source(ABC):
+    """An indexable collection of samples.
+
+    Attributes:
+        name: for messages and for keeping image ids apart.
+        bad_rows: what was unreadable while opening (lines that are not JSON, cut tars); the loader reports it.
+        blocks: contiguous ranges that are cheap to read together (a tar, a row group), or None when every
+            sample is as cheap as any other. Their order is shuffled, and samples among `window` blocks.
+        window: how many blocks are shuffled together.
+    """
+
+    name: str = ""
+    blocks: Sequence[range] | None = None
+    window: int = 16
+
+    def __init__(self) -> None:
+        self.bad_rows: list[BrokenSample] = []
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Return sample `index`, its picture not decoded.
+
+        Raises:
+            BrokenSample: this sample cannot be read.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a person wants to know: kind, path, number of samples, columns."""
+        return {"kind": type(self).__name__, "name": self.name, "num_samples": len(self)}
+
+
+def find_column(wanted: str, guesses: Iterable[str], columns: Sequence[str], *, what: str, where: str) -> str:
+    """Return the column called `wanted`, or the first of `guesses` that is there, whatever its case.
+
+    Args:
+        what: "image" or "caption", for the message.
+
+    Raises:
+        UserError: names the file, the columns found and the nearest.
+    """
+    option = {"image": "image_column", "caption": "text_column"}.get(what, f"{what}_column")
+    if wanted:
+        if wanted in columns:
+            return wanted
+        found = f"it has {_quoted(columns)}" if columns else "it has none"
+        close = nearest(wanted, columns) if columns else ""
+        close = close if "did you mean" in close else ""
+        raise UserError(f'{where} has no column "{wanted}"; {found}{close}')
+    lowered = {column.lower(): column for column in reversed(columns)}
+    for guess in guesses:
+        if guess in lowered:
+            return lowered[guess]
+    if what == "image":
+        for url in URL_COLUMNS:
+            if url in lowered:
+                raise UserError(
+                    f'{where} holds web addresses (column "{lowered[url]}") and no pictures; '
+                    "download them first, for example with img2dataset, and give its tars"
+                )
+    close = next((hint for guess in guesses if "did you mean" in (hint := nearest(guess, columns))), "")
+    raise UserError(
+        f"{where} has no {what} column; it has {_quoted(columns)}{close}; name the one to use with {option}"
+    )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    shown = ", ".join(f'"{name}"' for name in names[:20])
+    return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "no columns"
+
+
+def locate_image(name: str, root: str, *, key: str, absolute: bool) -> Path:
+    """Return the path of an image that a captions file names.
+
+    The check is on the written path: links inside the folder may lead elsewhere, as its owner wishes.
+
+    Args:
+        root: absolute and normalised; the path must stay inside.
+        absolute: accept an absolute `name` wherever it leads.
+
+    Raises:
+        BrokenSample: "bad-row", the path leaves `root` or is a web address.
+    """
+    if "://" in name:
+        raise BrokenSample("bad-row", key, f"{name} is a web address; download the pictures first")
+    path = os.path.normpath(os.path.join(root, name))
+    if path.startswith(root.rstrip(os.sep) + os.sep) or (absolute and os.path.isabs(name)):
+        return Path(path)
+    hint = "; set absolute_paths if you trust the file" if os.path.isabs(name) else ""
+    raise BrokenSample("bad-row", key, f"{name} leads out of {root}{hint}")
+
+
+def as_texts(value: Any) -> tuple[str, ...]:
+    """Return the captions in a cell: a string, a list of strings, or of {"raw"/"caption"/"text": ...}."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,) if value.strip() else ()
+    if isinstance(value, dict):
+        return next((as_texts(value[name]) for name in ("raw", "caption", "text") if name in value), ())
+    if isinstance(value, list | tuple):
+        return tuple(text for item in value for text in as_texts(item))
+    return (str(value),)

@@ -1,0 +1,85 @@
+"""A folder of pictures, each with its captions in a .txt of the same name, one caption on a line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from openblip.core.errors import UserError
+from openblip.data.images import IMAGE_SUFFIXES
+from openblip.data.sample import BrokenSample, Sample
+from openblip.data.sources.base import Source, SourceConfig
+
+__all__ = ["FolderSource", "list_images"]
+
+
+def list_images(folder: Path) -> list[str]:
+    """Return the pictures under `folder` as sorted relative paths; hidden files and folders are left out."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = os.path.relpath(parent, folder)
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                found.append(name if inside == "." else os.path.join(inside, name))
+    return sorted(found)
+
+
+class FolderSource(Source):
+    """Pictures of a folder and its subfolders; `a/b.jpg` has its captions in `a/b.txt`."""
+
+    def __init__(self, folder: Path, config: SourceConfig) -> None:
+        super().__init__()
+        self.name = config.name or config.path
+        self._folder = folder
+        names = list_images(folder)
+        if not names:
+            raise UserError(
+                f"{folder} holds no pictures, tars or captions files; "
+                "give a folder of images with .txt files beside them, or a captions file"
+            )
+        self._names = pa.array([os.fsencode(name) for name in names], pa.large_binary())  # names of any encoding
+        self._units: np.ndarray | None = None
+        if config.pairs:
+            self._units = np.array([unit for image in range(len(names)) for unit in self._pairs_of(image)])
+
+    def _pairs_of(self, image: int) -> list[tuple[int, int]]:
+        try:
+            num_texts = len(self._texts(self._name(image)))
+        except BrokenSample:
+            num_texts = 0
+        return [(image, text) for text in range(max(1, num_texts))]
+
+    def _name(self, image: int) -> str:
+        return os.fsdecode(self._names[image].as_py())
+
+    def _texts(self, name: str) -> tuple[str, ...]:
+        path = (self._folder / name).with_suffix(".txt")
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError:
+            return ()
+        except UnicodeDecodeError as error:
+            raise BrokenSample("bad-text", name, f"{path.name} is not UTF-8 text") from error
+        except OSError as error:
+            raise BrokenSample("bad-text", name, f"{path.name}: {error}") from error
+        return tuple(line.strip() for line in lines if line.strip())
+
+    def __len__(self) -> int:
+        return len(self._names) if self._units is None else len(self._units)
+
+    def __getitem__(self, index: int) -> Sample:
+        if self._units is None:
+            name = self._name(index)
+            return Sample(key=name, image=self._folder / name, texts=self._texts(name), image_id=name)
+        image, text = (int(number) for number in self._units[index])
+        name = self._name(image)
+        texts = self._texts(name)[text : text + 1]
+        return Sample(key=f"{name}#{text}", image=self._folder / name, texts=texts, image_id=name)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "kind": "folder", "num_images": len(self._names)}

@@ -1,0 +1,206 @@
+"""Find out what a path holds and open it: `open_source("captions.jsonl")`, `open_source("tars/{000..099}.tar")`.
+
+A spec may carry settings after a question mark, as in "captions.jsonl?text_column=web_text&split=train".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import inspect
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from openblip.core.config import from_dict
+from openblip.core.errors import UserError, nearest
+from openblip.data.images import IMAGE_SUFFIXES
+from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.folder import FolderSource
+from openblip.data.sources.hub import HubSource
+from openblip.data.sources.parquet import open_parquet
+from openblip.data.sources.table import open_records
+from openblip.data.sources.tars import TarSource
+
+__all__ = ["open_source", "parse_spec"]
+
+_TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
+_CAPTION_FILES = ("captions", "metadata", "annotations", "dataset", "data")
+_QUERY = re.compile(r"^(?P<path>.*?)\?(?P<query>\w+=[^?]*)$", re.DOTALL)
+_RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
+
+
+def parse_spec(spec: str) -> SourceConfig:
+    """Turn "PATH?setting=value&..." into a `SourceConfig`; what follows "world:" keeps its own settings.
+
+    Raises:
+        UserError: an unknown setting, or a value of the wrong kind.
+    """
+    match = _QUERY.match(spec)
+    if not match or Path(spec).exists():
+        return SourceConfig(path=spec)
+    fields = {field.name for field in dataclasses.fields(SourceConfig)} - {"path"}
+    settings: dict[str, Any] = {}
+    rest = []
+    for name, text in parse_qsl(match["query"], keep_blank_values=True):
+        if name in fields:
+            settings[name] = _value(name, text)
+        elif spec.startswith("world:"):
+            rest.append(f"{name}={text}")
+        else:
+            raise UserError(f'{spec}: unknown setting "{name}"{nearest(name, fields)}')
+    path = match["path"] + ("?" + "&".join(rest) if rest else "")
+    return from_dict(SourceConfig, {"path": path, **settings})
+
+
+def _value(name: str, text: str) -> Any:
+    kind = str(SourceConfig.__annotations__[name])
+    if kind == "bool":
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise UserError(f'setting "{name}" must be true or false, not "{text}"')
+        return text.lower() in ("true", "1")
+    if kind.startswith("tuple"):
+        return [part for part in text.split(",") if part]
+    if kind.startswith("float"):
+        try:
+            return float(text)
+        except ValueError as error:
+            raise UserError(f'setting "{name}" must be a number, not "{text}"') from error
+    return text
+
+
+def open_source(spec: SourceConfig | str) -> Source:
+    """Open whatever `spec` names; see docs/data.md for the formats.
+
+    Raises:
+        UserError: nothing is there, its kind cannot be told, it is empty, or a column is missing.
+    """
+    config = parse_spec(spec) if isinstance(spec, str) else spec
+    source = _open(config)
+    if not len(source):
+        bad = f"; {len(source.bad_rows)} rows cannot be read, first {source.bad_rows[0]}" if source.bad_rows else ""
+        raise UserError(f"{config.path} holds no samples{bad}")
+    source.name = source.name or config.name or config.path
+    return source
+
+
+def _open(config: SourceConfig) -> Source:
+    spec = config.path
+    if spec.startswith("world:"):
+        return _open_world(spec.removeprefix("world:"))
+    if spec.startswith("hf:"):
+        name, split = spec.removeprefix("hf:"), config.split
+        if not split and ":" in name:
+            name, _, split = name.rpartition(":")
+        return HubSource(name, split, config)
+    if "://" in spec or spec.startswith("pipe:"):
+        raise UserError(f"{spec} is not on this machine; copy or mount it and give its path")
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _open_folder(path, config)
+    if path.is_file():
+        return _open_files([path], config)
+    paths, num_missing = _expand(str(path))
+    if not paths:
+        there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = nearest(path.name, there)
+        raise UserError(f"there is no {spec}{close if 'did you mean' in close else ''}")
+    return _open_files(paths, config, num_missing=num_missing)
+
+
+def _open_files(paths: list[Path], config: SourceConfig, *, num_missing: int = 0) -> Source:
+    kinds = {path.suffix.lower() for path in paths}
+    if len(kinds) > 1:
+        raise UserError(f"{config.path} names files of several kinds ({', '.join(sorted(kinds))}); give one kind")
+    kind = kinds.pop()
+    if kind == ".tar":
+        return TarSource(paths, config, num_missing=num_missing)
+    if kind == ".parquet":
+        return open_parquet(paths, config)
+    if kind in _TABLES and len(paths) == 1:
+        return open_records(paths[0], config)
+    if kind in _TABLES:
+        raise UserError(f"{config.path} names {len(paths)} captions files; give each as a source of its own")
+    known = ", ".join((*_TABLES, ".tar"))
+    raise UserError(f'{paths[0]} is of no known kind ("{kind}"); give a folder, or a file that ends in {known}')
+
+
+def _open_folder(folder: Path, config: SourceConfig) -> Source:
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        return HubSource(str(folder), config.split, config)
+    entries = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    tars = [path for path in entries if path.suffix.lower() == ".tar"]
+    if tars:  # img2dataset writes .parquet and .json beside each; the tars have it all
+        return TarSource(tars, config)
+    tables = [path for path in entries if path.suffix.lower() in _TABLES]
+    if tables and all(path.suffix.lower() == ".parquet" for path in tables):
+        return open_parquet(tables, config)
+    named = [path for path in tables if path.stem.lower() in _CAPTION_FILES]
+    if len(named) == 1:
+        return _open_files(named, config)
+    if any(path.suffix.lower() in IMAGE_SUFFIXES and path.with_suffix(".txt").exists() for path in entries):
+        return FolderSource(folder, config)
+    tables = [path for path in tables if path.suffix.lower() != ".json" or path in named]
+    if len(tables) == 1:
+        return _open_files(tables, config)
+    if tables:
+        names = ", ".join(path.name for path in tables[:5])
+        raise UserError(f"{folder} holds several captions files ({names}); give one of them as the path")
+    return FolderSource(folder, config)
+
+
+def _expand(pattern: str) -> tuple[list[Path], int]:
+    """Return the files that a brace or glob pattern names, and how many a range names that are not there."""
+    found: list[Path] = []
+    num_missing = 0
+    for name in _braces(pattern):
+        if any(letter in name for letter in "*?["):
+            found += [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        elif Path(name).is_file():
+            found.append(Path(name))
+        else:
+            num_missing += 1
+    return list(dict.fromkeys(found)), num_missing
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    """Expand {a,b} and {000..123}, leading zeros kept."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices: list[list[str]] = []
+    for number, part in enumerate(parts):
+        if number % 2 == 0:
+            choices.append([part])
+        elif numbers := _RANGE.match(part):
+            first, last = numbers[1], numbers[2]
+            choices.append([f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)])
+        else:
+            choices.append(part.split(","))
+    return map("".join, itertools.product(*choices))
+
+
+def _open_world(spec: str) -> Source:
+    from openblip.data.world.dataset import WorldSource
+
+    split, _, query = spec.partition("?")
+    known = [name for name in inspect.signature(WorldSource).parameters if name != "split"]
+    settings: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        name = {"n": "num_samples"}.get(name, name)
+        if name not in known:
+            raise UserError(f'world:{spec}: unknown setting "{name}"{nearest(name, known)}')
+        settings[name] = _plain(text)
+    return WorldSource(split or "train", **settings)
+
+
+def _plain(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,256 @@
+"""Captions files as a source: rows of (image, captions, id), grouped by image or one sample for each caption.
+
+Rows live in Arrow columns and NumPy index arrays, about the size of their text, so that tens of millions of
+rows fit in memory and cross to worker processes without a copy for each row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from openblip.core.errors import UserError, nearest
+from openblip.data.sample import BrokenSample, ImageLike, Sample
+from openblip.data.sources.base import (
+    ID_COLUMNS,
+    IMAGE_COLUMNS,
+    TEXT_COLUMNS,
+    Source,
+    SourceConfig,
+    as_texts,
+    find_column,
+    locate_image,
+)
+from openblip.data.sources.records import Row, read_records
+
+__all__ = ["Columns", "Grouping", "TableSource", "choose_columns", "no_such_split", "open_records"]
+
+_CHUNK = 1 << 16
+_LOOK_AHEAD = 100
+_KARPATHY_TRAIN = frozenset({"train", "restval"})
+
+
+@dataclass
+class Columns:
+    """The rows of a captions file, R rows with T captions in all."""
+
+    images: Any
+    """`ImagePaths`, or anything whose [row] gives (key, picture)."""
+    texts: pa.Array
+    """large_string [T], in row order."""
+    text_row: np.ndarray
+    """int64 [T]: the row of each caption."""
+    num_rows: int
+    ids: pa.Array | None = None
+    """large_string [R], equal for rows of one image; None: every row is an image of its own."""
+    meta: dict[str, pa.Array] = field(default_factory=dict)
+    """Further columns [R], each cell as JSON text."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Which column was taken for what."""
+    bad_rows: list[BrokenSample] = field(default_factory=list)
+
+
+class ImagePaths:
+    """Pictures given by path; [row] -> (key, path)."""
+
+    def __init__(self, names: pa.Array, root: str, *, absolute: bool) -> None:
+        self.names = names
+        self.root = os.path.abspath(root)
+        self.absolute = absolute
+
+    def __getitem__(self, row: int) -> tuple[str, ImageLike]:
+        name = self.names[row].as_py()
+        return name, locate_image(name, self.root, key=name, absolute=self.absolute)
+
+
+class Grouping:
+    """Which row and which captions make up each sample.
+
+    Args:
+        text_row: int64 [T], ascending.
+        ids: equal for rows of one image, or None.
+        pairs: one sample for each caption (a row without captions stays one sample).
+    """
+
+    def __init__(self, text_row: np.ndarray, num_rows: int, ids: pa.Array | None, *, pairs: bool) -> None:
+        self.text_order: np.ndarray | None = None
+        counts = np.bincount(text_row, minlength=num_rows)
+        if pairs:
+            self.row = np.repeat(np.arange(num_rows), np.maximum(counts, 1))
+            has_text = np.repeat(counts > 0, np.maximum(counts, 1))
+            self.start = np.concatenate([[0], np.cumsum(has_text)])
+        elif ids is None:
+            self.row = np.arange(num_rows)
+            self.start = np.concatenate([[0], np.cumsum(counts)])
+        else:
+            codes = pc.dictionary_encode(ids).indices.to_numpy(zero_copy_only=False).astype(np.int64)
+            _, self.row = np.unique(codes, return_index=True)  # codes count up by first appearance
+            if len(self.row) == num_rows:
+                self.start = np.concatenate([[0], np.cumsum(counts)])
+                return
+            text_code = codes[text_row]
+            self.text_order = np.argsort(text_code, kind="stable")
+            sizes = np.bincount(text_code, minlength=len(self.row))
+            self.start = np.concatenate([[0], np.cumsum(sizes)])
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, index: int) -> tuple[int, list[int]]:
+        """Return the row that holds the picture, and the numbers of the captions."""
+        numbers = range(self.start[index], self.start[index + 1])
+        order = self.text_order
+        return int(self.row[index]), list(numbers) if order is None else [int(order[n]) for n in numbers]
+
+
+class TableSource(Source):
+    """Samples from `Columns`."""
+
+    def __init__(self, columns: Columns, config: SourceConfig, *, kind: str) -> None:
+        super().__init__()
+        self.name = config.name or config.path
+        self.kind = kind
+        self.bad_rows = columns.bad_rows
+        self._columns = columns
+        self._pairs = config.pairs
+        self._grouping = Grouping(columns.text_row, columns.num_rows, columns.ids, pairs=config.pairs)
+        if hasattr(columns.images, "blocks_of"):  # pictures inside the table are read a row group at a time
+            self.blocks, self.window = columns.images.blocks_of(self._grouping.row)
+
+    def __len__(self) -> int:
+        return len(self._grouping)
+
+    def __getitem__(self, index: int) -> Sample:
+        columns = self._columns
+        row, numbers = self._grouping[index]
+        key, image = columns.images[row]
+        image_id = columns.ids[row].as_py() if columns.ids is not None else key
+        if self._pairs:
+            key = f"{key}#{numbers[0] if numbers else 'none'}"
+        texts = tuple(columns.texts[number].as_py() for number in numbers)
+        meta = {name: json.loads(cells[row].as_py()) for name, cells in columns.meta.items()}
+        return Sample(key=key, image=image, texts=texts, image_id=image_id, meta=meta)
+
+    def describe(self) -> dict[str, Any]:
+        columns = self._columns
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "num_samples": len(self),
+            "num_rows": columns.num_rows,
+            "num_texts": len(columns.texts),
+            "num_bad_rows": len(self.bad_rows),
+            "columns": columns.names,
+        }
+
+
+def open_records(path: Path, config: SourceConfig) -> TableSource:
+    """Open a JSONL, CSV, TSV or JSON captions file."""
+    columns = _gather(read_records(path), path, config)
+    return TableSource(columns, config, kind=path.suffix[1:].lower())
+
+
+def no_such_split(split: str, seen: Iterable[str], where: str) -> UserError:
+    """Return the error that names the splits there are."""
+    return UserError(f'{where} has no rows of split "{split}"{nearest(split, seen)}')
+
+
+def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
+    head = list(islice(rows, _LOOK_AHEAD))
+    seen = list(dict.fromkeys(name for _, row in head if isinstance(row, dict) for name in row))
+    if not seen:
+        broken = next((row for _, row in head if isinstance(row, BrokenSample)), None)
+        why = f" ({broken.key}: {broken.detail})" if broken else ""
+        raise UserError(f"{path} has no rows that can be read{why}")
+    names = choose_columns(seen, config, str(path))
+    cells: dict[str, list[Any]] = {name: [] for name in ("image", "id", "text", "text_row")}
+    cells |= {f"meta:{name}": [] for name in config.meta_columns}
+    done: dict[str, list[pa.Array]] = {name: [] for name in cells}
+    splits: set[str] = set()
+    wanted = _KARPATHY_TRAIN if config.split == "train" and path.suffix == ".json" else {config.split}
+    bad_rows: list[BrokenSample] = []
+    num_rows = 0
+    for label, row in chain(head, rows):
+        if isinstance(row, BrokenSample):
+            bad_rows.append(row)
+            continue
+        if config.split:
+            splits.add(str(row.get("split")))
+            if row.get("split") not in wanted:
+                continue
+        image = row.get(names["image"])
+        if not isinstance(image, str) or not image.strip():
+            bad_rows.append(BrokenSample("bad-row", label, f'no path under "{names["image"]}": {image!r}'))
+            continue
+        cells["image"].append(image)
+        if "id" in names:
+            cells["id"].append(str(row.get(names["id"], image)))
+        for text in as_texts(row.get(names["caption"])) if "caption" in names else ():
+            cells["text"].append(text)
+            cells["text_row"].append(num_rows)
+        for name in config.meta_columns:
+            cells[f"meta:{name}"].append(json.dumps(row.get(name), ensure_ascii=False))
+        num_rows += 1
+        if num_rows % _CHUNK == 0:
+            _flush(cells, done)
+    _flush(cells, done)
+    if config.split and not num_rows:
+        raise no_such_split(config.split, splits, str(path))
+    whole = {name: _join(name, parts) for name, parts in done.items()}
+    root = config.image_root or str(path.parent)
+    return Columns(
+        images=ImagePaths(whole["image"], root, absolute=config.absolute_paths),
+        texts=whole["text"],
+        text_row=whole["text_row"].to_numpy(),
+        num_rows=num_rows,
+        ids=whole["id"] if "id" in names else whole["image"],
+        meta={name: whole[f"meta:{name}"] for name in config.meta_columns},
+        names=names,
+        bad_rows=bad_rows,
+    )
+
+
+def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dict[str, str]:
+    """Return which of the columns `seen` hold "image", "caption" and "id"; see `find_column`."""
+    names = {"image": find_column(config.image_column, IMAGE_COLUMNS, seen, what="image", where=where)}
+    known = {name.lower(): name for name in seen}
+    if config.need_texts or config.text_column or not known.keys().isdisjoint(TEXT_COLUMNS):
+        names["caption"] = find_column(config.text_column, TEXT_COLUMNS, seen, what="caption", where=where)
+    if config.id_column:
+        names["id"] = find_column(config.id_column, (), seen, what="id", where=where)
+    elif guess := next((known[name] for name in ID_COLUMNS if name in known), None):
+        names["id"] = guess
+    for name in config.meta_columns:
+        find_column(name, (), seen, what="meta", where=where)
+    if config.split:
+        find_column("split", (), seen, what="split", where=where)
+    return names
+
+
+def _flush(cells: dict[str, list[Any]], done: dict[str, list[pa.Array]]) -> None:
+    for name, values in cells.items():
+        if values:
+            done[name].append(pa.array(_encodable(values), type=_type_of(name)))
+            values.clear()
+
+
+def _encodable(values: list[Any]) -> list[Any]:
+    """Replace lone surrogates, which JSON can spell and UTF-8 cannot."""
+    return [v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for v in values]
+
+
+def _type_of(name: str) -> pa.DataType:
+    return pa.int64() if name == "text_row" else pa.large_string()
+
+
+def _join(name: str, parts: list[pa.Array]) -> pa.Array:
+    return pa.concat_arrays(parts) if parts else pa.array([], type=_type_of(name))
