@@ -1,0 +1,518 @@
+"""The one training loop: any module that names its losses, any loader that knows its position.
+
+    result = train(config, module, loader, "runs/first", evaluate=measure, export=save)
+
+One process or many (`torchrun`, `accelerate launch`), whole copies or shards, any precision: the same code. A run
+that is killed goes on from its last checkpoint (`resume=True`) with the same losses, on a processor bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from openblip.core.errors import UserError, nearest
+from openblip.core.files import write_folder
+from openblip.core.runtime import rank, seed_everything, world_size
+from openblip.training import state as states
+from openblip.training.config import TrainConfig
+from openblip.training.folder import open_run
+from openblip.training.interrupt import Interrupted, StopSignals
+from openblip.training.launch import make_accelerator, on_main, release, start, unsharded
+from openblip.training.log import RunLog, format_duration, format_metrics
+from openblip.training.meters import FiniteGuard, Meters
+from openblip.training.optim import (
+    clip_gradient,
+    gradient_norm,
+    learning_rate,
+    local,
+    make_optimizer,
+    set_learning_rate,
+)
+from openblip.training.step import Evaluate, Export, HasCheckpointing, HasProgress, Loader, Prepare
+
+__all__ = ["TrainResult", "train"]
+
+_STEPS_BETWEEN_AGREEMENTS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run came to."""
+
+    steps: int
+    """optimiser steps, all sessions together"""
+    epochs: float
+    images: int
+    """samples seen, on all processes"""
+    seconds: float
+    """all sessions together, with evaluation and saving"""
+    images_per_second: float
+    """in training steps, on all processes together"""
+    metrics: dict[str, float]
+    """the last training record"""
+    evaluation: dict[str, float]
+    """the last evaluation"""
+    best: dict[str, Any] | None
+    """{"step", "name", "value"} of the best evaluation, when a number is monitored"""
+    stopped: Literal["finished", "time"]
+    checkpoint: Path
+
+
+def train(
+    config: TrainConfig,
+    module: nn.Module,
+    loader: Loader,
+    out_dir: Path | str,
+    *,
+    prepare: Prepare | None = None,
+    evaluate: Evaluate | None = None,
+    export: Export | None = None,
+    resume: bool = False,
+    sections: dict[str, Any] | None = None,
+    may_change: Iterable[str] = (),
+    title: str = "training",
+    show: bool = True,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainResult:
+    """Train `module` (a `Step`) on `loader` and leave everything in `out_dir`.
+
+    Args:
+        prepare: batch of the loader -> what forward takes (tokenise, say); the loop moves the result to the device.
+        evaluate: (module in evaluation mode, step) -> numbers; every process calls it, the first one's count. It
+            draws from generators of its own, so how often it runs does not change training.
+        export: writes the usable model into a folder: `best/` at the best evaluation, `model/` at the end.
+        resume: go on from the newest checkpoint in `out_dir`, or begin when there is none.
+        sections: the run's other configurations (model, data, ...), saved in config.json and compared on resuming.
+        may_change: dotted names in `sections` (with * for any) that do not change what is learned.
+        title: names the run on the progress line.
+        on_record: called with every record of metrics.jsonl, on the first process.
+
+    Raises:
+        UserError: a mistake in what was asked, a full disk (the last checkpoint stands), a loss that is not finite.
+        Interrupted: SIGINT or SIGTERM came; everything is saved.
+    """
+    start(config.device)
+    trainer = _Trainer(config, module, loader, Path(out_dir), prepare, evaluate, export, title, show, on_record)
+    try:
+        with StopSignals() as signals:
+            trainer.open(dict(sections or {}), may_change, resume)
+            with trainer.log:
+                return trainer.run(signals)
+    finally:
+        release(module)
+
+
+class _Trainer:
+    """One session of a run; the phases of a step are its methods, in order."""
+
+    log: RunLog
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        module: nn.Module,
+        loader: Loader,
+        out_dir: Path,
+        prepare: Prepare | None,
+        evaluate: Evaluate | None,
+        export: Export | None,
+        title: str,
+        show: bool,
+        on_record: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.config, self.module, self.loader, self.out_dir = config, module, loader, out_dir
+        self.prepare, self.evaluate, self.export = prepare, evaluate, export
+        self.title, self.show, self.on_record = title, show, on_record
+        self.progress = states.Progress()
+        self.batches_per_epoch = len(loader)
+        if self.batches_per_epoch == 0:
+            raise UserError("there is not one batch to train on: give more samples, or make the batch smaller")
+        self.steps_per_epoch = math.ceil(self.batches_per_epoch / config.gradient_accumulation)
+        self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
+        self._iterator: Iterator[Any] | None = None
+        self._saved_step = -1
+
+    # --- beginning
+
+    def open(self, sections: dict[str, Any], may_change: Iterable[str], resume: bool) -> None:
+        """Make folder, processes, optimiser and logs ready, and go to where the run stopped."""
+        config, module = self.config, self.module
+        checkpoint = on_main(lambda: open_run(self.out_dir, config, sections, may_change, resume=resume))
+        state = states.read_state(checkpoint) if checkpoint else None
+        if state:
+            self.progress = states.Progress(**state["progress"])
+        if config.gradient_checkpointing:
+            if not isinstance(module, HasCheckpointing):
+                name = type(module).__name__
+                raise UserError(f"{name} cannot recompute activations; set gradient_checkpointing = false")
+            module.gradient_checkpointing_enable()
+        self.accelerator = make_accelerator(config, module, self.out_dir, self.progress.step)
+        self.device = self.accelerator.device
+        module.to(self.device).train()
+        self.model, self.wrapped_optimizer = self.accelerator.prepare(module, make_optimizer(module, config))
+        self.optimizer: torch.optim.Optimizer = self.wrapped_optimizer.optimizer
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        # A scalar is kept whole beside shards, so no one averages its gradient over processes but us.
+        self.unsynced = [p for p in self.parameters if local(p) is p] if self.accelerator.is_fsdp2 else []
+        self.meters = Meters(self.device)
+        self.guard = FiniteGuard(self.device)
+        seed_everything(int(np.random.SeedSequence([config.seed, rank()]).generate_state(1)[0]))
+        if checkpoint and state:
+            self._restore(checkpoint, state)
+        self.accelerator.init_trackers("openblip")
+        self.log = RunLog(
+            self.out_dir,
+            title=self.title,
+            total_steps=self.total_steps,
+            accelerator=self.accelerator,
+            show=self.show,
+            on_record=self.on_record,
+        )
+        self.log.rewind(self.progress.records)
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        begins = f"going on from step {self.progress.step}" if checkpoint else "beginning"
+        self.log.say(
+            f"{self.title}: {begins} of {self.total_steps} steps ({self.steps_per_epoch} an epoch), "
+            f"{trained / 1e6:.2f}M parameters, {world_size()} process{'es' if world_size() > 1 else ''} on "
+            f"{self.device.type}, {self.accelerator.mixed_precision.replace('no', 'float32')}"
+        )
+        self._session_start = self._mark = time.perf_counter()
+        self._seconds_before = self.progress.seconds
+        self._images_mark, self._steps_mark = self.progress.images, self.progress.step
+        self._paused = 0.0
+        self._last_save = time.perf_counter()
+
+    def _restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        states.load_checkpoint(checkpoint, self.module, self.optimizer)
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        own = state["processes"][rank()]
+        self.loader.load_state_dict(own["loader"])
+        self.meters.load_state_dict(own["meters"])
+        states.restore_generators(own["generators"], self.device)
+        self._saved_step = self.progress.step
+
+    # --- the loop
+
+    def run(self, signals: StopSignals) -> TrainResult:
+        """Steps until the end, the time's end, or a signal."""
+        progress, config = self.progress, self.config
+        if progress.evaluation_due or (progress.step == 0 and config.evaluate_first and progress.evaluated < 0):
+            self._evaluate()
+        stopped: Literal["finished", "time"] = "finished"
+        if config.max_minutes is not None and progress.seconds >= 60 * config.max_minutes:
+            return self._finish("time")
+        while progress.step < self.total_steps:
+            self._step()
+            self.log.advance(progress.step)
+            signum, time_up, save_due = self._agree(signals)
+            last = progress.step >= self.total_steps or time_up
+            if last or progress.step % config.log_every == 0:
+                self._record()
+            evaluation_due = last or self._evaluation_is_due()
+            if signum:
+                self._stop(signum, evaluation_due)
+            if evaluation_due:
+                self._evaluate()
+            if last or save_due:
+                self._save()
+            if time_up and progress.step < self.total_steps:
+                stopped = "time"
+                break
+        return self._finish(stopped)
+
+    def _step(self) -> None:
+        """One step of the optimiser: its micro-batches, the watch over finite numbers, the update."""
+        config, progress = self.config, self.progress
+        set_learning_rate(
+            self.optimizer, learning_rate(config, progress.step, self.steps_per_epoch, self.total_steps)
+        )
+        parts = min(config.gradient_accumulation, self.batches_per_epoch - progress.batch)
+        total: dict[str, Tensor] = {}
+        for part in range(parts):
+            losses = self._micro_batch(first=part == 0, last=part == parts - 1, share=1 / parts)
+            total = {n: v.detach() + total[n] if n in total else v.detach() for n, v in losses.items()}
+            progress.batch += 1
+        self._update(total)
+        progress.step += 1
+        if progress.batch >= self.batches_per_epoch:
+            self._end_epoch()
+
+    def _micro_batch(self, *, first: bool, last: bool, share: float) -> dict[str, Tensor]:
+        batch = self._next_batch()
+        self.progress.images += _num_rows(batch) * world_size()
+        if self.prepare is not None:
+            batch = self.prepare(batch)
+        batch = send_to_device(batch, self.device, non_blocking=True)
+        if isinstance(self.module, HasProgress):
+            self.module.set_progress(self.progress.epoch + self.progress.batch / self.batches_per_epoch, first)
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            with self.accelerator.autocast():
+                losses: dict[str, Tensor] = self.model(batch)
+            loss = losses["loss"]
+            self.accelerator.backward(loss if share == 1 else loss * share)
+        self.meters.add(losses)
+        return losses
+
+    def _update(self, losses: dict[str, Tensor]) -> None:
+        self.accelerator.unscale_gradients()
+        for parameter in self.unsynced:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world_size()
+        norm = gradient_norm(self.parameters).to(self.device)
+        if self.config.clip_norm is not None:
+            clip_gradient(self.parameters, norm, self.config.clip_norm)
+        scaled = self.accelerator.scaler is not None
+        # A loss scaler finds gradients that overflow, lowers its scale and leaves the step out: that is no failure.
+        found_inf = self.guard.watch(self.progress.step + 1, losses, None if scaled else norm)
+        if not scaled:
+            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        self.wrapped_optimizer.step()
+        self.wrapped_optimizer.zero_grad()
+        self.meters.add({"grad_norm": torch.where(torch.isfinite(norm), norm, 0.0) if scaled else norm})
+
+    def _next_batch(self) -> Any:
+        if self._iterator is None:
+            # Starting a loader may draw from the global generators (torch's does); a resumed run starts it again.
+            with _own_generators(self.device):
+                self._iterator = iter(self.loader)
+                batch = next(self._iterator, None)
+        else:
+            batch = next(self._iterator, None)
+        assert batch is not None, "the loader gave fewer batches than its length"
+        return batch
+
+    def _end_epoch(self) -> None:
+        """Let the loader reach the end of its epoch, so that its position is the next epoch's beginning."""
+        assert self._iterator is not None
+        with _own_generators(self.device):
+            extra = next(self._iterator, None)
+        assert extra is None, "the loader gave more batches than its length"
+        if self.loader.epoch == self.progress.epoch:
+            self.loader.epoch += 1
+        self._iterator = None
+        self.progress.epoch += 1
+        self.progress.batch = 0
+
+    def _agree(self, signals: StopSignals) -> tuple[int, bool, bool]:
+        """(signal, time is up, a checkpoint is due), the same on every process."""
+        config, step = self.config, self.progress.step
+        save_due = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
+        time_up = config.max_minutes is not None and self._seconds() >= 60 * config.max_minutes
+        waited = time.perf_counter() - self._last_save
+        late = bool(config.checkpoint_minutes) and waited >= 60 * config.checkpoint_minutes
+        if world_size() == 1:
+            return signals.received, time_up, save_due or late
+        if self.device.type != "cpu" and step % _STEPS_BETWEEN_AGREEMENTS and step < self.total_steps:
+            return 0, False, save_due
+        own_clock = rank() == 0
+        asked = torch.tensor([signals.received, time_up and own_clock, late and own_clock], device=self.device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        signum, any_time_up, any_late = asked.tolist()
+        return signum, bool(any_time_up), save_due or bool(any_late)
+
+    # --- between steps
+
+    def _record(self) -> None:
+        progress = self.progress
+        self.guard.raise_if_tripped(self._last_good())
+        means = self.meters.means()
+        elapsed = max(1e-9, time.perf_counter() - self._mark - self._paused)
+        steps = progress.step - self._steps_mark
+        rate = learning_rate(self.config, progress.step - 1, self.steps_per_epoch, self.total_steps)
+        progress.train_metrics = means
+        progress.train_seconds += elapsed
+        extra: dict[str, Any] = {
+            "learning_rate": rate,
+            "images_per_second": round((progress.images - self._images_mark) / elapsed, 2),
+        }
+        skipped = getattr(getattr(self.loader, "skipped", None), "total", None)
+        if skipped is not None:
+            extra["skipped"] = skipped
+        left = elapsed / max(1, steps) * (self.total_steps - progress.step)
+        if self.config.max_minutes is not None:
+            left = min(left, 60 * self.config.max_minutes - self._seconds())
+        self._write("train", {**means, **extra}, left)
+        self._mark, self._paused = time.perf_counter(), 0.0
+        self._images_mark, self._steps_mark = progress.images, progress.step
+
+    def _write(self, split: str, numbers: dict[str, Any], left: float | None = None) -> None:
+        epoch = self.progress.epoch + self.progress.batch / self.batches_per_epoch
+        record = {
+            "step": self.progress.step,
+            "epoch": round(epoch, 4),
+            "time": round(self._seconds(), 2),
+            "split": split,
+        }
+        self.log.record({**record, **numbers}, seconds_left=left)
+        self.progress.records += 1
+
+    def _evaluation_is_due(self) -> bool:
+        config, progress = self.config, self.progress
+        at_epoch = progress.batch == 0 and bool(config.evaluate_every_epochs)
+        at_epoch = at_epoch and progress.epoch % config.evaluate_every_epochs == 0
+        at_step = bool(config.evaluate_every_steps) and progress.step % config.evaluate_every_steps == 0
+        return at_epoch or at_step
+
+    def _evaluate(self) -> None:
+        """Evaluate, record, and keep what is the best so far; training's generators are not touched."""
+        progress, config = self.progress, self.config
+        progress.evaluation_due = False
+        if self.evaluate is None or progress.evaluated == progress.step:
+            return
+        self.guard.raise_if_tripped(self._last_good())
+        with self._pause(), _own_generators(self.device), unsharded(self.module), torch.no_grad():
+            seed_everything(config.seed)
+            self.module.eval()
+            found = self.evaluate(self.module, progress.step)
+            self.module.train()
+            numbers = on_main(lambda: {name: float(value) for name, value in found.items()})
+        progress.evaluated, progress.eval_metrics = progress.step, numbers
+        self._write("eval", numbers)
+        if config.monitor is None:
+            return
+        if config.monitor not in numbers:
+            hint = nearest(config.monitor, numbers)
+            raise UserError(f'monitor names "{config.monitor}", which the evaluation does not give{hint}')
+        value, best = numbers[config.monitor], progress.best
+        better = best is None or (value > best["value"] if config.monitor_mode == "max" else value < best["value"])
+        if better and math.isfinite(value):
+            progress.best = {"step": progress.step, "name": config.monitor, "value": value}
+            self._export("best")
+            self._save(best=True)
+
+    def _export(self, name: str) -> None:
+        export = self.export
+        if export is None:
+            return
+
+        def write() -> None:
+            with write_folder(self.out_dir / name) as folder:
+                export(folder)
+
+        with self._pause(), _own_generators(self.device), unsharded(self.module), torch.no_grad():
+            self.module.eval()
+            on_main(write)
+            self.module.train()
+
+    def _save(self, *, best: bool = False) -> None:
+        """Write a checkpoint, let `last` name it, and only then remove old ones."""
+        if self._saved_step == self.progress.step and not best:
+            return
+        self.guard.raise_if_tripped(self._last_good())
+        progress, config = self.progress, self.config
+        path = states.checkpoint_path(self.out_dir, progress.step)
+        with self._pause():
+            progress.seconds = self._seconds()
+            own = {
+                "generators": states.state_of_generators(self.device),
+                "meters": self.meters.state_dict(),
+                "loader": self.loader.state_dict(),
+            }
+            processes: list[Any] = [own]
+            if world_size() > 1:
+                processes = [None] * world_size()
+                dist.all_gather_object(processes, own)
+            scaler = self.accelerator.scaler
+            states.save_checkpoint(
+                path,
+                self.module,
+                self.optimizer,
+                progress=progress,
+                processes=processes,
+                scaler=None if scaler is None else scaler.state_dict(),
+                weights_stand=self._saved_step == progress.step,
+            )
+
+            def conclude() -> None:
+                states.point_at(self.out_dir, "last", path)
+                if best:
+                    states.point_at(self.out_dir, "best", path)
+                states.prune_checkpoints(self.out_dir, config.keep_checkpoints)
+
+            on_main(conclude)
+        self._saved_step = progress.step
+        self._last_save = time.perf_counter()
+
+    def _last_good(self) -> str:
+        if self._saved_step < 0:
+            return "no checkpoint was written yet"
+        return f"the last good checkpoint is {states.checkpoint_path(self.out_dir, self._saved_step)}"
+
+    # --- the end
+
+    def _stop(self, signum: int, evaluation_due: bool) -> None:
+        self.progress.evaluation_due = evaluation_due
+        self._save()
+        interrupted = Interrupted(
+            self.progress.step, states.checkpoint_path(self.out_dir, self.progress.step), signum
+        )
+        self.log.say(f"{self.title}: {interrupted}")
+        raise interrupted
+
+    def _finish(self, stopped: Literal["finished", "time"]) -> TrainResult:
+        progress = self.progress
+        self._save()
+        self._export("model")
+        seconds = self._seconds()
+        result = TrainResult(
+            steps=progress.step,
+            epochs=progress.epoch + progress.batch / self.batches_per_epoch,
+            images=progress.images,
+            seconds=seconds,
+            images_per_second=progress.images / max(1e-9, progress.train_seconds),
+            metrics=dict(progress.train_metrics),
+            evaluation=dict(progress.eval_metrics),
+            best=progress.best,
+            stopped=stopped,
+            checkpoint=states.checkpoint_path(self.out_dir, progress.step),
+        )
+        why = "the time is up" if stopped == "time" else "done"
+        self.log.say(
+            f"{self.title}: {why} after {progress.step} steps and {format_duration(seconds)} "
+            f"({result.images_per_second:.1f} images/s)  {format_metrics(result.evaluation)}".rstrip()
+        )
+        return result
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._session_start
+
+    @contextlib.contextmanager
+    def _pause(self) -> Iterator[None]:
+        """Time within is not counted as training."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _own_generators(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn within leaves the generators as they were."""
+    kept = states.state_of_generators(device)
+    try:
+        yield
+    finally:
+        states.restore_generators(kept, device)
+
+
+def _num_rows(batch: Any) -> int:
+    if isinstance(batch, Mapping):
+        return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 0)
+    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
+        return len(batch[0])
+    return len(batch)

@@ -1,0 +1,297 @@
+"""Everything that a run needs to go on as if it had never stopped, written whole or not at all.
+
+A checkpoint is a folder `checkpoints/step-XXXXXXXX`:
+
+    model.safetensors       parameters that are trained or move (momentum copies), and buffers; no frozen parts
+    optimizer.safetensors   the optimiser's moments, "NAME|exp_avg" and so on, by the parameters' names
+    state.json              counters, loss scaler, and for each process its generators, meters and loader position
+
+All of it is read without running code from the files. A sharded run saves whole tensors, so that it can be
+resumed unsharded and the other way round.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import errno
+import json
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from openblip.core.errors import UserError
+from openblip.core.files import remove_quietly, write_folder, write_json, write_text
+from openblip.training.launch import on_main
+from openblip.training.step import HasFrozenNames
+
+__all__ = [
+    "Progress",
+    "checkpoint_path",
+    "find_checkpoints",
+    "load_checkpoint",
+    "point_at",
+    "prune_checkpoints",
+    "read_state",
+    "restore_generators",
+    "save_checkpoint",
+    "state_of_generators",
+]
+
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """optimiser steps done"""
+    epoch: int = 0
+    """epochs done"""
+    batch: int = 0
+    """micro-batches done in this epoch, on each process"""
+    images: int = 0
+    """samples seen, on all processes together"""
+    seconds: float = 0.0
+    """spent in all sessions, with evaluation and saving"""
+    train_seconds: float = 0.0
+    """spent in steps alone"""
+    records: int = 0
+    """lines of metrics.jsonl that belong to this state"""
+    evaluated: int = -1
+    """step of the last evaluation"""
+    evaluation_due: bool = False
+    """stopped between a step and its evaluation"""
+    train_metrics: dict[str, float] = field(default_factory=dict)
+    eval_metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    """{"step", "name", "value"} of the best evaluation"""
+
+
+def checkpoint_path(out_dir: Path, step: int) -> Path:
+    """Where the state after `step` steps lies."""
+    return out_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def find_checkpoints(out_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first (an unfinished one has another name)."""
+    folder = out_dir / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
+
+
+def prune_checkpoints(out_dir: Path, keep: int) -> None:
+    """Remove all but the `keep` newest and the one that `best` names, and what a killed process left unfinished."""
+    folder = out_dir / "checkpoints"
+    best = folder / "best"
+    spared = {best.read_text().strip()} if best.is_file() else set()
+    for path in find_checkpoints(out_dir)[:-keep]:
+        if path.name not in spared:
+            remove_quietly(path)
+    for path in folder.glob(".step-*"):
+        remove_quietly(path)
+
+
+def state_of_generators(device: torch.device) -> dict[str, Any]:
+    """Python's, numpy's and torch's random generators as plain values."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, gauss],
+        "torch": _pack(torch.get_rng_state()),
+    }
+    if device.type == "cuda":
+        state["cuda"] = _pack(torch.cuda.get_rng_state(device))
+    return state
+
+
+def restore_generators(state: dict[str, Any], device: torch.device) -> None:
+    """Put back what `state_of_generators` gave, also after a trip through JSON."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_unpack(state["torch"]))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(_unpack(state["cuda"]), device)
+
+
+def _pack(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _unpack(text: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype=np.uint8).copy())
+
+
+def save_checkpoint(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    progress: Progress,
+    processes: list[dict[str, Any]],
+    scaler: dict[str, Any] | None = None,
+    weights_stand: bool = False,
+) -> None:
+    """Write the folder `path`; every process calls it, the first one writes.
+
+    Args:
+        processes: for each process its plain values: generators, meters, loader.
+        weights_stand: the checkpoint of this step is there already; only its counters are written anew.
+
+    Raises:
+        UserError: the disk is full; what stood at `path`, and every older checkpoint, is untouched.
+    """
+    state = {
+        "format": FORMAT,
+        "progress": dataclasses.asdict(progress),
+        "scaler": scaler,
+        "processes": processes,
+    }
+    if weights_stand:
+        on_main(lambda: write_json(path / "state.json", state, indent=None))
+        return
+    weights = {name: _whole(tensor) for name, tensor in _saved_tensors(module).items()}
+    moments = {
+        f"{name}|{key}": _whole(value)
+        for name, parameter in _trained(module).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+    def write() -> None:
+        with write_folder(path) as folder, _full_disk_as_os_error():
+            save_file(weights, folder / "model.safetensors")
+            save_file(moments, folder / "optimizer.safetensors")
+            for file in folder.iterdir():
+                file.chmod(0o644)  # safetensors lets only the owner read
+            write_json(folder / "state.json", state, indent=None)
+
+    on_main(write)
+
+
+def point_at(out_dir: Path, pointer: str, checkpoint: Path) -> None:
+    """Let `checkpoints/last` or `checkpoints/best` name a checkpoint."""
+    write_text(out_dir / "checkpoints" / pointer, checkpoint.name + "\n")
+
+
+@contextmanager
+def _full_disk_as_os_error() -> Iterator[None]:
+    """safetensors reports a full disk in words of its own; `write_folder` explains the system's error."""
+    try:
+        yield
+    except SafetensorError as error:
+        for code in (errno.ENOSPC, errno.EDQUOT):
+            if f"os error {code})" in str(error):
+                raise OSError(code, str(error)) from error
+        raise
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The plain part of a checkpoint."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path} is not a readable checkpoint ({error}); remove it to go on from an older one"
+        ) from error
+    if state.get("format") != FORMAT:
+        raise UserError(f"{path} has format {state.get('format')}, and this version reads {FORMAT}")
+    return state
+
+
+def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fill the module and the optimiser from `path`, bit for bit; every process reads.
+
+    Raises:
+        UserError: the checkpoint is of another model, or a file is damaged.
+    """
+    targets = _saved_tensors(module)
+    weights = _read(path / "model.safetensors")
+    absent, foreign = sorted(targets.keys() - weights.keys()), sorted(weights.keys() - targets.keys())
+    if absent or foreign:
+        raise UserError(
+            f"{path} is of another model: it lacks {_some(absent)} and has {_some(foreign)} that this model has not"
+        )
+    with torch.no_grad():
+        for name, target in targets.items():
+            _copy(weights[name], target, f"{path}: {name}")
+    del weights
+    moments = _read(path / "optimizer.safetensors")
+    parameters = _trained(module)
+    optimizer.state.clear()
+    for key, value in moments.items():
+        name, _, kind = key.rpartition("|")
+        if name not in parameters:
+            raise UserError(f"{path} trained {name}, which this run does not; resume with its own configuration")
+        parameter = parameters[name]
+        if value.ndim == 0 and kind == "step":
+            slot = torch.zeros((), dtype=value.dtype, device=parameter.device)
+        else:
+            slot = torch.zeros_like(parameter, dtype=value.dtype, requires_grad=False)
+        with torch.no_grad():
+            _copy(value, slot, f"{path}: {key}")
+        optimizer.state[parameter][kind] = slot
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); remove its folder to go on from an older checkpoint"
+        ) from error
+
+
+def _some(names: list[str]) -> str:
+    return "nothing" if not names else names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _saved_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds, each shared tensor once, under its first name."""
+    frozen = module.frozen_parameter_names() if isinstance(module, HasFrozenNames) else set()
+    state = module.state_dict(keep_vars=True)
+    assert all(isinstance(value, Tensor) for value in state.values()), "extra state of a module is not saved"
+    chosen: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if name not in frozen or parameter.requires_grad:
+            chosen[name] = parameter
+    for name, buffer in module.named_buffers():
+        if name in state:
+            chosen[name] = buffer
+    return chosen
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """On the processor, contiguous, shards gathered (every process must call)."""
+    tensor = tensor.detach()
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.cpu().contiguous()
+
+
+def _copy(source: Tensor, target: Tensor, what: str) -> None:
+    if source.shape != target.shape:
+        raise UserError(f"{what} has shape {tuple(source.shape)}, and this model needs {tuple(target.shape)}")
+    if isinstance(target, DTensor):
+        source = source.to(target.device)
+        target.copy_(distribute_tensor(source, target.device_mesh, target.placements, src_data_rank=None))
+    else:
+        target.copy_(source)
