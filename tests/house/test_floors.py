@@ -7,6 +7,7 @@ given its floor here before it can be imported.
 from __future__ import annotations
 
 import ast
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -194,9 +195,7 @@ def test_heavy_libraries_have_one_owner() -> None:
 
 
 def test_every_library_is_declared() -> None:
-    """What is imported stands in pyproject.toml, so that nothing works by the chance of a dependency's dependency."""
-    import sys
-
+    """What is imported stands in pyproject.toml; nothing works by the chance of a dependency's dependency."""
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *(r for rs in project["optional-dependencies"].values() for r in rs)]
     names = [r.partition(">")[0].partition("[")[0].partition(";")[0].strip() for r in wanted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -17,7 +18,7 @@ LONGEST = 450
 
 # Written in pieces, so that this file does not hold what it looks for.
 MACHINE_PATHS = re.compile(
-    r"(?<![\w.~/-])(?:" + "|".join(("/" + "root/", "/" + "home/", "/" + "Users/", "/" + "work/", "/" + "workspace/"))
+    r"(?<![\w.~/-])(?:" + "|".join(f"/{root}/" for root in ("root", "home", "Users", "work", "workspace"))
     + r")\w|[A-Z]:\\\\?Users"
 )  # fmt: skip
 REGISTRIES = re.compile(
@@ -103,8 +104,6 @@ def test_files_have_one_subject() -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    import ast
-
     silent = [
         str(path.relative_to(REPO))
         for path in tracked()

@@ -160,8 +160,16 @@ class Blip(nn.Module):
                 text.checkpointing = enabled
 
     def part(self, *, encoder: bool, decoder: bool) -> Blip:
-        """A model of some of the parts, weights copied: a captioner (decoder) or a filter (encoder)."""
-        smaller = Blip(replace(self.config, encoder=encoder, decoder=decoder))
+        """A model of some of the parts, weights copied: a captioner (decoder) or a filter (encoder).
+
+        It has the device, the dtype and the mode (training or not) of the whole.
+        """
+        if encoder:
+            assert self.encoder is not None
+        if decoder:
+            assert self.decoder is not None
+        first = next(self.parameters())
+        smaller = Blip(replace(self.config, encoder=encoder, decoder=decoder)).to(first.device, first.dtype)
         own = self.state_dict()
         smaller.load_state_dict({key: own[key] for key in smaller.state_dict()})
-        return smaller.to(next(self.parameters()).device)
+        return smaller.train(self.training)
