@@ -1,0 +1,62 @@
+"""A decoder over an image memory that writes one token at a time, keeping keys and values of the text so far.
+
+It fits `generation`'s `Stepper` protocol. The image memory is shared by all rows of an image (beams,
+samples): it is never copied, and only narrowed when an image is done.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openblip.models.layers import ImageMemory, KVCache
+from openblip.models.text import TextDecoder
+
+__all__ = ["DecoderStepper"]
+
+
+class DecoderStepper:
+    """Steps a `TextDecoder` over the memory of B images.
+
+    Args:
+        memory: of B images; prompts come one for each image, rows of one image stand together ever after.
+    """
+
+    def __init__(self, decoder: TextDecoder, memory: ImageMemory) -> None:
+        self.decoder = decoder
+        self.memory = memory
+        self.cache = KVCache()
+        self.vocab_size = decoder.transformer.config.vocab_size
+        self.max_length: int | None = decoder.transformer.config.max_positions
+        self.images = torch.arange(memory.batch_size, device=memory.keys[0].device)
+        """int64 [R], the image that each row reads, as an index into `memory`"""
+
+    def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Read prompts int64 [B, T], one for each image; logits [B, V] after each one's last real token."""
+        assert prompt_ids.shape[0] == self.memory.batch_size, "one prompt for each image"
+        ids, mask = _pad_right(prompt_ids, attention_mask)
+        full = bool(mask.all())
+        hidden = self.decoder.transformer(ids, None if full else mask, memory=self.memory, cache=self.cache)
+        last = mask.sum(1) - 1
+        return self.decoder.head(hidden[torch.arange(len(ids), device=ids.device), last])
+
+    def step(self, token: Tensor) -> Tensor:
+        """Read one more token int64 [R]; logits [R, V] of the next."""
+        hidden = self.decoder.transformer(token[:, None], memory=self.memory, cache=self.cache)
+        return self.decoder.head(hidden[:, 0])
+
+    def reorder(self, index: Tensor) -> None:
+        """Make row i what row `index[i]` was; int64 [R'], may repeat rows or drop whole images."""
+        self.cache.reorder(index)
+        self.images = self.images[index]
+        left = torch.unique_consecutive(self.images)
+        if len(left) != self.memory.batch_size:
+            self.memory = self.memory.select(left)
+            self.images = torch.searchsorted(left, self.images)
+
+
+def _pad_right(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Move padding to the right, where causal attention never looks; order of real tokens is kept."""
+    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+    width = int(mask.sum(1).max())
+    return ids.gather(1, order)[:, :width], mask.gather(1, order)[:, :width]
