@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import inspect
 import itertools
 import re
 from collections.abc import Iterator
@@ -90,7 +89,9 @@ def open_source(spec: SourceConfig | str) -> Source:
 def _open(config: SourceConfig) -> Source:
     spec = config.path
     if spec.startswith("world:"):
-        return _open_world(spec.removeprefix("world:"))
+        from openblip.data.world.dataset import open_world
+
+        return open_world(spec)
     if spec.startswith("hf:"):
         name, split = spec.removeprefix("hf:"), config.split
         if not split and ":" in name:
@@ -179,28 +180,3 @@ def _braces(pattern: str) -> Iterator[str]:
         else:
             choices.append(part.split(","))
     return map("".join, itertools.product(*choices))
-
-
-def _open_world(spec: str) -> Source:
-    from openblip.data.world.dataset import WorldSource
-
-    split, _, query = spec.partition("?")
-    known = [name for name in inspect.signature(WorldSource).parameters if name != "split"]
-    settings: dict[str, Any] = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        name = {"n": "num_samples"}.get(name, name)
-        if name not in known:
-            raise UserError(f'world:{spec}: unknown setting "{name}"{nearest(name, known)}')
-        settings[name] = _plain(text)
-    return WorldSource(split or "train", **settings)
-
-
-def _plain(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
