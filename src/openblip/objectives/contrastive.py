@@ -38,7 +38,8 @@ def positive_pairs(batch_size: int, rank: int, all_size: int, device: torch.devi
     """
     if image_ids is None:
         own = torch.arange(batch_size, device=device) + rank * batch_size
-        return F.one_hot(own, all_size).float()
+        # F.one_hot would wait for the device to check the range.
+        return (own[:, None] == torch.arange(all_size, device=device)[None, :]).float()
     assert all_image_ids is not None
     same = (image_ids[:, None] == all_image_ids[None, :]).float()
     return same / same.sum(1, keepdim=True)
