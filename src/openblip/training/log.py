@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -97,6 +98,10 @@ class RunLog:
             self._bar = None
         for tracker in self.accelerator.trackers:
             tracker.finish()
+        if error is not None and self.main:
+            # With a full disk this line fails too, and the error that is on its way says more.
+            with suppress(OSError):
+                self._append(f"{self.title}: ended by {type(error).__name__}: {error}")
 
     def rewind(self, records: int) -> int:
         """Keep the first `records` lines of metrics.jsonl, those of the state that the run goes on from."""
@@ -110,8 +115,7 @@ class RunLog:
         """A sentence for log.txt and for whoever watches."""
         if not self.main:
             return
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._append(text)
         if self.show:
             self.console.print(text, markup=False, soft_wrap=True)
 
@@ -136,6 +140,10 @@ class RunLog:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
+    def _append(self, text: str) -> None:
+        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
     def _tell(self, record: dict[str, Any], seconds_left: float | None) -> None:
         parts = [f"epoch {record['epoch']:.2f}", format_metrics(record)]
         if "learning_rate" in record:
@@ -148,8 +156,7 @@ class RunLog:
         due = due or record["step"] >= self.total_steps
         if due:
             self._last_plain = time.monotonic()
-            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._append(text)
         if not self.show:
             return
         if self._bar is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from openblip.core.files import write_folder
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.training import state as states
 from openblip.training.config import TrainConfig
+from openblip.training.feed import Feed, Stopwatch, num_rows
 from openblip.training.folder import open_run
 from openblip.training.interrupt import Interrupted, StopSignals
 from openblip.training.launch import make_accelerator, on_main, release, start, unsharded
@@ -141,7 +142,6 @@ class _Trainer:
             raise UserError("there is not one batch to train on: give more samples, or make the batch smaller")
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / config.gradient_accumulation)
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
-        self._iterator: Iterator[Any] | None = None
         self._saved_step = -1
 
     # --- beginning
@@ -158,6 +158,12 @@ class _Trainer:
                 name = type(module).__name__
                 raise UserError(f"{name} cannot recompute activations; set gradient_checkpointing = false")
             module.gradient_checkpointing_enable()
+        self.frozen = states.frozen_fingerprint(module)
+        if state and state["frozen"] != self.frozen:
+            raise UserError(
+                f"the frozen parts of the model are not those that {self.out_dir} was trained with; "
+                "load the same pretrained weights"
+            )
         self.accelerator = make_accelerator(config, module, self.out_dir, self.progress.step)
         self.device = self.accelerator.device
         module.to(self.device).train()
@@ -168,6 +174,7 @@ class _Trainer:
         self.unsynced = [p for p in self.parameters if local(p) is p] if self.accelerator.is_fsdp2 else []
         self.meters = Meters(self.device)
         self.guard = FiniteGuard(self.device)
+        self.feed = Feed(self.loader, self.device)
         seed_everything(int(np.random.SeedSequence([config.seed, rank()]).generate_state(1)[0]))
         if checkpoint and state:
             self._restore(checkpoint, state)
@@ -188,10 +195,8 @@ class _Trainer:
             f"{trained / 1e6:.2f}M parameters, {world_size()} process{'es' if world_size() > 1 else ''} on "
             f"{self.device.type}, {self.accelerator.mixed_precision.replace('no', 'float32')}"
         )
-        self._session_start = self._mark = time.perf_counter()
-        self._seconds_before = self.progress.seconds
+        self.watch = Stopwatch(self.progress.seconds)
         self._images_mark, self._steps_mark = self.progress.images, self.progress.step
-        self._paused = 0.0
         self._last_save = time.perf_counter()
 
     def _restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
@@ -248,11 +253,13 @@ class _Trainer:
         self._update(total)
         progress.step += 1
         if progress.batch >= self.batches_per_epoch:
-            self._end_epoch()
+            self.feed.end_epoch(progress.epoch)
+            progress.epoch += 1
+            progress.batch = 0
 
     def _micro_batch(self, *, first: bool, last: bool, share: float) -> dict[str, Tensor]:
-        batch = self._next_batch()
-        self.progress.images += _num_rows(batch) * world_size()
+        batch = self.feed.next()
+        self.progress.images += num_rows(batch) * world_size()
         if self.prepare is not None:
             batch = self.prepare(batch)
         batch = send_to_device(batch, self.device, non_blocking=True)
@@ -284,34 +291,11 @@ class _Trainer:
         self.wrapped_optimizer.zero_grad()
         self.meters.add({"grad_norm": torch.where(torch.isfinite(norm), norm, 0.0) if scaled else norm})
 
-    def _next_batch(self) -> Any:
-        if self._iterator is None:
-            # Starting a loader may draw from the global generators (torch's does); a resumed run starts it again.
-            with _own_generators(self.device):
-                self._iterator = iter(self.loader)
-                batch = next(self._iterator, None)
-        else:
-            batch = next(self._iterator, None)
-        assert batch is not None, "the loader gave fewer batches than its length"
-        return batch
-
-    def _end_epoch(self) -> None:
-        """Let the loader reach the end of its epoch, so that its position is the next epoch's beginning."""
-        assert self._iterator is not None
-        with _own_generators(self.device):
-            extra = next(self._iterator, None)
-        assert extra is None, "the loader gave more batches than its length"
-        if self.loader.epoch == self.progress.epoch:
-            self.loader.epoch += 1
-        self._iterator = None
-        self.progress.epoch += 1
-        self.progress.batch = 0
-
     def _agree(self, signals: StopSignals) -> tuple[int, bool, bool]:
         """(signal, time is up, a checkpoint is due), the same on every process."""
         config, step = self.config, self.progress.step
         save_due = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
-        time_up = config.max_minutes is not None and self._seconds() >= 60 * config.max_minutes
+        time_up = config.max_minutes is not None and self.watch.total() >= 60 * config.max_minutes
         waited = time.perf_counter() - self._last_save
         late = bool(config.checkpoint_minutes) and waited >= 60 * config.checkpoint_minutes
         if world_size() == 1:
@@ -330,7 +314,7 @@ class _Trainer:
         progress = self.progress
         self.guard.raise_if_tripped(self._last_good())
         means = self.meters.means()
-        elapsed = max(1e-9, time.perf_counter() - self._mark - self._paused)
+        elapsed = self.watch.lap()
         steps = progress.step - self._steps_mark
         rate = learning_rate(self.config, progress.step - 1, self.steps_per_epoch, self.total_steps)
         progress.train_metrics = means
@@ -344,9 +328,8 @@ class _Trainer:
             extra["skipped"] = skipped
         left = elapsed / max(1, steps) * (self.total_steps - progress.step)
         if self.config.max_minutes is not None:
-            left = min(left, 60 * self.config.max_minutes - self._seconds())
+            left = min(left, 60 * self.config.max_minutes - self.watch.total())
         self._write("train", {**means, **extra}, left)
-        self._mark, self._paused = time.perf_counter(), 0.0
         self._images_mark, self._steps_mark = progress.images, progress.step
 
     def _write(self, split: str, numbers: dict[str, Any], left: float | None = None) -> None:
@@ -354,7 +337,7 @@ class _Trainer:
         record = {
             "step": self.progress.step,
             "epoch": round(epoch, 4),
-            "time": round(self._seconds(), 2),
+            "time": round(self.watch.total(), 2),
             "split": split,
         }
         self.log.record({**record, **numbers}, seconds_left=left)
@@ -374,7 +357,7 @@ class _Trainer:
         if self.evaluate is None or progress.evaluated == progress.step:
             return
         self.guard.raise_if_tripped(self._last_good())
-        with self._pause(), _own_generators(self.device), unsharded(self.module), torch.no_grad():
+        with self.watch.pause(), states.own_generators(self.device), unsharded(self.module), torch.no_grad():
             seed_everything(config.seed)
             self.module.eval()
             found = self.evaluate(self.module, progress.step)
@@ -403,7 +386,7 @@ class _Trainer:
             with write_folder(self.out_dir / name) as folder:
                 export(folder)
 
-        with self._pause(), _own_generators(self.device), unsharded(self.module), torch.no_grad():
+        with self.watch.pause(), states.own_generators(self.device), unsharded(self.module), torch.no_grad():
             self.module.eval()
             on_main(write)
             self.module.train()
@@ -415,8 +398,8 @@ class _Trainer:
         self.guard.raise_if_tripped(self._last_good())
         progress, config = self.progress, self.config
         path = states.checkpoint_path(self.out_dir, progress.step)
-        with self._pause():
-            progress.seconds = self._seconds()
+        with self.watch.pause():
+            progress.seconds = self.watch.total()
             own = {
                 "generators": states.state_of_generators(self.device),
                 "meters": self.meters.state_dict(),
@@ -434,6 +417,7 @@ class _Trainer:
                 progress=progress,
                 processes=processes,
                 scaler=None if scaler is None else scaler.state_dict(),
+                frozen=self.frozen,
                 weights_stand=self._saved_step == progress.step,
             )
 
@@ -467,7 +451,7 @@ class _Trainer:
         progress = self.progress
         self._save()
         self._export("model")
-        seconds = self._seconds()
+        seconds = self.watch.total()
         result = TrainResult(
             steps=progress.step,
             epochs=progress.epoch + progress.batch / self.batches_per_epoch,
@@ -486,33 +470,3 @@ class _Trainer:
             f"({result.images_per_second:.1f} images/s)  {format_metrics(result.evaluation)}".rstrip()
         )
         return result
-
-    def _seconds(self) -> float:
-        return self._seconds_before + time.perf_counter() - self._session_start
-
-    @contextlib.contextmanager
-    def _pause(self) -> Iterator[None]:
-        """Time within is not counted as training."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._paused += time.perf_counter() - began
-
-
-@contextlib.contextmanager
-def _own_generators(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn within leaves the generators as they were."""
-    kept = states.state_of_generators(device)
-    try:
-        yield
-    finally:
-        states.restore_generators(kept, device)
-
-
-def _num_rows(batch: Any) -> int:
-    if isinstance(batch, Mapping):
-        return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 0)
-    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
-        return len(batch[0])
-    return len(batch)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import errno
+import hashlib
 import json
 import random
 import re
@@ -40,7 +41,9 @@ __all__ = [
     "Progress",
     "checkpoint_path",
     "find_checkpoints",
+    "frozen_fingerprint",
     "load_checkpoint",
+    "own_generators",
     "point_at",
     "prune_checkpoints",
     "read_state",
@@ -129,6 +132,16 @@ def restore_generators(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(_unpack(state["cuda"]), device)
 
 
+@contextmanager
+def own_generators(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn within leaves the generators as they were."""
+    kept = state_of_generators(device)
+    try:
+        yield
+    finally:
+        restore_generators(kept, device)
+
+
 def _pack(state: Tensor) -> str:
     return base64.b64encode(state.numpy().tobytes()).decode()
 
@@ -145,12 +158,14 @@ def save_checkpoint(
     progress: Progress,
     processes: list[dict[str, Any]],
     scaler: dict[str, Any] | None = None,
+    frozen: str = "",
     weights_stand: bool = False,
 ) -> None:
     """Write the folder `path`; every process calls it, the first one writes.
 
     Args:
         processes: for each process its plain values: generators, meters, loader.
+        frozen: the fingerprint of what is not saved.
         weights_stand: the checkpoint of this step is there already; only its counters are written anew.
 
     Raises:
@@ -160,6 +175,7 @@ def save_checkpoint(
         "format": FORMAT,
         "progress": dataclasses.asdict(progress),
         "scaler": scaler,
+        "frozen": frozen,
         "processes": processes,
     }
     if weights_stand:
@@ -181,6 +197,17 @@ def save_checkpoint(
             write_json(folder / "state.json", state, indent=None)
 
     on_main(write)
+
+
+def frozen_fingerprint(module: nn.Module) -> str:
+    """Tells the frozen parts, which no checkpoint holds, from other ones: a digest of the beginning of each."""
+    digest = hashlib.blake2b(digest_size=16)
+    names = module.frozen_parameter_names() if isinstance(module, HasFrozenNames) else set()
+    for name, parameter in module.named_parameters():
+        if name in names:
+            beginning = parameter.detach().reshape(-1)[:64].float().cpu()
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + beginning.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def point_at(out_dir: Path, pointer: str, checkpoint: Path) -> None:

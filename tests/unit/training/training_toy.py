@@ -1,0 +1,200 @@
+"""A small Step module and a loader with a position, for the tests of training; also a command that trains them.
+
+python training_toy.py OUT [--resume] [--key=value of TrainConfig ...]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openblip.core.runtime import gather_with_grad, rank, seed_everything, world_size
+from openblip.training import TrainConfig, start, train
+
+
+class ToyLoader:
+    """Rows [B, 8] with ids, shuffled anew each epoch; everything a pure function of (seed, epoch, position)."""
+
+    def __init__(
+        self, samples: int = 48, batch_size: int = 8, *, rank: int = 0, world: int = 1, seed: int = 0
+    ) -> None:
+        self.samples, self.batch_size, self.rank, self.world, self.seed = samples, batch_size, rank, world, seed
+        self.epoch = 0
+        self.position = 0
+
+    def __len__(self) -> int:
+        return self.samples // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        torch.rand(3)  # a loader that draws from the global generator when it starts, as torch's does
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.samples)
+        whole = self.batch_size * self.world
+        while self.position < len(self):
+            start = self.position * whole + self.rank * self.batch_size
+            self.position += 1
+            yield self.rows(order[start : start + self.batch_size])
+        self.position = 0
+        self.epoch += 1
+
+    @staticmethod
+    def rows(indices: np.ndarray) -> dict[str, Tensor]:
+        inputs = [np.random.default_rng(int(index)).standard_normal(8) for index in indices]
+        return {"inputs": torch.tensor(np.stack(inputs), dtype=torch.float32)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(hidden + F.gelu(self.linear(hidden)))
+
+
+class ToyStep(nn.Module):
+    """Two towers, a contrastive loss over all processes, a momentum copy, a queue, tied and frozen weights."""
+
+    counted: Tensor
+    ring: Tensor
+
+    def __init__(self, *, dropout: float = 0.1, width: int = 16) -> None:
+        super().__init__()
+        self.entry = nn.Linear(8, width)
+        self.left = nn.Sequential(Block(width), Block(width))
+        self.right = Block(width)
+        self.out = nn.Linear(width, width, bias=False)
+        self.tied = nn.Linear(width, width, bias=False)
+        self.tied.weight = self.out.weight
+        self.frozen = nn.Linear(8, width).requires_grad_(False)
+        # As weights from a file would be: the same whatever the seed.
+        nn.init.constant_(self.frozen.weight, 0.1)
+        nn.init.constant_(self.frozen.bias, -0.2)
+        self.momentum = nn.Linear(8, width).requires_grad_(False)
+        self.momentum.load_state_dict(self.entry.state_dict())
+        self.temperature = nn.Parameter(torch.tensor(0.5))
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("counted", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("ring", torch.zeros(4, width))
+        self.register_buffer("alpha", torch.zeros(()), persistent=False)
+        self.new_steps: list[bool] = []
+        self.poison_at: int | None = None
+
+    def set_progress(self, epoch: float, new_step: bool) -> None:
+        self.alpha.fill_(min(1.0, epoch))
+        self.new_steps.append(new_step)
+
+    def frozen_parameter_names(self) -> set[str]:
+        return {"frozen.weight", "frozen.bias"}
+
+    def layer_ids(self) -> dict[str, int]:
+        layers = {name: 0 for name, _ in self.entry.named_parameters(prefix="entry")}
+        for index in range(2):
+            block = self.left[index].named_parameters(prefix=f"left.{index}")
+            layers |= {name: 1 + index for name, _ in block}
+        return layers | {"out.weight": 3}
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        inputs = batch["inputs"]
+        with torch.no_grad():
+            self.temperature.clamp_(0.01, 1.0)
+            if self.training and self.new_steps and self.new_steps[-1]:
+                for copy, source in zip(self.momentum.parameters(), self.entry.parameters(), strict=True):
+                    copy.lerp_(source, 0.1)
+            slow = self.momentum(inputs)
+        hidden = self.dropout(self.entry(inputs) + self.frozen(inputs))
+        left = F.normalize(self.out(self.left(hidden)), dim=-1)
+        right = F.normalize(self.tied(self.right(hidden)), dim=-1)
+        targets = torch.arange(len(inputs)) + len(inputs) * rank()
+        similarity = left @ gather_with_grad(right).T / self.temperature
+        contrastive = F.cross_entropy(similarity, targets.to(inputs.device))
+        pull = self.alpha * (hidden - slow).square().mean() + (hidden @ self.ring.clone().T).square().mean() * 0.01
+        if self.training:
+            with torch.no_grad():
+                # Rows of all processes go in, as in a queue of momentum features.
+                self.ring.copy_(torch.cat((self.ring, gather_with_grad(slow).mean(0, keepdim=True)))[1:])
+                self.counted += 1
+        loss = contrastive + pull
+        if self.poison_at is not None and int(self.counted) == self.poison_at and self.training:
+            loss = loss * float("nan")
+        return {"loss": loss, "contrastive": contrastive, "pull": pull}
+
+
+def toy_config(**changes: Any) -> TrainConfig:
+    defaults: dict[str, Any] = {
+        "epochs": 3,
+        "learning_rate": 1e-2,
+        "warmup_steps": 4,
+        "log_every": 1,
+        "precision": "float32",
+        "device": "cpu",
+        "trackers": (),
+    }
+    return TrainConfig(**{**defaults, **changes})
+
+
+def losses(out_dir: Path, split: str = "train") -> list[dict[str, Any]]:
+    """Records without what the clock decides."""
+    records = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
+    timed = ("time", "images_per_second")
+    return [{k: v for k, v in record.items() if k not in timed} for record in records if record["split"] == split]
+
+
+def evaluate(module: nn.Module, step: int) -> dict[str, float]:
+    assert not module.training
+    torch.rand(5)  # must not disturb training
+    with torch.no_grad():
+        found = module(ToyLoader.rows(np.arange(100, 108)))
+    return {"held_out": float(found["contrastive"])}
+
+
+class SlowStep(ToyStep):
+    """Leaves a parent the time to kill the process in the middle of things."""
+
+    def __init__(self, *, dropout: float, sleep: float) -> None:
+        super().__init__(dropout=dropout)
+        self.sleep = sleep
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        time.sleep(self.sleep)
+        return super().forward(batch)
+
+
+def main(arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    out_dir = Path(arguments[0])
+    resume = "--resume" in arguments
+    changes = {}
+    for argument in arguments[1:]:
+        if "=" in argument:
+            name, _, value = argument.removeprefix("--").partition("=")
+            changes[name] = json.loads(value)
+    dropout, sleep = changes.pop("dropout", 0.1), changes.pop("sleep", 0.0)
+    batch_size = changes.pop("batch_size", 8)
+    if "sharding_layers" in changes:
+        changes["sharding_layers"] = tuple(changes["sharding_layers"])
+    config = toy_config(**changes)
+    start("cpu")
+    seed_everything(0)
+    module = SlowStep(dropout=dropout, sleep=sleep)
+    loader = ToyLoader(batch_size=batch_size, rank=rank(), world=world_size())
+    train(config, module, loader, out_dir, evaluate=evaluate, resume=resume, show=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
