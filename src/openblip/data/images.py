@@ -49,6 +49,7 @@ _DECODE_ERRORS: tuple[type[Exception], ...] = (
     *(OverflowError, AssertionError, struct.error, zlib.error),
 )
 """What Pillow's plugins have been seen to raise on damaged files."""
+_ORIENTATION = 0x0112
 _CUT_WORDS = ("truncat", "broken", "incomplete")
 
 
@@ -129,10 +130,11 @@ def _draft(image: Image.Image, min_side: int) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turned = ImageOps.exif_transpose(image)
+        if image.getexif().get(_ORIENTATION, 1) == 1:
+            return image  # exif_transpose would copy it
+        return ImageOps.exif_transpose(image)
     except _DECODE_ERRORS:  # damaged EXIF says nothing about the pixels, which are fine
         return image
-    return image if turned is None else turned
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from openblip.core.errors import UserError
@@ -273,7 +274,14 @@ class _Workers:
 
         requests = self._requests()
 
+        num_threads = torch.get_num_threads()
+        started = threading.Event()
+
         def work() -> None:
+            # One picture is too little work to share: two threads would cost twice the time of one. The
+            # setting is each thread's own, except that it is also what new threads start from.
+            torch.set_num_threads(1)
+            started.set()
             try:
                 for request in requests:
                     if stop.is_set():
@@ -286,6 +294,8 @@ class _Workers:
 
         thread = threading.Thread(target=work, name="openblip-loader", daemon=True)
         thread.start()
+        started.wait()
+        torch.set_num_threads(num_threads)
         try:
             while (item := ready.get()) is not None:
                 if isinstance(item, BaseException):

@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from openblip.core.errors import UserError, nearest
 from openblip.data.sample import BrokenSample, Sample
@@ -22,11 +25,13 @@ __all__ = [
     "IMAGE_COLUMNS",
     "TEXT_COLUMNS",
     "URL_COLUMNS",
+    "PairsSource",
     "Source",
     "SourceConfig",
     "as_texts",
     "find_column",
     "locate_image",
+    "string_array",
 ]
 
 IMAGE_COLUMNS = (
@@ -106,9 +111,54 @@ class Source(ABC):
             BrokenSample: this sample cannot be read.
         """
 
+    def text_counts(self) -> np.ndarray:
+        """Return how many texts each sample has, int64 [len(self)]; 0 where it cannot be read."""
+
+        def count(index: int) -> int:
+            try:
+                return len(self[index].texts)
+            except BrokenSample:
+                return 0
+
+        return np.fromiter(map(count, range(len(self))), np.int64, len(self))
+
     def describe(self) -> dict[str, Any]:
         """Return what a person wants to know: kind, path, number of samples, columns."""
         return {"kind": type(self).__name__, "name": self.name, "num_samples": len(self)}
+
+
+class PairsSource(Source):
+    """Every (image, caption) of another source as a sample of its own; the image id tells which belong together.
+
+    A sample without captions stays one sample, so that the loader can report it.
+    """
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.name, self.bad_rows, self.window = source.name, source.bad_rows, source.window
+        self._source = source
+        counts = np.maximum(source.text_counts(), 1)
+        self._ends = np.cumsum(counts)
+        if source.blocks is not None:
+            edges = np.concatenate([[0], self._ends])
+            self.blocks = [range(int(edges[b.start]), int(edges[b.stop])) for b in source.blocks]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Sample:
+        owner = int(np.searchsorted(self._ends, index, side="right"))
+        number = index - int(self._ends[owner - 1]) if owner else index
+        sample = self._source[owner]
+        return replace(
+            sample,
+            key=f"{sample.key}#{number}",
+            texts=sample.texts[number : number + 1],
+            image_id=sample.image_id or sample.key,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {**self._source.describe(), "num_samples": len(self), "num_images": len(self._source)}
 
 
 def find_column(wanted: str, guesses: Iterable[str], columns: Sequence[str], *, what: str, where: str) -> str:
@@ -169,6 +219,18 @@ def locate_image(name: str, root: str, *, key: str, absolute: bool) -> Path:
         return Path(path)
     hint = "; set absolute_paths if you trust the file" if os.path.isabs(name) else ""
     raise BrokenSample("bad-row", key, f"{name} leads out of {root}{hint}")
+
+
+def string_array(values: Sequence[str | bytes]) -> pa.Array:
+    """Return a large_string array of str or UTF-8 bytes.
+
+    `pa.array` would do the same and import pandas on the way, where that is installed.
+    """
+    encoded = [value.encode("utf-8", "replace") if isinstance(value, str) else value for value in values]
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.large_string(), len(encoded), buffers)
 
 
 def as_texts(value: Any) -> tuple[str, ...]:

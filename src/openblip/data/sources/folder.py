@@ -6,13 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from openblip.core.errors import UserError
 from openblip.data.images import IMAGE_SUFFIXES
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.base import Source, SourceConfig, string_array
 
 __all__ = ["FolderSource", "list_images"]
 
@@ -42,20 +39,10 @@ class FolderSource(Source):
                 f"{folder} holds no pictures, tars or captions files; "
                 "give a folder of images with .txt files beside them, or a captions file"
             )
-        self._names = pa.array([os.fsencode(name) for name in names], pa.large_binary())  # names of any encoding
-        self._units: np.ndarray | None = None
-        if config.pairs:
-            self._units = np.array([unit for image in range(len(names)) for unit in self._pairs_of(image)])
-
-    def _pairs_of(self, image: int) -> list[tuple[int, int]]:
-        try:
-            num_texts = len(self._texts(self._name(image)))
-        except BrokenSample:
-            num_texts = 0
-        return [(image, text) for text in range(max(1, num_texts))]
+        self._names = string_array(names)
 
     def _name(self, image: int) -> str:
-        return os.fsdecode(self._names[image].as_py())
+        return self._names[image].as_py()
 
     def _texts(self, name: str) -> tuple[str, ...]:
         path = (self._folder / name).with_suffix(".txt")
@@ -70,16 +57,11 @@ class FolderSource(Source):
         return tuple(line.strip() for line in lines if line.strip())
 
     def __len__(self) -> int:
-        return len(self._names) if self._units is None else len(self._units)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
-        if self._units is None:
-            name = self._name(index)
-            return Sample(key=name, image=self._folder / name, texts=self._texts(name), image_id=name)
-        image, text = (int(number) for number in self._units[index])
-        name = self._name(image)
-        texts = self._texts(name)[text : text + 1]
-        return Sample(key=f"{name}#{text}", image=self._folder / name, texts=texts, image_id=name)
+        name = self._name(index)
+        return Sample(key=name, image=self._folder / name, texts=self._texts(name), image_id=name)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "kind": "folder", "num_images": len(self._names)}
+        return {**super().describe(), "kind": "folder"}

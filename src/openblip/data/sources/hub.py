@@ -40,21 +40,20 @@ class HubSource(Source):
             data = data.cast_column(image, datasets.Image(decode=False))
         kept = [*dict.fromkeys([*self._columns.values(), *config.meta_columns])]
         self._rows = data.select_columns(kept)
-        self._units: np.ndarray | None = None
-        if config.pairs:
-            texts = self._rows.select_columns([self._columns["caption"]])
-            counts = np.array([max(1, len(as_texts(row[self._columns["caption"]]))) for row in texts], np.int64)
-            owner = np.repeat(np.arange(len(counts)), counts)
-            first = np.repeat(np.cumsum(counts) - counts, counts)
-            self._units = np.stack([owner, np.arange(len(owner)) - first], axis=1)
+
+    def text_counts(self) -> np.ndarray:
+        if "caption" not in self._columns:
+            return np.zeros(len(self), np.int64)
+        column = self._columns["caption"]
+        counts = (len(as_texts(row[column])) for row in self._rows.select_columns([column]))
+        return np.fromiter(counts, np.int64, len(self))
 
     def __len__(self) -> int:
-        return len(self._rows) if self._units is None else len(self._units)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
-        row_number, text = (index, -1) if self._units is None else (int(n) for n in self._units[index])
-        row = self._rows[row_number]
-        key = image_id = str(row_number)
+        row = self._rows[index]
+        key = image_id = str(index)
         if "id" in self._columns:
             image_id = str(row[self._columns["id"]])
         image = row[self._columns["image"]]
@@ -65,13 +64,8 @@ class HubSource(Source):
         if image is None:
             raise BrokenSample("missing", key, "the row holds no picture")
         texts = as_texts(row[self._columns["caption"]]) if "caption" in self._columns else ()
-        return Sample(
-            key=key if text < 0 else f"{key}#{text}",
-            image=image,
-            texts=texts if text < 0 else texts[text : text + 1],
-            image_id=image_id,
-            meta={name: row[name] for name in self._config.meta_columns},
-        )
+        meta = {name: row[name] for name in self._config.meta_columns}
+        return Sample(key=key, image=image, texts=texts, image_id=image_id, meta=meta)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "kind": "hf", "columns": self._columns}

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError, nearest
 from openblip.data.images import IMAGE_SUFFIXES
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.base import PairsSource, Source, SourceConfig
 from openblip.data.sources.folder import FolderSource
 from openblip.data.sources.hub import HubSource
 from openblip.data.sources.parquet import open_parquet
@@ -82,8 +82,8 @@ def open_source(spec: SourceConfig | str) -> Source:
     if not len(source):
         bad = f"; {len(source.bad_rows)} rows cannot be read, first {source.bad_rows[0]}" if source.bad_rows else ""
         raise UserError(f"{config.path} holds no samples{bad}")
-    source.name = source.name or config.name or config.path
-    return source
+    source.name = config.name or config.path
+    return PairsSource(source) if config.pairs else source
 
 
 def _open(config: SourceConfig) -> Source:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample, ImageLike
-from openblip.data.sources.base import SourceConfig, as_texts
+from openblip.data.sources.base import SourceConfig, as_texts, string_array
 from openblip.data.sources.table import Columns, ImagePaths, TableSource, choose_columns, no_such_split
 
 __all__ = ["open_parquet"]
@@ -172,7 +172,7 @@ def _without_empty(table: pa.Table, column: str, file: str) -> tuple[pa.Table, l
 def _flatten(column: pa.ChunkedArray | None) -> tuple[pa.Array, np.ndarray]:
     """Return the captions of a column of strings, or of lists of them, one by one with their rows."""
     if column is None:
-        return pa.array([], pa.large_string()), np.zeros(0, np.int64)
+        return string_array([]), np.zeros(0, np.int64)
     kind = column.type
     column = _combined(column)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -180,7 +180,7 @@ def _flatten(column: pa.ChunkedArray | None) -> tuple[pa.Array, np.ndarray]:
             rows = pc.list_parent_indices(column).to_numpy(zero_copy_only=False).astype(np.int64)
             return _without_blanks(_strings(pc.list_flatten(column)), rows)
         pairs = [(t, row) for row, cell in enumerate(column) for t in as_texts(cell.as_py())]
-        return pa.array([t for t, _ in pairs], pa.large_string()), np.array([r for _, r in pairs], np.int64)
+        return string_array([t for t, _ in pairs]), np.array([r for _, r in pairs], np.int64)
     return _without_blanks(_strings(column), np.arange(len(column)))
 
 
@@ -191,4 +191,4 @@ def _without_blanks(texts: pa.Array, rows: np.ndarray) -> tuple[pa.Array, np.nda
 
 
 def _as_json(column: pa.ChunkedArray) -> pa.Array:
-    return pa.array([json.dumps(cell.as_py(), default=str) for cell in column], pa.large_string())
+    return string_array([json.dumps(cell.as_py(), default=str) for cell in column])

@@ -1,4 +1,4 @@
-"""Captions files as a source: rows of (image, captions, id), grouped by image or one sample for each caption.
+"""Captions files as a source: rows of (image, captions, id), grouped by image.
 
 Rows live in Arrow columns and NumPy index arrays, about the size of their text, so that tens of millions of
 rows fit in memory and cross to worker processes without a copy for each row.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -29,6 +30,7 @@ from openblip.data.sources.base import (
     as_texts,
     find_column,
     locate_image,
+    string_array,
 )
 from openblip.data.sources.records import Row, read_records
 
@@ -78,17 +80,12 @@ class Grouping:
     Args:
         text_row: int64 [T], ascending.
         ids: equal for rows of one image, or None.
-        pairs: one sample for each caption (a row without captions stays one sample).
     """
 
-    def __init__(self, text_row: np.ndarray, num_rows: int, ids: pa.Array | None, *, pairs: bool) -> None:
+    def __init__(self, text_row: np.ndarray, num_rows: int, ids: pa.Array | None) -> None:
         self.text_order: np.ndarray | None = None
         counts = np.bincount(text_row, minlength=num_rows)
-        if pairs:
-            self.row = np.repeat(np.arange(num_rows), np.maximum(counts, 1))
-            has_text = np.repeat(counts > 0, np.maximum(counts, 1))
-            self.start = np.concatenate([[0], np.cumsum(has_text)])
-        elif ids is None:
+        if ids is None:
             self.row = np.arange(num_rows)
             self.start = np.concatenate([[0], np.cumsum(counts)])
         else:
@@ -121,10 +118,12 @@ class TableSource(Source):
         self.kind = kind
         self.bad_rows = columns.bad_rows
         self._columns = columns
-        self._pairs = config.pairs
-        self._grouping = Grouping(columns.text_row, columns.num_rows, columns.ids, pairs=config.pairs)
+        self._grouping = Grouping(columns.text_row, columns.num_rows, columns.ids)
         if hasattr(columns.images, "blocks_of"):  # pictures inside the table are read a row group at a time
             self.blocks, self.window = columns.images.blocks_of(self._grouping.row)
+
+    def text_counts(self) -> np.ndarray:
+        return np.diff(self._grouping.start)
 
     def __len__(self) -> int:
         return len(self._grouping)
@@ -134,8 +133,6 @@ class TableSource(Source):
         row, numbers = self._grouping[index]
         key, image = columns.images[row]
         image_id = columns.ids[row].as_py() if columns.ids is not None else key
-        if self._pairs:
-            key = f"{key}#{numbers[0] if numbers else 'none'}"
         texts = tuple(columns.texts[number].as_py() for number in numbers)
         meta = {name: json.loads(cells[row].as_py()) for name, cells in columns.meta.items()}
         return Sample(key=key, image=image, texts=texts, image_id=image_id, meta=meta)
@@ -172,51 +169,65 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
         why = f" ({broken.key}: {broken.detail})" if broken else ""
         raise UserError(f"{path} has no rows that can be read{why}")
     names = choose_columns(seen, config, str(path))
-    cells: dict[str, list[Any]] = {name: [] for name in ("image", "id", "text", "text_row")}
-    cells |= {f"meta:{name}": [] for name in config.meta_columns}
-    done: dict[str, list[pa.Array]] = {name: [] for name in cells}
+    images, texts, ids = _Strings(), _Strings(), _Strings()
+    meta = {name: _Strings() for name in config.meta_columns}
+    text_row = array("q")
+    bad_rows: list[BrokenSample] = []
     splits: set[str] = set()
     wanted = _KARPATHY_TRAIN if config.split == "train" and path.suffix == ".json" else {config.split}
-    bad_rows: list[BrokenSample] = []
-    num_rows = 0
     for label, row in chain(head, rows):
         if isinstance(row, BrokenSample):
             bad_rows.append(row)
             continue
-        if config.split:
+        if config.split and row.get("split") not in wanted:
             splits.add(str(row.get("split")))
-            if row.get("split") not in wanted:
-                continue
+            continue
         image = row.get(names["image"])
         if not isinstance(image, str) or not image.strip():
             bad_rows.append(BrokenSample("bad-row", label, f'no path under "{names["image"]}": {image!r}'))
             continue
-        cells["image"].append(image)
-        if "id" in names:
-            cells["id"].append(str(row.get(names["id"], image)))
         for text in as_texts(row.get(names["caption"])) if "caption" in names else ():
-            cells["text"].append(text)
-            cells["text_row"].append(num_rows)
-        for name in config.meta_columns:
-            cells[f"meta:{name}"].append(json.dumps(row.get(name), ensure_ascii=False))
-        num_rows += 1
-        if num_rows % _CHUNK == 0:
-            _flush(cells, done)
-    _flush(cells, done)
-    if config.split and not num_rows:
+            texts.append(text)
+            text_row.append(len(images))
+        images.append(image)
+        if "id" in names:
+            ids.append(str(row.get(names["id"], image)))
+        for name, cells in meta.items():
+            cells.append(json.dumps(row.get(name), ensure_ascii=False))
+    if splits and not len(images):
         raise no_such_split(config.split, splits, str(path))
-    whole = {name: _join(name, parts) for name, parts in done.items()}
+    paths = images.finish()
     root = config.image_root or str(path.parent)
     return Columns(
-        images=ImagePaths(whole["image"], root, absolute=config.absolute_paths),
-        texts=whole["text"],
-        text_row=whole["text_row"].to_numpy(),
-        num_rows=num_rows,
-        ids=whole["id"] if "id" in names else whole["image"],
-        meta={name: whole[f"meta:{name}"] for name in config.meta_columns},
+        images=ImagePaths(paths, root, absolute=config.absolute_paths),
+        texts=texts.finish(),
+        text_row=np.array(text_row, dtype=np.int64),
+        num_rows=len(paths),
+        ids=ids.finish() if "id" in names else paths,
+        meta={name: cells.finish() for name, cells in meta.items()},
         names=names,
         bad_rows=bad_rows,
     )
+
+
+class _Strings:
+    """A list of strings that is packed into Arrow as it grows."""
+
+    def __init__(self) -> None:
+        self._open: list[str] = []
+        self._parts: list[pa.Array] = []
+
+    def __len__(self) -> int:
+        return len(self._open) + _CHUNK * len(self._parts)
+
+    def append(self, text: str) -> None:
+        self._open.append(text)
+        if len(self._open) == _CHUNK:
+            self._parts.append(string_array(self._open))
+            self._open.clear()
+
+    def finish(self) -> pa.Array:
+        return pa.concat_arrays([*self._parts, string_array(self._open)])
 
 
 def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dict[str, str]:
@@ -234,23 +245,3 @@ def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dic
     if config.split:
         find_column("split", (), seen, what="split", where=where)
     return names
-
-
-def _flush(cells: dict[str, list[Any]], done: dict[str, list[pa.Array]]) -> None:
-    for name, values in cells.items():
-        if values:
-            done[name].append(pa.array(_encodable(values), type=_type_of(name)))
-            values.clear()
-
-
-def _encodable(values: list[Any]) -> list[Any]:
-    """Replace lone surrogates, which JSON can spell and UTF-8 cannot."""
-    return [v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for v in values]
-
-
-def _type_of(name: str) -> pa.DataType:
-    return pa.int64() if name == "text_row" else pa.large_string()
-
-
-def _join(name: str, parts: list[pa.Array]) -> pa.Array:
-    return pa.concat_arrays(parts) if parts else pa.array([], type=_type_of(name))

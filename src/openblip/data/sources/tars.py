@@ -23,7 +23,7 @@ import pyarrow as pa
 from openblip.core.errors import UserError, nearest
 from openblip.data.images import IMAGE_SUFFIXES
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import TEXT_COLUMNS, Source, SourceConfig, as_texts
+from openblip.data.sources.base import TEXT_COLUMNS, Source, SourceConfig, as_texts, string_array
 
 __all__ = ["Member", "TarSource", "read_members"]
 
@@ -138,7 +138,7 @@ class TarSource(Source):
                 keys.append(key)
                 rows.append((number, *places))
             sizes.append(len(keys))
-            parts.append((pa.array(keys, pa.large_string()), np.array(rows, np.int64).reshape(-1, 7)))
+            parts.append((string_array(keys), np.array(rows, np.int64).reshape(-1, 7)))
             keys, rows = [], []
         self._keys = pa.concat_arrays([part[0] for part in parts])
         self._index = np.concatenate([part[1] for part in parts])
@@ -146,13 +146,6 @@ class TarSource(Source):
             why = f" ({self.bad_rows[0]})" if self.bad_rows else ""
             raise UserError(f"the tars of {config.path} hold no pictures{why}")
         self._check_fields()
-        self._units: np.ndarray | None = None
-        if config.pairs:
-            counts = np.array([self._num_texts(sample) for sample in range(len(self._index))])
-            owner = np.repeat(np.arange(len(counts)), counts)
-            first = np.repeat(np.cumsum(counts) - counts, counts)
-            self._units = np.stack([owner, np.arange(len(owner)) - first], axis=1)
-            sizes = [int(counts[self._index[:, 0] == number].sum()) for number in range(len(paths))]
         ends = np.cumsum(sizes)
         self.blocks = [range(int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True) if size]
 
@@ -238,27 +231,28 @@ class TarSource(Source):
             return as_texts(fields.get(self._config.text_column))
         return next((texts for name in TEXT_COLUMNS if (texts := as_texts(fields.get(name)))), ())
 
-    def _num_texts(self, sample: int) -> int:
-        try:
-            return max(1, len(self._texts(sample, self._keys[sample].as_py(), None)))
-        except BrokenSample:
-            return 1
+    def text_counts(self) -> np.ndarray:
+        def count(sample: int) -> int:
+            try:
+                return len(self._texts(sample, self._keys[sample].as_py(), None))
+            except BrokenSample:
+                return 0
+
+        return np.fromiter(map(count, range(len(self))), np.int64, len(self))
 
     def __len__(self) -> int:
-        return len(self._index) if self._units is None else len(self._units)
+        return len(self._index)
 
     def __getitem__(self, index: int) -> Sample:
-        sample, text = (index, -1) if self._units is None else (int(n) for n in self._units[index])
         config = self._config
-        tar, offset, size = (int(number) for number in self._index[sample, :3])
-        key = f"{Path(self._paths[tar]).stem}/{self._keys[sample].as_py()}"
-        fields = self._json(sample, key) if config.id_column or config.meta_columns else None
-        texts = self._texts(sample, key, fields)
+        tar, offset, size = (int(number) for number in self._index[index, :3])
+        key = f"{Path(self._paths[tar]).stem}/{self._keys[index].as_py()}"
+        fields = self._json(index, key) if config.id_column or config.meta_columns else None
         image_id = key if not config.id_column else str((fields or {}).get(config.id_column, key))
         return Sample(
-            key=key if text < 0 else f"{key}#{text}",
+            key=key,
             image=self._read(tar, offset, size, key),
-            texts=texts if text < 0 else texts[text : text + 1],
+            texts=self._texts(index, key, fields),
             image_id=image_id,
             meta={name: (fields or {}).get(name) for name in config.meta_columns},
         )
