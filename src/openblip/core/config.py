@@ -155,8 +155,19 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             table = table[name]
         if last not in table:
             raise UserError(f'unknown setting "{dotted}"{nearest(last, table)}')
-        table[last] = _parse(text.strip())
-    return from_dict(type(config), data)
+        error: UserError | None = None
+        # A text may look like a number: after the value is read as JSON it is tried as it was written.
+        for value in (_parse(text.strip()), text.strip()):
+            table[last] = value
+            try:
+                config = from_dict(type(config), data)
+                break
+            except UserError as failed:
+                error = error or failed
+        else:
+            assert error is not None
+            raise error
+    return config
 
 
 def _parse(text: str) -> Any:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from openblip.core.errors import UserError
 
@@ -100,10 +100,29 @@ def write_folder(path: Path | str) -> Iterator[Path]:
 
 
 def append_jsonl(path: Path | str, record: dict[str, Any]) -> None:
-    """Append one line of JSON."""
+    """Append one line of JSON; a last line that a kill has cut gives way to it."""
     path = Path(path)
-    with _explain_full_disk(path), open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    with _explain_full_disk(path), open(path, "ab+") as file:
+        _mend_last_line(file)
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def _mend_last_line(file: IO[bytes]) -> None:
+    """End the last line if only its end is missing, remove it if it was cut."""
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read() == b"\n":
+        return
+    file.seek(0)
+    last = file.read().rpartition(b"\n")[2]
+    try:
+        json.loads(last)
+    except ValueError:
+        file.truncate(end - len(last))
+    else:
+        file.write(b"\n")
 
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
@@ -112,16 +131,18 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Bytes, and split at "\n" alone: a kill may cut a character, and texts may hold other line separators.
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             if number == len(lines):
                 break
-            raise UserError(f"{path} line {number} is not JSON: {error.msg}; remove or mend that line") from error
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise UserError(f"{path} line {number} is not JSON: {reason}; remove or mend that line") from error
     return records
 
 

@@ -7,6 +7,8 @@ the captions at hand (`train`). Encoding is a pure function: nothing about paddi
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,9 @@ __all__ = ["First", "TextTokenizer", "TokenBatch"]
 
 First = Literal["cls", "enc", "dec"]
 DEC, ENC = "[DEC]", "[ENC]"
+# BERT cuts Chinese into single characters; the spaces that come of it are no part of the text.
+IDEOGRAPH = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+BETWEEN_IDEOGRAPHS = re.compile(f"(?<={IDEOGRAPH}) (?={IDEOGRAPH})")
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,8 @@ class TextTokenizer:
         values = [int(i) for i in (ids.tolist() if isinstance(ids, Tensor) else ids)]
         if self.sep_id in values:
             values = values[: values.index(self.sep_id)]
-        return str(self._tokenizer.decode([i for i in values if i not in self.special_ids])).strip()
+        text = str(self._tokenizer.decode([i for i in values if i not in self.special_ids])).strip()
+        return BETWEEN_IDEOGRAPHS.sub("", text)
 
     def decode_batch(self, rows: Tensor | Sequence[Sequence[int]]) -> list[str]:
         """`decode` for each row."""
@@ -187,20 +193,54 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], *, vocab_size: int = 8000, lowercase: bool = True) -> TextTokenizer:
-        """Learn a WordPiece vocabulary from `captions`, in any script, with room for [DEC] and [ENC]."""
-        tokenizer = _bert_tokenizer(models.WordPiece({}, unk_token="[UNK]"), lowercase=lowercase)
+        """Learn a WordPiece vocabulary from `captions`, in any script, with room for [DEC] and [ENC].
+
+        Accents and vowel signs are kept, which BERT's English vocabulary drops. The same captions give the
+        same vocabulary, always.
+        """
         specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", DEC, ENC]
         if vocab_size <= len(specials):
             raise UserError(
                 f"a vocabulary of {vocab_size} has no room for words; take at least {len(specials) + 1}"
             )
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, min_frequency=1, special_tokens=specials, show_progress=False
-        )
-        tokenizer.train_from_iterator(captions, trainer)
-        if tokenizer.get_vocab_size() <= len(specials):
+        draft = _bert_tokenizer(models.WordPiece({}, unk_token="[UNK]"), lowercase=lowercase, strip_accents=False)
+        captions = list(captions)
+        letters, inner = _letters(draft, captions)
+        if not letters:
             raise UserError("there is no text to train a tokenizer on; check the captions")
+        # The trainer numbers pieces in the order of a hash table and breaks ties by number; named beforehand,
+        # in order, they are always the same. The rarest letters of very many give way to words.
+        room = max((vocab_size - len(specials)) // 2, 1)
+        kept = set(sorted(letters, key=lambda c: (-letters[c], c))[:room])
+        pieces = [*sorted(kept), *(f"##{c}" for c in sorted(inner & kept))]
+        rare = str.maketrans(dict.fromkeys(set(letters) - kept, " "))
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=max(vocab_size, len(specials) + len(pieces)),
+            min_frequency=1,
+            special_tokens=[*specials, *pieces],
+            limit_alphabet=len(kept),
+            show_progress=False,
+        )
+        normalise = draft.normalizer.normalize_str
+        draft.train_from_iterator((normalise(c).translate(rare) for c in captions) if rare else captions, trainer)
+        # The draft takes every piece it was given for a special token; a tokenizer of the vocabulary does not.
+        model = models.WordPiece(draft.get_vocab(), unk_token="[UNK]")
+        tokenizer = _bert_tokenizer(model, lowercase=lowercase, strip_accents=False)
+        tokenizer.add_special_tokens(specials)
         return cls(tokenizer)
+
+
+def _letters(tokenizer: Tokenizer, captions: Sequence[str]) -> tuple[Counter[str], set[str]]:
+    """How often each letter stands in the words of `captions`, and those that stand inside a word."""
+    words: Counter[str] = Counter()
+    for caption in captions:
+        normal = tokenizer.normalizer.normalize_str(caption)
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
+    letters: Counter[str] = Counter()
+    for word, count in words.items():
+        for letter in word:
+            letters[letter] += count
+    return letters, {letter for word in words for letter in word[1:]}
 
 
 def _known_id(tokenizer: Tokenizer, name: str) -> int:
@@ -213,9 +253,10 @@ def _content(token: str | dict[str, str]) -> str:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _bert_tokenizer(model: models.WordPiece, *, lowercase: bool) -> Tokenizer:
+def _bert_tokenizer(model: models.WordPiece, *, lowercase: bool, strip_accents: bool | None = None) -> Tokenizer:
+    """BERT's cutting of texts; accents are dropped with the case unless `strip_accents` says otherwise."""
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = token_decoders.WordPiece(prefix="##")
     if tokenizer.token_to_id("[CLS]") is not None:

@@ -1,0 +1,124 @@
+"""Devices, dtypes, seeds; and tensors gathered over two processes, with and without gradient."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from openblip.core import runtime
+from openblip.core.errors import UserError
+
+TWO_PROCESSES = """
+import sys
+import torch, torch.distributed as dist
+from openblip.core.runtime import gather, gather_with_grad, is_main, rank, world_size
+
+me, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method="file://" + store, rank=me, world_size=2)
+assert (rank(), world_size(), is_main()) == (me, 2, me == 0)
+ids = torch.tensor([10 * me, 10 * me + 1])
+assert gather(ids).tolist() == [0, 1, 10, 11]
+assert gather(torch.tensor([[True]] if me else [[False]])).tolist() == [[False], [True]]
+
+torch.manual_seed(0)
+whole = torch.randn(6, 4)  # three rows of each process
+weight = torch.randn(6, 6)
+
+def loss_of(rows, everything, first):
+    # Each row against all: the mean over the rows at hand.
+    return ((rows @ everything.T) * weight[first:first + len(rows)]).exp().mul(0.01).sum(1).mean()
+
+mine = whole[3 * me:3 * me + 3].clone().requires_grad_()
+assert not gather(mine).requires_grad
+loss = loss_of(mine, gather_with_grad(mine), 3 * me)
+loss.backward()
+alone = whole.clone().requires_grad_()
+loss_of(alone, alone, 0).backward()
+# Data-parallel training divides the sum over processes by their number; here every row is in one process.
+torch.testing.assert_close(mine.grad / 2, alone.grad[3 * me:3 * me + 3])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_gather_with_gradient(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TWO_PROCESSES]
+    workers = [
+        subprocess.Popen([*command, str(i), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+
+
+def test_one_process_takes_the_same_path() -> None:
+    assert (runtime.rank(), runtime.world_size(), runtime.is_main()) == (0, 1, True)
+    x = torch.randn(3, 2, requires_grad=True)
+    assert runtime.gather_with_grad(x) is x
+    gathered = runtime.gather(x)
+    assert gathered.equal(x)
+    assert not gathered.requires_grad
+
+
+def test_devices() -> None:
+    assert runtime.choose_device("cpu") == torch.device("cpu")
+    assert runtime.choose_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(UserError, match='did you mean "cuda"'):
+        runtime.choose_device("cud")
+
+
+def test_devices_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert runtime.choose_device("auto").type == "cpu"
+    for name in ("cuda", "cuda:1", "mps"):
+        with pytest.raises(UserError, match="not available"):
+            runtime.choose_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert runtime.choose_device("auto") == torch.device("cuda", 0)
+    with pytest.raises(UserError, match="there are 1 CUDA GPUs"):
+        runtime.choose_device("cuda:1")
+
+
+def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, wanted in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(runtime, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        assert runtime.choose_dtype("auto", "cpu") == wanted
+    assert runtime.choose_dtype("float16", "cpu") == torch.float16
+    with pytest.raises(UserError, match=r'unknown dtype "bfloat" .did you mean "bfloat16"'):
+        runtime.choose_dtype("bfloat", "cpu")
+
+
+def test_bfloat16_is_fast_only_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(runtime.platform, "machine", lambda: "x86_64")
+    assert not runtime.has_fast_bfloat16("cpu")
+    assert not runtime.has_fast_bfloat16("mps")
+
+
+def test_one_seed_gives_one_sequence() -> None:
+    found = []
+    for _ in range(2):
+        runtime.seed_everything(7)
+        found.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+    assert found[0] == found[1]
+    runtime.seed_everything(2**40)  # numpy takes 32 bits only
+
+
+def test_what_is_told_of_machine_and_versions() -> None:
+    machine = runtime.machine()
+    assert machine["cores"] >= 1
+    assert machine["processor"]
+    versions = runtime.versions()
+    assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
+    assert {"python", "openblip", "timm", "transformers"} <= versions.keys()
