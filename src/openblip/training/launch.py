@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker
 from accelerate.utils import (
@@ -31,7 +33,7 @@ from openblip.core.runtime import choose_dtype, is_main, world_size
 from openblip.training.config import TrainConfig
 from openblip.training.step import HasFrozenNames
 
-__all__ = ["make_accelerator", "on_main", "release", "start", "unsharded"]
+__all__ = ["make_accelerator", "on_main", "release", "start", "unsharded", "wrap"]
 
 Result = TypeVar("Result")
 
@@ -93,6 +95,7 @@ def make_accelerator(config: TrainConfig, module: nn.Module, out_dir: Path, step
     if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
         # Accelerate switches FSDP on for GPUs only; the sharding itself works over gloo, and tests run it there.
         accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
     return accelerator
 
@@ -149,6 +152,30 @@ def on_main(function: Callable[[], Result]) -> Result:
     if message is not None:
         raise UserError(message) if is_users else RuntimeError(f"the first process failed: {message}")
     return result
+
+
+def wrap(
+    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """Make the processes begin alike, and the module work as copies or shards; the optimiser follows."""
+    if accelerator.num_processes > 1:
+        # DDP makes parameters alike, but no buffers (a queue is drawn at random); FSDP2 makes nothing alike.
+        alike: list[torch.Tensor] = list(module.buffers())
+        alike += module.parameters() if accelerator.is_fsdp2 else []
+        for tensor in alike:
+            _broadcast(tensor)
+    with warnings.catch_warnings():
+        # torch renames an option that Accelerate passes on.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        model, wrapped = accelerator.prepare(module, optimizer)
+    return model, wrapped
+
+
+@torch.no_grad()
+def _broadcast(tensor: torch.Tensor) -> None:
+    sent = tensor.detach().contiguous()
+    dist.broadcast(sent, src=0)
+    tensor.copy_(sent)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from openblip.training.config import TrainConfig
 from openblip.training.feed import Feed, Stopwatch, num_rows
 from openblip.training.folder import open_run
 from openblip.training.interrupt import Interrupted, StopSignals
-from openblip.training.launch import make_accelerator, on_main, release, start, unsharded
+from openblip.training.launch import make_accelerator, on_main, release, start, unsharded, wrap
 from openblip.training.log import RunLog, format_duration, format_metrics
 from openblip.training.meters import FiniteGuard, Meters
 from openblip.training.optim import (
@@ -167,7 +167,7 @@ class _Trainer:
         self.accelerator = make_accelerator(config, module, self.out_dir, self.progress.step)
         self.device = self.accelerator.device
         module.to(self.device).train()
-        self.model, self.wrapped_optimizer = self.accelerator.prepare(module, make_optimizer(module, config))
+        self.model, self.wrapped_optimizer = wrap(self.accelerator, module, make_optimizer(module, config))
         self.optimizer: torch.optim.Optimizer = self.wrapped_optimizer.optimizer
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         # A scalar is kept whole beside shards, so no one averages its gradient over processes but us.

@@ -5,7 +5,10 @@ python training_toy.py OUT [--resume] [--key=value of TrainConfig ...]
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -17,8 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.core.errors import UserError
 from openblip.core.runtime import gather_with_grad, rank, seed_everything, world_size
-from openblip.training import TrainConfig, start, train
+from openblip.training import Interrupted, TrainConfig, start, train
+from openblip.training import state as states
 
 
 class ToyLoader:
@@ -175,25 +180,69 @@ class SlowStep(ToyStep):
         return super().forward(batch)
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], environment: dict[str, str] | None = None) -> None:
+    """Train the toy; ends the process with the code a command would."""
+    os.environ.update(environment or {})
     torch.set_num_threads(1)
     out_dir = Path(arguments[0])
-    resume = "--resume" in arguments
     changes = {}
     for argument in arguments[1:]:
-        if "=" in argument:
-            name, _, value = argument.removeprefix("--").partition("=")
-            changes[name] = json.loads(value)
-    dropout, sleep = changes.pop("dropout", 0.1), changes.pop("sleep", 0.0)
-    batch_size = changes.pop("batch_size", 8)
-    if "sharding_layers" in changes:
-        changes["sharding_layers"] = tuple(changes["sharding_layers"])
-    config = toy_config(**changes)
+        name, _, value = argument.removeprefix("--").partition("=")
+        changes[name] = json.loads(value) if value else True
+    own = {
+        "dropout": 0.1,
+        "sleep": 0.0,
+        "batch_size": 8,
+        "resume": False,
+        "die_in_save": 0,
+        "full_at": 0,
+        "signal_at": 0,
+    }
+    options = {name: changes.pop(name, default) for name, default in own.items()}
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     start("cpu")
     seed_everything(0)
-    module = SlowStep(dropout=dropout, sleep=sleep)
-    loader = ToyLoader(batch_size=batch_size, rank=rank(), world=world_size())
-    train(config, module, loader, out_dir, evaluate=evaluate, resume=resume, show=False)
+    module = SlowStep(dropout=options["dropout"], sleep=options["sleep"])
+    loader = ToyLoader(batch_size=options["batch_size"], rank=rank(), world=world_size())
+    _arrange_failures(options)
+    try:
+        train(
+            toy_config(**changes),
+            module,
+            loader,
+            out_dir,
+            evaluate=evaluate,
+            resume=options["resume"],
+            show=False,
+            on_record=lambda record: _signal_self(record["step"], options["signal_at"]),
+        )
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
+    except UserError as error:
+        (out_dir / f"error-{rank()}.txt").write_text(str(error))
+        sys.exit(2)
+
+
+def _signal_self(step: int, at: int) -> None:
+    if step == at:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _arrange_failures(options: dict[str, Any]) -> None:
+    """Let a checkpoint's file (two for each checkpoint, counted from 1) die or meet a full disk half-way."""
+    real, calls = states.save_file, []
+
+    def save_file(tensors: dict[str, Tensor], path: Path) -> None:
+        calls.append(path)
+        if len(calls) == options["die_in_save"]:
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if len(calls) == options["full_at"]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(tensors, path)
+
+    if options["die_in_save"] or options["full_at"]:
+        states.save_file = save_file
 
 
 if __name__ == "__main__":
