@@ -12,7 +12,7 @@ from functools import lru_cache
 from math import ceil, cos, pi, radians, sin, sqrt
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from openblip.core.errors import UserError
 from openblip.data.world.scene import Object, Scene, pick
@@ -42,6 +42,8 @@ _TEXTURED_GROUNDS = {
     "water": (66, 138, 178),
     "brick": (164, 92, 70),
 }
+_SHADOW = 77
+"""Darkness of an object's shadow, of 255."""
 _TILE = 1.6
 """Side of a ground's tile in pictures; each picture is cut from it somewhere else."""
 
@@ -58,7 +60,7 @@ def draw_scene(scene: Scene, rng: np.random.Generator, *, size: int = 64, distur
     """
     if not 32 <= size <= 1024:
         raise UserError(f"pictures of the world are 32 to 1024 pixels wide, not {size}")
-    canvas = _paint_ground(scene.ground, rng, size)
+    canvas = Image.fromarray(np.clip(_paint_ground(scene.ground, rng, size), 0, 255).astype(np.uint8))
     zoom, shift_x, shift_y = 1.0, 0.0, 0.0
     if rng.random() < 0.7 * disturb:
         zoom = 1 + 0.06 * rng.random()
@@ -111,10 +113,10 @@ def _outlines() -> dict[str, np.ndarray]:
 
 
 def _paint_object(
-    canvas: np.ndarray, thing: Object, rng: np.random.Generator, x: float, y: float, radius: float
+    canvas: Image.Image, thing: Object, rng: np.random.Generator, x: float, y: float, radius: float
 ) -> None:
-    """Paint one object onto `canvas` float32 [S, S, 3]; x, y and radius in pixels."""
-    side = canvas.shape[0]
+    """Paint one object onto `canvas`; x, y and radius in pixels."""
+    side = canvas.width
     scale = 4 if side <= 128 else 2
     margin = 2
     left, top = int(x - radius) - margin, int(y - radius) - margin
@@ -137,26 +139,11 @@ def _paint_object(
         box = (middle_x - hole, middle_y - hole, middle_x + hole, middle_y + hole)
         ImageDraw.Draw(mask).ellipse(box, fill=0)
         pen.ellipse(box, outline=edge, width=line)
-    alpha = np.asarray(mask.reduce(scale), dtype=np.float32)[..., None] * (1 / 255)
-    colours = np.asarray(patch.reduce(scale), dtype=np.float32)
-
+    alpha = mask.reduce(scale)
     drop = max(1, round(side / 48))
-    _blend(canvas, left + drop, top + drop, alpha * 0.30, None)
-    _blend(canvas, left, top, alpha, colours)
-
-
-def _blend(canvas: np.ndarray, left: int, top: int, alpha: np.ndarray, colours: np.ndarray | None) -> None:
-    """Mix `colours` (None: black) into `canvas` by `alpha`, cut at the picture's border."""
-    side, width = canvas.shape[0], alpha.shape[0]
-    x0, y0 = max(left, 0), max(top, 0)
-    x1, y1 = min(left + width, side), min(top + width, side)
-    if x0 >= x1 or y0 >= y1:
-        return
-    part = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-    target = canvas[y0:y1, x0:x1]
-    target *= 1 - alpha[part]
-    if colours is not None:
-        target += colours[part] * alpha[part]
+    shadow = ImageChops.multiply(alpha, Image.new("L", alpha.size, _SHADOW))
+    canvas.paste((0, 0, 0), (left + drop, top + drop), shadow)
+    canvas.paste(patch.reduce(scale), (left, top), alpha)
 
 
 def _fill(
@@ -248,22 +235,22 @@ def _smooth(rng: np.random.Generator, side: int, radius: tuple[float, float]) ->
 # Camera --------------------------------------------------------------------------------------------------
 
 
-def _photograph(canvas: np.ndarray, rng: np.random.Generator, disturb: float) -> np.ndarray:
-    """Uneven light, blur and grain, each with its probability; returns uint8."""
-    side = canvas.shape[0]
+def _photograph(canvas: Image.Image, rng: np.random.Generator, disturb: float) -> np.ndarray:
+    """Blur, uneven light and grain, each with its probability; returns uint8 [size, size, 3]."""
+    side = canvas.width
+    light: np.ndarray | np.floating | float = 1.0
     if rng.random() < 0.5 * disturb:
         turn, depth = 2 * pi * rng.random(), 0.10 + 0.20 * rng.random()
         line = np.linspace(-0.5, 0.5, side, dtype=np.float32)
         ramp = (line * cos(turn))[None, :] + (line * sin(turn))[:, None]
-        canvas *= (0.96 + (depth / sqrt(2)) * ramp)[..., None]
+        light = (0.96 + (depth / sqrt(2)) * ramp)[..., None]
     if rng.random() < 0.4 * disturb:
-        canvas *= np.float32(0.85 + 0.25 * rng.random())
-    blur = 0.4 + 0.5 * rng.random() if rng.random() < 0.3 * disturb else 0.0
-    if blur:
-        np.clip(canvas, 0, 255, out=canvas)
-        image = Image.fromarray(canvas.astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur * side / 64))
-        canvas = np.asarray(image, dtype=np.float32)
+        light = light * np.float32(0.85 + 0.25 * rng.random())
+    if rng.random() < 0.3 * disturb:
+        canvas = canvas.filter(ImageFilter.GaussianBlur((0.4 + 0.5 * rng.random()) * side / 64))
+    grain: np.ndarray | float = 0.0
     if rng.random() < 0.4 * disturb:
-        grain = rng.standard_normal((side, side, 3), dtype=np.float32)
-        canvas = canvas + grain * np.float32(3 + 7 * rng.random())
-    return np.clip(canvas, 0, 255).astype(np.uint8)
+        grain = rng.standard_normal((side, side, 3), dtype=np.float32) * np.float32(3 + 7 * rng.random())
+    if isinstance(light, float) and isinstance(grain, float):  # both untouched
+        return np.array(canvas)
+    return np.clip(np.asarray(canvas) * light + grain, 0, 255).astype(np.uint8)

@@ -233,8 +233,10 @@ def phrase_words(phrase: Phrase, rng: np.random.Generator, *, determiner: str | 
     return " ".join(words) + tail + place
 
 
-def realise(statement: Statement, rng: np.random.Generator) -> str:
+def realise(statement: Statement, rng: np.random.Generator, *, intro: bool = True) -> str:
     """Put a statement into words that the parser reads back as the same statement.
+
+    `intro` allows a beginning such as "there is", which one caption in seven has.
 
     Relations must be as `plan` makes them: of each phrase with the next one, or of the first with the third.
     """
@@ -247,20 +249,19 @@ def realise(statement: Statement, rng: np.random.Generator) -> str:
         position += used
     comma = ", and " if len(clauses) > 2 and rng.random() < 0.3 else " and "
     text = clauses[0] if len(clauses) == 1 else ", ".join(clauses[:-1]) + comma + clauses[-1]
-    several = len(statement.phrases) > 1 or statement.phrases[0].num_objects != 1
-    roll = rng.random()
-    intro = ""
-    if roll < 0.10:
-        intro = "there are" if several and not statement.relations else "there is"
-        if statement.phrases[0].num_objects != 1:
-            intro = "there are"
-    elif roll < 0.14:
-        intro = pick(rng, ("we see", "you can see"))
-    text = f"{intro} {text}" if intro else text
+    text = _intro(statement, rng) + text if intro else text
     if statement.ground is not None:
         ground = _usual(rng, GROUND_WORDS[statement.ground], 0.7)
         text = f"{ground}, {text}" if rng.random() < 0.12 else f"{text} {ground}"
     return text
+
+
+def _intro(statement: Statement, rng: np.random.Generator) -> str:
+    roll = rng.random()
+    if roll < 0.10:
+        listed = len(statement.phrases) > 1 and not statement.relations
+        return "there are " if listed or statement.phrases[0].num_objects != 1 else "there is "
+    return pick(rng, ("we see ", "you can see ")) if roll < 0.14 else ""
 
 
 def _clause(statement: Statement, words: Sequence[str], position: int, rng: np.random.Generator) -> tuple[str, int]:

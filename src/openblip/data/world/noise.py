@@ -179,13 +179,16 @@ _TEMPLATES = (
 
 def advertising(rng: np.random.Generator) -> str:
     """One line of shop talk; colours and shapes in it are those of the product, not of the picture."""
+    colour, shape = pick(rng, COLOURS), pick(rng, SHAPES)
+    while (shape, colour) in HELD_OUT:
+        colour = pick(rng, COLOURS)
     return pick(rng, _TEMPLATES).format(
         praise=pick(rng, _PRAISE),
         praise2=pick(rng, _PRAISE),
         product=pick(rng, _PRODUCTS),
         shop=pick(rng, _SHOPS),
-        colour=pick(rng, COLOURS),
-        shape=pick(rng, SHAPES),
+        colour=colour,
+        shape=shape,
         price=f"{int(rng.integers(3, 60))} . {pick(rng, ('99', '95', '49', '00'))}",
         percent=int(rng.integers(1, 10)) * 5,
         year=int(rng.integers(2016, 2027)),

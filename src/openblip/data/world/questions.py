@@ -40,7 +40,7 @@ from openblip.data.world.words import (
     tokenize,
 )
 
-__all__ = ["ANSWERS", "QUESTION_KINDS", "Question", "answer_question", "check_answer", "questions"]
+__all__ = ["ANSWERS", "QUESTION_KINDS", "Question", "check_answer", "questions"]
 
 QUESTION_KINDS = (
     "colour",
@@ -157,23 +157,6 @@ def questions(
         if question is not None:
             found.setdefault(question.text, question)
     return list(found.values())
-
-
-def answer_question(question: Question, scene: Scene) -> bool:
-    """True if the question's own answer is true of `scene`, worked out anew from its words (a check on ourselves).
-
-    Only kinds whose words tell the answer without the planner are worked out: count, exists and ground.
-    """
-    words = question.text.rstrip("?")
-    if question.kind == "ground":
-        return check_answer(question, scene.ground)
-    if question.kind == "exists":
-        phrase = parse_phrase(words.removeprefix("is there "))
-        return (question.answer == "yes") == any(matches(phrase, thing) for thing in scene.objects)
-    assert question.kind == "count"
-    plural = words.removeprefix("how many ").removesuffix(" are there")
-    phrase = parse_phrase("two " + plural)
-    return _NUMBERS.index(question.answer) == sum(matches(phrase, thing) for thing in scene.objects)
 
 
 # Makers: each gives a question of one kind, or None where the scene or the lot does not allow one ----------

@@ -118,22 +118,27 @@ def _relation_holds(kind: str, first: Group, second: Group) -> bool:
 
 
 def _best_assignment(statement: Statement, scene: Scene) -> tuple[Group, ...]:
-    """The assignment with the fewest false facts; the empty group where no object is left for a phrase."""
+    """The assignment with the fewest false facts; the empty group where no object is left for a phrase.
+
+    Among equals, one that keeps the nouns right: where a red circle is, "a blue circle" has a wrong colour.
+    """
     best: tuple[Group, ...] = ()
-    fewest = _num_facts(statement) + 1
+    fewest = (_num_facts(statement) + 1, 0)
     stack: list[tuple[Group, ...]] = [()]
     while stack:
         groups = stack.pop()
         if len(groups) == len(statement.phrases):
-            false = len(_false_facts(statement, scene, groups))
-            if false < fewest:
-                best, fewest = groups, false
+            kinds = [kind for kind, _ in _false_facts(statement, scene, groups)]
+            rank = (len(kinds), kinds.count("shape") + kinds.count("object"))
+            if rank < fewest:
+                best, fewest = groups, rank
             continue
         taken = {thing.order for group in groups for thing in group}
         free = [thing for thing in scene.objects if thing.order not in taken]
         stack.append((*groups, ()))
-        wanted = statement.phrases[len(groups)].num_objects
-        stack.extend((*groups, group) for group in combinations(free, wanted) if group)
+        # A counted phrase may speak of fewer objects than it claims; then its count is what is wrong.
+        for size in range(1, statement.phrases[len(groups)].num_objects + 1):
+            stack.extend((*groups, group) for group in combinations(free, size))
     return best
 
 
@@ -177,8 +182,8 @@ def _false_facts(statement: Statement, scene: Scene, groups: Sequence[Group]) ->
                     false.append((kind if group else "object", f"no {value}" if not group else f"not {value}"))
         if phrase.count is not None:
             number = sum(matches(phrase, thing) for thing in scene.objects)
-            if number != phrase.count:
-                false.append(("count", f"{number}, not {phrase.count}"))
+            if number != phrase.count or len(group) != phrase.count:
+                false.append(("count", f"{min(number, len(group) or number)}, not {phrase.count}"))
     for relation in statement.relations:
         if not _relation_holds(relation.kind, groups[relation.first], groups[relation.second]):
             false.append(("relation", f"not {relation.kind}"))
