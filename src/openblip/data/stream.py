@@ -278,8 +278,9 @@ class _Workers:
         started = threading.Event()
 
         def work() -> None:
-            # One picture is too little work to share: two threads would cost twice the time of one. The
-            # setting is each thread's own, except that it is also what new threads start from.
+            # One picture is too little work to share among cores. The setting is each thread's own once the
+            # thread has asked for it, but also what later threads start from: put back below.
+            torch.get_num_threads()
             torch.set_num_threads(1)
             started.set()
             try:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+
+from openblip.data.augment import COLOR_KEEPING_OPS, MAX_MAGNITUDE, REFERENCE_OPS, AugmentOp, augment
 
 __all__ = [
     "COLOR_KEEPING_OPS",
@@ -38,47 +39,6 @@ __all__ = [
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
-AugmentOp = Literal[
-    "identity",
-    "autocontrast",
-    "brightness",
-    "sharpness",
-    "equalize",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-]
-
-REFERENCE_OPS: tuple[AugmentOp, ...] = (
-    "identity",
-    "autocontrast",
-    "brightness",
-    "sharpness",
-    "equalize",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-)
-"""RandAugment without its colour operations (colour, contrast, posterise, solarise, invert), as published."""
-
-COLOR_KEEPING_OPS: tuple[AugmentOp, ...] = (
-    "identity",
-    "brightness",
-    "sharpness",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-)
-"""Without autocontrast and equalize too: channel by channel, these turn hues that a caption may name."""
-
-_FILL = (128, 128, 128)
-_MAX_MAGNITUDE = 10.0
 _ASPECT = (3 / 4, 4 / 3)
 _CROP_TRIES = 10
 
@@ -105,7 +65,7 @@ class ImageTransformConfig:
             raise ValueError(f"image_size must be at least 1, not {self.image_size}")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale must rise within 0 to 1, as (0.2, 1.0) does, not {self.crop_scale}")
-        if not 0 <= self.magnitude <= _MAX_MAGNITUDE:
+        if not 0 <= self.magnitude <= MAX_MAGNITUDE:
             raise ValueError(f"magnitude must lie between 0 and 10, not {self.magnitude}")
         if self.num_ops < 0:
             raise ValueError(f"num_ops cannot be negative, and is {self.num_ops}")
@@ -149,11 +109,9 @@ class ImageTransform:
         pixels = _resize(image, box, config.image_size)
         if config.flip and rng.random() < 0.5:
             pixels = pixels.flip(2)
-        if config.ops and config.num_ops:
-            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        if config.ops:
             for choice in rng.integers(len(config.ops), size=config.num_ops):
-                picture = augment(picture, config.ops[choice], config.magnitude, rng)
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+                pixels = augment(pixels, config.ops[choice], config.magnitude, rng)
         return pixels.contiguous()
 
 
@@ -191,39 +149,6 @@ def _resize(image: Image.Image, box: tuple[int, int, int, int] | None, size: int
         return pixels.permute(2, 0, 1)
     channels_last = pixels.permute(2, 0, 1)[None]  # a view; the fast filter reads this layout
     return functional.interpolate(channels_last, (size, size), mode="bicubic", antialias=True)[0]
-
-
-def augment(image: Image.Image, op: AugmentOp, magnitude: float, rng: np.random.Generator) -> Image.Image:
-    """Apply one RandAugment operation; geometric ones draw their sign and fill with grey.
-
-    Strengths at magnitude m: enhancement factor 0.1 + 1.8 m/10 (no change at 5), shear 0.3 m/10, shift m
-    pixels, rotation 30 m/10 degrees.
-    """
-    level = magnitude / _MAX_MAGNITUDE
-    if op == "identity":
-        return image
-    if op == "autocontrast":
-        return ImageOps.autocontrast(image)
-    if op == "equalize":
-        return ImageOps.equalize(image)
-    if op in ("brightness", "sharpness"):
-        factor = 0.1 + 1.8 * level
-        if factor == 1.0:
-            return image
-        enhance = ImageEnhance.Brightness if op == "brightness" else ImageEnhance.Sharpness
-        return enhance(image).enhance(factor)
-    sign = 1.0 if rng.random() < 0.5 else -1.0
-    if op == "rotate":
-        return image.rotate(sign * 30.0 * level, Image.Resampling.BILINEAR, fillcolor=_FILL)
-    if op in ("shear_x", "shear_y"):
-        shear = sign * 0.3 * level
-        matrix = (1.0, shear, 0.0, 0.0, 1.0, 0.0) if op == "shear_x" else (1.0, 0.0, 0.0, shear, 1.0, 0.0)
-        resample = Image.Resampling.BILINEAR
-    else:
-        shift = round(sign * magnitude)  # whole pixels: no interpolation
-        matrix = (1.0, 0.0, shift, 0.0, 1.0, 0.0) if op == "translate_x" else (1.0, 0.0, 0.0, 0.0, 1.0, shift)
-        resample = Image.Resampling.NEAREST
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=_FILL)
 
 
 def normalize(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
