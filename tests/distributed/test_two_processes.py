@@ -45,7 +45,7 @@ def begin(out_dir: Path, *arguments: str, processes: int = 2) -> list[multiproce
     return started
 
 
-def end(started: list[multiprocessing.process.BaseProcess], seconds: float = 120) -> list[int | None]:
+def end(started: list[multiprocessing.process.BaseProcess], seconds: float = 200) -> list[int | None]:
     for process in started:
         process.join(seconds)
     codes = [process.exitcode for process in started]
@@ -129,6 +129,25 @@ def test_a_full_disk_ends_both_with_the_reason(tmp_path: Path) -> None:
     for rank in (0, 1):
         assert "the disk is full" in (tmp_path / f"error-{rank}.txt").read_text()
     assert (tmp_path / "checkpoints" / "last").read_text().strip() == "step-00000004"
+
+
+@pytest.mark.parametrize("sharding", ['"none"', '"fsdp2"'])
+def test_they_begin_with_the_firsts_weights_and_stop_at_a_loss_that_is_not_finite(
+    tmp_path: Path, sharding: str
+) -> None:
+    arguments = (
+        "--batch_size=4",
+        f"--sharding={sharding}",
+        "--poison_at=5",
+        "--checkpoint_every=3",
+        "--log_every=2",
+    )
+    for name, seed in (("alike", 0), ("apart", 99)):
+        assert end(begin(tmp_path / name, *arguments, f"--seed_of_second={seed}")) == [2, 2]
+        assert "step 5 gave a loss" in (tmp_path / name / "error-1.txt").read_text()
+        assert [path.name for path in (tmp_path / name / "checkpoints").glob("step-*")] == ["step-00000003"]
+    assert losses(tmp_path / "alike") == losses(tmp_path / "apart")
+    assert [record["step"] for record in losses(tmp_path / "alike")] == [2, 4]
 
 
 @pytest.mark.parametrize("layers", ["[]", '["Block"]'])

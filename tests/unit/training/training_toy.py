@@ -95,7 +95,7 @@ class ToyStep(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(0.5))
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("counted", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("ring", torch.zeros(4, width))
+        self.register_buffer("ring", torch.randn(4, width))
         self.register_buffer("alpha", torch.zeros(()), persistent=False)
         self.new_steps: list[bool] = []
         self.poison_at: int | None = None
@@ -189,20 +189,14 @@ def main(arguments: list[str], environment: dict[str, str] | None = None) -> Non
     for argument in arguments[1:]:
         name, _, value = argument.removeprefix("--").partition("=")
         changes[name] = json.loads(value) if value else True
-    own = {
-        "dropout": 0.1,
-        "sleep": 0.0,
-        "batch_size": 8,
-        "resume": False,
-        "die_in_save": 0,
-        "full_at": 0,
-        "signal_at": 0,
-    }
+    own: dict[str, Any] = {"dropout": 0.1, "sleep": 0.0, "batch_size": 8, "resume": False, "poison_at": None}
+    own |= {"die_in_save": 0, "full_at": 0, "signal_at": 0, "seed_of_second": 0}
     options = {name: changes.pop(name, default) for name, default in own.items()}
     changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     start("cpu")
-    seed_everything(0)
+    seed_everything(options["seed_of_second"] if rank() == 1 else 0)
     module = SlowStep(dropout=options["dropout"], sleep=options["sleep"])
+    module.poison_at = options["poison_at"]
     loader = ToyLoader(batch_size=options["batch_size"], rank=rank(), world=world_size())
     _arrange_failures(options)
     try:
