@@ -12,7 +12,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -76,7 +76,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value not in get_args(hint):
             raise UserError(f'setting "{path}" cannot be {value!r}{nearest(str(value), map(str, get_args(hint)))}')
         return value
-    if origin in (tuple, list):
+    if origin in (tuple, list, Sequence):
         return _convert_sequence(origin, get_args(hint), value, path)
     if origin is dict:
         if not isinstance(value, dict):
@@ -117,7 +117,8 @@ def _convert_sequence(origin: Any, args: tuple[Any, ...], value: Any, path: str)
             _convert(arg, item, f"{path}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
         )
     inner = args[0] if args else Any
-    return origin(_convert(inner, item, f"{path}[{i}]") for i, item in enumerate(value))
+    items = tuple if origin is tuple else list
+    return items(_convert(inner, item, f"{path}[{i}]") for i, item in enumerate(value))
 
 
 def load(path: Path | str, cls: type[Config]) -> Config:
