@@ -1,0 +1,219 @@
+"""Retrieval and matching: texts for pictures and pictures for texts, by ITC and then by ITM.
+
+ITC compares all pairs by their embeddings; the best k of each query are then read together with the
+picture by ITM and ordered by ITC similarity + ITM logit, as the reference does. A picture is encoded once;
+its memory is kept for re-ranking, on the device or the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openblip.core.tokenizer import TextTokenizer, TokenBatch
+from openblip.data.sample import Batch
+from openblip.data.transforms import normalize
+from openblip.metrics.retrieval import rank_of_relevant, rank_scores
+from openblip.metrics.scores import roc_auc
+from openblip.models.blip import Blip
+
+__all__ = [
+    "Collection",
+    "collect",
+    "embed_texts",
+    "evaluate_retrieval",
+    "match_probability",
+    "rerank",
+    "similarity",
+]
+
+
+@dataclass
+class Collection:
+    """Pictures and texts as a model sees them."""
+
+    image_embeds: Tensor
+    """[I, N, Dv] features for the memory"""
+    image_features: Tensor
+    """[I, E] normalised"""
+    text: TokenBatch
+    """ids beginning with [CLS], [C, T]"""
+    text_features: Tensor
+    """[C, E] normalised"""
+    image_of_text: Tensor
+    """int64 [C], the picture each text belongs to"""
+    keys: list[str]
+    texts: list[str]
+
+
+def embed_texts(
+    model: Blip,
+    tokenizer: TextTokenizer,
+    texts: Sequence[str],
+    *,
+    max_length: int | None = None,
+    batch_size: int = 256,
+) -> tuple[TokenBatch, Tensor]:
+    """Ids [C, T] on the model's device, and normalised features [C, E]."""
+    device = next(model.parameters()).device
+    tokens = tokenizer.encode(texts, max_length=max_length).to(device)
+    order = tokens.attention_mask.sum(1).argsort()
+    features = torch.empty(len(texts), model.config.embed_dim, device=device)
+    for rows in order.split(batch_size):
+        width = int(tokens.attention_mask[rows].sum(1).max())
+        features[rows] = model.text_features(
+            tokens.input_ids[rows, :width], tokens.attention_mask[rows, :width]
+        ).float()
+    return tokens, features
+
+
+@torch.no_grad()
+def collect(model: Blip, tokenizer: TextTokenizer, batches: Iterable[Batch], *, max_length: int = 35) -> Collection:
+    """Encode all pictures and texts of `batches`, each once (`text_mode="all"` for several texts a picture)."""
+    device = next(model.parameters()).device
+    embeds, features, owners = [], [], []
+    texts: list[str] = []
+    keys: list[str] = []
+    for batch in batches:
+        image_embeds = model.encode_image(normalize(batch.images.to(device)))
+        embeds.append(image_embeds)
+        features.append(model.image_features(image_embeds).float())
+        owners.append(batch.image_index + len(keys))
+        keys += batch.keys
+        texts += batch.texts
+    tokens, text_features = embed_texts(model, tokenizer, texts, max_length=max_length)
+    return Collection(torch.cat(embeds), torch.cat(features), tokens, text_features, torch.cat(owners), keys, texts)
+
+
+def similarity(collection: Collection) -> Tensor:
+    """Cosine similarity of texts and pictures [C, I], on the CPU."""
+    return (collection.text_features @ collection.image_features.T).cpu()
+
+
+@torch.no_grad()
+def match_logits(
+    model: Blip,
+    tokenizer: TextTokenizer,
+    image_embeds: Tensor,
+    text: TokenBatch,
+    pairs: Tensor,
+    *,
+    max_rows: int = 256,
+) -> Tensor:
+    """ITM logit differences (matched minus not) for pairs int64 [P, 2] of (text, picture), float32 [P] on the CPU.
+
+    Pairs are read picture by picture, so that each picture's memory is projected once.
+    """
+    result = torch.empty(len(pairs))
+    input_ids = text.input_ids.clone()
+    input_ids[:, 0] = tokenizer.enc_id
+    device = input_ids.device
+    order = pairs[:, 1].argsort(stable=True)
+    for chunk in order.split(max_rows):
+        images, rows = torch.unique(pairs[chunk, 1], return_inverse=True)
+        memory = model.remember(image_embeds[images.to(device)])
+        texts = pairs[chunk, 0].to(device)
+        mask = text.attention_mask[texts]
+        width = int(mask.sum(1).max())
+        counts = torch.bincount(rows)
+        # Equally many texts for each picture are folded over its memory; else the memory is gathered.
+        if not bool((counts == counts[0]).all()):
+            memory = memory.select(rows.to(device))
+        logits = model.match(input_ids[texts, :width], mask[:, :width], memory).float()
+        result[chunk] = (logits[:, 1] - logits[:, 0]).cpu()
+    return result
+
+
+def match_probability(logit_difference: Tensor) -> Tensor:
+    """Two-class softmax probability of "matched"."""
+    return torch.sigmoid(logit_difference)
+
+
+@torch.no_grad()
+def rerank(
+    model: Blip, tokenizer: TextTokenizer, collection: Collection, scores: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Re-rank the best k of each query by ITM.
+
+    Args:
+        scores: ITC similarities of texts and pictures [C, I].
+        k: candidates of each query that are read by ITM.
+
+    Returns:
+        scores for text-to-image and for image-to-text, [C, I] each: candidates hold similarity + ITM logit
+        and stand above all others, which keep their order.
+    """
+    num_texts, num_images = scores.shape
+    t2i = scores.topk(min(k, num_images), dim=1).indices
+    i2t = scores.T.topk(min(k, num_texts), dim=1).indices
+    pairs_t2i = torch.stack((torch.arange(num_texts)[:, None].expand_as(t2i), t2i), dim=-1).reshape(-1, 2)
+    pairs_i2t = torch.stack((i2t, torch.arange(num_images)[:, None].expand_as(i2t)), dim=-1).reshape(-1, 2)
+    pairs = torch.unique(torch.cat((pairs_t2i, pairs_i2t)), dim=0)
+    logits = match_logits(model, tokenizer, collection.image_embeds, collection.text, pairs)
+    matched = torch.full_like(scores, 0.0)
+    matched[pairs[:, 0], pairs[:, 1]] = logits
+    results = []
+    for chosen in (pairs_t2i, pairs_i2t):
+        result = scores - 1e4
+        result[chosen[:, 0], chosen[:, 1]] = (scores + matched)[chosen[:, 0], chosen[:, 1]]
+        results.append(result)
+    return results[0], results[1]
+
+
+@torch.no_grad()
+def evaluate_retrieval(
+    model: Blip,
+    tokenizer: TextTokenizer,
+    batches: Iterable[Batch],
+    *,
+    rerank_k: int = 16,
+    max_length: int = 35,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Recall in both directions by ITC and after re-ranking by ITM, and how well ITM tells own from other texts.
+
+    Returns:
+        "t2i_recall@1|5|10", "i2t_recall@...", the same with "_itm" when `rerank_k` is above 0, "itm_accuracy"
+        (own pairs against pairs with another picture, half and half) and "itm_auc".
+    """
+    collection = collect(model, tokenizer, batches, max_length=max_length)
+    scores = similarity(collection)
+    owners = collection.image_of_text.numpy()
+    numbers = _recalls(scores.numpy(), scores.numpy(), owners, "")
+    if rerank_k > 0 and len(collection.keys) > 1:
+        t2i, i2t = rerank(model, tokenizer, collection, scores, rerank_k)
+        numbers |= _recalls(t2i.numpy(), i2t.numpy(), owners, "_itm")
+        numbers |= _matching_numbers(model, tokenizer, collection, seed)
+    return numbers
+
+
+def _recalls(t2i: np.ndarray, i2t: np.ndarray, owners: np.ndarray, suffix: str) -> dict[str, float]:
+    relevant = owners[:, None] == np.arange(t2i.shape[1])
+    with_text = relevant.any(axis=0)
+    ranks = {
+        "t2i": rank_of_relevant(t2i, relevant),
+        "i2t": rank_of_relevant(i2t.T[with_text], relevant.T[with_text]),
+    }
+    return {
+        f"{direction}_recall{suffix}@{k}": rank_scores(found, depths=(k,))[f"recall@{k}"]
+        for direction, found in ranks.items()
+        for k in (1, 5, 10)
+    }
+
+
+def _matching_numbers(model: Blip, tokenizer: TextTokenizer, collection: Collection, seed: int) -> dict[str, float]:
+    """Accuracy and area under the ROC curve over own pairs and as many pairs with another picture drawn evenly."""
+    owners = collection.image_of_text
+    num_images = len(collection.keys)
+    shift = torch.randint(1, num_images, (len(owners),), generator=torch.Generator().manual_seed(seed))
+    texts = torch.arange(len(owners))
+    own = torch.stack((texts, owners), dim=1)
+    other = torch.stack((texts, (owners + shift) % num_images), dim=1)
+    logits = match_logits(model, tokenizer, collection.image_embeds, collection.text, torch.cat((own, other)))
+    labels = np.repeat([1, 0], len(owners))
+    right = (logits.numpy() > 0) == (labels == 1)
+    return {"itm_accuracy": float(right.mean()), "itm_auc": float(roc_auc(logits.numpy(), labels))}

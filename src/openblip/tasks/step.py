@@ -1,0 +1,107 @@
+"""From a batch of pictures and texts to BLIP's losses: tokens on the way in, the objectives inside.
+
+`prepare` runs in the loop's process (tokenising takes microseconds for each caption), `BlipStep` on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from openblip.core.tokenizer import TextTokenizer, TokenBatch
+from openblip.data.sample import Batch
+from openblip.data.transforms import normalize
+from openblip.objectives.pretraining import BlipPretraining
+
+__all__ = ["BlipStep", "TrainBatch", "make_prepare"]
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """What BLIP trains on: B pictures, their texts as ids."""
+
+    images: Tensor
+    """uint8 [B, 3, S, S]; made floats on the device"""
+    text: TokenBatch
+    image_ids: Tensor
+    """int64 [B]"""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TrainBatch:
+        """Move all tensors."""
+        text = TokenBatch(
+            self.text.input_ids.to(device, non_blocking=non_blocking),
+            self.text.attention_mask.to(device, non_blocking=non_blocking),
+        )
+        return TrainBatch(
+            self.images.to(device, non_blocking=non_blocking),
+            text,
+            self.image_ids.to(device, non_blocking=non_blocking),
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def make_prepare(tokenizer: TextTokenizer, *, max_length: int, prompt: str = "") -> Callable[[Batch], TrainBatch]:
+    """A function from the loader's batches to `TrainBatch`es.
+
+    Args:
+        max_length: tokens of a text, first and last included; longer ones are cut.
+        prompt: put before every text, as in fine-tuning a captioner.
+    """
+
+    def prepare(batch: Batch) -> TrainBatch:
+        texts = [prompt + text for text in batch.texts] if prompt else batch.texts
+        return TrainBatch(batch.images, tokenizer.encode(texts, max_length=max_length), batch.image_ids)
+
+    return prepare
+
+
+class BlipStep(nn.Module):
+    """`BlipPretraining` over `TrainBatch`es: the training loop's step.
+
+    Args:
+        prompt_length: tokens at the start that LM does not score, see `BlipPretraining.forward`.
+    """
+
+    def __init__(self, objective: BlipPretraining, *, prompt_length: int = 0) -> None:
+        super().__init__()
+        self.objective = objective
+        self.prompt_length = prompt_length
+
+    def set_progress(self, epoch: float, new_step: bool) -> None:
+        """As `BlipPretraining.set_progress`."""
+        self.objective.set_progress(epoch, new_step)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """As `Blip.gradient_checkpointing_enable`."""
+        self.objective.gradient_checkpointing_enable()
+
+    def layer_ids(self) -> dict[str, int]:
+        """Depth of each parameter for layer-wise decay: stem 0, block i at i + 1, all else above the last.
+
+        The vision tower and the text transformers each count from their own bottom, ending at the same top.
+        """
+        model = self.objective.model
+        vision_depth, text_depth = model.config.vision.depth, model.config.text.depth
+        top = max(vision_depth, text_depth) + 1
+        ids: dict[str, int] = {}
+        for name, _ in self.named_parameters():
+            parts = name.split(".")
+            depth = vision_depth if ".vision." in name else text_depth
+            if "blocks" in parts:
+                ids[name] = top - depth + int(parts[parts.index("blocks") + 1])
+            elif any(part in name for part in ("patch_embed", "pos_embed", "cls_token", "embeddings")):
+                ids[name] = top - depth - 1
+            else:
+                ids[name] = top
+        return ids
+
+    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
+        """Losses of a batch by name."""
+        return self.objective(
+            normalize(batch.images), batch.text, batch.image_ids, prompt_length=self.prompt_length
+        )
