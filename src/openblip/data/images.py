@@ -87,9 +87,7 @@ def decode_image(
     except MemoryError as error:
         raise BrokenSample("too-large", key, f"{width} x {height} pixels do not fit in memory") from error
     except _DECODE_ERRORS as error:
-        text = str(error)
-        cut = isinstance(error, EOFError) or any(word in text.lower() for word in _CUT_WORDS)
-        raise BrokenSample("truncated" if cut else "unreadable", key, text or type(error).__name__) from error
+        raise _explain(error, data, key) from error
 
 
 def _read(path: Path, key: str) -> bytes:
@@ -117,7 +115,18 @@ def _open(data: bytes, key: str) -> Image.Image:
             raise BrokenSample("truncated", key, "the file ends before the picture's header does") from error
         raise BrokenSample("not-an-image", key, f"begins with {data[:16]!r}") from error
     except _DECODE_ERRORS as error:
-        raise BrokenSample("unreadable", key, str(error)) from error
+        raise _explain(error, data, key) from error
+
+
+def _explain(error: Exception, data: bytes, key: str) -> BrokenSample:
+    """Tell a file that ends early from one that is damaged."""
+    text = str(error)
+    cut = isinstance(error, EOFError) or any(word in text.lower() for word in _CUT_WORDS)
+    if data.startswith(b"\xff\xd8"):
+        cut = cut or not data.rstrip(b"\0").endswith(b"\xff\xd9")
+    elif data.startswith(b"RIFF"):
+        cut = cut or len(data) < 8 + int.from_bytes(data[4:8], "little")
+    return BrokenSample("truncated" if cut else "unreadable", key, text or type(error).__name__)
 
 
 def _draft(image: Image.Image, min_side: int) -> None:
