@@ -1,0 +1,107 @@
+"""Accuracy of answers to questions about pictures, as the VQA evaluation defines it (Antol et al., ICCV 2015).
+
+    answer_accuracy("two", ["2", "two", "3", ...])           # one question
+    mean_answer_accuracy(predictions, answers)
+
+Answers are compared after `normalise_answer`, which holds the evaluation program's rules and its quirks, so that
+figures are comparable with published ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from openblip.core.errors import UserError
+
+__all__ = ["answer_accuracy", "exact_match", "mean_answer_accuracy", "normalise_answer"]
+
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {"none": "0"} | {word: str(value) for value, word in enumerate(_DIGITS)}
+_ARTICLES = frozenset(("a", "an", "the"))
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
+_CONTRACTIONS_TEXT = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't
+    he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've
+    must've mustn't needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't
+    shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's
+    something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've
+    they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
+    where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't
+    wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
+"""
+_CONTRACTIONS = _CONTRACTIONS_TEXT.split()
+
+
+def _missing_apostrophes() -> dict[str, str]:
+    """Each contraction by its spellings that lack one apostrophe."""
+    spellings = {
+        word[:place] + word[place + 1 :]: word
+        for word in _CONTRACTIONS
+        for place, character in enumerate(word)
+        if character == "'"
+    }
+    spellings["somebody'd"] = "somebodyd"  # the evaluation program has this one the wrong way round
+    return spellings
+
+
+_SPELLINGS = _missing_apostrophes()
+_NUMBER_COMMA = re.compile(r"\d,\d")
+_FULL_STOP = re.compile(r"\.(?!\d)")
+
+
+def normalise_answer(answer: str) -> str:
+    """Lower case without articles, marks and line breaks; number words as digits, apostrophes restored.
+
+    A mark is dropped where it stands beside a blank, or anywhere if the answer has a comma between
+    digits; else it becomes a blank. A full stop is kept before a digit only.
+    """
+    answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    has_number_comma = _NUMBER_COMMA.search(answer) is not None
+    cleaned = answer
+    for mark in _MARKS:
+        beside_blank = f"{mark} " in answer or f" {mark}" in answer
+        cleaned = cleaned.replace(mark, "" if beside_blank or has_number_comma else " ")
+    cleaned = _FULL_STOP.sub("", cleaned)
+    words = [_NUMBERS.get(word, word) for word in cleaned.lower().split()]
+    return " ".join(_SPELLINGS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """min(1, people who gave this answer / 3), averaged over leaving out one person at a time.
+
+    `answers` are those of several people (ten in VQA). Where there are three or fewer, the share that agrees
+    with the prediction, so that a single true answer gives 0 or 1.
+    """
+    if isinstance(answers, str) or len(answers) == 0:
+        raise UserError("a question has no list of answers to compare with; give at least one")
+    predicted = normalise_answer(prediction)
+    agreeing = sum(normalise_answer(answer) == predicted for answer in answers)
+    count = len(answers)
+    if count <= 3:
+        return agreeing / count
+    # Leaving out one who agrees leaves one fewer; there are `agreeing` such ways of `count`.
+    without_agreeing = min(1.0, max(0, agreeing - 1) / 3)
+    return (agreeing * without_agreeing + (count - agreeing) * min(1.0, agreeing / 3)) / count
+
+
+def mean_answer_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    """Mean of `answer_accuracy` over questions, a fraction."""
+    _check(predictions, answers)
+    return sum(map(answer_accuracy, predictions, answers)) / len(predictions)
+
+
+def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:
+    """Share of predictions that equal the one true answer after `normalise_answer`."""
+    _check(predictions, answers)
+    return sum(
+        normalise_answer(prediction) == normalise_answer(answer)
+        for prediction, answer in zip(predictions, answers, strict=True)
+    ) / len(predictions)
+
+
+def _check(predictions: Sequence[object], answers: Sequence[object]) -> None:
+    if len(predictions) != len(answers):
+        raise UserError(f"there are {len(predictions)} predictions for {len(answers)} questions; give one each")
+    if not predictions:
+        raise UserError("there are no questions to score")

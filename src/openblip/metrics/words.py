@@ -1,0 +1,186 @@
+"""Splitting captions into words as the COCO caption evaluation does, without Java.
+
+The published scores (BLEU, ROUGE, CIDEr) are computed on what Stanford's PTBTokenizer 3.4.1 makes of a
+caption, in lower case and without punctuation. `split_words` gives the same words for captions as people
+write them; tests/golden/metrics.json holds sentences with what the Java program answered. Its rules, found by
+asking it:
+
+- Contractions are parted before n't, 's, 'm, 'd, 're, 've, 'll, with straight or curled apostrophes
+  (can't -> ca n't); so are cannot, gonna, gotta, lemme, gimme, wanna, 'tis, 'twas and y'all.
+- Words keep inner hyphens, slashes, dots, ampersands and apostrophes (two-story, black/white, t.v., o'clock).
+- Numbers keep their points, commas, colons and fractions (1,000 and 3:45 and 1/2); units and signs that follow
+  them are words of their own, except letters that follow plain digits (10:30 am, 50 %, but 10am).
+- A full stop belongs to the word in abbreviations (mr. and st., a.m., any single letter), else it is
+  punctuation; no., fig. and the like keep it before a number only.
+- Brackets become -lrb-, -rrb-, -lsb-, -rsb-, -lcb-, -rcb- and are kept: the evaluation forgets to drop
+  them in lower case. Kept are also repeated marks such as !! and symbols such as & and #.
+- Dropped are ' '' ` `` . ? ! , : - -- ... ; and pictographs beyond the basic plane.
+
+Measured against the Java program: of 1,900 descriptions of textbook pictures 3 differ, of 1,333 sentences of
+Cornell NLVR none. What differs are rare forms: nested quotation marks, file names, unusual apostrophes.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+__all__ = ["split_words"]
+
+_DROPPED = frozenset("'\"`\u2018\u2019\u201b\u201c\u201d\u00ab\u00bb\u2039\u203a.?!,:-\u2013\u2014\u2015\u2026;")
+
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+
+# Words whose full stop is part of them, wherever they stand.
+_ABBREVIATIONS_TEXT = """
+    al cf co ct dr ft ga jr ky lt md mo mr ms mt ph rd rt sq sr st va vs vt wm adj adm adv ala apr aug ave
+    bhd cie col cos cpl dak dec det drs ens esq est etc ext feb fla fri gen gov hon inc ind jan jos jul jun
+    kan ltd maj mar mfg mme mon mrs mtg neb nev nov oct pfc plc pte pty pvt rep rev sen sep seq sfc sgt spc
+    ste sys tel thu tue wed wis wyo alex ariz assn asst atty bldg blvd brig bros capt cmdr colo conn corp
+    dept elec govs insp intl invt kans mich minn mlle mont msgr natl okla penn ppte ppty pres prof ptes ptys
+    reps sens sept supt tenn tues univ wisc attys assoc bancorp calif comdr lieut messrs profs supts thurs
+    treas
+"""
+_ABBREVIATIONS = frozenset(_ABBREVIATIONS_TEXT.split())
+# The same, in capitals only: in small letters they are words.
+_CAPITAL_ABBREVIATIONS = {"az", "la", "pa", "ark", "del", "ill", "ore", "tex", "mass", "miss", "wash"}
+_BEFORE_NUMBER = {"no", "nos", "fig", "figs", "pp", "art", "ca"}
+# After a single letter and a full stop these, capitalised, begin a new sentence: "point b. The dog".
+_BEGINNINGS_TEXT = """
+    a about according additionally after an as at but earlier he her here however if in it last many more mr
+    mrs ms now once one other our she since so some such that the their then there these they this we what
+    when while yet you
+"""
+_BEGINNINGS = frozenset(_BEGINNINGS_TEXT.split())
+
+_LETTER = r"[^\W\d_\u00b2\u00b3\u00b9\u00bc-\u00be\u2150-\u215e]"
+_PART = rf"(?:{_LETTER}|\d)+"
+_APOSTROPHE = "['\u2019]"
+_END = rf"(?!{_LETTER}|\d)"
+
+_CONTRACTED_NOT = re.compile(rf"({_LETTER}+?)n{_APOSTROPHE}t{_END}", re.IGNORECASE)
+_CLITIC = re.compile(rf"{_APOSTROPHE}(s|m|d|re|ve|ll){_END}", re.IGNORECASE)
+_ONE_AS_TWO = re.compile(
+    rf"(?:(can)(not)|(gon)(na)|(got)(ta)|(lem)(me)|(gim)(me)|(wan)(na))(?!{_CLITIC.pattern}){_END}"
+    rf"|('t)(is|was){_END}|(y{_APOSTROPHE})({_LETTER}+)",
+    re.IGNORECASE,
+)
+
+# Tried in this order at each place; the longest of them wins, of equals the first.
+_TOKENS = [
+    re.compile(pattern, flags)
+    for pattern, flags in (
+        # Addresses, tags of people and topics, markup.
+        (r"(?:https?|ftp)://[^\s<>\"\u201d]*[^\s<>\".,;:!?)\]}'\u2019\u201d]", re.IGNORECASE),
+        (r"www\.[^\s<>\"\u201d]*[^\s<>\".,;:!?)\]}'\u2019\u201d]", re.IGNORECASE),
+        (r"(?:mailto:)?[\w.+-]*\w@\w[\w-]*(?:\.\w[\w-]*)*", 0),
+        (rf"{_PART}(?:-{_PART})*\.(?:com|net|org|edu){_END}(?:/[\w/]*\w)?", re.IGNORECASE),
+        (rf"[#@](?:{_LETTER}|_)\w*", 0),
+        (r"</?[A-Za-z!?][^<>\s]*>", 0),
+        # Words with apostrophes that stay whole.
+        (
+            rf"(?:{_LETTER}+[aeiouy]{_APOSTROPHE}[aeiou]{_LETTER}*|(?:[odl]|qu){_APOSTROPHE}{_LETTER}{{2,}}"
+            rf"|(?:s{_APOSTROPHE}mores|nor{_APOSTROPHE}easter|c{_APOSTROPHE}mon|li{_APOSTROPHE}l|e{_APOSTROPHE}er"
+            rf"|nat{_APOSTROPHE}l|cap{_APOSTROPHE}n|ev{_APOSTROPHE}ry|n{_APOSTROPHE}t)"
+            rf"|{_APOSTROPHE}(?:em|till?|cause)){_END}(?:-{_PART})*",
+            re.IGNORECASE,
+        ),
+        (rf"(?<!\w){_APOSTROPHE}\d\ds?(?!{_APOSTROPHE}){_END}", re.IGNORECASE),
+        (rf"(?:ol|dunkin|somethin){_APOSTROPHE}{_END}", re.IGNORECASE),
+        (rf"(?!{_LETTER}{_CLITIC.pattern})[djl]{_APOSTROPHE}(?={_LETTER})(?<!\w\w{_APOSTROPHE})", re.IGNORECASE),
+        (rf"{_APOSTROPHE}n(?:{_APOSTROPHE}|{_END})|(?<=\w)\u2019n", re.IGNORECASE),
+        # Words, with digits inside and letters after a single dot or mark; words joined by - / _ and &.
+        (rf"{_LETTER}(?:{_LETTER}|\d|[.!?]{_LETTER})*", 0),
+        (rf"{_PART}(?:[-_]{_PART})*", 0),
+        (r"[A-Za-z\d]+(?:[-/][A-Za-z\d]+)*", 0),
+        (rf"\d+(?:[.,]\d+)*(?:[-/]{_PART})+", 0),
+        (r"[A-Z]+(?:&[A-Z]+)+", 0),
+        # Initials, with their last dot; what is joined to them.
+        (rf"(?:{_PART}(?<=\w\w)-)*{_LETTER}(?:\.{_LETTER})+{_END}\.?(?:-{_PART})*", 0),
+        (rf"{_PART}\.-{_PART}", 0),
+        # Numbers and money.
+        (r"(?:(?<![-\u2013\u2014])[-+])?(?:\d+(?:[.,:]\d+)*|(?:[.,:]\d+)+)", 0),
+        (r"[A-Z]{1,2}\$", 0),
+        # Smileys, runs of marks.
+        (r"[:;=][-o]?[()DPp](?!\w)|\^_\^", 0),
+        (r"[!?]{2,}|_+|\*+|\#+|<<|>>", 0),
+    )
+]
+
+_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&nbsp;": " "}
+_FRACTIONS = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3"}
+_SIGNS = {"\u00a3": "#", "\u20ac": "$", "\u00a2": "cents"}
+_SEPARATE = re.compile("[\u00bc-\u00be\u2153\u2154]")
+_VANISHING = re.compile("[\u00ad\ufe0f\u200d]")  # soft hyphens, variation selectors, joiners
+_BLANK = re.compile("[\u200b\U00010000-\U0010ffff]")  # and pictographs beyond the basic plane
+
+
+def split_words(caption: str) -> list[str]:
+    """The words of a caption in lower case, without punctuation; empty for an empty caption."""
+    caption = _VANISHING.sub("", caption)
+    if "&" in caption:
+        for entity, character in _ENTITIES.items():
+            caption = caption.replace(entity, character)
+    caption = _SEPARATE.sub(lambda match: f" {_FRACTIONS[match.group()]} ", caption)
+    chunks = _BLANK.sub(" ", caption).split()
+    words: list[str] = []
+    for place, chunk in enumerate(chunks):
+        words += _split_chunk(chunk, _announce(chunks[place + 1]) if place + 1 < len(chunks) else "")
+    return words
+
+
+def _announce(chunk: str) -> str:
+    """What the stretch after a full stop says about the stop: "number", "sentence" or nothing."""
+    if chunk[0].isdigit():
+        return "number"
+    begins = chunk[0].isupper() and re.split(r"\W", chunk, maxsplit=1)[0].lower() in _BEGINNINGS
+    return "sentence" if begins else ""
+
+
+@lru_cache(maxsize=100_000)
+def _split_chunk(chunk: str, following: str) -> tuple[str, ...]:
+    """The words of a stretch without blanks; `following` as `_announce` says."""
+    tokens: list[str] = []
+    place = 0
+    while place < len(chunk):
+        found, place = _next_tokens(chunk, place, following)
+        tokens += found
+    kept = [token for token in tokens if token not in _DROPPED]
+    for bracket, name in _BRACKETS.items():  # also inside smileys
+        kept = [token.replace(bracket, name) for token in kept]
+    return tuple(token.lower() for token in kept)
+
+
+def _next_tokens(chunk: str, place: int, following: str) -> tuple[list[str], int]:
+    """The tokens that begin at `place`, nearly always one, and where they end."""
+    match = _CLITIC.match(chunk, place)
+    if match:
+        return ["'" + match.group(1)], match.end()
+    match = _CONTRACTED_NOT.match(chunk, place)
+    if match:
+        return [match.group(1), "n't"], match.end()
+    found = [match.group() for match in (pattern.match(chunk, place) for pattern in _TOKENS) if match]
+    text = max(found, key=len, default="")
+    match = _ONE_AS_TWO.match(chunk, place)
+    if match and match.end() - place >= len(text):
+        return [part for part in match.groups() if part], match.end()
+    if not text:
+        return [_SIGNS.get(chunk[place], chunk[place])], place + 1
+    end = place + len(text)
+    if end < len(chunk) and chunk[end] == "." and _keeps_dot(text, chunk[end + 1 :], following):
+        text, end = text + ".", end + 1
+    return [text], end
+
+
+def _keeps_dot(text: str, rest: str, following: str) -> bool:
+    """Whether the full stop after `text` is part of it; `rest` is what follows the stop in the chunk."""
+    lower = text.lower()
+    if rest[:1] in (",", ";", ":") and text[-1].isalnum():
+        return True
+    if len(text) == 1 and text.isalpha():
+        return bool(rest) or following != "sentence"
+    if lower in _ABBREVIATIONS or lower in ("ph.d", "ed.d"):
+        return True
+    if lower in _CAPITAL_ABBREVIATIONS:
+        return text[0].isupper()
+    return lower in _BEFORE_NUMBER and (rest[0].isdigit() if rest else following == "number")
