@@ -1,0 +1,62 @@
+"""Command line of the benchmarks.
+
+    python -m benchmarks list
+    python -m benchmarks compare blip-pretrain [--quick] [--json] [--out FILE | --store]
+
+Each benchmark is a module with `run(quick: bool) -> dict`, which gives the object that `--json` prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import machine_slug, table
+from openblip.core.errors import UserError, nearest
+from openblip.core.files import write_json
+
+BENCHMARKS = {
+    "blip-pretrain": ("benchmarks.blip_pretrain", "one training step of BLIP ViT-B: time and peak memory"),
+    "loader": ("benchmarks.loader", "JPEG images decoded and transformed from tars for each second"),
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code is 1 when outputs differ, 2 for a mistake of the user's."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure OpenBLIP beside its peers.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="name the benchmarks")
+    compare = commands.add_parser("compare", help="run one benchmark")
+    compare.add_argument("name")
+    compare.add_argument("--quick", action="store_true", help="a small size, to see that it runs")
+    compare.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
+    compare.add_argument("--out", type=Path, help="write the result to this file")
+    compare.add_argument("--store", action="store_true", help="write it to benchmarks/results/NAME-MACHINE.json")
+    options = parser.parse_args(arguments)
+    if options.command == "list":
+        for name, (_, subject) in BENCHMARKS.items():
+            print(f"{name:16} {subject}")
+        return 0
+    try:
+        if options.name not in BENCHMARKS:
+            raise UserError(f'there is no benchmark "{options.name}"{nearest(options.name, BENCHMARKS)}')
+        if options.quick and options.store:
+            raise UserError("a quick run is not worth storing; leave out --quick or --store")
+        result: dict[str, Any] = importlib.import_module(BENCHMARKS[options.name][0]).run(options.quick)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    out = RESULTS / f"{options.name}-{machine_slug()}.json" if options.store else options.out
+    if out is not None:
+        write_json(out, result)
+    print(json.dumps(result, indent=2) if options.json else table(result))
+    return 0 if all(row.get("outputs_agree", True) for row in result["rows"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
