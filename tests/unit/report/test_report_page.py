@@ -211,6 +211,31 @@ def test_the_style_knows_every_colour_and_verdict() -> None:
         assert f"[value={verdict}]" in html
 
 
+def luminance(color: str) -> float:
+    """Relative luminance as WCAG defines it, of #rgb or #rrggbb."""
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in np.array(list(bytes.fromhex(digits))) / 255
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_words_have_contrast_by_day_and_by_night() -> None:
+    css = render(Report(title="t")).split("</style>")[0]
+    tables = [
+        dict(re.findall(r"--([\w-]+):(#[0-9a-f]{3,6})", rules)) for rules in re.findall(r":root\{([^}]*)\}", css)
+    ]
+    assert len(tables) == 2
+    inks = [*(f"s{i}" for i in range(NUM_COLORS)), "ink", "soft", "accent", "good", "bad", "mid"]
+    pairs = [(ink, ground) for ink in inks for ground in ("card", "bg")]
+    pairs += [(verdict, f"{verdict}-bg") for verdict in ("good", "bad", "mid", "none")]
+    for table in tables:
+        for ink, ground in pairs:
+            low, high = sorted((luminance(table[ink]), luminance(table[ground])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, f"{ink} {table[ink]} on {ground} {table[ground]}"
+
+
 def test_json_gives_the_same_report_back(tmp_path: Path) -> None:
     report = full_report(EVIL)
     write_report(tmp_path / "report.html", report)
