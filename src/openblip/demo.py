@@ -1,0 +1,296 @@
+"""The demo: BLIP learns from scratch in a drawn world where truth is known, and shows what it learned.
+
+    openblip demo                 # about ten minutes on two cores, then open runs/demo/report.html
+    openblip demo --quick         # a look in two minutes
+    openblip demo --stage report  # one stage again, from what the others left
+
+The demo is a list of stages, each a function of one folder; a stage that is finished is not run again, and
+one that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from openblip.core.errors import UserError, nearest
+from openblip.core.files import write_json
+from openblip.core.runtime import machine, versions
+from openblip.core.tokenizer import TextTokenizer
+from openblip.data.sources.base import SourceConfig
+from openblip.data.transforms import ImageTransformConfig, normalize
+from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
+from openblip.data.world.scene import Scene
+from openblip.data.world.truth import caption_report, retrieval_ceiling
+from openblip.generation.types import DecodeConfig
+from openblip.models.blip import Blip
+from openblip.objectives.pretraining import ObjectiveConfig
+from openblip.tasks.caption import write_captions
+from openblip.tasks.predictor import Predictor
+from openblip.tasks.retrieval import evaluate_retrieval
+from openblip.tasks.run import RunConfig, evaluation_batches, run_training
+from openblip.training.config import TrainConfig
+
+__all__ = ["STAGES", "DemoConfig", "run_demo"]
+
+SPLITS = ("test", "novel")
+"""unseen pictures of known combinations, and of combinations of shape and colour never seen in training"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Sizes of the demo; the defaults are for two cores and at most twelve minutes."""
+
+    web_pictures: int = 8000
+    """with one noisy web text each"""
+    human_pictures: int = 4000
+    """with three true captions each"""
+    test_pictures: int = 200
+    """of each split that is measured"""
+    pretrain_steps: int = 900
+    caption_steps: int = 450
+    batch_size: int = 32
+    learning_rate: float = 1.5e-3
+    seed: int = 0
+
+
+QUICK = DemoConfig(web_pictures=1500, human_pictures=1500, pretrain_steps=120, caption_steps=120, test_pictures=100)
+
+
+def make_world(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Draw the pictures: noisy web pairs as tars, true captions as a captions file, two splits to measure on."""
+    console = Console()
+    wanted = {
+        "web": WorldConfig(split="train", num_samples=config.web_pictures, text="web", seed=config.seed + 1),
+        "human": WorldConfig(split="train", num_samples=config.human_pictures, seed=config.seed + 2),
+        "val": WorldConfig(split="val", num_samples=config.test_pictures, seed=config.seed),
+        **{s: WorldConfig(split=s, num_samples=config.test_pictures, seed=config.seed) for s in SPLITS},  # type: ignore[arg-type]
+    }
+    for name, world in wanted.items():
+        console.print(f"  drawing {world.num_samples} pictures of the {world.split} split ({name})")
+        write_world(out / "world" / name, world, layout="tars")
+    return {name: world.num_samples for name, world in wanted.items()}
+
+
+def _source(out: Path, name: str, **settings: Any) -> SourceConfig:
+    return SourceConfig(path=str(out / "world" / name), text_column="captions", meta_columns=("scene",), **settings)
+
+
+def _run_config(out: Path, config: DemoConfig) -> RunConfig:
+    return RunConfig(
+        sources=(_source(out, "web"), _source(out, "human")),
+        model="micro",
+        vocab_size=1000,
+        transform=ImageTransformConfig(crop_scale=None, flip=False, ops=()),
+        batch_size=config.batch_size,
+        max_length=40,
+        max_words=40,
+        objective=ObjectiveConfig(queue_size=1024, momentum=0.98, alpha_ramp_epochs=2.0),
+        train=TrainConfig(
+            max_steps=config.pretrain_steps,
+            learning_rate=config.learning_rate,
+            min_learning_rate=1e-5,
+            warmup_steps=50,
+            warmup_learning_rate=1e-5,
+            schedule="cosine",
+            betas=(0.9, 0.98),
+            weight_decay_on="matrices",
+            clip_norm=3.0,
+            seed=config.seed,
+            log_every=10,
+            evaluate_every_epochs=0,
+            evaluate_every_steps=max(40, config.pretrain_steps // 6),
+            checkpoint_every=200,
+            keep_checkpoints=1,
+        ),
+    )
+
+
+def pretrain(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Pre-train with ITC, ITM and LM on the noisy web pairs and the human pairs together."""
+    result = run_training(
+        _run_config(out, config),
+        out / "pretrain",
+        resume=True,
+        evaluator=lambda model, tokenizer: quick_measure(model, tokenizer, out),
+        title="pre-training",
+    )
+    return {"steps": result.steps, "seconds": result.seconds, "images_per_second": result.images_per_second}
+
+
+def tune_captioner(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Fine-tune a captioner (LM alone) on the human pairs."""
+    base = _run_config(out, config)
+    run = replace(
+        base,
+        sources=(_source(out, "human"),),
+        model=str(out / "pretrain" / "model"),
+        parts="captioner",
+        objective=ObjectiveConfig(objectives=("lm",), label_smoothing=0.0),
+        train=replace(
+            base.train,
+            max_steps=config.caption_steps,
+            learning_rate=config.learning_rate * 2 / 3,
+            evaluate_every_steps=max(40, config.caption_steps // 4),
+        ),
+    )
+    result = run_training(
+        run,
+        out / "captioner",
+        resume=True,
+        evaluator=lambda model, tokenizer: quick_measure(model, tokenizer, out),
+        title="fine-tuning the captioner",
+    )
+    return {"steps": result.steps, "seconds": result.seconds, "images_per_second": result.images_per_second}
+
+
+GREEDY = DecodeConfig(max_new_tokens=36)
+
+
+def captions_of(model: Blip, tokenizer: TextTokenizer, out: Path, split: str, samples: int,
+                decode: DecodeConfig = GREEDY) -> tuple[list[str], list[Scene], list[str]]:  # fmt: skip
+    """Captions of the first pictures of a split, their scenes and keys."""
+    captions: list[str] = []
+    scenes: list[Scene] = []
+    keys: list[str] = []
+    for batch in _batches(model, out, split, samples):
+        memory = model.remember(model.encode_image(normalize(batch.images)))
+        captions += [found[0].text for found in write_captions(model, tokenizer, memory, decode)]
+        scenes += [scene_from_meta(meta) for meta in batch.meta]
+        keys += batch.keys
+    return captions, scenes, keys
+
+
+def _batches(model: Blip, out: Path, split: str, samples: int) -> Any:
+    size = model.config.vision.image_size
+    return evaluation_batches([_source(out, split)], size, samples=samples, batch_size=100, clean="simplify")
+
+
+def quick_measure(model: Blip, tokenizer: TextTokenizer, out: Path) -> dict[str, float]:
+    """Numbers for the curves, from 100 pictures of the val split."""
+    numbers: dict[str, float] = {}
+    if model.config.decoder:
+        captions, scenes, _ = captions_of(model, tokenizer, out, "val", 100)
+        report = caption_report(captions, scenes)
+        numbers |= {f"caption_{name}": float(report[name]) for name in ("truth", "coverage", "fact_accuracy")}
+    if model.config.encoder:
+        found = evaluate_retrieval(model, tokenizer, _batches(model, out, "val", 100), rerank_k=10, max_length=40)
+        kept = ("t2i_recall@1", "t2i_recall_itm@1", "i2t_recall_itm@1", "itm_accuracy")
+        numbers |= {name: found[name] for name in kept}
+    return numbers
+
+
+def measure(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Measure what was learned on unseen pictures, known and new combinations, and keep examples."""
+    pretrained = Predictor.load(out / "pretrain" / "model", device="cpu", dtype="float32")
+    captioner = Predictor.load(out / "captioner" / "model", device="cpu", dtype="float32")
+    results: dict[str, Any] = {}
+    for split in SPLITS:
+        samples = config.test_pictures
+        rows: dict[str, Any] = {"pictures": samples}
+        for name, predictor in (("pretrained", pretrained), ("captioner", captioner)):
+            captions, scenes, _ = captions_of(predictor.model, predictor.tokenizer, out, split, samples)
+            rows[name] = caption_report(captions, scenes)
+            if name == "captioner":
+                rows["captions"] = captions
+        found = evaluate_retrieval(
+            pretrained.model, pretrained.tokenizer, _batches(pretrained.model, out, split, samples),
+            rerank_k=32, max_length=40,
+        )  # fmt: skip
+        rows["retrieval"] = found
+        texts, owners_scenes = [], []
+        for batch in _batches(pretrained.model, out, split, samples):
+            for index, text in zip(batch.image_index.tolist(), batch.texts, strict=True):
+                texts.append((text, index + len(owners_scenes)))
+            owners_scenes += [scene_from_meta(meta) for meta in batch.meta]
+        firsts = {owner: text for text, owner in reversed(texts)}
+        rows["retrieval_ceiling@1"] = retrieval_ceiling(
+            [firsts[i] for i in range(len(owners_scenes))], owners_scenes, k=1
+        )
+        results[split] = rows
+    return results
+
+
+def report(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Write report.html from what the stages left."""
+    from openblip.demo_report import write_demo_report
+
+    target = write_demo_report(out, config)
+    return {"report": str(target.name)}
+
+
+Stage = Callable[[Path, DemoConfig], dict[str, Any]]
+
+STAGES: dict[str, Stage] = {
+    "world": make_world,
+    "pretrain": pretrain,
+    "captioner": tune_captioner,
+    "measure": measure,
+    "report": report,
+}
+
+
+def run_demo(
+    out: Path, *, quick: bool = False, only: tuple[str, ...] = (), again: bool = False, seed: int = 0
+) -> Path:
+    """Run the stages that are not finished; returns the report's path.
+
+    Args:
+        only: names of stages to run alone.
+        again: run stages even if they are finished.
+
+    Raises:
+        UserError: an unknown stage, or a stage whose predecessors have not run.
+    """
+    console = Console()
+    config = replace(QUICK if quick else DemoConfig(), seed=seed)
+    for name in only:
+        if name not in STAGES:
+            raise UserError(f'the demo has no stage "{name}"{nearest(name, STAGES)}')
+    if quick and out == Path("runs/demo"):
+        out = Path("runs/demo-quick")
+    out.mkdir(parents=True, exist_ok=True)
+    _same_demo(out, config)
+    began = time.perf_counter()
+    for number, (name, stage) in enumerate(STAGES.items(), 1):
+        marker = out / "stages" / f"{name}.json"
+        if only and name not in only:
+            continue
+        if marker.exists() and not again and name not in only and name != "report":
+            console.print(f"[bold]{number}/{len(STAGES)} {name}[/] is done already")
+            continue
+        earlier = [other for other in list(STAGES)[: number - 1] if not (out / "stages" / f"{other}.json").exists()]
+        if earlier:
+            raise UserError(f'stage "{name}" needs "{earlier[0]}" first; run: openblip demo --out {out}')
+        console.print(f"[bold]{number}/{len(STAGES)} {name}[/] {(stage.__doc__ or '').splitlines()[0]}")
+        start = time.perf_counter()
+        found = stage(out, config)
+        write_json(marker, {"seconds": round(time.perf_counter() - start, 1), **found})
+    target = out / "report.html"
+    console.print(
+        f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes. Open [bold]{target}[/] in a browser, then try:\n"
+        f"  openblip caption {out}/world/novel-pictures --model {out}/captioner/model\n"
+        f'  openblip retrieve "a red circle" {out}/world/novel-pictures --model {out}/pretrain/model',
+        soft_wrap=True,
+    )
+    return target
+
+
+def _same_demo(out: Path, config: DemoConfig) -> None:
+    from openblip.core.config import differences, to_dict
+
+    path = out / "demo.json"
+    settings = to_dict(config)
+    if path.exists():
+        old = json.loads(path.read_text())["config"]
+        changed = differences(old, settings)
+        if changed:
+            raise UserError(f"{out} holds a demo with other settings ({changed[0]}); choose another --out")
+    else:
+        write_json(path, {"config": settings, "versions": versions(), "machine": machine()})
