@@ -14,7 +14,7 @@ from openblip.data.world.noise import NOISE_KINDS, NoiseConfig, advertising, spo
 from openblip.data.world.parser import UngrammaticalText, parse, parse_phrase
 from openblip.data.world.scene import HELD_OUT, Object, Scene, random_stream, sample_scene
 from openblip.data.world.truth import caption_report, evaluate, is_true, judge, retrieval_ceiling
-from openblip.data.world.words import Phrase, Relation, Statement, tokenize, vocabulary
+from openblip.data.world.words import NOUNS, Phrase, Relation, Statement, tokenize, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,8 @@ def test_captions_are_true_and_read_back(scenes: list[Scene]) -> None:
 
 
 def test_captions_of_other_scenes_are_usually_false(scenes: list[Scene]) -> None:
-    captions = [caption(scene, np.random.default_rng(1)) for scene in scenes]
+    rng = np.random.default_rng(1)
+    captions = [caption(scene, rng) for scene in scenes]
     report = caption_report(captions, scenes)
     assert report["truth"] == report["parsed"] == report["fact_accuracy"] == 1.0
     assert report["chance"] < 0.1
@@ -175,7 +176,9 @@ def test_captions_are_varied_and_use_every_word(scenes: list[Scene]) -> None:
     known = set(vocabulary())
     assert used <= known | {","}
     prompts = {"photo", "picture", "image", "of", "shows", "this", "these", "the", "another", "no", "one", "it"}
-    assert known - used <= prompts
+    plurals = {forms[1] for forms in NOUNS.values()}
+    assert known - used <= prompts | plurals
+    assert len(plurals & used) > 5
     assert 80 <= len(known) <= 150
     words = [len(tokenize(text)) for text in captions]
     assert min(words) <= 3

@@ -199,7 +199,7 @@ def _ground_tile(ground: str, size: int) -> np.ndarray:
     row, column = np.mgrid[0:side, 0:side] / size
     if ground == "grass":
         light = 0.75 * _smooth(rng, side, (size / 80, size / 28)) + 0.45 * _smooth(rng, side, (size / 8, size / 8))
-        tile = base * (1 + 0.17 * light)[..., None]
+        tile = base * (1 + 0.11 * light)[..., None]
     elif ground == "sand":
         waves = np.sin(2 * pi * (row * 7 + 0.35 * np.sin(2 * pi * column * 1.1 + 1) + 0.2 * column))
         grain = rng.standard_normal((side, side))
@@ -209,16 +209,16 @@ def _ground_tile(ground: str, size: int) -> np.ndarray:
             2 * pi * (row * 6 + 0.22 * np.sin(2 * pi * column * 2.3) + 0.1 * np.sin(2 * pi * column * 5.1))
         )
         glints = np.clip(waves, 0.55, 1) - 0.55
-        tile = base * (1 + 0.07 * waves)[..., None] + 85 * glints[..., None]
+        tile = base * (1 + 0.05 * waves)[..., None] + 55 * glints[..., None]
     else:
         course = row * 9
         joint_y = course - np.floor(course)
         along = column * 4.5 + 0.5 * (np.floor(course) % 2)
         joint_x = along - np.floor(along)
         mortar = (joint_y < 0.16) | (joint_x < 0.08)
-        shades = rng.uniform(0.88, 1.1, size=(16, 9))
+        shades = rng.uniform(0.91, 1.07, size=(16, 9))
         brick = shades[np.floor(course).astype(int) % 16, np.floor(along).astype(int) % 9]
-        tile = np.where(mortar[..., None], np.array([190, 178, 164]), base * brick[..., None])
+        tile = np.where(mortar[..., None], np.array([184, 150, 132]), base * brick[..., None])
         tile = tile * (1 + 0.025 * rng.standard_normal((side, side)))[..., None]
     tile = np.clip(tile, 0, 255).astype(np.float32)
     tile.flags.writeable = False

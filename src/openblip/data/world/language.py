@@ -6,14 +6,16 @@ the words back into the same statement (a test says so), and `noise` spoils stat
 The sampler for captions of mixed length, the default, draws (a form that the scene does not allow falls back
 to a single object):
 
-    25%  single       one object                    "a small striped blue star on the left"
+    20%  single       one object                    "a small striped blue star on the left"
     35%  relation     two objects and a relation    "a red circle to the left of a green square"
-    10%  count        all objects that are alike    "two red circles and a moon", "three striped objects"
-    15%  all          a list of all objects         "a red circle, a moon and a blue star"
-    15%  long         all objects, with relations   "a red moon above a star that is left of a ring and a heart"
+     9%  count        all objects that are alike    "two red circles and a moon", "three striped objects"
+    18%  all          a list of all objects         "a red circle, a moon and a blue star"
+    18%  long         all objects, with relations   "a red moon above a star that is left of a ring and a heart"
 
-A shape is named 94% of the time, a colour 92%, a size 35%, a texture 60% (plainness 5%), the place of a
-listed object 15%, the ground 25%. "short" is the single form alone; "long" the last two.
+As people do, seven captions in ten begin with what is most in view: large before small, then from left to
+right; the others begin anywhere. Of two directions the one in which objects are further apart is named in
+three captions of four. A shape is named 96% of the time, a colour 95%, a size 30%, a texture 65% (plainness
+4%), the place of a listed object 12%, the ground 20%. "short" is the single form alone; "long" the last two.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ __all__ = ["Length", "caption", "matches", "phrase_words", "places_of", "plan", 
 
 Length = Literal["mixed", "short", "long"]
 _FORMS: dict[str, tuple[tuple[str, float], ...]] = {
-    "mixed": (("single", 0.25), ("relation", 0.35), ("count", 0.10), ("all", 0.15), ("long", 0.15)),
+    "mixed": (("single", 0.20), ("relation", 0.35), ("count", 0.09), ("all", 0.18), ("long", 0.18)),
     "short": (("single", 1.0),),
     "long": (("all", 0.4), ("long", 0.6)),
 }
@@ -67,17 +69,17 @@ def plan(scene: Scene, rng: np.random.Generator, *, length: Length = "mixed") ->
     """
     if length not in _FORMS:
         raise UserError(f'captions have no length "{length}"{nearest(length, get_args(Length))}')
-    things = list(scene.objects)
-    order = sorted(range(len(things)), key=lambda _: rng.random())
-    order.sort(key=lambda i: (things[i].shape, things[i].colour) not in HELD_OUT)
-    things = [things[i] for i in order]
+    things = sorted(scene.objects, key=lambda _: rng.random())
+    if rng.random() < 0.7:
+        things.sort(key=lambda thing: (thing.size == "small", thing.x))
+    things.sort(key=lambda thing: (thing.shape, thing.colour) not in HELD_OUT)
     roll, form = rng.random(), ""
     for name, share in _FORMS[length]:
         form = name
         roll -= share
         if roll < 0:
             break
-    ground = scene.ground if rng.random() < 0.25 else None
+    ground = scene.ground if rng.random() < 0.20 else None
     statement = None
     if form == "count":
         statement = _plan_count(things, rng)
@@ -103,14 +105,14 @@ def places_of(thing: Object) -> tuple[str, ...]:
 def _describe(thing: Object, rng: np.random.Generator, *, place: bool = False) -> Phrase:
     """A phrase that is true of `thing`; see the head of this file for what it mentions how often."""
     novel = (thing.shape, thing.colour) in HELD_OUT
-    shape = thing.shape if novel or rng.random() < 0.94 else None
-    colour = thing.colour if novel or rng.random() < 0.92 else None
-    size = thing.size if rng.random() < 0.35 else None
-    texture = thing.texture if rng.random() < (0.05 if thing.texture == "plain" else 0.6) else None
+    shape = thing.shape if novel or rng.random() < 0.96 else None
+    colour = thing.colour if novel or rng.random() < 0.95 else None
+    size = thing.size if rng.random() < 0.30 else None
+    texture = thing.texture if rng.random() < (0.04 if thing.texture == "plain" else 0.65) else None
     if shape is None and colour is None:
         colour = thing.colour
     places: tuple[str, ...] = ()
-    if place and rng.random() < 0.15:
+    if place and rng.random() < 0.12:
         places = places_of(thing)
         if len(places) > 1 and rng.random() < 0.4:
             places = (pick(rng, places),)
@@ -118,12 +120,12 @@ def _describe(thing: Object, rng: np.random.Generator, *, place: bool = False) -
 
 
 def _plan_relation(things: Sequence[Object], rng: np.random.Generator) -> Statement:
-    first, second = things[0], things[1 + int(rng.random() * (len(things) - 1))]
-    kind = _relation(first, second, rng)
+    first = things[0]
+    second = things[1] if rng.random() < 0.6 else things[1 + int(rng.random() * (len(things) - 1))]
+    if rng.random() < 0.25 and (first.shape, first.colour) not in HELD_OUT:
+        first, second = second, first
     phrases = (_describe(first, rng), _describe(second, rng))
-    if rng.random() < 0.5 and (first.shape, first.colour) not in HELD_OUT:
-        first, second, phrases, kind = second, first, phrases[::-1], _relation(second, first, rng)
-    return Statement(phrases, (Relation(0, kind, 1),))
+    return Statement(phrases, (Relation(0, _relation(first, second, rng), 1),))
 
 
 def _relation(first: Object, second: Object, rng: np.random.Generator) -> str:
@@ -132,6 +134,9 @@ def _relation(first: Object, second: Object, rng: np.random.Generator) -> str:
     assert true, "scenes are made so that any two objects stand in some relation"
     if true[-1] in ("inside", "around", "front", "behind") and rng.random() < 0.7:
         return true[-1]
+    if len(true) > 1 and rng.random() < 0.5:
+        wide = abs(first.x - second.x) > abs(first.y - second.y)
+        return true[0] if wide else true[1]
     return pick(rng, true)
 
 
@@ -203,7 +208,7 @@ def _plan_count(things: Sequence[Object], rng: np.random.Generator) -> Statement
 # In which words ------------------------------------------------------------------------------------------
 
 
-def _usual(rng: np.random.Generator, wordings: Sequence[str], share: float = 0.6) -> str:
+def _usual(rng: np.random.Generator, wordings: Sequence[str], share: float = 0.7) -> str:
     """The first wording most of the time, else any of the others."""
     return wordings[0] if len(wordings) == 1 or rng.random() < share else pick(rng, wordings[1:])
 
@@ -233,25 +238,26 @@ def phrase_words(phrase: Phrase, rng: np.random.Generator, *, determiner: str | 
     return " ".join(words) + tail + place
 
 
-def realise(statement: Statement, rng: np.random.Generator, *, intro: bool = True) -> str:
+def realise(statement: Statement, rng: np.random.Generator, *, opening: str | None = None) -> str:
     """Put a statement into words that the parser reads back as the same statement.
 
-    `intro` allows a beginning such as "there is", which one caption in seven has.
+    `opening` begins the text; by default one caption in seven begins with "there is" and the like.
 
     Relations must be as `plan` makes them: of each phrase with the next one, or of the first with the third.
     """
+    opening = _intro(statement, rng) if opening is None else opening
     words = [phrase_words(phrase, rng) for phrase in statement.phrases]
     clauses: list[str] = []
     position = 0
     while position < len(words):
-        clause, used = _clause(statement, words, position, rng)
+        clause, used = _clause(statement, words, position, rng, sentence=not opening)
         clauses.append(clause)
         position += used
     comma = ", and " if len(clauses) > 2 and rng.random() < 0.3 else " and "
     text = clauses[0] if len(clauses) == 1 else ", ".join(clauses[:-1]) + comma + clauses[-1]
-    text = _intro(statement, rng) + text if intro else text
+    text = opening + text
     if statement.ground is not None:
-        ground = _usual(rng, GROUND_WORDS[statement.ground], 0.7)
+        ground = _usual(rng, GROUND_WORDS[statement.ground])
         text = f"{ground}, {text}" if rng.random() < 0.12 else f"{text} {ground}"
     return text
 
@@ -264,8 +270,13 @@ def _intro(statement: Statement, rng: np.random.Generator) -> str:
     return pick(rng, ("we see ", "you can see ")) if roll < 0.14 else ""
 
 
-def _clause(statement: Statement, words: Sequence[str], position: int, rng: np.random.Generator) -> tuple[str, int]:
-    """The clause that begins with phrase `position`, and how many phrases it holds."""
+def _clause(
+    statement: Statement, words: Sequence[str], position: int, rng: np.random.Generator, *, sentence: bool
+) -> tuple[str, int]:
+    """The clause that begins with phrase `position`, and how many phrases it holds.
+
+    `sentence` allows "a star is above a moon", which cannot follow "there is".
+    """
     text, used = words[position], 1
     for relation in statement.relations:
         if relation.first not in range(position, position + used) or relation.second != position + used:
@@ -276,7 +287,8 @@ def _clause(statement: Statement, words: Sequence[str], position: int, rng: np.r
             if relation.kind == "around" and statement.phrases[position].num_objects == 1 and rng.random() < 0.6:
                 text += f" with {words[relation.second]} inside"
             else:
-                link = pick(rng, (f" {verb}", f" that {verb}", f" which {verb}")) if rng.random() < 0.12 else ""
+                links = (f" that {verb}", f" which {verb}", f" {verb}")[: 3 if sentence else 2]
+                link = pick(rng, links) if rng.random() < 0.12 else ""
                 text += f"{link} {wording} {words[relation.second]}"
         elif relation.first == position:
             text += f" and {wording} {words[relation.second]}"

@@ -105,7 +105,7 @@ def _show(
                 break
         else:
             return None
-    return ScenePair(found[0], found[1], _OPENINGS[form] + realise(statement, rng, intro=False), label, form)
+    return ScenePair(found[0], found[1], realise(statement, rng, opening=_OPENINGS[form]), label, form)
 
 
 def _compare(scene: Callable[[], Scene], rng: np.random.Generator, label: bool) -> ScenePair | None:

@@ -68,8 +68,10 @@ _STREAMS = ("scene", "picture", "captions", "web", "questions", "pairs")
 _NUM_OBJECTS = (0.15, 0.30, 0.30, 0.25)
 _INSIDE, _STACKED = 0.16, 0.22
 """Shares of the scenes of two and more objects in which one is inside, or in front of, another."""
-_SMALL, _LARGE = (0.10, 0.125), (0.17, 0.21)
-_CONTAINER, _CONTENT = (0.22, 0.25), (0.085, 0.105)
+_SMALL, _LARGE = (0.115, 0.14), (0.185, 0.225)
+_CONTAINER, _CONTENT = (0.24, 0.27), (0.095, 0.12)
+_SHARE_LARGE = (0.5, 0.5, 0.4, 0.3)
+"""Chance that an object is large, by their number: four large ones find no room."""
 _BORDER = 0.03
 _MIN_VISIBLE = 0.55
 """Least distance of stacked centres as a share of both radii, so that the one behind can still be told."""
@@ -196,7 +198,7 @@ def _attempt(
     if placed is None:
         return None
     for look in looks[len(placed) :]:
-        thing = _place_apart(rng, look, placed)
+        thing = _place_apart(rng, look, placed, share_large=_SHARE_LARGE[count - 1])
         if thing is None:
             return None
         placed.append(thing)
@@ -246,8 +248,10 @@ def _in_picture(thing: Object) -> bool:
     return reach <= thing.x <= 1 - reach and reach <= thing.y <= 1 - reach
 
 
-def _place_apart(rng: np.random.Generator, look: tuple[str, str, str], placed: Sequence[Object]) -> Object | None:
-    size, radii = ("large", _LARGE) if rng.random() < 0.45 else ("small", _SMALL)
+def _place_apart(
+    rng: np.random.Generator, look: tuple[str, str, str], placed: Sequence[Object], *, share_large: float
+) -> Object | None:
+    size, radii = ("large", _LARGE) if rng.random() < share_large else ("small", _SMALL)
     for _ in range(30):
         thing = _make(rng, look, radii, size, len(placed))
         if _fits(thing, placed) and all(clear_pair(thing, other) for other in placed):
