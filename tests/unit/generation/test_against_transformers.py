@@ -122,7 +122,7 @@ def compare(seed: int, num_beams: int, settings: dict, prompts: Tensor = PROMPTS
 @pytest.mark.parametrize("num_beams", [1, 3, 5])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_ids_equal(name: str, num_beams: int) -> None:
-    ended = sum(compare(seed, num_beams, SETTINGS[name]) for seed in range(3))
+    ended = sum(compare(seed, num_beams, SETTINGS[name]) for seed in range(2))
     # Where texts may end some must, or the test would not see how ends are kept.
     assert ended > 0 or SETTINGS[name].get("max_new_tokens", 12) < 7
 
@@ -130,7 +130,7 @@ def test_ids_equal(name: str, num_beams: int) -> None:
 @pytest.mark.parametrize("num_beams", [3, 5])
 @pytest.mark.parametrize("name", BEAM_SETTINGS)
 def test_ids_equal_for_settings_of_beams(name: str, num_beams: int) -> None:
-    assert sum(compare(seed, num_beams, BEAM_SETTINGS[name]) for seed in range(10, 13)) > 0
+    assert sum(compare(seed, num_beams, BEAM_SETTINGS[name]) for seed in range(10, 12)) > 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -138,6 +138,6 @@ def test_ids_equal_for_settings_of_beams(name: str, num_beams: int) -> None:
 def test_ids_equal_where_ngrams_must_not_repeat(size: int, num_beams: int) -> None:
     """Without padding only: `transformers` takes padding for text here."""
     prompts = PROMPTS[2:3]
-    for seed in range(3):
+    for seed in range(2):
         settings = {"no_repeat_ngram": size, "max_new_tokens": 16}
         compare(seed, num_beams, settings, prompts, torch.ones_like(prompts, dtype=torch.bool))

@@ -108,7 +108,7 @@ def test_finished_prompts_are_dropped_from_the_work() -> None:
 
 @pytest.mark.parametrize("scoring", ["reference", "transformers"])
 @pytest.mark.parametrize("num_beams", [2, 3, 5])
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0, -1.0])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, -1.0])
 @pytest.mark.parametrize("early_stopping", [False, True])
 @pytest.mark.parametrize("eos", [(1,), (1, 6)])
 def test_beam_search_equals_the_plain_loop(
