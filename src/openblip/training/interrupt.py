@@ -9,7 +9,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["Interrupted", "StopSignals"]
+import torch
+import torch.distributed as dist
+
+from openblip.core.runtime import rank
+
+__all__ = ["Interrupted", "StopSignals", "agree"]
 
 
 class Interrupted(Exception):
@@ -64,3 +69,12 @@ class StopSignals:
         if self.received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signum
+
+
+def agree(signum: int, time_up: bool, save_late: bool, device: torch.device) -> tuple[int, bool, bool]:
+    """What all processes do next: a signal that any received, and what the first process's clock says."""
+    clock = rank() == 0
+    asked = torch.tensor([signum, time_up and clock, save_late and clock], device=device)
+    dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+    received, any_time_up, any_late = asked.tolist()
+    return received, bool(any_time_up), bool(any_late)

@@ -12,7 +12,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ from openblip.training import state as states
 from openblip.training.config import TrainConfig
 from openblip.training.feed import Feed, Stopwatch, num_rows
 from openblip.training.folder import open_run
-from openblip.training.interrupt import Interrupted, StopSignals
+from openblip.training.interrupt import Interrupted, StopSignals, agree
 from openblip.training.launch import make_accelerator, on_main, release, start, unsharded, wrap
 from openblip.training.log import RunLog, format_duration, format_metrics
 from openblip.training.meters import FiniteGuard, Meters
@@ -41,34 +40,12 @@ from openblip.training.optim import (
     make_optimizer,
     set_learning_rate,
 )
+from openblip.training.state import TrainResult
 from openblip.training.step import Evaluate, Export, HasCheckpointing, HasProgress, Loader, Prepare
 
 __all__ = ["TrainResult", "train"]
 
 _STEPS_BETWEEN_AGREEMENTS = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a run came to."""
-
-    steps: int
-    """optimiser steps, all sessions together"""
-    epochs: float
-    images: int
-    """samples seen, on all processes"""
-    seconds: float
-    """all sessions together, with evaluation and saving"""
-    images_per_second: float
-    """in training steps, on all processes together"""
-    metrics: dict[str, float]
-    """the last training record"""
-    evaluation: dict[str, float]
-    """the last evaluation"""
-    best: dict[str, Any] | None
-    """{"step", "name", "value"} of the best evaluation, when a number is monitored"""
-    stopped: Literal["finished", "time"]
-    checkpoint: Path
 
 
 def train(
@@ -302,11 +279,8 @@ class _Trainer:
             return signals.received, time_up, save_due or late
         if self.device.type != "cpu" and step % _STEPS_BETWEEN_AGREEMENTS and step < self.total_steps:
             return 0, False, save_due
-        own_clock = rank() == 0
-        asked = torch.tensor([signals.received, time_up and own_clock, late and own_clock], device=self.device)
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        signum, any_time_up, any_late = asked.tolist()
-        return signum, bool(any_time_up), save_due or bool(any_late)
+        signum, time_up, late = agree(signals.received, time_up, late, self.device)
+        return signum, time_up, save_due or late
 
     # --- between steps
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from openblip.training.step import HasFrozenNames
 
 __all__ = [
     "Progress",
+    "TrainResult",
     "checkpoint_path",
     "find_checkpoints",
     "frozen_fingerprint",
@@ -81,6 +82,29 @@ class Progress:
     eval_metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] | None = None
     """{"step", "name", "value"} of the best evaluation"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run came to."""
+
+    steps: int
+    """optimiser steps, all sessions together"""
+    epochs: float
+    images: int
+    """samples seen, on all processes"""
+    seconds: float
+    """all sessions together, with evaluation and saving"""
+    images_per_second: float
+    """in training steps, on all processes together"""
+    metrics: dict[str, float]
+    """the last training record"""
+    evaluation: dict[str, float]
+    """the last evaluation"""
+    best: dict[str, Any] | None
+    """{"step", "name", "value"} of the best evaluation, when a number is monitored"""
+    stopped: Literal["finished", "time"]
+    checkpoint: Path
 
 
 def checkpoint_path(out_dir: Path, step: int) -> Path:
