@@ -1,8 +1,8 @@
 """OpenBLIP: BLIP and BLIP-2, maintained, complete and fast.
 
-    import openblip
-    model = openblip.load("runs/demo/captioner/model")
-    model.caption("picture.jpg")
+import openblip
+model = openblip.load("runs/demo/captioner/model")
+model.caption("picture.jpg")
 """
 
 from __future__ import annotations

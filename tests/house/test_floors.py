@@ -25,7 +25,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"training"}),
     frozenset({"tasks"}),
     frozenset({"bootstrap", "search"}),
-    frozenset({"report", "recipes", "demo", "serve"}),
+    frozenset({"report", "recipes", "serve"}),
+    frozenset({"demo"}),
     frozenset({"cli"}),
 )
 FACADE = "openblip"

@@ -54,7 +54,9 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in module.state_dict().items() if key in names}
 
 
-def save_model(folder: Path | str, model: Blip, tokenizer: TextTokenizer, info: dict[str, Any] | None = None) -> None:
+def save_model(
+    folder: Path | str, model: Blip, tokenizer: TextTokenizer, info: dict[str, Any] | None = None
+) -> None:
     """Write a model folder; a folder already there is replaced once the new one is complete."""
     with write_folder(folder) as target:
         state = {key: value.detach().cpu().contiguous() for key, value in unique_state(model).items()}
@@ -95,7 +97,8 @@ def open_model(
         tokenizer = TextTokenizer.load(tokenizer or PUBLISHED_TOKENIZER)
     if tokenizer.vocab_size != config.text.vocab_size:
         raise UserError(
-            f"{path.name} was trained with {config.text.vocab_size} tokens, the tokenizer has {tokenizer.vocab_size}; "
+            f"{path.name} was trained with {config.text.vocab_size} tokens, the tokenizer has "
+            f"{tokenizer.vocab_size}; "
             "name the tokenizer it was trained with"
         )
     return StoredModel(model.eval(), tokenizer, {"source": path.name}, ignored)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -137,7 +137,7 @@ class Predictor:
 
     def _batches(self, pictures: Pictures) -> Iterator[list[ImageLike | str]]:
         one = isinstance(pictures, str | bytes | Path | Image.Image | np.ndarray)
-        many: list[Any] = [pictures] if one else list(pictures)
+        many: list[Any] = [pictures] if one else list(cast(Sequence[Any], pictures))
         for start in range(0, len(many), self.batch_size):
             yield many[start : start + self.batch_size]
 

@@ -128,7 +128,7 @@ def prune_checkpoints(out_dir: Path, keep: int) -> None:
     for path in find_checkpoints(out_dir)[:-keep]:
         if path.name not in spared:
             remove_quietly(path)
-    for path in folder.glob(".step-*"):
+    for path in (*folder.glob(".step-*"), *folder.glob(".last.*.tmp"), *folder.glob(".best.*.tmp")):
         remove_quietly(path)
 
 

@@ -98,8 +98,7 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _guided(datasets: Any, data: Any, config: SourceConfig) -> SourceConfig:
-    """Take the only column of pictures where none is named."""
+    """Return settings for choosing columns: the only column of pictures where none is named."""
     pictures = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
-    if config.image_column or len(pictures) != 1:
-        return config
-    return replace(config, image_column=pictures[0])
+    column = pictures[0] if len(pictures) == 1 else ""
+    return replace(config, split="", image_column=config.image_column or column)  # the split is chosen by now

@@ -169,7 +169,7 @@ def captions_of(model: Blip, tokenizer: TextTokenizer, out: Path, split: str, sa
 
 def _batches(model: Blip, out: Path, split: str, samples: int) -> Any:
     size = model.config.vision.image_size
-    return evaluation_batches([_source(out, split)], size, samples=samples, batch_size=100, clean="simplify")
+    return evaluation_batches((_source(out, split),), size, samples=samples, batch_size=100, clean="simplify")
 
 
 def quick_measure(model: Blip, tokenizer: TextTokenizer, out: Path) -> dict[str, float]:
@@ -204,7 +204,8 @@ def measure(out: Path, config: DemoConfig) -> dict[str, Any]:
             rerank_k=32, max_length=40,
         )  # fmt: skip
         rows["retrieval"] = found
-        texts, owners_scenes = [], []
+        texts: list[tuple[str, int]] = []
+        owners_scenes: list[Scene] = []
         for batch in _batches(pretrained.model, out, split, samples):
             for index, text in zip(batch.image_index.tolist(), batch.texts, strict=True):
                 texts.append((text, index + len(owners_scenes)))
@@ -219,7 +220,7 @@ def measure(out: Path, config: DemoConfig) -> dict[str, Any]:
 
 def report(out: Path, config: DemoConfig) -> dict[str, Any]:
     """Write report.html from what the stages left."""
-    from openblip.demo_report import write_demo_report
+    from openblip.demo.page import write_demo_report
 
     target = write_demo_report(out, config)
     return {"report": str(target.name)}
@@ -274,7 +275,8 @@ def run_demo(
         write_json(marker, {"seconds": round(time.perf_counter() - start, 1), **found})
     target = out / "report.html"
     console.print(
-        f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes. Open [bold]{target}[/] in a browser, then try:\n"
+        f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes. Open [bold]{target}[/] in a browser, "
+        "then try:\n"
         f"  openblip caption {out}/world/novel-pictures --model {out}/captioner/model\n"
         f'  openblip retrieve "a red circle" {out}/world/novel-pictures --model {out}/pretrain/model',
         soft_wrap=True,

@@ -1,0 +1,53 @@
+# `make demo` and `make test` are all a newcomer needs; each sets up .venv on first use.
+# Another Python: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-quick test test-fast lint types bench constraints clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: .venv/.ready ## set up .venv with the tested versions
+
+.venv/.ready: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or newer, or say make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $$($(PYTHON) --version) is too old; OpenBLIP needs Python 3.11 or newer (make PYTHON=python3.12)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "make: this Python cannot make virtual environments; install its venv package (on Debian: apt install python3-venv)"; exit 1; }
+	@echo "setting up .venv (a few GB of PyTorch; once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup ## train BLIP from scratch in the synthetic world and write runs/demo/report.html (about 12 minutes)
+	@$(BIN)/openblip demo
+
+demo-quick: setup ## the same in two minutes, for a look
+	@$(BIN)/openblip demo --quick
+
+test: setup lint types ## lint, types and every test
+	@$(BIN)/python -m pytest
+
+test-fast: setup ## tests that take less than a few seconds
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: setup ## ruff, rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup ## mypy
+	@$(BIN)/mypy
+
+bench: setup ## every benchmark, beside its peer
+	@$(BIN)/python -m benchmarks compare blip-pretrain
+	@$(BIN)/python -m benchmarks compare loader
+
+constraints: setup ## write the installed versions to constraints.txt
+	@$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' | grep -vE '^(uv|nvidia|cuda|triton)' > constraints.txt
+
+clean: ## remove the environment, caches and the runs folder
+	rm -rf .venv runs .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,268 @@
+"""The demo's report: what was learned against chance, the curves, pictures with verdicts, what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from openblip.core.files import read_jsonl
+from openblip.data.sources.open import open_source
+from openblip.data.world.dataset import scene_from_meta
+from openblip.data.world.scene import Scene
+from openblip.data.world.truth import Verdict, judge
+from openblip.report import (
+    Card,
+    CardText,
+    Cell,
+    Chart,
+    Charts,
+    Column,
+    Details,
+    Fact,
+    Gallery,
+    Headline,
+    Report,
+    Result,
+    Section,
+    Series,
+    Stage,
+    Stages,
+    Strip,
+    Strips,
+    Table,
+    picture,
+    write_report,
+)
+from openblip.tasks.predictor import Predictor
+
+if TYPE_CHECKING:
+    from openblip.demo.stages import DemoConfig
+
+__all__ = ["write_demo_report"]
+
+NAMES = {"test": "unseen pictures", "novel": "combinations never seen"}
+EXPLAINED = {
+    "truth": "share of the captions written for unseen pictures that are true of them, decided by a parser; chance "
+    "is the share that is true of another picture",
+    "itm": "own text against the text of another picture, half and half",
+    "t2i": "a text finds its own picture among all, by ITC and then ITM; a short text may be true of several",
+}
+
+
+def write_demo_report(out: Path, config: DemoConfig) -> Path:
+    """Write `out`/report.html and report.json from what the stages left; returns the page's path."""
+    measured = json.loads((out / "stages" / "measure.json").read_text())
+    examples = list(_examples(out, "test", 60)), list(_examples(out, "novel", 24))
+    captioner = Predictor.load(out / "captioner" / "model", device="cpu", dtype="float32")
+    matcher = Predictor.load(out / "pretrain" / "model", device="cpu", dtype="float32")
+    known, novel = (_cards(captioner, matcher, rows) for rows in examples)
+    report = Report(
+        title="BLIP learns to see and to write",
+        subtitle="a small model, from scratch, in a drawn world where the truth of every caption is known",
+        summary=_summary(measured, config),
+        headlines=_headlines(measured),
+        sections=[
+            Section(title="What it writes", intro="New pictures, captions by greedy decoding.", blocks=[
+                Gallery(cards=known[:18], title="Pictures like those it learned from"),
+                Gallery(cards=novel[:9], title="With a combination of shape and colour it never saw"),
+            ]),
+            Section(title="What it finds", intro="A text searches 60 pictures: ITC first, then ITM.", blocks=[
+                Strips(strips=_strips(matcher, examples[0]))
+            ]),
+            Section(title="What it gets wrong", tone="wrong", blocks=[
+                Gallery(cards=[card for card in known + novel if card.texts[0].verdict != "true"][:12]),
+                _failures(measured),
+            ]),
+            Section(title="How it learned", blocks=[_curves(out, measured), _table(measured)]),
+            Section(title="How it was made", blocks=[_stages(out), _details(out)]),
+        ],
+    )  # fmt: skip
+    target = out / "report.html"
+    write_report(target, report)
+    return target
+
+
+def _summary(measured: dict[str, Any], config: DemoConfig) -> list[str]:
+    test, novel = measured["test"], measured["novel"]
+    return [
+        f"It saw {config.web_pictures:,} pictures with one noisy web text each and {config.human_pictures:,} with "
+        f"true captions, trained with ITC, ITM and LM for {config.pretrain_steps} steps, then learned to caption "
+        f"for {config.caption_steps} more.",
+        f"Of its captions for {test['pictures']} unseen pictures {test['captioner']['truth']:.0%} are true; with "
+        f"combinations of shape and colour it never saw, {novel['captioner']['truth']:.0%}.",
+    ]
+
+
+def _headlines(measured: dict[str, Any]) -> list[Headline]:
+    test = measured["test"]
+    pictures, found = test["pictures"], test["retrieval"]
+    truth = test["captioner"]
+    return [
+        Headline(label="captions that are true", value=truth["truth"], reference=truth["chance"], target=0.8,
+                 explanation=EXPLAINED["truth"]),
+        Headline(label="facts that are true", value=truth["fact_accuracy"],
+                 explanation=f"a caption states {truth['mean_facts']:.1f} facts on average"),
+        Headline(label="ITM accuracy", value=found["itm_accuracy"], reference=0.5, target=0.9,
+                 explanation=EXPLAINED["itm"]),
+        Headline(label=f"text finds its picture among {pictures}", value=found["t2i_recall_itm@1"],
+                 reference=1 / pictures, target=0.4, explanation=EXPLAINED["t2i"]),
+    ]  # fmt: skip
+
+
+def _examples(out: Path, split: str, count: int) -> Iterator[tuple[bytes, tuple[str, ...], Scene]]:
+    """Pictures as PNG bytes with their own texts and scenes."""
+    source = open_source(f"{out / 'world' / split}?text_column=captions&meta_columns=scene")
+    for index in range(min(count, len(source))):
+        sample = source[index]
+        assert isinstance(sample.image, bytes)
+        yield sample.image, sample.texts, scene_from_meta(sample.meta)
+
+
+def _cards(
+    captioner: Predictor, matcher: Predictor, rows: list[tuple[bytes, tuple[str, ...], Scene]]
+) -> list[Card]:
+    from openblip.demo.stages import GREEDY
+
+    images = [image for image, _, _ in rows]
+    cards = []
+    for (image, texts, scene), captions in zip(rows, captioner.caption(images, GREEDY), strict=True):
+        text = captions[0].text
+        verdict = judge(text, scene)
+        score = matcher.match(image, text)[0][0].itm_probability
+        written = CardText(text=text, verdict=_word(verdict), reason=verdict.reason, score=score, score_name="ITM")
+        cards.append(Card(picture=picture(image, alt=texts[0]), texts=[written], truth=list(texts[:2])))
+    return cards
+
+
+def _word(verdict: Verdict) -> Any:
+    if verdict.true:
+        return "true"
+    if not verdict.parsed:
+        return "unparsed"
+    return "partly" if verdict.num_true > 0 else "false"
+
+
+def _strips(matcher: Predictor, rows: list[tuple[bytes, tuple[str, ...], Scene]]) -> list[Strip]:
+    images = [image for image, _, _ in rows]
+    strips = []
+    # Longer texts say more, so that one picture is meant.
+    chosen = sorted(range(len(rows)), key=lambda i: -len(max(rows[i][1], key=len)))[:6]
+    for wanted in chosen:
+        query = max(rows[wanted][1], key=len)
+        found = matcher.retrieve_images(images, [query], top=len(images), rerank_k=32)[0]
+        order = [int(hit.item.removeprefix("#")) for hit in found]
+        results = [
+            Result(picture=picture(images[place]), score=hit.itm_probability, right=place == wanted)
+            for place, hit in zip(order[:5], found, strict=False)
+        ]
+        strips.append(Strip(results=results, query=query, right_rank=order.index(wanted) + 1))
+    return strips
+
+
+def _failures(measured: dict[str, Any]) -> Table:
+    kinds = sorted({kind for split in NAMES for kind in measured[split]["captioner"]["failures"]})
+    return Table(
+        title="Captions with a false fact, by kind",
+        columns=[Column(name="kind"), *(Column(name=name, unit="fraction") for name in NAMES.values())],
+        rows=[
+            [kind, *(measured[split]["captioner"]["failures"].get(kind, 0.0) for split in NAMES)] for kind in kinds
+        ],
+    )
+
+
+def _curves(out: Path, measured: dict[str, Any]) -> Charts:
+    pretrain, tuned = (read_jsonl(out / run / "metrics.jsonl") for run in ("pretrain", "captioner"))
+    steps = max((record["step"] for record in pretrain), default=0)
+
+    def line(records: list[dict[str, Any]], split: str, name: str, label: str, offset: int = 0) -> Series:
+        rows = [record for record in records if record["split"] == split and name in record]
+        x, y = [float(record["step"] + offset) for record in rows], [record[name] for record in rows]
+        return Series(name=label, x=x, y=y)
+
+    pictures = 100
+    truth = Chart(
+        title="captions that are true", x_label="step", unit="fraction",
+        reference=measured["test"]["captioner"]["chance"],
+        series=[line(pretrain, "eval", "caption_truth", "pre-training"),
+                line(tuned, "eval", "caption_truth", "captioner", steps)],
+    )  # fmt: skip
+    finds = Chart(
+        title=f"recall@1 among {pictures}", x_label="step", unit="fraction", reference=1 / pictures,
+        series=[line(pretrain, "eval", "t2i_recall@1", "text finds picture, ITC"),
+                line(pretrain, "eval", "t2i_recall_itm@1", "text finds picture, ITM"),
+                line(pretrain, "eval", "i2t_recall_itm@1", "picture finds text, ITM")],
+    )  # fmt: skip
+    itm = Chart(
+        title="ITM accuracy", x_label="step", unit="fraction", reference=0.5,
+        series=[line(pretrain, "eval", "itm_accuracy", "ITM")],
+    )  # fmt: skip
+    losses = [
+        Chart(title=name.replace("loss_", "loss, ").upper(), x_label="step",
+              series=[line(pretrain, "train", name, "pre-training"), *extra])
+        for name, extra in (
+            ("loss_itc", []), ("loss_itm", []), ("loss_lm", [line(tuned, "train", "loss_lm", "captioner", steps)]),
+        )
+    ]  # fmt: skip
+    return Charts(charts=[truth, finds, itm, *losses])
+
+
+def _table(measured: dict[str, Any]) -> Table:
+    rows: list[list[Cell | float | str | None]] = []
+    for label, read in (
+        ("captions true, after pre-training", lambda m: m["pretrained"]["truth"]),
+        ("captions true, captioner", lambda m: m["captioner"]["truth"]),
+        ("objects named rightly", lambda m: m["captioner"]["coverage"]),
+        ("ITM accuracy", lambda m: m["retrieval"]["itm_accuracy"]),
+        ("text finds picture, recall@1, ITC", lambda m: m["retrieval"]["t2i_recall@1"]),
+        ("text finds picture, recall@1, with ITM", lambda m: m["retrieval"]["t2i_recall_itm@1"]),
+        ("text finds picture, recall@10, ITC", lambda m: m["retrieval"]["t2i_recall@10"]),
+        ("picture finds text, recall@1, with ITM", lambda m: m["retrieval"]["i2t_recall_itm@1"]),
+        ("most that knowing the truth gives at recall@1", lambda m: m["retrieval_ceiling@1"]),
+    ):
+        rows.append([label, *(read(measured[split]) for split in NAMES)])
+    columns = [
+        Column(name="measure"),
+        *(Column(name=name, unit="fraction", better="higher") for name in NAMES.values()),
+    ]
+    return Table(title=f"On {measured['test']['pictures']} pictures of each kind", columns=columns, rows=rows)
+
+
+def _stages(out: Path) -> Stages:
+    from openblip.demo.stages import STAGES
+
+    stages = []
+    for name in STAGES:
+        path = out / "stages" / f"{name}.json"
+        if name != "report" and path.exists():
+            stages.append(Stage(name=name, seconds=json.loads(path.read_text())["seconds"]))
+    return Stages(stages=stages)
+
+
+def _details(out: Path) -> Details:
+    made = json.loads((out / "demo.json").read_text())
+    facts = [
+        Fact(name=name, value=str(value))
+        for part in ("config", "machine", "versions")
+        for name, value in made[part].items()
+    ]
+    return Details(
+        title="Settings, machine and versions", facts=[*facts, Fact(name="threads", value=torch.get_num_threads())]
+    )
+
+
+def unpack_pictures(folder: Path, tars: Path, count: int) -> None:
+    """Lay the first pictures of the world's tars out as files, for trying the commands on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(tars.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if count == 0:
+                    return
+                if member.name.endswith(".png") and (data := tar.extractfile(member)) is not None:
+                    (folder / Path(member.name).name).write_bytes(data.read())
+                    count -= 1

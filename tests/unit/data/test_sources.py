@@ -1,0 +1,495 @@
+"""Every format that is read, on small files made on the spot, and every mistake in them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from make_data import encoded, number_of, picture
+
+from openblip.core.errors import UserError
+from openblip.data.images import decode_image
+from openblip.data.sample import BrokenSample
+from openblip.data.sources import Source, SourceConfig, open_source, parse_spec
+
+
+def contents(source: Source) -> list[tuple[int, tuple[str, ...], str]]:
+    """Return (number of the picture, texts, image id) of every sample."""
+    found = []
+    for index in range(len(source)):
+        sample = source[index]
+        pixels = np.asarray(decode_image(sample)).transpose(2, 0, 1)
+        found.append((number_of(pixels), sample.texts, sample.image_id))
+    return found
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def rows_of(count: int) -> list[dict[str, Any]]:
+    return [{"image": f"images/{n}.png", "caption": f"picture {n}"} for n in range(count)]
+
+
+# ---- folders ----
+
+
+def test_folder_with_texts_beside_the_pictures(image_folder: Path) -> None:
+    (image_folder / "0.txt").write_text("zero\n\n  nought  \n", encoding="utf-8")
+    (image_folder / "1.txt").write_text("\ufeffein Käfer", encoding="utf-8")
+    inner = image_folder / "more" / "deep"
+    inner.mkdir(parents=True)
+    (inner / "77.PNG").write_bytes(encoded(picture(77)))
+    (inner / "77.txt").write_text("seventy-seven")
+    (image_folder / ".hidden.png").write_bytes(b"")
+    source = open_source(str(image_folder))
+    assert len(source) == 11
+    by_key = {source[i].key: source[i] for i in range(11)}
+    assert by_key["0.png"].texts == ("zero", "nought")
+    assert by_key["1.png"].texts == ("ein Käfer",)
+    assert by_key["2.png"].texts == ()
+    assert by_key["more/deep/77.PNG"].texts == ("seventy-seven",)
+
+
+def test_folder_text_that_is_not_utf8(image_folder: Path) -> None:
+    (image_folder / "0.txt").write_bytes("Käfer".encode("latin-1"))
+    with pytest.raises(BrokenSample, match="bad-text"):
+        open_source(str(image_folder))[0]
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no pictures"):
+        open_source(str(tmp_path))
+
+
+# ---- captions files ----
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".jsonl":
+        return write_jsonl(path, rows)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            delimiter = "," if path.suffix == ".csv" else "\t"
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+KINDS = [".jsonl", ".csv", ".tsv", ".parquet", ".json"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_file(image_folder: Path, tmp_path: Path, kind: str) -> None:
+    source = open_source(str(write_table(tmp_path / f"captions{kind}", rows_of(10))))
+    assert contents(source) == [(n, (f"picture {n}",), f"images/{n}.png") for n in range(10)]
+    assert source.bad_rows == []
+    assert source.describe()["num_samples"] == 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_one_image_are_one_sample_or_pairs(image_folder: Path, tmp_path: Path, kind: str) -> None:
+    order = [3, 1, 3, 2, 1, 3]
+    rows = [{"image": f"images/{n}.png", "caption": f"{k} of {n}"} for k, n in enumerate(order)]
+    path = str(write_table(tmp_path / f"captions{kind}", rows))
+    assert [(n, texts) for n, texts, _ in contents(open_source(path))] == [
+        (3, ("0 of 3", "2 of 3", "5 of 3")),
+        (1, ("1 of 1", "4 of 1")),
+        (2, ("3 of 2",)),
+    ]
+    pairs = open_source(SourceConfig(path=path, pairs=True))
+    assert [(n, texts) for n, texts, _ in contents(pairs)] == [
+        (n, (text,))
+        for n, texts in [(3, ("0 of 3", "2 of 3", "5 of 3")), (1, ("1 of 1", "4 of 1")), (2, ("3 of 2",))]
+        for text in texts
+    ]
+    assert [pairs[i].image_id for i in range(6)] == [f"images/{n}.png" for n in (3, 3, 3, 1, 1, 2)]
+    assert len({pairs[i].key for i in range(6)}) == 6
+
+
+@pytest.mark.parametrize(("image", "text"), [("img_path", "TEXT"), ("filename", "captions"), ("File", "Txt")])
+def test_columns_are_guessed(image_folder: Path, tmp_path: Path, image: str, text: str) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", [{text: "hello", "other": 1, image: "images/4.png"}])
+    assert contents(open_source(str(path)))[0][:2] == (4, ("hello",))
+
+
+def test_columns_by_name_lists_ids_meta_and_root(image_folder: Path, tmp_path: Path) -> None:
+    rows = [{"a": "4.png", "b": ["x", "", "y"], "n": 7, "more": {"deep": [1]}, "caption": "no"}]
+    path = write_jsonl(tmp_path / "data.jsonl", rows)
+    source = open_source(
+        SourceConfig(
+            path=str(path),
+            image_column="a",
+            text_column="b",
+            id_column="n",
+            meta_columns=("more",),
+            image_root=str(image_folder),
+        )
+    )
+    assert contents(source) == [(4, ("x", "y"), "7")]
+    assert source[0].meta == {"more": {"deep": [1]}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_column_names_file_columns_and_nearest(tmp_path: Path, kind: str) -> None:
+    path = write_table(tmp_path / f"data{kind}", [{"image": "a.png", "captoin": "x"}])
+    with pytest.raises(UserError) as caught:
+        open_source(str(path))
+    for word in (path.name, "no caption column", '"captoin"', "text_column"):
+        assert word in str(caught.value)
+    with pytest.raises(UserError, match=r'no column "captain".*did you mean "captoin"'):
+        open_source(SourceConfig(path=str(path), text_column="captain"))
+
+
+def test_web_addresses_are_explained(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "laion.jsonl", [{"url": "http://x/y.jpg", "TEXT": "a"}])
+    with pytest.raises(UserError, match="img2dataset"):
+        open_source(str(path))
+    path = write_jsonl(tmp_path / "mixed.jsonl", [{"image": "http://x/y.jpg", "caption": "a"}])
+    with pytest.raises(BrokenSample, match="web address"):
+        open_source(str(path))[0]
+
+
+def test_captions_are_not_needed_where_they_are_to_be_written(image_folder: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", [{"image": "images/4.png"}])
+    assert contents(open_source(SourceConfig(path=str(path), need_texts=False)))[0][:2] == (4, ())
+
+
+def test_broken_lines_are_kept_apart(image_folder: Path, tmp_path: Path) -> None:
+    rows = [*rows_of(2), '{"image": "images/2.png", "capt', '["list"]', {"caption": "no image"}, ""]
+    path = write_jsonl(tmp_path / "data.jsonl", rows)
+    with open(path, "ab") as file:
+        file.write(b'{"image": "\xff.png"}\n')
+    source = open_source(str(path))
+    assert len(source) == 2
+    assert [(bad.cause, bad.key) for bad in source.bad_rows] == [
+        ("bad-row", f"data.jsonl line {line}") for line in (3, 4, 5, 7)
+    ]
+
+
+def test_broken_csv_rows(image_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    lines = ['"image","caption"', 'images/1.png,"one, ""two""\nthree"', "images/2.png", "images/3.png,a,b", ",x"]
+    path.write_bytes("\r\n".join(lines).encode() + b"\r\nimages/4.png,\xff\xfe\r\n")
+    source = open_source(str(path))
+    assert contents(source) == [(1, ('one, "two"\nthree',), "images/1.png")]
+    assert len(source.bad_rows) == 4
+
+
+def test_quotes_in_tsv_swallow_nothing(image_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.tsv"
+    path.write_text('image\tcaption\nimages/1.png\t"open quote\nimages/2.png\t"a ""b"" c"\n')
+    assert [texts for _, texts, _ in contents(open_source(str(path)))] == [('"open quote',), ('a "b" c',)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.jsonl", "", "no rows that can be read"),
+        ("a.jsonl", "not json\n", "not JSON"),
+        ("a.csv", "", "no rows"),
+        ("a.csv", "image,caption\n", "no rows"),
+        ("a.json", "", "neither"),
+        ("a.json", "[]", "no rows"),
+        ("a.json", '[{"image": "a", "caption": "b"}, {"ima', "is not JSON"),
+        ("a.json", '[{"image": "a", "caption": "b"}', "cut"),
+        ("a.json", '{"image": ', "not JSON"),
+        ("a.json", '{"foo": 1, "bar": 2}', "'foo', 'bar'"),
+        ("a.parquet", "PAR1 not parquet", "parquet"),
+        ("a.yaml", "x: 1", "no known kind"),
+        ("a.tar", "not a tar" * 100, "hold no pictures"),
+        ("a.tar", "", "hold no pictures"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=says):
+        open_source(str(tmp_path / name))
+
+
+def test_paths_may_not_leave_the_root(image_folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "secret.png"
+    outside.write_bytes(encoded(picture(9)))
+    names = ["../secret.png", str(outside), "inner/../../secret.png", "inner/../3.png", str(image_folder / "4.png")]
+    path = write_jsonl(image_folder / "data.jsonl", [{"image": name, "caption": "x"} for name in names])
+    source = open_source(str(path))
+    for index in range(3):
+        with pytest.raises(BrokenSample, match=r"bad-row.*leads out of"):
+            source[index]
+    assert [number_of(np.asarray(decode_image(source[i])).transpose(2, 0, 1)) for i in (3, 4)] == [3, 4]
+    trusted = open_source(SourceConfig(path=str(path), absolute_paths=True))
+    assert decode_image(trusted[1]).size == (40, 30)
+    with pytest.raises(BrokenSample):
+        trusted[0]  # a relative path still may not climb out
+
+
+def test_splits(image_folder: Path, tmp_path: Path) -> None:
+    rows = [{**row, "split": "test" if n % 3 == 0 else "train"} for n, row in enumerate(rows_of(10))]
+    for kind in KINDS:
+        path = write_table(tmp_path / f"data{kind}", rows)
+        source = open_source(SourceConfig(path=str(path), split="test"))
+        assert [n for n, _, _ in contents(source)] == [0, 3, 6, 9]
+        with pytest.raises(UserError, match=r'no rows of split "tset".*did you mean "test"'):
+            open_source(SourceConfig(path=str(path), split="tset"))
+
+
+# ---- the JSON files of COCO ----
+
+
+def test_blip_pretraining_and_karpathy_train(image_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"caption": f"c{k}", "image": f"images/{n}.png", "image_id": f"coco_{n}"} for k, n in enumerate([5, 5, 6])
+    ]
+    path = tmp_path / "coco_karpathy_train.json"
+    path.write_text(json.dumps(rows))
+    assert contents(open_source(str(path))) == [(5, ("c0", "c1"), "coco_5"), (6, ("c2",), "coco_6")]
+    assert len(open_source(SourceConfig(path=str(path), pairs=True))) == 3
+
+
+def test_karpathy_dataset(image_folder: Path, tmp_path: Path) -> None:
+    images = [
+        {
+            "filepath": "images",
+            "filename": f"{n}.png",
+            "cocoid": 100 + n,
+            "split": split,
+            "sentences": [{"raw": f"{n} a", "tokens": ["a"]}, {"raw": f"{n} b"}],
+        }
+        for n, split in enumerate(["train", "restval", "val", "test"])
+    ]
+    path = tmp_path / "dataset_coco.json"
+    path.write_text(json.dumps({"images": images, "dataset": "coco"}))
+    train = open_source(SourceConfig(path=str(path), split="train"))  # with restval, as is usual
+    assert contents(train) == [(0, ("0 a", "0 b"), "100"), (1, ("1 a", "1 b"), "101")]
+    assert [n for n, _, _ in contents(open_source(SourceConfig(path=str(path), split="test")))] == [3]
+
+
+def test_coco_annotations(image_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "captions_val2014.json"
+    content = {
+        "images": [{"id": 41, "file_name": "1.png"}, {"id": 42, "file_name": "2.png"}],
+        "annotations": [
+            {"image_id": 42, "caption": "b"},
+            {"image_id": 41, "caption": "a"},
+            {"image_id": 42, "caption": "c"},
+        ],
+    }
+    path.write_text(json.dumps(content))
+    source = open_source(SourceConfig(path=str(path), image_root=str(image_folder)))
+    assert contents(source) == [(2, ("b", "c"), "42"), (1, ("a",), "41")]
+
+
+def test_json_lists_longer_than_one_piece(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openblip.data.sources.records._CHUNK", 13)
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{**row, "pad": "x" * (7 * n)} for n, row in enumerate(rows_of(10))]))
+    assert [n for n, _, _ in contents(open_source(str(path)))] == list(range(10))
+
+
+# ---- parquet with pictures inside ----
+
+
+@pytest.mark.parametrize("inside", ["binary", "struct"])
+def test_parquet_with_pictures(tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openblip.data.sources.parquet._CACHE_BYTES", 1)  # keep two row groups only
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    for part in range(2):
+        rows = []
+        for n in range(part * 10, part * 10 + 10):
+            data = encoded(picture(n)) if n != 13 else None
+            image = {"bytes": data, "path": f"{n}.png"} if inside == "struct" else data
+            rows.append(
+                {"image": image, "texts": [f"p{n}", f"q{n}"] if n != 4 else [], "split": "a" if n % 2 else "b"}
+            )
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{part}.parquet", row_group_size=4)
+    source = open_source(str(folder))
+    assert [len(block) for block in source.blocks or ()] == [4, 4, 2, 4, 4, 2]
+    order = np.random.default_rng(0).permutation(20)
+    for index in order:
+        if index == 13:
+            with pytest.raises(BrokenSample, match="no picture"):
+                source[13]
+            continue
+        sample = source[int(index)]
+        assert number_of(np.asarray(decode_image(sample)).transpose(2, 0, 1)) == index
+        assert sample.texts == ((f"p{index}", f"q{index}") if index != 4 else ())
+    odd = open_source(SourceConfig(path=str(folder), split="a", pairs=True))
+    assert [odd[i].texts[0] for i in range(4)] == ["p1", "q1", "p3", "q3"]
+    assert len(odd) == 20
+
+
+def test_parquet_files_with_different_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": ["a.png"], "caption": ["a"]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"image": ["a.png"]}), tmp_path / "1.parquet")
+    with pytest.raises(UserError, match=r"1\.parquet"):
+        open_source(str(tmp_path))
+
+
+# ---- tars ----
+
+
+@pytest.mark.parametrize("layout", ["folder", "glob", "braces", "pax", "ustar"])
+def test_tars(tmp_path: Path, write_tar: Any, layout: str) -> None:
+    import tarfile
+
+    kind = {"pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT}.get(layout, tarfile.GNU_FORMAT)
+    write_tar("t/00000.tar", 0, 4, format=kind)
+    write_tar("t/00002.tar", 4, 3, format=kind)  # a missing number does not matter
+    (tmp_path / "t" / "00000_stats.json").write_text("{}")
+    pattern = {"glob": "t/*.tar", "braces": "t/{00000..00003}.tar"}.get(layout, "t")
+    source = open_source(str(tmp_path / pattern))
+    assert [(n, texts) for n, texts, _ in contents(source)] == [(n, (f"picture number {n}",)) for n in range(7)]
+    assert source.blocks == [range(4), range(4, 7)]
+    assert source[5].key == "00002/000000005"
+    if layout == "braces":
+        assert source.describe()["num_missing_tars"] == 2
+
+
+def test_tar_fields(write_tar: Any) -> None:
+    path = str(write_tar("a.tar", 0, 3))
+    source = open_source(SourceConfig(path=path, text_column="caption", id_column="url", meta_columns=("status",)))
+    sample = source[2]
+    assert (sample.texts, sample.image_id, sample.meta) == (("json 2",), "u2", {"status": "success"})
+    with pytest.raises(UserError, match=r'no "captoin".*did you mean "caption"'):
+        open_source(SourceConfig(path=path, text_column="captoin"))
+
+
+def test_long_names_and_folders_in_tars(tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "a.tar", "w", format=kind) as tar:
+            folder = tarfile.TarInfo("deep")
+            folder.type = tarfile.DIRTYPE
+            tar.addfile(folder)
+            for name, data in (
+                ("deep/" + "k" * 150 + ".seg.png", encoded(picture(8))),
+                ("deep/" + "k" * 150 + ".txt", b"one\ntwo\n"),
+                ("deep/._" + "k" * 150 + ".png", b"resource fork"),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        source = open_source(str(tmp_path / "a.tar"))
+        assert contents(source) == [(8, ("one", "two"), "a/deep/" + "k" * 150)]
+        assert len(open_source(SourceConfig(path=str(tmp_path / "a.tar"), pairs=True))) == 2
+
+
+def test_tar_cut_short_keeps_what_came_before(write_tar: Any) -> None:
+    path = write_tar("a.tar", 0, 6)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    source = open_source(str(path))
+    assert 1 < len(source) < 6
+    assert [bad.cause for bad in source.bad_rows] == ["truncated"]
+    assert [n for n, _, _ in contents(source)] == list(range(len(source)))
+
+
+def test_damaged_tar_keeps_what_came_before(write_tar: Any) -> None:
+    path = write_tar("a.tar", 0, 6)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"000000003.png")
+    data[place : place + 5] = b"XXXXX"
+    path.write_bytes(bytes(data))
+    source = open_source(str(path))
+    assert len(source) == 3
+    assert [bad.cause for bad in source.bad_rows] == ["unreadable"]
+
+
+def test_tar_without_pictures_and_compressed_tar(tmp_path: Path, write_tar: Any) -> None:
+    path = write_tar("a.tar", 0, 2)
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(UserError, match="no known kind"):
+        open_source(str(tmp_path / "b.tar.gz"))
+
+
+# ---- Hugging Face datasets ----
+
+
+def test_hugging_face_dataset(tmp_path: Path, image_folder: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "photo": datasets.Image(),
+            "sentences": datasets.List(datasets.Value("string")),
+            "image_id": datasets.Value("int64"),
+        }
+    )
+    rows = {
+        "photo": [{"bytes": encoded(picture(n)), "path": None} for n in range(4)],
+        "sentences": [[f"a{n}", f"b{n}"] for n in range(4)],
+        "image_id": [7, 8, 9, 9],
+    }
+    data = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": data, "val": data.select([3])}).save_to_disk(str(tmp_path / "both"))
+    source = open_source(f"hf:{tmp_path / 'both'}:train")
+    assert contents(source)[1] == (1, ("a1", "b1"), "8")
+    assert len(open_source(f"hf:{tmp_path / 'both'}:val")) == 1
+    pairs = open_source(SourceConfig(path=str(tmp_path / "both"), split="train", pairs=True))
+    assert [pairs[i].texts[0] for i in (0, 1, 7)] == ["a0", "b0", "b3"]
+    with pytest.raises(UserError, match="several splits: train, val"):
+        open_source(f"hf:{tmp_path / 'both'}")
+    with pytest.raises(UserError, match=r'no split "trian".*did you mean "train"'):
+        open_source(f"hf:{tmp_path / 'both'}:trian")
+    data.save_to_disk(str(tmp_path / "one"))
+    assert len(open_source(str(tmp_path / "one"))) == 4
+
+
+# ---- finding out what a path is ----
+
+
+def test_folder_with_a_captions_file(image_folder: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "captions.jsonl", rows_of(3))
+    write_jsonl(tmp_path / "other.jsonl", rows_of(5))
+    assert len(open_source(str(tmp_path))) == 3
+    (tmp_path / "captions.jsonl").unlink()
+    assert len(open_source(str(tmp_path))) == 5
+    write_jsonl(tmp_path / "third.jsonl", rows_of(2))
+    with pytest.raises(UserError, match=r"several captions files \(other.jsonl, third.jsonl\)"):
+        open_source(str(tmp_path))
+
+
+def test_nothing_there_names_the_nearest(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "captions.jsonl", rows_of(1))
+    with pytest.raises(UserError, match=r'there is no .*did you mean "captions.jsonl"'):
+        open_source(str(tmp_path / "caption.jsonl"))
+    with pytest.raises(UserError, match="not on this machine"):
+        open_source("https://example.org/{000..010}.tar")
+
+
+def test_settings_in_the_path() -> None:
+    config = parse_spec("a/b.jsonl?text_column=x&weight=2&pairs=true&meta_columns=u,v")
+    assert config == SourceConfig(
+        path="a/b.jsonl", text_column="x", weight=2.0, pairs=True, meta_columns=("u", "v")
+    )
+    assert parse_spec("tars/0?.tar") == SourceConfig(path="tars/0?.tar")
+    with pytest.raises(UserError, match=r'unknown setting "wieght".*did you mean "weight"'):
+        parse_spec("a.jsonl?wieght=2")
+    for bad in ("a.jsonl?weight=two", "a.jsonl?weight=-1", "a.jsonl?pairs=perhaps"):
+        with pytest.raises(UserError, match=r"weight|pairs"):
+            parse_spec(bad)
+
+
+def test_world_source() -> None:
+    source = open_source("world:train?n=5&seed=3&pairs=true")
+    assert source.describe()["num_images"] == 5
+    assert len(source) > 5
+    with pytest.raises(UserError, match=r"train"):
+        open_source("world:trian?n=5")
