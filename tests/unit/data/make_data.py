@@ -1,4 +1,4 @@
-"""Helpers of the data tests: pictures that tell which they are."""
+"""Helpers of the data tests: pictures that tell which they are, and what a source holds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import io
 
 import numpy as np
 from PIL import Image
+
+from openblip.data.images import decode_image
+from openblip.data.sources import Source
 
 
 def picture(number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -22,3 +25,13 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def contents(source: Source) -> list[tuple[int, tuple[str, ...], str]]:
+    """Return (number of the picture, texts, image id) of every sample."""
+    found = []
+    for index in range(len(source)):
+        sample = source[index]
+        pixels = np.asarray(decode_image(sample)).transpose(2, 0, 1)
+        found.append((number_of(pixels), sample.texts, sample.image_id))
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_data import encoded, number_of, picture
+from make_data import contents, encoded, number_of, picture
 
 from openblip.core.errors import UserError
 from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample
-from openblip.data.sources import Source, SourceConfig, open_source, parse_spec
-
-
-def contents(source: Source) -> list[tuple[int, tuple[str, ...], str]]:
-    """Return (number of the picture, texts, image id) of every sample."""
-    found = []
-    for index in range(len(source)):
-        sample = source[index]
-        pixels = np.asarray(decode_image(sample)).transpose(2, 0, 1)
-        found.append((number_of(pixels), sample.texts, sample.image_id))
-    return found
+from openblip.data.sources import SourceConfig, open_source, parse_spec
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -189,6 +178,29 @@ def test_broken_csv_rows(image_folder: Path, tmp_path: Path) -> None:
     assert len(source.bad_rows) == 4
 
 
+def test_a_quote_that_is_never_closed_costs_one_row(image_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    lines = ["image,caption", 'images/0.png,"a line\nbreak"', 'images/1.png,"never closed', *(
+        f"images/{n}.png,picture {n}" for n in range(2, 9)
+    ), 'images/9.png,"again']  # fmt: skip
+    path.write_text("\n".join(lines) + "\n")
+    source = open_source(str(path))
+    assert [n for n, _, _ in contents(source)] == [0, 2, 3, 4, 5, 6, 7, 8]
+    assert source[0].texts == ("a line\nbreak",)
+    assert [bad.key for bad in source.bad_rows] == ["data.csv line 4", "data.csv line 12"]
+    assert source.bad_rows[1].detail == "a quote is opened here and never closed"
+
+
+def test_many_stray_quotes_and_a_value_that_is_too_long(image_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    stray = [f'images/{n % 10}.png,"stray {n}' for n in range(2001)]  # an odd number: the last one is never closed
+    too_long = f"images/3.png,{'x' * 200_000}"
+    path.write_text("\n".join(["image,caption", "images/2.png,first", *stray, too_long, "images/4.png,last"]))
+    source = open_source(str(path))
+    assert contents(source) == [(2, ("first",), "images/2.png"), (4, ("last",), "images/4.png")]
+    assert [bad.key for bad in source.bad_rows] == [f"data.csv line {line}" for line in range(3, 2005)]
+
+
 def test_quotes_in_tsv_swallow_nothing(image_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "data.tsv"
     path.write_text('image\tcaption\nimages/1.png\t"open quote\nimages/2.png\t"a ""b"" c"\n')
@@ -301,125 +313,6 @@ def test_json_lists_longer_than_one_piece(
     assert [n for n, _, _ in contents(open_source(str(path)))] == list(range(10))
 
 
-# ---- parquet with pictures inside ----
-
-
-@pytest.mark.parametrize("inside", ["binary", "struct"])
-def test_parquet_with_pictures(tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openblip.data.sources.parquet._CACHE_BYTES", 1)  # keep two row groups only
-    folder = tmp_path / "parquet"
-    folder.mkdir()
-    for part in range(2):
-        rows = []
-        for n in range(part * 10, part * 10 + 10):
-            data = encoded(picture(n)) if n != 13 else None
-            image = {"bytes": data, "path": f"{n}.png"} if inside == "struct" else data
-            rows.append(
-                {"image": image, "texts": [f"p{n}", f"q{n}"] if n != 4 else [], "split": "a" if n % 2 else "b"}
-            )
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"{part}.parquet", row_group_size=4)
-    source = open_source(str(folder))
-    assert [len(block) for block in source.blocks or ()] == [4, 4, 2, 4, 4, 2]
-    order = np.random.default_rng(0).permutation(20)
-    for index in order:
-        if index == 13:
-            with pytest.raises(BrokenSample, match="no picture"):
-                source[13]
-            continue
-        sample = source[int(index)]
-        assert number_of(np.asarray(decode_image(sample)).transpose(2, 0, 1)) == index
-        assert sample.texts == ((f"p{index}", f"q{index}") if index != 4 else ())
-    odd = open_source(SourceConfig(path=str(folder), split="a", pairs=True))
-    assert [odd[i].texts[0] for i in range(4)] == ["p1", "q1", "p3", "q3"]
-    assert len(odd) == 20
-
-
-def test_parquet_files_with_different_columns(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": ["a.png"], "caption": ["a"]}), tmp_path / "0.parquet")
-    pq.write_table(pa.table({"image": ["a.png"]}), tmp_path / "1.parquet")
-    with pytest.raises(UserError, match=r"1\.parquet"):
-        open_source(str(tmp_path))
-
-
-# ---- tars ----
-
-
-@pytest.mark.parametrize("layout", ["folder", "glob", "braces", "pax", "ustar"])
-def test_tars(tmp_path: Path, write_tar: Any, layout: str) -> None:
-    import tarfile
-
-    kind = {"pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT}.get(layout, tarfile.GNU_FORMAT)
-    write_tar("t/00000.tar", 0, 4, format=kind)
-    write_tar("t/00002.tar", 4, 3, format=kind)  # a missing number does not matter
-    (tmp_path / "t" / "00000_stats.json").write_text("{}")
-    pattern = {"glob": "t/*.tar", "braces": "t/{00000..00003}.tar"}.get(layout, "t")
-    source = open_source(str(tmp_path / pattern))
-    assert [(n, texts) for n, texts, _ in contents(source)] == [(n, (f"picture number {n}",)) for n in range(7)]
-    assert source.blocks == [range(4), range(4, 7)]
-    assert source[5].key == "00002/000000005"
-    if layout == "braces":
-        assert source.describe()["num_missing_tars"] == 2
-
-
-def test_tar_fields(write_tar: Any) -> None:
-    path = str(write_tar("a.tar", 0, 3))
-    source = open_source(SourceConfig(path=path, text_column="caption", id_column="url", meta_columns=("status",)))
-    sample = source[2]
-    assert (sample.texts, sample.image_id, sample.meta) == (("json 2",), "u2", {"status": "success"})
-    with pytest.raises(UserError, match=r'no "captoin".*did you mean "caption"'):
-        open_source(SourceConfig(path=path, text_column="captoin"))
-
-
-def test_long_names_and_folders_in_tars(tmp_path: Path) -> None:
-    import io
-    import tarfile
-
-    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        with tarfile.open(tmp_path / "a.tar", "w", format=kind) as tar:
-            folder = tarfile.TarInfo("deep")
-            folder.type = tarfile.DIRTYPE
-            tar.addfile(folder)
-            for name, data in (
-                ("deep/" + "k" * 150 + ".seg.png", encoded(picture(8))),
-                ("deep/" + "k" * 150 + ".txt", b"one\ntwo\n"),
-                ("deep/._" + "k" * 150 + ".png", b"resource fork"),
-            ):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        source = open_source(str(tmp_path / "a.tar"))
-        assert contents(source) == [(8, ("one", "two"), "a/deep/" + "k" * 150)]
-        assert len(open_source(SourceConfig(path=str(tmp_path / "a.tar"), pairs=True))) == 2
-
-
-def test_tar_cut_short_keeps_what_came_before(write_tar: Any) -> None:
-    path = write_tar("a.tar", 0, 6)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    source = open_source(str(path))
-    assert 1 < len(source) < 6
-    assert [bad.cause for bad in source.bad_rows] == ["truncated"]
-    assert [n for n, _, _ in contents(source)] == list(range(len(source)))
-
-
-def test_damaged_tar_keeps_what_came_before(write_tar: Any) -> None:
-    path = write_tar("a.tar", 0, 6)
-    data = bytearray(path.read_bytes())
-    place = data.index(b"000000003.png")
-    data[place : place + 5] = b"XXXXX"
-    path.write_bytes(bytes(data))
-    source = open_source(str(path))
-    assert len(source) == 3
-    assert [bad.cause for bad in source.bad_rows] == ["unreadable"]
-
-
-def test_tar_without_pictures_and_compressed_tar(tmp_path: Path, write_tar: Any) -> None:
-    path = write_tar("a.tar", 0, 2)
-    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(UserError, match="no known kind"):
-        open_source(str(tmp_path / "b.tar.gz"))
-
-
 # ---- Hugging Face datasets ----
 
 
@@ -480,8 +373,9 @@ def test_settings_in_the_path() -> None:
         path="a/b.jsonl", text_column="x", weight=2.0, pairs=True, meta_columns=("u", "v")
     )
     assert parse_spec("tars/0?.tar") == SourceConfig(path="tars/0?.tar")
-    with pytest.raises(UserError, match=r'unknown setting "wieght".*did you mean "weight"'):
-        parse_spec("a.jsonl?wieght=2")
+    for wrong, right in (("wieght=2", "weight"), ("text_colum=x", "text_column")):
+        with pytest.raises(UserError, match=rf'a.jsonl.*unknown setting "{wrong[:6]}.*did you mean "{right}"'):
+            parse_spec(f"a.jsonl?{wrong}")
     for bad in ("a.jsonl?weight=two", "a.jsonl?weight=-1", "a.jsonl?pairs=perhaps"):
         with pytest.raises(UserError, match=r"weight|pairs"):
             parse_spec(bad)

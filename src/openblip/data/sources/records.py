@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -66,24 +67,15 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
     plain = delimiter == "\t"
     # surrogateescape: a line in another encoding is one bad row, not the end of the file
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
-        header = next(reader, None)
-        if header is None:
-            return
-        while True:
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                label = f"{path.name} line {reader.line_num}"
-                yield label, BrokenSample("bad-row", label, str(error))
-                continue
-            if not values:
-                continue
-            label = f"{path.name} line {reader.line_num}"
-            if len(values) != len(header):
+        rows = _CsvRows(file, delimiter, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
+        _, header = next(rows, (0, []))
+        if isinstance(header, str):
+            raise UserError(f"{path} line 1: {header}")
+        for number, values in rows:
+            label = f"{path.name} line {number}"
+            if isinstance(values, str):
+                yield label, BrokenSample("bad-row", label, values)
+            elif len(values) != len(header):
                 detail = f"{len(values)} values where the header has {len(header)} columns"
                 yield label, BrokenSample("bad-row", label, detail)
             elif not all(_is_utf8(value) for value in values):
@@ -92,6 +84,56 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
                 if plain:
                     values = [_unquote(value) for value in values]
                 yield label, dict(zip(header, values, strict=True))
+
+
+class _CsvRows:
+    """Rows of a CSV as (number of the first line, values, or what is wrong with it); blank lines are left out.
+
+    A quote that is never closed costs its own line, not all the lines that it swallows: reading goes on in the
+    line after it.
+    """
+
+    def __init__(self, lines: Iterable[str], delimiter: str, quoting: int) -> None:
+        self._lines = iter(lines)
+        self._again: deque[str] = deque()
+        self._settings = (delimiter, quoting)
+        self._number = 1
+        self._row: list[str] = []
+        self._start()
+
+    def _start(self) -> None:
+        delimiter, quoting = self._settings
+        self._ended = False
+        # strict: else two stray quotes, thousands of lines apart, would make one value of all between them
+        self._reader = csv.reader(self._feed(), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
+
+    def _feed(self) -> Iterator[str]:
+        while (line := self._again.popleft() if self._again else next(self._lines, None)) is not None:
+            self._row.append(line)
+            yield line
+        self._ended = True
+
+    def __iter__(self) -> Iterator[tuple[int, list[str] | str]]:
+        return self
+
+    def __next__(self) -> tuple[int, list[str] | str]:
+        while True:
+            self._row.clear()
+            wrong = ""
+            try:
+                values = next(self._reader)
+            except csv.Error as error:
+                wrong = str(error)
+            if wrong and self._ended:  # the reader asked for more within a value
+                wrong = "a quote is opened here and never closed"
+            number = self._number
+            self._number += 1 if wrong else len(self._row)
+            if wrong:
+                self._again.extendleft(reversed(self._row[1:]))
+                self._start()
+                return number, wrong
+            if values:
+                return number, values
 
 
 def _is_utf8(text: str) -> bool:
