@@ -10,6 +10,7 @@ epoch where it stopped, so every sample of a source is seen equally often whatev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,7 @@ class Order:
         shuffle: False goes through the sources one after the other, as they are.
 
     Raises:
-        UserError: some sources have a weight and others not.
+        UserError: some sources have a weight and others not, or one has none of an epoch's samples.
     """
 
     def __init__(
@@ -73,12 +74,21 @@ class Order:
         given = [weight for weight in weights or () if weight is not None]
         if given and len(given) != len(parts):
             raise UserError(f"{len(given)} of {len(parts)} data sources have a weight; give one to all or to none")
+        if any(not 0 < weight < math.inf for weight in given):
+            raise UserError(f"weights of data sources must be above 0, not {', '.join(f'{w:g}' for w in given)}")
         if length is not None and length < 1:
             raise UserError(f"an epoch must hold at least one sample, not {length}")
         self._parts, self._seed, self._shuffle = list(parts), seed, shuffle
+        if not all(part.size for part in parts):
+            raise UserError(f"data source {[part.size for part in parts].index(0) + 1} holds no samples")
         total = length or sum(part.size for part in parts)
         self.quotas = _share_out(total, given or [part.size for part in parts])
         """Samples of each source in an epoch."""
+        if 0 in self.quotas:
+            raise UserError(
+                f"data source {self.quotas.index(0) + 1} of {len(parts)} would give none of the {total} samples of "
+                "an epoch; raise its weight or the epoch's length, or leave it out"
+            )
 
     @property
     def num_samples(self) -> int:

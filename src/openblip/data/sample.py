@@ -10,8 +10,10 @@ Shapes: B images in a batch, T texts (T == B unless every text of an image is as
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,10 @@ class BrokenSample(Exception):
 
 
 class SkipLog:
-    """Counts broken samples by cause, keeps a few examples of each, and appends each to a file.
+    """Counts broken samples by cause each time they are met, and lists each once in a file.
+
+    Several processes may write to one file, and a resumed run goes on in it: what already stands there is not
+    listed again.
 
     Args:
         path: a JSON-lines file, usually `skipped.jsonl` in the run's folder; None keeps counts only.
@@ -74,6 +79,8 @@ class SkipLog:
         self.path = Path(path) if path is not None else None
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[BrokenSample]] = {}
+        self._listed: set[int] = set()
+        self._read_to = 0  # bytes of the file that `_listed` knows
 
     @property
     def total(self) -> int:
@@ -85,10 +92,26 @@ class SkipLog:
         examples = self.examples.setdefault(broken.cause, [])
         if len(examples) < _NUM_EXAMPLES:
             examples.append(broken)
-        if self.path is not None:
-            record = {"key": broken.key, "cause": broken.cause, "detail": broken.detail, **where}
+        if self.path is None:
+            return
+        record = {"key": broken.key, "cause": broken.cause, "detail": broken.detail, **where}
+        self._catch_up(self.path)
+        if _identity(record) not in self._listed:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             append_jsonl(self.path, record)
+
+    def _catch_up(self, path: Path) -> None:
+        """Take note of what this and other processes have listed since the last time."""
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            file.seek(self._read_to)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # being written, or cut by a kill
+                self._read_to += len(line)
+                with suppress(ValueError, AttributeError):
+                    self._listed.add(_identity(json.loads(line)))
 
     def summary(self) -> str:
         """Return "3 broken samples skipped (2 missing, 1 truncated)", or "" when there were none."""
@@ -102,6 +125,10 @@ class SkipLog:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.counts = Counter(state)
+
+
+def _identity(record: dict[str, Any]) -> int:
+    return stable_id("\n".join(str(record.get(name, "")) for name in ("source", "key", "cause")))
 
 
 @dataclass(slots=True)

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import math
 import queue
+import re
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -56,7 +58,7 @@ class Loader:
         length: samples in an epoch; default: the sum of the sizes.
         max_pixels: larger pictures are "too-large".
         max_substitutes: how many samples in a row may be broken before the source counts as broken.
-        skip_log: a file for the broken samples, one JSON line each.
+        skip_log: a file for the broken samples, one JSON line each; all ranks may share it.
         prefetch: batches made ahead (by each worker).
 
     Raises:
@@ -240,6 +242,8 @@ class _Workers:
         self._maker, self._requests = maker, requests
         self._num_workers, self._prefetch, self._pin_memory = num_workers, max(1, prefetch), pin_memory
         self._processes: DataLoader[Reply] | None = None
+        # torch's DataLoader draws a number at each epoch; nothing here may touch the global generator.
+        self._generator = torch.Generator()
 
     def run(self) -> Any:
         """Return a generator of replies to the requests from the current position on."""
@@ -258,9 +262,20 @@ class _Workers:
                 prefetch_factor=self._prefetch,
                 collate_fn=_as_is,
                 pin_memory=self._pin_memory,
+                worker_init_fn=_leave_interrupts_to_the_parent,
+                generator=self._generator,
                 persistent_workers=True,
             )
-        yield from self._processes
+        try:
+            yield from self._processes
+        except RuntimeError as error:
+            self._processes = None
+            if not _WORKER_DIED.search(str(error)):
+                raise
+            raise UserError(
+                f"a process that decodes pictures has ended ({_first_line(error)}), mostly for lack of memory "
+                "or of shared memory (/dev/shm); lower num_workers or batch_size (0 workers need no shared memory)"
+            ) from error
 
     def _by_thread(self) -> Iterator[Reply]:
         ready: queue.Queue[Reply | BaseException | None] = queue.Queue(self._prefetch)
@@ -315,6 +330,18 @@ class _Sampler:
 
     def __iter__(self) -> Iterator[Request]:
         return self._requests()
+
+
+_WORKER_DIED = re.compile(r"DataLoader worker.*(killed|exited)", re.DOTALL)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
+
+
+def _leave_interrupts_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches the whole group of processes; the training loop still wants the step's batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_is(reply: Any) -> Any:
