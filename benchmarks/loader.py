@@ -150,10 +150,11 @@ class Reading:
         total = torch.zeros(3, dtype=torch.float64)
         squares, count = total.clone(), 0
         for batch in self.batches():
-            levels = (batch * scale + shift).to(torch.float64)
-            total += levels.sum((0, 2, 3))
-            squares += levels.square().sum((0, 2, 3))
-            count += levels[:, 0].numel()
+            for image in batch:  # one by one: what this takes would count as memory of the loader
+                levels = image * scale + shift
+                total += levels.sum((1, 2), dtype=torch.float64)
+                squares += levels.square().sum((1, 2), dtype=torch.float64)
+            count += batch[:, 0].numel()
         spread = (squares / count - (total / count).square()).sqrt()
         named = {f"mean {channel}": float(total[channel]) / count for channel in range(3)}
         return named | {f"spread {channel}": float(spread[channel]) for channel in range(3)} | {"pixels": count}

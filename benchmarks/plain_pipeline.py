@@ -104,9 +104,7 @@ def clean(text: str) -> str:
     return " ".join(text.split(" ")[:30])
 
 
-def make_loader(
-    folder: Path, kind: str, size: int, batch_size: int, num_workers: int
-) -> DataLoader[Any]:
+def make_loader(folder: Path, kind: str, size: int, batch_size: int, num_workers: int) -> DataLoader[Any]:
     """Batches of (float32 [B, 3, S, S] normalised, captions)."""
     random.seed(0)
     np.random.seed(0)
