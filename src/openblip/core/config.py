@@ -19,7 +19,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_json
 
-__all__ = ["differences", "from_dict", "load", "override", "save", "to_dict"]
+__all__ = ["differences", "from_dict", "load", "override", "read_table", "save", "to_dict"]
 
 Config = TypeVar("Config")
 
@@ -121,15 +121,24 @@ def _convert_sequence(origin: Any, args: tuple[Any, ...], value: Any, path: str)
     return items(_convert(inner, item, f"{path}[{i}]") for i, item in enumerate(value))
 
 
-def load(path: Path | str, cls: type[Config]) -> Config:
-    """Read a configuration from a .toml or .json file."""
+def read_table(path: Path | str) -> dict[str, Any]:
+    """Read the plain data of a .toml or .json file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no configuration file {path}")
     try:
-        data = tomllib.loads(path.read_text()) if path.suffix == ".toml" else json.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as {path.suffix[1:].upper() or 'JSON'}: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must be a table of settings, not {data!r}")
+    return data
+
+
+def load(path: Path | str, cls: type[Config]) -> Config:
+    """Read a configuration from a .toml or .json file."""
+    data = read_table(path)
     try:
         return from_dict(cls, data)
     except UserError as error:

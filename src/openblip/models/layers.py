@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CrossAttention", "FeedForward", "ImageMemory", "KVCache", "SelfAttention", "split_heads"]
+__all__ = [
+    "CrossAttention",
+    "FeedForward",
+    "ImageMemory",
+    "KVCache",
+    "SelfAttention",
+    "attend",
+    "split_heads",
+    "writes_attention_out",
+]
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,45 @@ def _merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def writes_attention_out(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention is faster as matrix products than fused, where its backward needs the probabilities kept.
+
+    On a processor torch's fused backward takes twice as long in float32 and 5 to 40 times in bfloat16, its forward
+    twice in bfloat16 (measured with torch 2.15, docs/performance.md).
+    """
+    return device.type == "cpu" and (torch.is_grad_enabled() or dtype != torch.float32)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention of queries [R, H, T, d] over keys and values [R, H, S, d]; returns [R, H, T, d].
+
+    Args:
+        mask: bool, broadcastable to [R, H, T, S]; each query may attend to at least one key.
+        causal: query t attends to keys 0..t; not together with `mask`.
+    """
+    if not writes_attention_out(query.device, query.dtype):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, dropout_p=dropout
+        )
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        # A bias has a free backward, and a finite one leaves no row without a number.
+        scores += torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device).masked_fill_(
+            ~mask, torch.finfo(scores.dtype).min
+        )
+    return F.dropout(scores.softmax(-1), dropout, dropout > 0) @ value
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with residual and post-norm, as BERT's.
 
@@ -142,14 +190,8 @@ class SelfAttention(nn.Module):
         query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(hidden).chunk(3, dim=-1))
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        context = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=causal,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        dropout = self.dropout if self.training else 0.0
+        context = attend(query, key, value, mask=mask, causal=causal, dropout=dropout)
         projected = F.dropout(self.output(_merge_heads(context)), self.dropout, self.training)
         return self.norm(hidden + projected)
 
@@ -186,12 +228,12 @@ class CrossAttention(nn.Module):
         images = key.shape[0]
         assert rows % images == 0, f"{rows} rows cannot be shared out over {images} images"
         query = self.query(hidden).view(images, rows // images * length, width)
-        context = F.scaled_dot_product_attention(
+        context = attend(
             split_heads(query, self.num_heads),
             key,
             value,
-            attn_mask=None if mask is None else mask[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
+            mask=None if mask is None else mask[:, None, None, :],
+            dropout=self.dropout if self.training else 0.0,
         )
         merged = _merge_heads(context).view(rows, length, width)
         projected = F.dropout(self.output(merged), self.dropout, self.training)

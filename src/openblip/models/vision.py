@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError
+from openblip.models.layers import writes_attention_out
 
 __all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions"]
 
@@ -106,7 +107,17 @@ class VisionEncoder(nn.Module):
         assert images.shape[1:] == (3, size, size), (
             f"expected images [B, 3, {size}, {size}], got {tuple(images.shape)}"
         )
+        self._choose_attention(images)
         return self.vit.forward_features(images)
+
+    def _choose_attention(self, images: Tensor) -> None:
+        kind = images.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else images.dtype
+        fused = not writes_attention_out(images.device, dtype)
+        for block in self.vit.blocks:
+            attention: Any = block.attn
+            if attention.fused_attn != fused:
+                attention.fused_attn = fused
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping their activations."""

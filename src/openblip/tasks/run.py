@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from openblip.checkpoints.store import open_model, save_model
-from openblip.core.config import to_dict
+from openblip.core.config import from_dict, read_table, to_dict
 from openblip.core.errors import UserError
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.core.tokenizer import TextTokenizer
@@ -311,6 +311,22 @@ def evaluate_model(
         numbers |= scores
     model.train(was_training)
     return numbers, records
+
+
+def load_run_config(file: Path) -> RunConfig:
+    """Read a configuration from TOML or JSON: a `RunConfig`, or the config.json that a run leaves in its folder.
+
+    Raises:
+        UserError: the file cannot be read, a setting is unknown or of the wrong type; names the file.
+    """
+    data = read_table(file)
+    if isinstance(data.get("run"), dict):
+        # A run's own file keeps what the loop reads, and the model's sizes, beside it.
+        data = {**data["run"], "train": data.get("train", {})}
+    try:
+        return from_dict(RunConfig, data)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 def as_sources(specs: tuple[str, ...] | list[str]) -> tuple[SourceConfig, ...]:

@@ -1,0 +1,80 @@
+"""Arguments that several commands share, as types: how each is called in the help, and what it may be."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import UseAppendAction, arg
+
+from openblip.core.errors import UserError
+
+__all__ = [
+    "Config",
+    "Data",
+    "Device",
+    "Dtype",
+    "Folder",
+    "Model",
+    "OptionalPath",
+    "Pictures",
+    "Sets",
+    "Texts",
+    "Validation",
+    "need",
+    "person",
+]
+
+_REQUIRED, _REPEAT = "(required)", "(repeat it for more)"
+
+Data = Annotated[tuple[str, ...], arg(metavar="DATA ...", help_behavior_hint="")]
+"""Specs of sources."""
+Pictures = Annotated[tuple[str, ...], arg(metavar="PICTURE ...", help_behavior_hint="")]
+Model = Annotated[
+    str,
+    arg(
+        metavar="MODEL",
+        help="a model's folder, or an original BLIP checkpoint (.pth)",
+        help_behavior_hint=_REQUIRED,
+    ),
+]
+Folder = Annotated[Path, arg(metavar="FOLDER", help_behavior_hint=_REQUIRED)]
+OptionalPath = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
+Config = Annotated[
+    Path | None,
+    arg(
+        metavar="FILE",
+        help="a TOML or JSON file of settings, in place of the recipe; every run writes one",
+        help_behavior_hint="",
+    ),
+]
+Sets = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        metavar="NAME=VALUE",
+        help="one setting, for example train.learning_rate=1e-4",
+        help_behavior_hint=_REPEAT,
+    ),
+]
+Texts = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT", help_behavior_hint=_REPEAT)]
+Validation = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(metavar="DATA", help="data to measure on while training", help_behavior_hint=_REPEAT),
+]
+Device = Annotated[str, arg(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    arg(help="numbers to compute in; auto is bfloat16 where it is fast"),
+]
+
+
+def need(values: tuple[object, ...], what: str) -> None:
+    """Refuse an empty list of things that a command cannot do without."""
+    if not values:
+        raise UserError(f"name {what}")
+
+
+def person() -> bool:
+    """Whether a person reads the output; a pipe or a file gets JSON lines."""
+    return sys.stdout.isatty()

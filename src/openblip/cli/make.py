@@ -1,0 +1,108 @@
+"""Commands that make things around models: `tokenizer`, `world`, `demo` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from openblip.cli.arguments import Data, Folder, need
+from openblip.core.errors import UserError
+
+__all__ = ["demo", "report", "tokenizer", "world"]
+
+
+def tokenizer(data: Data = (), /, *, out: Folder, vocab_size: int = 8000, keep_case: bool = False) -> None:
+    """Learn a WordPiece vocabulary from captions, in any language.
+
+    Args:
+        data: image-text data, as for pretrain; only the texts are read.
+        out: where the tokenizer goes; give it to training with --set tokenizer=FOLDER.
+        vocab_size: pieces at most.
+        keep_case: tell upper from lower case.
+    """
+    from openblip.core.tokenizer import TextTokenizer
+    from openblip.data.sources.open import open_source
+    from openblip.tasks.run import training_texts
+
+    need(data, "the data whose captions are learned from: a folder, a captions file, tars, hf:NAME or world:train")
+    texts = training_texts([open_source(spec) for spec in data], clean="spaces", limit=10**9)
+    learned = TextTokenizer.train(texts, vocab_size=vocab_size, lowercase=not keep_case)
+    learned.save(out)
+    print(f"{learned.vocab_size} tokens in {out}")
+
+
+def world(
+    out: Annotated[Positional[Path], arg(metavar="FOLDER", help_behavior_hint="")],
+    /,
+    *,
+    split: Literal["train", "val", "test", "novel"] = "train",
+    samples: int = 1000,
+    size: int = 64,
+    text: Literal["human", "web", "both"] = "human",
+    layout: Literal["tars", "jsonl"] = "jsonl",
+    seed: int = 0,
+) -> None:
+    """Write pictures of the synthetic scene world with captions whose truth is known.
+
+    Args:
+        out: where; it must not exist.
+        split: novel shows combinations of shape and colour that train never does.
+        samples: pictures.
+        size: of a picture, in pixels.
+        text: true captions (human), noisy web texts, or both.
+        layout: images and captions.jsonl, or tars as img2dataset writes them.
+        seed: of all that is drawn.
+    """
+    from openblip.data.world.dataset import WorldConfig, write_world
+
+    if out.exists():
+        raise UserError(f"{out} exists already; choose a new folder")
+    config = WorldConfig(split=split, num_samples=samples, size=size, text=text, seed=seed)
+    write_world(out, config, layout=layout)
+    print(f"{samples} pictures in {out}")
+
+
+def demo(
+    *,
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/demo"),
+    quick: bool = False,
+    stage: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="NAME", help_behavior_hint="(repeat it for more)")
+    ] = (),
+    again: bool = False,
+    seed: int = 0,
+) -> None:
+    """Watch BLIP learn from scratch: a synthetic world, pre-training, a captioner, a report to look at.
+
+    Args:
+        out: where the demo goes; finished stages are not run again.
+        quick: a look in two minutes.
+        stage: run this stage alone.
+        again: run stages even if they are finished.
+        seed: of the world and of training.
+    """
+    from openblip.demo import run_demo
+
+    run_demo(out, quick=quick, only=stage, again=again, seed=seed)
+
+
+def report(
+    runs: Annotated[tuple[Path, ...], arg(metavar="RUN ...", help_behavior_hint="")] = (),
+    /,
+    *,
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+) -> None:
+    """Draw the curves and facts of training runs as a page.
+
+    Args:
+        runs: folders of runs; several are drawn over one another.
+        out: the page; left out, report.html in the first run's folder.
+    """
+    from openblip.report import run_report, write_report
+
+    need(runs, "the folder of a run, for example runs/first")
+    target = out or runs[0] / "report.html"
+    write_report(target, run_report(*runs))
+    print(f"The report is in {target}")
