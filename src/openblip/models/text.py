@@ -261,7 +261,8 @@ class TextDecoder(nn.Module):
 @torch.no_grad()
 def _init_blocks(blocks: nn.Module, width: int) -> None:
     """BERT's initialisation, for a width of 768; narrower blocks start with larger weights, so that what a layer
-    adds to its input is as large beside it as in BERT (with 0.02 a narrow model hardly reads its image at first)."""
+    adds to its input is as large beside it as in BERT (with 0.02 a narrow model hardly reads its image at first).
+    """
     blocks.apply(init_bert)
     if width < 768:
         for module in blocks.modules():
