@@ -50,7 +50,8 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_losses(tmp_path: Path) 
             break
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
+        if process.exitcode != -signal.SIGKILL:  # it ended just before the signal
+            break
         killed_at.append(len(metrics.read_text().splitlines()) if metrics.exists() else 0)
     else:
         process = begin("killed")
