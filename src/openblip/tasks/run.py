@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from openblip.checkpoints.bert import load_bert
 from openblip.checkpoints.store import open_model, save_model
 from openblip.core.config import from_dict, read_table, to_dict
 from openblip.core.errors import UserError
@@ -67,7 +68,7 @@ class RunConfig:
     vision_pretrained: str = ""
     """timm model whose weights a fresh vision tower starts from"""
     text_pretrained: str = ""
-    """transformers BERT whose weights a fresh text transformer starts from"""
+    """transformers BERT (folder or hub name) whose weights, and tokenizer, a fresh text transformer starts from"""
     parts: Literal["both", "captioner", "matcher"] = "both"
     """what of a starting model is kept: all, the decoder to write captions, the encoder to match"""
 
@@ -144,7 +145,7 @@ def run_training(
         weights=[source.weight for source in config.sources],
         clean=config.clean,
         max_words=config.max_words,
-        skip_log=out / "skipped.jsonl" if rank() == 0 else None,
+        skip_log=out / "skipped.jsonl",
         pin_memory=device.type == "cuda",
     )
     info = {"objectives": list(config.objective.objectives), "prompt": config.prompt, "clean": config.clean}
@@ -201,15 +202,15 @@ def _build(config: RunConfig, sources: list[Source], out: Path) -> tuple[Blip, T
     if config.vision_pretrained:
         model.vision.load_pretrained()
     if config.text_pretrained:
-        from openblip.checkpoints.bert import load_bert
-
         load_bert(model, config.text_pretrained)
     return model, tokenizer
 
 
 def _fresh_tokenizer(config: RunConfig, sources: list[Source], out: Path) -> TextTokenizer:
     small = config.model in ("nano", "micro")
-    name = config.tokenizer or ("train" if small and not config.text_pretrained else "bert-base-uncased")
+    name = config.tokenizer or config.text_pretrained or ("train" if small else "bert-base-uncased")
+    if name == "train" and config.text_pretrained:
+        raise UserError(f'"{config.text_pretrained}" knows its own tokens only: leave tokenizer = "train" out')
     if name != "train":
         return TextTokenizer.load(name)
     folder = out / "tokenizer"
