@@ -82,8 +82,7 @@ class TrainingStep:
         self.dropout = config.text.dropout
         self.autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
         self.optimizer = torch.optim.AdamW(step.model.parameters(), lr=1e-6, weight_decay=0.05, fused=True)
-        size = config.vision.image_size
-        self.images = torch.randn(BATCH, 3, size, size)
+        self.images = torch.randn(BATCH, 3, *config.vision.pixels)
         ids = torch.randint(1000, 30000, (BATCH, TOKENS))
         ids[:, 0], ids[:, -1] = 101, 102
         self.text = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))

@@ -19,9 +19,13 @@ from torch import Tensor
 
 from openblip.checkpoints.blip import config_from_state, load_blip_state
 from openblip.core.tokenizer import TextTokenizer
-from openblip.models.blip import Blip
+from openblip.models.blip import Blip, BlipConfig
+from openblip.models.nlvr import BlipNlvr, NlvrConfig
+from openblip.models.vqa import BlipVqa, VqaConfig
 
 ROOT = Path(os.environ.get("OPENBLIP_GOLDEN", Path(__file__).parent))
+
+MODELS: dict[type, Any] = {BlipConfig: Blip, VqaConfig: BlipVqa, NlvrConfig: BlipNlvr}
 
 
 @dataclass
@@ -45,7 +49,7 @@ class GoldenBlip:
     def state(self, name: str) -> dict[str, Tensor]:
         return load_file(self.folder / f"{name}.safetensors")
 
-    def model(self, name: str) -> Blip:
+    def model(self, name: str) -> Any:
         """A model of ours with the weights of the reference's class `name`, without dropout."""
         state = self.state(name)
         text = json.loads((self.folder / "med_config.json").read_text())
@@ -53,7 +57,7 @@ class GoldenBlip:
             state, num_vision_heads=self.meta["vision_heads"], num_text_heads=text["num_attention_heads"]
         )
         config = replace(config, text=replace(config.text, dropout=0.0))
-        model = Blip(config)
+        model = MODELS[type(config)](config)
         load_blip_state(model, state, source=f"{name}.safetensors")
         return model.eval()
 

@@ -1,7 +1,8 @@
 """Names of BLIP's original checkpoints (salesforce/BLIP), and what a file of that kind holds.
 
-The original repository writes pre-training, captioning (decoder alone), matching and retrieval models with
-these names; the sizes are read off the tensors, so that a checkpoint says itself what model it needs.
+The original repository and LAVIS write pre-training, captioning (decoder alone), matching, retrieval, VQA and
+NLVR models with these names; the sizes are read off the tensors, so that a checkpoint says itself what model it
+needs.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.keymap import Rule, import_state
+from openblip.checkpoints.keymap import Rule, load_by_rules
 from openblip.core.errors import UserError
-from openblip.models.blip import Blip, BlipConfig
+from openblip.models.blip import TEMPERATURE, Blip, BlipConfig
+from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.text import TextConfig
 from openblip.models.vision import VisionConfig, interpolate_positions
+from openblip.models.vqa import BlipVqa, VqaConfig
 
-__all__ = ["blip_rules", "config_from_state", "load_blip_state", "momentum_state"]
+__all__ = ["IGNORED", "blip_rules", "config_from_state", "load_blip_state", "momentum_state", "rules_for"]
 
 QKV = ("query", "key", "value")
 
@@ -133,9 +137,14 @@ def blip_rules(config: BlipConfig) -> list[Rule]:
     if config.decoder:
         rules += head_rules("text_decoder.head", "text_decoder.cls")
         word = "text_encoder.embeddings.word.weight" if config.encoder else f"{decoder}.embeddings.word.weight"
-        copy = ("text_decoder.cls.predictions.decoder.weight",)
-        rules = [replace(r, copies=(*r.copies, copy)) if r.ours == word else r for r in rules]
+        rules = _with_output_copy(rules, word)
     return rules
+
+
+def _with_output_copy(rules: list[Rule], word: str) -> list[Rule]:
+    """Their files hold the word embeddings `word` once more, as the last matrix of the language head."""
+    copy = ("text_decoder.cls.predictions.decoder.weight",)
+    return [replace(r, copies=(*r.copies, copy)) if r.ours == word else r for r in rules]
 
 
 def _with_decoder_copy(rule: Rule) -> Rule:
@@ -145,6 +154,50 @@ def _with_decoder_copy(rule: Rule) -> Rule:
         return rule
     twin = tuple(name.replace("text_encoder.", "text_decoder.bert.", 1) for name in rule.theirs)
     return replace(rule, copies=(*rule.copies, twin))
+
+
+def nlvr_cross_attention_rules(ours: str, theirs: str, *, merge: bool) -> list[Rule]:
+    """Rules of a cross-attention that reads two images; the first is `ours` itself."""
+    rules = _pairs(f"{ours}.norm", f"{theirs}.output.LayerNorm")
+    for place, prefix in enumerate((ours, f"{ours}.second")):
+        rules += _pairs(f"{prefix}.query", f"{theirs}.self{place}.query")
+        rules += _pairs(f"{prefix}.output", f"{theirs}.output.dense{place}")
+        rules += [
+            Rule(f"{prefix}.key_value.{kind}", tuple(f"{theirs}.self{place}.{part}.{kind}" for part in QKV[1:]))
+            for kind in ("weight", "bias")
+        ]
+    return rules + (_pairs(f"{ours}.merge", f"{theirs}.output.merge_layer") if merge else [])
+
+
+def vqa_rules(config: VqaConfig) -> list[Rule]:
+    """All rules of a VQA model: nothing is shared, but for the word embeddings that end the decoder's head."""
+    depth, decoder = config.text.depth, "text_decoder.transformer"
+    rules = vision_rules(config.vision.depth) + transformer_rules(depth, "text_encoder", "text_encoder")
+    rules += transformer_rules(depth, decoder, "text_decoder.bert") + head_rules(
+        "text_decoder.head", "text_decoder.cls"
+    )
+    return _with_output_copy(rules, f"{decoder}.embeddings.word.weight")
+
+
+def nlvr_rules(config: NlvrConfig) -> list[Rule]:
+    """All rules of an NLVR model."""
+    depth = config.text.depth
+    rules = vision_rules(config.vision.depth)
+    rules += transformer_rules(depth, "text_encoder", "text_encoder", cross_attention=False)
+    for i in range(depth):
+        rules += nlvr_cross_attention_rules(
+            f"text_encoder.blocks.{i}.cross_attention",
+            f"text_encoder.encoder.layer.{i}.crossattention",
+            merge=i >= config.merge_from,
+        )
+    return rules + _pairs("head.0", "cls_head.0") + _pairs("head.2", "cls_head.2")
+
+
+def rules_for(config: BlipConfig | VqaConfig | NlvrConfig) -> list[Rule]:
+    """All rules of a model in the original repository's names."""
+    if isinstance(config, VqaConfig):
+        return vqa_rules(config)
+    return nlvr_rules(config) if isinstance(config, NlvrConfig) else blip_rules(config)
 
 
 @dataclass(frozen=True)
@@ -163,54 +216,65 @@ class _Sizes:
         return self.state[key].shape
 
 
-def config_from_state(state: Mapping[str, Tensor], *, num_vision_heads: int | None = None,
-                      num_text_heads: int | None = None, image_size: int | None = None) -> BlipConfig:  # fmt: skip
+def config_from_state(
+    state: Mapping[str, Tensor],
+    *,
+    num_vision_heads: int | None = None,
+    num_text_heads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> Any:
     """Read a model's configuration off an original checkpoint.
 
     Args:
         num_vision_heads: tensors do not tell it; None takes 64 channels for each head, as all published models.
         num_text_heads: likewise.
         image_size: pixels to use the model at; None takes what the position embeddings stand for.
+
+    Returns:
+        a `BlipConfig`, `VqaConfig` or `NlvrConfig`, whatever the keys speak of.
     """
     sizes = _Sizes(state)
     width, _, patch, _ = sizes.shape("visual_encoder.patch_embed.proj.weight")
     tokens = sizes.shape("visual_encoder.pos_embed")[1] - 1
     encoder = any(key.startswith("text_encoder.") for key in state)
     decoder = any(key.startswith("text_decoder.") for key in state)
+    pair = any(key.startswith("cls_head.") for key in state)
     text = "text_encoder" if encoder else "text_decoder.bert"
     vocab_size, text_width = sizes.shape(f"{text}.embeddings.word_embeddings.weight")
-    memory_width = sizes.shape(f"{text}.encoder.layer.0.crossattention.self.key.weight")[1]
-    embed_dim = sizes.shape("vision_proj.weight")[0] if encoder else 256
-    return BlipConfig(
-        vision=VisionConfig(
-            image_size=image_size or round(tokens**0.5) * patch,
-            patch_size=patch,
-            width=width,
-            depth=sizes.count(r"visual_encoder\.blocks\.(\d+)\."),
-            num_heads=num_vision_heads or width // 64,
-            mlp_ratio=sizes.shape("visual_encoder.blocks.0.mlp.fc1.weight")[0] / width,
-        ),
-        text=TextConfig(
-            vocab_size=vocab_size,
-            width=text_width,
-            depth=sizes.count(re.escape(text) + r"\.encoder\.layer\.(\d+)\."),
-            num_heads=num_text_heads or text_width // 64,
-            inner_width=sizes.shape(f"{text}.encoder.layer.0.intermediate.dense.weight")[0],
-            max_positions=sizes.shape(f"{text}.embeddings.position_embeddings.weight")[0],
-            memory_width=memory_width,
-        ),
-        embed_dim=embed_dim,
-        encoder=encoder,
-        decoder=decoder,
+    read = "self0" if pair else "self"
+    vision_config = VisionConfig(
+        image_size=image_size or round(tokens**0.5) * patch,
+        patch_size=patch,
+        width=width,
+        depth=sizes.count(r"visual_encoder\.blocks\.(\d+)\."),
+        num_heads=num_vision_heads or width // 64,
+        mlp_ratio=sizes.shape("visual_encoder.blocks.0.mlp.fc1.weight")[0] / width,
     )
+    text_config = TextConfig(
+        vocab_size=vocab_size,
+        width=text_width,
+        depth=sizes.count(re.escape(text) + r"\.encoder\.layer\.(\d+)\."),
+        num_heads=num_text_heads or text_width // 64,
+        inner_width=sizes.shape(f"{text}.encoder.layer.0.intermediate.dense.weight")[0],
+        max_positions=sizes.shape(f"{text}.embeddings.position_embeddings.weight")[0],
+        memory_width=sizes.shape(f"{text}.encoder.layer.0.crossattention.{read}.key.weight")[1],
+    )
+    if pair:
+        merged = (i for i in range(text_config.depth) if f"{text}.encoder.layer.{i}{MERGE}" in state)
+        return NlvrConfig(vision=vision_config, text=text_config, merge_from=next(merged, text_config.depth))
+    if encoder and decoder and not any(key.startswith(("itm_head.", "vision_proj.")) for key in state):
+        return VqaConfig(vision=vision_config, text=text_config)
+    embed_dim = sizes.shape("vision_proj.weight")[0] if encoder else 256
+    return BlipConfig(vision=vision_config, text=text_config, embed_dim=embed_dim, encoder=encoder, decoder=decoder)
 
 
+MERGE = ".crossattention.output.merge_layer.weight"
 # What a model for use does not need: index buffers, a pooler that nothing reads, momentum copies, queues;
 # `momentum_state` reads the last two.
 IGNORED = re.compile(r".*position_ids$|.*\.pooler\..*|.*_m\..*|.*queue.*|^ptr_queue$")
 
 
-def load_blip_state(model: Blip, state: Mapping[str, Tensor], *, source: str) -> list[str]:
+def load_blip_state(model: Blip | BlipVqa | BlipNlvr, state: Mapping[str, Tensor], *, source: str) -> list[str]:
     """Load an original state dict into `model`; return the keys that were known and not needed.
 
     Raises:
@@ -218,18 +282,12 @@ def load_blip_state(model: Blip, state: Mapping[str, Tensor], *, source: str) ->
     """
     ignored = [key for key in state if IGNORED.match(key)]
     state = dict(state)
-    if model.config.encoder and "temp" not in state:
+    if isinstance(model, Blip) and model.config.encoder and "temp" not in state:
         # The original matching checkpoints do not keep the temperature: ITC similarities there are cosines.
-        state["temp"] = model.temperature.detach().clone()
-    grid = model.vision.vit.patch_embed.grid_size
-    state["visual_encoder.pos_embed"] = interpolate_positions(state["visual_encoder.pos_embed"], grid)
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    ours = import_state(blip_rules(model.config), state, shapes, source=source, ignored=ignored)
-    result = model.load_state_dict(ours, strict=False)
-    # Tied tensors appear twice in state_dict; the rules name each once.
-    named = {name for name, _ in model.named_parameters()}
-    missing = sorted(set(result.missing_keys) & named)
-    assert not missing, f"rules leave {missing} out"
+        state["temp"] = torch.tensor(TEMPERATURE)
+    positions = "visual_encoder.pos_embed"
+    state[positions] = interpolate_positions(state[positions], model.config.vision.grid)
+    load_by_rules(model, rules_for(model.config), state, source=source, ignored=ignored)
     return ignored
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openblip.core.errors import UserError
 
-__all__ = ["Rule", "export_state", "import_state"]
+__all__ = ["Rule", "export_state", "import_state", "load_by_rules"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,43 @@ def import_state(
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise UserError(f'{source} has the unexpected key "{left[0]}"{more}; it is of another model')
     return result
+
+
+def _check_copies(state: Mapping[str, Tensor], names: Iterable[str], copies: Iterable[str], source: str) -> None:
+    """Refuse a file whose tied tensors differ: one of the two would be lost without a word."""
+    for name, copy in zip(names, copies, strict=True):
+        both = name in state and copy in state and not state[copy].is_meta
+        if both and not torch.equal(state[name], state[copy]):
+            raise UserError(
+                f'{source}: "{copy}" differs from "{name}", which the model shares; it is of a model whose weights '
+                "are not tied"
+            )
+
+
+@torch.no_grad()
+def load_by_rules(
+    model: nn.Module, rules: Sequence[Rule], state: Mapping[str, Tensor], *, source: str, ignored: Iterable[str]
+) -> None:
+    """Load their state dict into `model`, whose every parameter has a rule.
+
+    A model on the meta device takes the tensors themselves, made float32; any other gets a copy.
+
+    Raises:
+        UserError: as `import_state`.
+    """
+    for rule in rules:
+        for names in rule.copies:
+            _check_copies(state, rule.theirs, names, source)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    ours = import_state(rules, state, shapes, source=source, ignored=ignored)
+    named = dict(model.named_parameters())
+    # Tied tensors appear twice in state_dict; the rules name each once.
+    missing = sorted(set(named) - set(ours))
+    assert not missing, f"rules leave {missing} out"
+    assign = next(iter(named.values())).is_meta
+    if assign:
+        ours = {key: value.float() for key, value in ours.items()}
+    model.load_state_dict(ours, strict=False, assign=assign)
 
 
 def export_state(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

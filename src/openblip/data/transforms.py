@@ -1,6 +1,6 @@
 """Image and caption transforms of the papers, as pure functions of their input and a random generator.
 
-Pictures come in as RGB images and leave as uint8 [3, S, S]; the model's side calls `normalize` on the device,
+Pictures come in as RGB images and leave as uint8 [3, H, W]; the model's side calls `normalize` on the device,
 so that a quarter of the bytes travels. Every random choice comes from the generator that is passed in: the
 loader derives one for each position of the stream, and so an augmentation depends on nothing else.
 
@@ -45,10 +45,10 @@ _CROP_TRIES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransformConfig:
-    """How a decoded picture becomes a square of the model's size."""
+    """How a decoded picture gets the model's size."""
 
-    image_size: int = 224
-    """Side in pixels."""
+    image_size: int | tuple[int, int] = 224
+    """Height and width in pixels; one number for squares."""
     crop_scale: tuple[float, float] | None = (0.2, 1.0)
     """Range of the random crop's share of the area (aspect 3/4 to 4/3); None resizes the whole picture."""
     flip: bool = True
@@ -61,7 +61,7 @@ class ImageTransformConfig:
     """Strength of the operations, 0 to 10."""
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
+        if min(self.pixels) < 1:
             raise ValueError(f"image_size must be at least 1, not {self.image_size}")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale must rise within 0 to 1, as (0.2, 1.0) does, not {self.crop_scale}")
@@ -69,6 +69,12 @@ class ImageTransformConfig:
             raise ValueError(f"magnitude must lie between 0 and 10, not {self.magnitude}")
         if self.num_ops < 0:
             raise ValueError(f"num_ops cannot be negative, and is {self.num_ops}")
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of what comes out."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
 
 
 def pretraining_transform(image_size: int = 224) -> ImageTransform:
@@ -81,13 +87,13 @@ def finetuning_transform(image_size: int = 384) -> ImageTransform:
     return ImageTransform(ImageTransformConfig(image_size=image_size, crop_scale=(0.5, 1.0)))
 
 
-def evaluation_transform(image_size: int = 384) -> ImageTransform:
+def evaluation_transform(image_size: int | tuple[int, int] = 384) -> ImageTransform:
     """The whole picture resized to a square, nothing random."""
     return ImageTransform(ImageTransformConfig(image_size=image_size, crop_scale=None, flip=False, ops=()))
 
 
 class ImageTransform:
-    """Picture in, uint8 [3, S, S] out, by an `ImageTransformConfig`."""
+    """Picture in, uint8 [3, H, W] out, by an `ImageTransformConfig`."""
 
     def __init__(self, config: ImageTransformConfig) -> None:
         self.config = config
@@ -100,13 +106,13 @@ class ImageTransform:
         to stay close to a resize from full resolution.
         """
         if self.config.crop_scale is None:
-            return 2 * self.config.image_size
-        return math.ceil(self.config.image_size / math.sqrt(_ASPECT[0] * self.config.crop_scale[0]))
+            return 2 * max(self.config.pixels)
+        return math.ceil(max(self.config.pixels) / math.sqrt(_ASPECT[0] * self.config.crop_scale[0]))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         config = self.config
         box = None if config.crop_scale is None else _draw_crop(image.size, config.crop_scale, rng)
-        pixels = _resize(image, box, config.image_size)
+        pixels = _resize(image, box, config.pixels)
         if config.flip and rng.random() < 0.5:
             pixels = pixels.flip(2)
         if config.ops:
@@ -139,16 +145,16 @@ def _draw_crop(
     return left, top, left + crop_width, top + crop_height
 
 
-def _resize(image: Image.Image, box: tuple[int, int, int, int] | None, size: int) -> Tensor:
-    """Return the box of an RGB image as uint8 [3, size, size]."""
+def _resize(image: Image.Image, box: tuple[int, int, int, int] | None, size: tuple[int, int]) -> Tensor:
+    """Return the box of an RGB image as uint8 [3, *size]."""
     pixels = torch.from_numpy(np.array(image))
     if box is not None:
         left, top, right, bottom = box
         pixels = pixels[top:bottom, left:right]
-    if pixels.shape[0] == size and pixels.shape[1] == size:
+    if pixels.shape[:2] == size:
         return pixels.permute(2, 0, 1)
     channels_last = pixels.permute(2, 0, 1)[None]  # a view; the fast filter reads this layout
-    return functional.interpolate(channels_last, (size, size), mode="bicubic", antialias=True)[0]
+    return functional.interpolate(channels_last, size, mode="bicubic", antialias=True)[0]
 
 
 def normalize(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -21,7 +21,7 @@ from openblip.models.layers import ImageMemory
 from openblip.models.text import TextConfig, TextDecoder, TextTransformer
 from openblip.models.vision import VisionConfig, VisionEncoder
 
-__all__ = ["SIZES", "Blip", "BlipConfig", "blip_config"]
+__all__ = ["SIZES", "TEMPERATURE", "Blip", "BlipConfig", "blip_config"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,8 @@ class BlipConfig:
             )
 
 
+TEMPERATURE = 0.07
+"""of ITC before it is learned"""
 SIZES = ("nano", "micro", "base", "large")
 
 
@@ -109,7 +111,7 @@ class Blip(nn.Module):
             self.vision_proj = nn.Linear(config.vision.width, config.embed_dim)
             self.text_proj = nn.Linear(config.text.width, config.embed_dim)
             self.itm_head = nn.Linear(config.text.width, 2)
-            self.temperature = nn.Parameter(torch.tensor(0.07))
+            self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first."""

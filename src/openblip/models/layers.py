@@ -17,6 +17,7 @@ __all__ = [
     "FeedForward",
     "ImageMemory",
     "KVCache",
+    "PairCrossAttention",
     "SelfAttention",
     "attend",
     "split_heads",
@@ -218,8 +219,8 @@ class CrossAttention(nn.Module):
         key, value = self.key_value(image_embeds).chunk(2, dim=-1)
         return split_heads(key, self.num_heads), split_heads(value, self.num_heads)
 
-    def forward(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[R, T, D] reads keys and values [B, H, N, d]; mask bool [B, N].
+    def read(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What [R, T, D] reads in keys and values [B, H, N, d], projected, [R, T, D]; mask bool [B, N].
 
         The R / B rows of an image are folded into one longer row of queries, so its keys and values are
         neither copied nor read more than once.
@@ -235,9 +236,42 @@ class CrossAttention(nn.Module):
             mask=None if mask is None else mask[:, None, None, :],
             dropout=self.dropout if self.training else 0.0,
         )
-        merged = _merge_heads(context).view(rows, length, width)
-        projected = F.dropout(self.output(merged), self.dropout, self.training)
+        return self.output(_merge_heads(context).view(rows, length, width))
+
+    def forward(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[R, T, D] -> [R, T, D]; arguments as `read`."""
+        projected = F.dropout(self.read(hidden, key, value, mask), self.dropout, self.training)
         return self.norm(hidden + projected)
+
+
+class PairCrossAttention(CrossAttention):
+    """Text reads two images, each by its own projections; what it reads is merged (Li et al. 2022, section 5.4).
+
+    Memories of pairs have keys and values [B, 2, H, N, d].
+
+    Args:
+        merge: join by a learned linear layer over both readings; False takes their average.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, memory_width: int, *, dropout: float, eps: float, merge: bool
+    ) -> None:
+        super().__init__(width, num_heads, memory_width, dropout=dropout, eps=eps)
+        self.second = CrossAttention(width, num_heads, memory_width, dropout=dropout, eps=eps)
+        del self.second.norm  # the sum is normalised once, here
+        self.merge = nn.Linear(2 * width, width) if merge else None
+
+    def project(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 2, N, memory_width] -> keys and values, [B, 2, H, N, d] each."""
+        first, second = super().project(image_embeds[:, 0]), self.second.project(image_embeds[:, 1])
+        return torch.stack((first[0], second[0]), dim=1), torch.stack((first[1], second[1]), dim=1)
+
+    def read(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As `CrossAttention.read`, of both images; mask bool [B, 2, N]."""
+        masks = (None, None) if mask is None else (mask[:, 0], mask[:, 1])
+        first = super().read(hidden, key[:, 0], value[:, 0], masks[0])
+        second = self.second.read(hidden, key[:, 1], value[:, 1], masks[1])
+        return (first + second) / 2 if self.merge is None else self.merge(torch.cat((first, second), dim=-1))
 
 
 class FeedForward(nn.Module):

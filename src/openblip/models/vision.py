@@ -7,6 +7,7 @@ names a timm model whose weights are taken where they can be had.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import timm
@@ -25,8 +26,8 @@ __all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions"]
 class VisionConfig:
     """Sizes of the vision tower; the defaults are ViT-B/16's."""
 
-    image_size: int = 224
-    """height and width in pixels"""
+    image_size: int | tuple[int, int] = 224
+    """height and width in pixels; one number for squares"""
     patch_size: int = 16
     width: int = 768
     depth: int = 12
@@ -36,23 +37,36 @@ class VisionConfig:
     """"patch" is one strided convolution, as in the papers; "conv" is a stack of 3x3 convolutions, which
     learns faster from few pictures (Xiao et al. 2021, arXiv 2106.14881)"""
     drop_path: float = 0.0
+    layer_norm_eps: float = 1e-6
+    """as the original repository has it; transformers' BLIP computes with 1e-5 unless told otherwise"""
     pretrained: str | None = None
     """timm model to take the weights from when training starts, for example "vit_base_patch16_224.augreg_in1k" """
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
+        if any(side % self.patch_size for side in self.pixels):
             raise ValueError(f"image size {self.image_size} is not a multiple of the patch size {self.patch_size}")
         if self.width % self.num_heads:
             raise ValueError(f"vision width {self.width} is not a multiple of {self.num_heads} heads")
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.pixels[0] // self.patch_size, self.pixels[1] // self.patch_size
 
 
 class ConvStem(nn.Module):
     """Patches from a stack of strided 3x3 convolutions, in place of timm's `PatchEmbed`."""
 
-    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
+    def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
         super().__init__()
         self.patch_size = (patch_size, patch_size)
-        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         stages = patch_size.bit_length() - 1
         assert 2**stages == patch_size, f"the conv stem needs a patch size that is a power of 2, not {patch_size}"
@@ -84,7 +98,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.vit = VisionTransformer(
-            img_size=config.image_size,
+            img_size=config.pixels,
             patch_size=config.patch_size,
             embed_dim=config.width,
             depth=config.depth,
@@ -93,6 +107,7 @@ class VisionEncoder(nn.Module):
             num_classes=0,
             global_pool="",
             drop_path_rate=config.drop_path,
+            norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
             embed_layer=ConvStem if config.stem == "conv" else timm.layers.PatchEmbed,
         )
 
@@ -103,9 +118,9 @@ class VisionEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> [B, 1 + N, D]."""
-        size = self.config.image_size
-        assert images.shape[1:] == (3, size, size), (
-            f"expected images [B, 3, {size}, {size}], got {tuple(images.shape)}"
+        height, width = self.config.pixels
+        assert images.shape[1:] == (3, height, width), (
+            f"expected images [B, 3, {height}, {width}], got {tuple(images.shape)}"
         )
         self._choose_attention(images)
         return self.vit.forward_features(images)

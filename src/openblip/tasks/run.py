@@ -240,7 +240,7 @@ def _cleaned(text: str, clean: str) -> str:
 
 def evaluation_batches(
     sources: tuple[SourceConfig, ...] | list[Source],
-    image_size: int,
+    image_size: int | tuple[int, int],
     *,
     samples: int,
     batch_size: int = 64,

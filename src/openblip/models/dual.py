@@ -1,0 +1,78 @@
+"""The two towers of transformers' `BlipModel`: images and texts in one space, with a pooled text.
+
+No checkpoint of the papers is of this kind, but people have trained and saved it: it differs from `Blip` in a
+pooler over the text's first token, projections without bias, a final LayerNorm that image features pass twice,
+and a similarity scale in place of a temperature.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openblip.models.layers import ImageMemory
+from openblip.models.text import TextConfig, TextTransformer, init_bert
+from openblip.models.vision import VisionConfig, VisionEncoder
+
+__all__ = ["BlipDual", "DualConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualConfig:
+    """What a two-tower model is made of."""
+
+    vision: VisionConfig = field(default_factory=lambda: VisionConfig(image_size=384))
+    text: TextConfig = field(default_factory=TextConfig)
+    embed_dim: int = 512
+    """width of the shared space"""
+
+    def __post_init__(self) -> None:
+        if self.text.memory_width != self.vision.width:
+            raise ValueError(
+                f"text.memory_width is {self.text.memory_width}, but the vision tower is {self.vision.width} wide"
+            )
+
+
+class BlipDual(nn.Module):
+    """Embeds images and texts.
+
+    Attributes:
+        logit_scale: natural logarithm of what similarities are multiplied with, learned, a scalar.
+    """
+
+    def __init__(self, config: DualConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.text_encoder = TextTransformer(config.text)
+        self.pooler = nn.Linear(config.text.width, config.text.width).apply(init_bert)
+        self.vision_proj = nn.Linear(config.vision.width, config.embed_dim, bias=False)
+        self.text_proj = nn.Linear(config.text.width, config.embed_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first."""
+        return self.vision(images)
+
+    def remember(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageMemory:
+        """Project image features [B, N, Dv] once for all texts that read them."""
+        return self.text_encoder.remember(image_embeds, mask)
+
+    def image_features(self, image_embeds: Tensor) -> Tensor:
+        """[B, N, Dv] -> normalised [B, E]."""
+        return F.normalize(self.vision_proj(self.vision.vit.norm(image_embeds[:, 0])), dim=-1)
+
+    def text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory | None = None
+    ) -> Tensor:
+        """Ids [R, T] that begin with [CLS] -> normalised [R, E]; with a memory, of the text read with its image."""
+        hidden = self.text_encoder(input_ids, attention_mask, memory=memory)
+        return F.normalize(self.text_proj(torch.tanh(self.pooler(hidden[:, 0]))), dim=-1)
+
+    def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled similarities of images [B, E] and texts [R, E], [B, R]."""
+        return image_features @ text_features.T * self.logit_scale.exp()
