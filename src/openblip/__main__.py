@@ -1,4 +1,4 @@
-"""`python -m openblip.cli`, for where the `openblip` script is not on the path."""
+"""`python -m openblip`, for where the `openblip` script is not on the path."""
 
 from openblip.cli.entry import main
 

@@ -1,0 +1,169 @@
+"""`openblip` commands as processes of their own: same arguments, same exit code, same signals as in a shell.
+
+Importing torch takes seconds, so a server process pays for it once and each command is forked from there; it
+runs the same `main` as the installed script. `test_entry_points.py` starts the script itself.
+
+python job_commands.py     # the server: requests and replies are JSON lines
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PRELOAD = ("openblip.tasks.run", "openblip.tasks.predictor", "openblip.recipes", "openblip.report", "tensorboard")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    """as a shell has it; a signal is negative"""
+    out: str
+    err: str
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The JSON lines of standard output."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def sentence(self) -> str:
+        """What the command says of a mistake: the only line it wrote to standard error."""
+        (line,) = self.err.strip().splitlines()
+        assert line.startswith("openblip: "), self.err
+        return line.removeprefix("openblip: ")
+
+
+class Running:
+    """A command that was started."""
+
+    def __init__(self, server: CommandServer, pid: int, out: Path, err: Path) -> None:
+        self.server, self.pid, self.out, self.err = server, pid, out, err
+
+    def wait(self, seconds: float = 120) -> Done:
+        """Wait for its end; one that takes longer is killed, and its code is -9."""
+        code = self.server.ask({"wait": self.pid, "seconds": seconds})
+        return Done(code, self.out.read_text(), self.err.read_text())
+
+    def signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+
+class CommandServer:
+    """The tests' side."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started = 0
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **ENVIRONMENT},
+        )
+
+    def ask(self, request: dict[str, Any]) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return int(json.loads(self.process.stdout.readline()))
+
+    def start(self, *arguments: object, cwd: Path | None = None, before: str = "") -> Running:
+        """Begin `openblip ARGUMENTS`.
+
+        Args:
+            before: Python to run in the process first, to arrange a failure.
+        """
+        self.started += 1
+        out, err = (self.folder / f"{self.started:03d}.{name}" for name in ("out", "err"))
+        words = [str(argument) for argument in arguments]
+        request = {"arguments": words, "cwd": str(cwd or self.folder), "out": str(out), "err": str(err)}
+        return Running(self, self.ask({**request, "before": before}), out, err)
+
+    def __call__(self, *arguments: object, code: int = 0, **options: Any) -> Done:
+        """Run `openblip ARGUMENTS` to its end and hold it to its exit code."""
+        done = self.start(*arguments, **options).wait()
+        assert done.code == code, f"exit code {done.code}, not {code}\n{done.out}\n{done.err}"
+        assert code == 0 or "Traceback" not in done.err, done.err
+        return done
+
+    def refuse(self, *arguments: object, **options: Any) -> str:
+        """Run a command that must end with code 2, and return the one sentence that it says."""
+        return self(*arguments, code=2, **options).sentence
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[CommandServer]:
+    """A server until the end of the block."""
+    server = CommandServer(folder)
+    try:
+        yield server
+    finally:
+        assert server.process.stdin is not None
+        server.process.stdin.close()
+        server.process.wait()
+
+
+def serve() -> None:
+    """Fork a command for each request that names arguments, wait for one for each that names its process."""
+    import importlib
+
+    for name in PRELOAD:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = _wait(request["wait"], request["seconds"]) if "wait" in request else _fork(request)
+        print(json.dumps(answer), flush=True)
+
+
+def _wait(pid: int, seconds: float) -> int:
+    end = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def _fork(request: dict[str, Any]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.chdir(request["cwd"])
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.argv = ["openblip", *request["arguments"]]
+        exec(request["before"], {})
+        from openblip.cli.entry import main
+
+        code = main()
+        sys.stdout.flush()
+    except BaseException:  # noqa: BLE001  as the interpreter does at its end
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,60 @@
+"""What the jobs train on: a small world in every layout that is read, and settings that keep a model small."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+NANO = ("--size", "nano", "--set", "image_size=32", "--set", "batch_size=8")
+SMALL = ("--set", "image_size=32", "--set", "batch_size=8", "--set", "num_workers=0")
+
+
+@dataclass(frozen=True)
+class World:
+    """48 pictures of the scene world with three true captions each, in every layout that is read."""
+
+    folder: Path
+
+    @property
+    def records(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.folder / "captions.jsonl").read_text().splitlines()]
+
+    @property
+    def images(self) -> list[str]:
+        return sorted(str(path) for path in (self.folder / "images").iterdir())
+
+    @property
+    def texts(self) -> list[str]:
+        return [record["captions"][0] for record in self.records]  # type: ignore[index]
+
+    def as_folder(self, target: Path) -> Path:
+        """Pictures with .txt beside them."""
+        target.mkdir()
+        for record in self.records:
+            image = shutil.copy(self.folder / str(record["image"]), target)
+            Path(image).with_suffix(".txt").write_text("\n".join(record["captions"]) + "\n")  # type: ignore[arg-type]
+        return target
+
+    def as_csv(self, target: Path) -> Path:
+        """A captions file that names the pictures by absolute paths' relatives."""
+        with open(target, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("image", "caption"))
+            writer.writerows((record["image"], text) for record, text in zip(self.records, self.texts, strict=True))
+        return target
+
+    def as_tar(self, target: Path) -> Path:
+        """A tar as img2dataset writes it."""
+        with tarfile.open(target, "w") as tar:
+            for number, (record, text) in enumerate(zip(self.records, self.texts, strict=True)):
+                png = (self.folder / str(record["image"])).read_bytes()
+                for suffix, data in (("png", png), ("txt", text.encode())):
+                    member = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        return target
