@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention
+from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention, scale_narrow
 
 __all__ = ["LanguageHead", "TextConfig", "TextDecoder", "TextEmbeddings", "TextTransformer"]
 
@@ -258,16 +258,10 @@ class TextDecoder(nn.Module):
         return self.head(self.transformer(input_ids, attention_mask, memory=memory, cache=cache))
 
 
-@torch.no_grad()
 def _init_blocks(blocks: nn.Module, width: int) -> None:
-    """BERT's initialisation, for a width of 768; narrower blocks start with larger weights, so that what a layer
-    adds to its input is as large beside it as in BERT (with 0.02 a narrow model hardly reads its image at first).
-    """
+    """BERT's initialisation, fitted to the width."""
     blocks.apply(init_bert)
-    if width < 768:
-        for module in blocks.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.mul_((768 / width) ** 0.5)
+    scale_narrow(blocks, width)
 
 
 def init_bert(module: nn.Module) -> None:

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError
-from openblip.models.layers import writes_attention_out
+from openblip.models.layers import scale_narrow, writes_attention_out
 
 __all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions"]
 
@@ -110,6 +110,7 @@ class VisionEncoder(nn.Module):
             norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
             embed_layer=ConvStem if config.stem == "conv" else timm.layers.PatchEmbed,
         )
+        scale_narrow(self.vit.blocks, config.width)
 
     @property
     def width(self) -> int:
