@@ -18,7 +18,7 @@ from openblip.objectives.pretraining import ObjectiveConfig
 from openblip.tasks.run import RunConfig
 from openblip.training.config import TrainConfig
 
-__all__ = ["blip_pretrain", "caption_finetune", "retrieval_finetune", "small_pretrain"]
+__all__ = ["SHORT_RUN", "blip_pretrain", "caption_finetune", "retrieval_finetune", "small_pretrain"]
 
 CAPTION_PROMPT = "a picture of "
 
@@ -104,21 +104,25 @@ def retrieval_finetune(
     )
 
 
+SHORT_RUN = ObjectiveConfig(queue_size=0, momentum=0.9, alpha=0.0, label_smoothing=0.0)
+"""for runs of minutes: in so few steps features change too fast for a queue to hold (docs/training.md)"""
+
+
 def small_pretrain(
     data: tuple[str, ...], *, size: str = "micro", validation: tuple[str, ...] = (), steps: int = 1000
 ) -> RunConfig:
-    """A small model from scratch on a laptop: a short queue, quick momentum, a higher rate, mild crops."""
+    """A small model from scratch on a laptop: no queue, quick momentum, a higher rate, mild crops."""
     return RunConfig(
         sources=_sources(data),
         validation=_sources(validation),
         validation_samples=200,
         model=size,
         transform=ImageTransformConfig(crop_scale=(0.7, 1.0), flip=False, ops=()),
-        batch_size=32,
+        batch_size=64,
         num_workers=1,
         max_length=40,
         max_words=40,
-        objective=ObjectiveConfig(queue_size=2048, momentum=0.98),
+        objective=SHORT_RUN,
         train=TrainConfig(
             max_steps=steps,
             learning_rate=1e-3,

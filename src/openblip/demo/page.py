@@ -59,7 +59,7 @@ def write_demo_report(out: Path, config: DemoConfig) -> Path:
     measured = json.loads((out / "stages" / "measure.json").read_text())
     examples = list(_examples(out, "test", 60)), list(_examples(out, "novel", 24))
     captioner = Predictor.load(out / "captioner" / "model", device="cpu", dtype="float32")
-    matcher = Predictor.load(out / "pretrain" / "model", device="cpu", dtype="float32")
+    matcher = Predictor.load(out / "matcher" / "model", device="cpu", dtype="float32")
     known, novel = (_cards(captioner, matcher, rows) for rows in examples)
     report = Report(
         title="BLIP learns to see and to write",
@@ -91,8 +91,9 @@ def _summary(measured: dict[str, Any], config: DemoConfig) -> list[str]:
     test, novel = measured["test"], measured["novel"]
     return [
         f"It saw {config.web_pictures:,} pictures with one noisy web text each and {config.human_pictures:,} with "
-        f"true captions, trained with ITC, ITM and LM for {config.pretrain_steps} steps, then learned to caption "
-        f"for {config.caption_steps} more.",
+        f"true captions, trained with ITC, ITM and LM for {config.pretrain_steps:,} steps of "
+        f"{config.batch_size} pictures; from there, on the true captions alone, a captioner learned for "
+        f"{config.captioner_steps:,} steps (LM) and a matcher for {config.matcher_steps:,} (ITC and ITM).",
         f"Of its captions for {test['pictures']} unseen pictures {test['captioner']['truth']:.0%} are true; with "
         f"combinations of shape and colour it never saw, {novel['captioner']['truth']:.0%}.",
     ]
@@ -100,7 +101,7 @@ def _summary(measured: dict[str, Any], config: DemoConfig) -> list[str]:
 
 def _headlines(measured: dict[str, Any]) -> list[Headline]:
     test = measured["test"]
-    pictures, found = test["pictures"], test["retrieval"]
+    pictures, found = test["pictures"], test["matcher"]
     truth = test["captioner"]
     return [
         Headline(label="captions that are true", value=truth["truth"], reference=truth["chance"], target=0.8,
@@ -176,55 +177,64 @@ def _failures(measured: dict[str, Any]) -> Table:
 
 
 def _curves(out: Path, measured: dict[str, Any]) -> Charts:
-    pretrain, tuned = (read_jsonl(out / run / "metrics.jsonl") for run in ("pretrain", "captioner"))
-    steps = max((record["step"] for record in pretrain), default=0)
+    runs = {name: read_jsonl(out / name / "metrics.jsonl") for name in ("pretrain", "captioner", "matcher")}
+    steps = max((record["step"] for record in runs["pretrain"]), default=0)
+    labels = {"pretrain": "pre-training", "captioner": "captioner", "matcher": "matcher"}
 
-    def line(records: list[dict[str, Any]], split: str, name: str, label: str, offset: int = 0) -> Series:
-        rows = [record for record in records if record["split"] == split and name in record]
+    def line(run: str, split: str, name: str, label: str) -> Series:
+        rows = [record for record in runs[run] if record["split"] == split and name in record]
+        offset = 0 if run == "pretrain" else steps  # both go on from where pre-training ended
         x, y = [float(record["step"] + offset) for record in rows], [record[name] for record in rows]
         return Series(name=label, x=x, y=y)
+
+    def lines(split: str, name: str, *of: str) -> list[Series]:
+        return [line(run, split, name, labels[run]) for run in of]
 
     pictures = 100
     truth = Chart(
         title="captions that are true", x_label="step", unit="fraction",
         reference=measured["test"]["captioner"]["chance"],
-        series=[line(pretrain, "eval", "caption_truth", "pre-training"),
-                line(tuned, "eval", "caption_truth", "captioner", steps)],
+        series=lines("eval", "caption_truth", "pretrain", "captioner"),
     )  # fmt: skip
     finds = Chart(
-        title=f"recall@1 among {pictures}", x_label="step", unit="fraction", reference=1 / pictures,
-        series=[line(pretrain, "eval", "t2i_recall@1", "text finds picture, ITC"),
-                line(pretrain, "eval", "t2i_recall_itm@1", "text finds picture, ITM"),
-                line(pretrain, "eval", "i2t_recall_itm@1", "picture finds text, ITM")],
+        title=f"text finds picture, recall@1 among {pictures}", x_label="step", unit="fraction",
+        reference=1 / pictures,
+        series=[line(run, "eval", name, f"{labels[run]}, {by}")
+                for run in ("pretrain", "matcher")
+                for name, by in (("t2i_recall@1", "ITC"), ("t2i_recall_itm@1", "with ITM"))],
     )  # fmt: skip
     itm = Chart(
         title="ITM accuracy", x_label="step", unit="fraction", reference=0.5,
-        series=[line(pretrain, "eval", "itm_accuracy", "ITM")],
+        series=lines("eval", "itm_accuracy", "pretrain", "matcher"),
     )  # fmt: skip
     losses = [
-        Chart(title=name.replace("loss_", "loss, ").upper(), x_label="step",
-              series=[line(pretrain, "train", name, "pre-training"), *extra])
-        for name, extra in (
-            ("loss_itc", []), ("loss_itm", []), ("loss_lm", [line(tuned, "train", "loss_lm", "captioner", steps)]),
+        Chart(title=name.replace("loss_", "loss, ").upper(), x_label="step", series=lines("train", name, *of))
+        for name, of in (
+            ("loss_itc", ("pretrain", "matcher")),
+            ("loss_itm", ("pretrain", "matcher")),
+            ("loss_lm", ("pretrain", "captioner")),
         )
-    ]  # fmt: skip
+    ]
     return Charts(charts=[truth, finds, itm, *losses])
 
 
 def _table(measured: dict[str, Any]) -> Table:
     rows: list[list[Cell | float | str | None]] = []
-    for label, read in (
-        ("captions true, after pre-training", lambda m: m["pretrained"]["truth"]),
-        ("captions true, captioner", lambda m: m["captioner"]["truth"]),
-        ("objects named rightly", lambda m: m["captioner"]["coverage"]),
-        ("ITM accuracy", lambda m: m["retrieval"]["itm_accuracy"]),
-        ("text finds picture, recall@1, ITC", lambda m: m["retrieval"]["t2i_recall@1"]),
-        ("text finds picture, recall@1, with ITM", lambda m: m["retrieval"]["t2i_recall_itm@1"]),
-        ("text finds picture, recall@10, ITC", lambda m: m["retrieval"]["t2i_recall@10"]),
-        ("picture finds text, recall@1, with ITM", lambda m: m["retrieval"]["i2t_recall_itm@1"]),
-        ("most that knowing the truth gives at recall@1", lambda m: m["retrieval_ceiling@1"]),
+    for label, run, name in (
+        ("captions true, after pre-training", "pretrain", "truth"),
+        ("captions true, captioner", "captioner", "truth"),
+        ("objects named rightly, captioner", "captioner", "coverage"),
+        ("ITM accuracy, after pre-training", "pretrain", "itm_accuracy"),
+        ("ITM accuracy, matcher", "matcher", "itm_accuracy"),
+        ("text finds picture, recall@1, after pre-training, ITC", "pretrain", "t2i_recall@1"),
+        ("text finds picture, recall@1, matcher, ITC", "matcher", "t2i_recall@1"),
+        ("text finds picture, recall@1, matcher, with ITM", "matcher", "t2i_recall_itm@1"),
+        ("text finds picture, recall@10, matcher, with ITM", "matcher", "t2i_recall_itm@10"),
+        ("picture finds text, recall@1, matcher, with ITM", "matcher", "i2t_recall_itm@1"),
     ):
-        rows.append([label, *(read(measured[split]) for split in NAMES)])
+        rows.append([label, *(measured[split][run][name] for split in NAMES)])
+    ceiling = [measured[split]["retrieval_ceiling@1"] for split in NAMES]
+    rows.append(["most that knowing the truth gives at recall@1", *ceiling])
     columns = [
         Column(name="measure"),
         *(Column(name=name, unit="fraction", better="higher") for name in NAMES.values()),

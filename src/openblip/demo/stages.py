@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -24,6 +24,7 @@ from openblip.core.files import write_json
 from openblip.core.runtime import machine, versions
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.base import SourceConfig
+from openblip.data.sources.open import open_source
 from openblip.data.transforms import ImageTransformConfig, normalize
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
 from openblip.data.world.scene import Scene
@@ -31,6 +32,7 @@ from openblip.data.world.truth import caption_report, retrieval_ceiling
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.objectives.pretraining import ObjectiveConfig
+from openblip.recipes import SHORT_RUN
 from openblip.tasks.caption import write_captions
 from openblip.tasks.predictor import Predictor
 from openblip.tasks.retrieval import evaluate_retrieval
@@ -47,20 +49,24 @@ SPLITS = ("test", "novel")
 class DemoConfig:
     """Sizes of the demo; the defaults are for two cores and at most twelve minutes."""
 
-    web_pictures: int = 8000
+    web_pictures: int = 6000
     """with one noisy web text each"""
-    human_pictures: int = 4000
+    human_pictures: int = 8000
     """with three true captions each"""
     test_pictures: int = 200
     """of each split that is measured"""
     pretrain_steps: int = 900
-    caption_steps: int = 450
-    batch_size: int = 32
-    learning_rate: float = 1.5e-3
+    captioner_steps: int = 500
+    matcher_steps: int = 300
+    batch_size: int = 64
+    learning_rate: float = 1e-3
     seed: int = 0
 
 
-QUICK = DemoConfig(web_pictures=1500, human_pictures=1500, pretrain_steps=120, caption_steps=120, test_pictures=100)
+QUICK = DemoConfig(
+    web_pictures=1500, human_pictures=3000, test_pictures=100,
+    pretrain_steps=100, captioner_steps=150, matcher_steps=50,
+)  # fmt: skip
 
 
 def make_world(out: Path, config: DemoConfig) -> dict[str, Any]:
@@ -84,14 +90,14 @@ def _source(out: Path, name: str, **settings: Any) -> SourceConfig:
 
 def _run_config(out: Path, config: DemoConfig) -> RunConfig:
     return RunConfig(
-        sources=(_source(out, "web"), _source(out, "human")),
+        sources=(_source(out, "web", weight=1.0), _source(out, "human", weight=2.0)),
         model="micro",
         vocab_size=1000,
         transform=ImageTransformConfig(crop_scale=None, flip=False, ops=()),
         batch_size=config.batch_size,
         max_length=40,
         max_words=40,
-        objective=ObjectiveConfig(queue_size=1024, momentum=0.98, alpha_ramp_epochs=2.0),
+        objective=SHORT_RUN,
         train=TrainConfig(
             max_steps=config.pretrain_steps,
             learning_rate=config.learning_rate,
@@ -114,38 +120,43 @@ def _run_config(out: Path, config: DemoConfig) -> RunConfig:
 
 def pretrain(out: Path, config: DemoConfig) -> dict[str, Any]:
     """Pre-train with ITC, ITM and LM on the noisy web pairs and the human pairs together."""
-    result = run_training(
-        _run_config(out, config),
-        out / "pretrain",
-        resume=True,
-        evaluator=lambda model, tokenizer: quick_measure(model, tokenizer, out),
-        title="pre-training",
-    )
-    return {"steps": result.steps, "seconds": result.seconds, "images_per_second": result.images_per_second}
+    return _train(out, _run_config(out, config), "pretrain", "pre-training")
 
 
 def tune_captioner(out: Path, config: DemoConfig) -> dict[str, Any]:
     """Fine-tune a captioner (LM alone) on the human pairs."""
+    objective = replace(SHORT_RUN, objectives=("lm",))
+    return _tune(out, config, "captioner", objective, config.captioner_steps)
+
+
+def tune_matcher(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Fine-tune a matcher (ITC and ITM) on the human pairs: for retrieval, and to filter texts."""
+    objective = replace(SHORT_RUN, objectives=("itc", "itm"))
+    return _tune(out, config, "matcher", objective, config.matcher_steps)
+
+
+def _tune(
+    out: Path, config: DemoConfig, name: Literal["captioner", "matcher"], objective: ObjectiveConfig, steps: int
+) -> dict[str, Any]:
     base = _run_config(out, config)
     run = replace(
         base,
         sources=(_source(out, "human"),),
         model=str(out / "pretrain" / "model"),
-        parts="captioner",
-        objective=ObjectiveConfig(objectives=("lm",), label_smoothing=0.0),
-        train=replace(
-            base.train,
-            max_steps=config.caption_steps,
-            learning_rate=config.learning_rate * 2 / 3,
-            evaluate_every_steps=max(40, config.caption_steps // 4),
-        ),
+        parts=name,
+        objective=objective,
+        train=replace(base.train, max_steps=steps, evaluate_every_steps=max(40, steps // 3)),
     )
+    return _train(out, run, name, f"fine-tuning the {name}")
+
+
+def _train(out: Path, run: RunConfig, folder: str, title: str) -> dict[str, Any]:
     result = run_training(
         run,
-        out / "captioner",
+        out / folder,
         resume=True,
         evaluator=lambda model, tokenizer: quick_measure(model, tokenizer, out),
-        title="fine-tuning the captioner",
+        title=title,
     )
     return {"steps": result.steps, "seconds": result.seconds, "images_per_second": result.images_per_second}
 
@@ -187,35 +198,31 @@ def quick_measure(model: Blip, tokenizer: TextTokenizer, out: Path) -> dict[str,
 
 
 def measure(out: Path, config: DemoConfig) -> dict[str, Any]:
-    """Measure what was learned on unseen pictures, known and new combinations, and keep examples."""
-    pretrained = Predictor.load(out / "pretrain" / "model", device="cpu", dtype="float32")
-    captioner = Predictor.load(out / "captioner" / "model", device="cpu", dtype="float32")
-    results: dict[str, Any] = {}
+    """Measure what was learned on unseen pictures, known and new combinations, after each training."""
+    results: dict[str, Any] = {split: {"pictures": config.test_pictures} for split in SPLITS}
+    for name in ("pretrain", "captioner", "matcher"):
+        predictor = Predictor.load(out / name / "model", device="cpu", dtype="float32")
+        for split in SPLITS:
+            results[split][name] = _measure_model(predictor.model, predictor.tokenizer, out, split, config)
     for split in SPLITS:
-        samples = config.test_pictures
-        rows: dict[str, Any] = {"pictures": samples}
-        for name, predictor in (("pretrained", pretrained), ("captioner", captioner)):
-            captions, scenes, _ = captions_of(predictor.model, predictor.tokenizer, out, split, samples)
-            rows[name] = caption_report(captions, scenes)
-            if name == "captioner":
-                rows["captions"] = captions
-        found = evaluate_retrieval(
-            pretrained.model, pretrained.tokenizer, _batches(pretrained.model, out, split, samples),
-            rerank_k=32, max_length=40,
-        )  # fmt: skip
-        rows["retrieval"] = found
-        texts: list[tuple[str, int]] = []
-        owners_scenes: list[Scene] = []
-        for batch in _batches(pretrained.model, out, split, samples):
-            for index, text in zip(batch.image_index.tolist(), batch.texts, strict=True):
-                texts.append((text, index + len(owners_scenes)))
-            owners_scenes += [scene_from_meta(meta) for meta in batch.meta]
-        firsts = {owner: text for text, owner in reversed(texts)}
-        rows["retrieval_ceiling@1"] = retrieval_ceiling(
-            [firsts[i] for i in range(len(owners_scenes))], owners_scenes, k=1
-        )
-        results[split] = rows
+        source = open_source(_source(out, split))
+        samples = [source[index] for index in range(min(config.test_pictures, len(source)))]
+        scenes = [scene_from_meta(sample.meta) for sample in samples]
+        results[split]["retrieval_ceiling@1"] = retrieval_ceiling([s.texts[0] for s in samples], scenes, k=1)
     return results
+
+
+def _measure_model(
+    model: Blip, tokenizer: TextTokenizer, out: Path, split: str, config: DemoConfig
+) -> dict[str, Any]:
+    numbers: dict[str, Any] = {}
+    if model.config.decoder:
+        captions, scenes, _ = captions_of(model, tokenizer, out, split, config.test_pictures)
+        numbers |= caption_report(captions, scenes)
+    if model.config.encoder:
+        batches = _batches(model, out, split, config.test_pictures)
+        numbers |= evaluate_retrieval(model, tokenizer, batches, rerank_k=32, max_length=40)
+    return numbers
 
 
 def report(out: Path, config: DemoConfig) -> dict[str, Any]:
@@ -232,6 +239,7 @@ STAGES: dict[str, Stage] = {
     "world": make_world,
     "pretrain": pretrain,
     "captioner": tune_captioner,
+    "matcher": tune_matcher,
     "measure": measure,
     "report": report,
 }
