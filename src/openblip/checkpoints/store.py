@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,31 +22,54 @@ from torch import Tensor, nn
 
 import openblip
 from openblip.checkpoints.blip import config_from_state, load_blip_state
+from openblip.checkpoints.hf import Like, config_from_transformers, load_transformers_state
+from openblip.checkpoints.hub import locate
+from openblip.checkpoints.recognise import AnyConfig, describe, format_of
 from openblip.core.config import from_dict, to_dict
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_folder, write_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
+from openblip.models.dual import BlipDual, DualConfig
+from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.vision import interpolate_positions
+from openblip.models.vqa import BlipVqa, VqaConfig
 
-__all__ = ["StoredModel", "open_model", "read_state", "save_model", "unique_state"]
+__all__ = ["AnyModel", "StoredModel", "open_model", "read_state", "save_model", "unique_state"]
 
 FORMAT = "openblip"
 WEIGHTS = "model.safetensors"
 PUBLISHED_TOKENIZER = "bert-base-uncased"
 
 
+AnyModel = Blip | BlipVqa | BlipNlvr | BlipDual
+_KINDS: dict[type, tuple[str, type]] = {
+    BlipConfig: ("blip", Blip),
+    VqaConfig: ("blip-vqa", BlipVqa),
+    NlvrConfig: ("blip-nlvr", BlipNlvr),
+    DualConfig: ("blip-dual", BlipDual),
+}
+"""for each configuration its name in config.json, and its model"""
+
+
 @dataclass
 class StoredModel:
     """A model as it was found on disk."""
 
-    model: Blip
-    """in evaluation mode, on the CPU, float32"""
+    model: Any
+    """a `Blip`, `BlipVqa`, `BlipNlvr` or `BlipDual`, in evaluation mode, on the CPU, float32"""
     tokenizer: TextTokenizer
     info: dict[str, Any] = field(default_factory=dict)
     """what the writer told: task, prompt, how it was trained"""
     ignored: list[str] = field(default_factory=list)
     """keys of the file that were known and not needed"""
+
+    @property
+    def blip(self) -> Blip:
+        """The model, where it captions or matches; other kinds are refused in one sentence."""
+        if not isinstance(self.model, Blip):
+            raise UserError(f"this is {describe(self.model.config)}; a BLIP captioning or matching model is needed")
+        return self.model
 
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
@@ -55,7 +79,7 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def save_model(
-    folder: Path | str, model: Blip, tokenizer: TextTokenizer, info: dict[str, Any] | None = None
+    folder: Path | str, model: AnyModel, tokenizer: TextTokenizer, info: dict[str, Any] | None = None
 ) -> None:
     """Write a model folder; a folder already there is replaced once the new one is complete."""
     with write_folder(folder) as target:
@@ -64,7 +88,7 @@ def save_model(
         description = {
             "format": FORMAT,
             "openblip_version": openblip.__version__,
-            "model_type": "blip",
+            "model_type": _KINDS[type(model.config)][0],
             "model": to_dict(model.config),
             "info": info or {},
         }
@@ -73,59 +97,124 @@ def save_model(
 
 
 def open_model(
-    source: Path | str, *, tokenizer: TextTokenizer | str | None = None, image_size: int | None = None
+    source: Path | str,
+    *,
+    tokenizer: TextTokenizer | str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    like: Like = "reference",
 ) -> StoredModel:
-    """Open a model folder of ours, or an original BLIP checkpoint file (.pth, .pt, .safetensors).
+    """Open a model whoever wrote it; its keys say what it is.
 
     Args:
+        source: a folder of ours or of transformers, a checkpoint of the original repository or of LAVIS (.pth,
+            .pt, .safetensors), or a name on the Hugging Face hub.
         tokenizer: for files that bring none; None takes BERT's, which the published models use.
-        image_size: pixels to use the model at; position embeddings are interpolated.
+        image_size: pixels to use the model at, one number or height and width; position embeddings are
+            interpolated.
+        like: for models of transformers: "transformers" computes as it does where it departs from the original.
 
     Raises:
         UserError: there is nothing at `source`, it is damaged, or it is of another model.
     """
-    path = Path(source)
-    if not path.exists():
-        raise UserError(f"there is no model at {path}; give a model's folder or a checkpoint file")
+    path = locate(source)
     if path.is_dir():
-        return _open_folder(path, image_size)
+        description = _read_description(path)
+        if description.get("format") == FORMAT:
+            return _open_own(path, description, image_size)
+        return _open_transformers(path, description, str(source), tokenizer, image_size, like)
     state = read_state(path)
+    if format_of(state, path.name) == "transformers":
+        raise UserError(f"{path} holds the weights of a transformers model; give its folder, with config.json")
+    return _open_original(path, state, tokenizer, image_size)
+
+
+def _open_original(
+    path: Path,
+    state: Mapping[str, Tensor],
+    tokenizer: TextTokenizer | str | None,
+    image_size: int | tuple[int, int] | None,
+) -> StoredModel:
     config = config_from_state(state, image_size=image_size)
-    model = Blip(config)
-    ignored = load_blip_state(model, state, source=path.name)
-    if tokenizer is None or isinstance(tokenizer, str):
-        tokenizer = TextTokenizer.load(tokenizer or PUBLISHED_TOKENIZER)
-    if tokenizer.vocab_size != config.text.vocab_size:
+    model = _empty_model(config)
+    ignored = load_blip_state(model, state, source=f"{path.name} (by its keys {describe(config)})")
+    words = _tokenizer(tokenizer or PUBLISHED_TOKENIZER, config, path.name)
+    return StoredModel(model.eval(), words, {"source": path.name, "source_format": "blip"}, ignored)
+
+
+def _open_transformers(
+    folder: Path,
+    description: dict[str, Any],
+    name: str,
+    tokenizer: TextTokenizer | str | None,
+    image_size: int | tuple[int, int] | None,
+    like: Like,
+) -> StoredModel:
+    kind = description.get("model_type", "unknown")
+    if kind != "blip":
+        raise UserError(f'{name} is a model of another kind: its config.json says "{kind}", not "blip"')
+    state = _read_folder(folder)
+    if format_of(state, name) != "transformers":
+        raise UserError(f"{name} has a config.json of transformers, but weights with other names")
+    config = config_from_transformers(description, state, like)
+    if image_size is not None:
+        config = replace(config, vision=replace(config.vision, image_size=image_size))
+    model = _empty_model(config)
+    ignored = load_transformers_state(
+        model, state, source=f"{name} (by its keys {describe(config)})", temperature=description.get("itc_temperature")
+    )
+    words = _tokenizer(tokenizer or folder, config, name)
+    info = {"source": name, "source_format": "transformers", "like": like}
+    return StoredModel(model.eval(), words, info, ignored)
+
+
+def _tokenizer(given: TextTokenizer | Path | str, config: AnyConfig, name: str) -> TextTokenizer:
+    words = given if isinstance(given, TextTokenizer) else TextTokenizer.load(given)
+    if words.vocab_size != config.text.vocab_size:
         raise UserError(
-            f"{path.name} was trained with {config.text.vocab_size} tokens, the tokenizer has "
-            f"{tokenizer.vocab_size}; "
+            f"{name} was trained with {config.text.vocab_size} tokens, the tokenizer has {words.vocab_size}; "
             "name the tokenizer it was trained with"
         )
-    return StoredModel(model.eval(), tokenizer, {"source": path.name}, ignored)
+    return words
 
 
-def _open_folder(folder: Path, image_size: int | None) -> StoredModel:
-    description_file, weights = folder / "config.json", folder / WEIGHTS
-    if not description_file.is_file():
+def _empty_model(config: AnyConfig) -> Any:
+    """A model on the meta device: weights that are about to be replaced are not drawn first."""
+    with torch.device("meta"):
+        return _KINDS[type(config)][1](config)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
         nested = folder / "model" / "config.json"
         hint = f"; did you mean {nested.parent}?" if nested.is_file() else ""
         raise UserError(f"{folder} is no model folder: it has no config.json{hint}")
     try:
-        description = json.loads(description_file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{description_file} is damaged: {error}") from error
-    if description.get("format") != FORMAT:
-        raise UserError(f"{folder} is a model of another format ({description.get('model_type', 'unknown')})")
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if not isinstance(description, dict):
+        raise UserError(f"{file} is no description of a model")
+    return description
+
+
+def _open_own(folder: Path, description: dict[str, Any], image_size: int | tuple[int, int] | None) -> StoredModel:
+    weights, kind = folder / WEIGHTS, str(description.get("model_type"))
+    config_class = next((own for own, (name, _) in _KINDS.items() if name == kind), None)
+    if config_class is None:
+        known = [name for name, _ in _KINDS.values()]
+        raise UserError(f'{folder} holds a model of the unknown type "{kind}"{nearest(kind, known)}')
     if not weights.is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; the model was not saved whole")
-    config = from_dict(BlipConfig, description["model"], where="model")
+    config: Any = from_dict(config_class, description["model"], where="model")
+    source_grid = config.vision.grid
     if image_size is not None:
         config = replace(config, vision=replace(config.vision, image_size=image_size))
-    model = Blip(config)
+    model = _empty_model(config)
     state = read_state(weights)
     positions = "vision.vit.pos_embed"
-    if positions in state:
-        state[positions] = interpolate_positions(state[positions], model.vision.vit.patch_embed.grid_size)
+    if positions in state and image_size is not None:
+        state[positions] = interpolate_positions(state[positions], config.vision.grid, source_grid)
     expected = unique_state(model)
     missing, left = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or left:
@@ -134,8 +223,23 @@ def _open_folder(folder: Path, image_size: int | None) -> StoredModel:
     for key, value in expected.items():
         if state[key].shape != value.shape:
             raise UserError(f'{weights}: "{key}" has shape {tuple(state[key].shape)}, not {tuple(value.shape)}')
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict({key: value.float() for key, value in state.items()}, strict=False, assign=True)
     return StoredModel(model.eval(), TextTokenizer.load(folder), description.get("info", {}))
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a transformers folder, from one file or several."""
+    for name in (WEIGHTS, "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return read_state(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [part for part in parts if not (folder / part).is_file()]
+            if missing:
+                raise UserError(f"{folder} has no {missing[0]}, which its {index.name} names; fetch it again")
+            return {key: value for part in parts for key, value in read_state(folder / part).items()}
+    raise UserError(f"{folder} has neither {WEIGHTS} nor pytorch_model.bin; the model was not saved whole")
 
 
 def read_state(path: Path | str) -> dict[str, Tensor]:
