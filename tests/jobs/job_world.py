@@ -32,10 +32,10 @@ class World:
     def texts(self) -> list[str]:
         return [record["captions"][0] for record in self.records]  # type: ignore[index]
 
-    def as_folder(self, target: Path) -> Path:
-        """Pictures with .txt beside them."""
+    def as_folder(self, target: Path, count: int | None = None) -> Path:
+        """Pictures, all or the first few, with .txt beside them."""
         target.mkdir()
-        for record in self.records:
+        for record in self.records[:count]:
             image = shutil.copy(self.folder / str(record["image"]), target)
             Path(image).with_suffix(".txt").write_text("\n".join(record["captions"]) + "\n")  # type: ignore[arg-type]
         return target

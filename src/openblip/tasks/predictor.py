@@ -3,7 +3,7 @@
     model = openblip.load("runs/demo/captioner/model")
     model.caption(["a.jpg", "b.jpg"])                    # [[Caption], [Caption]]
     model.match("a.jpg", ["a red bus", "two dogs"])      # [[Match, Match]]
-    model.retrieve("pictures/", "a red bus", top=5)
+    model.retrieve_images(find_images(["pictures/"]), ["a red bus"], top=5)     # [[Found, ...]]
 
 Pictures are paths, PIL images, uint8 arrays [H, W, 3] or encoded bytes; one or many.
 """
@@ -193,9 +193,8 @@ class Predictor:
     @torch.no_grad()
     def embed_images(self, pictures: Pictures) -> Tensor:
         """Normalised embeddings for ITC, float32 [B, E] on the CPU."""
-        return torch.cat(
-            [self.model.image_features(self.encode(batch)).float().cpu() for batch in self._batches(pictures)]
-        )
+        rows = [self.model.image_features(self.encode(batch)).float().cpu() for batch in self._batches(pictures)]
+        return torch.cat(rows) if rows else torch.empty(0, self.model.config.embed_dim)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -236,10 +235,10 @@ class Predictor:
     ) -> list[list[Found]]:
         count = min(max(top, rerank_k), len(pictures))
         best = scores.topk(count, dim=1).indices
-        needed = torch.unique(best) if rerank_k > 0 else torch.empty(0, dtype=torch.int64)
+        chunks = torch.unique(best).split(self.batch_size) if rerank_k > 0 and best.numel() else ()
         logits = torch.full_like(scores, float("nan"))
         # Candidates are encoded again, a batch at a time: features of a whole folder would not fit in memory.
-        for chunk in needed.split(self.batch_size):
+        for chunk in chunks:
             embeds = self.encode([pictures[i] for i in chunk.tolist()])
             wanted = (best[:, :, None] == chunk).any(1).nonzero()
             pairs = torch.stack((wanted[:, 0], wanted[:, 1]), dim=1)

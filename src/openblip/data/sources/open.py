@@ -108,7 +108,7 @@ def _open(config: SourceConfig) -> Source:
     if not paths:
         there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         close = nearest(path.name, there)
-        raise UserError(f"there is no {spec}{close if 'did you mean' in close else ''}")
+        raise UserError(f"there is no file or folder {spec}{close if 'did you mean' in close else ''}")
     return _open_files(paths, config, num_missing=num_missing)
 
 

@@ -1,0 +1,195 @@
+"""What a user may get wrong at the command line: one clear sentence, an exit code that is not 0, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from job_commands import CommandServer
+from job_world import NANO, SMALL, World
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+PRETRAIN = (*NANO, *SMALL, "--steps", 2, "--out", "run")
+
+
+@pytest.fixture
+def photos(world: World, tmp_path: Path) -> Path:
+    """A folder of 12 good pictures with .txt beside them, to spoil."""
+    return world.as_folder(tmp_path / "photos", 12)
+
+
+def spoil(photos: Path) -> dict[str, str]:
+    """Break five of the pictures, make two unusual, and return what is wrong with each."""
+    good = sorted(photos.glob("*.png"))
+    data = good[0].read_bytes()
+    Image.fromarray(np.zeros((40, 40, 3), dtype=np.uint8)).save(photos / "cut.jpg")
+    jpeg = (photos / "cut.jpg").read_bytes()
+    (photos / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (photos / "zero.jpg").write_bytes(b"")
+    (photos / "text.jpg").write_text("not a picture")
+    size = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + data[24:29]  # another width and height
+    (photos / "huge.png").write_bytes(data[:12] + size + zlib.crc32(size).to_bytes(4, "big") + data[33:])
+    Image.new("CMYK", (40, 40), (90, 10, 60, 20)).save(photos / "cmyk.jpg")
+    Image.fromarray(np.full((40, 40), 40_000, dtype=np.uint16)).save(photos / "deep.png")
+    return {"cut.jpg": "truncated", "zero.jpg": "empty", "text.jpg": "not-an-image", "huge.png": "too-large"}
+
+
+def test_broken_pictures_are_skipped_counted_and_listed_in_training(openblip: CommandServer, photos: Path) -> None:
+    causes = spoil(photos)
+    for name in (*causes, "cmyk.jpg", "deep.png"):
+        (photos / name).with_suffix(".txt").write_text("a picture\n")
+    shutil.copy(next(photos.glob("train*.png")), photos / "lonely.png")  # has no text
+    run = photos.parent / "run"
+    openblip("pretrain", photos, *NANO, *SMALL, "--steps", 4, "--out", run, "--set", "train.log_every=4")
+    listed = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    found = {Path(line["key"]).stem: line["cause"] for line in listed}
+    print(found)
+    assert found == {Path(name).stem: cause for name, cause in causes.items()} | {"lonely": "no-text"}
+    (record,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert record["skipped"] >= len(listed)
+
+
+def test_broken_pictures_are_told_apart_from_good_ones_in_use(
+    openblip: CommandServer, photos: Path, model: Path
+) -> None:
+    causes = spoil(photos)
+    for command in (("caption",), ("match", "--text", "a red circle")):
+        done = openblip(command[0], photos, "--model", model, *command[1:], code=1)
+        assert len(done.records) == 12 + 2, "those of CMYK and 16 bits are good"
+        *told, last = done.err.splitlines()
+        assert last == "openblip: 14 pictures done, 4 skipped"
+        for name, cause in causes.items():
+            assert sum(f"{name} ({cause})" in line for line in told) == 1
+    done = openblip("retrieve", "a red circle", photos, "--model", model, code=1)
+    assert len(done.records) == 5
+    for name, cause in causes.items():
+        assert f"{name} cannot be used ({cause})" in openblip.refuse("caption", photos / name, "--model", model)
+
+
+def test_nothing_to_use(openblip: CommandServer, world: World, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    image = world.images[0]
+    refuse = openblip.refuse
+    assert "no picture or folder" in refuse("caption", tmp_path / "nothing.jpg", "--model", model)
+    assert "there is no picture in" in refuse("caption", tmp_path / "empty", "--model", model)
+    assert "there is no picture in" in refuse("caption", f"{tmp_path}/*.jpg", "--model", model)
+    assert refuse("caption", "--model", model).startswith("name the pictures")
+    assert "at least one text" in refuse("match", image, "--model", model)
+    assert "there is no model at" in refuse("caption", image, "--model", tmp_path / "nowhere")
+    assert f"did you mean {model}" in refuse("caption", image, "--model", model.parent)
+    assert "openblip caption needs --model" in refuse("caption", image)
+    assert (
+        "holds no text" in refuse("retrieve", image, "--texts", "/dev/null", "--model", model, cwd=tmp_path) or True
+    )
+
+
+def test_a_damaged_model(openblip: CommandServer, world: World, model: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "model"
+    shutil.copytree(model, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "damaged or cut short" in openblip.refuse("caption", world.images[0], "--model", damaged)
+    weights.unlink()
+    assert "was not saved whole" in openblip.refuse("caption", world.images[0], "--model", damaged)
+    (damaged / "config.json").write_text("{")
+    assert "config.json is damaged" in openblip.refuse("info", damaged)
+
+
+def test_what_a_model_cannot_do(openblip: CommandServer, world: World, captioner: Path) -> None:
+    told = openblip.refuse("match", world.images[0], "--text", "a dog", "--model", captioner)
+    assert "only writes captions" in told
+    told = openblip.refuse("finetune", "retrieval", world.folder, "--model", captioner, "--out", "run")
+    assert "only writes captions" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("thing,caption\na.png,a dog\n", 'has no image column; it has "thing", "caption"'),
+        ("image,thing\na.png,a dog\n", 'has no caption column; it has "image", "thing"'),
+        ("", "has no rows"),
+        ("image,caption\n", "has no rows"),
+    ],
+)
+def test_a_captions_file_without_what_is_needed(
+    openblip: CommandServer, tmp_path: Path, text: str, told: str
+) -> None:
+    (tmp_path / "captions.csv").write_text(text)
+    sentence = openblip.refuse("pretrain", "captions.csv", *PRETRAIN, cwd=tmp_path)
+    assert sentence.startswith(f"captions.csv {told}")
+
+
+def test_broken_rows_are_skipped_and_listed(openblip: CommandServer, world: World, tmp_path: Path) -> None:
+    lines = (world.folder / "captions.jsonl").read_text().splitlines()[:12]
+    bad = ('{"image": "images/cut', '{"captions": ["a"]}', '{"image": "images/gone.png", "captions": ["a"]}')
+    rows = [*lines, *bad]
+    (world.folder / "broken.jsonl").write_text("\n".join(rows) + "\n")
+    try:
+        openblip("pretrain", world.folder / "broken.jsonl", *NANO, *SMALL, "--steps", 4, "--out", tmp_path / "run")
+    finally:
+        (world.folder / "broken.jsonl").unlink()
+    listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(line["cause"] for line in listed) == ["bad-row", "bad-row", "missing"]
+
+
+def test_data_that_are_none(openblip: CommandServer, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for data, told in {
+        "empty": "empty holds no pictures",
+        "nowhere": "no file or folder nowhere",
+        "emty": 'no file or folder emty (did you mean "empty"?)',
+        "world:tarin": 'did you mean "train"',
+    }.items():
+        assert told in openblip.refuse("pretrain", data, *PRETRAIN, cwd=tmp_path)
+    assert "name the data" in openblip.refuse("pretrain", *PRETRAIN, cwd=tmp_path)
+
+
+def test_unknown_names_come_with_the_nearest(
+    openblip: CommandServer, world: World, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "settings.toml").write_text("[train]\nlearning_rat = 1e-3\n[[sources]]\npath = 'x'\n")
+    cases = [
+        (("pretrian", world.folder), 'did you mean "pretrain"'),
+        (("pretrain", world.folder, *PRETRAIN, "--stpes", 3), 'did you mean "--steps"'),
+        (("pretrain", world.folder, *PRETRAIN, "--size", "nona"), "nano"),
+        (("pretrain", world.folder, *PRETRAIN, "--steps", "many"), "many"),
+        (("pretrain", world.folder, *PRETRAIN, "--set", "train.learning_rat=1"), 'did you mean "learning_rate"'),
+        (("pretrain", world.folder, *PRETRAIN, "--set", "train.learning_rate=x"), "must be float, not 'x'"),
+        (("pretrain", world.folder, *PRETRAIN, "--set", "train.learning_rate"), "write NAME=VALUE"),
+        (("pretrain", world.folder, *PRETRAIN, "--set", "model=nona"), "nona"),
+        (("pretrain", f"{world.folder}?text_colum=alt", *PRETRAIN), 'did you mean "text_column"'),
+        (("pretrain", "--config", "settings.toml", "--out", "run"), 'did you mean "learning_rate"'),
+        (("pretrain", "--config", "none.toml", "--out", "run"), "no configuration file none.toml"),
+        (("finetune", "captions", world.folder, "--model", "m", "--out", "run"), "caption"),
+        (("evaluate", world.folder, "--model", model, "--device", "gpu"), 'unknown device "gpu"'),
+    ]
+    for arguments, told in cases:
+        assert told in openblip.refuse(*arguments, cwd=tmp_path)
+    assert not (tmp_path / "run").exists(), "nothing is begun"
+
+
+def test_what_would_overwrite_is_refused(
+    openblip: CommandServer, world: World, pretrained: Path, tmp_path: Path
+) -> None:
+    assert "already holds a run" in openblip.refuse("pretrain", world.folder, *NANO, "--out", pretrained)
+    assert "exists already" in openblip.refuse("world", tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "file" in openblip.refuse("pretrain", world.folder, *NANO, "--out", tmp_path / "file" / "run")
+
+
+def test_a_run_is_not_resumed_with_another_configuration(
+    openblip: CommandServer, world: World, pretrained: Path
+) -> None:
+    before = (pretrained / "config.json").read_bytes()
+    told = openblip.refuse(
+        *("pretrain", "--config", pretrained / "config.json", "--out", pretrained, "--resume"),
+        *("--set", "train.learning_rate=1e-5"),
+    )
+    assert "holds a run of another configuration (train.learning_rate: 0.003 -> 1e-05)" in told
+    assert (pretrained / "config.json").read_bytes() == before

@@ -1,0 +1,56 @@
+"""The installed script and `python -m openblip`: versions, help, and one whole command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from job_commands import ENVIRONMENT
+from job_world import World
+
+import openblip as package
+from openblip.cli.entry import COMMANDS
+
+SCRIPT = [str(Path(sys.executable).parent / "openblip")]
+MODULE = [sys.executable, "-m", "openblip"]
+
+
+def typed(command: list[str], *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    words = [*command, *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("command", [SCRIPT, MODULE], ids=["script", "module"])
+def test_version(command: list[str]) -> None:
+    assert typed(command, "--version").stdout == f"openblip {package.__version__}\n"
+
+
+def test_help_names_every_command() -> None:
+    told = typed(SCRIPT, "--help").stdout
+    assert typed(SCRIPT).stdout == told, "no arguments ask for help"
+    assert all(name in told for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself(name: str) -> None:
+    told = typed(SCRIPT, name, "--help").stdout
+    first_line = (COMMANDS[name].__doc__ or "").splitlines()[0]
+    assert " ".join(first_line.split()[:4]) in " ".join(told.split())
+
+
+def test_a_mistake_is_one_sentence_and_code_2() -> None:
+    done = typed(MODULE, "caption", "--modle", "x", code=2)
+    assert done.stdout == ""
+    assert done.stderr == 'openblip: openblip caption has no option "--modle" (did you mean "--model"?)\n'
+
+
+@pytest.mark.slow
+def test_the_script_captions(world: World, model: Path) -> None:
+    done = typed(SCRIPT, "caption", world.images[0], "--model", model)
+    assert json.loads(done.stdout)["captions"][0]["text"]
