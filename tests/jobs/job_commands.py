@@ -79,9 +79,13 @@ class CommandServer:
     def ask(self, request: dict[str, Any]) -> int:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return int(json.loads(self.process.stdout.readline()))
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            return int(json.loads(self.process.stdout.readline()))
+        except BaseException:
+            self.process.kill()  # a late answer must not be taken for that to another question
+            raise
 
     def start(self, *arguments: object, cwd: Path | None = None, before: str = "") -> Running:
         """Begin `openblip ARGUMENTS`.

@@ -19,6 +19,7 @@ from torch import Tensor
 from openblip.core.errors import UserError, nearest
 
 __all__ = [
+    "average",
     "choose_device",
     "choose_dtype",
     "gather",
@@ -29,6 +30,7 @@ __all__ = [
     "rank",
     "seed_everything",
     "versions",
+    "whole",
     "world_size",
 ]
 
@@ -58,6 +60,22 @@ def gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+def average(tensor: Tensor) -> Tensor:
+    """Mean of `tensor` over ranks, without gradient; every rank must call."""
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+        total /= world_size()
+    return total
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is sharded over ranks, gathered (every rank must call); any other as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class _GatherWithGrad(torch.autograd.Function):

@@ -21,7 +21,12 @@ def language_targets(input_ids: Tensor, attention_mask: Tensor, prompt_length: i
 
 
 def language_loss(
-    logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.1, per_text: bool = False
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    label_smoothing: float = 0.1,
+    per_text: bool = False,
+    num_tokens: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of the next token.
 
@@ -30,6 +35,8 @@ def language_loss(
         targets: int64 [R, T], -100 where nothing is to be predicted.
         label_smoothing: 0.1 in BLIP's training; 0 gives the negative log-likelihood.
         per_text: sum over the tokens of each text, [R], instead of the mean over all tokens, a scalar.
+        num_tokens: divide the sum by this scalar in place of the number of tokens here: the mean over ranks and
+            micro-batches that hold unequally many, so that the mean of their losses is the mean over all tokens.
     """
     shifted, wanted = logits[:, :-1].float(), targets[:, 1:]
     losses = F.cross_entropy(
@@ -41,7 +48,8 @@ def language_loss(
     )
     if per_text:
         return losses.view(wanted.shape).sum(1)
-    return losses / (wanted != IGNORED).sum().clamp(min=1)
+    count = (wanted != IGNORED).sum() if num_tokens is None else num_tokens
+    return losses / count.clamp(min=1)
 
 
 def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:

@@ -73,11 +73,13 @@ def _draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
     return (weights / times).argmax(1)
 
 
-def matching_loss(logits: Tensor, valid: Tensor) -> Tensor:
+def matching_loss(logits: Tensor, valid: Tensor, num_rows: Tensor | None = None) -> Tensor:
     """Two-way cross-entropy over 3B rows: first the B pairs, then 2B negatives of which `valid` [B] count.
 
     Args:
         logits: [3B, 2], class 1 is "matched".
+        num_rows: divide the sum by this scalar in place of the number of rows that count here: the mean over
+            ranks, so that the mean of their losses is the mean over all rows.
 
     Returns:
         scalar, the mean over the rows that count.
@@ -88,4 +90,4 @@ def matching_loss(logits: Tensor, valid: Tensor) -> Tensor:
     labels[:pairs] = 1
     weights = torch.cat((torch.ones_like(valid), valid, valid)).float()
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
-    return (losses * weights).sum() / weights.sum()
+    return (losses * weights).sum() / (weights.sum() if num_rows is None else num_rows)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.core.runtime import whole
 from openblip.models.blip import Blip
 from openblip.models.text import TextTransformer
 
@@ -54,7 +55,7 @@ class MomentumTwin(nn.Module):
         sources: list[Tensor] = []
         for name, parameter in self.named_parameters():
             copies.append(parameter)
-            sources.append(online[name].detach())
+            sources.append(whole(online[name].detach()))
         torch._foreach_lerp_(copies, sources, 1 - self.momentum)
 
     def _pairs(self, model: Blip) -> list[tuple[str, nn.Parameter]]:

@@ -6,6 +6,10 @@ turned a batch into tensors.
 
 In a step the image is encoded once and its memory is projected once; ITM positives, ITM negatives and LM
 all read it. Nothing in a step waits for the device.
+
+Over several ranks, as in the reference: ITC compares with the momentum features of all ranks; ITM draws its
+negatives among the pairs of its own rank, so a negative is never harder than the rank's batch holds. The mean of
+the ranks' losses is the mean over all rows (ITC, ITM) and, with `num_tokens`, over all tokens (LM).
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError, nearest
-from openblip.core.runtime import gather, rank, world_size
+from openblip.core.runtime import average, gather, rank, world_size
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
@@ -113,6 +117,7 @@ class BlipPretraining(nn.Module):
         *,
         prompt_length: int = 0,
         negatives: Negatives | None = None,
+        num_tokens: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Losses of a batch.
 
@@ -122,6 +127,7 @@ class BlipPretraining(nn.Module):
             image_ids: int64 [B], read when the configuration says `use_image_ids`.
             prompt_length: tokens at the start, the first included, that LM does not score.
             negatives: instead of drawing them.
+            num_tokens: what LM's sum is divided by, see `language_loss`; None is the tokens of this batch.
 
         Returns:
             scalars "loss" (the weighted sum) and "loss_itc", "loss_itm", "loss_lm" for the objectives that are on,
@@ -146,7 +152,7 @@ class BlipPretraining(nn.Module):
                 total = total + weight_itm * losses["loss_itm"]
         if "lm" in self.config.objectives:
             assert memory is not None
-            losses["loss_lm"] = self._lm(memory, text, prompt_length)
+            losses["loss_lm"] = self._lm(memory, text, prompt_length, num_tokens)
             total = total + weight_lm * losses["loss_lm"]
         return {"loss": total, **losses}
 
@@ -170,10 +176,10 @@ class BlipPretraining(nn.Module):
         targets = SoftTargets(
             momentum_image,
             momentum_text,
-            torch.cat((gathered_image.to(queue.images.dtype), queue.images.clone())),
-            torch.cat((gathered_text.to(queue.texts.dtype), queue.texts.clone())),
+            torch.cat((gathered_image.to(queue.images.dtype), queue.images)),
+            torch.cat((gathered_text.to(queue.texts.dtype), queue.texts)),
         )
-        all_ids = None if gathered_ids is None else torch.cat((gathered_ids, queue.image_ids.clone()))
+        all_ids = None if gathered_ids is None else torch.cat((gathered_ids, queue.image_ids))
         positives = positive_pairs(
             batch, rank(), batch * world_size() + queue.size, images.device, image_ids, all_ids
         )
@@ -199,12 +205,14 @@ class BlipPretraining(nn.Module):
         with torch.no_grad():
             counted = torch.cat((torch.ones_like(negatives.valid), negatives.valid, negatives.valid))
             right = (logits.argmax(1) == 1) == (torch.arange(3 * batch, device=logits.device) < batch)
-            accuracy = (right & counted).sum() / counted.sum()
-        return matching_loss(logits, negatives.valid), accuracy
+            num_rows = average(counted.sum().float())
+            accuracy = (right & counted).sum() / num_rows
+        return matching_loss(logits, negatives.valid, num_rows), accuracy
 
-    def _lm(self, memory: ImageMemory, text: TokenBatch, prompt_length: int) -> Tensor:
+    def _lm(self, memory: ImageMemory, text: TokenBatch, prompt_length: int, num_tokens: Tensor | None) -> Tensor:
         input_ids = text.input_ids.clone()
         input_ids[:, 0] = self.dec_id
         logits = self.model.decoder(input_ids, text.attention_mask, memory=memory)
         targets = language_targets(input_ids, text.attention_mask, prompt_length)
-        return language_loss(logits, targets, label_smoothing=self.config.label_smoothing)
+        smoothing = self.config.label_smoothing
+        return language_loss(logits, targets, label_smoothing=smoothing, num_tokens=num_tokens)

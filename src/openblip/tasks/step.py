@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from openblip.core.runtime import average
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.data.sample import Batch
 from openblip.data.transforms import normalize
@@ -67,14 +68,30 @@ class BlipStep(nn.Module):
         prompt_length: tokens at the start that LM does not score, see `BlipPretraining.forward`.
     """
 
+    num_tokens: Tensor
+
     def __init__(self, objective: BlipPretraining, *, prompt_length: int = 0) -> None:
         super().__init__()
         self.objective = objective
         self.prompt_length = prompt_length
+        self.register_buffer("num_tokens", torch.zeros(()), persistent=False)
+        self._counted = False
 
     def set_progress(self, epoch: float, new_step: bool) -> None:
         """As `BlipPretraining.set_progress`."""
         self.objective.set_progress(epoch, new_step)
+
+    def count_step(self, batches: Sequence[TrainBatch]) -> None:
+        """Take note of how many tokens LM scores in a step: on average in a micro-batch of a process.
+
+        Without this each batch's loss is the mean over its own tokens, and a token of a batch of short texts
+        would weigh more than one of a batch of long texts.
+        """
+        first = max(1, self.prompt_length)
+        scored = sum(int(batch.text.attention_mask[:, first:].sum()) for batch in batches)
+        self.num_tokens.fill_(scored / len(batches))
+        self.num_tokens.copy_(average(self.num_tokens))
+        self._counted = True
 
     def gradient_checkpointing_enable(self) -> None:
         """As `Blip.gradient_checkpointing_enable`."""
@@ -103,5 +120,9 @@ class BlipStep(nn.Module):
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Losses of a batch by name."""
         return self.objective(
-            normalize(batch.images), batch.text, batch.image_ids, prompt_length=self.prompt_length
+            normalize(batch.images),
+            batch.text,
+            batch.image_ids,
+            prompt_length=self.prompt_length,
+            num_tokens=self.num_tokens if self._counted else None,
         )

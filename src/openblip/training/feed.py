@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openblip.training.state import own_generators
-from openblip.training.step import Loader
+from openblip.training.step import Loader, Prepare
 
 __all__ = ["Feed", "Stopwatch", "num_rows"]
 
@@ -35,6 +35,12 @@ class Feed:
                 batch = next(self._iterator, None)
         assert batch is not None, "the loader gave fewer batches than its length"
         return batch
+
+    def take(self, count: int, prepare: Prepare | None) -> tuple[list[Any], int]:
+        """The next `count` batches, prepared, and how many samples they hold."""
+        batches = [self.next() for _ in range(count)]
+        rows = sum(num_rows(batch) for batch in batches)
+        return (batches if prepare is None else [prepare(batch) for batch in batches]), rows
 
     def end_epoch(self, epoch: int) -> None:
         """Let the loader notice that epoch number `epoch` is over."""

@@ -26,7 +26,7 @@ from openblip.core.files import write_folder
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.training import state as states
 from openblip.training.config import TrainConfig
-from openblip.training.feed import Feed, Stopwatch, num_rows
+from openblip.training.feed import Feed, Stopwatch
 from openblip.training.folder import open_run
 from openblip.training.interrupt import Interrupted, StopSignals, agree
 from openblip.training.launch import make_accelerator, on_main, release, start, unsharded, wrap
@@ -41,7 +41,7 @@ from openblip.training.optim import (
     set_learning_rate,
 )
 from openblip.training.state import TrainResult
-from openblip.training.step import Evaluate, Export, HasCheckpointing, HasProgress, Loader, Prepare
+from openblip.training.step import Evaluate, Export, HasCheckpointing, HasCounts, HasProgress, Loader, Prepare
 
 __all__ = ["TrainResult", "train"]
 
@@ -223,8 +223,12 @@ class _Trainer:
         )
         parts = min(config.gradient_accumulation, self.batches_per_epoch - progress.batch)
         total: dict[str, Tensor] = {}
-        for part in range(parts):
-            losses = self._micro_batch(first=part == 0, last=part == parts - 1, share=1 / parts)
+        batches, rows = self.feed.take(parts, self.prepare)
+        progress.images += rows * world_size()
+        if isinstance(self.module, HasCounts):
+            self.module.count_step(batches)
+        for part, batch in enumerate(batches):
+            losses = self._micro_batch(batch, first=part == 0, last=part == parts - 1, share=1 / parts)
             total = {n: v.detach() + total[n] if n in total else v.detach() for n, v in losses.items()}
             progress.batch += 1
         self._update(total)
@@ -234,11 +238,7 @@ class _Trainer:
             progress.epoch += 1
             progress.batch = 0
 
-    def _micro_batch(self, *, first: bool, last: bool, share: float) -> dict[str, Tensor]:
-        batch = self.feed.next()
-        self.progress.images += num_rows(batch) * world_size()
-        if self.prepare is not None:
-            batch = self.prepare(batch)
+    def _micro_batch(self, batch: Any, *, first: bool, last: bool, share: float) -> dict[str, Tensor]:
         batch = send_to_device(batch, self.device, non_blocking=True)
         if isinstance(self.module, HasProgress):
             self.module.set_progress(self.progress.epoch + self.progress.batch / self.batches_per_epoch, first)

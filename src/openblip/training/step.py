@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-__all__ = ["Evaluate", "Export", "HasCheckpointing", "HasFrozenNames", "HasProgress", "Loader", "Prepare", "Step"]
+__all__ = [
+    "Evaluate",
+    "Export",
+    "HasCheckpointing",
+    "HasCounts",
+    "HasFrozenNames",
+    "HasProgress",
+    "Loader",
+    "Prepare",
+    "Step",
+]
 
 Prepare = Callable[[Any], Any]
 """What comes from the loader -> what the module's forward takes; the loop puts the result on the device."""
@@ -21,7 +31,8 @@ Export = Callable[[Path], None]
 class Step(Protocol):
     """A model with its loss: an `nn.Module` whose forward takes a batch and names its losses.
 
-    The key "loss" is what is minimised; every scalar is logged. A batch's loss is the mean over its own rows.
+    The key "loss" is what is minimised; every scalar is logged. A batch's loss is the mean over its own rows; the
+    loop takes the mean over micro-batches and processes (see `HasCounts`).
     """
 
     def __call__(self, batch: Any) -> dict[str, Tensor]: ...
@@ -33,6 +44,15 @@ class HasProgress(Protocol):
 
     def set_progress(self, epoch: float, new_step: bool) -> None:
         """Called before each micro-batch: epochs done with fraction, and whether it is the first of its step."""
+        ...
+
+
+@runtime_checkable
+class HasCounts(Protocol):
+    """Optional: a module with means over something that batches hold unequally much of (tokens)."""
+
+    def count_step(self, batches: Sequence[Any]) -> None:
+        """Called on every process before each step, with its micro-batches as prepared, not yet on the device."""
         ...
 
 

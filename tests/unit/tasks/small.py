@@ -1,0 +1,57 @@
+"""A small BLIP with a tokenizer and pictures, for the tests of tasks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from openblip.core.tokenizer import TextTokenizer
+from openblip.data.sample import Batch
+from openblip.models.blip import Blip, blip_config
+
+TEXTS = (
+    "a red bus on a road",
+    "two dogs",
+    "a cat on a red chair",
+    "a dog beside a bus",
+    "the road",
+    "a small cat and two red birds on a long road",
+    "birds",
+    "a long chair",
+)
+PIXELS = 32
+
+
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer.train(TEXTS * 3, vocab_size=90)
+
+
+def model(seed: int = 0) -> Blip:
+    """A nano model whose weights are large enough that every text and picture gives other numbers."""
+    torch.manual_seed(seed)
+    blip = Blip(blip_config("nano", vocab_size=tokenizer().vocab_size, image_size=PIXELS))
+    with torch.no_grad():
+        for name, parameter in blip.named_parameters():
+            if name != "temperature":
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return blip.eval()
+
+
+def picture(number: int, side: int = PIXELS) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def batch(owners: list[int], first: int = 0, text: int | None = None) -> Batch:
+    """Pictures `first`, `first + 1`, ... and for each of `owners` a text of that picture, `TEXTS[text]` and on."""
+    text = first if text is None else text
+    count = max(owners) + 1
+    pixels = [torch.from_numpy(np.asarray(picture(first + i)).copy()).permute(2, 0, 1) for i in range(count)]
+    return Batch(
+        images=torch.stack(pixels),
+        texts=[TEXTS[(text + i) % len(TEXTS)] for i in range(len(owners))],
+        image_ids=torch.arange(first, first + count),
+        keys=[f"picture-{first + i}" for i in range(count)],
+        meta=[{} for _ in range(count)],
+        image_index=torch.tensor(owners),
+    )

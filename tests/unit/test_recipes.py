@@ -1,0 +1,77 @@
+"""The recipes: the papers' numbers, what every size can do, and their trip through files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from openblip import recipes
+from openblip.core.config import from_dict, override, save, to_dict
+from openblip.core.errors import UserError
+from openblip.tasks.run import RunConfig, load_run_config
+
+DATA = ("photos/", "more.jsonl?text_column=alt&weight=2")
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "base": lambda: recipes.blip_pretrain(DATA, validation=("world:val",)),
+    "large": lambda: recipes.blip_pretrain(DATA, size="large"),
+    "small": lambda: recipes.small_pretrain(DATA, steps=77),
+    "caption": lambda: recipes.caption_finetune(DATA, model="m", validation=("world:val",)),
+    "retrieval": lambda: recipes.retrieval_finetune(DATA, model="m", large=True),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_its_file(name: str, tmp_path: Path) -> None:
+    config = RECIPES[name]()
+    save(config, tmp_path / "recipe.json")
+    assert load_run_config(tmp_path / "recipe.json") == config
+    assert from_dict(RunConfig, to_dict(config)) == config
+    assert config.sources[1].text_column == "alt"
+    assert config.sources[1].weight == 2
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_setting_can_be_set_anew(name: str) -> None:
+    config = RECIPES[name]()
+    for section, value in (("train", config.train), ("objective", config.objective), ("decode", config.decode)):
+        for field in fields(value):
+            given = getattr(value, field.name)
+            if isinstance(given, bool | int | float | str):
+                assert override(config, [f"{section}.{field.name}={given}"]) == config, field.name
+    changed = override(config, ["train.learning_rate=2e-4", "batch_size=75", "objective.queue_size=0"])
+    assert (changed.train.learning_rate, changed.batch_size, changed.objective.queue_size) == (2e-4, 75, 0)
+    with pytest.raises(UserError, match='did you mean "learning_rate"'):
+        override(config, ["train.learningrate=1"])
+
+
+def test_pretraining_is_the_papers() -> None:
+    base, large = recipes.blip_pretrain(DATA), recipes.blip_pretrain(DATA, size="large")
+    assert (base.train.learning_rate, large.train.learning_rate) == (3e-4, 2e-4)
+    assert base.train.epochs == 20
+    assert base.train.weight_decay == 0.05
+    assert (base.train.warmup_steps, base.train.warmup_learning_rate) == (3000, 1e-6)
+    assert (base.train.schedule, base.train.decay_rate) == ("epoch-decay", 0.9)
+    assert (base.objective.queue_size, base.objective.momentum, base.objective.alpha) == (57600, 0.995, 0.4)
+    assert base.objective.alpha_ramp_epochs == 1.0
+    assert base.objective.label_smoothing == 0.1
+    assert base.text_pretrained == "bert-base-uncased"
+    assert base.vision_pretrained.startswith("vit_base_patch16_224")
+    assert large.vision_pretrained.startswith("vit_large_patch16_224")
+
+
+def test_fine_tuning_is_the_papers() -> None:
+    caption = recipes.caption_finetune(DATA, model="m")
+    assert (caption.image_size, caption.train.learning_rate, caption.train.epochs) == (384, 1e-5, 5)
+    assert (caption.prompt, caption.objective.objectives) == ("a picture of ", ("lm",))
+    assert (caption.decode.num_beams, caption.decode.min_new_tokens, caption.decode.max_new_tokens) == (3, 5, 20)
+    retrieval = recipes.retrieval_finetune(DATA, model="m")
+    assert (retrieval.image_size, retrieval.train.learning_rate, retrieval.train.epochs) == (384, 1e-5, 6)
+    assert recipes.retrieval_finetune(DATA, model="m", large=True).train.learning_rate == 5e-6
+    assert retrieval.objective.use_image_ids
+    assert retrieval.objective.objectives == ("itc", "itm")
+    assert (retrieval.objective.alpha, retrieval.objective.queue_size) == (0.4, 57600)
+    assert retrieval.rerank_k == 128
+    assert all(source.pairs for source in (*caption.sources, *retrieval.sources)), "each caption is a sample"
