@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -83,9 +84,11 @@ def demo(
         again: run stages even if they are finished.
         seed: of the world and of training.
     """
-    from openblip.demo import run_demo
+    from openblip.demo import QUICK, DemoConfig, run_demo
 
-    run_demo(out, quick=quick, only=stage, again=again, seed=seed)
+    if quick and out == Path("runs/demo"):
+        out = Path("runs/demo-quick")
+    run_demo(out, replace(QUICK if quick else DemoConfig(), seed=seed), only=stage, again=again)
 
 
 def report(
