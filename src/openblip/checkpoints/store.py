@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 import openblip
 from openblip.checkpoints.blip import config_from_state, load_blip_state
+from openblip.checkpoints.card import model_card
 from openblip.checkpoints.hf import Like, config_from_transformers, load_transformers_state
 from openblip.checkpoints.hub import locate
 from openblip.checkpoints.recognise import AnyConfig, describe, format_of
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError, nearest
-from openblip.core.files import write_folder, write_json
+from openblip.core.files import write_folder, write_json, write_text
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
 from openblip.models.dual import BlipDual, DualConfig
@@ -93,6 +94,7 @@ def save_model(
             "info": info or {},
         }
         write_json(target / "config.json", description)
+        write_text(target / "README.md", model_card(model.config, info or {}))
         tokenizer.save(target)
 
 
@@ -160,7 +162,10 @@ def _open_transformers(
         config = replace(config, vision=replace(config.vision, image_size=image_size))
     model = _empty_model(config)
     ignored = load_transformers_state(
-        model, state, source=f"{name} (by its keys {describe(config)})", temperature=description.get("itc_temperature")
+        model,
+        state,
+        source=f"{name} (by its keys {describe(config)})",
+        temperature=description.get("itc_temperature"),
     )
     words = _tokenizer(tokenizer or folder, config, name)
     info = {"source": name, "source_format": "transformers", "like": like}

@@ -1,0 +1,93 @@
+"""The README.md of a model's folder: what it is, how to use it, what is known of its making.
+
+The hub shows it as the model's page, so it begins with the hub's table of facts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openblip.checkpoints.recognise import AnyConfig, describe
+from openblip.models.blip import BlipConfig
+from openblip.models.dual import DualConfig
+from openblip.models.nlvr import NlvrConfig
+from openblip.models.vqa import VqaConfig
+
+__all__ = ["model_card"]
+
+_CAPTION = ("openblip caption photos/ --model {name}", 'model.caption("photo.jpg")')
+_MATCH = (
+    'openblip match photos/ --model {name} --text "a red bus"',
+    'model.match("photo.jpg", ["a red bus"])',
+)
+_ASK = (
+    'openblip ask photos/ --model {name} --question "what is on the table?"',
+    'model.answer("photo.jpg", "what is on the table?")',
+)
+_EMBED = ("openblip embed photos/ --model {name}", 'model.embed_images("photo.jpg")')
+_PAIR = (None, 'model.judge("left.jpg", "right.jpg", "both pictures show a dog")')
+
+
+def model_card(config: AnyConfig, info: dict[str, Any], *, library: str = "openblip") -> str:
+    """Markdown for a model.
+
+    Args:
+        info: what its folder tells of it; every entry becomes a line.
+        library: whose format the folder has, "openblip" or "transformers".
+    """
+    task, uses = _uses(config)
+    parameters = "\n".join(f"- {key}: {_value(value)}" for key, value in info.items())
+    kind = describe(config)
+    commands = "\n".join(command.format(name="FOLDER") for command, _ in uses if command)
+    calls = "\n".join(call for _, call in uses)
+    shell = f"```\n{commands}\n```\n\n" if commands else ""
+    text = config.text
+    return f"""---
+library_name: {library}
+pipeline_tag: {task}
+tags:
+- blip
+- image-text
+---
+
+# {kind[2:3].upper()}{kind[3:]}
+
+The text side is {text.width} wide, {text.depth} deep, with {text.vocab_size:,} tokens. The model is BLIP's (Li et
+al., ICML 2022, arXiv 2201.12086).
+
+## Use
+
+{shell}```python
+import openblip
+
+model = openblip.load("FOLDER")
+{calls}
+```
+
+## Origin
+
+{parameters or "- nothing was noted"}
+"""
+
+
+def _uses(config: AnyConfig) -> tuple[str, list[tuple[str | None, str]]]:
+    if isinstance(config, VqaConfig):
+        return "visual-question-answering", [_ASK]
+    if isinstance(config, NlvrConfig):
+        return "image-text-to-text", [_PAIR]
+    if isinstance(config, DualConfig):
+        return "zero-shot-image-classification", [_EMBED]
+    assert isinstance(config, BlipConfig)
+    uses: list[tuple[str | None, str]] = [_CAPTION] if config.decoder else []
+    uses += [_MATCH, _EMBED] if config.encoder else []
+    return "image-to-text" if config.decoder else "zero-shot-image-classification", uses
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f'"{value}"' if value == "" or (isinstance(value, str) and value != value.strip()) else str(value)
