@@ -98,6 +98,31 @@ class KVCache:
         self.mask = mask if self.mask is None else torch.cat((self.mask, mask), dim=1)
         self.lengths = added if self.lengths is None else self.lengths + added
 
+    def place(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
+        """Count new tokens [R, T] in: their positions [R, T], the mask that attention needs, and whether it is causal.
+
+        Args:
+            attention_mask: bool [R, T], padding on the right; None when all are real.
+        """
+        rows, length = input_ids.shape
+        first = self.mask is None
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        else:
+            self.padded = self.padded or length > 1
+        start = torch.zeros(rows, dtype=torch.int64, device=input_ids.device) if first else self.lengths
+        assert start is not None
+        positions = start[:, None] + torch.arange(length, device=input_ids.device)
+        before = 0 if self.mask is None else self.mask.shape[1]
+        self.extend_mask(attention_mask)
+        assert self.mask is not None
+        if first:
+            return positions, None, True
+        if length == 1:
+            return positions, self.mask[:, None, None, :] if self.padded else None, False
+        order = torch.ones(length, before + length, dtype=torch.bool, device=input_ids.device).tril(before)
+        return positions, self.mask[:, None, None, :] & order, False
+
     def reorder(self, index: Tensor) -> None:
         """Keep rows `index` int64 [R'], in that order."""
         self.keys = [key.index_select(0, index) for key in self.keys]

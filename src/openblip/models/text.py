@@ -183,7 +183,7 @@ class TextTransformer(nn.Module):
         positions, mask, causal = None, None, self.causal
         if cache is not None:
             assert self.causal, "only the causal transformer takes a cache"
-            positions, mask, causal = self._with_cache(input_ids, attention_mask, cache)
+            positions, mask, causal = cache.place(input_ids, attention_mask)
         elif not self.causal and attention_mask is not None:
             mask = attention_mask[:, None, None, :]
         # A causal pass needs no padding mask: padding stands on the right, where no real token looks.
@@ -195,30 +195,6 @@ class TextTransformer(nn.Module):
             else:
                 hidden = block(hidden, mask, causal, read, cache, layer)
         return hidden
-
-    @staticmethod
-    def _with_cache(
-        input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache
-    ) -> tuple[Tensor, Tensor | None, bool]:
-        """Positions [R, T], mask and causal flag for new tokens after those in `cache`."""
-        rows, length = input_ids.shape
-        first = cache.mask is None
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
-        else:
-            cache.padded = cache.padded or length > 1
-        start = torch.zeros(rows, dtype=torch.int64, device=input_ids.device) if first else cache.lengths
-        assert start is not None
-        positions = start[:, None] + torch.arange(length, device=input_ids.device)
-        before = 0 if cache.mask is None else cache.mask.shape[1]
-        cache.extend_mask(attention_mask)
-        assert cache.mask is not None
-        if first:
-            return positions, None, True
-        if length == 1:
-            return positions, cache.mask[:, None, None, :] if cache.padded else None, False
-        order = torch.ones(length, before + length, dtype=torch.bool, device=input_ids.device).tril(before)
-        return positions, cache.mask[:, None, None, :] & order, False
 
 
 class LanguageHead(nn.Module):
