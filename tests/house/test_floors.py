@@ -38,8 +38,8 @@ NEVER = {"generation": ("data",), "objectives": ("data",), "checkpoints": ("data
 
 # Heavy libraries and the only modules that know them.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "timm": ("models.vision",),
-    "transformers": ("models.language", "core.tokenizer", "checkpoints"),
+    "timm": ("models.vision", "models.tower"),
+    "transformers": ("models.language", "models.tower", "core.tokenizer", "core.language_tokenizer", "checkpoints"),
     "tokenizers": ("core.tokenizer",),
     "accelerate": ("training",),
     "tensorboard": ("training",),
@@ -48,6 +48,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "datasets": ("data",),
     "webdataset": ("data",),
     "ray": ("bootstrap",),
+    "peft": ("models.language",),
+    "bitsandbytes": ("models.language",),
     "fastapi": ("serve",),
     "starlette": ("serve",),
     "uvicorn": ("serve",),

@@ -157,16 +157,23 @@ def _resize(image: Image.Image, box: tuple[int, int, int, int] | None, size: tup
     return functional.interpolate(channels_last, size, mode="bicubic", antialias=True)[0]
 
 
-def normalize(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalize(
+    images: Tensor,
+    dtype: torch.dtype = torch.float32,
+    *,
+    mean: tuple[float, float, float] = IMAGE_MEAN,
+    std: tuple[float, float, float] = IMAGE_STD,
+) -> Tensor:
     """Turn uint8 [B, 3, H, W] into normalised floats of the same shape, on the same device.
 
-    The arithmetic is float32 whatever `dtype` is; the result is rounded once.
+    The arithmetic is float32 whatever `dtype` is; the result is rounded once. `mean` and `std` (of values from 0
+    to 1) are BLIP's, which are CLIP's; another frozen tower may want its own.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"normalize takes uint8 pictures, not {images.dtype}")
-    mean = torch.tensor(IMAGE_MEAN, device=images.device).view(3, 1, 1) * 255.0
-    std = torch.tensor(IMAGE_STD, device=images.device).view(3, 1, 1) * 255.0
-    return images.to(torch.float32).sub_(mean).div_(std).to(dtype)
+    middle = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255.0
+    spread = torch.tensor(std, device=images.device).view(3, 1, 1) * 255.0
+    return images.to(torch.float32).sub_(middle).div_(spread).to(dtype)
 
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")

@@ -99,7 +99,7 @@ class KVCache:
         self.lengths = added if self.lengths is None else self.lengths + added
 
     def place(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
-        """Count new tokens [R, T] in: their positions [R, T], the mask that attention needs, and whether it is causal.
+        """Count new tokens [R, T] in: their positions [R, T], the mask attention needs, whether it is causal.
 
         Args:
             attention_mask: bool [R, T], padding on the right; None when all are real.

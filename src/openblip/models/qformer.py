@@ -152,7 +152,7 @@ class QFormer(nn.Module):
     """Queries that fetch from an image what text needs of it.
 
     Attributes:
-        queries: the learned queries [Q, D].
+        queries: the learned queries [1, Q, D].
         head: hidden states to logits over the vocabulary; None without a text side.
     """
 
@@ -160,7 +160,7 @@ class QFormer(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = False
-        self.queries = nn.Parameter(torch.zeros(config.num_queries, config.width))
+        self.queries = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
         nn.init.normal_(self.queries, std=0.02)
         self.embed_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.blocks = nn.ModuleList(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from openblip.models.layers import ImageMemory, KVCache
+from openblip.models.qformer import QFormer
 from openblip.models.text import TextDecoder
 
-__all__ = ["DecoderStepper"]
+__all__ = ["DecoderStepper", "QFormerStepper"]
 
 
 class DecoderStepper:
@@ -60,3 +61,29 @@ def _pad_right(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
     width = int(mask.sum(1).max())
     return ids.gather(1, order)[:, :width], mask.gather(1, order)[:, :width]
+
+
+class QFormerStepper:
+    """Steps the Q-Former's text side over the memory of B images: its queries read them once, at the start."""
+
+    def __init__(self, qformer: QFormer, memory: ImageMemory) -> None:
+        assert qformer.head is not None, "a Q-Former without language head cannot write"
+        self.qformer, self.memory, self.head = qformer, memory, qformer.head
+        self.cache = KVCache()
+        self.vocab_size = self.head.word.num_embeddings
+        self.max_length: int | None = qformer.config.max_positions
+
+    def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """As `DecoderStepper.start`."""
+        self.qformer.read_image(self.memory, self.cache)
+        ids, mask = _pad_right(prompt_ids, attention_mask)
+        hidden = self.qformer.write(ids, None if bool(mask.all()) else mask, self.cache, grow=True)
+        return self.head(hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1])
+
+    def step(self, token: Tensor) -> Tensor:
+        """As `DecoderStepper.step`."""
+        return self.head(self.qformer.write(token[:, None], None, self.cache, grow=True)[:, 0])
+
+    def reorder(self, index: Tensor) -> None:
+        """As `DecoderStepper.reorder`; the queries' keys and values go with the rows."""
+        self.cache.reorder(index)

@@ -39,6 +39,8 @@ class VisionConfig:
     drop_path: float = 0.0
     layer_norm_eps: float = 1e-6
     """as the original repository has it; transformers' BLIP computes with 1e-5 unless told otherwise"""
+    final_norm: bool = True
+    """False where another norm follows, as after BLIP-2's frozen towers"""
     pretrained: str | None = None
     """timm model to take the weights from when training starts, for example "vit_base_patch16_224.augreg_in1k" """
 
@@ -107,6 +109,7 @@ class VisionEncoder(nn.Module):
             num_classes=0,
             global_pool="",
             drop_path_rate=config.drop_path,
+            final_norm=config.final_norm,
             norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
             embed_layer=ConvStem if config.stem == "conv" else timm.layers.PatchEmbed,
         )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["SoftTargets", "contrastive_loss", "positive_pairs"]
+__all__ = ["SoftTargets", "contrastive_loss", "positive_pairs", "smoothed_contrastive_loss"]
 
 
 @dataclass(frozen=True)
@@ -77,3 +77,24 @@ def contrastive_loss(
         loss_i2t = -(F.log_softmax(sim_i2t, dim=1) * target_i2t).sum(1).mean()
         loss_t2i = -(F.log_softmax(sim_t2i, dim=1) * target_t2i).sum(1).mean()
     return (loss_i2t + loss_t2i) / 2
+
+
+def smoothed_contrastive_loss(
+    similarity_i2t: Tensor, similarity_t2i: Tensor, positives: Tensor, *, label_smoothing: float = 0.1
+) -> Tensor:
+    """ITC among the pairs of a batch, without momentum or queue (Li et al. 2023, as its reference smooths).
+
+    Args:
+        similarity_i2t: images of this rank against all texts [B, A], divided by the temperature.
+        similarity_t2i: texts of this rank against all images [B, A], likewise.
+        positives: [B, A], rows sum to one.
+
+    Returns:
+        the mean of image-to-text and text-to-image losses, scalar, float32.
+    """
+    targets = (1 - label_smoothing) * positives + label_smoothing / positives.shape[1]
+    losses = [
+        -(F.log_softmax(similarity.float(), dim=1) * targets).sum(1).mean()
+        for similarity in (similarity_i2t, similarity_t2i)
+    ]
+    return (losses[0] + losses[1]) / 2

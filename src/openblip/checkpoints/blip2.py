@@ -1,0 +1,179 @@
+"""Names of LAVIS' BLIP-2 checkpoints: stage 1 and stage 2, whole or with the trained part alone.
+
+Published files hold the trained part: frozen vision and language come from their own sources. Sizes of the Q-Former
+are read off the tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.blip import (
+    embedding_rules,
+    head_rules,
+    self_attention_rules,
+    shared_block_rules,
+    vision_rules,
+)
+from openblip.checkpoints.keymap import Rule, load_by_rules
+from openblip.core.errors import UserError
+from openblip.models.blip2 import TEMPERATURE, Blip2
+from openblip.models.qformer import QFormerConfig
+
+__all__ = ["lavis_rules", "load_lavis_state", "qformer_from_state"]
+
+_LAYER = "Qformer.bert.encoder.layer."
+_PROJECTIONS = ("opt_proj", "t5_proj", "llm_proj")
+_IGNORED = re.compile(r".*position_ids$")
+_FROZEN = re.compile(r"^(visual_encoder|opt_model|t5_model|llm_model)\.")
+
+
+def qformer_from_state(state: Mapping[str, Tensor], *, num_heads: int | None = None) -> QFormerConfig:
+    """The Q-Former's sizes; None takes 64 channels for each head, as all published models have."""
+    if "query_tokens" not in state:
+        raise UserError("this is no BLIP-2 checkpoint of LAVIS: it has no query_tokens")
+    _, count, width = state["query_tokens"].shape
+    layers = {int(m.group(1)) for key in state if (m := re.match(re.escape(_LAYER) + r"(\d+)\.", key))}
+    reading = sorted(i for i in layers if f"{_LAYER}{i}.crossattention.self.key.weight" in state)
+    words = state.get("Qformer.bert.embeddings.word_embeddings.weight")
+    return QFormerConfig(
+        num_queries=count,
+        width=width,
+        depth=max(layers) + 1,
+        num_heads=num_heads or width // 64,
+        inner_width=state[f"{_LAYER}0.intermediate_query.dense.weight"].shape[0],
+        cross_attention_every=reading[1] - reading[0] if len(reading) > 1 else len(layers),
+        memory_width=state[f"{_LAYER}0.crossattention.self.key.weight"].shape[1],
+        vocab_size=None if words is None else words.shape[0],
+        writes="Qformer.cls.predictions.bias" in state,
+        max_positions=512
+        if words is None
+        else state["Qformer.bert.embeddings.position_embeddings.weight"].shape[0],
+    )
+
+
+def _both(ours: str, theirs: str) -> list[Rule]:
+    return [Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in ("weight", "bias")]
+
+
+def lavis_rules(model: Blip2, *, projection: str = "opt_proj") -> list[Rule]:
+    """Rules of what is trained (the temperature, whose place may be missing, among it)."""
+    config = model.config.qformer
+    rules = [Rule("qformer.queries", ("query_tokens",)), *_both("vision_norm", "ln_vision")]
+    embeddings = "Qformer.bert.embeddings"
+    if config.vocab_size is None:
+        rules += _both("qformer.embed_norm", f"{embeddings}.LayerNorm")
+    else:
+        names = {"word": "word", "position": "position", "norm": "embed_norm"}
+        for rule in embedding_rules("", embeddings):
+            first, _, rest = rule.ours[1:].partition(".")
+            rules.append(Rule(f"qformer.{names[first]}.{rest}", rule.theirs))
+    for i in range(config.depth):
+        ours, theirs = f"qformer.blocks.{i}", f"{_LAYER}{i}"
+        rules += self_attention_rules(f"{ours}.self_attention", f"{theirs}.attention")
+        for rule in shared_block_rules(ours, theirs, cross_attention=i % config.cross_attention_every == 0):
+            if ".feed_forward." not in rule.ours:
+                rules.append(rule)
+                continue
+            if config.vocab_size is not None:
+                rules.append(Rule(rule.ours.replace(".feed_forward.", ".text_feed_forward."), rule.theirs))
+            query = tuple(
+                re.sub(r"\.(intermediate|output)\.", r".\1_query.", name, count=1) for name in rule.theirs
+            )
+            rules.append(Rule(rule.ours.replace(".feed_forward.", ".query_feed_forward."), query))
+    if config.vocab_size is not None and config.writes:
+        rules += head_rules("qformer.head", "Qformer.cls")
+        word = "qformer.word.weight"
+        copy = (("Qformer.cls.predictions.decoder.weight",),)
+        rules = [Rule(r.ours, r.theirs, copies=copy) if r.ours == word else r for r in rules]
+    if model.config.matches:
+        for name in ("vision_proj", "text_proj", "itm_head"):
+            rules += _both(name, name)
+        rules.append(Rule("temperature", ("temp",)))
+    if model.config.language is not None:
+        rules += _both("language_proj", projection)
+    return rules
+
+
+@torch.no_grad()
+def load_lavis_state(model: Blip2, state: Mapping[str, Tensor], *, source: str) -> list[str]:
+    """Load a LAVIS state dict; the frozen parts in it, if any, go into ours; returns keys that are not needed.
+
+    Raises:
+        UserError: a key is missing, unexpected or of another shape.
+    """
+    state = dict(state)
+    projection = next((name for name in _PROJECTIONS if f"{name}.weight" in state), _PROJECTIONS[0])
+    rules = lavis_rules(model, projection=projection)
+    if model.config.matches and "temp" not in state:
+        state["temp"] = torch.tensor(TEMPERATURE)
+    frozen = {key: value for key, value in state.items() if _FROZEN.match(key)}
+    trained = {key: value for key, value in state.items() if key not in frozen}
+    needed = {name for rule in rules for name in (*rule.theirs, *(n for names in rule.copies for n in names))}
+    extra = [key for key in trained if key not in needed and (_IGNORED.match(key) or _not_for(model, key))]
+    parts = _TrainedPart(model)
+    load_by_rules(parts, rules, trained, source=source, ignored=extra)
+    used = _load_vision(model, frozen, source)
+    used |= _load_language(model, frozen)
+    return sorted({*extra, *(set(frozen) - used)})
+
+
+def _not_for(model: Blip2, key: str) -> bool:
+    """Keys of parts that stage 1 has and this model was built without."""
+    heads = key.startswith(("vision_proj.", "text_proj.", "itm_head.")) or key == "temp"
+    if heads and not model.config.matches:
+        return True
+    if key.startswith("Qformer.cls."):
+        return model.qformer.head is None
+    return False
+
+
+class _TrainedPart(torch.nn.Module):
+    """A model without its frozen parts, for `load_by_rules`, under the same names."""
+
+    def __init__(self, model: Blip2) -> None:
+        super().__init__()
+        for name, module in model.named_children():
+            if name not in ("vision", "language"):
+                self.add_module(name, module)
+        if model.config.matches:
+            self.temperature = model.temperature
+
+
+def _load_vision(model: Blip2, frozen: Mapping[str, Tensor], source: str) -> set[str]:
+    """EVA's names into a tower of our own; its queries and values have a bias and its keys have none."""
+    state = {key: value for key, value in frozen.items() if key.startswith("visual_encoder.")}
+    if not state or model.config.vision.kind != "own":
+        return set()
+    used = set(state)
+    for key in [key for key in state if key.endswith("attn.q_bias")]:
+        query, value = state.pop(key), state.pop(key.replace("q_bias", "v_bias"))
+        state[key.replace("q_bias", "qkv.bias")] = torch.cat((query, torch.zeros_like(query), value))
+    own = model.config.vision.own
+    assert own is not None
+    rules = [rule for rule in vision_rules(own.depth, ours="vit") if own.final_norm or ".norm." not in rule.ours]
+    load_by_rules(model.vision.encoder, rules, state, source=source, ignored=())
+    return used
+
+
+def _load_language(model: Blip2, frozen: Mapping[str, Tensor]) -> set[str]:
+    state = {key.partition(".")[2]: value for key, value in frozen.items() if not key.startswith("visual_encoder.")}
+    if not state or model.language is None:
+        return set()
+    hf = model.language.hf
+    head, words = hf.get_output_embeddings(), hf.get_input_embeddings()
+    if head.weight is words.weight and not torch.equal(state[_name_of(hf, head)], state[_name_of(hf, words)]):
+        # transformers ties T5's matrices until it has seen that the file's differ, as FlanT5's do.
+        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
+    _, unexpected = hf.load_state_dict(state, strict=False)
+    if unexpected:
+        raise UserError(f'the language model does not fit its configuration: "{unexpected[0]}" is unknown to it')
+    return {key for key in frozen if not key.startswith("visual_encoder.")}
+
+
+def _name_of(root: torch.nn.Module, wanted: torch.nn.Module) -> str:
+    return next(f"{name}.weight" for name, module in root.named_modules() if module is wanted)

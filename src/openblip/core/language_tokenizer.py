@@ -1,0 +1,181 @@
+"""The tokenizer of a frozen language model: prompts and texts to ids with what is scored, as pure functions.
+
+Which side is padded is an argument and never state, and what is scored is found by character offsets, so that a
+token that begins with the prompt's last letters and ends in the text is scored with the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from openblip.core.errors import UserError
+
+__all__ = ["LanguageBatch", "LanguageTokenizer"]
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class LanguageBatch:
+    """Ids of a batch of texts."""
+
+    input_ids: Tensor
+    """int64 [R, T]"""
+    attention_mask: Tensor
+    """bool [R, T], True for real tokens"""
+    scored: Tensor
+    """bool [R, T], True for tokens that the language model is to predict"""
+    starts: Tensor
+    """bool [R, T], True for tokens that begin a word: where a text may be split into prefix and rest"""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> LanguageBatch:
+        """Move all tensors."""
+        return LanguageBatch(
+            *(
+                tensor.to(device, non_blocking=non_blocking)
+                for tensor in (self.input_ids, self.attention_mask, self.scored, self.starts)
+            )
+        )
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+class LanguageTokenizer:
+    """A transformers tokenizer, with its end token and padding settled.
+
+    Args:
+        tokenizer: a fast one, since offsets are needed.
+        end: text that ends what is written ("\\n" for the published OPT models); "" is the tokenizer's end token.
+    """
+
+    def __init__(self, tokenizer: Any, *, end: str = "", name: str = "the language model") -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise UserError(f"the tokenizer of {name} has no fast version, which offsets need; choose one that has")
+        self.hf = tokenizer
+        self.end = end
+        eos = tokenizer.eos_token_id
+        if end:
+            eos = tokenizer(end, add_special_tokens=False)["input_ids"][-1]
+        if eos is None:
+            raise UserError(
+                f"the tokenizer of {name} has no end token, so nothing it writes would end; name one: "
+                'language.end = "\\n"'
+            )
+        self.eos_id = int(eos)
+        """ends what is written"""
+        pad = tokenizer.pad_token_id
+        self.pad_id = int(self.eos_id if pad is None else pad)
+        """fills rows; never read, so any token will do where there is none for it"""
+        self.stop_ids = sorted(
+            {self.eos_id} | ({int(tokenizer.eos_token_id)} if tokenizer.eos_token_id is not None else set())
+        )
+        """tokens that end generation"""
+
+    @classmethod
+    def load(cls, source: Path | str, *, end: str = "") -> LanguageTokenizer:
+        """Read the tokenizer of a transformers folder or hub name."""
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(source, use_fast=True), end=end, name=f'"{source}"')
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f'"{source}" has no tokenizer that can be read: {str(error).splitlines()[0]}'
+            ) from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return len(self.hf)
+
+    def save(self, folder: Path | str) -> None:
+        """Write it as transformers does."""
+        self.hf.save_pretrained(folder)
+
+    def prompts(self, texts: Sequence[str], *, side: Side, end: bool = False) -> LanguageBatch:
+        """Texts to go on from, each with the tokenizer's special tokens at its beginning.
+
+        Args:
+            side: where padding stands.
+            end: close with the end token, as what an encoder reads.
+        """
+        rows = [self._plain(text) for text in texts]
+        ids = [[*row, *([self.eos_id] if end else [])] for row in rows]
+        return self._pad(ids, [[False] * len(row) for row in ids], [[False] * len(row) for row in ids], side)
+
+    def texts(
+        self, texts: Sequence[str], *, prompts: Sequence[str] | None = None, max_length: int | None = None
+    ) -> LanguageBatch:
+        """Texts to learn to write, each after its prompt and with the end token; padded on the right.
+
+        Args:
+            prompts: read and not scored, one for each text; joined by a space.
+            max_length: tokens of a row; the text is cut, its end token then missing.
+        """
+        prompts = [""] * len(texts) if prompts is None else list(prompts)
+        ids, scored, starts = [], [], []
+        for prompt, text in zip(prompts, texts, strict=True):
+            begin = prompt.rstrip()
+            whole = f"{begin} {text.strip()}" if begin else text.strip()
+            encoded = self.hf(whole, return_offsets_mapping=True, return_special_tokens_mask=True)
+            row: list[int] = []
+            flags: list[bool] = []
+            words: list[bool] = []
+            for token, (first, last), special in zip(
+                encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True
+            ):
+                if special and row and token in (self.eos_id, self.hf.eos_token_id):
+                    continue  # its own end token; ours follows
+                row.append(token)
+                flags.append(not special and last > len(begin))
+                words.append(
+                    not special and (first == 0 or whole[first : first + 1] == " " or whole[first - 1] == " ")
+                )
+            row, flags, words = [*row, self.eos_id], [*flags, True], [*words, False]
+            ids.append(row[:max_length])
+            scored.append(flags[:max_length])
+            starts.append(words[:max_length])
+        return self._pad(ids, scored, starts, "right")
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Text of one row of ids, up to the first token that ends it."""
+        values = [int(i) for i in ids]
+        for place, value in enumerate(values):
+            if value in self.stop_ids:
+                values = values[:place]
+                break
+        return str(self.hf.decode(values, skip_special_tokens=True)).strip()
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids with the special tokens at the beginning and without those at the end."""
+        encoded = self.hf(text.rstrip(), return_special_tokens_mask=True)
+        ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+        while len(ids) > 1 and special[-1]:
+            ids.pop()
+            special.pop()
+        if ids and not text.strip() and ids == [self.hf.eos_token_id] and self.hf.bos_token_id != ids[0]:
+            return []
+        return ids
+
+    def _pad(
+        self, ids: list[list[int]], scored: list[list[bool]], starts: list[list[bool]], side: Side
+    ) -> LanguageBatch:
+        width = max((len(row) for row in ids), default=0)
+        input_ids = torch.full((len(ids), width), self.pad_id, dtype=torch.int64)
+        flags = torch.zeros(3, len(ids), width, dtype=torch.bool)
+        for i, row in enumerate(ids):
+            place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            input_ids[i, place] = torch.tensor(row, dtype=torch.int64)
+            flags[0, i, place] = True
+            flags[1, i, place] = torch.tensor(scored[i], dtype=torch.bool)
+            flags[2, i, place] = torch.tensor(starts[i], dtype=torch.bool)
+        return LanguageBatch(input_ids, flags[0], flags[1], flags[2])

@@ -1,0 +1,163 @@
+"""BLIP-2: a frozen vision tower, the Q-Former, and (in stage 2) a frozen language model.
+
+    image_embeds = model.encode_image(images)              # frozen, then a trained LayerNorm
+    memory = model.remember(image_embeds)                  # once for all that reads the image
+    model.image_features(memory), model.text_features(ids, mask), model.match(ids, mask, memory)     # stage 1
+    soft = model.soft_prompt(memory)                       # [B, Q, L], before the text of the language model
+
+Tensors in, tensors out: no text, no loss, no ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openblip.core.errors import UserError
+from openblip.models.language import FrozenLanguage, LanguageConfig
+from openblip.models.layers import ImageMemory, KVCache
+from openblip.models.qformer import QFormer, QFormerConfig
+from openblip.models.tower import FrozenTower, TowerConfig
+
+__all__ = ["TEMPERATURE", "Blip2", "Blip2Config", "best_query"]
+
+TEMPERATURE = 0.07
+"""of ITC before it is learned"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2Config:
+    """What a BLIP-2 model is made of; the defaults are the paper's stage 1 over ViT-g/14."""
+
+    vision: TowerConfig = field(default_factory=TowerConfig)
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    matches: bool = True
+    """whether it has stage 1's heads: embeddings for ITC, and ITM"""
+    embed_dim: int = 256
+    """width of the shared image-text space of ITC"""
+    language: LanguageConfig | None = None
+    """the frozen language model of stage 2"""
+    vision_norm_eps: float = 1e-5
+    """of the trained LayerNorm over the tower; transformers' folders have 1e-6"""
+
+    def __post_init__(self) -> None:
+        if self.matches and self.qformer.vocab_size is None:
+            raise ValueError("matching needs a Q-Former that reads text: give qformer.vocab_size")
+
+
+class Blip2(nn.Module):
+    """The model of Li et al. 2023 with the parts that its configuration names.
+
+    Args:
+        vision: the tower, made by `make_tower`.
+        language: the language model; with the configuration's `language`.
+
+    Attributes:
+        temperature: of ITC, learned, a scalar.
+    """
+
+    def __init__(self, config: Blip2Config, vision: FrozenTower, language: FrozenLanguage | None = None) -> None:
+        super().__init__()
+        assert (language is None) == (config.language is None), "the language model goes with its configuration"
+        if vision.width != config.qformer.memory_width:
+            raise UserError(
+                f"the vision tower {config.vision.source} is {vision.width} wide and the Q-Former reads "
+                f"{config.qformer.memory_width}; set qformer.memory_width to the tower's width"
+            )
+        self.config = config
+        self.vision = vision
+        self.vision_norm = nn.LayerNorm(vision.width, eps=config.vision_norm_eps)
+        self.qformer = QFormer(config.qformer)
+        width = config.qformer.width
+        if config.matches:
+            self.vision_proj = nn.Linear(width, config.embed_dim)
+            self.text_proj = nn.Linear(width, config.embed_dim)
+            self.itm_head = nn.Linear(width, 2)
+            self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
+        self.language = language
+        if language is not None:
+            self.language_proj = nn.Linear(width, language.width)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv]."""
+        return self.normalize_features(self.vision(images))
+
+    def normalize_features(self, features: Tensor) -> Tensor:
+        """The tower's features [B, N, Dv], as a cache may hold them, -> image_embeds, by the trained LayerNorm."""
+        return self.vision_norm(features.to(self.vision_norm.weight.dtype))
+
+    def remember(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageMemory:
+        """Project image_embeds [B, N, Dv] once for all that reads them; mask bool [B, N]."""
+        return self.qformer.remember(image_embeds, mask)
+
+    def read_image(self, memory: ImageMemory, cache: KVCache | None = None) -> Tensor:
+        """Query outputs [B, Q, D]; an empty `cache` keeps what ITG goes on from."""
+        return self.qformer.read_image(memory, cache)
+
+    def image_features(self, queries: Tensor) -> Tensor:
+        """Query outputs [B, Q, D] -> normalised [B, Q, E], for ITC."""
+        self._need_heads()
+        return F.normalize(self.vision_proj(queries), dim=-1)
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Ids [R, T] that begin with [CLS] -> normalised [R, E], for ITC."""
+        self._need_heads()
+        return F.normalize(self.text_proj(self.qformer.read_text(input_ids, attention_mask)[:, 0]), dim=-1)
+
+    def match(self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory) -> Tensor:
+        """Ids [R, T] that begin with [CLS] -> ITM logits [R, 2], the queries' mean; class 1 is "matched"."""
+        self._need_heads()
+        return self.itm_head(self.qformer.read_pair(input_ids, attention_mask, memory)).mean(1)
+
+    def write(self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache) -> Tensor:
+        """ITG's logits [R, T, V] for ids that begin with [DEC], from the cache that `read_image` filled."""
+        if self.qformer.head is None:
+            raise UserError("the Q-Former of this model has no language head; it needs one of stage 1")
+        return self.qformer.head(self.qformer.write(input_ids, attention_mask, cache))
+
+    def soft_prompt(
+        self, memory: ImageMemory, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """What the language model reads of the images, [B, Q, L].
+
+        Args:
+            input_ids: questions [R, T] for the Q-Former to read with the images, as in fine-tuning for VQA.
+        """
+        if self.language is None:
+            raise UserError("this model has no language model; answers and captions by one need stage 2")
+        if input_ids is None:
+            return self.language_proj(self.qformer.read_image(memory))
+        return self.language_proj(self.qformer.read_pair(input_ids, attention_mask, memory))
+
+    @property
+    def llm(self) -> FrozenLanguage:
+        """The language model, or a clear word when there is none."""
+        if self.language is None:
+            raise UserError("this model has no language model; it needs one of stage 2")
+        return self.language
+
+    def _need_heads(self) -> None:
+        if not self.config.matches:
+            raise UserError("this model only writes; matching and embeddings need a model with stage 1's heads")
+
+    def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
+        """Trade time for memory: recompute the blocks of Q-Former and language model in the backward pass."""
+        self.qformer.checkpointing = enabled
+        if self.language is not None:
+            self.language.gradient_checkpointing_enable(enabled)
+
+    def frozen_parameter_names(self) -> set[str]:
+        """Names of the parameters that are not trained."""
+        return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+
+    def num_trained(self) -> int:
+        """Number of trained parameters."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+
+def best_query(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """Similarity of images [B, Q, E] and texts [R, E], [B, R]: that of the query which fits the text best."""
+    return torch.einsum("bqe,re->brq", image_features, text_features).amax(-1)

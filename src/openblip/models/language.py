@@ -1,0 +1,306 @@
+"""The frozen language model of BLIP-2: any decoder or encoder-decoder of transformers, behind soft prompts.
+
+The images' soft prompts stand before the text's embeddings. A decoder (OPT, Llama, Qwen, ...) goes on from them; an
+encoder-decoder (T5, ...) reads them with a prefix and writes the rest. Frozen is frozen: no gradient, no dropout,
+no optimiser state, its own dtype under any autocast, evaluation mode always. With LoRA (Hu et al. 2021) small
+matrices beside its projections are trained, and they alone.
+
+Shapes: B images, Q soft prompts, T text tokens, L width of the embeddings, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openblip.core.errors import UserError, require
+from openblip.core.runtime import DTYPES
+
+__all__ = ["CausalStepper", "FrozenLanguage", "LanguageConfig", "Seq2SeqStepper", "make_language"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """Which frozen language model."""
+
+    source: str = "facebook/opt-2.7b"
+    """a transformers folder or hub name; a decoder or an encoder-decoder"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """that it is kept and computes in"""
+    quantize: Literal["none", "4bit"] = "none"
+    """"4bit" keeps its matrices in four bits (NF4, by the extra "quantize")"""
+    lora_rank: int = 0
+    """above 0: train low-rank matrices beside its attention projections (by the extra "lora")"""
+    lora_alpha: float = 16.0
+    end: str = ""
+    """text that ends what it writes; "" is its end token ("\\n" for the published OPT models)"""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0:
+            raise UserError(f"lora_rank cannot be {self.lora_rank}; 0 is no LoRA")
+
+
+class FrozenLanguage(nn.Module):
+    """A language model of transformers that reads embeddings.
+
+    Args:
+        model: a `...ForCausalLM` or `...ForConditionalGeneration` of transformers.
+    """
+
+    def __init__(self, model: Any, config: LanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.hf = model
+        described = model.config.get_text_config()
+        self.is_encoder_decoder = bool(described.is_encoder_decoder)
+        self.width = int(model.get_input_embeddings().embedding_dim)
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        positions = getattr(described, "max_position_embeddings", None) or getattr(described, "n_positions", None)
+        relative = self.is_encoder_decoder and hasattr(described, "relative_attention_num_buckets")
+        self.max_length: int | None = None if relative or positions is None else int(positions)
+        self.start_id = getattr(described, "decoder_start_token_id", None)
+        if self.is_encoder_decoder and self.start_id is None:
+            self.start_id = getattr(described, "pad_token_id", None)
+            if self.start_id is None:
+                raise UserError(f"{config.source} does not say with which token its decoder starts")
+        self._options = set(inspect.signature(_unwrapped(model).forward).parameters)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        if config.quantize == "none" and config.lora_rank == 0:
+            model.to(DTYPES[config.dtype])
+        self.hf.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its embeddings."""
+        return self.hf.get_input_embeddings().weight.dtype
+
+    def train(self, mode: bool = True) -> FrozenLanguage:
+        """Stay in evaluation mode whatever the parent does; LoRA's own dropout follows it."""
+        super().train(mode)
+        self.hf.eval()
+        return self
+
+    def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
+        """Recompute its blocks in the backward pass, which needs them for the soft prompts' gradient."""
+        if not enabled:
+            self.hf.gradient_checkpointing_disable()
+            return
+        # transformers recomputes in training mode only; nothing here differs in it but that, dropout being off.
+        for module in self.hf.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        self.hf.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in self.hf.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True
+        self.train = self._train_checkpointed  # type: ignore[method-assign]
+
+    def _train_checkpointed(self, mode: bool = True) -> FrozenLanguage:
+        nn.Module.train(self, mode)
+        self.hf.eval()
+        for module in self.hf.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = mode
+        return self
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """[R, T] -> [R, T, L]."""
+        return self.hf.get_input_embeddings()(input_ids)
+
+    def check_room(self, num_soft: int, length: int) -> None:
+        """Refuse more tokens than it has positions for."""
+        if self.max_length is not None and num_soft + length > self.max_length:
+            raise UserError(
+                f"{num_soft} soft prompts and a text of {length} tokens do not fit the {self.max_length} "
+                f"positions of {self.config.source}; shorten the prompt"
+            )
+
+    def decoder_logits(self, soft: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """A decoder's logits [R, 1 + T, V]: those at place t predict text token t, the last what would follow.
+
+        Args:
+            soft: soft prompts [R, Q, L].
+            input_ids: [R, T], padded on the right.
+        """
+        self.check_room(soft.shape[1], input_ids.shape[1])
+        embeds, mask = self._join(soft, input_ids, attention_mask)
+        length = input_ids.shape[1] + 1
+        with torch.autocast(soft.device.type, enabled=False):
+            options: dict[str, Any] = {"logits_to_keep": length} if "logits_to_keep" in self._options else {}
+            logits = self._run(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **options).logits
+        return logits[:, -length:]
+
+    def encode(self, soft: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """An encoder-decoder's reading of soft prompts and prefix: states [R, Q + T, L'] and their mask."""
+        self.check_room(soft.shape[1], input_ids.shape[1])
+        embeds, mask = self._join(soft, input_ids, attention_mask)
+        with torch.autocast(soft.device.type, enabled=False):
+            states = self.hf.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
+        return states, mask
+
+    def target_logits(self, states: Tensor, mask: Tensor, target_ids: Tensor) -> Tensor:
+        """An encoder-decoder's logits [R, T, V] for targets [R, T]: those at place t predict target t."""
+        assert self.start_id is not None, "a decoder is read by decoder_logits"
+        start = torch.full_like(target_ids[:, :1], self.start_id)
+        inputs = torch.cat((start, target_ids[:, :-1]), dim=1)
+        with torch.autocast(states.device.type, enabled=False):
+            return self._run(
+                encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=inputs, use_cache=False
+            ).logits
+
+    def _join(self, soft: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        text = self.embed(input_ids)
+        embeds = torch.cat((soft.to(text.dtype), text), dim=1)
+        return embeds, torch.cat((attention_mask.new_ones(soft.shape[:2]), attention_mask), dim=1)
+
+    def _run(self, *, attention_mask: Tensor, cache: Any = None, **inputs: Any) -> Any:
+        """One forward; positions are counted over real tokens, so that padding changes nothing."""
+        if cache is not None:
+            inputs["cache" if "cache" in self._options else "past_key_values"] = cache
+        if "position_ids" in self._options and not self.is_encoder_decoder:
+            embeds = inputs["inputs_embeds"]
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            inputs["position_ids"] = positions[:, -embeds.shape[1] :]
+        return self.hf(attention_mask=attention_mask.long(), **inputs)
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class CausalStepper:
+    """Writes with a decoder behind soft prompts, one token at a time (see `generation`'s `Stepper`)."""
+
+    def __init__(self, language: FrozenLanguage, soft: Tensor) -> None:
+        from transformers import DynamicCache
+
+        self.language, self.soft = language, soft
+        self.vocab_size = language.vocab_size
+        self.max_length = None if language.max_length is None else language.max_length - soft.shape[1]
+        self.cache: Any = DynamicCache()
+        self.mask: Tensor | None = None
+
+    def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Read prompts [R, T], padded on either side; scores [R, V] of the next token."""
+        order = attention_mask.to(torch.uint8).argsort(dim=1, stable=True)  # real tokens to the right
+        ids, mask = prompt_ids.gather(1, order), attention_mask.gather(1, order)
+        embeds, self.mask = self.language._join(self.soft, ids, mask)
+        return self._read(embeds)
+
+    def step(self, token: Tensor) -> Tensor:
+        """Read one more token [R]; scores [R, V] of the next."""
+        assert self.mask is not None
+        self.mask = F.pad(self.mask, (0, 1), value=True)
+        return self._read(self.language.embed(token[:, None]))
+
+    def reorder(self, index: Tensor) -> None:
+        """Make row i what row `index[i]` was."""
+        assert self.mask is not None
+        self.cache.reorder_cache(index)
+        self.mask = self.mask[index]
+
+    def _read(self, embeds: Tensor) -> Tensor:
+        assert self.mask is not None
+        language = self.language
+        options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in language._options else {}
+        with torch.autocast(embeds.device.type, enabled=False):
+            out = language._run(
+                inputs_embeds=embeds, attention_mask=self.mask, cache=self.cache, use_cache=True, **options
+            )
+        return out.logits[:, -1]
+
+
+class Seq2SeqStepper:
+    """Writes with an encoder-decoder from what its encoder read, one token at a time.
+
+    Args:
+        states: [R, S, L'] of `FrozenLanguage.encode`; mask bool [R, S].
+    """
+
+    def __init__(self, language: FrozenLanguage, states: Tensor, mask: Tensor) -> None:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        self.language, self.states, self.mask = language, states, mask
+        self.vocab_size = language.vocab_size
+        self.max_length = language.max_length
+        self.cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Read the decoder's first tokens [R, T], all real; scores [R, V] of the next."""
+        assert bool(attention_mask.all()), "a decoder starts from whole rows"
+        return self._read(prompt_ids)
+
+    def step(self, token: Tensor) -> Tensor:
+        """Read one more token [R]; scores [R, V] of the next."""
+        return self._read(token[:, None])
+
+    def reorder(self, index: Tensor) -> None:
+        """Make row i what row `index[i]` was."""
+        self.cache.reorder_cache(index)
+        self.states, self.mask = self.states[index], self.mask[index]
+
+    def _read(self, ids: Tensor) -> Tensor:
+        with torch.autocast(ids.device.type, enabled=False):
+            out = self.language._run(
+                encoder_outputs=(self.states,),
+                attention_mask=self.mask,
+                decoder_input_ids=ids,
+                cache=self.cache,
+                use_cache=True,
+            )
+        return out.logits[:, -1]
+
+
+def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenLanguage:
+    """Open the language model that `config` names.
+
+    Args:
+        pretrained: with its weights; False draws them (they are about to be replaced).
+
+    Raises:
+        UserError: there is no such model, it is neither a decoder nor an encoder-decoder, or an extra is missing.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    options: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
+    if config.quantize == "4bit":
+        options["quantization_config"] = _four_bits(config)
+    try:
+        described: Any = AutoConfig.from_pretrained(config.source)
+        auto: Any = AutoModelForSeq2SeqLM if described.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(config.source, **options) if pretrained else auto.from_config(described)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f'"{config.source}" is neither a folder of a language model of transformers nor one that the hub or '
+            f"its cache gives: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if config.lora_rank:
+        model = _with_lora(model, config)
+    return FrozenLanguage(model, config)
+
+
+def _four_bits(config: LanguageConfig) -> Any:
+    require("bitsandbytes", "quantize")
+    from transformers import BitsAndBytesConfig
+
+    computes = torch.bfloat16 if config.dtype == "float32" else DTYPES[config.dtype]
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computes)
+
+
+def _with_lora(model: Any, config: LanguageConfig) -> Any:
+    """The model with trained low-rank matrices beside the projections that peft's defaults name for its kind."""
+    peft: Any = require("peft", "lora")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    kind = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    settings = peft.LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type=kind)
+    try:
+        return peft.get_peft_model(model, settings)
+    except ValueError as error:
+        raise UserError(f"peft does not know which layers of {config.source} LoRA goes to: {error}") from error

@@ -1,0 +1,220 @@
+"""BLIP-2's two stages: a model with its objectives, from tensors to named losses.
+
+Stage 1 trains the Q-Former on ITC, ITM and ITG over frozen features in one step; the image memory is projected
+once and read by all three. Stage 2 trains it with a projection, so that a frozen language model goes on from it.
+Nothing in a step waits for the device, and frozen tokens are not gathered over ranks to pick negatives.
+
+Shapes: B pairs of this rank, Q queries, T text tokens, E joint width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from openblip.core.errors import UserError, nearest
+from openblip.core.language_tokenizer import LanguageBatch
+from openblip.core.runtime import average, gather, rank, world_size
+from openblip.core.tokenizer import TokenBatch
+from openblip.models.blip2 import Blip2, best_query
+from openblip.models.layers import ImageMemory, KVCache
+from openblip.objectives.contrastive import positive_pairs, smoothed_contrastive_loss
+from openblip.objectives.language import IGNORED, language_loss, language_targets
+from openblip.objectives.matching import Negatives, draw_negatives, matching_loss
+
+__all__ = ["Blip2Stage1", "Blip2Stage2", "Stage1Config", "split_prefix"]
+
+OBJECTIVES = ("itc", "itm", "itg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config:
+    """What stage 1 trains on; the defaults are the paper's."""
+
+    objectives: tuple[str, ...] = OBJECTIVES
+    """any of "itc", "itm", "itg"; "itm" draws its negatives from ITC's similarities and needs it"""
+    label_smoothing: float = 0.1
+    """of ITC and ITG"""
+    use_image_ids: bool = False
+    """captions of one image are positives of each other and never negatives (fine-tuning for retrieval)"""
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """of ITC, ITM and ITG in the sum"""
+
+    def __post_init__(self) -> None:
+        for name in self.objectives:
+            if name not in OBJECTIVES:
+                raise UserError(f'unknown objective "{name}"{nearest(name, OBJECTIVES)}')
+        if "itm" in self.objectives and "itc" not in self.objectives:
+            raise UserError('the objective "itm" draws its negatives from "itc": name both')
+        if not self.objectives:
+            raise UserError('no objective is named: choose from "itc", "itm", "itg"')
+
+
+class Blip2Stage1(nn.Module):
+    """Stage 1: ITC, ITM and ITG.
+
+    Args:
+        model: with stage 1's heads and a language head.
+        dec_id: id of [DEC], with which a text to write begins.
+    """
+
+    def __init__(self, model: Blip2, config: Stage1Config, *, dec_id: int) -> None:
+        super().__init__()
+        self.model, self.config, self.dec_id = model, config, dec_id
+
+    def forward(
+        self,
+        image_embeds: Tensor,
+        text: TokenBatch,
+        image_ids: Tensor | None = None,
+        *,
+        negatives: Negatives | None = None,
+        num_tokens: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            image_embeds: [B, N, Dv] of `Blip2.encode_image`, or of `normalize_features` over cached features.
+            text: ids [B, T] that begin with [CLS]; ITG replaces it by [DEC].
+            image_ids: int64 [B], read when the configuration says `use_image_ids`.
+            negatives: instead of drawing them.
+            num_tokens: see `language_loss`.
+
+        Returns:
+            scalars "loss" (the weighted sum) and "loss_itc", "loss_itm", "loss_itg" for the objectives that are on,
+            with "itm_accuracy".
+        """
+        model, config = self.model, self.config
+        ids = image_ids if config.use_image_ids else None
+        memory = model.remember(image_embeds)
+        cache = KVCache()
+        queries = model.read_image(memory, cache)
+        losses: dict[str, Tensor] = {}
+        total = image_embeds.new_zeros((), dtype=torch.float32)
+        if "itc" in config.objectives:
+            losses["loss_itc"], similarity_i2t, similarity_t2i = self._itc(queries, text, ids)
+            total = total + config.weights[0] * losses["loss_itc"]
+            if "itm" in config.objectives:
+                if negatives is None:
+                    negatives = draw_negatives(similarity_t2i, similarity_i2t, ids)
+                losses["loss_itm"], losses["itm_accuracy"] = self._itm(memory, text, negatives)
+                total = total + config.weights[1] * losses["loss_itm"]
+        if "itg" in config.objectives:
+            losses["loss_itg"] = self._itg(text, cache, num_tokens)
+            total = total + config.weights[2] * losses["loss_itg"]
+        return {"loss": total, **losses}
+
+    def _itc(self, queries: Tensor, text: TokenBatch, image_ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, and similarities within this rank's batch [B, B] in both directions."""
+        model, batch = self.model, len(text)
+        image_features = model.image_features(queries).float()
+        text_features = model.text_features(text.input_ids, text.attention_mask).float()
+        with torch.autocast(queries.device.type, enabled=False):
+            # As in the reference, what is compared with has no gradient, on one process as on many.
+            all_images, all_texts = gather(image_features), gather(text_features)
+            similarity_i2t = best_query(image_features, all_texts) / model.temperature
+            similarity_t2i = best_query(all_images, text_features).T / model.temperature
+        all_ids = None if image_ids is None else gather(image_ids)
+        positives = positive_pairs(batch, rank(), batch * world_size(), queries.device, image_ids, all_ids)
+        loss = smoothed_contrastive_loss(
+            similarity_i2t, similarity_t2i, positives, label_smoothing=self.config.label_smoothing
+        )
+        own = slice(rank() * batch, (rank() + 1) * batch)
+        return loss, similarity_i2t[:, own].detach(), similarity_t2i[:, own].detach()
+
+    def _itm(self, memory: ImageMemory, text: TokenBatch, negatives: Negatives) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy over the pairs, each text with a negative image, each image with a negative text."""
+        batch = len(text)
+        own = torch.arange(batch, device=text.input_ids.device)
+        texts = torch.cat((own, own, negatives.text_for_image))
+        images = torch.cat((own, negatives.image_for_text, own))
+        logits = self.model.match(text.input_ids[texts], text.attention_mask[texts], memory.select(images))
+        with torch.no_grad():
+            counted = torch.cat((torch.ones_like(negatives.valid), negatives.valid, negatives.valid))
+            right = (logits.argmax(1) == 1) == (torch.arange(3 * batch, device=logits.device) < batch)
+            num_rows = average(counted.sum().float())
+            accuracy = (right & counted).sum() / num_rows
+        return matching_loss(logits, negatives.valid, num_rows), accuracy
+
+    def _itg(self, text: TokenBatch, cache: KVCache, num_tokens: Tensor | None) -> Tensor:
+        input_ids = text.input_ids.clone()
+        input_ids[:, 0] = self.dec_id
+        logits = self.model.write(input_ids, text.attention_mask, cache)
+        targets = language_targets(input_ids, text.attention_mask)
+        return language_loss(logits, targets, label_smoothing=self.config.label_smoothing, num_tokens=num_tokens)
+
+
+class Blip2Stage2(nn.Module):
+    """Stage 2: the frozen language model goes on from the soft prompts; no label smoothing, as in the reference.
+
+    Args:
+        model: with a language model.
+        eos_id: closes an encoder-decoder's prefix.
+    """
+
+    def __init__(self, model: Blip2, *, eos_id: int) -> None:
+        super().__init__()
+        self.model, self.eos_id = model, eos_id
+
+    def forward(
+        self,
+        image_embeds: Tensor,
+        text: LanguageBatch,
+        *,
+        questions: TokenBatch | None = None,
+        prefix: LanguageBatch | None = None,
+        num_tokens: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss of a batch.
+
+        Args:
+            image_embeds: [B, N, Dv].
+            text: what is written, padded on the right; a decoder reads what is not `scored` as the prompt.
+            questions: for the Q-Former to read with the images (fine-tuning for VQA).
+            prefix: what an encoder-decoder's encoder reads; None splits each text at a word drawn at random.
+            num_tokens: see `language_loss`.
+
+        Returns:
+            scalars "loss" and "loss_lm".
+        """
+        model, llm = self.model, self.model.llm
+        memory = model.remember(image_embeds)
+        read = (None, None) if questions is None else (questions.input_ids, questions.attention_mask)
+        soft = model.soft_prompt(memory, *read)
+        if llm.is_encoder_decoder:
+            if prefix is None:
+                prefix, text = split_prefix(text, eos_id=self.eos_id)
+            states, mask = llm.encode(soft, prefix.input_ids, prefix.attention_mask)
+            logits = llm.target_logits(states, mask, text.input_ids)
+            targets = text.input_ids.masked_fill(~text.attention_mask, IGNORED)
+        else:
+            logits = llm.decoder_logits(soft, text.input_ids, text.attention_mask)[:, :-1]
+            targets = text.input_ids.masked_fill(~(text.scored & text.attention_mask), IGNORED)
+        # `language_loss` shifts by one: place t speaks of target t + 1.
+        logits = torch.nn.functional.pad(logits, (0, 0, 0, 1))
+        targets = torch.nn.functional.pad(targets, (1, 0), value=IGNORED)
+        loss = language_loss(logits, targets, label_smoothing=0.0, num_tokens=num_tokens)
+        return {"loss": loss, "loss_lm": loss}
+
+
+def split_prefix(text: LanguageBatch, *, eos_id: int) -> tuple[LanguageBatch, LanguageBatch]:
+    """Split each text before a word drawn evenly: (prefix with an end token, rest), both padded on the right.
+
+    The draw is torch's, on the device, so that a resumed run splits as an unbroken one. A prefix may be empty.
+    """
+    ids, mask = text.input_ids, text.attention_mask
+    rows, length = ids.shape
+    draws = torch.rand(rows, length, device=ids.device).masked_fill(~text.starts, -1.0)
+    place = torch.arange(length, device=ids.device)
+    cut = torch.where(text.starts.any(1), draws.argmax(1), 0)[:, None]
+    before = mask & (place < cut)
+    padded = torch.nn.functional.pad
+    prefix_ids = padded(ids, (0, 1)).masked_fill(padded(place, (0, 1), value=length) == cut, eos_id)
+    prefix_mask = padded(before, (1, 0), value=True)
+    source = (place + cut).clamp(max=length - 1)
+    rest_mask = mask.gather(1, source) & (place + cut < length)
+    none = torch.zeros_like(prefix_mask)
+    rest = LanguageBatch(ids.gather(1, source), rest_mask, rest_mask, torch.zeros_like(rest_mask))
+    return LanguageBatch(prefix_ids, prefix_mask, none, none), rest
