@@ -27,14 +27,14 @@ BlipStep.forward = lambda self, batch: (time.sleep(0.1), forward(self, batch))[1
 FULL = """
 import errno, os
 from openblip.training import state
-real, calls = state.save_file, []
-def save_file(tensors, path):
+real, calls = state.write_tensors, []
+def write_tensors(path, tensors):
     calls.append(path)
     if len(calls) == 4:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    real(tensors, path)
-state.save_file = save_file
+    real(path, tensors)
+state.write_tensors = write_tensors
 """
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers.models.blip.configuration_blip import BlipConfig as TheirConfig
 
@@ -23,6 +22,7 @@ from openblip.checkpoints.blip import IGNORED, rules_for, transformer_rules, vis
 from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
 from openblip.checkpoints.recognise import AnyConfig, describe
 from openblip.core.errors import UserError
+from openblip.core.files import write_tensors
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import TEMPERATURE, BlipConfig
 from openblip.models.dual import DualConfig
@@ -183,7 +183,7 @@ def write_transformers(folder: Path, model: Any, tokenizer: TextTokenizer) -> No
     if "temp" in theirs:
         # No class of theirs has a place for it; kept beside, so that it is there when the model comes back.
         description.itc_temperature = float(theirs.pop("temp"))
-    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", theirs)
     description.save_pretrained(folder)
     _note_dtype(folder / "config.json")
     tokenizer.save(folder)

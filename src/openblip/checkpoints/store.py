@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import openblip
@@ -28,7 +28,7 @@ from openblip.checkpoints.hub import locate
 from openblip.checkpoints.recognise import AnyConfig, describe, format_of
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError, nearest
-from openblip.core.files import write_folder, write_json, write_text
+from openblip.core.files import write_folder, write_json, write_tensors, write_text
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
 from openblip.models.dual import BlipDual, DualConfig
@@ -85,7 +85,7 @@ def save_model(
     """Write a model folder; a folder already there is replaced once the new one is complete."""
     with write_folder(folder) as target:
         state = {key: value.detach().cpu().contiguous() for key, value in unique_state(model).items()}
-        save_file(state, target / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(target / WEIGHTS, state)
         description = {
             "format": FORMAT,
             "openblip_version": openblip.__version__,
@@ -153,7 +153,8 @@ def _open_transformers(
 ) -> StoredModel:
     kind = description.get("model_type", "unknown")
     if kind != "blip":
-        raise UserError(f'{name} is a model of another kind: its config.json says "{kind}", not "blip"')
+        hint = _nested_model(folder)
+        raise UserError(f'{name} is a model of another kind: its config.json says "{kind}", not "blip"{hint}')
     state = _read_folder(folder)
     if format_of(state, name) != "transformers":
         raise UserError(f"{name} has a config.json of transformers, but weights with other names")
@@ -191,9 +192,7 @@ def _empty_model(config: AnyConfig) -> Any:
 def _read_description(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
-        nested = folder / "model" / "config.json"
-        hint = f"; did you mean {nested.parent}?" if nested.is_file() else ""
-        raise UserError(f"{folder} is no model folder: it has no config.json{hint}")
+        raise UserError(f"{folder} is no model folder: it has no config.json{_nested_model(folder)}")
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -201,6 +200,12 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise UserError(f"{file} is no description of a model")
     return description
+
+
+def _nested_model(folder: Path) -> str:
+    """A hint for who names a run's folder: its model lies in it."""
+    nested = folder / "model"
+    return f"; did you mean {nested}?" if (nested / "config.json").is_file() else ""
 
 
 def _open_own(folder: Path, description: dict[str, Any], image_size: int | tuple[int, int] | None) -> StoredModel:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from openblip.core.errors import UserError
 
@@ -22,6 +27,7 @@ __all__ = [
     "write_bytes",
     "write_folder",
     "write_json",
+    "write_tensors",
     "write_text",
 ]
 
@@ -53,6 +59,21 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a .safetensors file inside a folder that appears whole (`write_folder`).
+
+    Raises:
+        OSError: the file cannot be written; safetensors tells its cause in words alone.
+    """
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if (number := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        code = int(number.group(1))
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import errno
 import hashlib
 import json
 import random
@@ -28,12 +27,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from openblip.core.errors import UserError
-from openblip.core.files import remove_quietly, write_folder, write_json, write_text
+from openblip.core.files import remove_quietly, write_folder, write_json, write_tensors, write_text
 from openblip.training.launch import on_main
 from openblip.training.step import HasFrozenNames
 
@@ -213,9 +212,9 @@ def save_checkpoint(
     }
 
     def write() -> None:
-        with write_folder(path) as folder, _full_disk_as_os_error():
-            save_file(weights, folder / "model.safetensors")
-            save_file(moments, folder / "optimizer.safetensors")
+        with write_folder(path) as folder:
+            write_tensors(folder / "model.safetensors", weights)
+            write_tensors(folder / "optimizer.safetensors", moments)
             for file in folder.iterdir():
                 file.chmod(0o644)  # safetensors lets only the owner read
             write_json(folder / "state.json", state, indent=None)
@@ -237,18 +236,6 @@ def frozen_fingerprint(module: nn.Module) -> str:
 def point_at(out_dir: Path, pointer: str, checkpoint: Path) -> None:
     """Let `checkpoints/last` or `checkpoints/best` name a checkpoint."""
     write_text(out_dir / "checkpoints" / pointer, checkpoint.name + "\n")
-
-
-@contextmanager
-def _full_disk_as_os_error() -> Iterator[None]:
-    """safetensors reports a full disk in words of its own; `write_folder` explains the system's error."""
-    try:
-        yield
-    except SafetensorError as error:
-        for code in (errno.ENOSPC, errno.EDQUOT):
-            if f"os error {code})" in str(error):
-                raise OSError(code, str(error)) from error
-        raise
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -282,17 +282,17 @@ def test_a_bad_step_is_never_saved(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = states.save_file, []
+    real, calls = states.write_tensors, []
 
-    def full(tensors: dict[str, Tensor], path: Path) -> None:
+    def full(path: Path, tensors: dict[str, Tensor]) -> None:
         calls.append(path)
         if len(calls) == 4:  # the optimiser's file of the second checkpoint
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(tensors, path)
+        real(path, tensors)
 
     with monkeypatch.context() as patch:
-        patch.setattr(states, "save_file", full)
+        patch.setattr(states, "write_tensors", full)
         with pytest.raises(UserError, match=r"the disk is full: .*step-00000010"):
             run(tmp_path, checkpoint_every=5)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()] == ["step-00000005"]

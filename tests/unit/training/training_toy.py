@@ -224,19 +224,19 @@ def _signal_self(step: int, at: int) -> None:
 
 def _arrange_failures(options: dict[str, Any]) -> None:
     """Let a checkpoint's file (two for each checkpoint, counted from 1) die or meet a full disk half-way."""
-    real, calls = states.save_file, []
+    real, calls = states.write_tensors, []
 
-    def save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         calls.append(path)
         if len(calls) == options["die_in_save"]:
             path.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
         if len(calls) == options["full_at"]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(tensors, path)
+        real(path, tensors)
 
     if options["die_in_save"] or options["full_at"]:
-        states.save_file = save_file
+        states.write_tensors = write_tensors
 
 
 if __name__ == "__main__":
