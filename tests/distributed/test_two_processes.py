@@ -3,67 +3,24 @@ together, and may share their weights (FSDP2)."""
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
-import socket
 import time
+from functools import partial
 from pathlib import Path
 
+import launching
 import pytest
 import training_toy
+from launching import close, end
 from safetensors.torch import load_file
 from torch import testing
 from training_toy import losses
 
 pytestmark = pytest.mark.slow
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["training_toy", "openblip.training.loop", "torch._dynamo", "torch._inductor"])
+begin, run = partial(launching.begin, training_toy.main), partial(launching.run, training_toy.main)
 WHOLE = ("--dropout=0", "--batch_size=8")
 HALF = ("--dropout=0", "--batch_size=4")
-
-
-def begin(out_dir: Path, *arguments: str, processes: int = 2) -> list[multiprocessing.process.BaseProcess]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = ([str(out_dir), *arguments], environment if processes > 1 else {})
-        process = CONTEXT.Process(target=training_toy.main, args=command)
-        process.start()
-        started.append(process)
-    return started
-
-
-def end(started: list[multiprocessing.process.BaseProcess], seconds: float = 200) -> list[int | None]:
-    for process in started:
-        process.join(seconds)
-    codes = [process.exitcode for process in started]
-    for process in started:
-        process.kill()
-    return codes
-
-
-def run(out_dir: Path, *arguments: str, processes: int = 2) -> None:
-    assert end(begin(out_dir, *arguments, processes=processes)) == [0] * processes
-
-
-def close(one: Path, two: Path, *, rtol: float) -> None:
-    ours, theirs = losses(one), losses(two)
-    assert len(ours) == len(theirs) > 0
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.pop("split") == b.pop("split")
-        assert a == pytest.approx(b, rel=rtol, abs=1e-7)
 
 
 def test_two_halves_equal_the_whole(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def _build(config: RunConfig, sources: list[Source], out: Path) -> tuple[Blip, T
     """The model to train and its tokenizer."""
     if config.model not in SIZES:
         stored = open_model(config.model, tokenizer=config.tokenizer or None, image_size=config.image_size)
-        model = stored.model
+        model = stored.blip
         if config.parts != "both":
             model = model.part(encoder=config.parts == "matcher", decoder=config.parts == "captioner")
         return model, stored.tokenizer
