@@ -1,7 +1,7 @@
 """Command line of the benchmarks.
 
     python -m benchmarks list
-    python -m benchmarks compare blip-pretrain [--quick] [--json] [--out FILE | --store]
+    python -m benchmarks compare blip-pretrain [--quick] [--dtype D] [--json] [--out FILE | --store]
     python -m benchmarks real openstax [--data FOLDER] [--seeds 3] [--json] [--store]
 
 Each benchmark is a module with `run(quick: bool) -> dict`, which gives the object that `--json` prints; `real` are
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     compare = commands.add_parser("compare", help="run one benchmark")
     compare.add_argument("name")
     compare.add_argument("--quick", action="store_true", help="a small size, to see that it runs")
+    compare.add_argument("--dtype", choices=["float32", "bfloat16"], help="only its rows; --store keeps the others")
     compare.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     compare.add_argument("--out", type=Path, help="write the result to this file")
     compare.add_argument("--store", action="store_true", help="write it to benchmarks/results/NAME-MACHINE.json")
@@ -62,12 +64,18 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f'there is no benchmark "{options.name}"{nearest(options.name, BENCHMARKS)}')
         if options.quick and options.store:
             raise UserError("a quick run is not worth storing; leave out --quick or --store")
-        result: dict[str, Any] = importlib.import_module(BENCHMARKS[options.name][0]).run(options.quick)
+        run = importlib.import_module(BENCHMARKS[options.name][0]).run
+        if options.dtype and "only" not in inspect.signature(run).parameters:
+            raise UserError(f"{options.name} takes no --dtype")
+        only = {"only": options.dtype} if options.dtype else {}
+        result: dict[str, Any] = run(options.quick, **only)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     out = RESULTS / f"{options.name}-{machine_slug()}.json" if options.store else options.out
     if out is not None:
+        if options.store and options.dtype:
+            result = {**result, "rows": other_rows(out, options.dtype) + result["rows"]}
         write_json(out, result)
     print(json.dumps(result, indent=2) if options.json else table(result))
     return 0 if all(row.get("outputs_agree", True) for row in result["rows"]) else 1
@@ -100,6 +108,13 @@ def _real(options: argparse.Namespace) -> int:
         write_json(RESULTS / f"{options.name}-{machine_slug()}.json", result)
     print(json.dumps(result, indent=2) if options.json else experiment.table(result))
     return 0
+
+
+def other_rows(stored: Path, dtype: str) -> list[dict[str, Any]]:
+    """The rows of a stored result that are of another dtype."""
+    if not stored.exists():
+        return []
+    return [row for row in json.loads(stored.read_text(encoding="utf-8"))["rows"] if row["dtype"] != dtype]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A benchmark module gives `build(case, side, dtype, quick) -> Subject`. `compare` starts one process for each
 side, asks both for their outputs and compares them, then lets them run in turn, so that what else happens
-on the machine falls on both. Time is the median over the repeats; peak memory is that of the process.
+on the machine falls on both. Time is the median over the repeats; peak memory is that of the process, libraries
+included.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from openblip.core.runtime import machine, versions
@@ -79,16 +81,18 @@ def compare(
     quick: bool = False,
     repeats: int = 5,
     tolerance: float = 1e-4,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Measure both sides of a case; returns a row of the result.
 
     Args:
         tolerance: relative, of the outputs that must agree.
+        profile: whether one more run of ours tells where its time goes (`benchmarks.profiling`).
     """
     workers = {side: _Worker.start(module, case, side, dtype, str(int(quick))) for side in SIDES}
     try:
         outputs = {side: worker.ask("outputs") for side, worker in workers.items()}
-        worst = _largest_difference(outputs["ours"], outputs["peer"])
+        worst = _largest_difference(*(outputs[side]["values"] for side in SIDES))
         runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for worker in workers.values():
             worker.ask("run")  # the first run fills caches and is not counted
@@ -96,6 +100,7 @@ def compare(
             for side, worker in workers.items():
                 runs[side].append(worker.ask("run"))
         peak = {side: worker.ask("peak")["mb"] for side, worker in workers.items()}
+        profiled = {"ours_profile": workers["ours"].ask("profile")} if profile else {}
     finally:
         for worker in workers.values():
             worker.stop()
@@ -115,6 +120,8 @@ def compare(
         "ours_cpu_s": round(statistics.median(run["cpu_s"] for run in runs["ours"]), 3),
         "peer_cpu_s": round(statistics.median(run["cpu_s"] for run in runs["peer"]), 3),
         "repeats": repeats,
+        **{f"{side}_tflop": answer["tflop"] for side, answer in outputs.items() if answer["tflop"]},
+        **profiled,
     }
 
 
@@ -181,6 +188,8 @@ def _serve(module: str, case: str, side: str, dtype: str, quick: str) -> None:
     """The process of one side: reads commands, one a line, and answers each with one line of JSON."""
     import torch
 
+    from benchmarks.profiling import counted, profiled
+
     torch.set_num_threads(THREADS)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
@@ -188,17 +197,29 @@ def _serve(module: str, case: str, side: str, dtype: str, quick: str) -> None:
     for line in sys.stdin:
         what = line.strip()
         if what == "outputs":
-            answer: dict[str, float] = subject.outputs()
+            values, tflop = counted(subject.outputs)
+            answer: dict[str, Any] = {"values": values, "tflop": tflop}
         elif what == "run":
             cpu, wall = time.process_time(), time.perf_counter()
             subject.run()
             answer = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+        elif what == "profile":
+            answer = profiled(subject.run)
         else:
-            # Kilobytes on Linux, bytes on macOS.
-            unit = 2**20 if sys.platform == "darwin" else 2**10
-            answer = {"mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+            answer = {"mb": _peak_mb()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _peak_mb() -> float:
+    """Most memory that this process has held."""
+    try:
+        # getrusage would give the parent's peak where that is larger: exec does not reset it.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    except OSError:
+        # Bytes on macOS, kilobytes elsewhere.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 if __name__ == "__main__":
