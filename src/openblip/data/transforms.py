@@ -30,6 +30,7 @@ __all__ = [
     "ImageTransform",
     "ImageTransformConfig",
     "clean_caption",
+    "clean_question",
     "evaluation_transform",
     "finetuning_transform",
     "normalize",
@@ -190,3 +191,10 @@ def clean_caption(text: str, max_words: int | None = 30, *, simplify: bool = Tru
         text = _PUNCTUATION.sub(" ", text.lower())
     words = text.split()
     return " ".join(words if max_words is None else words[:max_words])
+
+
+def clean_question(text: str, max_words: int | None = 50, *, simplify: bool = True) -> str:
+    """As `clean_caption`, for questions: the reference drops their punctuation where it turns a caption's to blanks."""
+    if simplify:
+        text = _PUNCTUATION.sub("", text.lower())
+    return clean_caption(text, max_words, simplify=False)

@@ -1,4 +1,4 @@
-"""A small BLIP with a tokenizer and pictures, for the tests of tasks."""
+"""A small BLIP (and one for questions) with tokenizers and pictures, for the tests of tasks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from PIL import Image
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.models.blip import Blip, blip_config
+from openblip.models.vqa import BlipVqa, VqaConfig
 
 TEXTS = (
     "a red bus on a road",
@@ -55,3 +56,22 @@ def batch(owners: list[int], first: int = 0, text: int | None = None) -> Batch:
         meta=[{} for _ in range(count)],
         image_index=torch.tensor(owners),
     )
+
+
+QUESTIONS = ("what is red?", "how many dogs are there?", "is there a cat on a chair?", "what is on the road?")
+ANSWERS = ("a red bus", "two", "no", "yes", "a small cat", "birds")
+
+
+def vqa_tokenizer() -> TextTokenizer:
+    return TextTokenizer.train([*TEXTS, *QUESTIONS, *ANSWERS] * 3, vocab_size=120)
+
+
+def vqa_model(seed: int = 0) -> BlipVqa:
+    """A nano VQA model, its weights spread as those of `model`."""
+    torch.manual_seed(seed)
+    sizes = blip_config("nano", vocab_size=vqa_tokenizer().vocab_size, image_size=PIXELS)
+    vqa = BlipVqa(VqaConfig(vision=sizes.vision, text=sizes.text))
+    with torch.no_grad():
+        for parameter in vqa.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return vqa.eval()
