@@ -74,12 +74,20 @@ class SourceConfig:
     """False: a captions file without captions will do, as when captions are to be written."""
     meta_columns: tuple[str, ...] = ()
     """Further columns to keep in `Sample.meta`."""
+    questions: bool = False
+    """The texts are questions with answers, see `questions.open_questions`; `text_column` names theirs."""
+    answer_column: str = ""
+    """Column of the answers to a question; guessed from the usual names when empty."""
+    max_questions: int = 0
+    """Most questions about a picture in one sample; a picture with more makes several. 0 takes all."""
 
     def __post_init__(self) -> None:
         if not self.path:
             raise UserError("a data source needs a path: a folder, captions file, tars, hf:NAME or world:SPLIT")
         if self.weight is not None and not self.weight > 0:
             raise UserError(f"the weight of source {self.path} must be above 0, not {self.weight}")
+        if self.max_questions < 0:
+            raise UserError(f"max_questions of source {self.path} cannot be negative, and is {self.max_questions}")
 
 
 class Source(ABC):
@@ -131,13 +139,16 @@ class PairsSource(Source):
     """Every (image, caption) of another source as a sample of its own; the image id tells which belong together.
 
     A sample without captions stays one sample, so that the loader can report it.
+
+    Args:
+        each: texts of a sample, at most.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, each: int = 1) -> None:
         super().__init__()
         self.name, self.bad_rows, self.window = source.name, source.bad_rows, source.window
-        self._source = source
-        counts = np.maximum(source.text_counts(), 1)
+        self._source, self._each = source, each
+        counts = np.maximum(-(-source.text_counts() // each), 1)
         self._ends = np.cumsum(counts)
         if source.blocks is not None:
             edges = np.concatenate([[0], self._ends])
@@ -153,7 +164,7 @@ class PairsSource(Source):
         return replace(
             sample,
             key=f"{sample.key}#{number}",
-            texts=sample.texts[number : number + 1],
+            texts=sample.texts[number * self._each : (number + 1) * self._each],
             image_id=sample.image_id or sample.key,
         )
 
@@ -165,12 +176,12 @@ def find_column(wanted: str, guesses: Iterable[str], columns: Sequence[str], *, 
     """Return the column called `wanted`, or the first of `guesses` that is there, whatever its case.
 
     Args:
-        what: "image" or "caption", for the message.
+        what: "image", "caption", "question" or "answer", for the message.
 
     Raises:
         UserError: names the file, the columns found and the nearest.
     """
-    option = {"image": "image_column", "caption": "text_column"}.get(what, f"{what}_column")
+    option = {"caption": "text_column", "question": "text_column"}.get(what, f"{what}_column")
     if wanted:
         if wanted in columns:
             return wanted

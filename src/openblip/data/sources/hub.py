@@ -14,8 +14,8 @@ import numpy as np
 
 from openblip.core.errors import UserError, nearest, require
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig, as_texts
-from openblip.data.sources.table import choose_columns
+from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.table import choose_columns, row_texts
 
 __all__ = ["HubSource"]
 
@@ -42,11 +42,19 @@ class HubSource(Source):
         self._rows = data.select_columns(kept)
 
     def text_counts(self) -> np.ndarray:
-        if "caption" not in self._columns:
+        kept = [
+            self._columns[role] for role in ("caption", "question", "answer", "weight") if role in self._columns
+        ]
+        if not kept:
             return np.zeros(len(self), np.int64)
-        column = self._columns["caption"]
-        counts = (len(as_texts(row[column])) for row in self._rows.select_columns([column]))
-        return np.fromiter(counts, np.int64, len(self))
+
+        def count(row: dict[str, Any]) -> int:
+            try:
+                return len(row_texts(row, self._columns, ""))
+            except BrokenSample:
+                return 0
+
+        return np.fromiter(map(count, self._rows.select_columns(kept)), np.int64, len(self))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -63,7 +71,7 @@ class HubSource(Source):
             image = Path(image)
         if image is None:
             raise BrokenSample("missing", key, "the row holds no picture")
-        texts = as_texts(row[self._columns["caption"]]) if "caption" in self._columns else ()
+        texts = row_texts(row, self._columns, key)
         meta = {name: row[name] for name in self._config.meta_columns}
         return Sample(key=key, image=image, texts=texts, image_id=image_id, meta=meta)
 

@@ -63,9 +63,9 @@ def _value(name: str, text: str) -> Any:
         return text.lower() in ("true", "1")
     if kind.startswith("tuple"):
         return [part for part in text.split(",") if part]
-    if kind.startswith("float"):
+    if kind.startswith(("float", "int")):
         try:
-            return float(text)
+            return int(text) if kind == "int" else float(text)
         except ValueError as error:
             raise UserError(f'setting "{name}" must be a number, not "{text}"') from error
     return text

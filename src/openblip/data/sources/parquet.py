@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample, ImageLike
+from openblip.data.sources.answers import question_texts
 from openblip.data.sources.base import SourceConfig, as_texts, string_array
 from openblip.data.sources.table import Columns, ImagePaths, TableSource, choose_columns, no_such_split
 
@@ -66,13 +67,18 @@ def open_parquet(paths: Sequence[Path], config: SourceConfig) -> TableSource:
         table, bad_rows = _without_empty(table, names["image"], paths[0].name)
         root = config.image_root or str(paths[0].parent)
         images = ImagePaths(_strings(table[names["image"]]), root, absolute=config.absolute_paths)
-    texts, text_row = _flatten(table[names["caption"]]) if "caption" in names else _flatten(None)
+    num_rows = len(rows) - len(bad_rows)
+    if "question" in names:
+        texts, text_row, without_answers = _questions(table, names, paths[0].name)
+        bad_rows += without_answers
+    else:
+        texts, text_row = _flatten(table[names["caption"]]) if "caption" in names else _flatten(None)
     ids = _strings(table[names["id"]]) if "id" in names else None
     columns = Columns(
         images=images,
         texts=texts,
         text_row=text_row,
-        num_rows=len(rows) - len(bad_rows),
+        num_rows=num_rows,
         ids=images.names if ids is None and isinstance(images, ImagePaths) else ids,
         meta={name: _as_json(table[name]) for name in config.meta_columns},
         names=names,
@@ -182,6 +188,25 @@ def _flatten(column: pa.ChunkedArray | None) -> tuple[pa.Array, np.ndarray]:
         pairs = [(t, row) for row, cell in enumerate(column) for t in as_texts(cell.as_py())]
         return string_array([t for t, _ in pairs]), np.array([r for _, r in pairs], np.int64)
     return _without_blanks(_strings(column), np.arange(len(column)))
+
+
+def _questions(
+    table: pa.Table, names: Mapping[str, str], file: str
+) -> tuple[pa.Array, np.ndarray, list[BrokenSample]]:
+    """Return the questions one by one with their rows, and what is wrong with other rows."""
+    texts: list[str] = []
+    rows: list[int] = []
+    bad: list[BrokenSample] = []
+    columns = [names[role] for role in ("question", "answer", "weight") if role in names]
+    for number, row in enumerate(table.select(columns).to_pylist()):
+        try:
+            found = question_texts(row, names, f"{file}:{number}")
+        except BrokenSample as broken:
+            bad.append(broken)
+            continue
+        texts += found
+        rows += [number] * len(found)
+    return string_array(texts), np.array(rows, np.int64), bad
 
 
 def _without_blanks(texts: pa.Array, rows: np.ndarray) -> tuple[pa.Array, np.ndarray]:

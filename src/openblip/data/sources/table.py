@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from openblip.core.errors import UserError, nearest
 from openblip.data.sample import BrokenSample, ImageLike, Sample
+from openblip.data.sources.answers import ANSWER_COLUMNS, QUESTION_COLUMNS, WEIGHT_COLUMNS, question_texts
 from openblip.data.sources.base import (
     ID_COLUMNS,
     IMAGE_COLUMNS,
@@ -34,7 +35,7 @@ from openblip.data.sources.base import (
 )
 from openblip.data.sources.records import Row, read_records
 
-__all__ = ["Columns", "Grouping", "TableSource", "choose_columns", "no_such_split", "open_records"]
+__all__ = ["Columns", "Grouping", "TableSource", "choose_columns", "no_such_split", "open_records", "row_texts"]
 
 _CHUNK = 1 << 16
 _LOOK_AHEAD = 100
@@ -186,7 +187,12 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
         if not isinstance(image, str) or not image.strip():
             bad_rows.append(BrokenSample("bad-row", label, f'no path under "{names["image"]}": {image!r}'))
             continue
-        for text in as_texts(row.get(names["caption"])) if "caption" in names else ():
+        try:
+            found = row_texts(row, names, label)
+        except BrokenSample as broken:
+            bad_rows.append(broken)
+            continue
+        for text in found:
             texts.append(text)
             text_row.append(len(images))
         images.append(image)
@@ -230,11 +236,27 @@ class _Strings:
         return pa.concat_arrays([*self._parts, string_array(self._open)])
 
 
+def row_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> tuple[str, ...]:
+    """The captions of a row, or its questions as JSON.
+
+    Raises:
+        BrokenSample: "bad-row", a question without answers.
+    """
+    if "question" in names:
+        return question_texts(row, names, label)
+    return as_texts(row.get(names["caption"])) if "caption" in names else ()
+
+
 def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dict[str, str]:
-    """Return which of the columns `seen` hold "image", "caption" and "id"; see `find_column`."""
+    """Return which of the columns `seen` hold "image", "caption" (or "question", "answer") and "id".
+
+    See `find_column`.
+    """
     names = {"image": find_column(config.image_column, IMAGE_COLUMNS, seen, what="image", where=where)}
     known = {name.lower(): name for name in seen}
-    if config.need_texts or config.text_column or not known.keys().isdisjoint(TEXT_COLUMNS):
+    if config.questions:
+        names |= _question_columns(seen, config, where)
+    elif config.need_texts or config.text_column or not known.keys().isdisjoint(TEXT_COLUMNS):
         names["caption"] = find_column(config.text_column, TEXT_COLUMNS, seen, what="caption", where=where)
     if config.id_column:
         names["id"] = find_column(config.id_column, (), seen, what="id", where=where)
@@ -244,4 +266,15 @@ def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dic
         find_column(name, (), seen, what="meta", where=where)
     if config.split:
         find_column("split", (), seen, what="split", where=where)
+    return names
+
+
+def _question_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dict[str, str]:
+    known = {name.lower(): name for name in seen}
+    question = find_column(config.text_column, QUESTION_COLUMNS, seen, what="question", where=where)
+    names = {"question": question}
+    if question.lower() != "questions" or config.answer_column:  # which hold their answers themselves
+        names["answer"] = find_column(config.answer_column, ANSWER_COLUMNS, seen, what="answer", where=where)
+    if weight := next((known[name] for name in WEIGHT_COLUMNS if name in known), ""):
+        names["weight"] = weight
     return names
