@@ -93,8 +93,9 @@ class FrozenLanguage(nn.Module):
             return
         # transformers recomputes in training mode only; nothing here differs in it but that, dropout being off.
         for module in self.hf.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+            for name, value in list(vars(module).items()):
+                if isinstance(value, float) and (name == "p" or "drop" in name):
+                    setattr(module, name, 0.0)
         self.hf.gradient_checkpointing_enable({"use_reentrant": False})
         for module in self.hf.modules():
             if getattr(module, "gradient_checkpointing", False):

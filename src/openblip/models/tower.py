@@ -177,14 +177,16 @@ def drop_last_blocks(vit: nn.Module, count: int) -> None:
 
 
 def _blocks(encoder: nn.Module) -> Any:
-    for name, module in encoder.named_modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and name.rpartition(".")[2] in (
-            "blocks",
-            "layers",
-            "layer",
-        ):
-            return module
-    raise UserError(f"{type(encoder).__name__} has no list of blocks, so layers cannot be left out or counted")
+    lists = [
+        module
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        and name.rpartition(".")[2] in ("blocks", "layers", "layer")
+    ]
+    if not lists:
+        raise UserError(f"{type(encoder).__name__} has no list of blocks, so layers cannot be left out or counted")
+    # A stem of convolutions may be a list of layers too; the blocks are what the tower mostly consists of.
+    return max(lists, key=lambda found: sum(parameter.numel() for parameter in found.parameters()))
 
 
 def _timm_tower(config: TowerConfig, pretrained: bool) -> FrozenTower:

@@ -1,0 +1,237 @@
+"""Frozen language models of three architectures: padding, steps, ids against transformers, refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from small_blip2 import Kind, write_language
+
+from openblip.core.errors import UserError
+from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.generation.decode import decode
+from openblip.generation.types import DecodeConfig
+from openblip.models.language import CausalStepper, FrozenLanguage, LanguageConfig, Seq2SeqStepper, make_language
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+PROMPTS = ["a photo of", "question what is a dog answer", "the"]
+DECODERS = ("opt", "llama")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: write_language(tmp_path_factory.mktemp(kind), kind) for kind in get_args(Kind)}
+
+
+@pytest.fixture(scope="module")
+def language(folders: dict[str, Path]) -> Any:
+    made = {kind: make_language(LanguageConfig(source=str(path))) for kind, path in folders.items()}
+    return lambda kind: (made[kind], LanguageTokenizer.load(folders[kind]))
+
+
+def soft(model: FrozenLanguage, rows: int = 3, queries: int = 4) -> torch.Tensor:
+    return 0.5 * torch.randn(rows, queries, model.width, generator=torch.Generator().manual_seed(1))
+
+
+def written(
+    model: FrozenLanguage, words: LanguageTokenizer, prompts: list[str], images: torch.Tensor, **how: Any
+) -> Any:
+    side: Any = how.pop("side", "left")
+    config = DecodeConfig(**{"max_new_tokens": 8, **how})
+    if model.is_encoder_decoder:
+        read = words.prompts(prompts, side="right", end=True)
+        stepper: Any = Seq2SeqStepper(model, *model.encode(images, read.input_ids, read.attention_mask))
+        ids, mask = torch.full((len(prompts), 1), model.start_id), None
+    else:
+        read = words.prompts(prompts, side=side)
+        stepper, ids, mask = CausalStepper(model, images), read.input_ids, read.attention_mask
+    return decode(stepper, ids, mask, config, eos_ids=words.stop_ids, pad_id=words.pad_id)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_does_not_see_padding(language: Any, kind: str) -> None:
+    model, words = language(kind)
+    images = soft(model)
+    whole = words.texts(["a red bus", "two dogs", "the road"], prompts=PROMPTS)
+    logits = model.decoder_logits(images, whole.input_ids, whole.attention_mask)
+    for row in range(3):
+        length = int(whole.attention_mask[row].sum())
+        alone = model.decoder_logits(images[row : row + 1], whole.input_ids[row : row + 1, :length],
+                                     whole.attention_mask[row : row + 1, :length])  # fmt: skip
+        torch.testing.assert_close(logits[row : row + 1, : length + 1], alone, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", DECODERS)
+def test_steps_equal_the_whole(language: Any, kind: str) -> None:
+    """Log-probabilities of what was written token by token are those of reading it at once."""
+    model, words = language(kind)
+    images = soft(model)
+    decoded = written(model, words, PROMPTS, images)
+    prompt = words.prompts(PROMPTS, side="right")
+    ids = decoded.with_prompts(prompt.input_ids, prompt.attention_mask)
+    real = torch.arange(ids.shape[1]) < (prompt.attention_mask.sum(1) + decoded.lengths)[:, None]
+    scores = model.decoder_logits(images, ids, real)[:, :-1].log_softmax(-1)
+    picked = scores.gather(-1, ids[..., None])[..., 0]
+    for row in range(3):
+        first, count = int(prompt.attention_mask[row].sum()), int(decoded.lengths[row])
+        torch.testing.assert_close(
+            picked[row, first : first + count], decoded.token_log_probs[row, :count], **CLOSE
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("beams", [1, 3])
+def test_batched_equals_single(language: Any, kind: str, beams: int) -> None:
+    model, words = language(kind)
+    images = soft(model)
+    together = written(model, words, PROMPTS, images, num_beams=beams)
+    for row in range(3):
+        alone = written(model, words, PROMPTS[row : row + 1], images[row : row + 1], num_beams=beams)
+        length = int(alone.lengths[0])
+        assert int(together.lengths[row]) == length
+        assert torch.equal(together.ids[row, :length], alone.ids[0, :length])
+    if kind in DECODERS:
+        right = written(model, words, PROMPTS, images, num_beams=beams, side="right")
+        assert torch.equal(right.ids, together.ids)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("beams", [1, 3])
+def test_ids_equal_those_of_transformers(language: Any, kind: str, beams: int) -> None:
+    model, words = language(kind)
+    images = soft(model)
+    side: Any = "right" if model.is_encoder_decoder else "left"
+    read = words.prompts(PROMPTS, side=side, end=model.is_encoder_decoder)
+    text = model.embed(read.input_ids)
+    if model.is_encoder_decoder:
+        embeds, mask = model._join(images, read.input_ids, read.attention_mask)
+    else:  # transformers wants padding before everything, so the soft prompts stand after it
+        rows = [torch.cat((text[i, ~m], images[i], text[i, m])) for i, m in enumerate(read.attention_mask)]
+        embeds = torch.stack(rows)
+        mask = torch.nn.functional.pad(read.attention_mask, (0, images.shape[1]), value=True)
+    expected = model.hf.generate(
+        inputs_embeds=embeds, attention_mask=mask.long(), max_new_tokens=8, num_beams=beams, do_sample=False,
+        length_penalty=1.0, eos_token_id=words.stop_ids, pad_token_id=words.pad_id,
+    )  # fmt: skip
+    if model.is_encoder_decoder:
+        expected = expected[:, 1:]
+    decoded = written(model, words, PROMPTS, images, num_beams=beams, beam_scoring="transformers")
+    for row, length in enumerate(decoded.lengths.tolist()):
+        assert decoded.ids[row, :length].tolist() == expected[row, :length].tolist()
+        assert all(token in (words.pad_id, *words.stop_ids) for token in expected[row, length:].tolist())
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_frozen_is_frozen(language: Any, kind: str) -> None:
+    model, words = language(kind)
+    images = soft(model).requires_grad_()
+    model.train()
+    assert not any(part.training for part in model.hf.modules())
+    text = words.texts(["a red bus", "two dogs", "the road"])
+    if model.is_encoder_decoder:
+        states, mask = model.encode(images, text.input_ids, text.attention_mask)
+        loss = model.target_logits(states, mask, text.input_ids).square().mean()
+    else:
+        loss = model.decoder_logits(images, text.input_ids, text.attention_mask).square().mean()
+    loss.backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_recomputing_gives_the_same_gradient(folders: dict[str, Path], kind: str) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = make_language(LanguageConfig(source=str(folders[kind])))
+        model.gradient_checkpointing_enable(checkpointing)
+        model.train()
+        images = soft(model).requires_grad_()
+        text = LanguageTokenizer.load(folders[kind]).texts(["a red bus", "two dogs", "the road"])
+        model.decoder_logits(images, text.input_ids, text.attention_mask).square().mean().backward()
+        found.append(images.grad)
+    torch.testing.assert_close(found[1], found[0], **CLOSE)
+
+
+@torch.no_grad()
+def test_its_dtype_is_its_own(folders: dict[str, Path]) -> None:
+    model = make_language(LanguageConfig(source=str(folders["opt"]), dtype="bfloat16"))
+    text = LanguageTokenizer.load(folders["opt"]).texts(["a red bus"])
+    assert model.dtype == torch.bfloat16
+    assert model.decoder_logits(soft(model, 1), text.input_ids, text.attention_mask).dtype == torch.bfloat16
+
+
+def test_a_prompt_that_does_not_fit_is_refused(language: Any) -> None:
+    model, words = language("opt")
+    assert model.max_length == 64
+    with pytest.raises(UserError, match="do not fit the 64 positions"):
+        model.decoder_logits(soft(model, 1), torch.zeros(1, 61, dtype=torch.int64), torch.ones(1, 61).bool())
+    with pytest.raises(UserError, match="shorten the prompt"):
+        written(model, words, ["a " * 60], soft(model, 1))
+    assert language("t5")[0].max_length is None  # relative positions know no end
+
+
+def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither a folder of a language model"):
+        make_language(LanguageConfig(source=str(tmp_path)))
+    with pytest.raises(UserError, match="lora_rank"):
+        LanguageConfig(lora_rank=-1)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is not None, reason="peft is installed")
+def test_lora_without_its_extra_names_it(folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"openblip\[lora\]"):
+        make_language(LanguageConfig(source=str(folders["opt"]), lora_rank=4))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_four_bits_without_their_extra_name_it(folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"openblip\[quantize\]"):
+        make_language(LanguageConfig(source=str(folders["opt"]), quantize="4bit"))
+
+
+class _Bare:
+    """A tokenizer of transformers without pad or end tokens."""
+
+    is_fast, eos_token_id, pad_token_id = True, None, None
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [7]}
+
+
+def test_a_tokenizer_without_end_or_padding() -> None:
+    with pytest.raises(UserError, match="no end token"):
+        LanguageTokenizer(_Bare())
+    named = LanguageTokenizer(_Bare(), end="\n")
+    assert (named.eos_id, named.pad_id, named.stop_ids) == (7, 7, [7])
+    slow = _Bare()
+    slow.is_fast = False  # type: ignore[misc]
+    with pytest.raises(UserError, match="no fast version"):
+        LanguageTokenizer(slow)
+
+
+def test_what_is_scored(language: Any) -> None:
+    _, words = language("opt")
+    batch = words.texts(["a red bus", "two dogs"], prompts=["a photo of", ""])
+    assert words.hf.convert_ids_to_tokens(batch.input_ids[0].tolist()) == (
+        ["<s>", "a", "photo", "of", "a", "red", "bus", "</s>"]
+    )
+    assert batch.scored[0].tolist() == [False] * 4 + [True] * 4
+    assert batch.scored[1].tolist() == [False, True, True, True] + [False] * 4
+    assert batch.attention_mask[1].sum() == 4
+    assert words.decode(batch.input_ids[0, 4:]) == "a red bus"
+    _, words = language("t5")  # closes what it encodes itself; ours stands once
+    assert words.hf.convert_ids_to_tokens(words.texts(["two dogs"]).input_ids[0].tolist()) == [
+        "two",
+        "dogs",
+        "</s>",
+    ]
+    assert words.prompts(["two dogs"], side="right", end=True).input_ids.shape == (1, 3)
+    assert words.prompts(["two dogs"], side="right").input_ids.shape == (1, 2)

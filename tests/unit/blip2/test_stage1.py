@@ -1,0 +1,150 @@
+"""Stage 1 and stage 2 as losses: one row, one picture, frozen parts, what a split keeps, no wait for the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_blip2 import TEXTS, images, model, tokenizer, write_language
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from openblip.core.errors import UserError
+from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
+from openblip.core.tokenizer import TokenBatch
+from openblip.models.blip2 import best_query
+from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config, split_prefix
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def stage1(**settings: Any) -> Blip2Stage1:
+    made = model(qformer={"dropout": 0.0})
+    return Blip2Stage1(made, Stage1Config(**settings), dec_id=tokenizer().dec_id)
+
+
+def text(count: int = 3) -> TokenBatch:
+    return tokenizer().encode(TEXTS[:count])
+
+
+def losses(step: Blip2Stage1, count: int = 3, ids: Tensor | None = None) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return step(step.model.encode_image(images(count)), text(count), ids)
+
+
+def test_a_batch_of_one_has_no_negatives_and_finite_losses() -> None:
+    found = losses(stage1(label_smoothing=0.0), 1)
+    assert found["loss_itc"].item() == pytest.approx(0.0, abs=1e-6)
+    assert all(torch.isfinite(value) for value in found.values())
+    found["loss"].backward()
+
+
+def test_all_rows_of_one_image() -> None:
+    """With image ids nothing is left to draw: ITM is the positives alone, ITC spreads evenly over all."""
+    step = stage1(use_image_ids=True, label_smoothing=0.0)
+    found = losses(step, 3, torch.tensor([7, 7, 7]))
+    embeds, words = step.model.encode_image(images(3)), text(3)
+    logits = step.model.match(words.input_ids, words.attention_mask, step.model.remember(embeds))
+    expected = torch.nn.functional.cross_entropy(logits, torch.ones(3, dtype=torch.int64))
+    torch.testing.assert_close(found["loss_itm"], expected, **CLOSE)
+    features = step.model.image_features(step.model.read_image(step.model.remember(embeds)))
+    similar = best_query(features, step.model.text_features(words.input_ids, words.attention_mask))
+    similar = similar / step.model.temperature
+    expected = -(similar.log_softmax(1).mean() + similar.T.log_softmax(1).mean()) / 2
+    torch.testing.assert_close(found["loss_itc"], expected, **CLOSE)
+
+
+def test_objectives_left_out_are_not_computed() -> None:
+    assert set(losses(stage1(objectives=("itg",)))) == {"loss", "loss_itg"}
+    whole = losses(stage1())
+    for names in (("itc",), ("itc", "itg")):
+        part = losses(stage1(objectives=names))
+        for name in names:
+            torch.testing.assert_close(part[f"loss_{name}"], whole[f"loss_{name}"])
+        torch.testing.assert_close(part["loss"], sum(part[f"loss_{name}"] for name in names))
+    for names, words in (((), "no objective"), (("itm",), "name both"), (("itx",), 'did you mean "it')):
+        with pytest.raises(UserError, match=words):
+            Stage1Config(objectives=names)
+
+
+def test_only_the_frozen_parts_are_without_gradient() -> None:
+    step = stage1()
+    losses(step)["loss"].backward()
+    without = {name for name, p in step.model.named_parameters() if p.grad is None}
+    assert without == step.model.frozen_parameter_names()
+
+
+def test_the_device_is_not_waited_for() -> None:
+    """Tensors without values: whatever asks for one fails."""
+    step, words = stage1(), text()
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        for name, parameter in step.named_parameters():
+            owner, _, last = name.rpartition(".")
+            made = torch.nn.Parameter(fake.from_tensor(parameter.detach()))
+            setattr(step.get_submodule(owner), last, made)
+        ids, mask = fake.from_tensor(words.input_ids), fake.from_tensor(words.attention_mask)
+        with pytest.raises(DataDependentOutputException):
+            ids.max().item()
+        found = step(fake.from_tensor(torch.randn(3, 17, 32)), TokenBatch(ids, mask))
+        found["loss"].backward()
+    assert step.model.qformer.queries.grad is not None
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: write_language(tmp_path_factory.mktemp(kind), kind) for kind in ("opt", "t5")}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_stage_2_does_not_depend_on_padding(folders: dict[str, Path], kind: str) -> None:
+    made = model(language=folders[kind], matches=False, qformer={"vocab_size": None})
+    words = LanguageTokenizer.load(folders[kind])
+    step = Blip2Stage2(made, eos_id=words.eos_id)
+    batch = words.texts(TEXTS[:3])
+    pad = torch.nn.functional.pad
+    wide = LanguageBatch(
+        pad(batch.input_ids, (0, 4), value=words.pad_id),
+        *(pad(mask, (0, 4), value=False) for mask in (batch.attention_mask, batch.scored, batch.starts)),
+    )
+    embeds = made.encode_image(images())
+    prefix = words.prompts(["a photo of", "what is", "the"], side="right", end=True)
+    found = [step(embeds, b, prefix=prefix)["loss"] for b in (batch, wide)]
+    torch.testing.assert_close(found[0], found[1], **CLOSE)
+    found[0].backward()
+    assert all(p.grad is None for p in made.llm.parameters())
+    assert made.language_proj.weight.grad is not None
+    assert made.qformer.queries.grad is not None
+
+
+def test_a_prompt_carries_no_loss(folders: dict[str, Path]) -> None:
+    made = model(language=folders["opt"], matches=False, qformer={"vocab_size": None})
+    words = LanguageTokenizer.load(folders["opt"])
+    batch = words.texts(["a red bus"], prompts=["a photo of"])
+    with torch.no_grad():
+        embeds = made.encode_image(images(1))
+        loss = Blip2Stage2(made, eos_id=words.eos_id)(embeds, batch)["loss"]
+        logits = made.llm.decoder_logits(
+            made.soft_prompt(made.remember(embeds)), batch.input_ids, batch.attention_mask
+        )
+    scored = batch.scored[0]
+    picked = logits[0, :-1].log_softmax(-1).gather(1, batch.input_ids[0, :, None])[:, 0]
+    torch.testing.assert_close(loss, -picked[scored].mean(), **CLOSE)
+
+
+def test_a_split_text_is_whole_again(folders: dict[str, Path]) -> None:
+    words = LanguageTokenizer.load(folders["t5"])
+    batch = words.texts(TEXTS)
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        prefix, rest = split_prefix(batch, eos_id=words.eos_id)
+        for row in range(len(TEXTS)):
+            before = prefix.input_ids[row][prefix.attention_mask[row]].tolist()
+            after = rest.input_ids[row][rest.attention_mask[row]].tolist()
+            assert before[-1] == words.eos_id
+            assert before[:-1] + after == batch.input_ids[row][batch.attention_mask[row]].tolist()
+            assert batch.starts[row, len(before) - 1]  # a word begins where the rest does
+            seen.add((row, len(before)))
+    assert len({length for row, length in seen if row == 5}) > 5  # every word of the longest, sooner or later
