@@ -17,16 +17,17 @@ from typing import Any
 
 import tyro
 
-from openblip.cli import make, train, use
+from openblip.cli import capfilt, make, train, use
 from openblip.core.errors import UserError, nearest
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    command.__name__: command
+    command.__name__.replace("_", "-"): command
     for command in (
         *(train.pretrain, train.finetune),
         *(use.evaluate, use.caption, use.match, use.retrieve, use.info),
+        *(capfilt.capfilt, capfilt.capfilt_decide),
         *(make.tokenizer, make.world, make.demo, make.report),
     )
 }
@@ -78,6 +79,7 @@ def _read(arguments: list[str]) -> Callable[[], None]:
         from openblip import __version__
 
         return functools.partial(print, f"openblip {__version__}")
+    arguments = _joined(arguments)
     _check_names(arguments)
     app = tyro.extras.SubcommandApp()
     for name, command in COMMANDS.items():
@@ -96,6 +98,12 @@ def _read(arguments: list[str]) -> Callable[[], None]:
         if stop.code in (0, None):
             raise
         raise UserError(_sentence(complaint.getvalue(), arguments[0])) from None
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """A command of two words as one: "capfilt decide" is capfilt-decide."""
+    name = "-".join(arguments[:2])
+    return [name, *arguments[2:]] if name in COMMANDS else arguments
 
 
 def _later(command: Callable[..., None]) -> Any:

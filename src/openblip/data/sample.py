@@ -52,7 +52,8 @@ class BrokenSample(Exception):
 
     Attributes:
         cause: short slug, one of "missing", "empty", "truncated", "not-an-image", "too-large", "unreadable"
-            (the picture), "no-text", "bad-text" (its texts), "bad-row" (its line in a captions file).
+            (the picture), "no-text", "bad-text" (its texts), "bad-row" (its line in a captions file),
+            "duplicate-key".
         key: the sample's key.
         detail: one sentence for a person.
     """

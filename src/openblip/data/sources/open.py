@@ -9,7 +9,8 @@ import dataclasses
 import glob
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -24,9 +25,10 @@ from openblip.data.sources.parquet import open_parquet
 from openblip.data.sources.table import open_records
 from openblip.data.sources.tars import TarSource
 
-__all__ = ["open_source", "parse_spec"]
+__all__ = ["SourceParts", "open_source", "parse_spec", "source_parts"]
 
 _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
+_MOST_GAPS = 1000
 _CAPTION_FILES = ("captions", "metadata", "annotations", "dataset", "data")
 _QUERY = re.compile(r"^(?P<path>.*?)\?(?P<query>\w+=[^?]*)$", re.DOTALL)
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
@@ -86,6 +88,53 @@ def open_source(spec: SourceConfig | str) -> Source:
     return PairsSource(source) if config.pairs else source
 
 
+@dataclass(frozen=True)
+class SourceParts:
+    """A source in pieces that can be opened apart."""
+
+    parts: list[SourceConfig]
+    missing: list[str] = field(default_factory=list)
+    """files that a range names, or that numbered names leave out"""
+
+
+def source_parts(spec: SourceConfig | str) -> SourceParts:
+    """Each tar or parquet file of `spec` as a source of its own, so that a collection is never indexed as a whole.
+
+    What is not many such files is one part; samples have the same keys as in the whole.
+
+    Raises:
+        UserError: a setting of `spec` is wrong.
+    """
+    config = parse_spec(spec) if isinstance(spec, str) else spec
+    if config.path.startswith(("world:", "hf:")) or "://" in config.path:
+        return SourceParts([config])
+    path = Path(config.path).expanduser()
+    files: list[Path] = []
+    missing: list[str] = []
+    if path.is_dir():
+        files = _packed_files(path)
+    elif not path.is_file():
+        files, _ = _expand(str(path))
+        named = (name for name in _braces(str(path)) if not any(letter in name for letter in "*?["))
+        missing = [name for name in named if not Path(name).exists()]
+    kinds = {file.suffix.lower() for file in files}
+    if len(files) < 2 or kinds not in ({".tar"}, {".parquet"}):
+        return SourceParts([config], missing)
+    name = config.name or config.path
+    parts = [dataclasses.replace(config, path=str(file), name=name) for file in files]
+    return SourceParts(parts, missing or _gaps(files))
+
+
+def _gaps(files: Sequence[Path]) -> list[str]:
+    """Names that are left out where files are numbered."""
+    numbered = {int(file.stem): file for file in files if file.stem.isdecimal()}
+    if len(numbered) < len(files) or len(numbered) < 2:
+        return []
+    width = len(files[0].stem)
+    left_out = (n for n in range(min(numbered), max(numbered)) if n not in numbered)
+    return [f"{n:0{width}d}{files[0].suffix}" for n in itertools.islice(left_out, _MOST_GAPS)]
+
+
 def _open(config: SourceConfig) -> Source:
     spec = config.path
     if spec.startswith("world:"):
@@ -132,13 +181,10 @@ def _open_files(paths: list[Path], config: SourceConfig, *, num_missing: int = 0
 def _open_folder(folder: Path, config: SourceConfig) -> Source:
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return HubSource(str(folder), config.split, config)
-    entries = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    tars = [path for path in entries if path.suffix.lower() == ".tar"]
-    if tars:  # img2dataset writes .parquet and .json beside each; the tars have it all
-        return TarSource(tars, config)
+    if packed := _packed_files(folder):
+        return _open_files(packed, config)
+    entries = _entries(folder)
     tables = [path for path in entries if path.suffix.lower() in _TABLES]
-    if tables and all(path.suffix.lower() == ".parquet" for path in tables):
-        return open_parquet(tables, config)
     named = [path for path in tables if path.stem.lower() in _CAPTION_FILES]
     if len(named) == 1:
         return _open_files(named, config)
@@ -151,6 +197,22 @@ def _open_folder(folder: Path, config: SourceConfig) -> Source:
         names = ", ".join(path.name for path in tables[:5])
         raise UserError(f"{folder} holds several captions files ({names}); give one of them as the path")
     return FolderSource(folder, config)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _packed_files(folder: Path) -> list[Path]:
+    """The tars of a folder, or its parquet files where there are no other tables; else nothing."""
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        return []
+    entries = _entries(folder)
+    tars = [path for path in entries if path.suffix.lower() == ".tar"]
+    if tars:  # img2dataset writes .parquet and .json beside each; the tars have it all
+        return tars
+    tables = [path for path in entries if path.suffix.lower() in _TABLES]
+    return tables if all(path.suffix.lower() == ".parquet" for path in tables) else []
 
 
 def _expand(pattern: str) -> tuple[list[Path], int]:

@@ -155,9 +155,15 @@ class TarSource(Source):
             folder, name = os.path.split(member.name)
             return os.path.join(folder, name.split(".", 1)[0])
 
+        seen: set[str] = set()
         for key, members in itertools.groupby(self._members(path), key=key_of):
             if not key or key.endswith("/"):
                 continue  # hidden files, as some archivers add them
+            if key in seen:
+                detail = "the tar holds this key twice; its first files are used"
+                self.bad_rows.append(BrokenSample("duplicate-key", f"{path.stem}/{key}", detail))
+                continue
+            seen.add(key)
             places = [0, -1, 0, -1, 0, -1]
             for member in members:
                 ending = member.name[len(key) + 1 :].lower()

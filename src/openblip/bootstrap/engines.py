@@ -1,0 +1,186 @@
+"""Engines map a worker over chunks: processes on this machine, or actors of a Ray cluster.
+
+What a chunk gives does not depend on the engine: random numbers belong to a sample's key, batches to its chunk.
+(Sums differ in their last bit with the number of threads, so tables are equal bit for bit where that is equal.)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from openblip.bootstrap.job import CapFiltConfig, Chunk, Done, Worker
+from openblip.core.config import from_dict, to_dict
+from openblip.core.errors import UserError, require
+from openblip.core.runtime import choose_device
+
+__all__ = ["ENGINES", "MakeWorker", "default_threads", "run_local", "run_ray"]
+
+MakeWorker = Callable[[CapFiltConfig], Worker]
+"""Makes a worker for settings in which the device is filled in; travels to other processes."""
+
+_AHEAD = 2
+"""chunks that wait for each process"""
+
+
+def default_threads(workers: int) -> int:
+    """Cores for each of so many processes."""
+    return max(1, len(os.sched_getaffinity(0)) // workers if hasattr(os, "sched_getaffinity") else 1)
+
+
+def devices_for(config: CapFiltConfig, workers: int) -> list[str]:
+    """A device for each process: the one that is named, or this machine's GPUs in turn."""
+    if config.device in ("auto", "cuda") and torch.cuda.is_available():
+        return [f"cuda:{number % torch.cuda.device_count()}" for number in range(workers)]
+    return [str(choose_device(config.device))] * workers
+
+
+def run_local(
+    make_worker: MakeWorker, config: CapFiltConfig, chunks: Iterable[Chunk], *, workers: int, threads: int
+) -> Iterator[Done]:
+    """Map over chunks with processes of this machine; one works right here.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    devices = devices_for(config, workers)
+    if workers == 1:
+        torch.set_num_threads(threads)
+        yield from map(make_worker(replace(config, device=devices[0])), chunks)
+        return
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    for device in devices:
+        queue.put(device)
+    pool = ProcessPoolExecutor(workers, context, _begin, (make_worker, config, queue, threads))
+    waiting = iter(chunks)
+    running: set[Future[Done]] = set()
+    try:
+        while True:
+            for chunk in islice(waiting, _AHEAD * workers - len(running)):
+                running.add(pool.submit(_process, chunk))
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process of the run was killed, mostly for lack of memory; run the same command again to go on "
+            "(with a smaller --batch-size or fewer --workers)"
+        ) from error
+    finally:
+        _stop(pool)
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End a pool at once: whatever its processes are at leaves no trace."""
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
+
+
+_worker: Worker | None = None
+
+
+def _begin(make_worker: MakeWorker, config: CapFiltConfig, devices: Any, threads: int) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _worker = make_worker(replace(config, device=devices.get()))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _process(chunk: Chunk) -> Done:
+    assert _worker is not None
+    return _worker(chunk)
+
+
+def run_ray(
+    make_worker: MakeWorker,
+    config: CapFiltConfig,
+    chunks: Iterable[Chunk],
+    *,
+    workers: int,
+    threads: int,
+    address: str = "",
+) -> Iterator[Done]:
+    """Map over chunks with Ray Data and a pool of actors; blocks, back-pressure and retries are Ray's.
+
+    Args:
+        address: of a cluster, "auto" for the one that this machine belongs to; "" starts one here. The target must
+            lie where all its machines can write.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        UserError: there is no cluster at the address.
+    """
+    ray = require("ray", "ray")
+    data = require("ray.data", "ray")
+    rows = [{**asdict(chunk), "part": to_dict(chunk.part)} for chunk in chunks]
+    if not rows:
+        return
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(
+                address=address or "local", log_to_driver=False, include_dashboard=False, logging_level="error"
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f'there is no Ray cluster at "{address}": {error}') from error
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False
+    on_gpu = config.device in ("auto", "cuda") and torch.cuda.is_available()
+    try:
+        results = data.from_items(rows, override_num_blocks=min(len(rows), 4096)).map(
+            _Actor,
+            fn_constructor_args=(make_worker, to_dict(config), threads),
+            compute=data.ActorPoolStrategy(size=workers),
+            num_cpus=threads,
+            num_gpus=1 if on_gpu else 0,
+        )
+        for row in results.iter_rows():
+            yield Done(**row)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        raise (cause if isinstance(cause, UserError) else error) from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+class _Actor:
+    """A process of Ray's that holds the models; maps one chunk at a time."""
+
+    def __init__(self, make_worker: MakeWorker, config: dict[str, Any], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._worker = make_worker(from_dict(CapFiltConfig, config))
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        part = {name: value for name, value in row["part"].items() if value is not None}
+        chunk = from_dict(Chunk, {**row, "part": part})
+        return asdict(self._worker(chunk))
+
+
+ENGINES = ("local", "ray")

@@ -1,0 +1,313 @@
+"""A run as chunks: what it depends on, how a source is cut, and what one chunk leaves on disk.
+
+A chunk is a range of samples of one part of the source (a tar, a parquet file, or the whole). Whoever processes it
+writes, each whole or not at all and in this order: its piece of the result table, its shard of the training set,
+and a marker that says it is done. A chunk depends on nothing but the source, the settings and the models, so one
+that was cut short is simply made anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from openblip.bootstrap.pipeline import Pipeline
+from openblip.bootstrap.policy import Policy, decide
+from openblip.bootstrap.table import Row, read_table, write_table
+from openblip.core.config import to_dict
+from openblip.core.errors import UserError
+from openblip.core.files import write_json
+from openblip.data.sample import BrokenSample
+from openblip.data.sinks.sets import LAYOUTS, Layout, Pair, encoded_picture, remove_shard, write_shard
+from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.open import open_source, source_parts
+from openblip.generation.types import DecodeConfig
+
+__all__ = ["CapFiltConfig", "Chunk", "Done", "Output", "Places", "Shard", "Worker", "plan"]
+
+NUCLEUS = DecodeConfig(sample=True, top_p=0.9, min_new_tokens=5, max_new_tokens=20)
+"""how the paper writes synthetic captions"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapFiltConfig:
+    """What the result table depends on; `Output` is what is made of it."""
+
+    source: SourceConfig
+    filter: str
+    """the model that judges: a folder or checkpoint with ITC and ITM"""
+    captioner: str = ""
+    """the model that writes; none writes nothing"""
+    decode: DecodeConfig = NUCLEUS
+    prompt: str | None = None
+    """how written texts begin; None is what the captioner was trained with"""
+    image_size: int | None = None
+    """pixels; None is what each model was trained with"""
+    max_length: int = 40
+    """tokens of a text that the filter reads"""
+    ranker: str = ""
+    """a CLIP-like model whose similarity is noted as well, for the policy "blip2" """
+    batch_size: int = 32
+    chunk_size: int = 1024
+    """samples that are made, and lost to a kill, together"""
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_length < 3:
+            raise UserError(f"max_length must be at least 3, not {self.max_length}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What is made of the table: decisions and a training set. Both can be made again without a model."""
+
+    policy: Policy = field(default_factory=Policy)
+    layout: Layout | Literal["none"] = "tars"
+    """of the training set; "none" writes the table alone"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The share of a run that one machine takes: `number` of `count`, from 0."""
+
+    number: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.count:
+            raise UserError(f"--shard {self.number}/{self.count}: shards are numbered from 0 to {self.count - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things lie in the folder of a run; the training set lies in the folder itself."""
+
+    root: Path
+
+    @property
+    def own(self) -> Path:
+        """Everything but the training set."""
+        return self.root / "capfilt"
+
+    @property
+    def run(self) -> Path:
+        """What the run depends on."""
+        return self.own / "run.json"
+
+    @property
+    def totals(self) -> Path:
+        """What it came to; written when every chunk is done."""
+        return self.own / "totals.json"
+
+    @property
+    def tables(self) -> Path:
+        """The result table, a parquet file for each chunk."""
+        return self.own / "table"
+
+    @property
+    def parts(self) -> Path:
+        """Lines of captions.jsonl that wait to be joined."""
+        return self.own / "lines"
+
+    def table(self, chunk: str) -> Path:
+        """A chunk's piece of the result table."""
+        return self.tables / f"{chunk}.parquet"
+
+    def marker(self, chunk: str) -> Path:
+        """What says that a chunk is done, for which output, and what it took."""
+        return self.own / "done" / f"{chunk}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Samples `start` to `stop` of a part of the source."""
+
+    name: str
+    part: SourceConfig
+    start: int
+    stop: int
+    trouble: str = ""
+    """why the part cannot be opened at all"""
+
+
+@dataclass(slots=True)
+class Done:
+    """What became of a chunk."""
+
+    chunk: str
+    samples: int
+    quarantined: int
+    kept_texts: int
+    pictures: int
+    """that have a text in the training set"""
+    seconds: float = 0.0
+    fresh: bool = True
+    """whether anything had to be done"""
+
+
+def plan(config: CapFiltConfig, shard: Shard | None = None) -> Iterator[Chunk]:
+    """Cut the source into chunks, one part after the other; a part that cannot be opened is a chunk of its own.
+
+    Raises:
+        UserError: no part can be opened.
+    """
+    shard = shard or Shard()
+    parts = source_parts(config.source).parts
+    by_part = len(parts) >= shard.count
+    failures: list[tuple[int, UserError]] = []
+    opened = False
+    for number, part in enumerate(parts):
+        if by_part and number % shard.count != shard.number:
+            continue
+        try:
+            count = len(open_part(part))
+        except UserError as error:
+            failures.append((number, error))
+            continue
+        opened = True
+        for place, start in enumerate(range(0, count, config.chunk_size)):
+            if by_part or place % shard.count == shard.number:
+                stop = min(start + config.chunk_size, count)
+                yield Chunk(f"{number:05d}-{place:05d}", part, start, stop)
+    if failures and not opened:
+        raise failures[0][1]
+    for number, failure in failures:
+        yield Chunk(f"{number:05d}-00000", parts[number], 0, 0, str(failure))
+
+
+@functools.lru_cache(maxsize=2)
+def open_part(part: SourceConfig) -> Source:
+    """A part of the source; those read last stay open."""
+    return open_source(part)
+
+
+class Worker:
+    """Processes chunks, one after the other.
+
+    Args:
+        make_pipeline: opens the models; called when a chunk needs them.
+        tables: where the tables of an earlier run are, when they are decided on again for another target.
+    """
+
+    def __init__(
+        self,
+        config: CapFiltConfig,
+        output: Output,
+        target: Path,
+        make_pipeline: Callable[[], Pipeline],
+        *,
+        tables: Path | None = None,
+    ) -> None:
+        self.config, self.output = config, output
+        self.places = Places(target)
+        self._earlier = Places(tables) if tables is not None else self.places
+        self._make_pipeline = functools.cache(make_pipeline)
+
+    def __call__(self, chunk: Chunk) -> Done:
+        """Process a chunk, unless it is done."""
+        places, began = self.places, time.perf_counter()
+        wanted = to_dict(self.output)
+        marker = places.marker(chunk.name)
+        before = json.loads(marker.read_text()) if marker.exists() else None
+        if before is not None and before["output"] == wanted:
+            return Done(**before["done"], fresh=False)
+        seconds: dict[str, float] = {}
+        known = self._earlier.table(chunk.name)
+        rows = read_table(known) if known.exists() else self._compute(chunk, seconds)
+        for row in rows:
+            if row.status == "ok":
+                decide(row.texts, self.output.policy)
+        write_table(places.table(chunk.name), rows)
+        for layout in LAYOUTS:
+            if layout != self.output.layout:
+                remove_shard(layout, places.root, places.parts, chunk.name)
+            elif self._write_set(chunk, rows, layout):
+                write_table(places.table(chunk.name), rows)
+        done = _count(chunk, rows)
+        done.seconds = round(time.perf_counter() - began, 3)
+        stored = {name: value for name, value in to_dict(done).items() if name != "fresh"}
+        write_json(
+            marker, {"output": wanted, "done": stored, "stages": seconds or (before or {}).get("stages", {})}
+        )
+        return done
+
+    def _compute(self, chunk: Chunk, seconds: dict[str, float]) -> list[Row]:
+        """The rows of a chunk, by the models."""
+        part = chunk.part.path
+        if chunk.trouble:
+            return [Row(key=Path(part).name, index=-1, part=part, status="unreadable", detail=chunk.trouble)]
+        source = open_part(chunk.part)
+        # What could not be read when the part was opened belongs to its first chunk.
+        bad = source.bad_rows if chunk.start == 0 else []
+        rows = [Row(key=b.key, index=-1, part=part, status=b.cause, detail=b.detail) for b in bad]
+        pipeline = self._make_pipeline()
+        pipeline.seconds.clear()
+        found = pipeline.rows(source, range(chunk.start, chunk.stop))
+        for row in found:
+            row.part = part
+        seconds.update({stage: round(spent, 3) for stage, spent in pipeline.seconds.items()})
+        return rows + found
+
+    def _write_set(self, chunk: Chunk, rows: Sequence[Row], layout: Layout) -> bool:
+        """Write the chunk's shard of the training set; whether a row had to be changed on the way."""
+        places, gone = self.places, 0
+
+        def pairs() -> Iterator[Pair]:
+            nonlocal gone
+            for row in rows:
+                if row.status != "ok" or not row.kept:
+                    continue
+                try:
+                    yield _pair(row, open_part(chunk.part))
+                except BrokenSample as broken:
+                    gone += 1
+                    row.status, row.detail = broken.cause, broken.detail
+                    for text in row.kept:
+                        text.kept, text.reason = False, "no-picture"
+
+        write_shard(layout, places.root, places.parts, chunk.name, pairs())
+        return gone > 0
+
+
+def _pair(row: Row, source: Source) -> Pair:
+    changed = UserError(
+        f'sample {row.index} of {row.part} is not "{row.key}" any more; the source has changed since its texts '
+        "were scored: start again in a new folder"
+    )
+    if row.index >= len(source):
+        raise changed
+    sample = source[row.index]
+    if sample.key != row.key:
+        raise changed
+    kept = row.kept
+    record: dict[str, Any] = {
+        **row.meta,
+        "source_key": row.key,
+        "origins": [text.origin for text in kept],
+        "itm": [text.itm for text in kept],
+        "itc": [text.itc for text in kept],
+    }
+    image, _ = encoded_picture(sample.image)
+    return Pair(f"{row.index:09d}", image, [text.text for text in kept], row.image_id, record)
+
+
+def _count(chunk: Chunk, rows: Sequence[Row]) -> Done:
+    causes = Counter(row.status for row in rows)
+    good = [row for row in rows if row.status == "ok"]
+    return Done(
+        chunk=chunk.name,
+        samples=len(rows),
+        quarantined=len(rows) - causes["ok"],
+        kept_texts=sum(len(row.kept) for row in good),
+        pictures=sum(bool(row.kept) for row in good),
+    )

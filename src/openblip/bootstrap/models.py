@@ -1,0 +1,141 @@
+"""The captioner and the filter: opened, checked for what they can do, fingerprinted, shared where they are one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openblip.checkpoints.store import open_model, unique_state
+from openblip.core.config import to_dict
+from openblip.core.errors import UserError
+from openblip.core.tokenizer import TextTokenizer
+from openblip.data.transforms import clean_caption
+from openblip.models.blip import Blip
+from openblip.models.layers import ImageMemory
+
+__all__ = ["Models", "Part", "fingerprint", "open_models"]
+
+
+@dataclass
+class Part:
+    """A model with what is needed to use it."""
+
+    model: Blip
+    tokenizer: TextTokenizer
+    info: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        """Pixels that the vision tower reads."""
+        return self.model.config.vision.image_size
+
+    @property
+    def prompt(self) -> str:
+        """How the model was trained to begin its texts."""
+        return str(self.info.get("prompt", ""))
+
+    def clean(self, texts: Sequence[str]) -> list[str]:
+        """Texts as the model saw them in training."""
+        how = self.info.get("clean", "simplify")
+        if how == "none":
+            return list(texts)
+        return [clean_caption(text, None, simplify=how == "simplify") for text in texts]
+
+
+@dataclass
+class Models:
+    """Who writes and who judges."""
+
+    captioner: Part | None
+    """None: nothing is written, texts from the web are judged alone"""
+    filter: Part
+    one_vision: bool
+    """both see with the same weights: a picture is encoded once"""
+    one_model: bool
+    """captioner and filter are parts of one tied model: its memory serves both"""
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Models:
+        """Move both to a device, in a dtype, ready to be used."""
+        for part in (self.captioner, self.filter):
+            if part is not None:
+                part.model.to(device, dtype).eval()
+        return self
+
+    @torch.no_grad()
+    def look(self, pixels: dict[int | tuple[int, int], Tensor]) -> tuple[ImageMemory | None, Tensor, ImageMemory]:
+        """Encode pictures, each tower once.
+
+        Args:
+            pixels: normalised [B, 3, H, W] for each size that a tower reads.
+
+        Returns:
+            the captioner's memory, the filter's image_embeds [B, N, Dv], the filter's memory.
+        """
+        judge = self.filter.model
+        embeds = judge.encode_image(pixels[self.filter.image_size])
+        memory = judge.remember(embeds)
+        if self.captioner is None:
+            return None, embeds, memory
+        if self.one_model:
+            return memory, embeds, memory
+        writer = self.captioner.model
+        own = embeds if self.one_vision else writer.encode_image(pixels[self.captioner.image_size])
+        return writer.remember(own), embeds, memory
+
+
+def fingerprint(model: nn.Module, config: Any) -> str:
+    """Return 16 hex digits that name weights and sizes, whatever file they came from."""
+    digest = hashlib.blake2b(json.dumps(to_dict(config), sort_keys=True).encode(), digest_size=8)
+    for name, value in sorted(unique_state(model).items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def open_models(
+    captioner: str,
+    filter: str,
+    *,
+    image_size: int | None = None,
+) -> Models:
+    """Open the two models, "" for no captioner; the same path is opened once.
+
+    Raises:
+        UserError: one cannot be opened, or cannot do what it is needed for.
+    """
+    judge = _open(filter, image_size)
+    _require(
+        filter, "--filter", judge.model.text_encoder is not None, "only writes; it has no ITM head to judge with"
+    )
+    writer: Part | None = None
+    if captioner:
+        writer = judge if captioner == filter else _open(captioner, image_size)
+        _require(captioner, "--captioner", writer.model.text_decoder is not None, "only matches; it cannot write")
+    one_model = writer is not None and (writer is judge or writer.fingerprint == judge.fingerprint)
+    one_vision = writer is not None and (one_model or _same_weights(writer.model.vision, judge.model.vision))
+    if writer is not None and one_vision and writer is not judge:
+        writer.model.vision = judge.model.vision
+    return Models(writer, judge, one_vision, one_model).to("cpu", torch.float32)
+
+
+def _open(path: str, image_size: int | None) -> Part:
+    stored = open_model(path, image_size=image_size)
+    model = stored.blip
+    return Part(model, stored.tokenizer, stored.info, fingerprint(model, model.config))
+
+
+def _require(path: str, option: str, able: bool, lack: str) -> None:
+    if not able:
+        raise UserError(f"{option} {path}: this model {lack}; give one that was trained for it")
+
+
+def _same_weights(first: nn.Module, second: nn.Module) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -1,0 +1,285 @@
+"""CapFilt over a collection: `run_capfilt` makes the table and the training set, `decide_again` makes them anew.
+
+    run_capfilt(CapFiltConfig(source=parse_spec("web/"), captioner="c/model", filter="f/model"), "clean")
+    decide_again("clean", Output(policy=Policy(threshold=0.7)))
+
+The same call on the same folder goes on where complete chunks end; when nothing is left to do it does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import openblip
+from openblip.bootstrap.engines import ENGINES, MakeWorker, default_threads, run_local, run_ray
+from openblip.bootstrap.job import CapFiltConfig, Chunk, Done, Output, Places, Shard, Worker, open_part, plan
+from openblip.bootstrap.models import Models, open_models
+from openblip.bootstrap.pipeline import Pipeline
+from openblip.bootstrap.ranker import open_ranker
+from openblip.core.config import differences, from_dict, to_dict
+from openblip.core.errors import UserError, nearest
+from openblip.core.files import remove_quietly, write_json
+from openblip.core.runtime import choose_device, choose_dtype, versions
+from openblip.data.sinks.sets import merge_parts
+from openblip.data.sources.open import source_parts
+
+__all__ = ["Engine", "Totals", "decide_again", "load_run", "run_capfilt"]
+
+_FREE = ("device", "source.weight")
+"""settings that may differ from one call to the next"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Who does the work."""
+
+    name: str = "local"
+    workers: int = 0
+    """processes, or actors; 0 is one for each GPU, or one"""
+    threads: int = 0
+    """of each process; 0 shares the cores out evenly"""
+    address: str = ""
+    """of a Ray cluster; "" starts one on this machine"""
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise UserError(f'there is no engine "{self.name}"{nearest(self.name, ENGINES)}')
+        if self.workers < 0 or self.threads < 0:
+            raise UserError("workers and threads must not be negative")
+
+
+@dataclass
+class Totals:
+    """What a run has come to."""
+
+    chunks: int = 0
+    fresh_chunks: int = 0
+    """of them, those that this call has made"""
+    samples: int = 0
+    quarantined: int = 0
+    kept_texts: int = 0
+    pictures: int = 0
+    """in the training set"""
+
+    def add(self, done: Done) -> None:
+        """Count a chunk in."""
+        self.chunks += 1
+        self.fresh_chunks += done.fresh
+        self.samples += done.samples
+        self.quarantined += done.quarantined
+        self.kept_texts += done.kept_texts
+        self.pictures += done.pictures
+
+
+def run_capfilt(
+    config: CapFiltConfig,
+    target: Path | str,
+    output: Output | None = None,
+    *,
+    engine: Engine | None = None,
+    shard: Shard | None = None,
+    on_chunk: Callable[[Done, Totals], None] | None = None,
+) -> Totals:
+    """Write, score and decide on every sample of a collection; see docs/capfilt.md for what is left in `target`.
+
+    Args:
+        target: a new folder, or that of the same run.
+        shard: a share of the chunks; when all shares are done, one call without it joins them.
+        on_chunk: told of each chunk.
+
+    Raises:
+        UserError: a mistake in the settings, the source or the models; the target belongs to another run.
+    """
+    target, output, engine = Path(target), output or Output(), engine or Engine()
+    _check_target(config, target)
+    open_part.cache_clear()
+    device = choose_device(config.device)
+    config = replace(config, dtype=str(choose_dtype(config.dtype, device)).removeprefix("torch."))
+    models = open_models(config.captioner, config.filter, image_size=config.image_size)
+    _same_run(Places(target), config, models)
+    workers = engine.workers or max(1, torch.cuda.device_count() if device.type == "cuda" else 1)
+    threads = engine.threads or default_threads(workers)
+    chunks = plan(config, shard)
+    opened = models if engine.name == "local" and workers == 1 else None
+    totals = _work(
+        partial(make_worker, output=output, target=target, models=opened), config, chunks, engine, workers, threads,
+        on_chunk,
+    )  # fmt: skip
+    if shard is None or shard.count == 1:
+        _finish(Places(target), output, totals)
+    return totals
+
+
+def decide_again(
+    run: Path | str,
+    output: Output,
+    *,
+    target: Path | str | None = None,
+    on_chunk: Callable[[Done, Totals], None] | None = None,
+) -> Totals:
+    """Decide on the table of an earlier run by another policy and write the training set anew, without a model.
+
+    Args:
+        run: the folder of the run.
+        target: a folder for decisions and set; None replaces those of the run.
+
+    Raises:
+        UserError: there is no run, or it is not complete.
+    """
+    run = Path(run)
+    config, described = load_run(run)
+    target = run if target is None else Path(target)
+    places = Places(target)
+    if target != run:
+        _check_target(config, target)
+        _same_described(places, described)
+    open_part.cache_clear()
+    if not Places(run).totals.exists():
+        raise UserError(f"{run} is not complete; let openblip capfilt finish first")
+    parts = source_parts(config.source).parts
+    worker = Worker(config, output, target, _no_models, tables=run if target != run else None)
+    totals = Totals()
+    for table in sorted(Places(run).tables.glob("*.parquet")):
+        chunk = Chunk(table.stem, parts[int(table.stem.partition("-")[0])], 0, 0)
+        _tell(worker(chunk), totals, on_chunk)
+    _finish(places, output, totals)
+    return totals
+
+
+def load_run(run: Path | str) -> tuple[CapFiltConfig, dict[str, Any]]:
+    """The settings of a run, and everything that its run.json says.
+
+    Raises:
+        UserError: there is no run in the folder.
+    """
+    path = Places(Path(run)).run
+    if not path.is_file():
+        raise UserError(f"{run} is no folder of openblip capfilt: it has no {path.relative_to(Path(run))}")
+    described = json.loads(path.read_text(encoding="utf-8"))
+    return from_dict(CapFiltConfig, described["config"]), described
+
+
+def make_worker(config: CapFiltConfig, *, output: Output, target: Path, models: Models | None) -> Worker:
+    """A worker that opens the models when the first chunk needs them."""
+    return Worker(config, output, target, partial(make_pipeline, config, models))
+
+
+def make_pipeline(config: CapFiltConfig, models: Models | None = None) -> Pipeline:
+    """The models on their device, with the settings of a run."""
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    if models is None:
+        models = open_models(config.captioner, config.filter, image_size=config.image_size)
+    return Pipeline(
+        models.to(device, dtype),
+        config.decode,
+        batch_size=config.batch_size,
+        prompt=config.prompt,
+        max_length=config.max_length,
+        ranker=open_ranker(config.ranker, device) if config.ranker else None,
+    )
+
+
+def _no_models() -> Pipeline:
+    raise AssertionError("every chunk has its table")
+
+
+def _work(
+    make: MakeWorker,
+    config: CapFiltConfig,
+    chunks: Iterator[Chunk],
+    engine: Engine,
+    workers: int,
+    threads: int,
+    on_chunk: Callable[[Done, Totals], None] | None,
+) -> Totals:
+    if engine.name == "ray":
+        found = run_ray(make, config, chunks, workers=workers, threads=threads, address=engine.address)
+    else:
+        found = run_local(make, config, chunks, workers=workers, threads=threads)
+    totals = Totals()
+    for done in found:
+        _tell(done, totals, on_chunk)
+    return totals
+
+
+def _tell(done: Done, totals: Totals, on_chunk: Callable[[Done, Totals], None] | None) -> None:
+    totals.add(done)
+    if on_chunk is not None:
+        on_chunk(done, totals)
+
+
+def _check_target(config: CapFiltConfig, target: Path) -> None:
+    """Refuse a target that holds something else, or that the source would see."""
+    if target.is_file():
+        raise UserError(f"{target} is a file; the result is a folder")
+    source = Path(config.source.path).expanduser()
+    if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target} lies in {source}, which is read; choose a folder outside it")
+    if target.is_dir() and any(target.iterdir()) and not Places(target).own.is_dir():
+        raise UserError(f"{target} holds other files; choose a new folder")
+
+
+def _same_run(places: Places, config: CapFiltConfig, models: Models) -> None:
+    """Note what the run depends on, or compare it with what stands there."""
+    described = {
+        "config": to_dict(config),
+        "captioner": models.captioner.fingerprint if models.captioner else "",
+        "filter": models.filter.fingerprint,
+        "one_vision": models.one_vision,
+        "missing_files": source_parts(config.source).missing,
+        "openblip": openblip.__version__,
+        "versions": versions(),
+    }
+    _same_described(places, described)
+
+
+def _same_described(places: Places, described: dict[str, Any]) -> None:
+    if not places.run.exists():
+        write_json(places.run, described)
+        return
+    before = json.loads(places.run.read_text(encoding="utf-8"))
+    for name in ("config", "captioner", "filter"):
+        changed = differences(_identity(before[name]), _identity(described[name]), where=name)
+        if changed:
+            raise UserError(
+                f"{places.root} holds a run with other settings ({changed[0]}); choose a new folder or delete it"
+            )
+
+
+def _identity(value: Any) -> Any:
+    """A run's settings without those that may differ."""
+    if not isinstance(value, dict):
+        return value
+    kept = {name: item for name, item in value.items() if name not in _FREE}
+    return kept | {"source": {name: item for name, item in kept["source"].items() if name != "weight"}}
+
+
+def _finish(places: Places, output: Output, totals: Totals) -> None:
+    """Join what chunks left, remove what kills left, and say that all is there."""
+    captions = places.root / "captions.jsonl"
+    if output.layout == "jsonl":
+        merge_parts(places.root, places.parts)
+    else:
+        remove_quietly(captions)
+    folders = (
+        places.root,
+        places.own,
+        places.tables,
+        places.parts,
+        places.marker("").parent,
+        places.root / "images",
+    )
+    for folder in folders:
+        for ending in ("tmp", "old"):
+            for stale in folder.glob(f".*.{ending}"):
+                remove_quietly(stale)
+    found = {name: value for name, value in to_dict(totals).items() if name != "fresh_chunks"}
+    write_json(places.totals, {**found, "output": to_dict(output)})

@@ -1,0 +1,99 @@
+"""The first two stages of CapFilt as pure batch functions over an image memory; the third is `policy.decide`.
+
+`write` gives texts for pictures, `score` gives scores for texts. Neither knows files, shards or engines. What a
+picture gets depends on its pixels, its key and the seed, not on its neighbours.
+
+Shapes: B pictures, N image tokens, Dv vision width, P texts of all pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from openblip.bootstrap.table import Text
+from openblip.core.tokenizer import TextTokenizer
+from openblip.generation.types import DecodeConfig
+from openblip.models.blip import Blip
+from openblip.models.layers import ImageMemory
+from openblip.tasks.caption import write_captions
+from openblip.tasks.retrieval import embed_texts, match_probability
+
+__all__ = ["score", "write"]
+
+
+def write(
+    model: Blip,
+    tokenizer: TextTokenizer,
+    memory: ImageMemory,
+    keys: Tensor,
+    config: DecodeConfig,
+    *,
+    prompt: str = "",
+) -> list[list[Text]]:
+    """Write `config.num_sequences` texts for each of B pictures.
+
+    Args:
+        memory: of B pictures.
+        keys: int64 [B], name the pictures for sampling.
+    """
+    written = write_captions(model, tokenizer, memory, config, prompts=prompt, keys=keys)
+    return [
+        [
+            Text(
+                caption.text,
+                "synthetic",
+                log_prob=caption.log_prob,
+                num_tokens=caption.num_tokens,
+                complete=caption.complete,
+            )
+            for caption in captions
+        ]
+        for captions in written
+    ]
+
+
+@torch.no_grad()
+def score(
+    model: Blip,
+    tokenizer: TextTokenizer,
+    image_embeds: Tensor,
+    memory: ImageMemory,
+    texts: Sequence[Sequence[str]],
+    *,
+    max_length: int,
+    max_rows: int = 256,
+) -> list[list[tuple[float, float]]]:
+    """ITM probability and ITC cosine of every text with its picture.
+
+    Args:
+        image_embeds: [B, N, Dv], of the filter's vision tower.
+        memory: of the same pictures.
+        texts: for each of the B pictures any number of texts, cleaned as in training.
+        max_length: tokens of a text that are read, first and last included.
+        max_rows: texts that are read at once.
+    """
+    flat = list(chain.from_iterable(texts))
+    if not flat:
+        return [[] for _ in texts]
+    device = image_embeds.device
+    owner = torch.tensor([i for i, own in enumerate(texts) for _ in own], device=device)
+    tokens, features = embed_texts(model, tokenizer, flat, max_length=max_length)
+    cosine = (model.image_features(image_embeds).float()[owner] * features).sum(1)
+    ids = tokens.input_ids.clone()
+    ids[:, 0] = tokenizer.enc_id
+    lengths = tokens.attention_mask.sum(1)
+    probability = torch.empty(len(flat), device=device)
+    # The rows of a block read one picture each: equal counts fold over the memory, else it is gathered.
+    even = len({len(own) for own in texts}) == 1 and len(flat) <= max_rows
+    blocks = [torch.arange(len(flat), device=device)] if even else lengths.argsort(stable=True).split(max_rows)
+    for rows in blocks:
+        width = int(lengths[rows].max())
+        read = memory if even else memory.select(owner[rows])
+        logits = model.match(ids[rows, :width], tokens.attention_mask[rows, :width], read).float()
+        probability[rows] = match_probability(logits[:, 1] - logits[:, 0])
+    pairs = iter(zip(probability.tolist(), cosine.tolist(), strict=True))
+    return [[next(pairs) for _ in own] for own in texts]

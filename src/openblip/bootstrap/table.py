@@ -1,0 +1,126 @@
+"""The result table: for every sample what was found, every text, every score, every decision and its reason.
+
+A row for each sample of the source in the source's order, the broken ones too: nothing is thrown away silently.
+Rows are kept a shard in a parquet file; any tool reads them, `openblip capfilt decide` decides anew on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from openblip.data.sinks.tables import read_rows, write_rows
+
+__all__ = ["Origin", "Row", "Text", "read_table", "write_table"]
+
+Origin = Literal["web", "synthetic"]
+
+
+@dataclass(slots=True)
+class Text:
+    """A text of a picture, with its scores and what was decided."""
+
+    text: str
+    """as it came, or as it was written"""
+    origin: Origin
+    itm: float | None = None
+    """probability that picture and text belong together: [ENC], two-way softmax"""
+    itc: float | None = None
+    """cosine of their embeddings in the filter"""
+    ranker: float | None = None
+    """cosine in an outside model, where one was asked"""
+    log_prob: float | None = None
+    """of a written text under the captioner, natural logarithm"""
+    num_tokens: int | None = None
+    """of a written text, the end included"""
+    complete: bool | None = None
+    """whether a written text came to its end"""
+    kept: bool = False
+    reason: str = ""
+    """see `policy.REASONS`"""
+
+
+@dataclass(slots=True)
+class Row:
+    """A sample."""
+
+    key: str
+    index: int
+    """of the sample in its part of the source; -1 for what could not be read when the part was opened"""
+    part: str = ""
+    """of the source: the tar or parquet file, or the whole"""
+    image_id: str = ""
+    status: str = "ok"
+    """or why the sample could not be used: a cause of `BrokenSample`, or "duplicate-key" """
+    detail: str = ""
+    """one sentence on a sample that could not be used"""
+    picture: str = ""
+    """hash of the pixels that the models saw; equal for equal pictures"""
+    texts: list[Text] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+    """what else the source knows, `SourceConfig.meta_columns`"""
+    captioner: str = ""
+    """fingerprint of the model that wrote"""
+    filter: str = ""
+    """fingerprint of the model that scored"""
+    seed: int = 0
+
+    @property
+    def kept(self) -> list[Text]:
+        """Texts that stay."""
+        return [text for text in self.texts if text.kept]
+
+
+_TEXT = {
+    "text": "string",
+    "origin": "string",
+    "itm": "float",
+    "itc": "float",
+    "ranker": "float",
+    "log_prob": "float",
+    "num_tokens": "int",
+    "complete": "bool",
+    "kept": "bool",
+    "reason": "string",
+}
+_ROW = {
+    "key": "string",
+    "index": "int",
+    "part": "string",
+    "image_id": "string",
+    "status": "string",
+    "detail": "string",
+    "picture": "string",
+    "texts": [_TEXT],
+    "meta": "string",
+    "captioner": "string",
+    "filter": "string",
+    "seed": "int",
+}
+
+
+def write_table(path: Path | str, rows: Sequence[Row]) -> None:
+    """Write rows to a parquet file, whole or not at all.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    plain = [{**dataclasses.asdict(row), "meta": json.dumps(row.meta, ensure_ascii=False)} for row in rows]
+    write_rows(path, plain, _ROW)
+
+
+def read_table(path: Path | str) -> list[Row]:
+    """Read the rows of a file that `write_table` wrote.
+
+    Raises:
+        UserError: there is no such file, or it holds no result table.
+    """
+    rows = []
+    for plain in read_rows(path, columns=list(_ROW)):
+        texts = [Text(**text) for text in plain.pop("texts")]
+        rows.append(Row(**{**plain, "meta": json.loads(plain["meta"]), "texts": texts}))
+    return rows

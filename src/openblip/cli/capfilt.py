@@ -1,0 +1,190 @@
+"""Commands that bootstrap a collection: `capfilt` and `capfilt decide`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from openblip.cli.arguments import Device, Dtype, OptionalPath, person
+from openblip.core.errors import UserError
+
+if TYPE_CHECKING:
+    from openblip.bootstrap.job import Done, Output, Shard
+    from openblip.bootstrap.run import Totals
+
+__all__ = ["capfilt", "capfilt_decide"]
+
+Layout = Annotated[
+    Literal["tars", "parquet", "jsonl", "folder", "none"],
+    arg(help="of the training set: tars, parquet, jsonl or folder; none writes the table alone"),
+]
+PolicyName = Annotated[
+    Literal["paper", "best", "web-first", "blip2"],
+    arg(help="paper keeps all that match, best the one that matches best; web-first; blip2 keeps the top two"),
+]
+Threshold = Annotated[float, arg(help="least ITM probability of a text that stays (not with blip2)")]
+Keep = Annotated[int, arg(help="texts that blip2 keeps for each picture")]
+Origins = Annotated[
+    Literal["both", "web", "synthetic"],
+    arg(help="whose texts are wanted at all: the web's, the captioner's or both"),
+]
+RankBy = Annotated[Literal["itc", "ranker"], arg(help="similarity that blip2 ranks by")]
+
+
+def capfilt(
+    source: Annotated[Positional[str], arg(metavar="SOURCE", help_behavior_hint="")],
+    target: Annotated[Positional[Path], arg(metavar="TARGET", help_behavior_hint="")],
+    /,
+    *,
+    filter: Annotated[str, arg(metavar="MODEL", help_behavior_hint="(required)")],
+    captioner: Annotated[str, arg(metavar="MODEL", help_behavior_hint="")] = "",
+    num_captions: int = 1,
+    nucleus: float = 0.9,
+    beams: Annotated[int, arg(help_behavior_hint="")] = 0,
+    min_new_tokens: int = 5,
+    max_new_tokens: int = 20,
+    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
+    seed: int = 0,
+    policy: PolicyName = "paper",
+    threshold: Threshold = 0.5,
+    keep: Keep = 2,
+    origins: Origins = "both",
+    rank_by: RankBy = "itc",
+    ranker: Annotated[str, arg(metavar="MODEL", help_behavior_hint="")] = "",
+    layout: Layout = "tars",
+    image_size: Annotated[int | None, arg(help_behavior_hint="")] = None,
+    max_length: int = 40,
+    batch_size: int = 32,
+    chunk_size: int = 1024,
+    engine: Literal["local", "ray"] = "local",
+    workers: int = 0,
+    threads: int = 0,
+    address: Annotated[str, arg(help_behavior_hint="")] = "",
+    shard: Annotated[str, arg(metavar="I/N", help_behavior_hint="")] = "",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Clean a noisy collection: write captions, score all texts, keep what matches (CapFilt).
+
+    Args:
+        source: tars, parquet, a captions file or a folder with .txt beside the pictures, as for pretrain.
+        target: a new folder for the training set and the result table; the same command goes on in it.
+        filter: the model that judges, fine-tuned with ITC and ITM.
+        captioner: the model that writes, fine-tuned with LM; left out, the web's texts are judged alone.
+        num_captions: texts written for each picture.
+        nucleus: sample among the likeliest tokens that together reach this probability.
+        beams: write by beam search instead.
+        min_new_tokens: shortest text.
+        max_new_tokens: longest text.
+        prompt: how texts begin; left out, what the captioner was trained with.
+        seed: of sampling; a picture's texts depend on it and the sample's key alone.
+        ranker: a CLIP-like model (hub name or folder) whose similarity is noted as well.
+        image_size: pixels; left out, what each model was trained with.
+        max_length: tokens of a text that the filter reads.
+        batch_size: pictures at a time.
+        chunk_size: samples that are finished together; what a kill loses is less than that.
+        engine: processes of this machine, or Ray.
+        workers: processes; 0 is one for each GPU, or one.
+        threads: of each process; 0 shares the cores out evenly.
+        address: of a Ray cluster; left out, one is started here.
+        shard: take share I of N (0/8 ... 7/8) of the chunks; afterwards, one call without it joins all.
+    """
+    from openblip.bootstrap.job import CapFiltConfig
+    from openblip.bootstrap.run import Engine, run_capfilt
+    from openblip.data.sources.open import parse_spec
+    from openblip.generation.types import DecodeConfig
+
+    bounds: dict[str, Any] = {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens, "seed": seed}
+    if beams:
+        decode = DecodeConfig(num_beams=max(beams, num_captions), num_sequences=num_captions, **bounds)
+    else:
+        decode = DecodeConfig(sample=True, top_p=nucleus, num_sequences=num_captions, **bounds)
+    config = CapFiltConfig(
+        source=parse_spec(source),
+        captioner=captioner,
+        filter=filter,
+        decode=decode,
+        prompt=prompt,
+        image_size=image_size,
+        max_length=max_length,
+        ranker=ranker,
+        batch_size=batch_size,
+        chunk_size=chunk_size,
+        device=device,
+        dtype=dtype,
+    )
+    totals = run_capfilt(
+        config,
+        target,
+        _output(policy, threshold, keep, origins, rank_by, layout),
+        engine=Engine(name=engine, workers=workers, threads=threads, address=address),
+        shard=_shard(shard),
+        on_chunk=_progress,
+    )
+    _conclude(totals, target)
+
+
+def capfilt_decide(
+    run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")],
+    /,
+    *,
+    policy: PolicyName = "paper",
+    threshold: Threshold = 0.5,
+    keep: Keep = 2,
+    origins: Origins = "both",
+    rank_by: RankBy = "itc",
+    layout: Layout = "tars",
+    out: OptionalPath = None,
+) -> None:
+    """Decide anew on the scores of an earlier run, without a model, and write the training set again.
+
+    Args:
+        run: the folder that openblip capfilt wrote.
+        out: a folder for the new decisions and set; left out, they replace those of the run.
+    """
+    from openblip.bootstrap.run import decide_again
+
+    output = _output(policy, threshold, keep, origins, rank_by, layout)
+    _conclude(decide_again(run, output, target=out, on_chunk=_progress), out or run)
+
+
+def _output(policy: Any, threshold: float, keep: int, origins: str, rank_by: Any, layout: Any) -> Output:
+    from openblip.bootstrap.job import Output
+    from openblip.bootstrap.policy import Policy
+
+    wanted = ("web", "synthetic") if origins == "both" else (origins,)
+    made = Policy(name=policy, threshold=threshold, keep=keep, origins=wanted, rank_by=rank_by)
+    return Output(policy=made, layout=layout)
+
+
+def _shard(text: str) -> Shard | None:
+    from openblip.bootstrap.job import Shard
+
+    if not text:
+        return None
+    if (parts := re.fullmatch(r"(\d+)/(\d+)", text)) is None:
+        raise UserError(f"--shard {text}: give I/N, for example 0/8 for the first of eight")
+    return Shard(int(parts[1]), int(parts[2]))
+
+
+def _progress(done: Done, totals: Totals) -> None:
+    if person() and done.fresh:
+        rate = f", {done.samples / done.seconds:.1f} a second" if done.seconds else ""
+        print(f"  {done.chunk}: {done.samples} samples{rate}; {totals.samples} in all", flush=True)
+
+
+def _conclude(totals: Totals, target: Path) -> None:
+    if not person():
+        from openblip.core.config import to_dict
+
+        print(json.dumps({"target": str(target), **to_dict(totals)}))
+        return
+    print(
+        f"{totals.kept_texts} texts of {totals.pictures} pictures kept, of {totals.samples} samples"
+        + (f" ({totals.quarantined} could not be used)" if totals.quarantined else "")
+        + f"; all of it is in {target}"
+    )

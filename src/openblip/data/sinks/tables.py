@@ -1,0 +1,77 @@
+"""Tables as parquet files: rows of plain values in, rows of plain values out, typed by a schema in plain words.
+
+    SCHEMA = {"key": "string", "texts": [{"text": "string", "score": "float"}]}
+    write_rows("000000.parquet", rows, SCHEMA)
+
+The same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from openblip.core.errors import UserError
+from openblip.core.files import atomic_path
+
+__all__ = ["Kind", "read_rows", "write_rows"]
+
+Kind = Any
+"""A kind's name ("string", "int", "float", "bool", "bytes"), [kind] for a list of it, {name: kind} for a record."""
+
+_PLAIN: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float32(),
+    "bool": pa.bool_(),
+    "bytes": pa.binary(),
+}
+
+
+def _type(kind: Kind) -> pa.DataType:
+    if isinstance(kind, str):
+        return _PLAIN[kind]
+    if isinstance(kind, Mapping):
+        return pa.struct([(name, _type(inner)) for name, inner in kind.items()])
+    (inner,) = kind
+    return pa.list_(_type(inner))
+
+
+def write_rows(
+    path: Path | str, rows: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind], *, rows_in_group: int = 1 << 16
+) -> None:
+    """Write a parquet file, whole or not at all.
+
+    Args:
+        rows: taken a group at a time.
+        rows_in_group: rows that are read together; few where they hold pictures.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    types = pa.schema([(name, _type(kind)) for name, kind in schema.items()])
+    rows = iter(rows)
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, types, compression="zstd") as writer:
+        while group := list(islice(rows, rows_in_group)):
+            writer.write_table(pa.Table.from_pylist(group, schema=types))
+
+
+def read_rows(path: Path | str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Read what `write_rows` wrote, or some of its columns.
+
+    Raises:
+        UserError: the file is not there, cannot be read or lacks a column.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in columns or () if name not in file.schema_arrow.names]
+            if missing:
+                raise UserError(f'{path} has no column "{missing[0]}"; it has {", ".join(file.schema_arrow.names)}')
+            return file.read(columns=None if columns is None else list(columns)).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read as parquet: {error}") from error
