@@ -7,7 +7,8 @@ model.caption("picture.jpg")
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from openblip.tasks.predictor import Predictor
@@ -16,8 +17,25 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(source: str, **options: Any) -> Predictor:
-    """Open a model to use; arguments as `openblip.tasks.predictor.Predictor.load`."""
+def load(
+    source: Path | str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 32,
+    image_size: int | tuple[int, int] | None = None,
+    tokenizer: str | None = None,
+    like: Literal["reference", "transformers"] = "reference",
+) -> Predictor:
+    """Open a model to use: a folder, a checkpoint file or a hub name; see `tasks.predictor.Predictor.load`."""
     from openblip.tasks.predictor import Predictor  # torch is imported only when a model is asked for
 
-    return Predictor.load(source, **options)
+    return Predictor.load(
+        source,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        image_size=image_size,
+        tokenizer=tokenizer,
+        like=like,
+    )

@@ -98,7 +98,8 @@ def test_searching_texts(
 
 
 def test_on_a_terminal_people_read_lines(openblip: CommandServer, world: World, model: Path) -> None:
-    terminal = {"before": "import openblip.cli.use as use; use.person = lambda: True"}
+    modules = ("use", "results")
+    terminal = {"before": "".join(f"import openblip.cli.{m} as m; m.person = lambda: True\n" for m in modules)}
     image = world.images[0]
     assert openblip("caption", image, "--model", model, **terminal).out.startswith(f"{image}: ")
     matched = openblip("match", image, "--model", model, "--text", "a red circle", **terminal).out.splitlines()

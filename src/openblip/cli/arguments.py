@@ -18,6 +18,7 @@ __all__ = [
     "Folder",
     "Model",
     "OptionalPath",
+    "Out",
     "Pictures",
     "Sets",
     "Texts",
@@ -35,12 +36,16 @@ Model = Annotated[
     str,
     arg(
         metavar="MODEL",
-        help="a model's folder, or an original BLIP checkpoint (.pth)",
+        help="a model's folder, a BLIP checkpoint (.pth), or a name on the Hugging Face hub",
         help_behavior_hint=_REQUIRED,
     ),
 ]
 Folder = Annotated[Path, arg(metavar="FOLDER", help_behavior_hint=_REQUIRED)]
 OptionalPath = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
+Out = Annotated[
+    Path | None,
+    arg(metavar="FILE", help="a new file for the results, one JSON object a line", help_behavior_hint=""),
+]
 Config = Annotated[
     Path | None,
     arg(

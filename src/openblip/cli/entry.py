@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from openblip.cli import capfilt, make, train, use
+from openblip.cli import capfilt, explain, make, models, train, use
 from openblip.core.errors import UserError, nearest
 
 __all__ = ["COMMANDS", "main"]
@@ -26,7 +26,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.replace("_", "-"): command
     for command in (
         *(train.pretrain, train.finetune),
-        *(use.evaluate, use.caption, use.match, use.retrieve, use.info),
+        *(use.evaluate, use.caption, use.match, use.ask, use.embed, use.retrieve),
+        *(explain.explain, models.info, models.convert),
         *(capfilt.capfilt, capfilt.capfilt_decide),
         *(make.tokenizer, make.world, make.demo, make.report),
     )

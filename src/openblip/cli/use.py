@@ -1,4 +1,4 @@
-"""Commands that use a model: `caption`, `match`, `retrieve`, `evaluate` and `info`.
+"""Commands that use a model on pictures: `caption`, `match`, `ask`, `embed`, `retrieve` and `evaluate`.
 
 On a terminal they print lines to read; into a pipe or a file they print JSON, one object a line.
 """
@@ -6,20 +6,34 @@ On a terminal they print lines to read; into a pipe or a file they print JSON, o
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
-from openblip.cli.arguments import Data, Device, Dtype, Model, Pictures, Texts, need, person
+from openblip.cli.arguments import Data, Device, Dtype, Model, Out, Pictures, Texts, need, person
+from openblip.cli.results import (
+    Row,
+    check_counts,
+    conclude,
+    each_batch,
+    open_predictor,
+    read_lines,
+    show_table,
+    tell,
+)
 from openblip.core.errors import UserError
 
-__all__ = ["caption", "evaluate", "info", "match", "retrieve"]
+if TYPE_CHECKING:
+    from openblip.data.pictures import PictureBatch
+    from openblip.generation.types import DecodeConfig
 
-Rows = Callable[[list[str]], Iterator[tuple[str, dict[str, Any]]]]
-WHAT_PICTURES = "the pictures: files, folders or globs"
+__all__ = ["ask", "caption", "embed", "evaluate", "match", "retrieve"]
+
+WHAT_PICTURES = "the pictures: files, folders, globs, tars, or - for a list on standard input"
+Prompt = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+Share = Annotated[float | None, arg(metavar="P", help_behavior_hint="")]
 
 
 def caption(
@@ -27,47 +41,54 @@ def caption(
     /,
     *,
     model: Model,
-    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
+    prompt: Prompt = None,
     beams: int = 3,
-    nucleus: Annotated[float | None, arg(metavar="P", help_behavior_hint="")] = None,
+    nucleus: Share = None,
     num_captions: int = 1,
     min_new_tokens: int = 5,
     max_new_tokens: int = 20,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    out: Out = None,
 ) -> None:
     """Write captions for pictures.
 
     Args:
-        pictures: files, folders or globs.
+        pictures: files, folders, globs, tars, or - for a list on standard input.
         prompt: how captions begin; left out, what the model was trained with.
         beams: texts that the beam search keeps; 1 is greedy.
         nucleus: sample instead, among the likeliest tokens that together reach this probability (the paper: 0.9).
         num_captions: for each picture: the best of the beams, or so many samples.
         min_new_tokens: shortest caption.
         max_new_tokens: longest caption.
+        repetition_penalty: above 1 makes what was said already less likely.
         seed: of sampling; the same seed gives a picture the same captions in any batch.
         batch_size: pictures at a time.
     """
-    from openblip.generation.types import DecodeConfig
-    from openblip.tasks.predictor import Predictor
+    from openblip.data.pictures import find_pictures
 
     need(pictures, WHAT_PICTURES)
-    bounds: dict[str, Any] = {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens, "seed": seed}
-    if nucleus is not None:
-        config = DecodeConfig(sample=True, top_p=nucleus, num_sequences=num_captions, **bounds)
-    else:
-        config = DecodeConfig(num_beams=max(beams, num_captions), num_sequences=num_captions, **bounds)
-    predictor = Predictor.load(model, device=device, dtype=dtype, batch_size=batch_size)
+    config = _decoding(
+        beams,
+        num_captions,
+        nucleus,
+        min_new_tokens=min_new_tokens,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    found = find_pictures(pictures)
+    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
 
-    def rows(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, written in zip(names, predictor.caption(names, config, prompt=prompt), strict=True):
+    def rows(batch: PictureBatch) -> Iterator[Row]:
+        for name, written in zip(batch.names, predictor.caption(batch, config, prompt=prompt), strict=True):
             texts = [{"text": c.text, "log_prob": round(c.log_prob, 4)} for c in written]
             yield f"{name}: " + "\n    ".join(c.text for c in written), {"image": name, "captions": texts}
 
-    _each_batch(pictures, batch_size, rows)
+    each_batch(predictor, found, rows, out=out)
 
 
 def match(
@@ -79,30 +100,127 @@ def match(
     batch_size: int = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    out: Out = None,
 ) -> None:
     """Say how well texts fit pictures: ITM probability and ITC similarity.
 
     Args:
-        pictures: files, folders or globs.
+        pictures: files, folders, globs, tars, or - for a list on standard input.
         text: a text to match with every picture.
         batch_size: pictures at a time.
     """
-    from openblip.tasks.predictor import Predictor
+    from openblip.data.pictures import find_pictures
 
     need(pictures, WHAT_PICTURES)
     need(text, 'at least one text: --text "a red bus"')
-    predictor = Predictor.load(model, device=device, dtype=dtype, batch_size=batch_size)
+    found = find_pictures(pictures)
+    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
 
-    def rows(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, found in zip(names, predictor.match(names, text), strict=True):
-            lines = [f"  {m.itm_probability:6.1%}  {m.itc_similarity:+.3f}  {m.text}" for m in found]
+    def rows(batch: PictureBatch) -> Iterator[Row]:
+        for name, matches in zip(batch.names, predictor.match(batch, text), strict=True):
+            lines = [f"  {m.itm_probability:6.1%}  {m.itc_similarity:+.3f}  {m.text}" for m in matches]
             scores = [
                 {"text": m.text, "itm": round(m.itm_probability, 6), "itc": round(m.itc_similarity, 6)}
-                for m in found
+                for m in matches
             ]
             yield "\n".join([name, *lines]), {"image": name, "matches": scores}
 
-    _each_batch(pictures, batch_size, rows)
+    each_batch(predictor, found, rows, out=out)
+
+
+def ask(
+    pictures: Pictures = (),
+    /,
+    *,
+    model: Model,
+    question: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="TEXT", help_behavior_hint="(repeat it for more)")
+    ] = (),
+    answers: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    num_answers: int = 1,
+    keep: int = 128,
+    beams: int = 3,
+    min_new_tokens: int = 1,
+    max_new_tokens: int = 10,
+    batch_size: int = 16,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Out = None,
+) -> None:
+    """Answer questions about pictures, freely or with one of given answers.
+
+    Args:
+        pictures: files, folders, globs, tars, or - for a list on standard input.
+        question: a question to ask about every picture.
+        answers: choose among the lines of this file, ranked by likelihood, instead of writing freely.
+        num_answers: the best so many are given for each question.
+        keep: of the answers in the file, those that are read whole, chosen by their first token.
+        beams: texts that the beam search keeps; 1 is greedy.
+        min_new_tokens: shortest answer.
+        max_new_tokens: longest answer.
+        batch_size: pictures at a time.
+    """
+    from openblip.data.pictures import find_pictures
+
+    need(pictures, WHAT_PICTURES)
+    need(question, 'at least one question: --question "what color is the bus?"')
+    check_counts(num_answers=num_answers, keep=keep)
+    config = _decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
+    candidates = None if answers is None else read_lines(answers, "answers to choose from")
+    found = find_pictures(pictures)
+    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+
+    def rows(batch: PictureBatch) -> Iterator[Row]:
+        asked = predictor.answer(batch, question, candidates, config=config, keep=keep)
+        for name, answered in zip(batch.names, asked, strict=True):
+            lines, records = [name], []
+            for one in answered:
+                best = one.answers[:num_answers]
+                lines.append(f"  {one.question}  " + ", ".join(f"{a.text} ({a.probability:.0%})" for a in best))
+                told = [
+                    {"text": a.text, "log_prob": round(a.log_prob, 4), "probability": round(a.probability, 6)}
+                    for a in best
+                ]
+                records.append({"question": one.question, "answers": told})
+            yield "\n".join(lines), {"image": name, "questions": records}
+
+    each_batch(predictor, found, rows, out=out)
+
+
+def embed(
+    pictures: Pictures = (),
+    /,
+    *,
+    model: Model,
+    text: Texts = (),
+    batch_size: int = 16,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Out = None,
+) -> None:
+    """Embed pictures and texts for search: vectors of length 1, whose products are ITC similarities.
+
+    Args:
+        pictures: files, folders, globs, tars, or - for a list on standard input.
+        text: a text to embed.
+        batch_size: pictures at a time.
+    """
+    from openblip.data.pictures import find_pictures
+
+    need((*pictures, *text), f'{WHAT_PICTURES}, or texts: --text "a red bus"')
+    found = find_pictures(pictures) if pictures else []
+    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    texts = zip(text, predictor.embed_texts(text).tolist(), strict=True) if text else ()
+
+    def row(kind: str, name: str, vector: list[float]) -> Row:
+        line = f"{name}: {len(vector)} numbers, {vector[0]:+.3f} {vector[1]:+.3f} ... {vector[-1]:+.3f}"
+        return line, {kind: name, "embedding": [round(value, 6) for value in vector]}
+
+    def rows(batch: PictureBatch) -> Iterator[Row]:
+        for name, vector in zip(batch.names, predictor.embed_images(batch).tolist(), strict=True):
+            yield row("image", name, vector)
+
+    each_batch(predictor, found, rows, out=out, before=(row("text", *pair) for pair in texts))
 
 
 def retrieve(
@@ -122,35 +240,31 @@ def retrieve(
 
     Args:
         query: a text; with --texts, the path of a picture.
-        pictures: files, folders or globs to search.
+        pictures: to search: files, folders, globs, tars, or - for a list on standard input.
         texts: search the lines of this file instead of pictures.
         top: results to print, the best first.
         rerank: candidates that ITM reads; 0 orders by ITC alone.
         batch_size: pictures at a time.
     """
-    from openblip.tasks.predictor import Predictor, find_images
+    from openblip.data.pictures import find_pictures
+    from openblip.data.sample import BrokenSample
 
     if texts is None:
         need(pictures, f"{WHAT_PICTURES} to search")
-        names = find_images(pictures)
+        candidates = find_pictures(pictures)
     elif pictures:
         raise UserError("--texts searches the lines of a file: name pictures or --texts, not both")
     else:
-        lines = _lines(texts)
-    _check_counts(top=top, batch_size=batch_size)
-    predictor = Predictor.load(model, device=device, dtype=dtype, batch_size=batch_size)
-    skipped = 0
+        lines, candidates = read_lines(texts, "texts to search"), []
+    check_counts(top=top)
+    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    broken: list[BrokenSample] = []
     if texts is not None:
         found = predictor.retrieve_texts(query, lines, top=top, rerank_k=rerank)
     else:
-        try:
-            found = predictor.retrieve_images(names, [query], top=top, rerank_k=rerank)[0]
-        except UserError:
-            good = _readable(names)
-            skipped = len(names) - len(good)
-            if not skipped:
-                raise  # it was not a picture's fault
-            found = predictor.retrieve_images(good, [query], top=top, rerank_k=rerank)[0]
+        found = predictor.retrieve_images(candidates, [query], top=top, rerank_k=rerank, broken=broken)[0]
+        for sample in broken:
+            tell(sample)
     for place, hit in enumerate(found, 1):
         if person():
             itm = "" if hit.itm_probability is None else f"  ITM {hit.itm_probability:6.1%}"
@@ -158,7 +272,8 @@ def retrieve(
         else:
             record = {"rank": place, "item": hit.item, "itc": hit.itc_similarity, "itm": hit.itm_probability}
             print(json.dumps(record, ensure_ascii=False))
-    _conclude(len(names) if texts is None else 0, skipped)
+    if texts is None:
+        conclude(len(candidates), broken, predictor.computing)
 
 
 def evaluate(
@@ -189,7 +304,7 @@ def evaluate(
     from openblip.tasks.run import RunConfig, as_sources, evaluate_model
 
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
-    _check_counts(samples=samples)
+    check_counts(samples=samples)
     predictor = Predictor.load(model, device=device, dtype="float32")
     config = RunConfig(
         sources=as_sources(data),
@@ -209,106 +324,16 @@ def evaluate(
             "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
         )
     if person():
-        _table(f"{model} on {', '.join(data)}", numbers)
+        rows = {name: f"{value:.4f}" for name, value in numbers.items()}
+        show_table(f"{model} on {', '.join(data)}", ("measure", "value"), rows)
     else:
         print(json.dumps(numbers))
 
 
-def info(model: Annotated[Positional[str], arg(metavar="MODEL", help_behavior_hint="")], /) -> None:
-    """Say what a model is: sizes, parameters, tokenizer, what it can do.
+def _decoding(beams: int, number: int, nucleus: float | None = None, **more: Any) -> DecodeConfig:
+    """How texts are written, by the options of a command."""
+    from openblip.generation.types import DecodeConfig
 
-    Args:
-        model: a model's folder, or an original BLIP checkpoint (.pth).
-    """
-    from openblip.checkpoints.store import open_model
-    from openblip.core.config import to_dict
-
-    stored = open_model(model)
-    config = stored.model.config
-    described = {
-        "parameters": sum(parameter.numel() for parameter in stored.model.parameters()),
-        "can": [name for name, has in (("match", config.encoder), ("caption", config.decoder)) if has],
-        "vocab_size": stored.tokenizer.vocab_size,
-        "ignored_keys": stored.ignored,
-        "model": to_dict(config),
-        "info": stored.info,
-    }
-    print(json.dumps(described, indent=2, ensure_ascii=False))
-
-
-def _table(title: str, numbers: dict[str, float]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for name, value in numbers.items():
-        table.add_row(name, f"{value:.4f}")
-    Console().print(table)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-
-
-def _lines(file: Path) -> list[str]:
-    if not file.is_file():
-        raise UserError(f"there is no file {file} with texts to search")
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text: {error}") from error
-    if not lines:
-        raise UserError(f"{file} holds no text")
-    return lines
-
-
-def _each_batch(places: tuple[str, ...], batch_size: int, rows: Rows) -> None:
-    """Go through the pictures a batch at a time and print each result; unreadable pictures are counted."""
-    from openblip.tasks.predictor import find_images
-
-    _check_counts(batch_size=batch_size)
-    names = find_images(places)
-    skipped = 0
-    for start in range(0, len(names), batch_size):
-        batch = names[start : start + batch_size]
-        try:
-            results = list(rows(batch))
-        except UserError:
-            if len(names) == 1:
-                raise
-            good = _readable(batch)
-            if len(good) == len(batch):
-                raise  # it was not a picture's fault
-            skipped += len(batch) - len(good)
-            results = list(rows(good)) if good else []
-        for line, record in results:
-            print(line if person() else json.dumps(record, ensure_ascii=False), flush=True)
-    _conclude(len(names), skipped)
-
-
-def _readable(names: list[str]) -> list[str]:
-    """Those of `names` that are pictures; says of the others what is wrong."""
-    from openblip.data.images import decode_image
-    from openblip.data.sample import BrokenSample
-
-    good = []
-    for name in names:
-        try:
-            decode_image(Path(name))
-            good.append(name)
-        except BrokenSample as broken:
-            print(f"openblip: skipped {name} ({broken.cause}): {broken.detail}", file=sys.stderr)
-    return good
-
-
-def _conclude(total: int, skipped: int) -> None:
-    """Exit with 1 when some pictures were left out, with 2 when all were."""
-    if skipped and skipped == total:
-        raise UserError(f"none of the {total} pictures can be used")
-    if skipped:
-        print(f"openblip: {total - skipped} pictures done, {skipped} skipped", file=sys.stderr)
-        raise SystemExit(1)
+    if nucleus is not None:
+        return DecodeConfig(sample=True, top_p=nucleus, num_sequences=number, **more)
+    return DecodeConfig(num_beams=max(beams, number), num_sequences=number, **more)

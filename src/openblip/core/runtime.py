@@ -6,9 +6,11 @@ One process without a process group is rank 0 of 1 and takes the same code path 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ __all__ = [
     "machine",
     "rank",
     "seed_everything",
+    "usable_cores",
     "versions",
     "whole",
     "world_size",
@@ -144,6 +147,26 @@ def choose_dtype(name: str, device: torch.device | str) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f'unknown dtype "{name}"{nearest(name, ["auto", *DTYPES])}')
     return DTYPES[name]
+
+
+def usable_cores() -> int:
+    """Processors that this process may keep busy, by its affinity and its container's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _container_quota(Path("/sys/fs/cgroup"))
+    return count if quota is None else max(1, min(count, math.ceil(quota)))
+
+
+def _container_quota(groups: Path) -> float | None:
+    """Processors that the control group may use, in version 2 or 1 of its files; None where there is no bound."""
+    try:
+        for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+            if (groups / names[0]).exists():
+                told = " ".join((groups / name).read_text(encoding="ascii") for name in names).split()
+                quota, period = told[0], float(told[1])
+                return None if quota in ("max", "-1") else float(quota) / period
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
 
 
 def seed_everything(seed: int) -> None:

@@ -77,6 +77,12 @@ class TextTokenizer:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     @property
+    def unk_id(self) -> int | None:
+        """The id of what the vocabulary does not have; None where it has everything (bytes)."""
+        name = getattr(self._tokenizer.model, "unk_token", None)
+        return None if name is None else self._tokenizer.token_to_id(name)
+
+    @property
     def special_ids(self) -> frozenset[int]:
         """Ids that `decode` drops."""
         return frozenset({self.cls_id, self.sep_id, self.pad_id, self.dec_id, self.enc_id})

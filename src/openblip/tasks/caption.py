@@ -12,6 +12,7 @@ from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.data.transforms import normalize
 from openblip.generation.decode import decode
+from openblip.generation.rank import log_likelihood
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.caption import caption_scores
 from openblip.models.blip import Blip
@@ -19,7 +20,7 @@ from openblip.models.layers import ImageMemory
 from openblip.models.stepper import DecoderStepper
 from openblip.objectives.language import IGNORED, language_targets, token_log_probs
 
-__all__ = ["Caption", "caption_log_likelihood", "evaluate_captions", "write_captions"]
+__all__ = ["Caption", "caption_log_likelihood", "evaluate_captions", "score_captions", "write_captions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,30 @@ def caption_log_likelihood(
     logits = model.decoder(tokens.input_ids, tokens.attention_mask, memory=memory)
     targets = language_targets(tokens.input_ids, tokens.attention_mask, prompt_length)
     return token_log_probs(logits, targets).sum(1), (targets[:, 1:] != IGNORED).sum(1)
+
+
+@torch.no_grad()
+def score_captions(
+    model: Blip, tokenizer: TextTokenizer, memory: ImageMemory, texts: Sequence[str], *, prompt: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of each of C texts for each of the B images in `memory`, however many texts there are.
+
+    Returns:
+        float32 [B, C] and the tokens counted, int64 [C]: those after the prompt, the end included.
+    """
+    device = memory.keys[0].device
+    start = tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1]
+    tokens = tokenizer.encode([prompt + text for text in texts], first="dec").to(device)
+
+    def read(input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
+        part = memory if len(rows) == memory.batch_size else memory.select(rows)
+        return model.decoder(input_ids, attention_mask, memory=part)
+
+    images = (memory.batch_size, -1, -1)
+    scores = log_likelihood(
+        read, tokens.input_ids.expand(images), tokens.attention_mask.expand(images), num_prompt_tokens=start
+    )
+    return scores, tokens.attention_mask.sum(1).cpu() - start
 
 
 @torch.no_grad()

@@ -1,88 +1,84 @@
-"""A trained model in a few words: caption, match, embed, search.
+"""A trained model in a few words: caption, match, embed, ask, judge, search.
 
     model = openblip.load("runs/demo/captioner/model")
     model.caption(["a.jpg", "b.jpg"])                    # [[Caption], [Caption]]
     model.match("a.jpg", ["a red bus", "two dogs"])      # [[Match, Match]]
-    model.retrieve_images(find_images(["pictures/"]), ["a red bus"], top=5)     # [[Found, ...]]
+    model.answer("a.jpg", "what color is the bus?")      # [[Answered]]
 
-Pictures are paths, PIL images, uint8 arrays [H, W, 3] or encoded bytes; one or many.
+Pictures are whatever `openblip.data.pictures.Pictures` names, one or many; they are decoded in threads beside the
+model. What is asked is asked of every picture; a list of lists has texts of its own for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from openblip.checkpoints.recognise import describe
 from openblip.checkpoints.store import open_model
 from openblip.core.errors import UserError
 from openblip.core.runtime import choose_device, choose_dtype
-from openblip.core.tokenizer import TextTokenizer
-from openblip.data.images import IMAGE_SUFFIXES, decode_image
-from openblip.data.sample import BrokenSample, ImageLike, stable_id
-from openblip.data.transforms import clean_caption, evaluation_transform, normalize
+from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
+from openblip.data.pictures import Picture, PictureBatch, Pictures, as_pictures, decoded, find_images
+from openblip.data.sample import BrokenSample, stable_id
+from openblip.data.transforms import clean_caption, clean_question, evaluation_transform, normalize
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
-from openblip.tasks.caption import Caption, write_captions
+from openblip.models.dual import BlipDual
+from openblip.models.layers import ImageMemory
+from openblip.models.nlvr import BlipNlvr
+from openblip.models.vqa import BlipVqa
+from openblip.tasks import answering, finding
+from openblip.tasks.answering import Answered
+from openblip.tasks.caption import Caption, score_captions, write_captions
+from openblip.tasks.results import Found, Judgement, Likelihood, Match
 from openblip.tasks.retrieval import embed_texts, match_logits, match_probability
+from openblip.tasks.texts import OwnTexts, Texts
 
-__all__ = ["Found", "Match", "Predictor", "find_images"]
+__all__ = ["Found", "Judgement", "Likelihood", "Match", "Predictor", "Texts", "find_images"]
 
-Pictures = ImageLike | str | Sequence[ImageLike | str]
+CAPTIONS = DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=20)
+"""how captions are written unless told otherwise, as the papers do"""
+ANSWERS = DecodeConfig(num_beams=3, min_new_tokens=1, max_new_tokens=10)
+"""how answers are written unless told otherwise, as the original does"""
 
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """How well a text fits a picture."""
-
-    text: str
-    itm_probability: float
-    """that they belong together, by ITM"""
-    itc_similarity: float
-    """cosine of their embeddings"""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A result of a search."""
-
-    item: str
-    """path of a picture, or a text"""
-    score: float
-    """ITC similarity + ITM logit where ITM read the pair, else ITC similarity"""
-    itc_similarity: float
-    itm_probability: float | None
-    """None where only ITC was asked"""
+_Kind = TypeVar("_Kind", Blip, BlipVqa, BlipNlvr, BlipDual)
 
 
 class Predictor:
     """A model with what it needs to be used: tokenizer, image transform, device and dtype.
 
     Args:
-        info: what the model's folder tells of it ("prompt", "clean").
+        info: what the model's folder tells of it ("prompt", "clean", "like").
+        ignored: keys of its file that were not needed.
     """
 
     def __init__(
         self,
-        model: Blip,
+        model: Any,
         tokenizer: TextTokenizer,
         info: dict[str, Any] | None = None,
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
+        ignored: Sequence[str] = (),
     ) -> None:
         self.device, self.dtype, self.batch_size = torch.device(device), dtype, batch_size
         self.model = model.to(self.device, dtype).eval()
         self.tokenizer = tokenizer
         self.info = info or {}
+        self.ignored = list(ignored)
         self._transform = evaluation_transform(model.config.vision.image_size)
+        # transformers begins texts to match and questions with [CLS], and reads the padding of questions.
+        self._like_transformers = self.info.get("like") == "transformers"
+        self.first: First = "cls" if self._like_transformers else "enc"
+        self._last_texts: tuple[tuple[str, ...], TokenBatch, Tensor] | None = None
 
     @classmethod
     def load(
@@ -92,210 +88,321 @@ class Predictor:
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int = 32,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         tokenizer: str | None = None,
+        like: Any = "reference",
     ) -> Predictor:
-        """Open a model folder or an original checkpoint file; see `checkpoints.store.open_model`."""
-        stored = open_model(source, tokenizer=tokenizer, image_size=image_size)
+        """Open a model from anywhere; see `checkpoints.store.open_model` for `source` and the last three.
+
+        Args:
+            device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+            dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes it fast.
+            batch_size: pictures at a time.
+        """
         place = choose_device(device)
+        numbers = choose_dtype(dtype, place)
+        stored = open_model(source, tokenizer=tokenizer, image_size=image_size, like=like)
         return cls(
             stored.model,
             stored.tokenizer,
             stored.info,
             device=place,
-            dtype=choose_dtype(dtype, place),
+            dtype=numbers,
             batch_size=batch_size,
+            ignored=stored.ignored,
         )
+
+    @property
+    def blip(self) -> Blip:
+        """The model, where it is one that captions or matches; others are refused in one sentence."""
+        return self._need(Blip, "captions and matching")
 
     @property
     def prompt(self) -> str:
         """How the model was trained to begin its captions."""
         return str(self.info.get("prompt", ""))
 
-    def pixels(self, pictures: Sequence[ImageLike | str]) -> Tensor:
-        """Decoded and resized pictures, uint8 [B, 3, S, S].
+    @property
+    def computing(self) -> str:
+        """Where and in what numbers it computes, in a few words."""
+        numbers = str(self.dtype).removeprefix("torch.")
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{self.device}, {numbers}{threads}"
+
+    # Pictures ---------------------------------------------------------------------------------------------
+
+    def batches(self, pictures: Pictures | Iterable[Picture] | PictureBatch) -> Iterator[PictureBatch]:
+        """Decoded batches of pictures, some ahead of their use; what cannot be read is in `broken`."""
+        if isinstance(pictures, PictureBatch):
+            yield pictures
+            return
+        yield from decoded(as_pictures(cast(Pictures, pictures)), self._transform, batch_size=self.batch_size)
+
+    def whole(self, pictures: Pictures | PictureBatch) -> Iterator[PictureBatch]:
+        """`batches`, where a picture that cannot be read is an error, unless a batch was handed over."""
+        for batch in self.batches(pictures):
+            if batch.broken and batch is not pictures:
+                broken = batch.broken[0]
+                name = "a picture" if broken.key.startswith("#") else broken.key
+                raise UserError(f"{name} cannot be used ({broken.cause}): {broken.detail}")
+            yield batch
+
+    def pixels(self, pictures: Pictures) -> Tensor:
+        """Decoded and resized pictures, uint8 [B, 3, H, W].
 
         Raises:
             UserError: one cannot be read; names it.
         """
-        rows = []
-        rng = np.random.default_rng(0)  # the evaluation transform draws nothing
-        for picture in pictures:
-            source = Path(picture) if isinstance(picture, str) else picture
-            try:
-                decoded = decode_image(source, min_side=self._transform.min_side)
-            except BrokenSample as error:
-                name = str(source) if isinstance(source, Path) else error.key
-                raise UserError(f"{name or 'a picture'} cannot be used ({error.cause}): {error.detail}") from error
-            rows.append(self._transform(decoded, rng))
-        return torch.stack(rows)
+        return torch.cat([batch.pixels for batch in self.whole(pictures)])
 
     @torch.no_grad()
-    def encode(self, pictures: Sequence[ImageLike | str]) -> Tensor:
-        """image_embeds [B, N, Dv] of up to a batch of pictures."""
-        return self.model.encode_image(normalize(self.pixels(pictures).to(self.device), self.dtype))
+    def encode(self, batch: PictureBatch) -> Tensor:
+        """image_embeds [B, N, Dv] of a batch."""
+        return self.model.encode_image(normalize(batch.pixels.to(self.device), self.dtype))
 
-    def _batches(self, pictures: Pictures) -> Iterator[list[ImageLike | str]]:
-        one = isinstance(pictures, str | bytes | Path | Image.Image | np.ndarray)
-        many: list[Any] = [pictures] if one else list(cast(Sequence[Any], pictures))
-        for start in range(0, len(many), self.batch_size):
-            yield many[start : start + self.batch_size]
+    @torch.no_grad()
+    def remember(self, pictures: Pictures | PictureBatch) -> ImageMemory:
+        """The memory of pictures that fit into one batch."""
+        (batch,) = self.whole(pictures)
+        return self.model.remember(self.encode(batch))
 
-    def _clean(self, text: str) -> str:
-        how = self.info.get("clean", "simplify")
-        return text if how == "none" else clean_caption(text, None, simplify=how == "simplify")
-
-    def _cut(self) -> int:
-        return self.model.config.text.max_positions
+    # Captions ---------------------------------------------------------------------------------------------
 
     def caption(
-        self, pictures: Pictures, config: DecodeConfig | None = None, *, prompt: str | None = None
+        self,
+        pictures: Pictures | PictureBatch,
+        config: DecodeConfig | None = None,
+        *,
+        prompt: str | Sequence[str] | None = None,
     ) -> list[list[Caption]]:
         """Write captions: for each picture `config.num_sequences` of them.
 
         Args:
             config: None is beam search with 3 beams, 5 to 20 new tokens.
-            prompt: how captions begin; None is what the model was trained with.
+            prompt: how captions begin, one for all or one for each picture; None is what it was trained with.
         """
-        config = config or DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=20)
+        model = self._need(Blip, "captions")
         begin = self.prompt if prompt is None else prompt
+        self._check_prompt(begin)
         captions: list[list[Caption]] = []
-        for batch in self._batches(pictures):
+        for batch in self.whole(pictures):
             # Sampling is keyed by the picture's name, so that a picture's texts do not depend on its batch.
-            keys = torch.tensor([_key(picture, len(captions) + i) for i, picture in enumerate(batch)])
-            memory = self.model.remember(self.encode(batch))
-            captions += write_captions(
-                self.model, self.tokenizer, memory, config, prompts=begin, keys=keys.to(self.device)
-            )
+            keys = torch.tensor([stable_id(Path(name).name) for name in batch.names], device=self.device)
+            start = [begin] * len(batch) if isinstance(begin, str) else list(begin[len(captions) :])[: len(batch)]
+            if len(start) < len(batch):
+                raise UserError(
+                    f"there are {len(begin)} prompts, but more pictures; give one for each, or one for all"
+                )
+            memory = model.remember(self.encode(batch))
+            captions += write_captions(model, self.tokenizer, memory, config or CAPTIONS, prompts=start, keys=keys)
         return captions
 
+    def log_likelihood(
+        self, pictures: Pictures | PictureBatch, texts: Texts, *, prompt: str | None = None
+    ) -> list[list[Likelihood]]:
+        """How likely the model finds given captions, in the order given; a picture's memory is projected once."""
+        model = self._need(Blip, "likelihoods of captions")
+        begin = self.prompt if prompt is None else prompt
+        own = OwnTexts.of(texts)
+        self.check_texts(text for group in own.groups for text in group)
+        results: list[list[Likelihood]] = []
+        for batch in self.whole(pictures):
+            memory = model.remember(self.encode(batch))
+            for rows, group in own.share(len(results), len(batch)):
+                part = memory if len(rows) == len(batch) else memory.select(torch.tensor(rows, device=self.device))
+                scores, lengths = score_captions(model, self.tokenizer, part, group, prompt=begin)
+                for row, shares in zip(scores.tolist(), scores.softmax(1).tolist(), strict=True):
+                    parts = zip(group, row, lengths.tolist(), shares, strict=True)
+                    results.append([Likelihood(*values) for values in parts])
+        own.check(len(results))
+        return results
+
+    def rank_captions(
+        self, pictures: Pictures | PictureBatch, texts: Texts, *, prompt: str | None = None
+    ) -> list[list[Likelihood]]:
+        """`log_likelihood`, the likeliest text first."""
+        scored = self.log_likelihood(pictures, texts, prompt=prompt)
+        return [sorted(row, key=lambda likelihood: -likelihood.log_prob) for row in scored]
+
+    # Matching ---------------------------------------------------------------------------------------------
+
     @torch.no_grad()
-    def match(self, pictures: Pictures, texts: str | Sequence[str]) -> list[list[Match]]:
-        """Match every picture with every text; a picture is encoded and its memory projected once."""
-        wanted = [texts] if isinstance(texts, str) else list(texts)
-        tokens, features = embed_texts(
-            self.model, self.tokenizer, [self._clean(text) for text in wanted], max_length=self._cut()
-        )
+    def match(self, pictures: Pictures | PictureBatch, texts: Texts) -> list[list[Match]]:
+        """Match pictures with texts; a picture is encoded and its memory projected once."""
+        model = self._need(Blip, "matching")
+        own = OwnTexts.of(texts)
         results: list[list[Match]] = []
-        for batch in self._batches(pictures):
+        for batch in self.whole(pictures):
             embeds = self.encode(batch)
-            cosine = (self.model.image_features(embeds).float() @ features.T).cpu()
-            count, number = len(batch), len(wanted)
-            pairs = torch.cartesian_prod(torch.arange(number), torch.arange(count)).view(-1, 2)
-            logits = match_logits(self.model, self.tokenizer, embeds, tokens, pairs).view(number, count)
-            probability = match_probability(logits)
-            results += [
-                [Match(t, float(probability[j, i]), float(cosine[i, j])) for j, t in enumerate(wanted)]
-                for i in range(count)
-            ]
+            image_features = model.image_features(embeds).float()
+            for rows, group in own.share(len(results), len(batch)):
+                tokens, features = self.embedded_texts(group)
+                cosine = (image_features[rows] @ features.T).cpu().tolist()
+                pairs = torch.tensor([(text, row) for row in rows for text in range(len(group))]).view(-1, 2)
+                logits = match_logits(model, self.tokenizer, embeds, tokens, pairs, first=self.first)
+                probability = match_probability(logits).view(len(rows), len(group)).tolist()
+                for row, similar in zip(probability, cosine, strict=True):
+                    results.append([Match(*values) for values in zip(group, row, similar, strict=True)])
+        own.check(len(results))
         return results
 
     @torch.no_grad()
-    def embed_images(self, pictures: Pictures) -> Tensor:
+    def embed_images(self, pictures: Pictures | PictureBatch) -> Tensor:
         """Normalised embeddings for ITC, float32 [B, E] on the CPU."""
-        rows = [self.model.image_features(self.encode(batch)).float().cpu() for batch in self._batches(pictures)]
-        return torch.cat(rows) if rows else torch.empty(0, self.model.config.embed_dim)
+        model = self._embeds()
+        rows = [model.image_features(self.encode(batch)).float().cpu() for batch in self.whole(pictures)]
+        return torch.cat(rows) if rows else torch.empty(0, model.config.embed_dim)
 
     @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+    def embed_texts(self, texts: str | Sequence[str]) -> Tensor:
         """Normalised embeddings for ITC, float32 [C, E] on the CPU."""
-        cleaned = [self._clean(text) for text in texts]
-        return embed_texts(self.model, self.tokenizer, cleaned, max_length=self._cut())[1].cpu()
+        many = [texts] if isinstance(texts, str) else list(texts)
+        return self.embedded_texts(many)[1].cpu() if many else torch.empty(0, self._embeds().config.embed_dim)
+
+    def _embeds(self) -> Blip | BlipDual:
+        if isinstance(self.model, BlipDual):
+            return self.model
+        model = self._need(Blip, "embeddings")
+        assert model.encoder is not None
+        return model
+
+    def embedded_texts(self, texts: Sequence[str]) -> tuple[TokenBatch, Tensor]:
+        """Ids and normalised features of texts; those of the last call are kept, for the next batch of pictures."""
+        if self._last_texts is None or self._last_texts[0] != tuple(texts):
+            self.check_texts(texts)
+            cleaned = [self.clean(text) for text in texts]
+            read = embed_texts(self._embeds(), self.tokenizer, cleaned)
+            self._last_texts = (tuple(texts), *read)
+        return self._last_texts[1:]
+
+    # Questions --------------------------------------------------------------------------------------------
+
+    def answer(
+        self,
+        pictures: Pictures | PictureBatch,
+        questions: Texts,
+        candidates: Sequence[str] | None = None,
+        *,
+        config: DecodeConfig | None = None,
+        keep: int = 128,
+    ) -> list[list[Answered]]:
+        """Answer questions about pictures; a picture is read once for all questions about it.
+
+        Args:
+            candidates: the answers to choose from, ranked by likelihood; None writes answers freely.
+            config: how answers are written; None is beam search with 3 beams, up to 10 new tokens.
+            keep: candidates that are read whole, chosen by their first token.
+        """
+        model = self._need(BlipVqa, "answers")
+        own = OwnTexts.of(questions)
+        self.check_texts(text for group in own.groups for text in group)
+        if candidates is not None:
+            if not candidates:
+                raise UserError("there are no answers to choose from; name some, or none at all to write freely")
+            self.check_texts(candidates)
+        results: list[list[Answered]] = []
+        for batch in self.whole(pictures):
+            memory = model.remember(self.encode(batch))
+            for rows, group in own.share(len(results), len(batch)):
+                part = memory if len(rows) == len(batch) else memory.select(torch.tensor(rows, device=self.device))
+                cleaned = [self.clean(text, clean_question) for text in group] * len(rows)
+                asked = self.tokenizer.encode(cleaned, first=self.first).to(self.device)
+                read = answering.ask(model, part, asked, read_padding=self._like_transformers)
+                if candidates is None:
+                    found = answering.write_answers(model, self.tokenizer, read, config or ANSWERS)
+                else:
+                    found = answering.rank_answers(model, self.tokenizer, read, candidates, keep=keep)
+                answered = [Answered(text, one) for text, one in zip([*group] * len(rows), found, strict=True)]
+                results += [answered[i : i + len(group)] for i in range(0, len(answered), len(group))]
+        own.check(len(results))
+        return results
 
     @torch.no_grad()
+    def judge(self, first: Pictures, second: Pictures, texts: str | Sequence[str]) -> list[Judgement]:
+        """Whether a sentence is true of two pictures, for each pair; one sentence for all pairs or one for each."""
+        model = self._need(BlipNlvr, "judging pairs of pictures")
+        results: list[Judgement] = []
+        for left, right in zip_longest(self.whole(first), self.whole(second), fillvalue=PictureBatch()):
+            count = len(left)
+            own = [texts] * count if isinstance(texts, str) else list(texts)[len(results) : len(results) + count]
+            if len(right) != count or len(own) != count:
+                raise UserError("judge takes as many second pictures as first ones, and one text for each pair")
+            self.check_texts(own)
+            pairs = torch.stack((self.encode(left), self.encode(right)), dim=1)
+            tokens = self.tokenizer.encode([self.clean(text) for text in own], first=self.first).to(self.device)
+            logits = model.classify(tokens.input_ids, tokens.attention_mask, model.remember(pairs)).float()
+            results += [Judgement(*values) for values in zip(own, logits.softmax(1)[:, 1].tolist(), strict=True)]
+        return results
+
+    # Search -----------------------------------------------------------------------------------------------
+
     def retrieve_images(
-        self, pictures: Sequence[ImageLike | str], queries: Sequence[str], *, top: int = 5, rerank_k: int = 32
+        self,
+        pictures: Pictures,
+        queries: Sequence[str],
+        *,
+        top: int = 5,
+        rerank_k: int = 32,
+        broken: list[BrokenSample] | None = None,
     ) -> list[list[Found]]:
-        """The `top` pictures for each text: ITC over all, then ITM over the best `rerank_k` (0: ITC alone)."""
-        tokens, features = embed_texts(
-            self.model, self.tokenizer, [self._clean(text) for text in queries], max_length=self._cut()
-        )
-        scores = features.cpu() @ self.embed_images(pictures).T
-        return self._order(scores, list(pictures), tokens, top, rerank_k)
+        """The `top` pictures for each text: ITC over all, then ITM over the best `rerank_k` (0: ITC alone).
 
-    @torch.no_grad()
+        Args:
+            broken: receives the pictures that cannot be read, which are then left out; None makes them an error.
+        """
+        many = as_pictures(pictures)
+        return finding.retrieve_images(self, many, queries, top=top, rerank_k=rerank_k, broken=broken)
+
     def retrieve_texts(
-        self, picture: ImageLike | str, texts: Sequence[str], *, top: int = 5, rerank_k: int = 32
+        self, picture: Pictures, texts: Sequence[str], *, top: int = 5, rerank_k: int = 32
     ) -> list[Found]:
         """The `top` texts for a picture, likewise."""
-        matches_from = self.embed_images([picture])[0] @ self.embed_texts(texts).T
-        best = matches_from.topk(min(max(rerank_k, top), len(texts))).indices
-        found = [Found(texts[i], float(matches_from[i]), float(matches_from[i]), None) for i in best.tolist()]
-        if rerank_k > 0:
-            matched = self.match([picture], [f.item for f in found])[0]
-            found = [
-                Found(m.text, m.itc_similarity + _logit(m.itm_probability), m.itc_similarity, m.itm_probability)
-                for m in matched
-            ]
-            found.sort(key=lambda f: -f.score)
-        return found[:top]
+        return finding.retrieve_texts(self, picture, texts, top=top, rerank_k=rerank_k)
 
-    def _order(
-        self, scores: Tensor, pictures: list[ImageLike | str], tokens: Any, top: int, rerank_k: int
-    ) -> list[list[Found]]:
-        count = min(max(top, rerank_k), len(pictures))
-        best = scores.topk(count, dim=1).indices
-        chunks = torch.unique(best).split(self.batch_size) if rerank_k > 0 and best.numel() else ()
-        logits = torch.full_like(scores, float("nan"))
-        # Candidates are encoded again, a batch at a time: features of a whole folder would not fit in memory.
-        for chunk in chunks:
-            embeds = self.encode([pictures[i] for i in chunk.tolist()])
-            wanted = (best[:, :, None] == chunk).any(1).nonzero()
-            pairs = torch.stack((wanted[:, 0], wanted[:, 1]), dim=1)
-            logits[pairs[:, 0], chunk[pairs[:, 1]]] = match_logits(
-                self.model, self.tokenizer, embeds, tokens, pairs
-            )
-        results = []
-        for row, chosen in enumerate(best.tolist()):
-            found = []
-            for i in chosen:
-                cosine, logit = float(scores[row, i]), float(logits[row, i])
-                known = rerank_k > 0
-                found.append(
-                    Found(
-                        _name(pictures[i], i),
-                        cosine + logit if known else cosine,
-                        cosine,
-                        float(torch.sigmoid(torch.tensor(logit))) if known else None,
-                    )
+    # What is refused --------------------------------------------------------------------------------------
+
+    def _need(self, kind: type[_Kind], what: str) -> _Kind:
+        if not isinstance(self.model, kind):
+            raise UserError(f"this is {describe(self.model.config)}; {what} need {_NEEDED[kind]}")
+        return self.model
+
+    def clean(self, text: str, clean: Callable[..., str] = clean_caption) -> str:
+        """A text as the model saw texts in training."""
+        how = self.info.get("clean", "simplify")
+        return text if how == "none" else clean(text, None, simplify=how == "simplify")
+
+    def check_texts(self, texts: Iterable[str]) -> None:
+        """Refuse texts that the model cannot read: longer than it takes, or none of it in its vocabulary."""
+        limit, unknown = self.model.config.text.max_positions, self.tokenizer.unk_id
+        for text in texts:
+            ids = self.tokenizer.encode([self.clean(text)]).input_ids[0]
+            if len(ids) > limit:
+                raise UserError(
+                    f"the text {_short(text)} has {len(ids)} tokens, and the model takes {limit}; shorten it"
                 )
-            results.append(sorted(found, key=lambda f: -f.score)[:top])
-        return results
+            if unknown is not None and len(ids) > 2 and bool((ids[1:-1] == unknown).all()):
+                raise UserError(
+                    f"the model's vocabulary has no word of {_short(text)}; is it in the language it learned?"
+                )
+
+    def _check_prompt(self, prompt: str | Sequence[str]) -> None:
+        unknown = self.tokenizer.unk_id
+        for text in {prompt} if isinstance(prompt, str) else set(prompt):
+            pieces = self.tokenizer.encode([text], end=False).input_ids[0, 1:]
+            if unknown is not None and bool((pieces == unknown).any()):
+                raise UserError(
+                    f"the model cannot begin with {_short(text)}: its vocabulary lacks part of it; write the "
+                    "prompt in the language that the model learned"
+                )
 
 
-def find_images(places: Iterable[Path | str]) -> list[str]:
-    """Picture files among `places`: files as they are, folders searched with their subfolders, globs expanded.
-
-    Raises:
-        UserError: a place does not exist, or there is no picture at all.
-    """
-    found: list[str] = []
-    places = list(places)
-    for place in places:
-        path = Path(place)
-        if path.is_dir():
-            found += sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        elif path.is_file():
-            found.append(str(path))
-        elif any(c in str(place) for c in "*?["):
-            found += sorted(str(p) for p in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-        else:
-            raise UserError(f"there is no picture or folder {place}")
-    if not found:
-        raise UserError(f"there is no picture in {', '.join(map(str, places))}")
-    return found
+_NEEDED: dict[type, str] = {
+    Blip: "a BLIP pre-training, captioning or matching model",
+    BlipVqa: "a BLIP VQA model (openblip finetune vqa makes one)",
+    BlipNlvr: "a BLIP NLVR2 model",
+    BlipDual: "a two-tower model",
+}
 
 
-def _key(picture: ImageLike | str, position: int) -> int:
-    if isinstance(picture, str | Path):
-        return stable_id(Path(picture).name)
-    return position
-
-
-def _name(picture: ImageLike | str, position: int) -> str:
-    return str(picture) if isinstance(picture, str | Path) else f"#{position}"
-
-
-def _logit(probability: float) -> float:
-    p = min(max(probability, 1e-7), 1 - 1e-7)
-    return float(np.log(p / (1 - p)))
+def _short(text: str) -> str:
+    return f'"{text[:40]}..."' if len(text) > 43 else f'"{text}"'

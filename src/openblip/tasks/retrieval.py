@@ -7,19 +7,20 @@ its memory is kept for re-ranking, on the device or the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.core.tokenizer import TextTokenizer, TokenBatch
+from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
 from openblip.data.sample import Batch
 from openblip.data.transforms import normalize
 from openblip.metrics.retrieval import rank_of_relevant, rank_scores
 from openblip.metrics.scores import roc_auc
 from openblip.models.blip import Blip
+from openblip.models.dual import BlipDual
 
 __all__ = [
     "Collection",
@@ -51,7 +52,7 @@ class Collection:
 
 
 def embed_texts(
-    model: Blip,
+    model: Blip | BlipDual,
     tokenizer: TextTokenizer,
     texts: Sequence[str],
     *,
@@ -103,29 +104,55 @@ def match_logits(
     pairs: Tensor,
     *,
     max_rows: int = 256,
+    first: First = "enc",
 ) -> Tensor:
     """ITM logit differences (matched minus not) for pairs int64 [P, 2] of (text, picture), float32 [P] on the CPU.
 
     Pairs are read picture by picture, so that each picture's memory is projected once.
+
+    Args:
+        max_rows: pairs that are read at once.
+        first: what texts begin with; transformers takes "cls".
     """
     result = torch.empty(len(pairs))
     input_ids = text.input_ids.clone()
-    input_ids[:, 0] = tokenizer.enc_id
+    input_ids[:, 0] = tokenizer.enc_id if first == "enc" else tokenizer.cls_id
     device = input_ids.device
     order = pairs[:, 1].argsort(stable=True)
-    for chunk in order.split(max_rows):
-        images, rows = torch.unique(pairs[chunk, 1], return_inverse=True)
-        memory = model.remember(image_embeds[images.to(device)])
-        texts = pairs[chunk, 0].to(device)
-        mask = text.attention_mask[texts]
-        width = int(mask.sum(1).max())
-        counts = torch.bincount(rows)
+    images, counts = torch.unique_consecutive(pairs[order, 1], return_counts=True)
+    done = 0
+    for group in _groups(counts.tolist(), max_rows):
+        own = counts[group]
+        memory = model.remember(image_embeds[images[group].to(device)])
+        rows = torch.arange(len(own)).repeat_interleave(own)
         # Equally many texts for each picture are folded over its memory; else the memory is gathered.
-        if not bool((counts == counts[0]).all()):
-            memory = memory.select(rows.to(device))
-        logits = model.match(input_ids[texts, :width], mask[:, :width], memory).float()
-        result[chunk] = (logits[:, 1] - logits[:, 0]).cpu()
+        folded = len(own) == 1 or bool((own == own[0]).all())
+        for part in torch.arange(len(rows)).split(max_rows):
+            chunk = order[done + part]
+            texts = pairs[chunk, 0].to(device)
+            mask = text.attention_mask[texts]
+            width = int(mask.sum(1).max())
+            full = bool(mask[:, :width].all())
+            logits = model.match(
+                input_ids[texts, :width],
+                None if full else mask[:, :width],
+                memory if folded else memory.select(rows[part].to(device)),
+            ).float()
+            result[chunk] = (logits[:, 1] - logits[:, 0]).cpu()
+        done += len(rows)
     return result
+
+
+def _groups(counts: Sequence[int], limit: int) -> Iterator[slice]:
+    """Runs of `counts` whose sum is at most `limit`; a larger count is a run of its own."""
+    start, total = 0, 0
+    for place, count in enumerate(counts):
+        if place > start and total + count > limit:
+            yield slice(start, place)
+            start, total = place, 0
+        total += count
+    if start < len(counts):
+        yield slice(start, len(counts))
 
 
 def match_probability(logit_difference: Tensor) -> Tensor:

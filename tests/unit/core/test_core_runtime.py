@@ -122,3 +122,28 @@ def test_what_is_told_of_machine_and_versions() -> None:
     versions = runtime.versions()
     assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
     assert {"python", "openblip", "timm", "transformers"} <= versions.keys()
+
+
+@pytest.mark.parametrize(
+    ("files", "bound"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "odd"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_quota_is_read(tmp_path: Path, files: dict[str, str], bound: float | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert runtime._container_quota(tmp_path) == bound
+
+
+def test_no_more_cores_than_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for quota, cores in ((None, 8), (1.5, 2), (0.3, 1), (64.0, 8)):
+        monkeypatch.setattr(runtime, "_container_quota", lambda groups, quota=quota: quota)
+        assert runtime.usable_cores() == cores

@@ -11,11 +11,15 @@ import small
 import torch
 
 from openblip.core.errors import UserError
+from openblip.data.sample import BrokenSample
 from openblip.data.transforms import normalize
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
+from openblip.models.dual import BlipDual, DualConfig
+from openblip.models.nlvr import BlipNlvr, NlvrConfig
+from openblip.tasks.answering import ask, encode_questions, rank_answers, write_answers
 from openblip.tasks.caption import write_captions
-from openblip.tasks.predictor import Predictor, find_images
+from openblip.tasks.predictor import ANSWERS, Predictor, find_images
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 FEW = DecodeConfig(num_beams=2, max_new_tokens=6)
@@ -43,11 +47,15 @@ def test_every_kind_of_picture_is_the_same(predictor: Predictor, paths: list[str
     image = small.picture(3)
     encoded = io.BytesIO()
     image.save(encoded, "PNG")
-    kinds = [paths[3], Path(paths[3]), image, np.asarray(image), encoded.getvalue()]
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    kinds = [paths[3], Path(paths[3]), image, np.asarray(image), encoded.getvalue(), pixels, pixels / 255]
     expected = predictor.embed_images(paths)[3]
     for kind in kinds:
         torch.testing.assert_close(predictor.embed_images(kind), expected[None], **CLOSE)
-    torch.testing.assert_close(predictor.embed_images(kinds), expected.expand(5, -1), **CLOSE)
+    torch.testing.assert_close(predictor.embed_images(kinds), expected.expand(7, -1), **CLOSE)
+    several = (np.stack([np.asarray(image)] * 2), torch.stack([pixels] * 2))
+    for kind in several:
+        torch.testing.assert_close(predictor.embed_images(kind), expected.expand(2, -1), **CLOSE)
     assert predictor.embed_images([]).shape == (0, len(expected))
     assert predictor.caption([]) == predictor.match([], "a dog") == []
 
@@ -128,9 +136,167 @@ def test_a_picture_that_cannot_be_read_is_named(predictor: Predictor, tmp_path: 
         (tmp_path / "none.png", r"none\.png cannot be used \(missing\)"),
         (str(tmp_path / "text.png"), r"text\.png cannot be used \(not-an-image\)"),
         (b"", r"a picture cannot be used \(empty\)"),
+        (torch.zeros(4, 8, 8), r"a picture cannot be used \(not-an-image\): a tensor of torch.float32 \[4, 8, 8\]"),
+        (torch.full((3, 8, 8), 7.0), r"floats from 7 to 7, not from 0 to 1"),
     ):
         with pytest.raises(UserError, match=told):
             predictor.caption(picture, FEW)
+
+
+def test_the_likelihood_of_a_caption_is_that_of_writing_it(predictor: Predictor, paths: list[str]) -> None:
+    written = predictor.caption(paths[:4], FEW)
+    texts = [[one.text for one in captions] for captions in written]
+    scored = predictor.log_likelihood(paths[:4], texts)
+    whole = [
+        (c, s) for cs, ss in zip(written, scored, strict=True) for c, s in zip(cs, ss, strict=True) if c.complete
+    ]
+    for caption, likelihood in whole:
+        # The same ids unless the tokenizer cuts the text in another way than it was written.
+        if likelihood.num_tokens == caption.num_tokens:
+            assert likelihood.log_prob == pytest.approx(caption.log_prob, abs=1e-3)
+    every = predictor.log_likelihood(paths[:4], list(small.TEXTS), prompt="a ")
+    for picture, row in zip(paths[:4], every, strict=True):
+        assert [one.text for one in row] == list(small.TEXTS)
+        assert sum(one.probability for one in row) == pytest.approx(1)
+        (alone,) = predictor.log_likelihood(picture, small.TEXTS[3], prompt="a ")[0]
+        assert alone.log_prob == pytest.approx(row[3].log_prob, abs=1e-3)
+        assert alone.probability == 1
+        assert alone.perplexity == pytest.approx(np.exp(-alone.log_prob / alone.num_tokens))
+    (ranked,) = predictor.rank_captions(paths[0], small.TEXTS, prompt="a ")
+    assert [one.text for one in ranked] == [one.text for one in sorted(every[0], key=lambda one: -one.log_prob)]
+
+
+def test_each_picture_may_have_texts_of_its_own(predictor: Predictor, paths: list[str]) -> None:
+    own = [["two dogs"], ["birds", "the road"], ["a long chair"], ["two dogs", "birds", "a cat"]]
+    every = predictor.match(paths[:4], sorted({text for texts in own for text in texts}))
+    for row, texts, found in zip(every, own, predictor.match(paths[:4], own), strict=True):
+        assert [one.text for one in found] == texts
+        known = {one.text: one for one in row}
+        for one in found:
+            assert one.itm_probability == pytest.approx(known[one.text].itm_probability, abs=1e-5)
+            assert one.itc_similarity == pytest.approx(known[one.text].itc_similarity, abs=1e-5)
+    for wrong in (own[:3], [*own, ["birds"]]):
+        with pytest.raises(UserError, match=f"there are texts for {len(wrong)} pictures, but"):
+            predictor.match(paths[:4], wrong)
+    prompts = ["a red ", "two ", "a ", "the "]
+    (third,) = predictor.caption(paths[2], FEW, prompt="a ")
+    assert [one.text for one in predictor.caption(paths[:4], FEW, prompt=prompts)[2]] == [one.text for one in third]
+    with pytest.raises(UserError, match="there are 3 prompts"):
+        predictor.caption(paths[:4], FEW, prompt=prompts[:3])
+
+
+def test_a_picture_is_projected_once_however_many_texts(
+    predictor: Predictor, blip: Blip, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projected = []
+    remember = blip.remember
+    monkeypatch.setattr(blip, "remember", lambda embeds: (projected.append(len(embeds)), remember(embeds))[1])
+    texts = [f"{text} {other}" for text in small.TEXTS for other in small.TEXTS * 5]  # more than are read at once
+    predictor.match(paths, texts)
+    assert sum(projected) == len(paths)
+
+
+def test_texts_that_cannot_be_read_are_named(predictor: Predictor, paths: list[str]) -> None:
+    long = "bus " * 80
+    for call, told in (
+        (
+            lambda: predictor.match(paths[0], long),
+            r'the text "bus bus .*\.\.\." has 82 tokens, and the model takes 64',
+        ),
+        (lambda: predictor.embed_texts([long]), "has 82 tokens"),
+        (lambda: predictor.match(paths[0], "犬"), 'vocabulary has no word of "犬"'),
+        (lambda: predictor.match(paths[0], []), "there is no text"),
+        (lambda: predictor.match(paths[0], ["a dog", ""]), "one of the texts is empty"),
+        (lambda: predictor.caption(paths[0], FEW, prompt="写真 "), 'cannot begin with "写真 "'),
+        (lambda: predictor.answer(paths[0], "what?"), "answers need a BLIP VQA model"),
+        (lambda: predictor.judge(paths[0], paths[1], "two dogs"), "need a BLIP NLVR2 model"),
+    ):
+        with pytest.raises(UserError, match=told):
+            call()
+    assert predictor.embed_texts([]).shape == (0, 32)
+
+
+def test_answers_are_those_of_the_model(paths: list[str]) -> None:
+    words = small.vqa_tokenizer()
+    model = small.vqa_model()
+    predictor = Predictor(model, words, batch_size=3)
+    questions = list(small.QUESTIONS)
+    for candidates in (None, small.ANSWERS):
+        found = predictor.answer(paths[:4], questions, candidates)
+        assert [[one.question for one in row] for row in found] == [questions] * 4
+        for picture, row in zip(paths[:4], found, strict=True):
+            for question, one in zip(questions, row, strict=True):
+                memory = predictor.remember(picture)
+                read = ask(model, memory, encode_questions(words, [question]))
+                if candidates is None:
+                    (expected,) = write_answers(model, words, read, ANSWERS)
+                else:
+                    (expected,) = rank_answers(model, words, read, candidates)
+                assert [a.text for a in one.answers] == [a.text for a in expected]
+                assert one.answers[0].log_prob == pytest.approx(expected[0].log_prob, abs=1e-3)
+                assert sum(a.probability for a in one.answers) == pytest.approx(1)
+    own = [[questions[0]], questions[1:3]]
+    assert [[one.question for one in row] for row in predictor.answer(paths[:2], own)] == own
+    with pytest.raises(UserError, match="no answers to choose from"):
+        predictor.answer(paths[0], "what is red?", [])
+    with pytest.raises(UserError, match=r"this is a BLIP VQA model.*captions need"):
+        predictor.caption(paths[0])
+
+
+def test_pairs_of_pictures_are_judged(paths: list[str]) -> None:
+    torch.manual_seed(0)
+    sizes = small.model().config
+    model = BlipNlvr(NlvrConfig(vision=sizes.vision, text=sizes.text, merge_from=1)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    predictor = Predictor(model, small.tokenizer(), batch_size=2)
+    texts = ["two dogs", "a red bus", "birds"]
+    found = predictor.judge(paths[:3], paths[3:6], texts)
+    for number, judged in enumerate(found):
+        (alone,) = predictor.judge(paths[number], paths[3 + number], texts[number])
+        assert alone.probability == pytest.approx(judged.probability, abs=1e-5)
+        assert judged.true == (judged.probability >= 0.5)
+    assert [one.text for one in found] == texts
+    for first, second, told in ((paths[:3], paths[3:5], texts), (paths[:3], paths[3:6], texts[:2])):
+        with pytest.raises(UserError, match="as many second pictures"):
+            predictor.judge(first, second, told)
+
+
+def test_two_towers_embed(paths: list[str]) -> None:
+    torch.manual_seed(0)
+    sizes = small.model().config
+    model = BlipDual(DualConfig(vision=sizes.vision, text=sizes.text, embed_dim=16)).eval()
+    predictor = Predictor(model, small.tokenizer())
+    images, texts = predictor.embed_images(paths), predictor.embed_texts(["two dogs", "birds"])
+    assert (images.shape, texts.shape) == ((7, 16), (2, 16))
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(7))
+    with pytest.raises(UserError, match="two-tower BLIP model"):
+        predictor.match(paths, "two dogs")
+
+
+def test_transformers_way_of_matching_can_be_had(blip: Blip, paths: list[str]) -> None:
+    ours, theirs = Predictor(blip, small.tokenizer()), Predictor(blip, small.tokenizer(), {"like": "transformers"})
+    words = small.tokenizer().encode(["two dogs"], first="cls").input_ids
+    with torch.no_grad():
+        expected = float(blip.match(words, None, theirs.remember(paths[0])).softmax(-1)[0, 1])
+    (match,) = theirs.match(paths[0], "two dogs")[0]
+    assert match.itm_probability == pytest.approx(expected, abs=1e-5)
+    assert abs(ours.match(paths[0], "two dogs")[0][0].itm_probability - expected) > 1e-3
+
+
+def test_broken_pictures_are_left_out_of_a_search_where_asked(
+    predictor: Predictor, paths: list[str], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    some = [paths[0], str(bad), *paths[1:]]
+    with pytest.raises(UserError, match=r"bad\.png cannot be used"):
+        predictor.retrieve_images(some, ["two dogs"])
+    broken: list[BrokenSample] = []
+    found = predictor.retrieve_images(some, ["two dogs"], broken=broken)
+    assert [one.item for one in found[0]] == [one.item for one in predictor.retrieve_images(paths, ["two dogs"])[0]]
+    assert [sample.key for sample in broken] == [str(bad)]
+    assert predictor.retrieve_images([str(bad)], ["two dogs"], broken=broken) == [[]]
 
 
 def test_pictures_are_found_in_files_folders_and_globs(paths: list[str], tmp_path: Path) -> None:

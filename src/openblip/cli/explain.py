@@ -1,0 +1,76 @@
+"""The command `explain`: where a model looked in a picture for each word of a text, as a drawing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from openblip.cli.arguments import Device, Model, person
+from openblip.cli.results import open_predictor
+from openblip.core.errors import UserError, require
+
+__all__ = ["explain"]
+
+
+def explain(
+    picture: Annotated[Positional[Path], arg(metavar="PICTURE", help_behavior_hint="")],
+    /,
+    *,
+    model: Model,
+    out: Annotated[Path, arg(metavar="FILE", help_behavior_hint="(required)")],
+    text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
+    by: Annotated[Literal["match", "caption"] | None, arg(help_behavior_hint="")] = None,
+    layer: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
+    device: Device = "auto",
+) -> None:
+    """Draw where a model looks for each word: Grad-CAM over a cross-attention layer, as heat maps.
+
+    Args:
+        picture: a picture.
+        out: the drawing, a new .png file.
+        text: a text to match with the picture, or a caption; left out, the caption that the model writes.
+        by: what makes the text match, or what lets it be written; left out, match where the model can.
+        layer: of the text transformer, from 0; left out, two thirds up.
+    """
+    from openblip.data.pictures import Picture
+    from openblip.data.sample import BrokenSample
+    from openblip.explain.cam import caption_maps, default_layer, match_maps
+    from openblip.explain.drawing import draw_maps
+    from openblip.explain.pointing import peak_of
+
+    require("matplotlib", "report")
+    if out.exists():
+        raise UserError(f"{out} exists already; choose a new file")
+    predictor = open_predictor(model, device=device, dtype="float32", batch_size=1)
+    blip = predictor.blip
+    if by is None:
+        by = "match" if text is not None and blip.config.encoder else "caption"
+    try:
+        shown = Picture(str(picture), picture).decode()
+    except BrokenSample as broken:
+        raise UserError(f"{picture} cannot be used ({broken.cause}): {broken.detail}") from broken
+    if text is None:
+        text = predictor.caption(shown)[0][0].text
+    predictor.check_texts([text])
+    memory = predictor.remember(shown)
+    cleaned = predictor.clean(text)
+    if by == "match":
+        (match,) = predictor.match(shown, text)[0]
+        title = f"{text} ({match.itm_probability:.0%} by ITM)"
+        maps = match_maps(blip, predictor.tokenizer, memory, cleaned, layer=layer)
+    else:
+        title = text
+        prompt = predictor.prompt
+        maps = caption_maps(blip, predictor.tokenizer, memory, cleaned, prompt=prompt, layer=layer)
+    draw_maps(out, shown, maps, title=title)
+    used = default_layer(blip.config.text.depth) if layer is None else layer
+    if person():
+        print(f"{out}: where the model looks for each word of: {text}")
+        return
+    words = [{"word": one.word, "peak": [round(part, 4) for part in peak_of(one.weights)]} for one in maps]
+    print(
+        json.dumps({"image": str(picture), "text": text, "by": by, "layer": used, "words": words, "out": str(out)})
+    )

@@ -1,0 +1,193 @@
+"""What a command gives while it works through pictures: lines on a terminal, JSON lines in a pipe or a file.
+
+Pictures that cannot be used are told, left out and counted; what has been written stays whole lines, whatever
+happens next. A progress bar stands on standard error where that is a terminal.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from openblip.cli.arguments import person
+from openblip.core.errors import UserError
+
+if TYPE_CHECKING:
+    from openblip.data.pictures import Picture, PictureBatch
+    from openblip.data.sample import BrokenSample
+    from openblip.tasks.predictor import Predictor
+
+__all__ = [
+    "Row",
+    "Rows",
+    "check_counts",
+    "conclude",
+    "each_batch",
+    "open_predictor",
+    "read_lines",
+    "show_table",
+    "tell",
+]
+
+Row = tuple[str, dict[str, Any]]
+"""The line that a person reads, and the JSON object that a program reads."""
+Rows = Callable[["PictureBatch"], Iterator[Row]]
+"""The results for a batch."""
+
+
+def open_predictor(model: str, *, device: str, dtype: str, batch_size: int) -> Predictor:
+    """Open a model to use, with no more threads than there are processors for this program."""
+    import torch
+
+    from openblip.core.runtime import usable_cores
+    from openblip.tasks.predictor import Predictor
+
+    check_counts(batch_size=batch_size)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+    return Predictor.load(model, device=device, dtype=dtype, batch_size=batch_size)
+
+
+def each_batch(
+    predictor: Predictor,
+    pictures: list[Picture],
+    rows: Rows,
+    *,
+    out: Path | None = None,
+    before: Iterable[Row] = (),
+) -> None:
+    """Go through the pictures a batch at a time and give each result; the exit code says if any was left out.
+
+    Args:
+        out: a new file for the JSON lines, in place of standard output.
+        before: results that come first and need no picture.
+    """
+    began, broken = time.perf_counter(), []
+    with _sink(out) as write, _progress(len(pictures)) as advance:
+        for line, record in before:
+            write(line, record)
+        for batch in predictor.batches(pictures):
+            broken += batch.broken
+            if len(pictures) > 1:
+                for sample in batch.broken:
+                    tell(sample)
+            for line, record in rows(batch) if len(batch) else ():
+                write(line, record)
+            advance(len(batch) + len(batch.broken))
+    conclude(len(pictures), broken, f"{predictor.computing}, {time.perf_counter() - began:.1f} s")
+
+
+def tell(broken: BrokenSample) -> None:
+    """Say on standard error which picture is left out, and why."""
+    print(f"openblip: skipped {broken.key} ({broken.cause}): {broken.detail}", file=sys.stderr)
+
+
+def conclude(total: int, broken: list[BrokenSample], how: str) -> None:
+    """Say how many pictures are done; exit with 1 when some were left out, with 2 when all were."""
+    if broken and len(broken) == total:
+        if total == 1:
+            raise UserError(f"{broken[0].key} cannot be used ({broken[0].cause}): {broken[0].detail}")
+        raise UserError(f"none of the {total} pictures can be used")
+    skipped = f", {len(broken)} skipped" if broken else ""
+    done = total - len(broken)
+    if total:
+        print(f"openblip: {done} picture{'s' * (done != 1)} done{skipped} ({how})", file=sys.stderr)
+    if broken:
+        raise SystemExit(1)
+
+
+@contextmanager
+def _sink(out: Path | None) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """How results are written: `write(line, record)`."""
+    if out is None and person():
+        yield lambda line, record: print(line, flush=True)
+        return
+    if out is not None and out.exists():
+        raise UserError(f"{out} exists already; choose a new file")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    opened = nullcontext(sys.stdout.buffer) if out is None else open(out, "xb")  # noqa: SIM115
+    written = 0
+    with opened as file:
+
+        def write(line: str, record: dict[str, Any]) -> None:
+            nonlocal written
+            data = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+            _write_whole(file, data, f"{out or 'the output'} holds the first {written} results")
+            written += 1
+
+        yield write
+
+
+def _write_whole(file: BinaryIO, data: bytes, held: str) -> None:
+    """Write a line, or none of it where the disk is full."""
+    number = file.fileno()
+    told = os.fstat(number)
+    try:
+        file.write(data)
+        file.flush()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        if stat.S_ISREG(told.st_mode):
+            os.ftruncate(number, told.st_size)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # for what is still buffered
+        raise UserError(f"the disk is full: {held}; free some space and run the command on the rest") from error
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error; nothing where nobody watches."""
+    if not sys.stderr.isatty() or total < 2:
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, redirect_stdout=person(), transient=True) as bar:
+        task = bar.add_task("pictures", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse numbers below 1, by the names of their options."""
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+def read_lines(file: Path, what: str) -> list[str]:
+    """The lines of a text file that hold something, stripped."""
+    if not file.is_file():
+        raise UserError(f"there is no file {file} with {what}")
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text: {error}") from error
+    if not lines:
+        raise UserError(f"{file} holds no text")
+    return lines
+
+
+def show_table(title: str, columns: tuple[str, str], rows: dict[str, str]) -> None:
+    """Two columns on a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(columns[0], no_wrap=True)
+    table.add_column(columns[1])
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)

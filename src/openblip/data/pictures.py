@@ -1,0 +1,255 @@
+"""Pictures to use a model on: found in files, folders, globs, tars or a list, and decoded beside the model.
+
+    for batch in decoded(find_pictures(["photos/", "shard.tar"]), transform, batch_size=16):
+        batch.names, batch.pixels        # uint8 [B, 3, H, W], ready for the model
+        batch.broken                     # what could not be read, with the reason
+
+Decoding runs in threads that stay a few batches ahead, so that the model waits for no file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openblip.core.errors import UserError
+from openblip.data.images import IMAGE_SUFFIXES, decode_image
+from openblip.data.sample import BrokenSample, ImageLike
+from openblip.data.sources.tars import Member, read_members
+from openblip.data.transforms import ImageTransform
+
+__all__ = [
+    "Picture",
+    "PictureBatch",
+    "Pictures",
+    "TarMember",
+    "as_pictures",
+    "decoded",
+    "find_images",
+    "find_pictures",
+]
+
+STDIN = "-"
+_BATCHES_AHEAD = 2
+_NO_RANDOM = np.random.default_rng(0)
+"""the transforms that pictures to use go through draw nothing"""
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """Bytes in a tar, read when they are needed."""
+
+    tar: Path
+    member: Member
+
+    def read(self) -> bytes:
+        """The bytes of the file."""
+        with open(self.tar, "rb") as file:
+            file.seek(self.member.offset)
+            return file.read(self.member.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture by name, not decoded yet."""
+
+    name: str
+    """its path; inside a tar TAR/MEMBER; "#3" for the fourth of pictures without names"""
+    image: ImageLike | Tensor | TarMember
+
+    def decode(self, min_side: int | None = None) -> Image.Image:
+        """The picture, upright and RGB; a large JPEG smaller, down to a short side of `min_side`.
+
+        Raises:
+            BrokenSample: why it cannot be read, `name` as its key.
+        """
+        try:
+            source = self.image.read() if isinstance(self.image, TarMember) else self.image
+            if isinstance(source, Tensor):
+                source = _array(source)
+            return decode_image(source, key=self.name, min_side=min_side)
+        except BrokenSample as broken:
+            raise BrokenSample(broken.cause, self.name, broken.detail) from broken
+        except OSError as error:
+            raise BrokenSample("unreadable", self.name, str(error)) from error
+
+
+@dataclass
+class PictureBatch:
+    """Decoded pictures that follow one another."""
+
+    names: list[str] = field(default_factory=list)
+    pixels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    """uint8 [B, 3, H, W], of those that could be read"""
+    broken: list[BrokenSample] = field(default_factory=list)
+    """those among them that could not, named by `key`"""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+Pictures = ImageLike | Tensor | str | Picture | Sequence[ImageLike | Tensor | str | Picture]
+"""One picture or several: paths, PIL images, uint8 arrays [H, W, 3], tensors [3, H, W] (uint8, or floats from 0
+to 1), encoded bytes. An array or a tensor with one dimension more is several."""
+
+
+def as_pictures(pictures: Pictures) -> list[Picture]:
+    """Whatever a person hands over, as a list of named pictures."""
+    one = isinstance(pictures, str | bytes | Path | Image.Image | Picture)
+    if isinstance(pictures, np.ndarray | Tensor):
+        one = pictures.ndim < 4
+    many: list[Any] = [pictures] if one else list(cast(Sequence[Any], pictures))
+    return [_named(picture, position) for position, picture in enumerate(many)]
+
+
+def _named(picture: Any, position: int) -> Picture:
+    if isinstance(picture, Picture):
+        return picture
+    if isinstance(picture, str | Path):
+        return Picture(str(picture), Path(picture))
+    return Picture(f"#{position}", picture)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """uint8 [H, W, 3] of a tensor [3, H, W]; floats are taken to run from 0 to 1."""
+    if tensor.ndim != 3 or tensor.shape[0] != 3:
+        shape = list(tensor.shape)
+        raise BrokenSample("not-an-image", "", f"a tensor of {tensor.dtype} {shape}, not of [3, H, W]")
+    pixels = tensor.detach().cpu()
+    if pixels.is_floating_point():
+        low, high = (float(pixels.min()), float(pixels.max())) if pixels.numel() else (0.0, 0.0)
+        if not (low >= 0 and high <= 1):
+            raise BrokenSample(
+                "not-an-image", "", f"a tensor of floats from {low:.3g} to {high:.3g}, not from 0 to 1"
+            )
+        pixels = (pixels.float() * 255).round()
+    return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def find_pictures(places: Iterable[Path | str], *, listing: TextIO | None = None) -> list[Picture]:
+    """Pictures in `places`: files as they are, folders with their subfolders, globs, tars; "-" reads a list.
+
+    Args:
+        listing: where "-" reads paths from, one a line; standard input when None.
+
+    Raises:
+        UserError: a place does not exist, a tar cannot be read, or there is no picture at all.
+    """
+    names = [str(place) for place in places]
+    found: list[Picture] = []
+    for place in names:
+        if place == STDIN:
+            lines = (line.strip() for line in (listing or sys.stdin))
+            for line in filter(None, lines):
+                # A line of the list that leads nowhere is one broken picture, not the end of the rest.
+                found += _at(line, strict=False)
+        else:
+            found += _at(place)
+    if not found:
+        raise UserError(f"there is no picture in {', '.join(names)}")
+    return found
+
+
+def find_images(places: Iterable[Path | str]) -> list[str]:
+    """Paths of the picture files among `places`, as `find_pictures` finds them."""
+    return [picture.name for picture in find_pictures(places)]
+
+
+def _at(place: str, *, strict: bool = True) -> list[Picture]:
+    path = Path(place)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        inner = (_members(p) if p.suffix == ".tar" else [Picture(str(p), p)] for p in files if _wanted(p))
+        return [picture for pictures in inner for picture in pictures]
+    if path.is_file():
+        return _members(path) if path.suffix == ".tar" else [Picture(str(path), path)]
+    if any(c in place for c in "*?["):
+        root = Path(path.anchor or ".")
+        return [picture for p in sorted(root.glob(str(path.relative_to(path.anchor)))) for picture in _at(str(p))]
+    if strict:
+        raise UserError(f"there is no picture or folder {place}")
+    return [Picture(place, path)]
+
+
+def _wanted(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES or path.suffix == ".tar"
+
+
+def _members(tar: Path) -> list[Picture]:
+    try:
+        members = list(read_members(tar))
+    except BrokenSample as broken:
+        raise UserError(f"{tar} cannot be read ({broken.cause}): {broken.detail}") from broken
+    return [
+        Picture(f"{tar}/{member.name}", TarMember(tar, member))
+        for member in members
+        if Path(member.name).suffix.lower() in IMAGE_SUFFIXES
+    ]
+
+
+def decoded(
+    pictures: Iterable[Picture], transform: ImageTransform, *, batch_size: int, threads: int | None = None
+) -> Iterator[PictureBatch]:
+    """Batches of `pictures` in order, decoded ahead of whoever takes them.
+
+    Args:
+        transform: one that draws nothing at random.
+        batch_size: pictures at a time; those that are broken leave a batch smaller.
+        threads: that decode; None is one for each processor, 8 at most.
+    """
+    waiting = iter(pictures)
+    num_threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "decode", initializer=_one_thread)
+    ahead: deque[list[tuple[Picture, Future[Tensor | BrokenSample]]]] = deque()
+
+    def submit() -> None:
+        batch = list(islice(waiting, batch_size))
+        if batch:
+            ahead.append([(picture, pool.submit(_decode, picture, transform)) for picture in batch])
+            torch.set_num_threads(num_threads)  # see `_one_thread`
+
+    try:
+        for _ in range(1 + _BATCHES_AHEAD):
+            submit()
+        while ahead:
+            batch, rows = PictureBatch(), []
+            for picture, future in ahead.popleft():
+                result = future.result()
+                if isinstance(result, BrokenSample):
+                    batch.broken.append(result)
+                else:
+                    batch.names.append(picture.name)
+                    rows.append(result)
+            submit()
+            if rows:
+                batch.pixels = torch.stack(rows)
+            yield batch
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    # One picture is too little work to share among cores. The setting is each thread's own once the thread has
+    # asked for it, but also what later threads start from: `decoded` puts it back.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
+def _decode(picture: Picture, transform: ImageTransform) -> Tensor | BrokenSample:
+    """uint8 [3, H, W], or why not."""
+    try:
+        return transform(picture.decode(transform.min_side), _NO_RANDOM)
+    except BrokenSample as broken:
+        return broken

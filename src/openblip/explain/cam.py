@@ -1,0 +1,160 @@
+"""Grad-CAM over a cross-attention layer: for each word, the patches that spoke for it.
+
+The map of a token is its attention over the image's patches, weighted by the gradient of what is asked (only
+what raises it counts) and averaged over heads (Selvaraju et al. 2017; Li et al. 2021, ALBEF, section 6.6):
+
+    map[t, n] = mean over heads of attention[h, t, n] * max(0, d score / d attention[h, t, n])
+
+For a match the score is the ITM logit of "matched", one for the whole text. For a caption the score of a token is
+its own log-probability, read where the model was about to write it.
+
+Shapes: T tokens, H heads, N image tokens ([CLS] first), h x w patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openblip.core.errors import UserError
+from openblip.core.tokenizer import TextTokenizer
+from openblip.models.blip import Blip
+from openblip.models.layers import CrossAttention, ImageMemory, split_heads
+from openblip.models.text import TextTransformer
+from openblip.objectives.language import token_log_probs
+
+__all__ = ["WordMap", "attention_gradients", "caption_maps", "default_layer", "match_maps"]
+
+
+@dataclass(frozen=True, slots=True)
+class WordMap:
+    """Where a model looked for a word."""
+
+    word: str
+    weights: Tensor
+    """float32 [h, w], not negative, not scaled: words of one text can be compared"""
+
+
+def default_layer(depth: int) -> int:
+    """The layer (from 0) that is shown unless another is asked for: two thirds up, as ALBEF's ninth of twelve.
+
+    Never the last: there, what a match is judged by reads the image itself, and its words have no say.
+    """
+    return max(min(depth * 2 // 3, depth - 2), 0)
+
+
+@contextmanager
+def _recorded(attention: CrossAttention, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let `attention` read by probabilities [R, H, T, N] that `replace` has seen and may give anew."""
+
+    def read(hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        rows, length, width = hidden.shape
+        query = split_heads(attention.query(hidden), attention.num_heads)
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # one image: broadcast over the rows
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+        context = replace(scores.softmax(-1)) @ value
+        return attention.output(context.transpose(1, 2).reshape(rows, length, width))
+
+    attention.read = read  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del attention.read
+
+
+def attention_gradients(text: TextTransformer, layer: int, score: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention probabilities [R, H, T, N] of a layer, and the gradient of `score()` by them.
+
+    Args:
+        score: runs the model over one image; returns a scalar.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    depth = len(text.text_blocks)
+    if not 0 <= layer < depth:
+        raise UserError(f"there is no layer {layer}; the text transformer has 0 to {depth - 1}")
+    attention = text.text_blocks[layer].cross_attention
+    assert attention is not None, "a text transformer without cross-attention looks nowhere"
+    seen: list[Tensor] = []
+
+    def replace(probabilities: Tensor) -> Tensor:
+        seen.append(probabilities.detach().requires_grad_())
+        return seen[0]
+
+    with torch.enable_grad(), _recorded(attention, replace):
+        value = score()
+        (gradient,) = torch.autograd.grad(value, seen)
+    return seen[0].detach(), gradient
+
+
+def match_maps(
+    model: Blip, tokenizer: TextTokenizer, memory: ImageMemory, text: str, *, layer: int | None = None
+) -> list[WordMap]:
+    """For each word of `text` the patches that make it match the one image in `memory`."""
+    encoder = model.encoder
+    ids = tokenizer.encode([text], first="enc", max_length=model.config.text.max_positions).input_ids
+    ids = ids.to(memory.keys[0].device)
+    depth = len(encoder.text_blocks)
+    chosen = default_layer(depth) if layer is None else layer
+    if chosen == depth - 1:
+        raise UserError(
+            f"in the last layer, {chosen}, no word has a say in a match, only [ENC] is read; choose a lower one"
+        )
+
+    def score() -> Tensor:
+        logits = model.match(ids, None, memory).float()
+        return logits[0, 1] - logits[0, 0]
+
+    attention, gradient = attention_gradients(encoder, chosen, score)
+    return _by_word(model, tokenizer, _weigh(attention, gradient)[0, 1:-1], ids[0, 1:-1])
+
+
+def caption_maps(
+    model: Blip,
+    tokenizer: TextTokenizer,
+    memory: ImageMemory,
+    text: str,
+    *,
+    prompt: str = "",
+    layer: int | None = None,
+) -> list[WordMap]:
+    """For each word of `text`, a caption of the one image in `memory`, the patches that let it be written."""
+    decoder = model.decoder
+    limit = model.config.text.max_positions
+    ids = tokenizer.encode([prompt + text], first="dec", max_length=limit).input_ids.to(memory.keys[0].device)
+    start = tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1]
+    chosen = default_layer(len(decoder.transformer.text_blocks)) if layer is None else layer
+    places = torch.arange(start - 1, ids.shape[1] - 2, device=ids.device)  # where each word's piece is foretold
+    # A row for each piece, so that each has a gradient of its own; all rows read the one memory.
+    rows = ids.expand(len(places), -1)
+
+    def score() -> Tensor:
+        own = token_log_probs(decoder(rows, memory=memory), rows)
+        return own[torch.arange(len(places), device=ids.device), places].sum()
+
+    attention, gradient = attention_gradients(decoder.transformer, chosen, score)
+    weights = _weigh(attention, gradient)[torch.arange(len(places), device=ids.device), places]
+    return _by_word(model, tokenizer, weights, ids[0, start:-1])
+
+
+def _weigh(attention: Tensor, gradient: Tensor) -> Tensor:
+    """[R, H, T, N] twice -> [R, T, N - 1]: without [CLS], which is no place in the picture."""
+    return (attention * gradient.clamp(min=0)).float().mean(1)[..., 1:].cpu()
+
+
+def _by_word(model: Blip, tokenizer: TextTokenizer, weights: Tensor, ids: Tensor) -> list[WordMap]:
+    """Average the maps [T, N - 1] of a word's pieces."""
+    grid = model.config.vision.grid
+    words: list[tuple[list[int], list[Tensor]]] = []
+    for number, piece, row in zip(ids.tolist(), tokenizer.tokens(ids), weights.view(-1, *grid), strict=True):
+        if not (piece.startswith("##") and words):
+            words.append(([], []))
+        words[-1][0].append(number)
+        words[-1][1].append(row)
+    return [WordMap(tokenizer.decode(pieces), torch.stack(maps).mean(0)) for pieces, maps in words]
