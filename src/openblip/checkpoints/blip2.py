@@ -19,12 +19,12 @@ from openblip.checkpoints.blip import (
     shared_block_rules,
     vision_rules,
 )
-from openblip.checkpoints.keymap import Rule, load_by_rules
+from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
 from openblip.core.errors import UserError
 from openblip.models.blip2 import TEMPERATURE, Blip2
 from openblip.models.qformer import QFormerConfig
 
-__all__ = ["lavis_rules", "load_lavis_state", "qformer_from_state"]
+__all__ = ["lavis_rules", "lavis_state", "load_lavis_state", "qformer_from_state"]
 
 _LAYER = "Qformer.bert.encoder.layer."
 _PROJECTIONS = ("opt_proj", "t5_proj", "llm_proj")
@@ -120,6 +120,14 @@ def load_lavis_state(model: Blip2, state: Mapping[str, Tensor], *, source: str) 
     used = _load_vision(model, frozen, source)
     used |= _load_language(model, frozen)
     return sorted({*extra, *(set(frozen) - used)})
+
+
+def lavis_state(model: Blip2) -> dict[str, Tensor]:
+    """What LAVIS would have written: the trained part in its names."""
+    encoder_decoder = model.language is not None and model.language.is_encoder_decoder
+    rules = lavis_rules(model, projection="t5_proj" if encoder_decoder else "opt_proj")
+    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    return export_state(rules, state)
 
 
 def _not_for(model: Blip2, key: str) -> bool:

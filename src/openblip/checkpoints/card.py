@@ -9,6 +9,7 @@ from typing import Any
 
 from openblip.checkpoints.recognise import AnyConfig, describe
 from openblip.models.blip import BlipConfig
+from openblip.models.blip2 import Blip2Config
 from openblip.models.dual import DualConfig
 from openblip.models.nlvr import NlvrConfig
 from openblip.models.vqa import VqaConfig
@@ -28,7 +29,7 @@ _EMBED = ("openblip embed photos/ --model {name}", 'model.embed_images("photo.jp
 _PAIR = (None, 'model.judge("left.jpg", "right.jpg", "both pictures show a dog")')
 
 
-def model_card(config: AnyConfig, info: dict[str, Any], *, library: str = "openblip") -> str:
+def model_card(config: AnyConfig | Blip2Config, info: dict[str, Any], *, library: str = "openblip") -> str:
     """Markdown for a model.
 
     Args:
@@ -41,19 +42,26 @@ def model_card(config: AnyConfig, info: dict[str, Any], *, library: str = "openb
     commands = "\n".join(command.format(name="FOLDER") for command, _ in uses if command)
     calls = "\n".join(call for _, call in uses)
     shell = f"```\n{commands}\n```\n\n" if commands else ""
-    text = config.text
+    if isinstance(config, Blip2Config):
+        tag, about = "blip-2", _about_blip2(config)
+    else:
+        text = config.text
+        tag = "blip"
+        about = (
+            f"The text side is {text.width} wide, {text.depth} deep, with {text.vocab_size:,} tokens. The model is "
+            "BLIP's (Li et\nal., ICML 2022, arXiv 2201.12086)."
+        )
     return f"""---
 library_name: {library}
 pipeline_tag: {task}
 tags:
-- blip
+- {tag}
 - image-text
 ---
 
 # {kind[2:3].upper()}{kind[3:]}
 
-The text side is {text.width} wide, {text.depth} deep, with {text.vocab_size:,} tokens. The model is BLIP's (Li et
-al., ICML 2022, arXiv 2201.12086).
+{about}
 
 ## Use
 
@@ -70,13 +78,25 @@ model = openblip.load("FOLDER")
 """
 
 
-def _uses(config: AnyConfig) -> tuple[str, list[tuple[str | None, str]]]:
+def _about_blip2(config: Blip2Config) -> str:
+    qformer = config.qformer
+    return (
+        f"The Q-Former is {qformer.width} wide, {qformer.depth} deep, with {qformer.num_queries} queries; the rest "
+        "is frozen.\nThe model is BLIP-2's (Li et al., ICML 2023, arXiv 2301.12597)."
+    )
+
+
+def _uses(config: AnyConfig | Blip2Config) -> tuple[str, list[tuple[str | None, str]]]:
     if isinstance(config, VqaConfig):
         return "visual-question-answering", [_ASK]
     if isinstance(config, NlvrConfig):
         return "image-text-to-text", [_PAIR]
     if isinstance(config, DualConfig):
         return "zero-shot-image-classification", [_EMBED]
+    if isinstance(config, Blip2Config):
+        found: list[tuple[str | None, str]] = [] if config.language is None else [_CAPTION, _ASK]
+        found += [_MATCH, _EMBED] if config.matches else []
+        return ("image-to-text" if config.language else "zero-shot-image-classification"), found
     assert isinstance(config, BlipConfig)
     uses: list[tuple[str | None, str]] = [_CAPTION] if config.decoder else []
     uses += [_MATCH, _EMBED] if config.encoder else []

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.blip import rules_for
+from openblip.checkpoints.blip2 import lavis_state
+from openblip.checkpoints.blip2_hf import write_transformers_blip2
+from openblip.checkpoints.blip2_store import StoredBlip2, save_blip2
 from openblip.checkpoints.card import model_card
 from openblip.checkpoints.hf import write_transformers
 from openblip.checkpoints.keymap import export_state
@@ -34,6 +37,8 @@ def convert_model(stored: StoredModel, target: Path | str, *, to: Format, part: 
         UserError: the format has no place for such a model, or the disk is full.
     """
     target = Path(target)
+    if isinstance(stored, StoredBlip2):
+        return _convert_blip2(stored, target, to, part)
     if part is not None:
         stored = take_part(stored, part)
     if to == "blip":
@@ -48,6 +53,21 @@ def convert_model(stored: StoredModel, target: Path | str, *, to: Format, part: 
             write_text(folder / "README.md", model_card(stored.model.config, stored.info, library="transformers"))
     else:
         save_model(target, stored.model, stored.tokenizer, stored.info)
+    return target
+
+
+def _convert_blip2(stored: StoredBlip2, target: Path, to: Format, part: Part | None) -> Path:
+    if to == "blip":
+        if target.suffix not in (".pth", ".pt"):
+            raise UserError(f"LAVIS' format is one file: name it {target}.pth")
+        with atomic_path(target) as temporary:
+            torch.save({"model": lavis_state(stored.model)}, temporary)
+    elif to == "transformers":
+        with write_folder(target) as folder:
+            write_transformers_blip2(folder, stored, part=part)
+            write_text(folder / "README.md", model_card(stored.model.config, stored.info, library="transformers"))
+    else:
+        save_blip2(target, stored, whole=True)
     return target
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "Like",
     "config_from_transformers",
     "load_transformers_state",
+    "rename_vision",
     "transformers_rules",
     "write_transformers",
 ]
@@ -55,7 +56,8 @@ _RENAMED = (
 )
 
 
-def _name(name: str) -> str:
+def rename_vision(name: str) -> str:
+    """transformers' name of a tensor of the vision tower; any other as it is."""
     for pattern, theirs in _RENAMED:
         name = re.sub(pattern, theirs, name)
     return name
@@ -82,7 +84,9 @@ def transformers_rules(config: AnyConfig) -> list[Rule]:
         rules = rules_for(config)
     return [
         replace(
-            rule, theirs=tuple(map(_name, rule.theirs)), copies=tuple(tuple(map(_name, c)) for c in rule.copies)
+            rule,
+            theirs=tuple(map(rename_vision, rule.theirs)),
+            copies=tuple(tuple(map(rename_vision, c)) for c in rule.copies),
         )
         for rule in rules
     ]

@@ -8,6 +8,7 @@ from typing import Literal
 
 from openblip.core.errors import UserError
 from openblip.models.blip import BlipConfig
+from openblip.models.blip2 import Blip2Config
 from openblip.models.dual import DualConfig
 from openblip.models.nlvr import NlvrConfig
 from openblip.models.vqa import VqaConfig
@@ -15,6 +16,7 @@ from openblip.models.vqa import VqaConfig
 __all__ = ["AnyConfig", "describe", "format_of"]
 
 AnyConfig = BlipConfig | VqaConfig | NlvrConfig | DualConfig
+"""of a BLIP model; BLIP-2's is another"""
 
 # Others' files that people take for BLIP's; the first pattern that matches a key wins.
 _STRANGERS = (
@@ -46,8 +48,12 @@ def format_of(keys: Iterable[str], source: str) -> Literal["blip", "transformers
     raise UserError(f"{source} is no BLIP checkpoint; it looks like {stranger or 'an empty file'}")
 
 
-def describe(config: AnyConfig) -> str:
+def describe(config: AnyConfig | Blip2Config) -> str:
     """What a model is, in a few words: "a BLIP captioning model (vision 768 wide, 12 deep, 384 x 384 px)"."""
+    if isinstance(config, Blip2Config):
+        language = "" if config.language is None else f" and {config.language.source}"
+        stage = "BLIP-2 stage 1 model" if config.language is None else "BLIP-2 model"
+        return f"a {stage} ({config.qformer.num_queries} queries between {config.vision.source}{language})"
     if isinstance(config, VqaConfig):
         kind = "BLIP VQA model"
     elif isinstance(config, NlvrConfig):

@@ -38,7 +38,7 @@ from openblip.models.vqa import BlipVqa, VqaConfig
 
 __all__ = ["AnyModel", "StoredModel", "open_model", "read_state", "save_model", "unique_state"]
 
-FORMAT = "openblip"
+FORMAT, BLIP2 = "openblip", "blip2"
 WEIGHTS = "model.safetensors"
 PUBLISHED_TOKENIZER = "bert-base-uncased"
 
@@ -104,8 +104,10 @@ def open_model(
     tokenizer: TextTokenizer | str | None = None,
     image_size: int | tuple[int, int] | None = None,
     like: Like = "reference",
+    vision: str | None = None,
+    language: str | None = None,
 ) -> StoredModel:
-    """Open a model whoever wrote it; its keys say what it is.
+    """Open a model whoever wrote it; its keys say what it is. A BLIP-2 model is a `blip2_store.StoredBlip2`.
 
     Args:
         source: a folder of ours or of transformers, a checkpoint of the original repository or of LAVIS (.pth,
@@ -114,6 +116,7 @@ def open_model(
         image_size: pixels to use the model at, one number or height and width; position embeddings are
             interpolated.
         like: for models of transformers: "transformers" computes as it does where it departs from the original.
+        vision: for BLIP-2, where the frozen tower is, if not where the model says; `language` likewise.
 
     Raises:
         UserError: there is nothing at `source`, it is damaged, or it is of another model.
@@ -121,13 +124,45 @@ def open_model(
     path = locate(source)
     if path.is_dir():
         description = _read_description(path)
+        if description.get("model_type") in (BLIP2, "blip-2"):
+            return _open_blip2(path, description, str(source), tokenizer, image_size, vision, language)
         if description.get("format") == FORMAT:
             return _open_own(path, description, image_size)
         return _open_transformers(path, description, str(source), tokenizer, image_size, like)
     state = read_state(path)
+    if "query_tokens" in state and any(key.startswith("Qformer.") for key in state):
+        from openblip.checkpoints.blip2_store import open_lavis
+
+        return open_lavis(path, state, tokenizer=tokenizer or PUBLISHED_TOKENIZER, vision=vision, language=language)
     if format_of(state, path.name) == "transformers":
         raise UserError(f"{path} holds the weights of a transformers model; give its folder, with config.json")
     return _open_original(path, state, tokenizer, image_size)
+
+
+def _open_blip2(
+    folder: Path,
+    description: dict[str, Any],
+    name: str,
+    tokenizer: TextTokenizer | str | None,
+    image_size: int | tuple[int, int] | None,
+    vision: str | None,
+    language: str | None,
+) -> StoredModel:
+    """A folder of ours, or of one of transformers' BLIP-2 classes."""
+    # They import this module for what is common; and whoever opens a BLIP does not need them.
+    from openblip.checkpoints.blip2_hf import open_transformers_blip2
+    from openblip.checkpoints.blip2_store import open_own_blip2
+
+    if description.get("format") == FORMAT:
+        if image_size is not None:
+            raise UserError(f"{folder} is a BLIP-2 model; its frozen vision tower says the image_size")
+        return open_own_blip2(folder, description, vision=vision, language=language)
+    if isinstance(image_size, tuple):
+        raise UserError(f"{name} takes square images: give image_size one number")
+    state = _read_folder(folder)
+    return open_transformers_blip2(
+        folder, description, state, name=name, tokenizer=tokenizer, image_size=image_size
+    )
 
 
 def _open_original(

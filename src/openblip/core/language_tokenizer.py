@@ -62,7 +62,12 @@ class LanguageTokenizer:
         self.end = end
         eos = tokenizer.eos_token_id
         if end:
-            eos = tokenizer(end, add_special_tokens=False)["input_ids"][-1]
+            ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+            if not ids:
+                raise UserError(
+                    f"the tokenizer of {name} has no token for the end {end!r}; name another: language.end"
+                )
+            eos = ids[-1]
         if eos is None:
             raise UserError(
                 f"the tokenizer of {name} has no end token, so nothing it writes would end; name one: "

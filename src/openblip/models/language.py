@@ -274,13 +274,21 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
         options["quantization_config"] = _four_bits(config)
     try:
         described: Any = AutoConfig.from_pretrained(config.source)
+        if described.model_type == "blip-2":  # the language model inside
+            described = described.text_config
+            options |= {"config": described, "key_mapping": {r"^language_model\.": ""}}
         auto: Any = AutoModelForSeq2SeqLM if described.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(config.source, **options) if pretrained else auto.from_config(described)
+        if pretrained:
+            model, loaded = auto.from_pretrained(config.source, output_loading_info=True, **options)
+        else:
+            model, loaded = auto.from_config(described), {}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f'"{config.source}" is neither a folder of a language model of transformers nor one that the hub or '
             f"its cache gives: {str(error).strip().splitlines()[0]}"
         ) from error
+    if missing := sorted(loaded.get("missing_keys", ())):  # transformers draws them, and warns
+        raise UserError(f'{config.source} has no "{missing[0]}"; it is incomplete or of another model')
     if config.lora_rank:
         model = _with_lora(model, config)
     return FrozenLanguage(model, config)

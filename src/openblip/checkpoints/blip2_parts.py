@@ -1,0 +1,118 @@
+"""BLIP-2's parts put together: the frozen tower and language model from their own sources, the rest around them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from openblip.core.errors import UserError
+from openblip.core.fingerprint import fingerprint
+from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.models.blip2 import Blip2, Blip2Config
+from openblip.models.language import FrozenLanguage, LanguageConfig, make_language
+from openblip.models.tower import FrozenTower, TowerConfig, make_tower
+from openblip.models.vision import VisionEncoder
+
+__all__ = ["as_language", "as_tower", "build_blip2", "fingerprints", "open_language_tokenizer", "open_tower"]
+
+
+def open_tower(config: TowerConfig, *, base: Path | None = None, pretrained: bool = True) -> FrozenTower:
+    """The vision tower that `config` names.
+
+    Args:
+        base: the folder that a source like "hf:./vision" is relative to.
+        pretrained: with its weights; False where they are about to be replaced.
+    """
+    found = replace(config, source=f"{config.kind}:{_place(config.name, base)}") if config.own is None else config
+    vision = _vision_of(found.name) if config.kind == "openblip" else None
+    tower = make_tower(found, pretrained=pretrained, blip_vision=vision)
+    tower.config = config
+    return tower
+
+
+def _vision_of(folder: str) -> VisionEncoder:
+    from openblip.checkpoints.store import open_model  # which opens BLIP-2 models by this module
+
+    vision = open_model(folder).model.vision
+    if not isinstance(vision, VisionEncoder):
+        raise UserError(f"{folder} is a BLIP-2 model; name its vision tower itself, {vision.config.source}")
+    return vision
+
+
+def open_language(config: LanguageConfig, *, base: Path | None = None) -> FrozenLanguage:
+    """The language model that `config` names; `base` as for `open_tower`."""
+    language = make_language(replace(config, source=_place(config.source, base)))
+    language.config = config
+    return language
+
+
+def open_language_tokenizer(config: LanguageConfig, *, base: Path | None = None) -> LanguageTokenizer:
+    """The tokenizer of the language model that `config` names."""
+    return LanguageTokenizer.load(_place(config.source, base), end=config.end)
+
+
+def _place(source: str, base: Path | None) -> str:
+    return str(base / source) if base is not None and source.startswith("./") else source
+
+
+def build_blip2(
+    config: Blip2Config,
+    *,
+    vision: FrozenTower | None = None,
+    language: FrozenLanguage | None = None,
+    device: torch.device | str = "cpu",
+) -> Blip2:
+    """A model around its frozen parts; what is trained is fresh, or without memory on the device "meta".
+
+    Args:
+        vision: the tower, when it is there already; None opens it. `language` likewise.
+
+    Raises:
+        UserError: a part is not to be had, or widths do not fit.
+    """
+    tower = open_tower(config.vision) if vision is None else vision
+    if language is None and config.language is not None:
+        language = open_language(config.language)
+    with torch.device(device):
+        return Blip2(config, tower, language)
+
+
+def fingerprints(model: Blip2) -> dict[str, dict[str, str]]:
+    """Name and digest of each frozen part."""
+    parts: dict[str, tuple[str, nn.Module]] = {}
+    if not model.config.vision.trained:
+        parts["vision"] = (model.config.vision.source, model.vision.encoder)
+    if model.language is not None:
+        parts["language"] = (model.language.config.source, model.language)
+    return {
+        name: {"source": source, "fingerprint": fingerprint(_frozen(part))}
+        for name, (source, part) in parts.items()
+    }
+
+
+def _frozen(part: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, parameter) for name, parameter in part.named_parameters() if not parameter.requires_grad]
+
+
+def as_tower(source: str, like: TowerConfig | None = None) -> TowerConfig:
+    """A configuration of the tower `source`, with the dtype and image size of `like`.
+
+    A source may say how many blocks to leave out: "timm:NAME@1". Without it a tower of timm or transformers is read
+    before its last block, as the paper does, and one of our own models after it.
+    """
+    name, at, count = source.rpartition("@")
+    if not at or not count.isdigit():
+        name, count = source, "0" if source.startswith("openblip:") else "1"
+    like = like or TowerConfig()
+    return TowerConfig(
+        source=name, drop_layers=int(count), image_size=like.image_size, dtype=like.dtype, trained=like.trained
+    )
+
+
+def as_language(source: str, like: LanguageConfig | None = None) -> LanguageConfig:
+    """A configuration of the language model `source`, otherwise as `like`."""
+    return replace(like or LanguageConfig(), source=source)
