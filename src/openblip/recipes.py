@@ -9,16 +9,27 @@ Numbers are from Li et al. 2022 (arXiv 2201.12086), section 4 and appendix, and 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+from openblip.core.config import read_table
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import parse_spec
 from openblip.data.transforms import ImageTransformConfig
 from openblip.generation.types import DecodeConfig
 from openblip.objectives.pretraining import ObjectiveConfig
-from openblip.tasks.run import RunConfig
+from openblip.tasks.answering import MAX_LENGTH
+from openblip.tasks.run_config import AnsweringConfig, RunConfig
 from openblip.training.config import TrainConfig
 
-__all__ = ["SHORT_RUN", "blip_pretrain", "caption_finetune", "retrieval_finetune", "small_pretrain"]
+__all__ = [
+    "SHORT_RUN",
+    "blip_pretrain",
+    "caption_finetune",
+    "retrieval_finetune",
+    "small_pretrain",
+    "small_vqa",
+    "vqa_finetune",
+]
 
 CAPTION_PROMPT = "a picture of "
 
@@ -102,6 +113,90 @@ def retrieval_finetune(
         ),
         rerank_k=128,
     )
+
+
+def vqa_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
+    """Fine-tune to answer questions: 480 px, 10 epochs at 2e-5, global batch 256 questions, answers weighted.
+
+    A batch holds pictures, each with all its questions; "PATH?pairs=true" makes every question a sample of its
+    own, as in the paper. Small models get the settings of `small_vqa`.
+    """
+    if _is_small(model):
+        return small_vqa(data, model=model, validation=validation)
+    return RunConfig(
+        task="vqa",
+        sources=_questions(data),
+        validation=_questions(validation),
+        model=model,
+        image_size=480,
+        transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
+        batch_size=16,
+        num_workers=4,
+        max_length=MAX_LENGTH,
+        train=TrainConfig(
+            epochs=10,
+            learning_rate=2e-5,
+            min_learning_rate=0.0,
+            warmup_steps=0,
+            schedule="cosine-epoch",
+            monitor="accuracy_generated" if validation else None,
+        ),
+        decode=ANSWERS,
+    )
+
+
+def small_vqa(
+    data: tuple[str, ...], *, model: str = "micro", validation: tuple[str, ...] = (), steps: int = 1000
+) -> RunConfig:
+    """Questions for a small model, afresh or from a pre-trained one: a higher rate, whole pictures, no flips.
+
+    Args:
+        model: "nano" or "micro" to start afresh, or a small model's folder.
+    """
+    return RunConfig(
+        task="vqa",
+        sources=_questions(data),
+        validation=_questions(validation),
+        validation_samples=200,
+        model=model,
+        transform=ImageTransformConfig(crop_scale=None, flip=False, ops=()),
+        batch_size=32,
+        num_workers=1,
+        max_length=MAX_LENGTH,
+        answering=AnsweringConfig(label_smoothing=0.0),
+        train=TrainConfig(
+            max_steps=steps,
+            learning_rate=1e-3,
+            warmup_steps=50,
+            schedule="cosine",
+            betas=(0.9, 0.98),
+            weight_decay_on="matrices",
+            clip_norm=3.0,
+            evaluate_every_epochs=0,
+            evaluate_every_steps=max(50, steps // 5),
+            checkpoint_every=max(100, steps // 2),
+            monitor="accuracy_generated" if validation else None,
+        ),
+        decode=ANSWERS,
+    )
+
+
+ANSWERS = DecodeConfig(num_beams=3, max_new_tokens=9)
+"""how answers are written, as the reference does"""
+_FEW_PIXELS = 128
+
+
+def _questions(specs: tuple[str, ...]) -> tuple[SourceConfig, ...]:
+    return tuple(parse_spec(spec) for spec in specs)
+
+
+def _is_small(model: str) -> bool:
+    """Whether it is of a small size, or a folder with a model of few pixels."""
+    file = Path(model) / "config.json"
+    if model in ("nano", "micro") or not file.is_file():
+        return model in ("nano", "micro")
+    pixels = read_table(file).get("model", {}).get("vision", {}).get("image_size", _FEW_PIXELS + 1)
+    return isinstance(pixels, int) and pixels <= _FEW_PIXELS
 
 
 SHORT_RUN = ObjectiveConfig(queue_size=0, momentum=0.9, alpha=0.0, label_smoothing=0.0)

@@ -56,7 +56,7 @@ def pretrain(
 
 
 def finetune(
-    task: Annotated[Positional[Literal["caption", "retrieval"]], arg(help_behavior_hint="")],
+    task: Annotated[Positional[Literal["caption", "retrieval", "vqa"]], arg(help_behavior_hint="")],
     data: Data = (),
     /,
     *,
@@ -67,26 +67,26 @@ def finetune(
     set: Sets = (),
     resume: bool = False,
 ) -> None:
-    """Fine-tune a model to caption (LM) or for retrieval (ITC + ITM with image ids).
+    """Fine-tune a model to caption (LM), for retrieval (ITC + ITM with image ids), or to answer questions (vqa).
 
     Args:
         task: what for.
-        data: as for pretrain.
+        data: as for pretrain; for vqa with columns "question" and "answer", see docs/vqa.md.
         out: folder of the run, a new one or with --resume; the last model will be in FOLDER/model, with
             --validation the best one in FOLDER/best.
         resume: go on from the newest checkpoint in the run's folder.
     """
     from dataclasses import replace
 
-    from openblip.recipes import caption_finetune, retrieval_finetune
+    from openblip.recipes import caption_finetune, retrieval_finetune, vqa_finetune
 
     title = f"fine-tuning ({task})"
     if config is not None:
         made = replace(_from_file(config, data, validation), model=model)
     else:
         need(data, WHAT_DATA)
-        recipe = caption_finetune if task == "caption" else retrieval_finetune
-        made = recipe(data, model=model, validation=validation)
+        recipes = {"caption": caption_finetune, "retrieval": retrieval_finetune, "vqa": vqa_finetune}
+        made = recipes[task](data, model=model, validation=validation)
     _train(made, set, out, resume=resume, title=title)
 
 

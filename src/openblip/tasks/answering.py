@@ -5,22 +5,36 @@ A question is read with its picture once; all beams and all candidates read the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
-from openblip.data.transforms import clean_question
+from openblip.data.sample import Batch
+from openblip.data.sources.answers import GivenAnswers
+from openblip.data.sources.questions import answers_of
+from openblip.data.transforms import clean_question, normalize
 from openblip.generation.decode import decode
 from openblip.generation.rank import rank_two_step
 from openblip.generation.types import DecodeConfig
+from openblip.metrics.answers import answer_accuracy, normalise_answer
 from openblip.models.layers import ImageMemory
 from openblip.models.stepper import DecoderStepper
 from openblip.models.vqa import BlipVqa
 
-__all__ = ["MAX_LENGTH", "Answer", "Answered", "ask", "encode_questions", "rank_answers", "write_answers"]
+__all__ = [
+    "MAX_LENGTH",
+    "Answer",
+    "Answered",
+    "ask",
+    "encode_questions",
+    "evaluate_answers",
+    "rank_answers",
+    "score_answer",
+    "write_answers",
+]
 
 MAX_LENGTH = 35
 """Tokens of a question, the first and the last special token included; longer ones are cut, as in the paper."""
@@ -138,3 +152,71 @@ def rank_answers(
     )
     rows = zip(ranking.indices.tolist(), ranking.log_probs.tolist(), ranking.probabilities.tolist(), strict=True)
     return [tuple(Answer(candidates[i], p, share) for i, p, share in zip(*row, strict=True)) for row in rows]
+
+
+def score_answer(prediction: str, given: GivenAnswers) -> float:
+    """How right an answer is, 0 to 1.
+
+    Of answers by several people VQA's accuracy: right if three gave it. Where they have weights of their own: the
+    share of these that agrees with the prediction.
+    """
+    if len(set(given.weights)) == 1:
+        return answer_accuracy(prediction, given.texts)
+    predicted = normalise_answer(prediction)
+    agreeing = sum(w for text, w in given.merged.items() if normalise_answer(text) == predicted)
+    return agreeing / sum(given.weights)
+
+
+@torch.no_grad()
+def evaluate_answers(
+    model: BlipVqa,
+    tokenizer: TextTokenizer,
+    batches: Iterable[Batch],
+    config: DecodeConfig,
+    *,
+    candidates: Sequence[str] = (),
+    keep: int = 128,
+    clean: str = "simplify",
+    max_length: int = MAX_LENGTH,
+    max_rows: int = 64,
+) -> tuple[dict[str, float], list[dict[str, object]]]:
+    """Answer every question freely, and by ranking `candidates` where there are any.
+
+    Args:
+        batches: with all questions of every picture (`text_mode="all"`).
+        max_rows: questions that are answered at once.
+
+    Returns:
+        numbers by name: "accuracy_generated", "accuracy_ranked", and "accuracy_most": that of ranking if it never
+        erred, since an answer may not be among the candidates; and one record for each question.
+    """
+    device = next(model.parameters()).device
+    records: list[dict[str, object]] = []
+    totals: dict[str, float] = {}
+    known = {normalise_answer(text) for text in candidates}
+    for batch in batches:
+        memory = model.remember(model.encode_image(normalize(batch.images.to(device))))
+        given = [answers_of(meta) for meta in batch.meta]
+        for rows in torch.arange(len(batch.texts)).split(max_rows):
+            owners = batch.image_index[rows]
+            texts = [batch.texts[row] for row in rows.tolist()]
+            tokens = encode_questions(tokenizer, texts, clean=clean, max_length=max_length).to(device)
+            read = ask(model, memory.select(owners.to(device)), tokens)
+            written = write_answers(model, tokenizer, read, config)
+            ranked = (
+                rank_answers(model, tokenizer, read, candidates, keep=keep) if candidates else [()] * len(texts)
+            )
+            for owner, question, (free, *_), chosen in zip(owners.tolist(), texts, written, ranked, strict=True):
+                right = given[owner][question]
+                scores = {"generated": score_answer(free.text, right)}
+                record = {"key": batch.keys[owner], "question": question, "answers": list(right.texts)}
+                record |= {"generated": free.text, "log_prob": free.log_prob}
+                if chosen:
+                    scores["ranked"] = score_answer(chosen[0].text, right)
+                    there = [text for text in right.texts if normalise_answer(text) in known]
+                    scores["most"] = max((score_answer(text, right) for text in there), default=0.0)
+                    record |= {"ranked": chosen[0].text, "probability": chosen[0].probability}
+                for name, value in scores.items():
+                    totals[name] = totals.get(name, 0.0) + value
+                records.append({**record, **{f"accuracy_{name}": value for name, value in scores.items()}})
+    return {f"accuracy_{name}": total / len(records) for name, total in totals.items()}, records

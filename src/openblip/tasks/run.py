@@ -2,108 +2,115 @@
 
     run_training(RunConfig(sources=("captions.jsonl",), model="base"), "runs/first")
 
-Pre-training, fine-tuning a captioner and fine-tuning for retrieval are the same run with other settings;
+Pre-training, fine-tuning a captioner, for retrieval and for questions are the same run with other settings;
 `recipes` holds those of the paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from openblip.checkpoints.bert import load_bert
-from openblip.checkpoints.store import open_model, save_model
-from openblip.core.config import from_dict, read_table, to_dict
-from openblip.core.errors import UserError
+from openblip.checkpoints.store import save_model
+from openblip.core.config import to_dict
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.sample import Batch, BrokenSample, Sample
+from openblip.data.batches import CleanText, TextMode
+from openblip.data.sample import Batch, Sample
 from openblip.data.sources.base import Source, SourceConfig
-from openblip.data.sources.open import open_source, parse_spec
+from openblip.data.sources.open import open_source
+from openblip.data.sources.questions import open_questions
 from openblip.data.stream import Loader
-from openblip.data.transforms import ImageTransform, ImageTransformConfig, clean_caption, evaluation_transform
-from openblip.generation.types import DecodeConfig
-from openblip.models.blip import SIZES, Blip, blip_config
-from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
+from openblip.data.transforms import ImageTransform, evaluation_transform
+from openblip.models.blip import Blip
+from openblip.models.vqa import BlipVqa
+from openblip.objectives.answering import VqaObjective
+from openblip.objectives.pretraining import BlipPretraining
+from openblip.tasks.answering import evaluate_answers
+from openblip.tasks.build import answer_list, build_blip, build_vqa, training_texts
 from openblip.tasks.caption import evaluate_captions
 from openblip.tasks.retrieval import evaluate_retrieval
+from openblip.tasks.run_config import MAY_CHANGE, AnsweringConfig, RunConfig, as_sources, load_run_config
 from openblip.tasks.step import BlipStep, make_prepare
-from openblip.training.config import TrainConfig
+from openblip.tasks.vqa_step import VqaStep, make_question_prepare
 from openblip.training.launch import start
 from openblip.training.loop import TrainResult, train
+from openblip.training.step import Prepare
 
-__all__ = ["Evaluator", "RunConfig", "evaluate_model", "evaluation_batches", "run_training"]
+__all__ = [
+    "AnsweringConfig",
+    "Evaluator",
+    "RunConfig",
+    "as_sources",
+    "evaluate_model",
+    "evaluation_batches",
+    "load_run_config",
+    "run_training",
+    "training_texts",
+]
 
-Evaluator = Callable[[Blip, TextTokenizer], dict[str, float]]
+Evaluator = Callable[[Any, TextTokenizer], dict[str, float]]
 """Further numbers of a model during training, e.g. the truth of captions in the synthetic world."""
-_TOKENIZER_TEXTS = 200_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything that a training run depends on."""
+@dataclass(frozen=True)
+class _Task:
+    """What a run does with its data."""
 
-    sources: tuple[SourceConfig, ...]
-    """what is trained on; formats in docs/data.md"""
-    validation: tuple[SourceConfig, ...] = ()
-    """what is measured on during training; none measures nothing"""
-    validation_samples: int = 1000
-    """pictures of the validation sources that are used"""
+    model: Blip | BlipVqa
+    tokenizer: TextTokenizer
+    step: nn.Module
+    prepare: Prepare
+    text_mode: TextMode
+    clean: CleanText
+    max_words: int | None
+    info: dict[str, Any]
+    """what is told of the model where it is saved"""
+    answers: list[str] = field(default_factory=list)
+    """to choose from when ranking"""
 
-    model: str = "base"
-    """a size to start afresh ("base", "large", "micro", "nano"), or a model folder or checkpoint file"""
-    tokenizer: str = ""
-    """a folder or hub name; "" takes the starting model's own, "train" learns one from the captions, which a fresh
-    small model does by default; a fresh "base" or "large" takes bert-base-uncased"""
-    vocab_size: int = 8000
-    """of a tokenizer learned from the captions, at most"""
-    image_size: int | None = None
-    """pixels; None keeps the model's own"""
-    vision_pretrained: str = ""
-    """timm model whose weights a fresh vision tower starts from"""
-    text_pretrained: str = ""
-    """transformers BERT (folder or hub name) whose weights, and tokenizer, a fresh text transformer starts from"""
-    parts: Literal["both", "captioner", "matcher"] = "both"
-    """what of a starting model is kept: all, the decoder to write captions, the encoder to match"""
 
-    transform: ImageTransformConfig = field(default_factory=ImageTransformConfig)
-    """`image_size` in it is set from the model"""
-    batch_size: int = 32
-    """on each process"""
-    num_workers: int = 1
-    """processes that decode pictures beside training; 0 decodes in a thread"""
-    max_length: int = 30
-    """tokens of a caption in training"""
-    max_words: int = 30
-    clean: Literal["simplify", "spaces", "none"] = "simplify"
-    """"simplify" lower-cases and drops punctuation as the papers do; "spaces" for other languages"""
-    prompt: str = ""
-    """how every caption begins ("a picture of "); carries no loss"""
-
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    decode: DecodeConfig = field(
-        default_factory=lambda: DecodeConfig(num_beams=3, max_new_tokens=20, min_new_tokens=2)
+def _captions_task(config: RunConfig, sources: Sequence[Source], out: Path) -> _Task:
+    model, tokenizer = build_blip(config, sources, out)
+    objective = BlipPretraining(model, config.objective, enc_id=tokenizer.enc_id, dec_id=tokenizer.dec_id)
+    prompt_length = tokenizer.encode([config.prompt], end=False).input_ids.shape[1] if config.prompt else 0
+    return _Task(
+        model,
+        tokenizer,
+        BlipStep(objective, prompt_length=prompt_length),
+        make_prepare(tokenizer, max_length=config.max_length, prompt=config.prompt),
+        "random",
+        config.clean,
+        config.max_words,
+        {"objectives": list(config.objective.objectives), "prompt": config.prompt, "clean": config.clean},
     )
-    """how captions are written when the model is measured"""
-    rerank_k: int = 16
-    """candidates that ITM reads for each query when retrieval is measured"""
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise UserError("no data source is named: give a folder, a captions file, tars, hf:NAME or world:SPLIT")
-        if self.batch_size < 1 or self.num_workers < 0 or self.max_length < 3:
-            raise UserError("batch_size must be at least 1, num_workers not negative, max_length at least 3")
 
 
-MAY_CHANGE = ("run.validation*", "run.num_workers", "run.decode*", "run.rerank_k")
-"""Settings of a run that a resumed one may have otherwise."""
+def _vqa_task(config: RunConfig, sources: Sequence[Source], out: Path) -> _Task:
+    model, tokenizer = build_vqa(config, sources, out)
+    objective = VqaObjective(
+        model,
+        enc_id=tokenizer.enc_id,
+        dec_id=tokenizer.dec_id,
+        label_smoothing=config.answering.label_smoothing,
+    )
+    answers = answer_list(config, sources, out)
+    return _Task(
+        model,
+        tokenizer,
+        VqaStep(objective),
+        make_question_prepare(tokenizer, clean=config.clean, max_length=config.max_length),
+        "all",
+        "none",  # answers are found by the question as it was given; it is cleaned when it is encoded
+        None,
+        {"task": "vqa", "clean": config.clean, "answers": answers},
+        answers,
+    )
 
 
 def run_training(
@@ -128,12 +135,11 @@ def run_training(
     """
     device = start(config.train.device)
     out = Path(out)
-    sources = [open_source(source) for source in config.sources]
+    opener, make_task = (open_questions, _vqa_task) if config.task == "vqa" else (open_source, _captions_task)
+    sources = [opener(source) for source in config.sources]
     seed_everything(config.train.seed)
-    model, tokenizer = _build(config, sources, out)
-    objective = BlipPretraining(model, config.objective, enc_id=tokenizer.enc_id, dec_id=tokenizer.dec_id)
-    prompt_length = tokenizer.encode([config.prompt], end=False).input_ids.shape[1] if config.prompt else 0
-    step = BlipStep(objective, prompt_length=prompt_length)
+    task = make_task(config, sources, out)
+    model, tokenizer = task.model, task.tokenizer
     loader = Loader(
         sources,
         ImageTransform(replace(config.transform, image_size=model.config.vision.image_size)),
@@ -143,26 +149,26 @@ def run_training(
         world_size=world_size(),
         num_workers=config.num_workers,
         weights=[source.weight for source in config.sources],
-        clean=config.clean,
-        max_words=config.max_words,
+        text_mode=task.text_mode,
+        clean=task.clean,
+        max_words=task.max_words,
         skip_log=out / "skipped.jsonl",
         pin_memory=device.type == "cuda",
     )
-    info = {"objectives": list(config.objective.objectives), "prompt": config.prompt, "clean": config.clean}
 
     def evaluate(_module: nn.Module, _step: int) -> dict[str, float]:
-        numbers = evaluate_model(config, model, tokenizer)[0] if config.validation else {}
+        numbers = evaluate_model(config, model, tokenizer, answers=task.answers)[0] if config.validation else {}
         return numbers | (evaluator(model, tokenizer) if evaluator is not None else {})
 
     try:
         return train(
             config.train,
-            step,
+            task.step,
             loader,
             out,
-            prepare=make_prepare(tokenizer, max_length=config.max_length, prompt=config.prompt),
+            prepare=task.prepare,
             evaluate=evaluate if config.validation or evaluator is not None else None,
-            export=lambda folder: _export(folder, model, tokenizer, info),
+            export=lambda folder: save_model(folder, model, tokenizer, task.info),
             resume=resume,
             sections={"run": _section(config), "model": to_dict(model.config)},
             may_change=MAY_CHANGE,
@@ -178,64 +184,6 @@ def _section(config: RunConfig) -> dict[str, Any]:
     section = to_dict(config)
     del section["train"]  # the loop saves and compares it itself
     return section
-
-
-def _export(folder: Path, model: Blip, tokenizer: TextTokenizer, info: dict[str, Any]) -> None:
-    save_model(folder, model, tokenizer, info)
-
-
-def _build(config: RunConfig, sources: list[Source], out: Path) -> tuple[Blip, TextTokenizer]:
-    """The model to train and its tokenizer."""
-    if config.model not in SIZES:
-        stored = open_model(config.model, tokenizer=config.tokenizer or None, image_size=config.image_size)
-        model = stored.blip
-        if config.parts != "both":
-            model = model.part(encoder=config.parts == "matcher", decoder=config.parts == "captioner")
-        return model, stored.tokenizer
-    tokenizer = _fresh_tokenizer(config, sources, out)
-    sizes = blip_config(config.model, vocab_size=tokenizer.vocab_size, image_size=config.image_size)
-    wanted = config.objective.objectives
-    sizes = replace(sizes, encoder="itc" in wanted, decoder="lm" in wanted)
-    if config.vision_pretrained:
-        sizes = replace(sizes, vision=replace(sizes.vision, pretrained=config.vision_pretrained))
-    model = Blip(sizes)
-    if config.vision_pretrained:
-        model.vision.load_pretrained()
-    if config.text_pretrained:
-        load_bert(model, config.text_pretrained)
-    return model, tokenizer
-
-
-def _fresh_tokenizer(config: RunConfig, sources: list[Source], out: Path) -> TextTokenizer:
-    small = config.model in ("nano", "micro")
-    name = config.tokenizer or config.text_pretrained or ("train" if small else "bert-base-uncased")
-    if name == "train" and config.text_pretrained:
-        raise UserError(f'"{config.text_pretrained}" knows its own tokens only: leave tokenizer = "train" out')
-    if name != "train":
-        return TextTokenizer.load(name)
-    folder = out / "tokenizer"
-    if (folder / "tokenizer.json").is_file():
-        return TextTokenizer.load(folder)
-    tokenizer = TextTokenizer.train(
-        training_texts(sources, clean=config.clean, limit=_TOKENIZER_TEXTS), vocab_size=config.vocab_size
-    )
-    if rank() == 0:
-        tokenizer.save(folder)
-    return tokenizer
-
-
-def training_texts(sources: list[Source], *, clean: str, limit: int) -> Iterator[str]:
-    """Texts of the sources as training sees them, at most `limit`, spread evenly over each source."""
-    each = max(1, limit // len(sources))
-    for source in sources:
-        stride = max(1, len(source) // each)
-        for index in range(0, len(source), stride):
-            with suppress(BrokenSample):  # counted when the loader meets it
-                yield from (_cleaned(text, clean) for text in source[index].texts)
-
-
-def _cleaned(text: str, clean: str) -> str:
-    return text if clean == "none" else clean_caption(text, None, simplify=clean == "simplify")
 
 
 def evaluation_batches(
@@ -283,26 +231,44 @@ class FirstSamples(Source):
 
 @torch.no_grad()
 def evaluate_model(
-    config: RunConfig, model: Blip, tokenizer: TextTokenizer
+    config: RunConfig, model: Blip | BlipVqa, tokenizer: TextTokenizer, *, answers: Sequence[str] = ()
 ) -> tuple[dict[str, float], list[dict[str, object]]]:
-    """Measure a model on the validation sources: what it can write, what it can match.
+    """Measure a model on the validation sources: what it can write, what it can match, how it answers.
+
+    Args:
+        answers: to choose from when the answers to questions are ranked; none leaves ranking out.
 
     Returns:
-        numbers by name, and one record for each picture when captions were written.
+        numbers by name, and one record for each picture when captions were written, or for each question.
     """
     was_training = model.training
     model.eval()
 
+    asks = isinstance(model, BlipVqa)
+
     def batches() -> Iterator[Batch]:
         return evaluation_batches(
-            config.validation,
+            [open_questions(source) if asks else open_source(source) for source in config.validation],
             model.config.vision.image_size,
             samples=config.validation_samples,
-            clean=config.clean,
+            clean="none" if asks else config.clean,
         )
 
     numbers: dict[str, float] = {}
     records: list[dict[str, object]] = []
+    if isinstance(model, BlipVqa):
+        numbers, records = evaluate_answers(
+            model,
+            tokenizer,
+            batches(),
+            config.decode,
+            candidates=answers,
+            keep=config.answering.keep,
+            clean=config.clean,
+            max_length=config.max_length,
+        )
+        model.train(was_training)
+        return numbers, records
     if model.config.encoder:
         numbers |= evaluate_retrieval(
             model, tokenizer, batches(), rerank_k=config.rerank_k, max_length=config.max_length
@@ -312,24 +278,3 @@ def evaluate_model(
         numbers |= scores
     model.train(was_training)
     return numbers, records
-
-
-def load_run_config(file: Path) -> RunConfig:
-    """Read a configuration from TOML or JSON: a `RunConfig`, or the config.json that a run leaves in its folder.
-
-    Raises:
-        UserError: the file cannot be read, a setting is unknown or of the wrong type; names the file.
-    """
-    data = read_table(file)
-    if isinstance(data.get("run"), dict):
-        # A run's own file keeps what the loop reads, and the model's sizes, beside it.
-        data = {**data["run"], "train": data.get("train", {})}
-    try:
-        return from_dict(RunConfig, data)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
-
-
-def as_sources(specs: tuple[str, ...] | list[str]) -> tuple[SourceConfig, ...]:
-    """Source configurations of specs as they are typed: "PATH?setting=value&..."."""
-    return tuple(parse_spec(spec) for spec in specs)

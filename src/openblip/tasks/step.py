@@ -17,7 +17,7 @@ from openblip.data.sample import Batch
 from openblip.data.transforms import normalize
 from openblip.objectives.pretraining import BlipPretraining
 
-__all__ = ["BlipStep", "TrainBatch", "make_prepare"]
+__all__ = ["BlipStep", "TrainBatch", "depth_of_layers", "make_prepare"]
 
 
 @dataclass(frozen=True)
@@ -98,24 +98,9 @@ class BlipStep(nn.Module):
         self.objective.gradient_checkpointing_enable()
 
     def layer_ids(self) -> dict[str, int]:
-        """Depth of each parameter for layer-wise decay: stem 0, block i at i + 1, all else above the last.
-
-        The vision tower and the text transformers each count from their own bottom, ending at the same top.
-        """
-        model = self.objective.model
-        vision_depth, text_depth = model.config.vision.depth, model.config.text.depth
-        top = max(vision_depth, text_depth) + 1
-        ids: dict[str, int] = {}
-        for name, _ in self.named_parameters():
-            parts = name.split(".")
-            depth = vision_depth if ".vision." in name else text_depth
-            if "blocks" in parts:
-                ids[name] = top - depth + int(parts[parts.index("blocks") + 1])
-            elif any(part in name for part in ("patch_embed", "pos_embed", "cls_token", "embeddings")):
-                ids[name] = top - depth - 1
-            else:
-                ids[name] = top
-        return ids
+        """Depth of each parameter for layer-wise decay, see `depth_of_layers`."""
+        config = self.objective.model.config
+        return depth_of_layers(self, config.vision.depth, config.text.depth)
 
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Losses of a batch by name."""
@@ -126,3 +111,22 @@ class BlipStep(nn.Module):
             prompt_length=self.prompt_length,
             num_tokens=self.num_tokens if self._counted else None,
         )
+
+
+def depth_of_layers(module: nn.Module, vision_depth: int, text_depth: int) -> dict[str, int]:
+    """Depth of each parameter for layer-wise decay: stem 0, block i at i + 1, all else above the last.
+
+    The vision tower and the text transformers each count from their own bottom, ending at the same top.
+    """
+    top = max(vision_depth, text_depth) + 1
+    ids: dict[str, int] = {}
+    for name, _ in module.named_parameters():
+        parts = name.split(".")
+        depth = vision_depth if ".vision." in name else text_depth
+        if "blocks" in parts:
+            ids[name] = top - depth + int(parts[parts.index("blocks") + 1])
+        elif any(part in name for part in ("patch_embed", "pos_embed", "cls_token", "embeddings")):
+            ids[name] = top - depth - 1
+        else:
+            ids[name] = top
+    return ids

@@ -1,0 +1,192 @@
+"""From pictures with questions to the VQA loss: against one question and one answer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import small
+import torch
+from torch import Tensor
+
+from openblip.core.tokenizer import TextTokenizer
+from openblip.data.sample import Batch
+from openblip.data.sources.answers import GivenAnswers
+from openblip.data.transforms import normalize
+from openblip.generation.types import DecodeConfig
+from openblip.models.vqa import BlipVqa
+from openblip.objectives.answering import VqaObjective
+from openblip.tasks.answering import (
+    ask,
+    encode_questions,
+    evaluate_answers,
+    rank_answers,
+    score_answer,
+    write_answers,
+)
+from openblip.tasks.vqa_step import VqaStep, make_question_prepare
+from openblip.training.config import TrainConfig
+from openblip.training.optim import make_optimizer
+
+GIVEN = (
+    GivenAnswers(("two", "two", "birds"), (1 / 3, 1 / 3, 1 / 3)),
+    GivenAnswers(("yes",), (1.0,)),
+    GivenAnswers(("a red bus", "no"), (0.7, 0.2)),
+)
+UNEVEN, EVEN = [0, 0, 1, 2, 2], [0, 0, 1, 1, 2, 2]
+
+
+@pytest.fixture(scope="module")
+def words() -> TextTokenizer:
+    return small.vqa_tokenizer()
+
+
+def asked(owners: Sequence[int], given: Sequence[GivenAnswers] = GIVEN) -> Batch:
+    """Pictures with questions, `given` in turn."""
+    batch = small.batch(list(owners))
+    questions = [small.QUESTIONS[i % 4] for i in range(len(owners))]
+    meta: list[dict[str, Any]] = [{"answers": {}} for _ in batch.keys]
+    for number, (owner, question) in enumerate(zip(owners, questions, strict=True)):
+        meta[owner]["answers"][question] = given[number % len(given)]
+    return replace(batch, texts=questions, meta=meta)
+
+
+def make_step(model: BlipVqa, words: TextTokenizer, smoothing: float = 0.0) -> VqaStep:
+    return VqaStep(VqaObjective(model, enc_id=words.enc_id, dec_id=words.dec_id, label_smoothing=smoothing))
+
+
+@torch.no_grad()
+def one_by_one(model: BlipVqa, words: TextTokenizer, batch: Batch) -> float:
+    """The loss, each answer read alone."""
+    total = 0.0
+    for question, owner in zip(batch.texts, batch.image_index.tolist(), strict=True):
+        memory = model.remember(model.encode_image(normalize(batch.images[owner][None])))
+        read = ask(model, memory, encode_questions(words, [question]))
+        for text, weight in batch.meta[owner]["answers"][question].merged.items():
+            ids = words.encode([text], first="dec").input_ids
+            logits = model.text_decoder(ids, memory=read)[0, :-1].log_softmax(-1)
+            total -= weight * float(logits.gather(1, ids[0, 1:, None]).sum())
+    return total / len(batch.texts)
+
+
+def test_answers_are_flattened_with_their_weights(words: TextTokenizer) -> None:
+    prepared = make_question_prepare(words)(asked(UNEVEN))
+    texts = ["two", "birds", "yes", "a red bus", "no", "two", "birds", "yes"]
+    assert torch.equal(prepared.answers.input_ids, words.encode(texts, first="dec").input_ids)
+    torch.testing.assert_close(prepared.weights, torch.tensor([2 / 3, 1 / 3, 1.0, 0.7, 0.2, 2 / 3, 1 / 3, 1.0]))
+    assert prepared.question_of is not None
+    assert prepared.question_of.tolist() == [0, 0, 1, 2, 2, 3, 3, 4]
+    assert prepared.image_of is not None
+    assert prepared.image_of.tolist() == UNEVEN
+    assert (prepared.questions.input_ids[:, 0] == words.enc_id).all()
+    even = make_question_prepare(words)(asked(EVEN, GIVEN[1:2]))
+    assert even.image_of is None
+    assert even.question_of is None
+    assert len(prepared) == 3
+    moved = prepared.to("cpu")
+    assert torch.equal(moved.weights, prepared.weights)
+
+
+@pytest.mark.parametrize(
+    ("owners", "given"), [(UNEVEN, GIVEN), (EVEN, GIVEN), (EVEN, GIVEN[1:2]), (EVEN, GIVEN[2:]), ([0, 1], GIVEN)]
+)
+def test_the_loss_is_that_of_each_answer_alone(
+    words: TextTokenizer, owners: list[int], given: tuple[GivenAnswers, ...]
+) -> None:
+    model = small.vqa_model()
+    batch = asked(owners, given)
+    loss = make_step(model, words)(make_question_prepare(words)(batch))["loss"]
+    assert float(loss.detach()) == pytest.approx(one_by_one(model, words, batch), rel=1e-4)
+    smooth = make_step(model, words, smoothing=0.1)(make_question_prepare(words)(batch))["loss"]
+    assert float(smooth.detach()) != pytest.approx(float(loss.detach()), rel=1e-3)
+
+
+def test_a_picture_is_encoded_and_a_question_read_once(
+    words: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small.vqa_model()
+    rows: dict[str, list[int]] = {"encode_image": [], "remember": [], "remember_question": []}
+
+    def counted(name: str) -> None:
+        real = getattr(model, name)
+
+        def call(first: Tensor, *rest: Any) -> Any:
+            rows[name].append(len(first))
+            return real(first, *rest)
+
+        monkeypatch.setattr(model, name, call)
+
+    for name in rows:
+        counted(name)
+    make_step(model, words)(make_question_prepare(words)(asked(UNEVEN)))
+    assert rows == {"encode_image": [3], "remember": [3], "remember_question": [5]}
+
+
+def test_micro_batches_of_unequal_size_make_the_mean_over_all_questions(words: TextTokenizer) -> None:
+    model = small.vqa_model()
+    step = make_step(model, words)
+    prepare = make_question_prepare(words)
+    parts = [asked(UNEVEN), asked([0], GIVEN[2:])]
+    prepared = [prepare(part) for part in parts]
+    step.count_step(prepared)
+    found = sum(float(step(batch)["loss"].detach()) for batch in prepared) / 2
+    each = [one_by_one(model, words, part) for part in parts]
+    assert found == pytest.approx((5 * each[0] + each[1]) / 6, rel=1e-4)
+
+
+def test_every_parameter_is_trained_and_has_its_depth(words: TextTokenizer) -> None:
+    step = make_step(small.vqa_model(), words)
+    step(make_question_prepare(words)(asked(UNEVEN)))["loss"].backward()
+    idle = {name for name, parameter in step.named_parameters() if parameter.grad is None}
+    assert not idle
+    ids = step.layer_ids()
+    assert ids.keys() == {name for name, _ in step.named_parameters()}
+    assert {ids[name] for name in ids if ".vision.vit.blocks.1." in name} == {2}
+    assert {ids[name] for name in ids if ".text_decoder.transformer.embeddings" in name} == {0}
+    make_optimizer(step, TrainConfig(layer_decay=0.5))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "given", "score"),
+    [
+        ("2", GIVEN[0], 2 / 3),
+        ("Birds", GIVEN[0], 1 / 3),
+        ("yes", GIVEN[1], 1.0),
+        ("red bus", GIVEN[2], 7 / 9),
+        ("cat", GIVEN[2], 0.0),
+        ("a", GivenAnswers(tuple("bbbbbbbbcc"), (0.1,) * 10), 0.0),
+        ("c", GivenAnswers(tuple("bbbbbbbbcc"), (0.1,) * 10), 0.6),
+    ],
+)
+def test_accuracy_is_that_of_vqa_or_the_share_of_the_weights(
+    prediction: str, given: GivenAnswers, score: float
+) -> None:
+    assert score_answer(prediction, given) == pytest.approx(score)
+
+
+def test_evaluation_answers_every_question_both_ways(words: TextTokenizer) -> None:
+    model = small.vqa_model()
+    greedy = DecodeConfig(max_new_tokens=5)
+    batches = [asked(UNEVEN), asked([0, 1, 1], GIVEN[1:])]
+    candidates = ["two", "a red bus", "cat"]
+    numbers, records = evaluate_answers(model, words, batches, greedy, candidates=candidates, max_rows=2)
+    expected: dict[str, list[float]] = {"generated": [], "ranked": [], "most": []}
+    for batch in batches:
+        for question, owner in zip(batch.texts, batch.image_index.tolist(), strict=True):
+            memory = model.remember(model.encode_image(normalize(batch.images[owner][None])))
+            read = ask(model, memory, encode_questions(words, [question]))
+            right = batch.meta[owner]["answers"][question]
+            record = records[len(expected["most"])]
+            assert (record["key"], record["question"]) == (batch.keys[owner], question)
+            for name, found in (
+                ("generated", write_answers(model, words, read, greedy)),
+                ("ranked", rank_answers(model, words, read, candidates)),
+            ):
+                assert record[name] == found[0][0].text
+                expected[name].append(score_answer(found[0][0].text, right))
+            expected["most"].append(max(score_answer(text, right) for text in candidates))
+    assert numbers == pytest.approx({f"accuracy_{name}": sum(v) / len(v) for name, v in expected.items()})
+    alone, _ = evaluate_answers(model, words, batches, greedy)
+    assert alone == {"accuracy_generated": pytest.approx(numbers["accuracy_generated"])}
