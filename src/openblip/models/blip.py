@@ -127,12 +127,12 @@ class Blip(nn.Module):
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Ids [R, T] that begin with [CLS] -> normalised [R, E], for ITC."""
-        hidden = self.encoder(input_ids, attention_mask)
+        hidden = self.encoder(input_ids, attention_mask, first_only=True)
         return F.normalize(self.text_proj(hidden[:, 0]), dim=-1)
 
     def match(self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory) -> Tensor:
         """Ids [R, T] that begin with [ENC] -> ITM logits [R, 2]; class 1 is "matched"."""
-        hidden = self.encoder(input_ids, attention_mask, memory=memory)
+        hidden = self.encoder(input_ids, attention_mask, memory=memory, first_only=True)
         return self.itm_head(hidden[:, 0])
 
     @property

@@ -70,7 +70,7 @@ class BlipDual(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory | None = None
     ) -> Tensor:
         """Ids [R, T] that begin with [CLS] -> normalised [R, E]; with a memory, of the text read with its image."""
-        hidden = self.text_encoder(input_ids, attention_mask, memory=memory)
+        hidden = self.text_encoder(input_ids, attention_mask, memory=memory, first_only=True)
         return F.normalize(self.text_proj(torch.tanh(self.pooler(hidden[:, 0]))), dim=-1)
 
     def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:

@@ -207,14 +207,23 @@ class SelfAttention(nn.Module):
         causal: bool = False,
         cache: KVCache | None = None,
         layer: int = 0,
+        first_only: bool = False,
     ) -> Tensor:
         """[R, T, D] -> [R, T, D].
 
         Args:
             mask: bool, broadcastable to [R, 1, T, S]; None lets every token see every token.
             causal: token t sees tokens 0..t; not together with `mask`.
+            first_only: give the first token's row alone, [R, 1, D].
         """
-        query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(hidden).chunk(3, dim=-1))
+        if first_only:
+            width, weight, bias = hidden.shape[-1], self.qkv.weight, self.qkv.bias
+            parts = F.linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
+            hidden = hidden[:, :1]
+            parts = (F.linear(hidden, weight[:width], bias[:width]), *parts)
+        else:
+            parts = self.qkv(hidden).chunk(3, dim=-1)
+        query, key, value = (split_heads(part, self.num_heads) for part in parts)
         if cache is not None:
             key, value = cache.append(layer, key, value)
         dropout = self.dropout if self.training else 0.0

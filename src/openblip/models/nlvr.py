@@ -72,7 +72,7 @@ class BlipNlvr(nn.Module):
 
     def classify(self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory) -> Tensor:
         """Ids [R, T] that begin with [ENC], R a multiple of the pairs -> logits [R, 2]; class 1 is "true"."""
-        return self.head(self.text_encoder(input_ids, attention_mask, memory=memory)[:, 0])
+        return self.head(self.text_encoder(input_ids, attention_mask, memory=memory, first_only=True)[:, 0])
 
     @torch.no_grad()
     def start_from(self, model: Blip) -> None:

@@ -85,9 +85,12 @@ class TextBlock(nn.Module):
         memory: tuple[Tensor, Tensor, Tensor | None] | None,
         cache: KVCache | None,
         layer: int,
+        first_only: bool,
     ) -> Tensor:
-        """[R, T, D] -> [R, T, D]."""
-        hidden = self.self_attention(hidden, mask=mask, causal=causal, cache=cache, layer=layer)
+        """[R, T, D] -> [R, T, D]; with `first_only` the first token's row alone, [R, 1, D]."""
+        hidden = self.self_attention(
+            hidden, mask=mask, causal=causal, cache=cache, layer=layer, first_only=first_only
+        )
         if memory is not None:
             assert self.cross_attention is not None, "a text transformer built without memory_width got a memory"
             hidden = self.cross_attention(hidden, *memory)
@@ -164,6 +167,7 @@ class TextTransformer(nn.Module):
         *,
         memory: ImageMemory | None = None,
         cache: KVCache | None = None,
+        first_only: bool = False,
     ) -> Tensor:
         """Encode texts.
 
@@ -172,9 +176,10 @@ class TextTransformer(nn.Module):
             attention_mask: bool [R, T], True for real tokens; None when all are. Padding stands on the right.
             memory: of B images, R a multiple of B; None reads the text alone.
             cache: of the tokens before these; the causal transformer adds these to it.
+            first_only: the first token's state is all that is wanted; the last block computes no other.
 
         Returns:
-            hidden states [R, T, D]; those of padding are without meaning.
+            hidden states [R, T, D], with `first_only` [R, 1, D]; those of padding are without meaning.
         """
         assert attention_mask is None or attention_mask.dtype == torch.bool, "attention_mask must be bool"
         assert memory is None or len(memory.keys) == len(self.blocks), (
@@ -190,10 +195,11 @@ class TextTransformer(nn.Module):
         hidden = self.embeddings(input_ids, positions)
         for layer, block in enumerate(self.text_blocks):
             read = None if memory is None else (memory.keys[layer], memory.values[layer], memory.mask)
+            first = first_only and layer == len(self.blocks) - 1
             if self.checkpointing and self.training:
-                hidden = checkpoint(block, hidden, mask, causal, read, cache, layer, use_reentrant=False)
+                hidden = checkpoint(block, hidden, mask, causal, read, cache, layer, first, use_reentrant=False)
             else:
-                hidden = block(hidden, mask, causal, read, cache, layer)
+                hidden = block(hidden, mask, causal, read, cache, layer, first)
         return hidden
 
 
