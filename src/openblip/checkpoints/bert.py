@@ -7,6 +7,7 @@ encoder without an image gives BERT's own hidden states.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from openblip.checkpoints.blip import head_rules, self_attention_rules, transfor
 from openblip.checkpoints.keymap import Rule, import_state
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip
+from openblip.models.qformer import QFormer
 from openblip.models.text import TextConfig
 
-__all__ = ["load_bert"]
+__all__ = ["load_bert", "load_bert_into_qformer"]
 
 ENCODER, DECODER = "text_encoder", "text_decoder.transformer"
 WORDS, POSITIONS, TYPES = (
@@ -67,6 +69,30 @@ def load_bert(model: Blip, name: str) -> None:
     model.load_state_dict(
         import_state(rules, state, shapes, source=f'"{name}"', ignored=set(state) - used), strict=False
     )
+
+
+def load_bert_into_qformer(qformer: QFormer, name: str) -> None:
+    """Start BLIP-2's Q-Former from a BERT, as `load_bert`: its text side, self-attention, and language head."""
+    assert qformer.config.vocab_size is not None
+    sizes, state = _read(name)
+    config = qformer.config
+    text = replace(config.text, depth=config.depth, inner_width=config.inner_width)
+    _check_sizes(sizes, text, name)
+    own = qformer.state_dict()
+    rules = []
+    for rule in transformer_rules(config.depth, "", "bert", cross_attention=False):
+        ours = rule.ours.removeprefix(".").replace(".feed_forward.", ".text_feed_forward.")
+        ours = ours.replace("embeddings.norm.", "embed_norm.").removeprefix("embeddings.")
+        rules.append(replace(rule, ours=ours))
+    state[WORDS] = torch.cat((state[WORDS], own["word.weight"][sizes["vocab_size"] :].to(state[WORDS])))
+    state[POSITIONS] = state[POSITIONS] + state[TYPES][0]
+    if qformer.head is not None and any(key.startswith(_HEAD) for key in state):
+        fresh = own["head.bias"][sizes["vocab_size"] :]
+        rules += [replace(r, ours=r.ours.removeprefix("text_decoder.")) for r in _head(state, fresh)]
+    shapes = {key: value.shape for key, value in own.items()}
+    used = {key for rule in rules for key in rule.theirs}
+    ours_state = import_state(rules, state, shapes, source=f'"{name}"', ignored=set(state) - used)
+    qformer.load_state_dict(ours_state, strict=False)
 
 
 def _head(state: dict[str, Tensor], fresh_bias: Tensor) -> list[Rule]:

@@ -137,7 +137,7 @@ def open_own_blip2(
     if language is not None and config.language is not None:
         config = replace(config, language=as_language(language, config.language))
     state = read_state(weights)
-    in_file = any(name.startswith("vision.") for name in state) and not config.vision.trained
+    in_file = any(name.startswith("vision.") for name in state)
     tower = open_tower(config.vision, base=folder, pretrained=not in_file)
     llm = None if config.language is None else open_language(config.language, base=folder)
     model = build_blip2(config, vision=tower, language=llm, device="meta")

@@ -20,6 +20,7 @@ from openblip.data.transforms import normalize
 from openblip.metrics.retrieval import rank_of_relevant, rank_scores
 from openblip.metrics.scores import roc_auc
 from openblip.models.blip import Blip
+from openblip.models.blip2 import best_query
 from openblip.models.dual import BlipDual
 
 __all__ = [
@@ -40,7 +41,7 @@ class Collection:
     image_embeds: Tensor
     """[I, N, Dv] features for the memory"""
     image_features: Tensor
-    """[I, E] normalised"""
+    """[I, E] normalised; [I, Q, E] of BLIP-2"""
     text: TokenBatch
     """ids beginning with [CLS], [C, T]"""
     text_features: Tensor
@@ -92,6 +93,8 @@ def collect(model: Blip, tokenizer: TextTokenizer, batches: Iterable[Batch], *, 
 
 def similarity(collection: Collection) -> Tensor:
     """Cosine similarity of texts and pictures [C, I], on the CPU."""
+    if collection.image_features.ndim == 3:  # BLIP-2 has a feature for each query
+        return best_query(collection.image_features, collection.text_features).T.cpu()
     return (collection.text_features @ collection.image_features.T).cpu()
 
 

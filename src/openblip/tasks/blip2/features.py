@@ -1,0 +1,245 @@
+"""Features of the frozen tower on disk: computed once for every picture, read in training in place of pictures.
+
+    cache_features([open_source("photos/")], tower, "features/")       # resumable, shard by shard
+    cache = FeatureCache.open(["features/"], fingerprint_of(tower))     # refuses those of another tower
+    cache.source(open_source("photos/"))                                # a source whose samples name their features
+
+A folder holds cache.json, keys-NNNNN.json and features-NNNNN.safetensors ([n, N, D], in the tower's dtype).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from openblip.core.errors import UserError
+from openblip.core.files import atomic_path, write_json, write_tensors
+from openblip.core.fingerprint import fingerprint
+from openblip.data.sample import BrokenSample, Sample
+from openblip.data.sources.base import Source
+from openblip.data.stream import Loader
+from openblip.data.transforms import evaluation_transform, normalize
+from openblip.models.tower import FrozenTower
+
+__all__ = ["FeatureCache", "NoPixels", "cache_features", "fingerprint_of"]
+
+FORMAT = "openblip-features"
+_ROW = "feature_row"
+
+
+def fingerprint_of(tower: FrozenTower) -> str:
+    """Digest of the tower's weights: features of one tower mean nothing to a model over another."""
+    return fingerprint(tower.encoder.named_parameters())
+
+
+@torch.no_grad()
+def cache_features(
+    sources: Sequence[Source],
+    tower: FrozenTower,
+    folder: Path | str,
+    *,
+    batch_size: int = 32,
+    shard_size: int = 1024,
+    num_workers: int = 1,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[int, int]]:
+    """Compute what is not there yet; yields (pictures done, of how many) after each shard.
+
+    Pictures are resized whole, nothing random. Those that cannot be read are left out and listed in skipped.jsonl.
+
+    Raises:
+        UserError: the folder holds features of another tower or of other data, or two pictures have one key.
+    """
+    folder = Path(folder)
+    total = sum(len(source) for source in sources)
+    described = {
+        "format": FORMAT,
+        "vision": tower.config.source,
+        "drop_layers": tower.config.drop_layers,
+        "fingerprint": fingerprint_of(tower),
+        "pixels": list(tower.pixels),
+        "width": tower.width,
+        "dtype": str(tower.dtype).removeprefix("torch."),
+        "sources": [[source.name, len(source)] for source in sources],
+        "shard_size": shard_size,
+    }
+    known = _read(folder / "cache.json")
+    if known is None:
+        write_json(folder / "cache.json", described)
+    elif known != described:
+        name = next(name for name in described if known.get(name) != described[name])
+        raise UserError(
+            f"{folder} holds other features: its {name} is {known.get(name)}, not {described[name]}; "
+            "choose a new folder"
+        )
+    done = len(list(folder.glob("keys-*.json")))
+    tower.to(device)
+    seen = {key for keys in map(_read, sorted(folder.glob("keys-*.json"))) for key in keys or ()}
+    for shard in range(done, -(-total // shard_size)):
+        first, last = shard * shard_size, min(total, (shard + 1) * shard_size)
+        keys, parts = [], []
+        loader = Loader(
+            [_Slice(source, *span) for source, span in _spans(sources, first, last)],
+            evaluation_transform(tower.pixels),
+            batch_size,
+            shuffle=False,
+            drop_last=False,
+            text_mode="none",
+            num_workers=num_workers,
+            skip_log=folder / "skipped.jsonl",
+            max_substitutes=shard_size,
+        )
+        for batch in loader:
+            pixels = normalize(batch.images.to(device), mean=tower.mean, std=tower.std)
+            parts.append(tower(pixels).cpu())
+            keys += batch.keys
+        loader.close()
+        rows = _first_of_each(keys)  # a substitute for a picture that cannot be read stands there twice
+        keys = [keys[row] for row in rows]
+        if twice := seen.intersection(keys):
+            raise UserError(f'two pictures have the key "{min(twice)}"; cache each source in a folder of its own')
+        seen.update(keys)
+        file = folder / f"features-{shard:05d}.safetensors"
+        with atomic_path(file) as temporary:
+            write_tensors(temporary, {"features": torch.cat(parts)[rows].contiguous()})
+        write_json(folder / f"keys-{shard:05d}.json", keys, indent=None)
+        yield last, total
+
+
+def _first_of_each(keys: Sequence[str]) -> list[int]:
+    first: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    return list(first.values())
+
+
+def _spans(sources: Sequence[Source], first: int, last: int) -> Iterator[tuple[Source, tuple[int, int]]]:
+    """What of each source lies between samples `first` and `last` of all."""
+    start = 0
+    for source in sources:
+        low, high = max(first - start, 0), min(last - start, len(source))
+        if low < high:
+            yield source, (low, high)
+        start += len(source)
+
+
+class _Slice(Source):
+    """Samples `first` to `last` of another source."""
+
+    def __init__(self, source: Source, first: int, last: int) -> None:
+        super().__init__()
+        self.name = source.name
+        self._source, self._first, self._last = source, first, last
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._source[self._first + index]
+
+
+def _read(file: Path) -> Any:
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is damaged: {error}; remove the folder and cache the features again") from error
+
+
+@dataclass
+class FeatureCache:
+    """Features by the keys of their samples."""
+
+    rows: dict[str, tuple[Path, int]]
+    """for each key the file and the row in it"""
+    shape: tuple[int, int]
+    """of one picture's features, [N, D]"""
+
+    @classmethod
+    def open(cls, folders: Sequence[Path | str], wanted: str) -> FeatureCache:
+        """Read the keys of `folders`.
+
+        Args:
+            wanted: `fingerprint_of` the tower that training uses.
+
+        Raises:
+            UserError: a folder holds no features, those of another tower, or a key stands in two of them.
+        """
+        rows: dict[str, tuple[Path, int]] = {}
+        for folder in map(Path, folders):
+            described = _read(folder / "cache.json")
+            if described is None or described.get("format") != FORMAT:
+                raise UserError(f"{folder} holds no features; openblip cache-features makes them")
+            if described["fingerprint"] != wanted:
+                raise UserError(
+                    f"the features in {folder} are those of another vision tower ({described['vision']}, "
+                    f"fingerprint {described['fingerprint'][:8]}, this model's is {wanted[:8]}); cache them again"
+                )
+            for file in sorted(folder.glob("keys-*.json")):
+                features = file.with_name(file.name.replace("keys", "features")).with_suffix(".safetensors")
+                for row, key in enumerate(_read(file)):
+                    if key in rows:
+                        raise UserError(f'the key "{key}" stands twice in the features; train on each by itself')
+                    rows[key] = features, row
+        if not rows:
+            raise UserError(f"{folders[0]} holds no features yet")
+        first, _ = next(iter(rows.values()))
+        with safe_open(first, "pt") as opened:
+            _, tokens, width = opened.get_slice("features").get_shape()
+        return cls(rows, (tokens, width))
+
+    def source(self, source: Source) -> Source:
+        """`source` with samples that name their features and have no pictures."""
+        return _CachedSource(source, self)
+
+    def read(self, meta: Sequence[dict[str, Any]]) -> Tensor:
+        """Features [B, N, D] of the samples with these `meta`."""
+        return torch.cat([self._row(*self.rows[m[_ROW]]) for m in meta])
+
+    def _row(self, file: Path, row: int) -> Tensor:
+        with safe_open(file, "pt") as opened:  # the file is mapped, not read
+            return opened.get_slice("features")[row : row + 1]
+
+
+class _CachedSource(Source):
+    """Samples of another source; a tiny grey picture stands for each that has features."""
+
+    def __init__(self, source: Source, cache: FeatureCache) -> None:
+        super().__init__()
+        self.name, self.blocks, self.window = source.name, source.blocks, source.window
+        self.bad_rows = source.bad_rows
+        self._source, self._keys = source, cache.rows.keys()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._source[index]
+        key = sample.key if sample.key in self._keys else sample.key.rpartition("#")[0]  # one of several captions
+        if key not in self._keys:
+            raise BrokenSample("missing", sample.key, "there are no features of it on disk")
+        return replace(sample, image=np.zeros((8, 8, 3), np.uint8), meta={**sample.meta, _ROW: key})
+
+    def text_counts(self) -> np.ndarray:
+        return self._source.text_counts()
+
+    def describe(self) -> dict[str, Any]:
+        return self._source.describe()
+
+
+class NoPixels:
+    """The transform of pictures that are not looked at."""
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
+        """One pixel."""
+        return torch.zeros(3, 1, 1, dtype=torch.uint8)

@@ -1,0 +1,251 @@
+"""Whole runs of both stages on the scene world: losses, resume, evaluation, features from disk, fine-tuning."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from small_blip2 import PIXELS, Kind, spread, write_language
+
+from openblip.checkpoints.blip2_parts import as_language, as_tower, open_tower
+from openblip.checkpoints.blip2_store import StoredBlip2
+from openblip.checkpoints.store import open_model, save_model
+from openblip.core.config import override
+from openblip.core.errors import UserError
+from openblip.core.tokenizer import TextTokenizer
+from openblip.data.sources.open import open_source
+from openblip.generation.types import DecodeConfig
+from openblip.models.blip import Blip, blip_config
+from openblip.tasks.blip2.config import Blip2RunConfig, load_blip2_config
+from openblip.tasks.blip2.evaluate import evaluate_blip2
+from openblip.tasks.blip2.features import FeatureCache, cache_features, fingerprint_of
+from openblip.tasks.blip2.recipes import blip2_finetune, blip2_stage1, blip2_stage2, small_blip2
+from openblip.tasks.blip2.run import run_blip2
+from openblip.training.config import TrainConfig
+
+DATA = f"world:train?n=24&size={PIXELS}"
+TRAIN = TrainConfig(
+    max_steps=4, learning_rate=1e-3, warmup_steps=1, schedule="constant", evaluate_every_epochs=0, log_every=1,
+    checkpoint_every=2, device="cpu", precision="float32", trackers=(),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A BLIP of ours whose vision tower is the frozen one."""
+    folder = tmp_path_factory.mktemp("blip") / "model"
+    words = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
+    torch.manual_seed(0)
+    blip = Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS))
+    save_model(folder, blip, words)
+    return f"openblip:{folder}"
+
+
+def stage1(tower: str, **changes: Any) -> Blip2RunConfig:
+    config = small_blip2((DATA,), size="nano", vision=tower, validation=(f"world:val?n=6&size={PIXELS}",))
+    settings: dict[str, Any] = {"batch_size": 8, "num_workers": 0, "train": TRAIN, "vocab_size": 200, "rerank_k": 3}
+    return replace(config, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def first(tower: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "stage1"
+    run_blip2(stage1(tower), out, show=False)
+    return out
+
+
+def losses(out: Path) -> list[dict[str, float]]:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in r.items() if k.startswith(("loss", "itm_acc", "grad"))}
+        for r in records
+        if r["split"] == "train"
+    ]
+
+
+def test_stage_1_trains_measures_and_saves(first: Path) -> None:
+    found = losses(first)
+    assert len(found) == 4
+    assert set(found[0]) == {"loss", "loss_itc", "loss_itm", "loss_itg", "itm_accuracy", "grad_norm"}
+    measured = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()][-1]
+    for name in ("t2i_recall@1", "i2t_recall_itm@1", "itm_accuracy", "itg_perplexity"):
+        assert name in measured
+    stored = open_model(first / "model")
+    assert isinstance(stored, StoredBlip2)
+    assert stored.info["stage"] == "stage1"
+    with safe_open(first / "checkpoints" / "step-00000004" / "model.safetensors", "pt") as checkpoint:
+        assert not any(".vision.encoder" in key for key in checkpoint.keys())  # noqa: SIM118
+    block = stored.model.qformer.qformer_blocks[0]
+    assert not torch.equal(block.query_feed_forward.inner.weight, block.text_feed_forward.inner.weight)
+
+
+def test_a_run_that_goes_on_is_the_unbroken_one(first: Path, tower: str, tmp_path: Path) -> None:
+    config = stage1(tower)
+    run_blip2(replace(config, train=replace(TRAIN, max_steps=2)), tmp_path / "r", show=False)
+    run_blip2(config, tmp_path / "r", resume=True, show=False)
+    assert losses(tmp_path / "r") == losses(first)
+    assert load_blip2_config(tmp_path / "r" / "config.json").vision.source == tower
+    with pytest.raises(UserError, match="max_length"):
+        run_blip2(replace(config, max_length=20), tmp_path / "r", resume=True, show=False)
+
+
+def test_other_frozen_parts_do_not_go_on(first: Path, tower: str, tmp_path: Path) -> None:
+    stored = open_model(tower.partition(":")[2])
+    spread(stored.model, 0.1)
+    save_model(tmp_path / "other", stored.model, stored.tokenizer)
+    copy = tmp_path / "r"
+    run_blip2(stage1(tower, train=replace(TRAIN, max_steps=2)), copy, show=False)
+    described = json.loads((copy / "config.json").read_text())
+    for part in (described["run"]["vision"], described["model"]["vision"]):
+        part["source"] = f"openblip:{tmp_path / 'other'}"
+    (copy / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="frozen parts"):
+        run_blip2(stage1(f"openblip:{tmp_path / 'other'}"), copy, resume=True, show=False)
+
+
+def fill(tower: str, folder: Path, data: str = DATA, **options: Any) -> list[tuple[int, int]]:
+    return list(cache_features([open_source(data)], open_tower(as_tower(tower)), folder, num_workers=0, **options))
+
+
+def test_training_from_features_gives_the_same_losses(tower: str, tmp_path: Path) -> None:
+    plain = stage1(tower, validation=())
+    plain = override(plain, ["transform.crop_scale=none"])
+    run_blip2(plain, tmp_path / "plain", show=False)
+    assert fill(tower, tmp_path / "f", shard_size=10, batch_size=4) == [(10, 24), (20, 24), (24, 24)]
+    run_blip2(replace(plain, features=(str(tmp_path / "f"),)), tmp_path / "cached", show=False)
+    for one, other in zip(losses(tmp_path / "plain"), losses(tmp_path / "cached"), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_features_go_on_where_they_stopped(tower: str, tmp_path: Path) -> None:
+    whole = fill(tower, tmp_path / "f", shard_size=10)
+    assert len(whole) == 3
+    (tmp_path / "f" / "keys-00002.json").unlink()
+    (tmp_path / "f" / "keys-00001.json").unlink()
+    assert fill(tower, tmp_path / "f", shard_size=10) == [(20, 24), (24, 24)]
+    assert fill(tower, tmp_path / "f", shard_size=10) == []
+    cache = FeatureCache.open([tmp_path / "f"], fingerprint_of(open_tower(as_tower(tower))))
+    assert len(cache.rows) == 24
+    assert cache.shape == (17, 64)
+    with pytest.raises(UserError, match="shard_size"):
+        fill(tower, tmp_path / "f", shard_size=5)
+
+
+def test_features_of_another_tower_are_refused(tower: str, tmp_path: Path) -> None:
+    fill(tower, tmp_path / "f")
+    with pytest.raises(UserError, match="another vision tower"):
+        run_blip2(stage1(f"{tower}@1", features=(str(tmp_path / "f"),)), tmp_path / "r", show=False)
+    with pytest.raises(UserError, match="holds no features"):
+        run_blip2(stage1(tower, features=(str(tmp_path),)), tmp_path / "r2", show=False)
+    with pytest.raises(UserError, match="other features: its drop_layers"):
+        fill(f"{tower}@1", tmp_path / "f")
+    with pytest.raises(UserError, match="stands twice"):
+        FeatureCache.open([tmp_path / "f", tmp_path / "f"], fingerprint_of(open_tower(as_tower(tower))))
+    other = stage1(tower, features=(str(tmp_path / "f"),), validation=())
+    other = override(other, [f'sources=[{{"path": "world:test?n=16&size={PIXELS}"}}]'])
+    with pytest.raises(UserError, match=r"broken as a whole.*no features"):
+        run_blip2(other, tmp_path / "r3", show=False)
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_stage_2_from_stage_1(first: Path, tmp_path: Path, kind: Kind) -> None:
+    llm = write_language(tmp_path / "llm", kind)
+    config = small_blip2(
+        (DATA,), stage="stage2", size="nano", model=str(first / "model"), language=str(llm),
+        validation=(f"world:val?n=4&size={PIXELS}",),
+    )  # fmt: skip
+    prompt = "a photo of" if kind == "opt" else ""
+    config = replace(
+        config, batch_size=8, num_workers=0, train=TRAIN, prompt=prompt, decode=DecodeConfig(max_new_tokens=6)
+    )
+    run_blip2(config, tmp_path / "r", show=False)
+    measured = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()][-1]
+    assert {"CIDEr", "perplexity"} <= set(measured)
+    assert set(losses(tmp_path / "r")[0]) == {"loss", "loss_lm", "grad_norm"}
+    stored = open_model(tmp_path / "r" / "model")
+    assert isinstance(stored, StoredBlip2)
+    begun = open_model(first / "model").model
+    assert stored.tokenizer is None
+    assert stored.model.config.qformer.num_queries == begun.config.qformer.num_queries
+    moved = (stored.model.qformer.queries - begun.qformer.queries).abs().max()
+    assert 0 < moved < 0.1  # it began from stage 1
+    again = replace(config, train=replace(TRAIN, max_steps=2))
+    run_blip2(again, tmp_path / "r2", show=False)
+    run_blip2(config, tmp_path / "r2", resume=True, show=False)
+    assert losses(tmp_path / "r2") == losses(tmp_path / "r")
+
+
+def test_questions_are_read_by_the_qformer_too(first: Path, tmp_path: Path) -> None:
+    llm = write_language(tmp_path / "llm", "opt")
+    data = (f"world:train?n=12&size={PIXELS}",)
+    config = blip2_finetune("vqa", data, model=str(first / "model"), validation=data)
+    config = replace(
+        config, language=as_language(str(llm)), batch_size=4, num_workers=0, decode=DecodeConfig(max_new_tokens=4),
+        train=replace(TRAIN, max_steps=2, layer_decay=0.9), validation_samples=3,
+    )  # fmt: skip
+    run_blip2(config, tmp_path / "r", show=False)
+    stored = open_model(tmp_path / "r" / "model")
+    assert isinstance(stored, StoredBlip2)
+    assert stored.tokenizer is not None
+    assert stored.model.config.vision.trained
+    numbers, records = evaluate_blip2(config, stored)
+    assert 0 <= numbers["vqa_accuracy"] <= 1
+    assert {"question", "answer", "given"} <= set(records[0])
+    vision = open_model(first / "model").model.vision.state_dict()
+    assert any(not torch.equal(v, vision[k]) for k, v in stored.model.vision.state_dict().items())
+
+
+def test_retrieval_and_captions_are_fine_tuned(first: Path, tmp_path: Path) -> None:
+    config = blip2_finetune("retrieval", (DATA,), model=str(first / "model"))
+    config = replace(config, batch_size=8, num_workers=0, train=replace(TRAIN, max_steps=2), unfreeze_vision=False)
+    assert config.objective.use_image_ids
+    run_blip2(config, tmp_path / "r", show=False)
+    assert len(losses(tmp_path / "r")) == 2
+    captions = blip2_finetune("caption", (DATA,), model="m")
+    assert (captions.stage, captions.prompt, captions.unfreeze_vision) == ("stage2", "a photo of", True)
+
+
+def test_the_papers_numbers() -> None:
+    one, two = blip2_stage1(("a",)), blip2_stage2(("a",), model="m")
+    assert (one.train.max_steps, two.train.max_steps) == (250_000, 80_000)
+    assert one.train.betas == (0.9, 0.98)
+    assert (one.train.learning_rate, two.train.min_learning_rate, one.train.warmup_steps) == (1e-4, 5e-5, 2000)
+    assert one.batch_size * 16 == 1680
+    assert two.batch_size * 16 == 1920
+    assert (two.language.source, two.language.end) == ("facebook/opt-2.7b", "\n")
+    assert one.qformer.num_queries == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sources": ()}, "no data source"),
+        ({"task": "questions"}, "needs stage"),
+        ({"task": "questions", "stage": "stage2"}, "where the question goes"),
+        ({"features": ("f",), "unfreeze_vision": True}, "leave features or"),
+        ({"batch_size": 0}, "at least 1"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        replace(blip2_stage1(("a",)), **changes)
+
+
+def test_models_of_another_kind_are_refused(first: Path, tower: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no BLIP-2 model"):
+        run_blip2(stage1(tower, model=tower.partition(":")[2]), tmp_path / "a", show=False)
+    llm = write_language(tmp_path / "llm", "opt")
+    config = small_blip2((DATA,), stage="stage2", size="nano", model=str(first / "model"), language=str(llm))
+    run_blip2(
+        replace(config, batch_size=8, num_workers=0, train=replace(TRAIN, max_steps=1)), tmp_path / "b", show=False
+    )
+    with pytest.raises(UserError, match="no heads for ITC"):
+        run_blip2(stage1(tower, model=str(tmp_path / "b" / "model")), tmp_path / "c", show=False)
+    asks = replace(config, model=str(tmp_path / "b" / "model"), task="questions", prompt="Question: {} Answer:")
+    with pytest.raises(UserError, match="reads no text"):
+        run_blip2(asks, tmp_path / "d", show=False)
