@@ -1,6 +1,6 @@
 """CapFilt: bootstrap a noisy image-text collection into a clean one (Li et al. 2022, section 3.3).
 
-`stages` are the three batch functions (write, score, decide), `pipeline` runs them on the pictures of a shard,
-`job` makes shards of a run resumable, `engines` map a job over shards on one machine or on a Ray cluster, `run`
-ties them together, `loop` is the paper's loop around it all.
+`stages` and `policy` are the three batch functions (write, score, decide), `pipeline` runs them on samples,
+`job` makes a run of chunks that are resumed whole, `engines` map them over processes or a Ray cluster, `run` ties
+these together, `summary` counts what came of it, `loop` is the paper's loop around it all.
 """

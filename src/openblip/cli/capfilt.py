@@ -125,7 +125,7 @@ def capfilt(
         shard=_shard(shard),
         on_chunk=_progress,
     )
-    _conclude(totals, target)
+    _conclude(totals, target, report=not shard)
 
 
 def capfilt_decide(
@@ -177,7 +177,13 @@ def _progress(done: Done, totals: Totals) -> None:
         print(f"  {done.chunk}: {done.samples} samples{rate}; {totals.samples} in all", flush=True)
 
 
-def _conclude(totals: Totals, target: Path) -> None:
+def _conclude(totals: Totals, target: Path, *, report: bool = True) -> None:
+    page = target / "capfilt" / "report.html"
+    if report and (totals.fresh_chunks or not page.exists()):
+        from openblip.report import write_report
+        from openblip.report.capfilt import capfilt_report
+
+        write_report(page, capfilt_report(target))
     if not person():
         from openblip.core.config import to_dict
 
@@ -186,5 +192,6 @@ def _conclude(totals: Totals, target: Path) -> None:
     print(
         f"{totals.kept_texts} texts of {totals.pictures} pictures kept, of {totals.samples} samples"
         + (f" ({totals.quarantined} could not be used)" if totals.quarantined else "")
-        + f"; all of it is in {target}"
+        + f"; the set is in {target}"
+        + (f", what became of each text in {page}" if report else "")
     )

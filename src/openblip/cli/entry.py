@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from openblip.cli import capfilt, explain, make, models, train, use
+from openblip.cli import bootstrap, capfilt, explain, make, models, train, use
 from openblip.core.errors import UserError, nearest
 
 __all__ = ["COMMANDS", "main"]
@@ -28,7 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
         *(train.pretrain, train.finetune),
         *(use.evaluate, use.caption, use.match, use.ask, use.embed, use.retrieve),
         *(explain.explain, models.info, models.convert),
-        *(capfilt.capfilt, capfilt.capfilt_decide),
+        *(capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
         *(make.tokenizer, make.world, make.demo, make.report),
     )
 }

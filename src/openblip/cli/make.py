@@ -97,7 +97,7 @@ def report(
     *,
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
 ) -> None:
-    """Draw the curves and facts of training runs as a page.
+    """Draw the curves and facts of training runs, or what became of the texts of a CapFilt run, as a page.
 
     Args:
         runs: folders of runs; several are drawn over one another.
@@ -106,6 +106,12 @@ def report(
     from openblip.report import run_report, write_report
 
     need(runs, "the folder of a run, for example runs/first")
-    target = out or runs[0] / "report.html"
-    write_report(target, run_report(*runs))
+    if (runs[0] / "capfilt" / "run.json").is_file():
+        from openblip.report.capfilt import capfilt_report
+
+        target = out or runs[0] / "capfilt" / "report.html"
+        write_report(target, capfilt_report(runs[0]))
+    else:
+        target = out or runs[0] / "report.html"
+        write_report(target, run_report(*runs))
     print(f"The report is in {target}")

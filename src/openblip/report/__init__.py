@@ -2,7 +2,8 @@
 
 `content` is what a report says (plain dataclasses), `page` writes it as one HTML file with its JSON beside it,
 `curves`, `gallery`, `pictures`, `numbers` and `style.css` are the parts of the page, `run` makes a report of any
-training run's folder, `figures` saves charts as PDF or PNG (the extra "report").
+training run's folder, `capfilt` one of a CapFilt run (imported on its own, since it needs torch), `figures` saves
+charts as PDF or PNG (the extra "report").
 """
 
 from openblip.report.content import (

@@ -1,0 +1,170 @@
+"""The loop of the BLIP paper: a model learns from noisy pairs, cleans them, and a new one learns from the result.
+
+    run_bootstrap(config, "runs/bootstrap")
+
+    first       pre-training on the noisy and the human pairs
+    captioner   from there, LM on the human pairs
+    filter      from there, ITC and ITM on the human pairs
+    clean       CapFilt over the noisy pairs
+    second      a new model, pre-trained on what is left and the human pairs, as long as the first
+
+Each stage is done once: the same call goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output
+from openblip.bootstrap.policy import Policy
+from openblip.bootstrap.run import run_capfilt
+from openblip.checkpoints.store import open_model
+from openblip.core.config import differences, to_dict
+from openblip.core.errors import UserError
+from openblip.core.files import write_json
+from openblip.data.sources.base import SourceConfig
+from openblip.generation.types import DecodeConfig
+from openblip.tasks.run import Evaluator, RunConfig, evaluate_model, run_training
+
+__all__ = ["STAGES", "BootstrapConfig", "clean_sources", "run_bootstrap"]
+
+STAGES = ("first", "captioner", "filter", "clean", "second", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapConfig:
+    """Everything that the loop depends on. Sources and starting models of the three runs are set by the loop."""
+
+    web: tuple[SourceConfig, ...]
+    """noisy pairs, to be cleaned"""
+    human: tuple[SourceConfig, ...]
+    """pairs that people have written"""
+    pretrain: RunConfig
+    """of the first model and of the second"""
+    captioner: RunConfig
+    filter: RunConfig
+    decode: DecodeConfig = NUCLEUS
+    policy: Policy = field(default_factory=Policy)
+    batch_size: int = 32
+    """pictures at a time in CapFilt"""
+
+    def __post_init__(self) -> None:
+        if not (self.web and self.human):
+            raise UserError("the loop needs noisy pairs (--web) and human ones (--human)")
+
+
+def run_bootstrap(
+    config: BootstrapConfig,
+    out: Path | str,
+    *,
+    evaluator: Evaluator | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Run the stages that are not done; returns what was measured.
+
+    Args:
+        out: folder of the loop: a folder for each stage, and bootstrap.json.
+        evaluator: further numbers of a model, at each evaluation and at the end.
+        on_stage: told of each stage that begins.
+
+    Returns:
+        {"first": numbers, "second": numbers, "clean": what CapFilt came to, "seconds": by stage}
+
+    Raises:
+        UserError: a mistake in the configuration or the data; the folder belongs to another loop.
+        Interrupted: a signal came; everything is saved.
+    """
+    out = Path(out)
+    _same_loop(out, config)
+    stages: dict[str, Callable[[], dict[str, Any]]] = {
+        "first": lambda: _train(config.pretrain, (*config.web, *config.human), out / "first", evaluator),
+        "captioner": lambda: _tune(config.captioner, config, out, "captioner", evaluator),
+        "filter": lambda: _tune(config.filter, config, out, "filter", evaluator),
+        "clean": lambda: _clean(config, out),
+        "second": lambda: _train(
+            config.pretrain, (*clean_sources(config.web, out / "clean"), *config.human), out / "second", evaluator
+        ),
+        "evaluate": lambda: {name: _measure(config, out / name, evaluator) for name in ("first", "second")},
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for name in STAGES:
+        marker = out / "stages" / f"{name}.json"
+        if not marker.exists():
+            if on_stage is not None:
+                on_stage(name)
+            began = time.perf_counter()
+            result = stages[name]()
+            write_json(marker, {"seconds": round(time.perf_counter() - began, 1), **result})
+        found[name] = json.loads(marker.read_text(encoding="utf-8"))
+    return {
+        "first": found["evaluate"]["first"],
+        "second": found["evaluate"]["second"],
+        "clean": found["clean"],
+        "seconds": {name: stage["seconds"] for name, stage in found.items()},
+    }
+
+
+def clean_sources(web: tuple[SourceConfig, ...], clean: Path) -> tuple[SourceConfig, ...]:
+    """What CapFilt made of each of `web`, with its weight."""
+    return tuple(SourceConfig(path=str(clean / str(n)), weight=source.weight) for n, source in enumerate(web))
+
+
+def _train(
+    run: RunConfig, sources: tuple[SourceConfig, ...], out: Path, evaluator: Evaluator | None
+) -> dict[str, Any]:
+    result = run_training(replace(run, sources=sources), out, resume=True, evaluator=evaluator, title=out.name)
+    return {"steps": result.steps, "images_per_second": result.images_per_second}
+
+
+def _tune(
+    run: RunConfig, config: BootstrapConfig, out: Path, name: str, evaluator: Evaluator | None
+) -> dict[str, Any]:
+    # From the stage before, so that the captioner and the filter begin alike and learn apart.
+    started = replace(run, model=str(out / "first" / "model"))
+    return _train(started, config.human, out / name, evaluator)
+
+
+def _clean(config: BootstrapConfig, out: Path) -> dict[str, Any]:
+    texts = pictures = samples = 0
+    for number, source in enumerate(config.web):
+        settings = CapFiltConfig(
+            source=source,
+            captioner=str(out / "captioner" / "model"),
+            filter=str(out / "filter" / "model"),
+            decode=config.decode,
+            batch_size=config.batch_size,
+            device=config.filter.train.device,
+            max_length=config.filter.max_length,
+        )
+        totals = run_capfilt(settings, out / "clean" / str(number), Output(policy=config.policy))
+        texts, pictures = texts + totals.kept_texts, pictures + totals.pictures
+        samples += totals.samples
+    if not pictures:
+        raise UserError(
+            f"the filter drops every text of the {samples} noisy samples; train it longer or lower the threshold"
+        )
+    return {"samples": samples, "pictures": pictures, "texts": texts}
+
+
+def _measure(config: BootstrapConfig, run: Path, evaluator: Evaluator | None) -> dict[str, float]:
+    stored = open_model(run / "model")
+    model = stored.blip.eval()
+    numbers: dict[str, float] = {}
+    if config.pretrain.validation:
+        numbers |= evaluate_model(replace(config.pretrain, sources=config.human), model, stored.tokenizer)[0]
+    return numbers | (evaluator(model, stored.tokenizer) if evaluator is not None else {})
+
+
+def _same_loop(out: Path, config: BootstrapConfig) -> None:
+    path, settings = out / "bootstrap.json", to_dict(config)
+    if path.exists():
+        changed = differences(json.loads(path.read_text(encoding="utf-8")), settings)
+        if changed:
+            raise UserError(f"{out} holds a loop with other settings ({changed[0]}); choose another folder")
+    else:
+        write_json(path, settings)

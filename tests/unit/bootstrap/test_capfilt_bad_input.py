@@ -1,0 +1,104 @@
+"""Whatever is wrong with a sample is a row that says so; whatever is wrong with the whole is one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from capfilt_small import config, output, picture, rows_of, run, write_folder, write_tar
+
+from openblip.bootstrap.job import Shard
+from openblip.bootstrap.run import decide_again, load_run
+from openblip.core.errors import UserError
+from openblip.data.sinks.tables import write_rows
+from openblip.data.sources.base import SourceConfig
+
+Models = tuple[str, str, str]
+
+
+def test_tars_with_every_fault(models: Models, tmp_path: Path) -> None:
+    web = tmp_path / "web"
+    whole = write_tar(web / "00000.tar", 0, 4).read_bytes()
+    (web / "00001.tar").write_bytes(whole[: len(whole) // 2])  # cut
+    (web / "00003.tar").write_bytes(b"not a tar at all" * 100)
+    twice = write_tar(web / "00004.tar", 20, 2).read_bytes().rstrip(b"\0")
+    padding = b"\0" * (-len(twice) % 512)
+    (web / "00004.tar").write_bytes(twice + padding + twice + b"\0" * 2048)
+    totals = run(config(models, web, captioner=""), tmp_path / "out")
+    found: dict[str, list[str]] = {}
+    for row in rows_of(tmp_path / "out"):
+        found.setdefault(Path(row.part).name, []).append(row.status)
+    assert found["00000.tar"] == ["ok"] * 4
+    assert found["00001.tar"][0] == "truncated"
+    assert set(found["00001.tar"][1:]) == {"ok"}
+    assert found["00003.tar"] == ["unreadable"]
+    assert found["00004.tar"].count("duplicate-key") == 2
+    assert totals.samples == sum(map(len, found.values()))
+    assert load_run(tmp_path / "out")[1]["missing_files"] == ["00002.tar"]
+
+
+def test_pictures_with_every_fault(models: Models, tmp_path: Path) -> None:
+    web = write_folder(tmp_path / "web", 6)
+    (web / "000.png").write_bytes(b"")
+    (web / "001.png").write_bytes(picture(1)[:100])
+    (web / "002.png").write_bytes(b"<html>404</html>")
+    (web / "003.txt").write_bytes(b"\xff\xfe\xff")
+    (web / "004.txt").write_text("\n \n")
+    run(config(models, web, captioner=""), tmp_path / "out", output(threshold=0.0))
+    rows = {row.key: row for row in rows_of(tmp_path / "out")}
+    assert {key: row.status for key, row in rows.items()} == {
+        "000.png": "empty", "001.png": "truncated", "002.png": "not-an-image", "003.png": "bad-text",
+        "004.png": "ok", "005.png": "ok",
+    }  # fmt: skip
+    assert all(row.detail for row in rows.values() if row.status != "ok")
+    assert [len(rows[key].texts) for key in ("004.png", "005.png")] == [0, 1]
+
+
+def test_a_picture_file_that_is_not_there(models: Models, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    lines = [{"image": "a.png", "caption": "two dogs"}, {"image": "gone.png", "caption": "birds"}]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{cut")
+    run(config(models, tmp_path / "web.jsonl"), tmp_path / "out")
+    assert [(row.key, row.status) for row in rows_of(tmp_path / "out")] == [
+        ("web.jsonl line 3", "bad-row"), ("a.png", "ok"), ("gone.png", "missing"),
+    ]  # fmt: skip
+
+
+def test_a_picture_that_goes_before_the_set_is_written(models: Models, tmp_path: Path) -> None:
+    web = write_folder(tmp_path / "web", 3)
+    run(config(models, web, captioner=""), tmp_path / "out", output("folder", threshold=0.0))
+    (web / "001.png").unlink()
+    (web / "001.png").mkdir()
+    (web / "001.png" / "x.txt").write_text("")
+    with pytest.raises(UserError, match="the source has changed"):
+        decide_again(tmp_path / "out", output("tars", threshold=0.0))
+    shutil.rmtree(web / "001.png")
+    (web / "001.png").write_bytes(picture(1))
+    assert decide_again(tmp_path / "out", output("tars", threshold=0.0)).pictures == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("nothing-here", "there is no file or folder"),
+        ("t.parquet?text_column=alt", 'has no column "alt"'),
+        ("urls.jsonl", "web addresses"),
+        ("empty", "holds no pictures"),
+    ],
+)
+def test_a_source_that_cannot_be_read(spec: str, words: str, models: Models, tmp_path: Path) -> None:
+    write_rows(tmp_path / "t.parquet", [{"image": picture(1), "text": "x"}], {"image": "bytes", "text": "string"})
+    (tmp_path / "urls.jsonl").write_text('{"url": "http://x/1.jpg", "caption": "x"}\n')
+    (tmp_path / "empty").mkdir()
+    path, _, column = spec.partition("?text_column=")
+    source = SourceConfig(path=str(tmp_path / path), text_column=column)
+    with pytest.raises(UserError, match=words):
+        run(replace(config(models, "x"), source=source), tmp_path / "out")
+
+
+def test_shares_that_are_none(models: Models) -> None:
+    with pytest.raises(UserError, match="numbered from 0 to 1"):
+        Shard(2, 2)

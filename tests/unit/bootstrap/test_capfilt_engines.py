@@ -1,0 +1,93 @@
+"""Engines: processes and Ray's actors give the tables of one process, and what stops them is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from capfilt_small import config, contents, output, run, write_tar
+
+from openblip.bootstrap.engines import default_threads
+from openblip.bootstrap.run import Engine, run_capfilt
+from openblip.core.errors import MissingExtra, UserError
+
+Models = tuple[str, str, str]
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("web")
+    for number in range(3):
+        write_tar(folder / f"{number:05d}.tar", 6 * number, 6, bad={7: b"no picture"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(web: Path, models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    target = tmp_path_factory.mktemp("runs") / "one"
+    run(config(models, web, chunk_size=4), target, output(threshold=0.3))
+    return contents(target)
+
+
+@pytest.mark.slow
+def test_two_processes(web: Path, models: Models, one_process: dict[str, bytes], tmp_path: Path) -> None:
+    settings = config(models, web, chunk_size=4)
+    totals = run_capfilt(settings, tmp_path / "two", output(threshold=0.3), engine=Engine(workers=2, threads=1))
+    assert totals.fresh_chunks == 6
+    assert contents(tmp_path / "two") == one_process
+
+
+@pytest.mark.slow
+def test_ray(web: Path, models: Models, one_process: dict[str, bytes], tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    settings, engine = config(models, web, chunk_size=4), Engine(name="ray", workers=2, threads=1)
+    totals = run_capfilt(settings, tmp_path / "ray", output(threshold=0.3), engine=engine)
+    assert totals.fresh_chunks == 6
+    assert contents(tmp_path / "ray") == one_process
+    assert run_capfilt(settings, tmp_path / "ray", output(threshold=0.3), engine=engine).fresh_chunks == 0
+
+
+def test_ray_that_is_not_installed(
+    web: Path, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"openblip\[ray\]"):
+        run_capfilt(config(models, web), tmp_path / "out", engine=Engine(name="ray", threads=1))
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed(web: Path, models: Models, tmp_path: Path) -> None:
+    settings = config(models, web, chunk_size=1)
+    engine = Engine(workers=2, threads=1)
+
+    def kill_one() -> None:
+        for _ in range(1200):
+            if next((tmp_path / "out").glob("capfilt/done/*.json"), None) is not None:
+                break
+            time.sleep(0.05)
+        listed = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
+        )
+        spawned = [line.split()[0] for line in listed.stdout.splitlines() if "spawn_main" in line]
+        os.kill(int(spawned[0]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(UserError, match=r"was killed.*run the same command again"):
+        run_capfilt(settings, tmp_path / "out", output(threshold=0.3), engine=engine)
+    killer.join()
+    run(settings, tmp_path / "out", output(threshold=0.3))
+    run(settings, tmp_path / "quiet", output(threshold=0.3))
+    assert contents(tmp_path / "out") == contents(tmp_path / "quiet")
+
+
+def test_settings_of_engines() -> None:
+    with pytest.raises(UserError, match=r'no engine "rai".*"ray"'):
+        Engine(name="rai")
+    assert default_threads(10**6) == 1

@@ -1,0 +1,133 @@
+"""Killed at every point in turn, or again and again at random ones: the result is that of one quiet run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from capfilt_small import config, contents, output, picture, run, write_tar
+
+from openblip.bootstrap.job import CapFiltConfig, Output
+from openblip.bootstrap.models import open_models
+from openblip.core.errors import UserError
+
+Models = tuple[str, str, str]
+OPERATIONS = ("replace", "unlink", "rmdir")
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("web")
+    write_tar(folder / "00000.tar", 0, 5, bad={2: picture(2)[:200]})
+    write_tar(folder / "00001.tar", 5, 2)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def opened_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening the models takes most of the time of runs as small as these."""
+    opened = open_models(models[0], models[1])
+    monkeypatch.setattr("openblip.bootstrap.run.open_models", lambda *_, **__: opened)
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run `work` in a process of its own; its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+    finally:
+        os._exit(0)
+
+
+def kill_at(number: int) -> list[int]:
+    """Let this process die before the `number`-th operation on a file that changes what stands on the disk."""
+    seen = [0]
+    for name in OPERATIONS:
+        original = getattr(os, name)
+
+        def counted(*args: object, _original: Callable[..., object] = original, **kwargs: object) -> object:
+            seen[0] += 1
+            if seen[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return _original(*args, **kwargs)
+
+        setattr(os, name, counted)
+    return seen
+
+
+def killed_at(number: int, settings: CapFiltConfig, target: Path, made: Output) -> bool:
+    """Whether a run was killed there, or was through before."""
+
+    def work() -> None:
+        kill_at(number)
+        run(settings, target, made)
+
+    _, status = os.waitpid(in_child(work), 0)
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("layout", ["tars", "jsonl"])
+def test_killed_at_every_point(layout: str, web: Path, models: Models, tmp_path: Path) -> None:
+    settings, made = config(models, web, chunk_size=3), output(layout, threshold=0.2)
+    run(settings, tmp_path / "quiet", made)
+    wanted, points = contents(tmp_path / "quiet"), 0
+    while killed_at(points + 1, settings, target := tmp_path / f"killed-{points}", made):
+        points += 1
+        half = {path: data for path, data in contents(target).items() if "/." not in f"/{path}"}
+        assert half.items() <= wanted.items(), "a file was half written, or is not what it should be"
+        run(settings, target, made)
+        assert contents(target) == wanted, f"killed before operation {points}"
+    assert points > 10
+
+
+def test_killed_again_and_again(web: Path, models: Models, tmp_path: Path) -> None:
+    """By a timer that counts the process's own time, so that a busy machine changes nothing."""
+    settings, made = config(models, web, chunk_size=1), output(threshold=0.2)
+    run(settings, tmp_path / "warm", made)  # the first run of a process takes longer
+    began = time.process_time()
+    run(settings, tmp_path / "quiet", made)
+    needed = time.process_time() - began
+    draw, kills = random.Random(0), 0
+    for target in (tmp_path / name for name in "abc"):
+        killed, longest = True, 0.4
+        while killed:
+            seconds = draw.uniform(0.05, longest) * needed
+            longest *= 1.1  # what a kill has cost must not be lost for ever
+
+            def work(seconds: float = seconds, target: Path = target) -> None:
+                signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends a process as abruptly as SIGKILL
+                run(settings, target, made)
+
+            killed = os.WIFSIGNALED(os.waitpid(in_child(work), 0)[1])
+            kills += killed
+        run(settings, target, made)  # removes what the last kill left
+        assert contents(target) == contents(tmp_path / "quiet")
+    assert kills >= 5
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_later(
+    web: Path, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, made = config(models, web, chunk_size=3), output(threshold=0.2)
+    run(settings, tmp_path / "quiet", made)
+    original, calls = os.fsync, [0]
+
+    def full(file: int) -> None:
+        calls[0] += 1
+        if calls[0] > 3:
+            raise OSError(28, "No space left on device")
+        original(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"the disk is full: .*run the same command again"):
+            run(settings, tmp_path / "full", made)
+    run(settings, tmp_path / "full", made)
+    assert contents(tmp_path / "full") == contents(tmp_path / "quiet")
