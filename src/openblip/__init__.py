@@ -26,6 +26,8 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     tokenizer: str | None = None,
     like: Literal["reference", "transformers"] = "reference",
+    vision: str | None = None,
+    language: str | None = None,
 ) -> Predictor:
     """Open a model to use: a folder, a checkpoint file or a hub name; see `tasks.predictor.Predictor.load`."""
     from openblip.tasks.predictor import Predictor  # torch is imported only when a model is asked for
@@ -38,4 +40,6 @@ def load(
         image_size=image_size,
         tokenizer=tokenizer,
         like=like,
+        vision=vision,
+        language=language,
     )

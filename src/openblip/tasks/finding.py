@@ -32,7 +32,7 @@ def retrieve_images(
     """As `Predictor.retrieve_images`."""
     asked, features = predictor.embed_texts(queries), []
     for batch in predictor.whole(pictures) if broken is None else predictor.batches(pictures):
-        features.append(predictor.embed_images(batch) if len(batch) else asked[:0])
+        features += [predictor.embed_images(batch)] if len(batch) else []
         if broken is not None:
             broken += batch.broken
     if broken:
@@ -40,7 +40,7 @@ def retrieve_images(
         pictures = [picture for picture in pictures if picture.name not in names]
     if not pictures:
         return [[] for _ in queries]
-    scores = asked @ torch.cat(features).T
+    scores = predictor.similarities(asked, torch.cat(features))
     best = scores.topk(min(max(top, rerank_k), len(pictures)), dim=1).indices
     logits = None
     if rerank_k > 0:
@@ -59,7 +59,7 @@ def retrieve_texts(
     predictor: Predictor, picture: Pictures | PictureBatch, texts: Sequence[str], *, top: int, rerank_k: int
 ) -> list[Found]:
     """As `Predictor.retrieve_texts`."""
-    scores = (predictor.embed_images(picture) @ predictor.embed_texts(texts).T)[0]
+    scores = predictor.similarities(predictor.embed_texts(texts), predictor.embed_images(picture))[:, 0]
     best = scores.topk(min(max(rerank_k, top), len(texts))).indices.tolist()
     if rerank_k > 0:
         (matched,) = predictor.match(picture, [texts[i] for i in best])
@@ -83,7 +83,7 @@ def _itm_logits(predictor: Predictor, pictures: Sequence[Picture], queries: Sequ
         done += len(batch)
         asked = (best[:, :, None] == chunk).any(1).nonzero()
         logits[asked[:, 0], chunk[asked[:, 1]]] = match_logits(
-            predictor.model, predictor.tokenizer, predictor.encode(batch), tokens, asked, first=predictor.first
+            predictor.matcher, predictor.tokenizer, predictor.encode(batch), tokens, asked, first=predictor.first
         )
     return logits
 

@@ -29,6 +29,7 @@ from openblip.data.sample import BrokenSample, stable_id
 from openblip.data.transforms import clean_caption, clean_question, evaluation_transform, normalize
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
+from openblip.models.blip2 import Blip2
 from openblip.models.dual import BlipDual
 from openblip.models.layers import ImageMemory
 from openblip.models.nlvr import BlipNlvr
@@ -91,8 +92,10 @@ class Predictor:
         image_size: int | tuple[int, int] | None = None,
         tokenizer: str | None = None,
         like: Any = "reference",
+        vision: str | None = None,
+        language: str | None = None,
     ) -> Predictor:
-        """Open a model from anywhere; see `checkpoints.store.open_model` for `source` and the last three.
+        """Open a model from anywhere; see `checkpoints.store.open_model` for `source` and the last five.
 
         Args:
             device: "auto", "cpu", "cuda", "cuda:1" or "mps".
@@ -101,7 +104,13 @@ class Predictor:
         """
         place = choose_device(device)
         numbers = choose_dtype(dtype, place)
-        stored = open_model(source, tokenizer=tokenizer, image_size=image_size, like=like)
+        stored = open_model(
+            source, tokenizer=tokenizer, image_size=image_size, like=like, vision=vision, language=language
+        )
+        if isinstance(stored.model, Blip2):
+            from openblip.tasks.blip2.predictor import Blip2Predictor  # which is one of these
+
+            return Blip2Predictor(cast(Any, stored), device=place, dtype=numbers, batch_size=batch_size)
         return cls(
             stored.model,
             stored.tokenizer,
@@ -116,6 +125,15 @@ class Predictor:
     def blip(self) -> Blip:
         """The model, where it is one that captions or matches; others are refused in one sentence."""
         return self._need(Blip, "captions and matching")
+
+    @property
+    def matcher(self) -> Any:
+        """What `tasks.retrieval` matches with."""
+        return self.model
+
+    def similarities(self, texts: Tensor, images: Tensor) -> Tensor:
+        """Of text embeddings [C, E] with those of images [I, E], [C, I]."""
+        return texts @ images.T
 
     @property
     def prompt(self) -> str:

@@ -1,0 +1,176 @@
+"""BLIP-2 in use: captions, answers, matching, embeddings, search; batches, prompts, likelihoods, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_blip2 import Kind, model, picture, tokenizer, write_language
+from test_store import stored
+
+import openblip
+from openblip.checkpoints.blip2_store import save_blip2
+from openblip.core.errors import UserError
+from openblip.generation.types import DecodeConfig
+from openblip.tasks.blip2.predictor import Blip2Predictor
+
+KINDS: tuple[Kind, ...] = ("opt", "llama", "t5")
+PICTURES = [picture(i) for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def writers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Blip2Predictor]:
+    made = {}
+    for kind in KINDS:
+        folder = tmp_path_factory.mktemp(kind)
+        llm = write_language(folder / "llm", kind)
+        save_blip2(folder / "m", stored(model(language=llm, matches=False, qformer={"vocab_size": None}), llm))
+        made[kind] = openblip.load(folder / "m", device="cpu", dtype="float32", batch_size=2)
+        assert isinstance(made[kind], Blip2Predictor)
+    return made  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def matcher(tmp_path_factory: pytest.TempPathFactory) -> Blip2Predictor:
+    folder = tmp_path_factory.mktemp("matcher")
+    save_blip2(folder / "m", stored(model()))
+    found = openblip.load(folder / "m", device="cpu", dtype="float32", batch_size=2)
+    assert isinstance(found, Blip2Predictor)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_do_not_depend_on_the_batch(writers: dict[str, Blip2Predictor], kind: str) -> None:
+    predictor = writers[kind]
+    config = DecodeConfig(num_beams=3, num_sequences=2, max_new_tokens=5)
+    prompts = ["a photo of", "what is", "the"]
+    together = predictor.caption(PICTURES, config, prompt=prompts)
+    for number in range(3):
+        (alone,) = predictor.caption(PICTURES[number], config, prompt=prompts[number])
+        assert [c.text for c in alone] == [c.text for c in together[number]]
+        assert [c.log_prob for c in alone] == pytest.approx([c.log_prob for c in together[number]], abs=1e-4)
+        assert all(c.num_tokens <= 5 for c in alone)
+    sampled = DecodeConfig(sample=True, num_sequences=2, max_new_tokens=5, seed=3)
+    assert predictor.caption(PICTURES[0], sampled) == predictor.caption(PICTURES[0], sampled)
+    with pytest.raises(UserError, match="2 prompts, but more pictures"):
+        predictor.caption(PICTURES, prompt=["a", "the"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_is_as_likely_as_it_says(writers: dict[str, Blip2Predictor], kind: str) -> None:
+    predictor = writers[kind]
+    written = predictor.caption(PICTURES, DecodeConfig(num_beams=3, max_new_tokens=6))
+    for one, (caption,) in zip(PICTURES, written, strict=True):
+        if caption.complete and caption.text:
+            (likelihood,) = predictor.log_likelihood(one, [caption.text])[0]
+            if likelihood.num_tokens == caption.num_tokens:  # no unknown word, which is written as nothing
+                assert likelihood.log_prob == pytest.approx(caption.log_prob, abs=1e-3)
+    ranked = predictor.rank_captions(PICTURES[0], ["two dogs", "a red bus on a road", "birds"])[0]
+    assert [r.log_prob for r in ranked] == sorted((r.log_prob for r in ranked), reverse=True)
+    assert sum(r.probability for r in ranked) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_are_written_and_ranked(writers: dict[str, Blip2Predictor], kind: str) -> None:
+    predictor = writers[kind]
+    questions = ["what is a dog", "what is the road"]
+    found = predictor.answer(PICTURES, questions)
+    assert [[a.question for a in row] for row in found] == [questions] * 3
+    candidates = ["two dogs", "a red bus", "birds"]
+    ranked = predictor.answer(PICTURES, questions, candidates)
+    for number in range(3):
+        for place, question in enumerate(questions):
+            (alone,) = predictor.answer(PICTURES[number], question, candidates)[0]
+            assert [a.text for a in alone.answers] == [a.text for a in ranked[number][place].answers]
+            assert {a.text for a in alone.answers} == set(candidates)
+            prompt = predictor.question_prompt.replace("{}", question)
+            scored = predictor.log_likelihood(PICTURES[number], candidates, prompt=prompt)[0]
+            assert alone.text == max(scored, key=lambda s: s.log_prob).text
+    own = predictor.answer(PICTURES, [["what is a dog"], ["the"], ["a cat"]])
+    assert [len(row) for row in own] == [1, 1, 1]
+    with pytest.raises(UserError, match="no answers to choose from"):
+        predictor.answer(PICTURES, questions, [])
+
+
+def test_matching_is_itm_and_the_best_query(matcher: Blip2Predictor) -> None:
+    texts = ["a red bus", "two dogs", "a long chair"]
+    together = matcher.match(PICTURES, texts)
+    made = matcher.model
+    for number in range(3):
+        (alone,) = matcher.match(PICTURES[number], texts)
+        for a, b in zip(alone, together[number], strict=True):
+            assert (a.itm_probability, a.itc_similarity) == pytest.approx(
+                (b.itm_probability, b.itc_similarity), abs=1e-5
+            )
+    images, words = matcher.embed_images(PICTURES), matcher.embed_texts(texts)
+    assert images.shape == (3, 4, 16)
+    assert images.norm(dim=-1) == pytest.approx(torch.ones(3, 4), abs=1e-5)
+    best = torch.einsum("iqe,ce->icq", images, words).amax(-1)
+    assert best.tolist() == pytest.approx(
+        torch.tensor([[m.itc_similarity for m in row] for row in together]), abs=1e-5
+    )
+    tokens = tokenizer().encode(texts)
+    batch = next(iter(matcher.whole(PICTURES[:1])))
+    memory = made.remember(matcher.encode(batch))
+    with torch.no_grad():
+        logits = made.match(tokens.input_ids, tokens.attention_mask, memory).softmax(1)[:, 1]
+    assert [m.itm_probability for m in together[0]] == pytest.approx(logits.tolist(), abs=1e-5)
+
+
+def test_search_by_itc_and_itm(matcher: Blip2Predictor) -> None:
+    texts = ["a red bus", "two dogs", "a long chair"]
+    matches = matcher.match(PICTURES, texts)
+    (found,) = matcher.retrieve_images(PICTURES, ["two dogs"], top=3, rerank_k=0)
+    expected = sorted(range(3), key=lambda i: -matches[i][1].itc_similarity)
+    assert [f.itc_similarity for f in found] == pytest.approx(
+        [matches[i][1].itc_similarity for i in expected], abs=1e-5
+    )
+    (found,) = matcher.retrieve_images(PICTURES, ["two dogs"], top=3, rerank_k=3)
+    for f in found:
+        match = min((row[1] for row in matches), key=lambda m: abs(m.itc_similarity - f.itc_similarity))
+        assert f.itm_probability == pytest.approx(match.itm_probability, abs=1e-5)
+    listed = matcher.retrieve_texts(PICTURES[0], texts, top=2, rerank_k=3)
+    assert len(listed) == 2
+    assert listed[0].score >= listed[1].score
+
+
+def test_features(matcher: Blip2Predictor, writers: dict[str, Blip2Predictor]) -> None:
+    plain = matcher.features(PICTURES)
+    seen = matcher.features(PICTURES, ["a red bus", "two dogs", "birds"])
+    assert plain.shape == seen.shape == (3, 4, 32)
+    assert not torch.allclose(plain, seen)
+    assert writers["opt"].features(PICTURES).shape == (3, 4, 32)
+    with pytest.raises(UserError, match="one text for each"):
+        matcher.features(PICTURES, ["a red bus"])
+
+
+def test_stage_1_captions_with_its_own_head(matcher: Blip2Predictor) -> None:
+    written = matcher.caption(PICTURES, DecodeConfig(max_new_tokens=5))
+    assert [len(row) for row in written] == [1, 1, 1]
+    alone = matcher.caption(PICTURES[1], DecodeConfig(max_new_tokens=5))
+    assert alone[0][0].text == written[1][0].text
+
+
+def test_dtypes(tmp_path: Path) -> None:
+    save_blip2(tmp_path / "m", stored(model()))
+    half = openblip.load(tmp_path / "m", device="cpu", dtype="bfloat16")
+    assert half.model.qformer.queries.dtype == torch.bfloat16
+    (match,) = half.match(PICTURES[0], ["a red bus"])[0]
+    assert 0 <= match.itm_probability <= 1
+
+
+def test_what_a_model_cannot_do_is_said(matcher: Blip2Predictor, writers: dict[str, Blip2Predictor]) -> None:
+    calls: list[tuple[Any, str]] = [
+        (lambda: matcher.answer(PICTURES, "what is it"), "answers need a language model"),
+        (lambda: matcher.log_likelihood(PICTURES, "a dog"), "need a language model"),
+        (lambda: writers["opt"].match(PICTURES, "a dog"), "heads of stage 1"),
+        (lambda: writers["opt"].embed_images(PICTURES), "heads of stage 1"),
+        (lambda: matcher.judge(PICTURES, PICTURES, "two dogs"), "NLVR2"),
+        (lambda: matcher.match(PICTURES, "a " * 40), "the Q-Former takes 32"),
+        (lambda: writers["opt"].caption(PICTURES, prompt="a " * 70), "shorten the prompt"),
+    ]
+    for call, words in calls:
+        with pytest.raises(UserError, match=words):
+            call()
