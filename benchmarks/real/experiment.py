@@ -12,7 +12,7 @@ from benchmarks.real.openstax import STAGES, Settings, pictures_read, run_config
 from openblip.core.config import to_dict
 from openblip.core.runtime import machine, versions
 
-__all__ = ["run", "spread", "table"]
+__all__ = ["cell", "run", "spread", "table"]
 
 _SHOWN = 12
 _QUOTED = (
@@ -84,11 +84,11 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{result['name']}, {result['seeds']} seeds, on test: mean and standard deviation"]
     lines.append(f"{'':24}" + "".join(f"{stage:>18}" for stage in result["stages"]))
     for name in _QUOTED:
-        cells = ""
-        for stage in result["stages"].values():
-            found = stage["test"].get(name)
-            cells += (
-                f"{'-' if found is None else format(found['mean'], '.4g') + ' ± ' + format(found['sd'], '.2g'):>18}"
-            )
+        cells = "".join(f"{cell(stage['test'].get(name)):>18}" for stage in result["stages"].values())
         lines.append(f"{name:22}{cells}")
     return "\n".join(lines)
+
+
+def cell(found: dict[str, Any] | None) -> str:
+    """One number of a table: mean and standard deviation, "-" where a stage has none."""
+    return "-" if found is None else f"{found['mean']:.4g} ± {found['sd']:.2g}"

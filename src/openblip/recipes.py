@@ -206,7 +206,7 @@ SHORT_RUN = ObjectiveConfig(queue_size=0, momentum=0.9, alpha=0.0, label_smoothi
 def small_pretrain(
     data: tuple[str, ...], *, size: str = "micro", validation: tuple[str, ...] = (), steps: int = 1000
 ) -> RunConfig:
-    """A small model from scratch on a laptop: no queue, quick momentum, a higher rate, mild crops."""
+    """A small model from scratch on a laptop: no queue, quick momentum, Muon, mild crops."""
     return RunConfig(
         sources=_sources(data),
         validation=_sources(validation),
@@ -220,7 +220,8 @@ def small_pretrain(
         objective=SHORT_RUN,
         train=TrainConfig(
             max_steps=steps,
-            learning_rate=1e-3,
+            optimizer="muon",
+            learning_rate=4e-3,
             warmup_steps=50,
             schedule="cosine",
             betas=(0.9, 0.98),

@@ -26,7 +26,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"tasks"}),
     frozenset({"bootstrap", "explain", "search"}),
     frozenset({"report", "recipes", "serve"}),
-    frozenset({"demo"}),
+    frozenset({"demo", "experiments"}),
     frozenset({"cli"}),
 )
 FACADE = "openblip"
@@ -38,7 +38,7 @@ NEVER = {"generation": ("data",), "objectives": ("data",), "checkpoints": ("data
 
 # Heavy libraries and the only modules that know them.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "timm": ("models.vision", "models.tower"),
+    "timm": ("models.vision", "models.tower", "training.optim"),  # the last for its Muon, which torch has not whole
     "transformers": ("models.language", "models.tower", "core.tokenizer", "core.language_tokenizer", "checkpoints"),
     "tokenizers": ("core.tokenizer",),
     "accelerate": ("training",),

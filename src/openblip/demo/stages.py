@@ -49,17 +49,17 @@ SPLITS = ("test", "novel")
 class DemoConfig:
     """Sizes of the demo; the defaults are for two cores and at most twelve minutes."""
 
-    web_pictures: int = 6000
+    web_pictures: int = 8000
     """with one noisy web text each"""
-    human_pictures: int = 8000
+    human_pictures: int = 16_000
     """with three true captions each"""
     test_pictures: int = 200
     """of each split that is measured"""
     pretrain_steps: int = 800
-    captioner_steps: int = 900
-    matcher_steps: int = 450
+    captioner_steps: int = 1000
+    matcher_steps: int = 500
     batch_size: int = 64
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 4e-3
     seed: int = 0
 
 
@@ -100,6 +100,7 @@ def _run_config(out: Path, config: DemoConfig) -> RunConfig:
         objective=SHORT_RUN,
         train=TrainConfig(
             max_steps=config.pretrain_steps,
+            optimizer="muon",
             learning_rate=config.learning_rate,
             min_learning_rate=1e-5,
             warmup_steps=50,

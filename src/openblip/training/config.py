@@ -39,6 +39,9 @@ class TrainConfig:
     decay_rate: float = 0.9
     """of "epoch-decay" """
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """"adamw" as the papers'; "muon" (Jordan et al. 2024) orthogonalises the updates of hidden matrices and leaves
+    the rest to AdamW: small models from scratch learn in about two thirds of the steps (docs/training.md)"""
     weight_decay: float = 0.05
     """decoupled (AdamW)"""
     weight_decay_on: Literal["all", "matrices"] = "all"
@@ -110,6 +113,8 @@ class TrainConfig:
         for name in (*not_negative, *intervals):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} cannot be negative, and is {getattr(self, name)}")
+        if self.optimizer == "muon" and self.sharding != "none":
+            raise UserError('optimizer "muon" needs whole matrices, which sharding "fsdp2" splits; take "adamw"')
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas must lie in [0, 1), and are {self.betas}")
         if self.min_learning_rate > self.learning_rate:

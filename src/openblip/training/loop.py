@@ -35,6 +35,7 @@ from openblip.training.meters import FiniteGuard, Meters
 from openblip.training.optim import (
     clip_gradient,
     gradient_norm,
+    hold_back,
     learning_rate,
     local,
     make_optimizer,
@@ -263,7 +264,7 @@ class _Trainer:
         # A loss scaler finds gradients that overflow, lowers its scale and leaves the step out: that is no failure.
         found_inf = self.guard.watch(self.progress.step + 1, losses, None if scaled else norm)
         if not scaled:
-            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+            hold_back(self.optimizer, found_inf)
         self.wrapped_optimizer.step()
         self.wrapped_optimizer.zero_grad()
         self.meters.add({"grad_norm": torch.where(torch.isfinite(norm), norm, 0.0) if scaled else norm})

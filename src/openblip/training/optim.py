@@ -5,6 +5,7 @@ can be drawn without running it.
 
 `AdamW` is torch's fused one. It takes a flag on the device (`found_inf`) that turns a step into nothing,
 moments included, so a gradient that is not finite is never applied and nothing waits for the device to know.
+`Muon` is timm's; it has no such flag, so `hold_back` gives it gradients of zero instead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
+from timm.optim import Muon
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -25,6 +27,7 @@ __all__ = [
     "HasLayerIds",
     "clip_gradient",
     "gradient_norm",
+    "hold_back",
     "learning_rate",
     "local",
     "make_optimizer",
@@ -67,8 +70,14 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, total_st
     return rate
 
 
-def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that want a gradient, in groups of equal decay and equal share of the rate.
+FEW_ROWS = 16
+"""a matrix with a side below this (ITM's two classes) has next to nothing to orthogonalise: AdamW takes it"""
+
+
+def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of the parameters that want a gradient, in groups of equal decay and equal share of the rate.
+
+    Muon's step is scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one rate serves both.
 
     Raises:
         UserError: nothing to train, or layer-wise decay of a module that does not number its layers.
@@ -77,15 +86,18 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     if not named:
         raise UserError("there is nothing to train: every parameter of the model is frozen")
     shares = _shares(module, config, named)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    hidden = _hidden_matrices(module) if config.optimizer == "muon" else set()
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named.items():
         spared = config.weight_decay_on == "matrices" and (parameter.ndim < 2 or name.endswith("bias"))
         decay = 0.0 if spared else config.weight_decay
-        groups.setdefault((decay, shares.get(name, 1.0)), []).append(parameter)
+        groups.setdefault((decay, shares.get(name, 1.0), parameter in hidden), []).append(parameter)
     described: list[dict[str, Any]] = [
-        {"params": parameters, "weight_decay": decay, "share": share}
-        for (decay, share), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "share": share, "use_muon": in_hidden}
+        for (decay, share, in_hidden), parameters in groups.items()
     ]
+    if config.optimizer == "muon":
+        return Muon(described, lr=config.learning_rate, betas=config.betas, nesterov=True)
     return torch.optim.AdamW(
         described,
         lr=config.learning_rate,
@@ -94,6 +106,27 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def _hidden_matrices(module: nn.Module) -> set[Tensor]:
+    """What Muon is for: matrices between hidden layers, neither embeddings nor heads of few classes."""
+    embeddings = {layer.weight for layer in module.modules() if isinstance(layer, nn.Embedding)}
+    return {
+        layer.weight
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear) and min(layer.weight.shape) >= FEW_ROWS and layer.weight not in embeddings
+    }
+
+
+def hold_back(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
+    """Let the coming step do nothing where `found_inf`, a scalar on the device, is not 0."""
+    if isinstance(optimizer, Muon):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(found_inf.bool(), 0.0)
+    else:
+        optimizer.found_inf = found_inf  # type: ignore[attr-defined]
 
 
 def _shares(module: nn.Module, config: TrainConfig, names: Iterable[str]) -> dict[str, float]:

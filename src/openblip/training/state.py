@@ -209,6 +209,7 @@ def save_checkpoint(
         f"{name}|{key}": _whole(value)
         for name, parameter in _trained(module).items()
         for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)  # Muon notes which rule a parameter follows, which its group says too
     }
 
     def write() -> None:

@@ -226,6 +226,16 @@ def test_resuming_a_finished_run_gives_its_result(tmp_path: Path) -> None:
     assert len(losses(tmp_path)) == 18
 
 
+def test_muon_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", optimizer="muon", clip_norm=1.0, max_steps=8)
+    assert whole.steps == 8
+    run(tmp_path / "cut", optimizer="muon", clip_norm=1.0, max_steps=3)
+    run(tmp_path / "cut", optimizer="muon", clip_norm=1.0, max_steps=8, resume=True)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    run(tmp_path / "adamw", clip_norm=1.0, max_steps=8)
+    assert losses(tmp_path / "adamw") != losses(tmp_path / "whole")
+
+
 def test_resume_without_a_checkpoint_begins(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{"step": 2, "spl')
     run(tmp_path / "fresh")

@@ -10,7 +10,7 @@ from torch import nn
 from training_toy import ToyStep, toy_config
 
 from openblip.core.errors import UserError
-from openblip.training.optim import clip_gradient, gradient_norm, learning_rate, make_optimizer
+from openblip.training.optim import clip_gradient, gradient_norm, hold_back, learning_rate, make_optimizer
 
 
 def rates(steps: int, per_epoch: int, **changes: object) -> list[float]:
@@ -98,6 +98,46 @@ def test_norm_and_clipping_are_torchs() -> None:
     torch.testing.assert_close(parameters[0].grad, kept, rtol=0, atol=0)
 
 
+def test_muon_takes_hidden_matrices_and_leaves_the_rest() -> None:
+    module = nn.ModuleDict({"word": nn.Embedding(40, 32), "hidden": nn.Linear(32, 64), "few": nn.Linear(64, 2)})
+    module["tied"] = nn.Linear(32, 40, bias=False)
+    module["tied"].weight = module["word"].weight
+    optimizer = make_optimizer(module, toy_config(optimizer="muon", weight_decay_on="matrices"))
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    taken = {names[id(p)] for group in optimizer.param_groups if group["use_muon"] for p in group["params"]}
+    assert taken == {"hidden.weight"}
+    decayed = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {"word.weight", "hidden.weight", "few.weight"}
+
+
+def test_muon_moves_a_matrix_alike_in_all_directions() -> None:
+    """Its step is orthogonal whatever the gradient's scale, and as long as AdamW's."""
+    module = nn.Linear(32, 32, bias=False)
+    optimizer = make_optimizer(module, toy_config(optimizer="muon", learning_rate=1e-3, weight_decay=0.0))
+    before = module.weight.detach().clone()
+    module.weight.grad = 1e-4 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    lengths = torch.linalg.svdvals(module.weight.detach() - before)
+    assert lengths.min() > 0.4 * lengths.max(), "the gradient's own values lie hundreds of times apart"
+    assert (module.weight.detach() - before).square().mean().sqrt().item() == pytest.approx(0.2e-3, rel=0.3)
+
+
+def test_muon_refuses_shards() -> None:
+    with pytest.raises(UserError, match=r"needs whole matrices.*\"adamw\""):
+        toy_config(optimizer="muon", sharding="fsdp2")
+
+
+def test_muon_is_held_back_by_the_flag() -> None:
+    module = nn.Linear(32, 32)
+    optimizer = make_optimizer(module, toy_config(optimizer="muon", weight_decay=0.0))
+    before = [p.detach().clone() for p in module.parameters()]
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    hold_back(optimizer, torch.ones(()))
+    optimizer.step()
+    assert all(torch.equal(p, kept) for p, kept in zip(module.parameters(), before, strict=True))
+
+
 def test_a_step_with_the_flag_up_changes_nothing() -> None:
     module = nn.Linear(3, 2)
     optimizer = make_optimizer(module, toy_config())
@@ -108,7 +148,7 @@ def test_a_step_with_the_flag_up_changes_nothing() -> None:
     moments = [{k: v.clone() for k, v in optimizer.state[p].items()} for p in module.parameters()]
     for parameter in module.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))
-    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    hold_back(optimizer, torch.ones(()))
     optimizer.step()
     for parameter, weight, moment in zip(module.parameters(), weights, moments, strict=True):
         assert torch.equal(parameter, weight)
