@@ -25,9 +25,14 @@ def info(source: Source, /) -> None:
     """
     from openblip.checkpoints.recognise import describe
     from openblip.checkpoints.store import open_model
+    from openblip.cli.blip2 import describe_blip2
     from openblip.core.config import to_dict
+    from openblip.models.blip2 import Blip2
 
     stored = open_model(source)
+    if isinstance(stored.model, Blip2):
+        print(json.dumps(describe_blip2(stored), indent=2, ensure_ascii=False))
+        return
     model, config = stored.model, stored.model.config
     vision, text = config.vision, config.text
     parts = {

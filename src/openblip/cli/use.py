@@ -298,14 +298,25 @@ def evaluate(
         max_new_tokens: longest caption.
         out: folder for metrics.json and predictions.jsonl.
     """
-    from openblip.core.files import write_json, write_text
     from openblip.generation.types import DecodeConfig
+    from openblip.models.blip2 import Blip2
+    from openblip.tasks.blip2.measure import evaluate_any_blip2
     from openblip.tasks.predictor import Predictor
     from openblip.tasks.run import RunConfig, as_sources, evaluate_model
 
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
     predictor = Predictor.load(model, device=device, dtype="float32")
+    if isinstance(predictor.model, Blip2):
+        numbers, records = evaluate_any_blip2(
+            predictor,
+            data,
+            samples=samples,
+            rerank_k=rerank,
+            decode=_decoding(beams, 1, max_new_tokens=max_new_tokens),
+        )
+        _report_measures(model, data, samples, numbers, records, out)
+        return
     config = RunConfig(
         sources=as_sources(data),
         validation=as_sources(data),
@@ -317,6 +328,19 @@ def evaluate(
         decode=DecodeConfig(num_beams=beams, max_new_tokens=max_new_tokens, min_new_tokens=2),
     )
     numbers, records = evaluate_model(config, predictor.model, predictor.tokenizer)
+    _report_measures(model, data, samples, numbers, records, out)
+
+
+def _report_measures(
+    model: str,
+    data: tuple[str, ...],
+    samples: int,
+    numbers: dict[str, float],
+    records: list[dict[str, object]],
+    out: Path | None,
+) -> None:
+    from openblip.core.files import write_json, write_text
+
     if out is not None:
         write_json(out / "metrics.json", {"model": model, "data": list(data), "samples": samples, **numbers})
         write_text(

@@ -1,0 +1,117 @@
+"""BLIP-2 from the command line: both stages, features on disk, use, measures, conversion, mistakes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from job_commands import CommandServer
+from job_world import World
+
+sys.path.append(str(Path(__file__).parents[1] / "unit" / "blip2"))
+from small_blip2 import write_language
+
+RUN = (
+    *("--set", "batch_size=8", "--set", "num_workers=0", "--set", "train.log_every=2", "--set", "vocab_size=200"),
+    *("--set", "validation_samples=6", "--set", "rerank_k=3", "--set", "train.trackers=[]"),
+)
+
+
+@pytest.fixture(scope="session")
+def stage1(openblip: CommandServer, world: World, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage 1 from features on disk, over the vision tower of a BLIP of the first part."""
+    features, out = tmp_path_factory.mktemp("features") / "f", tmp_path_factory.mktemp("runs") / "stage1"
+    tower = f"openblip:{model}"
+    done = openblip("cache-features", world.folder, "--vision", tower, "--out", features, "--num-workers", 0)
+    assert "48 of 48 pictures" in done.err
+    assert str(features) in done.out
+    openblip(
+        *(
+            "pretrain",
+            "blip2-stage1",
+            world.folder,
+            "--out",
+            out,
+            "--vision",
+            tower,
+            "--size",
+            "nano",
+            "--steps",
+            6,
+        ),
+        *(*RUN, "--set", f'features=["{features}"]', "--validation", world.folder),
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def stage2(openblip: CommandServer, world: World, stage1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stage2")
+    llm = write_language(folder / "llm", "opt")
+    openblip(
+        *("pretrain", "blip2-stage2", world.folder, "--out", folder / "run", "--model", stage1 / "model"),
+        *("--language", llm, "--size", "nano", "--steps", 4, *RUN, "--set", "prompt=a photo of"),
+    )
+    return folder / "run"
+
+
+def test_stage_1_matches_embeds_and_searches(openblip: CommandServer, world: World, stage1: Path) -> None:
+    model, images = stage1 / "model", world.images[:3]
+    done = openblip(
+        "match", *images, "--model", model, "--text", world.texts[0], "--text", "two dogs", "--device", "cpu"
+    )
+    assert [len(record["matches"]) for record in done.records] == [2, 2, 2]
+    done = openblip("embed", *images, "--model", model, "--device", "cpu")
+    assert len(done.records) == 3
+    done = openblip("retrieve", world.texts[0], *images, "--model", model, "--top", 2, "--device", "cpu")
+    assert [record["rank"] for record in done.records] == [1, 2]
+    (numbers,) = openblip("evaluate", world.folder, "--model", model, "--samples", 6, "--device", "cpu").records
+    assert {"t2i_recall@1", "itm_accuracy", "itg_perplexity"} <= numbers.keys()
+    told = json.loads(openblip("info", model).out)
+    assert told["can"] == ["match", "embed", "retrieve"]
+    assert 0 < told["trained_parameters"] < told["parameters"]
+
+
+def test_stage_2_captions_and_answers(openblip: CommandServer, world: World, stage2: Path, tmp_path: Path) -> None:
+    model, images = stage2 / "model", world.images[:3]
+    done = openblip("caption", *images, "--model", model, "--max-new-tokens", 5, "--device", "cpu")
+    assert [len(record["captions"]) for record in done.records] == [1, 1, 1]
+    done = openblip("ask", images[0], "--model", model, "--question", "what is it", "--device", "cpu")
+    assert done.records
+    (numbers,) = openblip("evaluate", world.folder, "--model", model, "--samples", 4, "--device", "cpu").records
+    assert {"CIDEr", "perplexity"} <= numbers.keys()
+    openblip("convert", model, tmp_path / "whole", "--to", "openblip")
+    assert (tmp_path / "whole" / "language" / "config.json").is_file()
+    again = openblip("caption", *images, "--model", tmp_path / "whole", "--max-new-tokens", 5, "--device", "cpu")
+    assert [r["captions"] for r in again.records] == [
+        r["captions"]
+        for r in openblip("caption", *images, "--model", model, "--max-new-tokens", 5, "--device", "cpu").records
+    ]
+
+
+def test_a_run_goes_on(openblip: CommandServer, world: World, stage2: Path) -> None:
+    done = openblip(
+        *("pretrain", "blip2-stage2", "--config", stage2 / "config.json", "--out", stage2, "--resume"),
+        *("--model", "whatever", "--set", "train.max_steps=5"),
+    )
+    assert "going on from step 4 of 5" in done.err + done.out
+
+
+def test_mistakes(openblip: CommandServer, world: World, stage1: Path, model: Path, tmp_path: Path) -> None:
+    blip2, data = stage1 / "model", world.folder
+    assert "answers need a language model" in openblip.refuse(
+        "ask", world.images[0], "--model", blip2, "--question", "what", "--device", "cpu"
+    )
+    assert "--vision, or" in openblip.refuse("cache-features", data, "--out", tmp_path / "f")
+    assert "timm:NAME, hf:NAME" in openblip.refuse("cache-features", data, "--out", tmp_path / "f", "--vision", "x")
+    assert "is no BLIP-2 model" in openblip.refuse(
+        "finetune", "blip2", "retrieval", data, "--model", model, "--out", tmp_path / "r"
+    )
+    assert "language model" in openblip.refuse(
+        *("pretrain", "blip2-stage2", data, "--model", blip2, "--language", tmp_path, "--out", tmp_path / "s")
+    )
+    assert 'unknown setting "features2"' in openblip.refuse(
+        *("finetune", "blip2", "retrieval", data, "--model", blip2, "--out", tmp_path / "t", "--set", "features2=1")
+    )
