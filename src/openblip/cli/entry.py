@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from openblip.cli import blip2, bootstrap, capfilt, explain, make, models, train, use
+from openblip.cli import blip2, bootstrap, capfilt, experiments, explain, make, models, train, use
 from openblip.core.errors import UserError, nearest
 
 __all__ = ["COMMANDS", "main"]
@@ -29,7 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
         *(blip2.pretrain_blip2_stage1, blip2.pretrain_blip2_stage2, blip2.finetune_blip2, blip2.cache_features),
         *(use.evaluate, use.caption, use.match, use.ask, use.embed, use.retrieve),
         *(explain.explain, models.info, models.convert),
-        *(capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
+        *(capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap, experiments.experiments),
         *(make.tokenizer, make.world, make.demo, make.report),
     )
 }

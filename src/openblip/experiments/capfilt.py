@@ -1,0 +1,252 @@
+"""Does CapFilt do what the BLIP paper claims? Four questions, over seeds, in the drawn world.
+
+    openblip experiments capfilt                  # writes runs/experiments/capfilt/results.json and report.html
+
+(a) How well does the filter tell true texts from false ones, and how many written texts are true?
+(b) The paper's first table: a new model from the noisy pairs, with the captioner, the filter, both; equal steps.
+(c) Written texts by nucleus sampling against beam search.
+(d) A captioner and a filter tuned apart against one model tuned for both.
+
+Every training and every table is made once; the same call goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
+from openblip.bootstrap.loop import BootstrapConfig, run_bootstrap
+from openblip.bootstrap.policy import Policy
+from openblip.bootstrap.run import decide_again, run_capfilt
+from openblip.bootstrap.table import Row, read_table
+from openblip.checkpoints.store import open_model
+from openblip.core.config import differences, to_dict
+from openblip.core.errors import UserError
+from openblip.core.files import write_json
+from openblip.core.tokenizer import TextTokenizer
+from openblip.data.sample import Batch
+from openblip.data.sources.base import SourceConfig
+from openblip.data.transforms import ImageTransformConfig, normalize
+from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
+from openblip.data.world.noise import NoiseConfig
+from openblip.data.world.truth import caption_report
+from openblip.experiments.truth import judge_rows
+from openblip.generation.types import DecodeConfig
+from openblip.models.blip import Blip
+from openblip.recipes import SHORT_RUN, small_pretrain
+from openblip.tasks.caption import write_captions
+from openblip.tasks.retrieval import evaluate_retrieval
+from openblip.tasks.run import RunConfig, evaluation_batches, run_training
+
+__all__ = ["QUICK", "VARIANTS", "CapFiltExperiment", "run_experiment"]
+
+Numbers = dict[str, float]
+VARIANTS: dict[str, Policy] = {
+    "captioner": Policy(threshold=0.0),
+    "filter": Policy(origins=("web",)),
+}
+"""of the first table, besides "none" and "both", which are the loop's first and second model"""
+_GREEDY = DecodeConfig(max_new_tokens=36)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapFiltExperiment:
+    """Sizes of the experiment."""
+
+    web_pictures: int = 4000
+    """with one noisy web text each"""
+    human_pictures: int = 2000
+    """with three true captions each"""
+    test_pictures: int = 300
+    noise: NoiseConfig = field(
+        default_factory=lambda: NoiseConfig(other_picture=0.25, half_true=0.15, advertising=0.10)
+    )
+    size: str = "micro"
+    steps: int = 1200
+    """of each pre-training"""
+    tune_steps: int = 600
+    """of the captioner, of the filter, and of the model tuned for both"""
+    batch_size: int = 64
+    learning_rate: float = 1.5e-3
+
+
+QUICK = CapFiltExperiment(
+    web_pictures=48, human_pictures=48, test_pictures=16, size="nano", steps=6, tune_steps=4, batch_size=16
+)
+
+
+def run_experiment(
+    out: Path | str, config: CapFiltExperiment, *, seeds: int = 3, on_stage: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Run what is not done yet; writes results.json.
+
+    Returns:
+        {"config", "seeds": numbers of each seed, "mean": {table: {row: {measure: [mean, deviation]}}}}
+
+    Raises:
+        UserError: the folder holds an experiment with other settings.
+    """
+    out = Path(out)
+    _same_experiment(out, config)
+    found = [_one_seed(out / f"seed-{seed}", config, seed, on_stage or (lambda _: None)) for seed in range(seeds)]
+    result = {"config": to_dict(config), "seeds": found, "mean": _means(found)}
+    write_json(out / "results.json", result)
+    return result
+
+
+def _one_seed(
+    out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[str], None]
+) -> dict[str, dict[str, Numbers]]:
+    done = out / "numbers.json"
+    if done.exists():
+        found: dict[str, dict[str, Numbers]] = json.loads(done.read_text(encoding="utf-8"))
+        return found
+    _make_world(out / "world", config, seed)
+
+    def measure(model: Blip, tokenizer: TextTokenizer) -> Numbers:
+        return _measure(model, tokenizer, out / "world" / "test", config)
+
+    loop = _loop(out, config, seed)
+
+    def say(name: str) -> None:
+        tell(f"seed {seed}: {name}")
+
+    both = run_bootstrap(loop, out / "loop", on_stage=say)
+    models = {name: _measured(out / "loop" / name, measure) for name in ("first", "second")}
+    table = {"none": models["first"]}
+    clean = out / "loop" / "clean" / "0"
+    for name, policy in VARIANTS.items():
+        say(f"a model from {name} alone")
+        decide_again(clean, Output(policy=policy), target=out / name / "set")
+        source = SourceConfig(path=str(out / name / "set"), weight=loop.web[0].weight)
+        run = replace(loop.pretrain, sources=(source, *loop.human))
+        run_training(run, out / name / "run", resume=True, title=f"pre-training on {name}")
+        table[name] = _measured(out / name / "run", measure)
+    table["both"] = models["second"]
+
+    say("beam search, and a tied model")
+    captioner, judge = (str(out / "loop" / name / "model") for name in ("captioner", "filter"))
+    tied = replace(loop.filter, parts="both", objective=SHORT_RUN, model=str(out / "loop" / "first" / "model"))
+    run_training(replace(tied, sources=loop.human), out / "tied" / "run", resume=True, title="tuning a tied model")
+    one = str(out / "tied" / "run" / "model")
+    beam = DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=NUCLEUS.max_new_tokens)
+    judged = {"nucleus, apart": judge_rows(_rows(clean))}
+    for name, writer, filtering, decode in (
+        ("beam, apart", captioner, judge, beam),
+        ("nucleus, tied", one, one, loop.decode),
+    ):
+        settings = CapFiltConfig(
+            source=loop.web[0], captioner=writer, filter=filtering, decode=decode, device="cpu"
+        )
+        target = out / name.replace(", ", "-")
+        run_capfilt(settings, target, Output(layout="none"))
+        judged[name] = judge_rows(_rows(target))
+    kept = {name: float(value) for name, value in both["clean"].items() if name != "seconds"}
+    numbers = {"models": table, "texts": judged, "clean": {"both": kept}}
+    write_json(done, numbers)
+    return numbers
+
+
+def _make_world(out: Path, config: CapFiltExperiment, seed: int) -> None:
+    worlds = {
+        "web": WorldConfig(
+            split="train", num_samples=config.web_pictures, text="web", noise=config.noise, seed=3 * seed + 1
+        ),
+        "human": WorldConfig(split="train", num_samples=config.human_pictures, seed=3 * seed + 2),
+        "test": WorldConfig(split="test", num_samples=config.test_pictures, seed=seed),
+    }
+    for name, world in worlds.items():
+        if not (out / name).exists():
+            write_world(out / name, world)
+
+
+def _loop(out: Path, config: CapFiltExperiment, seed: int) -> BootstrapConfig:
+    world = out / "world"
+    web = SourceConfig(path=str(world / "web"), meta_columns=("scene", "noise"), weight=1.0)
+    human = SourceConfig(path=str(world / "human"), text_column="captions", weight=1.0)
+    base = small_pretrain((str(world / "human"),), size=config.size, steps=config.steps)
+
+    def run(steps: int) -> RunConfig:
+        # "To the left of" is false in a mirror, counts are false in a crop.
+        train = replace(
+            base.train,
+            max_steps=steps,
+            learning_rate=config.learning_rate,
+            min_learning_rate=1e-5,
+            seed=seed,
+            evaluate_every_steps=0,
+            checkpoint_every=max(100, steps // 4),
+            keep_checkpoints=1,
+        )
+        transform = ImageTransformConfig(crop_scale=None, flip=False, ops=())
+        return replace(base, train=train, batch_size=config.batch_size, vocab_size=1000, transform=transform)
+
+    tune = run(config.tune_steps)
+    return BootstrapConfig(
+        web=(web,),
+        human=(human,),
+        pretrain=run(config.steps),
+        captioner=replace(tune, parts="captioner", objective=replace(SHORT_RUN, objectives=("lm",))),
+        filter=replace(tune, parts="matcher", objective=replace(SHORT_RUN, objectives=("itc", "itm"))),
+        decode=replace(NUCLEUS, max_new_tokens=36, seed=seed),
+        batch_size=64,
+    )
+
+
+def _measured(run: Path, measure: Callable[[Blip, TextTokenizer], Numbers]) -> Numbers:
+    stored = open_model(run / "model")
+    return measure(stored.blip.eval(), stored.tokenizer)
+
+
+def _measure(model: Blip, tokenizer: TextTokenizer, test: Path, config: CapFiltExperiment) -> Numbers:
+    """What a pre-trained model can do on unseen pictures, as it is."""
+    source = SourceConfig(path=str(test), text_column="captions", meta_columns=("scene",))
+
+    def batches() -> Iterator[Batch]:
+        size = model.config.vision.image_size
+        yield from evaluation_batches((source,), size, samples=config.test_pictures, clean="simplify")
+
+    captions, scenes = [], []
+    for batch in batches():
+        memory = model.remember(model.encode_image(normalize(batch.images)))
+        captions += [written[0].text for written in write_captions(model, tokenizer, memory, _GREEDY)]
+        scenes += [scene_from_meta(meta) for meta in batch.meta]
+    report = caption_report(captions, scenes)
+    found = evaluate_retrieval(model, tokenizer, batches(), rerank_k=16, max_length=40)
+    kept = ("t2i_recall@1", "t2i_recall_itm@1", "i2t_recall@1", "i2t_recall_itm@1", "t2i_recall@5", "itm_accuracy")
+    return {
+        "truth": float(report["truth"]),
+        "fact_accuracy": float(report["fact_accuracy"]),
+        "coverage": float(report["coverage"]),
+        **{name: found[name] for name in kept},
+    }
+
+
+def _rows(run: Path) -> Iterator[Row]:
+    for table in sorted(Places(run).tables.glob("*.parquet")):
+        yield from read_table(table)
+
+
+def _means(seeds: list[dict[str, dict[str, Numbers]]]) -> dict[str, dict[str, dict[str, list[float | None]]]]:
+    """Mean and standard deviation over the seeds that have a number; None for the deviation of one."""
+    result: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+    for table, rows in seeds[0].items():
+        for row, numbers in rows.items():
+            for measure in numbers:
+                known = [seed[table][row][measure] for seed in seeds if measure in seed[table][row]]
+                spread = statistics.stdev(known) if len(known) > 1 else None
+                result.setdefault(table, {}).setdefault(row, {})[measure] = [statistics.fmean(known), spread]
+    return result
+
+
+def _same_experiment(out: Path, config: CapFiltExperiment) -> None:
+    path, settings = out / "experiment.json", to_dict(config)
+    if not path.exists():
+        write_json(path, settings)
+    elif changed := differences(json.loads(path.read_text(encoding="utf-8")), settings):
+        raise UserError(f"{out} holds an experiment with other settings ({changed[0]}); choose another folder")

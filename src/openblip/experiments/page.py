@@ -1,0 +1,83 @@
+"""The page about an experiment: its tables, with the spread over seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openblip.data.world.noise import NOISE_KINDS
+from openblip.report.content import Cell, Column, Details, Fact, Report, Section, Table
+
+__all__ = ["capfilt_page"]
+
+_MODELS = {"none": "no bootstrapping", "captioner": "captioner alone", "filter": "filter alone", "both": "CapFilt"}
+_TEXTS = {
+    "nucleus, apart": "nucleus, tuned apart",
+    "beam, apart": "beam search, tuned apart",
+    "nucleus, tied": "nucleus, one model tuned for both",
+}
+_MEASURES = {
+    "truth": "captions true",
+    "fact_accuracy": "facts true",
+    "coverage": "objects named",
+    "t2i_recall@1": "text finds picture, ITC",
+    "t2i_recall_itm@1": "text finds picture, ITM",
+    "i2t_recall_itm@1": "picture finds text, ITM",
+    "itm_accuracy": "ITM accuracy",
+}
+_JUDGED = {
+    "true_web": "web texts true",
+    "precision_web": "of the kept, true",
+    "recall_web": "of the true, kept",
+    "auc_web": "AUC",
+}
+_WRITTEN = {
+    "true_synthetic": "written texts true",
+    "kept_synthetic": "kept",
+    "precision_synthetic": "of the kept, true",
+    "recall_synthetic": "of the true, kept",
+    "auc_synthetic": "AUC",
+    "distinct_synthetic": "different texts",
+}
+
+
+def capfilt_page(result: dict[str, Any]) -> Report:
+    """The report of `experiments.capfilt.run_experiment`'s result."""
+    seeds, mean = len(result["seeds"]), result["mean"]
+    kinds = {f"kept_{kind}": kind for kind in NOISE_KINDS}
+    return Report(
+        title="CapFilt in a drawn world",
+        subtitle=f"what the BLIP paper claims, where the truth of every text is known; {seeds} seeds",
+        sections=[
+            Section(
+                title="New models from cleaned pairs",
+                intro="The paper's first table in small: four models, pre-trained anew for as many steps.",
+                blocks=[_table("", mean["models"], _MODELS, _MEASURES)],
+            ),
+            Section(
+                title="The filter as a judge of truth",
+                blocks=[
+                    _table("Texts from the web", mean["texts"], _TEXTS, _JUDGED),
+                    _table("Kept, by what was wrong with them", mean["texts"], _TEXTS, kinds),
+                ],
+            ),
+            Section(title="What the captioner writes", blocks=[_table("", mean["texts"], _TEXTS, _WRITTEN)]),
+            Section(title="How it was made", blocks=[_details(result)]),
+        ],
+    )
+
+
+def _table(title: str, rows: dict[str, Any], names: dict[str, str], measures: dict[str, str]) -> Table:
+    cells: list[list[Cell | float | str | None]] = []
+    for name, label in names.items():
+        row: list[Cell | float | str | None] = [label]
+        for measure in measures:
+            value, spread = rows[name].get(measure, (None, None))
+            row.append(Cell(value=value, spread=spread))
+        cells.append(row)
+    columns = [Column(name=""), *(Column(name=label, unit="fraction") for label in measures.values())]
+    return Table(title=title, columns=columns, rows=cells)
+
+
+def _details(result: dict[str, Any]) -> Details:
+    facts = [Fact(name=name, value=str(value)) for name, value in result["config"].items()]
+    return Details(title="Settings", facts=facts)
