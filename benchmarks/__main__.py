@@ -26,7 +26,10 @@ from openblip.core.files import write_json
 BENCHMARKS = {
     "attention": ("benchmarks.attention", "attention fused or written out, on a processor"),
     "blip-pretrain": ("benchmarks.blip_pretrain", "one training step of BLIP ViT-B: time and peak memory"),
+    "caption": ("benchmarks.caption", "captions by beam search, against transformers"),
     "loader": ("benchmarks.loader", "JPEG images decoded and transformed from tars for each second"),
+    "match": ("benchmarks.match", "one picture with 32 texts by ITM, against transformers"),
+    "rank": ("benchmarks.rank", "128 answers to a question by log-likelihood, against transformers"),
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     compare = commands.add_parser("compare", help="run one benchmark")
     compare.add_argument("name")
     compare.add_argument("--quick", action="store_true", help="a small size, to see that it runs")
-    compare.add_argument("--dtype", choices=["float32", "bfloat16"], help="only its rows; --store keeps the others")
+    dtypes = ["float32", "bfloat16", "default"]
+    compare.add_argument("--dtype", choices=dtypes, help="only its rows; --store keeps the others")
     compare.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     compare.add_argument("--out", type=Path, help="write the result to this file")
     compare.add_argument("--store", action="store_true", help="write it to benchmarks/results/NAME-MACHINE.json")

@@ -1,0 +1,135 @@
+"""Captions of four pictures, beam 3, 20 new tokens: ours against transformers, ViT-B/16, 384 px.
+
+Both write exactly 20 tokens, so that both do the same steps. In float32 the ids must be equal; in bfloat16, where
+two beams of a random model may lie closer than its rounding, the log-probability of a given text must agree. The
+dtype "default" is what a user gets who names none: ours computes in bfloat16 where the processor has it, theirs in
+that of the file, which is float32 for all published BLIP checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import published
+from benchmarks.harness import Subject, compare, result_of
+from openblip.checkpoints.store import open_model
+from openblip.core.memory import keep_freed_memory
+from openblip.core.runtime import choose_dtype, has_fast_bfloat16
+from openblip.generation.decode import decode
+from openblip.generation.types import DecodeConfig
+from openblip.models.stepper import DecoderStepper
+
+BATCH, BEAMS, NEW = 4, 3, 20
+CASES = {"float32": 1e-4, "bfloat16": 0.05, "default": 0.05}
+"""dtype -> tolerance of the outputs"""
+
+
+def run(quick: bool, only: str | None = None) -> dict[str, Any]:
+    """Measure all dtypes, or `only` one."""
+    rows = []
+    with published.published(published.captioner(quick)):
+        for dtype in CASES:
+            if only in (None, dtype) and (dtype == "float32" or has_fast_bfloat16("cpu")):
+                case = "4 pictures, beam 3, 20 tokens"
+                rows.append(
+                    compare(
+                        "benchmarks.caption",
+                        case,
+                        dtype=dtype,
+                        quick=quick,
+                        repeats=2 if quick else 3,
+                        tolerance=CASES[dtype],
+                    )
+                )
+    return result_of("caption", rows, batch=BATCH, beams=BEAMS, new_tokens=NEW)
+
+
+def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
+    """One side."""
+    torch.set_grad_enabled(False)
+    if dtype == "default":
+        numbers = choose_dtype("auto", "cpu") if side == "ours" else torch.float32
+    else:
+        numbers = getattr(torch, dtype)
+    subject = Ours(numbers) if side == "ours" else Theirs(numbers)
+    subject.exact = dtype == "float32"
+    return subject
+
+
+class Captioning:
+    """Four pictures; a run writes a caption for each."""
+
+    exact = True
+
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
+        self.pixels = torch.randn(BATCH, 3, size, size, generator=torch.Generator().manual_seed(2)).to(dtype)
+        self.text = published.texts(BATCH, 12, published.DEC)
+
+    def outputs(self) -> dict[str, float]:
+        """Ids of every caption, or the log-probability of a given one."""
+        if self.exact:
+            ids = self.write()
+            return {f"picture {i} token {j}": float(ids[i, j]) for i in range(BATCH) for j in range(NEW)}
+        logits = self.read().float().log_softmax(-1)[:, :-1]
+        own = logits.gather(-1, self.text[:, 1:, None])[..., 0].sum(1)
+        return {f"log-probability {i}": float(value) for i, value in enumerate(own)}
+
+    def run(self) -> None:
+        """Write."""
+        self.write()
+
+    def write(self) -> Tensor:
+        """New ids [4, 20]."""
+        raise NotImplementedError
+
+    def read(self) -> Tensor:
+        """Logits [4, T, V] of the given texts."""
+        raise NotImplementedError
+
+
+class Ours(Captioning):
+    """This library."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        keep_freed_memory()
+        self.model = open_model(published.folder(), like="transformers").model.to(dtype)
+        self.config = DecodeConfig(num_beams=BEAMS, min_new_tokens=NEW, max_new_tokens=NEW)
+        super().__init__(self.model.config.vision.pixels[0], dtype)
+
+    def write(self) -> Tensor:
+        """As the class says."""
+        memory = self.model.remember(self.model.encode_image(self.pixels))
+        start = torch.full((BATCH, 1), published.DEC)
+        stepper = DecoderStepper(self.model.decoder, memory)
+        return decode(stepper, start, None, self.config, eos_ids=published.SEP, pad_id=0).ids
+
+    def read(self) -> Tensor:
+        """As the class says."""
+        memory = self.model.remember(self.model.encode_image(self.pixels))
+        logits: Tensor = self.model.decoder(self.text, memory=memory)
+        return logits
+
+
+class Theirs(Captioning):
+    """transformers."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        from transformers import BlipForConditionalGeneration
+
+        self.model = BlipForConditionalGeneration.from_pretrained(published.folder(), dtype=dtype).eval()
+        super().__init__(self.model.config.vision_config.image_size, dtype)
+
+    def write(self) -> Tensor:
+        """As the class says."""
+        ids: Tensor = self.model.generate(
+            pixel_values=self.pixels, num_beams=BEAMS, min_new_tokens=NEW, max_new_tokens=NEW, do_sample=False
+        )
+        return ids[:, -NEW:]
+
+    def read(self) -> Tensor:
+        """As the class says."""
+        logits: Tensor = self.model(pixel_values=self.pixels, input_ids=self.text).logits
+        return logits

@@ -1,0 +1,99 @@
+"""A model of the published sizes with random weights, as a folder that both we and transformers open.
+
+The parent process writes it once; each side of a comparison opens it as a user would, so that its peak memory is
+that of its own library.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from openblip.checkpoints.convert import convert_model
+from openblip.checkpoints.store import StoredModel
+from openblip.core.tokenizer import TextTokenizer
+from openblip.models.blip import Blip, BlipConfig, blip_config
+from openblip.models.vqa import BlipVqa, VqaConfig
+
+__all__ = ["DEC", "ENC", "SEP", "VOCABULARY", "captioner", "folder", "matcher", "published", "texts", "vqa"]
+
+FOLDER = "OPENBLIP_BENCHMARK_MODEL"
+SEP, DEC, ENC = 102, 30522, 30523
+VOCABULARY = 30524
+
+
+def captioner(quick: bool) -> Blip:
+    """ViT-B/16 at 384 px with a text decoder; `quick` takes two layers and 64 px."""
+    return Blip(replace(_sizes(quick), encoder=False))
+
+
+def matcher(quick: bool) -> Blip:
+    """The same with a text encoder."""
+    return Blip(replace(_sizes(quick), decoder=False))
+
+
+def vqa(quick: bool) -> BlipVqa:
+    """The same with a question encoder and an answer decoder."""
+    sizes = _sizes(quick)
+    return BlipVqa(VqaConfig(vision=sizes.vision, text=sizes.text))
+
+
+def _sizes(quick: bool) -> BlipConfig:
+    config = blip_config("base", image_size=64 if quick else 384)
+    if quick:
+        config = replace(config, vision=replace(config.vision, depth=2), text=replace(config.text, depth=2))
+    # transformers' BLIP reads this from its own default, which is not the original's (docs/checkpoints.md).
+    return replace(config, vision=replace(config.vision, layer_norm_eps=1e-5))
+
+
+@contextmanager
+def published(model: Any) -> Iterator[None]:
+    """Write `model` as a transformers folder, which `folder` names to the sides while the block lasts."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Wide enough for attention and logits to depend on all that they read.
+            if parameter.ndim == 2 and "text" in name and "embeddings" not in name:
+                parameter.mul_(2.0)
+    with tempfile.TemporaryDirectory() as place:
+        target = Path(place) / "model"
+        convert_model(StoredModel(model.eval(), _words()), target, to="transformers")
+        before = os.environ.get(FOLDER)
+        os.environ[FOLDER] = str(target)
+        try:
+            yield
+        finally:
+            os.environ.pop(FOLDER)
+            if before is not None:
+                os.environ[FOLDER] = before
+
+
+def folder() -> Path:
+    """Where the model of this comparison lies."""
+    return Path(os.environ[FOLDER])
+
+
+def texts(rows: int, length: int, first: int) -> torch.Tensor:
+    """Random ids [rows, length] between `first` and [SEP]."""
+    ids = torch.randint(1000, 30000, (rows, length), generator=torch.Generator().manual_seed(1))
+    ids[:, 0], ids[:, -1] = first, SEP
+    return ids
+
+
+def _words() -> TextTokenizer:
+    """A vocabulary as large as BERT's, with its special tokens in their places."""
+    vocab = {f"word{i}": i for i in range(30522)}
+    for number, name in ((0, "[PAD]"), (100, "[UNK]"), (101, "[CLS]"), (SEP, "[SEP]"), (103, "[MASK]")):
+        del vocab[f"word{number}"]
+        vocab[name] = number
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return TextTokenizer(tokenizer)

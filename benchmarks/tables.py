@@ -1,0 +1,44 @@
+"""Stored results as the tables of the docs: a page holds these lines word for word, and a test compares.
+
+python -m benchmarks.tables match caption rank
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["lines"]
+
+RESULTS = Path(__file__).parent / "results"
+_HEAD = ("what", "numbers", "ours", "transformers", "times faster", "peak memory, ours and theirs")
+
+
+def lines(names: Sequence[str], machine: str) -> list[str]:
+    """A table of the results of `names` that were stored for a machine (`harness.machine_slug`)."""
+    rows: list[tuple[str, ...]] = [_HEAD, ("---", "---", "---:", "---:", "---:", "---:")]
+    for name in names:
+        path = RESULTS / f"{name}-{machine}.json"
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            rows += [_row(name, row) for row in sorted(result["rows"], key=lambda row: row["case"])]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    memory = f"{row['ours_peak_mb']:,} MB, {row['peer_peak_mb']:,} MB"
+    ratio = f"{row['ratio']:.2f}"
+    return (f"{name}: {row['case']}", row["dtype"], _time(row["ours_s"]), _time(row["peer_s"]), ratio, memory)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+if __name__ == "__main__":
+    from benchmarks.harness import machine_slug
+
+    print("\n".join(lines(sys.argv[1:], machine_slug())))

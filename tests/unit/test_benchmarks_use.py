@@ -1,0 +1,49 @@
+"""The benchmarks of using a model: both sides compute the same, on the same weights, before anything is timed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import caption, match, published, rank
+
+SIDES: dict[str, tuple[Callable[[bool], Any], tuple[str, ...]]] = {
+    "match": (published.matcher, match.CASES),
+    "caption": (published.captioner, ("4 pictures",)),
+    "rank": (published.vqa, ("128 answers",)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _gradients() -> Any:
+    """`build` switches gradients off for its process."""
+    yield
+    torch.set_grad_enabled(True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIDES)
+def test_both_sides_compute_the_same(name: str) -> None:
+    model, cases = SIDES[name]
+    module = importlib.import_module(f"benchmarks.{name}")
+    with published.published(model(True)):
+        for case in cases:
+            ours, theirs = (module.build(case, side, "float32", True).outputs() for side in ("ours", "peer"))
+            assert ours.keys() == theirs.keys()
+            assert [ours[key] for key in ours] == pytest.approx([theirs[key] for key in ours], rel=1e-4)
+            assert len(set(ours.values())) > len(ours) / 4, "the numbers depend on what is read"
+    assert published.FOLDER not in os.environ
+
+
+def test_what_is_measured_is_what_the_issue_asks_for() -> None:
+    assert (match.TEXTS, match.TOKENS) == (32, 12)
+    assert (caption.BATCH, caption.BEAMS, caption.NEW) == (4, 3, 20)
+    assert rank.ANSWERS == 128
+    with torch.device("meta"):
+        vision = published.captioner(False).config.vision
+    assert (vision.pixels, vision.width, vision.depth) == ((384, 384), 768, 12)
