@@ -132,7 +132,8 @@ def tune_captioner(out: Path, config: DemoConfig) -> dict[str, Any]:
 
 def tune_matcher(out: Path, config: DemoConfig) -> dict[str, Any]:
     """Fine-tune a matcher (ITC and ITM) on the human pairs: for retrieval, and to filter texts."""
-    objective = replace(SHORT_RUN, objectives=("itc", "itm"))
+    # Half of the negatives drawn evenly: the matcher is to filter texts of any other picture too.
+    objective = replace(SHORT_RUN, objectives=("itc", "itm"), hard_share=0.5)
     return _tune(out, config, "matcher", objective, config.matcher_steps)
 
 

@@ -27,11 +27,12 @@ class Negatives:
 
 
 @torch.no_grad()
-def negative_weights(similarity: Tensor, image_ids: Tensor | None = None) -> Tensor:
+def negative_weights(similarity: Tensor, image_ids: Tensor | None = None, hard_share: float = 1.0) -> Tensor:
     """Weights for drawing negatives from similarities [B, B]: softmax + 1e-4, zero for the same image.
 
     Computed in float32; the small constant keeps every other pair drawable even when softmax underflows,
-    and a similarity that is not finite counts as the lowest.
+    and a similarity that is not finite counts as the lowest. With `hard_share` below 1 that share of draws goes by
+    similarity and the rest falls evenly.
     """
     similarity = torch.nan_to_num(similarity.float(), nan=-1e4, posinf=1e4, neginf=-1e4)
     weights = F.softmax(similarity, dim=1) + 1e-4
@@ -39,7 +40,12 @@ def negative_weights(similarity: Tensor, image_ids: Tensor | None = None) -> Ten
         same = torch.eye(len(weights), dtype=torch.bool, device=weights.device)
     else:
         same = image_ids[:, None] == image_ids[None, :]
-    return weights.masked_fill(same, 0.0)
+    weights = weights.masked_fill(same, 0.0)
+    if hard_share == 1.0:
+        return weights
+    others = (~same).float()
+    hard = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    return hard_share * hard + (1 - hard_share) * others / others.sum(1, keepdim=True).clamp(min=1.0)
 
 
 @torch.no_grad()
@@ -48,6 +54,7 @@ def draw_negatives(
     similarity_i2t: Tensor,
     image_ids: Tensor | None = None,
     *,
+    hard_share: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Negatives:
     """Draw an image for each text and a text for each image, in proportion to similarity.
@@ -56,9 +63,10 @@ def draw_negatives(
         similarity_t2i: texts against images [B, B], divided by the temperature.
         similarity_i2t: images against texts [B, B].
         image_ids: int64 [B]; equal ids are never each other's negatives.
+        hard_share: share of the draws that goes by similarity, the rest evenly; 1 in the papers.
     """
-    weights_t2i = negative_weights(similarity_t2i, image_ids)
-    weights_i2t = negative_weights(similarity_i2t, image_ids)
+    weights_t2i = negative_weights(similarity_t2i, image_ids, hard_share)
+    weights_i2t = negative_weights(similarity_i2t, image_ids, hard_share)
     return Negatives(
         _draw(weights_t2i, generator),
         _draw(weights_i2t, generator),

@@ -53,6 +53,9 @@ class ObjectiveConfig:
     """of LM"""
     use_image_ids: bool = False
     """captions of one image are positives of each other and never negatives (fine-tuning for retrieval)"""
+    hard_share: float = 1.0
+    """share of ITM's negatives drawn by similarity, as the papers draw all; below 1 the rest is drawn evenly, which
+    moves ITM's threshold to where texts of any other picture are told apart (a filter), not only the most similar"""
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """of ITC, ITM and LM in the sum"""
 
@@ -64,6 +67,8 @@ class ObjectiveConfig:
             raise UserError('the objective "itm" draws its negatives from "itc": name both')
         if not self.objectives:
             raise UserError('no objective is named: choose from "itc", "itm", "lm"')
+        if not 0 <= self.hard_share <= 1:
+            raise UserError(f"hard_share is a share between 0 and 1, not {self.hard_share}")
         if self.queue_size < 0:
             raise UserError(f"queue_size cannot be {self.queue_size}: it counts features")
 
@@ -147,7 +152,9 @@ class BlipPretraining(nn.Module):
             if "itm" in self.config.objectives:
                 assert memory is not None
                 if negatives is None:
-                    negatives = draw_negatives(similarity_t2i, similarity_i2t, ids)
+                    negatives = draw_negatives(
+                        similarity_t2i, similarity_i2t, ids, hard_share=self.config.hard_share
+                    )
                 losses["loss_itm"], losses["itm_accuracy"] = self._itm(memory, text, negatives)
                 total = total + weight_itm * losses["loss_itm"]
         if "lm" in self.config.objectives:

@@ -116,3 +116,13 @@ def test_rows_without_negatives_get_no_gradient() -> None:
     matching_loss(logits, torch.tensor([True, False])).backward()
     assert logits.grad is not None
     assert logits.grad.abs().sum(1).gt(0).tolist() == [True, True, True, False, True, False]
+
+
+def test_a_share_of_the_draws_falls_evenly() -> None:
+    similarity = torch.tensor([[9.0, 8.0, 0.0, 0.0], [0.0] * 4, [0.0] * 4, [0.0] * 4])
+    hard, mixed, even = (negative_weights(similarity, hard_share=share) for share in (1.0, 0.5, 0.0))
+    torch.testing.assert_close(even, (1 - torch.eye(4)) / 3)
+    torch.testing.assert_close(mixed, 0.5 * hard / hard.sum(1, keepdim=True) + 0.5 * even)
+    assert torch.equal(hard, negative_weights(similarity))
+    ids = torch.zeros(4, dtype=torch.int64)
+    assert not draw_negatives(similarity, similarity, ids, hard_share=0.5).valid.any()
