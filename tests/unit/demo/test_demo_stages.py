@@ -36,7 +36,7 @@ def test_every_stage_runs_and_the_report_shows_what_was_measured(finished: Path)
         assert "truth" not in measured[split]["matcher"]
         assert 0.5 < measured[split]["retrieval_ceiling@1"] <= 1
     page = (finished / "report.html").read_text()
-    assert f"{measured['test']['captioner']['truth']:.0%}" in page
+    assert f"{measured['test']['captioner_beam']['truth']:.0%}" in page
     assert "<script src=" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 
