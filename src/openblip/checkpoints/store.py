@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -300,11 +301,14 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise UserError(f"{path} is damaged or cut short: {error}") from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickles by others: they are refused below, or fine
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors and was not opened; it could run code") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged, cut short, or no checkpoint: {error}") from error
+        told = str(error) or "it ends too early"
+        raise UserError(f"{path} is damaged, cut short, or no checkpoint: {told}") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         loaded = loaded["model"]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):

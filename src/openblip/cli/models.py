@@ -55,6 +55,7 @@ def info(source: Source, /) -> None:
         return
     height, width = vision.pixels
     rows = {
+        "is": describe(config),
         "can": ", ".join(described["can"]),
         "parameters": f"{described['parameters']:,}",
         **{f"  of the {name}": f"{count:,}" for name, count in counts.items()},
@@ -65,7 +66,7 @@ def info(source: Source, /) -> None:
         "keys not needed": f"{len(stored.ignored)}: {', '.join(stored.ignored[:4])}" if stored.ignored else "none",
         **{name: str(value) for name, value in stored.info.items()},
     }
-    show_table(f"{source}: {describe(config)}", ("what", "value"), rows)
+    show_table(source, ("what", "value"), rows)
 
 
 def convert(

@@ -13,9 +13,9 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 from openblip.cli.arguments import person
 from openblip.core.errors import UserError
@@ -115,32 +115,34 @@ def _sink(out: Path | None) -> Iterator[Callable[[str, dict[str, Any]], None]]:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
-    opened = nullcontext(sys.stdout.buffer) if out is None else open(out, "xb")  # noqa: SIM115
+    # Unbuffered: what stands in the file is what has been given.
+    opened: AbstractContextManager[IO[Any]] = nullcontext(sys.stdout)
+    if out is not None:
+        opened = open(out, "xb", buffering=0)  # noqa: SIM115
     written = 0
     with opened as file:
+        number = file.fileno()
 
         def write(line: str, record: dict[str, Any]) -> None:
             nonlocal written
             data = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-            _write_whole(file, data, f"{out or 'the output'} holds the first {written} results")
+            _write_whole(number, data, f"{out or 'the output'} holds the first {written} results")
             written += 1
 
         yield write
 
 
-def _write_whole(file: BinaryIO, data: bytes, held: str) -> None:
-    """Write a line, or none of it where the disk is full."""
-    number = file.fileno()
-    told = os.fstat(number)
+def _write_whole(number: int, data: bytes, held: str) -> None:
+    """Write a line to a file by its number, or none of it where the disk is full."""
+    told, left = os.fstat(number), memoryview(data)
     try:
-        file.write(data)
-        file.flush()
+        while left:  # unbuffered: a buffer would take for written what is not
+            left = left[os.write(number, left) :]
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         if stat.S_ISREG(told.st_mode):
             os.ftruncate(number, told.st_size)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # for what is still buffered
         raise UserError(f"the disk is full: {held}; free some space and run the command on the rest") from error
 
 

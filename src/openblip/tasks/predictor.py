@@ -248,6 +248,7 @@ class Predictor:
     def match(self, pictures: Pictures | PictureBatch, texts: Texts) -> list[list[Match]]:
         """Match pictures with texts; a picture is encoded and its memory projected once."""
         model = self._need(Blip, "matching")
+        self._embeds()  # refuses a model that only writes
         own = OwnTexts.of(texts)
         results: list[list[Match]] = []
         for batch in self.whole(pictures):
