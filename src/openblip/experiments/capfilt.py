@@ -72,7 +72,7 @@ class CapFiltExperiment:
     tune_steps: int = 600
     """of the captioner, of the filter, and of the model tuned for both"""
     batch_size: int = 64
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 4e-3
 
 
 QUICK = CapFiltExperiment(

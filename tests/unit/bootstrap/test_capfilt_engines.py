@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
+import multiprocessing
 import sys
 import threading
 import time
@@ -67,17 +65,11 @@ def test_a_process_that_is_killed(web: Path, models: Models, tmp_path: Path) -> 
     engine = Engine(workers=2, threads=1)
 
     def kill_one() -> None:
-        for _ in range(1200):
-            if next((tmp_path / "out").glob("capfilt/done/*.json"), None) is not None:
-                break
-            time.sleep(0.05)
-        listed = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
-        )
-        spawned = [line.split()[0] for line in listed.stdout.splitlines() if "spawn_main" in line]
-        os.kill(int(spawned[0]), signal.SIGKILL)
+        while next((tmp_path / "out").glob("capfilt/done/*.json"), None) is None:
+            time.sleep(0.01)
+        multiprocessing.active_children()[0].kill()
 
-    killer = threading.Thread(target=kill_one)
+    killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
     with pytest.raises(UserError, match=r"was killed.*run the same command again"):
         run_capfilt(settings, tmp_path / "out", output(threshold=0.3), engine=engine)

@@ -67,6 +67,7 @@ def peak_mb(source: Path, target: Path, samples: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow(tmp_path: Path) -> None:
     """A hundred times the samples take at most a tenth more."""

@@ -15,6 +15,8 @@ from openblip.bootstrap.run import decide_again
 from openblip.core.errors import UserError
 from openblip.data.images import decode_image
 from openblip.data.sources.open import open_source
+from openblip.data.stream import Loader
+from openblip.data.transforms import evaluation_transform
 from openblip.generation.types import DecodeConfig
 from openblip.tasks.predictor import Predictor
 
@@ -197,3 +199,20 @@ def test_another_run_s_folder_is_refused(done: Path, web: Path, models: Models, 
         run(config(models, web), web / "clean")
     with pytest.raises(UserError, match="is no folder of openblip capfilt"):
         decide_again(tmp_path, output())
+
+
+def test_the_loader_draws_one_of_the_two_at_each_step(done: Path, tmp_path: Path) -> None:
+    decide_again(done, output(name="blip2", keep=2), target=tmp_path / "two")
+    source = open_source(str(tmp_path / "two"))
+    loader = Loader(source, evaluation_transform(PIXELS), 4, drop_last=False, clean="none")
+    drawn: dict[str, list[str]] = {}
+    for _ in range(8):
+        for batch in loader:
+            for key, text in zip(batch.keys, batch.texts, strict=True):
+                drawn.setdefault(key, []).append(text)
+    for index in range(len(source)):
+        sample = source[index]
+        assert len(sample.texts) == 2
+        assert len(drawn[sample.key]) == 8
+        assert set(drawn[sample.key]) <= set(sample.texts)
+    assert sum(len(set(texts)) == 2 for texts in drawn.values()) > 0.8 * len(drawn)
