@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from job_commands import CommandServer
 from job_world import World
+
+from openblip.checkpoints.store import save_model
+from openblip.core.tokenizer import TextTokenizer
+from openblip.models.blip import Blip, blip_config
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "blip2"))
 from small_blip2 import write_language
@@ -20,10 +25,20 @@ RUN = (
 
 
 @pytest.fixture(scope="session")
-def stage1(openblip: CommandServer, world: World, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stage 1 from features on disk, over the vision tower of a BLIP of the first part."""
+def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BLIP with drawn weights, whose vision tower is the frozen one."""
+    folder = tmp_path_factory.mktemp("blip") / "model"
+    words = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
+    torch.manual_seed(0)
+    save_model(folder, Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32)), words)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stage1(openblip: CommandServer, world: World, blip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage 1 from features on disk, over the vision tower of a BLIP."""
     features, out = tmp_path_factory.mktemp("features") / "f", tmp_path_factory.mktemp("runs") / "stage1"
-    tower = f"openblip:{model}"
+    tower = f"openblip:{blip}"
     done = openblip("cache-features", world.folder, "--vision", tower, "--out", features, "--num-workers", 0)
     assert "48 of 48 pictures" in done.err
     assert str(features) in done.out
@@ -99,7 +114,7 @@ def test_a_run_goes_on(openblip: CommandServer, world: World, stage2: Path) -> N
     assert "going on from step 4 of 5" in done.err + done.out
 
 
-def test_mistakes(openblip: CommandServer, world: World, stage1: Path, model: Path, tmp_path: Path) -> None:
+def test_mistakes(openblip: CommandServer, world: World, stage1: Path, blip: Path, tmp_path: Path) -> None:
     blip2, data = stage1 / "model", world.folder
     assert "answers need a language model" in openblip.refuse(
         "ask", world.images[0], "--model", blip2, "--question", "what", "--device", "cpu"
@@ -107,7 +122,7 @@ def test_mistakes(openblip: CommandServer, world: World, stage1: Path, model: Pa
     assert "--vision, or" in openblip.refuse("cache-features", data, "--out", tmp_path / "f")
     assert "timm:NAME, hf:NAME" in openblip.refuse("cache-features", data, "--out", tmp_path / "f", "--vision", "x")
     assert "is no BLIP-2 model" in openblip.refuse(
-        "finetune", "blip2", "retrieval", data, "--model", model, "--out", tmp_path / "r"
+        "finetune", "blip2", "retrieval", data, "--model", blip, "--out", tmp_path / "r"
     )
     assert "language model" in openblip.refuse(
         *("pretrain", "blip2-stage2", data, "--model", blip2, "--language", tmp_path, "--out", tmp_path / "s")

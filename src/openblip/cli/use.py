@@ -212,15 +212,21 @@ def embed(
     predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
     texts = zip(text, predictor.embed_texts(text).tolist(), strict=True) if text else ()
 
-    def row(kind: str, name: str, vector: list[float]) -> Row:
-        line = f"{name}: {len(vector)} numbers, {vector[0]:+.3f} {vector[1]:+.3f} ... {vector[-1]:+.3f}"
-        return line, {kind: name, "embedding": [round(value, 6) for value in vector]}
+    def row(kind: str, name: str, vector: list[Any]) -> Row:
+        one = vector[0] if isinstance(vector[0], list) else vector  # BLIP-2 gives one for each query
+        count = f"{len(vector)} times " if one is not vector else ""
+        line = f"{name}: {count}{len(one)} numbers, {one[0]:+.3f} {one[1]:+.3f} ... {one[-1]:+.3f}"
+        return line, {kind: name, "embedding": _rounded(vector)}
 
     def rows(batch: PictureBatch) -> Iterator[Row]:
         for name, vector in zip(batch.names, predictor.embed_images(batch).tolist(), strict=True):
             yield row("image", name, vector)
 
     each_batch(predictor, found, rows, out=out, before=(row("text", *pair) for pair in texts))
+
+
+def _rounded(values: list[Any]) -> list[Any]:
+    return [_rounded(value) if isinstance(value, list) else round(value, 6) for value in values]
 
 
 def retrieve(

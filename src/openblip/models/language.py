@@ -11,6 +11,8 @@ Shapes: B images, Q soft prompts, T text tokens, L width of the embeddings, V vo
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -279,7 +281,8 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
             options |= {"config": described, "key_mapping": {r"^language_model\.": ""}}
         auto: Any = AutoModelForSeq2SeqLM if described.is_encoder_decoder else AutoModelForCausalLM
         if pretrained:
-            model, loaded = auto.from_pretrained(config.source, output_loading_info=True, **options)
+            with _without_bars():
+                model, loaded = auto.from_pretrained(config.source, output_loading_info=True, **options)
         else:
             model, loaded = auto.from_config(described), {}
     except (OSError, ValueError, KeyError) as error:
@@ -292,6 +295,20 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
     if config.lora_rank:
         model = _with_lora(model, config)
     return FrozenLanguage(model, config)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers draws a progress bar for every model, among the lines of a command too."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _four_bits(config: LanguageConfig) -> Any:
