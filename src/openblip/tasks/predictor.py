@@ -144,7 +144,8 @@ class Predictor:
     def computing(self) -> str:
         """Where and in what numbers it computes, in a few words."""
         numbers = str(self.dtype).removeprefix("torch.")
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'s' * (count != 1)}" if self.device.type == "cpu" else ""
         return f"{self.device}, {numbers}{threads}"
 
     # Pictures ---------------------------------------------------------------------------------------------
