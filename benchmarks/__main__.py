@@ -86,22 +86,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _real(options: argparse.Namespace) -> int:
-    from benchmarks.real import experiment, find_data
-    from benchmarks.real.openstax import QUICK, SETTINGS
+    from benchmarks.real import easyvqa, experiment, find_data, openstax
 
+    known: dict[str, Any] = {**openstax.SETTINGS, **easyvqa.SETTINGS}
+    asks = options.name in easyvqa.SETTINGS
+    made: Any = easyvqa if asks else experiment
+    quick: Any = easyvqa.QUICK if asks else openstax.QUICK
     try:
-        if options.name not in SETTINGS:
-            raise UserError(f'there is no experiment "{options.name}"{nearest(options.name, SETTINGS)}')
+        if options.name not in known:
+            raise UserError(f'there is no experiment "{options.name}"{nearest(options.name, known)}')
         if options.seeds < 1:
             raise UserError(f"--seeds must be at least 1, not {options.seeds}")
         if options.store and (options.quick or options.set):
             raise UserError("only the experiment as it is described is stored; leave out --quick, --set or --store")
-        result = experiment.run(
+        result = made.run(
             options.name,
-            find_data("openstax", options.data),
+            find_data("easyvqa" if asks else "openstax", options.data),
             options.out or Path("runs") / "real" / (options.name + "-quick" * options.quick),
             options.seeds,
-            override(QUICK if options.quick else SETTINGS[options.name], options.set),
+            override(quick if options.quick else known[options.name], options.set),
             command=f"python -m benchmarks real {options.name} --seeds {options.seeds}",
             show=not options.json,
         )
@@ -110,7 +113,7 @@ def _real(options: argparse.Namespace) -> int:
         return 2
     if options.store:
         write_json(RESULTS / f"{options.name}-{machine_slug()}.json", result)
-    print(json.dumps(result, indent=2) if options.json else experiment.table(result))
+    print(json.dumps(result, indent=2) if options.json else made.table(result))
     return 0
 
 

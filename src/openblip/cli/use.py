@@ -291,21 +291,25 @@ def evaluate(
     rerank: int = 16,
     beams: int = 3,
     max_new_tokens: int = 20,
+    answers: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy.
+    """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy; accuracy of answers.
 
     Args:
-        data: image-text data, as for pretrain.
+        data: image-text data, as for pretrain; for a VQA model questions with answers, as for finetune vqa.
         samples: pictures to use, from the first.
         rerank: candidates that ITM reads for each query; 0 leaves re-ranking out.
-        beams: of the captions.
-        max_new_tokens: longest caption.
+        beams: of the captions, or answers.
+        max_new_tokens: longest caption, or answer.
+        answers: of a VQA model: rank the lines of this file; left out, the answers that it was trained with.
         out: folder for metrics.json and predictions.jsonl.
     """
     from openblip.generation.types import DecodeConfig
     from openblip.models.blip2 import Blip2
+    from openblip.models.vqa import BlipVqa
+    from openblip.tasks.answering import MAX_LENGTH
     from openblip.tasks.blip2.measure import evaluate_any_blip2
     from openblip.tasks.predictor import Predictor
     from openblip.tasks.run import RunConfig, as_sources, evaluate_model
@@ -323,17 +327,19 @@ def evaluate(
         )
         _report_measures(model, data, samples, numbers, records, out)
         return
+    asks = isinstance(predictor.model, BlipVqa)
+    candidates = predictor.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
     config = RunConfig(
         sources=as_sources(data),
         validation=as_sources(data),
         validation_samples=samples,
         rerank_k=rerank,
         prompt=predictor.prompt,
-        max_length=min(64, predictor.model.config.text.max_positions),
+        max_length=min(MAX_LENGTH if asks else 64, predictor.model.config.text.max_positions),
         clean=predictor.info.get("clean", "simplify"),
-        decode=DecodeConfig(num_beams=beams, max_new_tokens=max_new_tokens, min_new_tokens=2),
+        decode=DecodeConfig(num_beams=beams, max_new_tokens=max_new_tokens, min_new_tokens=0 if asks else 2),
     )
-    numbers, records = evaluate_model(config, predictor.model, predictor.tokenizer)
+    numbers, records = evaluate_model(config, predictor.model, predictor.tokenizer, answers=candidates)
     _report_measures(model, data, samples, numbers, records, out)
 
 
