@@ -26,6 +26,10 @@ from openblip.core.files import write_json
 BENCHMARKS = {
     "attention": ("benchmarks.attention", "attention fused or written out, on a processor"),
     "blip-pretrain": ("benchmarks.blip_pretrain", "one training step of BLIP ViT-B: time and peak memory"),
+    "blip2-stage1": (
+        "benchmarks.blip2_stage1",
+        "one training step of BLIP-2's stage 1 over ViT-g, and from features",
+    ),
     "caption": ("benchmarks.caption", "captions by beam search, against transformers"),
     "loader": ("benchmarks.loader", "JPEG images decoded and transformed from tars for each second"),
     "match": ("benchmarks.match", "one picture with 32 texts by ITM, against transformers"),

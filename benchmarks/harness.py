@@ -82,28 +82,35 @@ def compare(
     repeats: int = 5,
     tolerance: float = 1e-4,
     profile: bool = False,
+    together: bool = True,
 ) -> dict[str, Any]:
     """Measure both sides of a case; returns a row of the result.
 
     Args:
         tolerance: relative, of the outputs that must agree.
+        together: both sides are there at once and run in turn; False holds one after the other, to save memory.
         profile: whether one more run of ours tells where its time goes (`benchmarks.profiling`).
     """
-    workers = {side: _Worker.start(module, case, side, dtype, str(int(quick))) for side in SIDES}
-    try:
-        outputs = {side: worker.ask("outputs") for side, worker in workers.items()}
-        worst = _largest_difference(*(outputs[side]["values"] for side in SIDES))
-        runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        for worker in workers.values():
-            worker.ask("run")  # the first run fills caches and is not counted
-        for _ in range(repeats):
-            for side, worker in workers.items():
-                runs[side].append(worker.ask("run"))
-        peak = {side: worker.ask("peak")["mb"] for side, worker in workers.items()}
-        profiled = {"ours_profile": workers["ours"].ask("profile")} if profile else {}
-    finally:
-        for worker in workers.values():
-            worker.stop()
+    outputs: dict[str, dict[str, Any]] = {}
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    peak: dict[str, float] = {}
+    profiled: dict[str, Any] = {}
+    for sides in (SIDES,) if together else tuple((side,) for side in SIDES):
+        workers = {side: _Worker.start(module, case, side, dtype, str(int(quick))) for side in sides}
+        try:
+            outputs |= {side: worker.ask("outputs") for side, worker in workers.items()}
+            for worker in workers.values():
+                worker.ask("run")  # the first run fills caches and is not counted
+            for _ in range(repeats):
+                for side, worker in workers.items():
+                    runs[side].append(worker.ask("run"))
+            peak |= {side: worker.ask("peak")["mb"] for side, worker in workers.items()}
+            if profile and "ours" in workers:
+                profiled = {"ours_profile": workers["ours"].ask("profile")}
+        finally:
+            for worker in workers.values():
+                worker.stop()
+    worst = _largest_difference(*(outputs[side]["values"] for side in SIDES))
     wall = {side: [run["wall_s"] for run in runs[side]] for side in SIDES}
     ours, peer = (statistics.median(wall[side]) for side in SIDES)
     return {

@@ -31,7 +31,7 @@ CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 class TowerConfig:
     """Which frozen vision tower; the default is the paper's EVA-CLIP ViT-g/14 without its last block."""
 
-    source: str = "timm:eva_giant_patch14_clip_224.laion400m_s11b_b41k"
+    source: str = "timm:eva_giant_patch14_clip_224"
     """timm:NAME, hf:NAME (a vision model of transformers, by hub name or folder), openblip:FOLDER (the vision
     tower of a BLIP model of ours), or "own": `own` says the sizes and the model's file holds the weights"""
     drop_layers: int = 1

@@ -10,6 +10,7 @@ import timm
 import torch
 from small_blip2 import PIXELS, images
 
+from openblip.checkpoints.blip2_store import _VISION_OF_WIDTH
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip, blip_config
 from openblip.models.blip2 import Blip2, Blip2Config
@@ -121,6 +122,19 @@ def test_a_trained_tower_learns() -> None:
 def test_what_is_no_tower_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         make_tower(TowerConfig(**settings), pretrained=False)
+
+
+def test_the_published_towers_are_known_to_timm() -> None:
+    from timm.models import get_pretrained_cfg
+
+    giant: Any = get_pretrained_cfg(TowerConfig().name)
+    assert giant.tag.startswith("laion400m")  # of all weights those that LAVIS was trained over
+    with torch.device("meta"):
+        tower = make_tower(TowerConfig(), pretrained=False)
+    assert (tower.width, tower.pixels, tower.depth) == (1408, (224, 224), 39)
+    with torch.device("meta"):
+        large = make_tower(_VISION_OF_WIDTH[1024], pretrained=False)
+    assert (large.width, large.depth) == (1024, 23)
 
 
 def test_widths_must_agree() -> None:

@@ -19,7 +19,7 @@ from openblip.training.config import TrainConfig
 
 __all__ = ["PROMPT", "QUESTION", "blip2_finetune", "blip2_stage1", "blip2_stage2", "small_blip2"]
 
-VISION = "timm:eva_giant_patch14_clip_224.laion400m_s11b_b41k"
+VISION = "timm:eva_giant_patch14_clip_224"
 LANGUAGE = "facebook/opt-2.7b"
 PROMPT = "a photo of"
 QUESTION = "Question: {} Short answer:"
