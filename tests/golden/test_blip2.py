@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from openblip.models.vision import VisionConfig
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config
 from openblip.objectives.matching import Negatives
 
+ROOT = Path(os.environ.get("OPENBLIP_GOLDEN", Path(__file__).parent))
 FOLDER = ROOT / "blip2"
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
