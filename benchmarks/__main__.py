@@ -31,6 +31,7 @@ BENCHMARKS = {
         "one training step of BLIP-2's stage 1 over ViT-g, and from features",
     ),
     "caption": ("benchmarks.caption", "captions by beam search, against transformers"),
+    "capfilt": ("benchmarks.capfilt", "CapFilt: the whole command against a plain loop over transformers"),
     "loader": ("benchmarks.loader", "JPEG images decoded and transformed from tars for each second"),
     "match": ("benchmarks.match", "one picture with 32 texts by ITM, against transformers"),
     "rank": ("benchmarks.rank", "128 answers to a question by log-likelihood, against transformers"),

@@ -2,5 +2,6 @@
 
 `stages` and `policy` are the three batch functions (write, score, decide), `pipeline` runs them on samples,
 `job` makes a run of chunks that are resumed whole, `engines` map them over processes or a Ray cluster, `run` ties
-these together, `summary` counts what came of it, `loop` is the paper's loop around it all.
+these together, `summary` counts what came of it, `truth` judges it where the truth is known, `loop` is the paper's
+loop around it all.
 """

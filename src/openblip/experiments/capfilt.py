@@ -24,6 +24,7 @@ from openblip.bootstrap.loop import BootstrapConfig, run_bootstrap
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again, run_capfilt
 from openblip.bootstrap.table import Row, read_table
+from openblip.bootstrap.truth import judge_rows
 from openblip.checkpoints.store import open_model
 from openblip.core.config import differences, to_dict
 from openblip.core.errors import UserError
@@ -35,7 +36,6 @@ from openblip.data.transforms import ImageTransformConfig, normalize
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
 from openblip.data.world.noise import NoiseConfig
 from openblip.data.world.truth import caption_report
-from openblip.experiments.truth import judge_rows
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.recipes import SHORT_RUN, small_pretrain

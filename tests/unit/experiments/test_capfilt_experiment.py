@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from openblip.bootstrap.table import Row, Text
+from openblip.bootstrap.truth import judge_rows
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.data.world.dataset import WorldSource
 from openblip.experiments.capfilt import QUICK, VARIANTS, run_experiment
 from openblip.experiments.page import capfilt_page
-from openblip.experiments.truth import judge_rows
 from openblip.report import write_report
 
 

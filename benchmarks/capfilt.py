@@ -1,0 +1,200 @@
+"""CapFilt over a few photographs: the whole command against a plain loop over transformers, ViT-B/16, 384 px.
+
+The loop does what data-juicer's image_captioning_mapper and image_text_matching_filter do: one sample at a time, a
+`generate` for each caption, and for each text the picture read, resized and encoded again. Both sides write just 20
+tokens by nucleus sampling, since random weights do not stop by themselves. What must agree is the ITM probability
+of the texts from the web. Models are opened beforehand on both sides; reading, decoding and writing are timed.
+
+"default" is what a user gets who names no dtype: ours computes in bfloat16 where the processor has it, theirs in
+that of the file, float32 for all published BLIP checkpoints.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import published
+from benchmarks.harness import Subject, compare, result_of
+from benchmarks.photographs import photograph
+from openblip.bootstrap.job import CapFiltConfig, Output, Places, Worker, plan
+from openblip.bootstrap.models import open_models
+from openblip.bootstrap.pipeline import Pipeline
+from openblip.bootstrap.policy import Policy
+from openblip.bootstrap.table import read_table
+from openblip.core.memory import keep_freed_memory
+from openblip.core.runtime import choose_dtype, has_fast_bfloat16
+from openblip.data.sources.base import SourceConfig
+from openblip.generation.types import DecodeConfig
+
+PLACE = "OPENBLIP_BENCHMARK_CAPFILT"
+NEW = 20
+CASES = {"1 caption": (1, 4), "10 captions": (10, 1)}
+"""case -> captions for each picture, pictures"""
+TOLERANCE = {"float32": 0.01, "bfloat16": 0.1, "default": 0.1}
+"""of the probabilities; the two sides resize with other libraries"""
+
+
+def run(quick: bool, only: str | None = None) -> dict[str, Any]:
+    """Measure all dtypes, or `only` one."""
+    rows = []
+    with _prepared(quick):
+        for case in CASES:
+            for dtype, tolerance in TOLERANCE.items():
+                if only in (None, dtype) and (dtype == "float32" or has_fast_bfloat16("cpu")):
+                    repeats = 2 if case == "1 caption" and not quick else 1
+                    rows.append(
+                        compare(
+                            "benchmarks.capfilt",
+                            case,
+                            dtype=dtype,
+                            quick=quick,
+                            repeats=repeats,
+                            tolerance=tolerance,
+                        )
+                    )
+    for row in rows:
+        pictures = CASES[row["case"]][1]
+        row["ours_images_per_s"] = round(pictures / row["ours_s"], 3)
+        row["peer_images_per_s"] = round(pictures / row["peer_s"], 3)
+    return result_of("capfilt", rows, new_tokens=NEW)
+
+
+@contextmanager
+def _prepared(quick: bool) -> Iterator[None]:
+    """Models of the published sizes and photographs, where both sides find them."""
+    with (
+        tempfile.TemporaryDirectory() as place,
+        published.published(published.captioner(quick)),
+    ):
+        captioner = published.folder()
+        with published.published(published.matcher(quick)):
+            root = Path(place)
+            (root / "captioner").symlink_to(captioner)
+            (root / "filter").symlink_to(published.folder())
+            _write_pictures(root / "web")
+            os.environ[PLACE] = place
+            try:
+                yield
+            finally:
+                os.environ.pop(PLACE)
+
+
+def _write_pictures(folder: Path) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(max(pictures for _, pictures in CASES.values())):
+        photograph(rng).save(folder / f"{number:03d}.jpg", quality=90)
+        words = " ".join(f"word{word}" for word in rng.integers(1000, 30000, 10))
+        (folder / f"{number:03d}.txt").write_text(words)
+
+
+def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
+    """One side."""
+    captions, pictures = CASES[case]
+    if dtype == "default":
+        numbers = choose_dtype("auto", "cpu") if side == "ours" else torch.float32
+    else:
+        numbers = getattr(torch, dtype)
+    place = Path(os.environ[PLACE])
+    return Ours(place, captions, pictures, numbers) if side == "ours" else Loop(place, captions, pictures, numbers)
+
+
+class Ours:
+    """The command, from files to table and training set."""
+
+    def __init__(self, place: Path, captions: int, pictures: int, dtype: torch.dtype) -> None:
+        keep_freed_memory()
+        self.target = place / "ours"
+        web = place / f"web-{pictures}"
+        if not web.exists():
+            web.mkdir()
+            for path in sorted((place / "web").iterdir())[: 2 * pictures]:
+                shutil.copy(path, web)
+        decode = DecodeConfig(
+            sample=True, top_p=0.9, num_sequences=captions, min_new_tokens=NEW, max_new_tokens=NEW
+        )
+        models = open_models(str(place / "captioner"), str(place / "filter")).to("cpu", dtype)
+        self.config = CapFiltConfig(source=SourceConfig(path=str(web)), filter="filter", decode=decode)
+        self.pipeline = Pipeline(models, decode, max_length=self.config.max_length)
+
+    def run(self) -> None:
+        """Write, score, decide, and write the set."""
+        shutil.rmtree(self.target, ignore_errors=True)
+        output = Output(policy=Policy(threshold=0.0))
+        worker = Worker(self.config, output, self.target, lambda: self.pipeline)
+        for chunk in plan(self.config):
+            worker(chunk)
+
+    def outputs(self) -> dict[str, float]:
+        """Probabilities of the texts from the web."""
+        self.run()
+        rows = [row for path in sorted(Places(self.target).tables.iterdir()) for row in read_table(path)]
+        return {row.key: float(row.texts[0].itm or 0.0) for row in rows}
+
+
+class Loop:
+    """One sample at a time, over transformers."""
+
+    def __init__(self, place: Path, captions: int, pictures: int, dtype: torch.dtype) -> None:
+        from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipForImageTextRetrieval
+        from transformers import BlipImageProcessor as Processor
+
+        torch.set_grad_enabled(False)
+        self.captions, self.dtype = captions, dtype
+        self.paths = sorted((place / "web").glob("*.jpg"))[:pictures]
+        self.writer = BlipForConditionalGeneration.from_pretrained(place / "captioner", dtype=dtype).eval()
+        self.judge = BlipForImageTextRetrieval.from_pretrained(place / "filter", dtype=dtype).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(place / "captioner")
+        side = self.writer.config.vision_config.image_size
+        self.processor = Processor(size={"height": side, "width": side})
+
+    def pixels(self, data: bytes) -> torch.Tensor:
+        """A picture as the models read it."""
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        values: torch.Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"]
+        return values.to(self.dtype)
+
+    def match(self, data: bytes, text: str) -> float:
+        """ITM probability of one pair."""
+        ids = self.tokenizer(text, return_tensors="pt", truncation=True, max_length=40)["input_ids"]
+        ids[:, 0] = published.ENC
+        logits = self.judge(pixel_values=self.pixels(data), input_ids=ids, use_itm_head=True)[0]
+        return float(logits.float().softmax(-1)[0, 1])
+
+    def write(self, data: bytes) -> str:
+        """One caption."""
+        ids = self.writer.generate(
+            pixel_values=self.pixels(data),
+            do_sample=True,
+            top_p=0.9,
+            top_k=0,
+            min_new_tokens=NEW,
+            max_new_tokens=NEW,
+        )
+        return str(self.tokenizer.decode(ids[0], skip_special_tokens=True))
+
+    def run(self) -> None:
+        """Write and score each sample."""
+        for path in self.paths:
+            data = path.read_bytes()
+            texts = [path.with_suffix(".txt").read_text()]
+            texts += [self.write(data) for _ in range(self.captions)]
+            for text in texts:
+                self.match(data, text)
+
+    def outputs(self) -> dict[str, float]:
+        """Probabilities of the texts from the web."""
+        return {
+            path.name: self.match(path.read_bytes(), path.with_suffix(".txt").read_text()) for path in self.paths
+        }
