@@ -194,7 +194,7 @@ def clean_caption(text: str, max_words: int | None = 30, *, simplify: bool = Tru
 
 
 def clean_question(text: str, max_words: int | None = 50, *, simplify: bool = True) -> str:
-    """As `clean_caption`, for questions: the reference drops their punctuation where it turns a caption's to blanks."""
+    """As `clean_caption`, for questions: the reference drops punctuation there, and blanks it in captions."""
     if simplify:
         text = _PUNCTUATION.sub("", text.lower())
     return clean_caption(text, max_words, simplify=False)

@@ -69,5 +69,7 @@ class VqaObjective(nn.Module):
         logits = model.text_decoder(answer_ids, answers.attention_mask, memory=read)
         targets = language_targets(answer_ids, answers.attention_mask)
         losses = language_loss(logits, targets, label_smoothing=self.label_smoothing, per_text=True)
-        total = (losses * weights.to(losses.dtype)).sum() / (len(questions) if num_questions is None else num_questions)
+        total = (losses * weights.to(losses.dtype)).sum() / (
+            len(questions) if num_questions is None else num_questions
+        )
         return {"loss": total, "loss_vqa": total.detach()}

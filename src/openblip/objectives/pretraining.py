@@ -55,7 +55,7 @@ class ObjectiveConfig:
     """captions of one image are positives of each other and never negatives (fine-tuning for retrieval)"""
     hard_share: float = 1.0
     """share of ITM's negatives drawn by similarity, as the papers draw all; below 1 the rest is drawn evenly, which
-    moves ITM's threshold to where texts of any other picture are told apart (a filter), not only the most similar"""
+    moves ITM's threshold to where texts of any other picture are told apart (a filter), not the most similar"""
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """of ITC, ITM and LM in the sum"""
 

@@ -188,8 +188,9 @@ def rerank(
     matched[pairs[:, 0], pairs[:, 1]] = logits
     results = []
     for chosen in (pairs_t2i, pairs_i2t):
-        result = scores - 1e4
-        result[chosen[:, 0], chosen[:, 1]] = (scores + matched)[chosen[:, 0], chosen[:, 1]]
+        # In float64, where so large a shift leaves the order of near-equal scores as it is.
+        result = scores.double() - 1e4
+        result[chosen[:, 0], chosen[:, 1]] = (scores + matched)[chosen[:, 0], chosen[:, 1]].double()
         results.append(result)
     return results[0], results[1]
 
