@@ -89,7 +89,7 @@ def test_reranking_against_brute_force(blip: Blip, words: TextTokenizer, batches
             read.sort(key=lambda i, q=query, s=scores, t=logits: -float(s[q, i] + t[q, i]))
             assert found[query].argsort(descending=True).tolist() == read + rest
             expected = scores[query, read] + logits[query, read]
-            torch.testing.assert_close(found[query, read], expected, **CLOSE)
+            torch.testing.assert_close(found[query, read].float(), expected, **CLOSE)
 
 
 def test_the_numbers_are_those_of_the_rankings(blip: Blip, words: TextTokenizer, batches: list[Batch]) -> None:
