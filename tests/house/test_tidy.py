@@ -111,3 +111,11 @@ def test_every_module_says_what_it_is() -> None:
         if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not silent, "without a docstring at the head: " + ", ".join(silent)
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by name alone, and stops at the second."""
+    names = [
+        path.name for path in (REPO / "tests").rglob("*.py") if path.name not in ("conftest.py", "__init__.py")
+    ]
+    assert sorted(set(names)) == sorted(names)
