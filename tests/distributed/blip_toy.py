@@ -48,7 +48,9 @@ class PairLoader(ToyLoader):
         return TrainBatch(images, TokenBatch(ids, mask), torch.from_numpy(indices % 12))
 
 
-def chosen_negatives(similarity_t2i: Tensor, similarity_i2t: Tensor, image_ids: Tensor) -> Negatives:
+def chosen_negatives(
+    similarity_t2i: Tensor, similarity_i2t: Tensor, image_ids: Tensor, *, hard_share: float
+) -> Negatives:
     """The next pair of the same group of four; some pairs have none, unequally many in each group."""
     pairs = torch.arange(len(image_ids))
     following = pairs // GROUP * GROUP + (pairs + 1) % GROUP

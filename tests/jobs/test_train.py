@@ -74,7 +74,7 @@ def test_a_tokenizer_is_learned_and_used(openblip: CommandServer, world: World, 
     )
     told = json.loads(openblip("info", "run/model", cwd=tmp_path).out)
     assert told["vocab_size"] == int(done.out.split()[0])
-    assert told["can"] == ["match", "caption"]
+    assert told["can"] == ["caption", "match", "embed", "retrieve"]
 
 
 def test_fine_tuning_a_captioner_keeps_what_writes(openblip: CommandServer, captioner: Path) -> None:
@@ -95,7 +95,7 @@ def test_fine_tuning_for_retrieval_keeps_what_matches(
         *("--set", "train.epochs=1", "--set", "objective.queue_size=32"),
         cwd=tmp_path,
     )
-    assert json.loads(openblip("info", "run/model", cwd=tmp_path).out)["can"] == ["match"]
+    assert json.loads(openblip("info", "run/model", cwd=tmp_path).out)["can"] == ["match", "embed", "retrieve"]
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert "loss_lm" not in record
     # Three captions for each of 48 pictures are as many pairs: 18 steps of 8.
