@@ -1,0 +1,42 @@
+"""docs/performance.md: its tables are those of the stored results, its losses are told."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from benchmarks.pointing import STORED
+from benchmarks.tables import RESULTS, lines
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+MACHINE = "amd-epyc-2-cores"
+NAMES = ("match", "caption", "rank")
+
+
+def test_the_table_is_the_stored_results() -> None:
+    table = lines(NAMES, MACHINE)
+    assert len(table) == 2 + 6 + 3 + 2
+    assert "\n".join(table) in PAGE
+
+
+def test_every_row_that_needs_more_memory_is_told() -> None:
+    rows = [row for name in NAMES for row in json.loads((RESULTS / f"{name}-{MACHINE}.json").read_text())["rows"]]
+    above = [row["ours_peak_mb"] - row["peer_peak_mb"] for row in rows if row["ours_peak_mb"] > row["peer_peak_mb"]]
+    assert sorted(above) == [5, 52, 88]
+    assert "in three rows" in PAGE
+    assert all(f"{value} " in PAGE or f"{value}\n" in PAGE for value in above)
+
+
+def test_the_pointing_game_is_the_stored_one() -> None:
+    result = json.loads(STORED.read_text())
+    told = re.findall(
+        r"^\| (match|caption) \| (\d)( \(default\))? \| ([\d.]+)% \| ([\d.]+)% \| ([\d.]+)% \|$", PAGE, re.M
+    )
+    assert [(by, int(layer), bool(shown)) for by, layer, shown, *_ in told] == [
+        (row["by"], row["layer"], row["default"]) for row in result["rows"]
+    ]
+    for (*_, named, other, chance), row in zip(told, result["rows"], strict=True):
+        assert [named, other, chance] == [f"{100 * row[name]:.1f}" for name in ("named", "other", "chance")]
+    assert f"in {result['pictures']} clean pictures" in PAGE
+    assert max(row["deviation"] for row in result["rows"]) <= 0.035
