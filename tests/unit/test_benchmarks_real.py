@@ -126,7 +126,7 @@ def test_pictures_that_are_all_alike_are_worth_nothing(nano: tuple[Blip, TextTok
     alike = made_up(torch.full((12, 3, 32, 32), 100, dtype=torch.uint8))
     found = matching_numbers(*nano, alike, rerank_k=4, max_length=10)
     for name in ("itc_auc", "itc_auc_same_book", "itm_auc", "itm_auc_same_book"):
-        assert found[name] == pytest.approx(0.5, abs=1e-3), name
+        assert found[name] == pytest.approx(0.5, abs=0.02), name  # rounding decides between equals
     assert found["t2i_recall@1"] == 0.0  # a tie counts against the model
     likely = likelihood_numbers(*nano, alike, max_length=10)
     assert likely["perplexity_right"] == pytest.approx(likely["perplexity_wrong"], rel=1e-5)
