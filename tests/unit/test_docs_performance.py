@@ -40,3 +40,19 @@ def test_the_pointing_game_is_the_stored_one() -> None:
         assert [named, other, chance] == [f"{100 * row[name]:.1f}" for name in ("named", "other", "chance")]
     assert f"in {result['pictures']} clean pictures" in PAGE
     assert max(row["deviation"] for row in result["rows"]) <= 0.036
+
+
+def test_the_step_is_the_stored_one() -> None:
+    stored = json.loads((RESULTS / f"blip-pretrain-{MACHINE}.json").read_text())
+    for row in stored["rows"]:
+        cells = (
+            f"| {row['dtype']} | {row['ours_s']:.2f} s | {row['peer_s']:.2f} s | {row['ratio']:.2f} | "
+            f"{row['largest_difference']:.1e} | {row['ours_peak_mb']:,} MB, {row['peer_peak_mb']:,} MB | "
+            f"{row['ours_tflop']:.2f}, {row['peer_tflop']:.2f} TFLOP | {row['floor_s']:.2f} s |"
+        )
+        assert cells in PAGE, cells
+    parts = re.findall(r"^\| ([a-zA-Z, ]+) \| (\d\.\d{3}) \| (\d\.\d{3}) \|$", PAGE, re.M)
+    assert len(parts) == 8
+    by_dtype = {row["dtype"]: row["ours_profile"] for row in stored["rows"]}
+    for name, *told in parts:
+        assert told == [f"{by_dtype[dtype][name]:.3f}" for dtype in ("float32", "bfloat16")], name
