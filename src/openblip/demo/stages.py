@@ -56,8 +56,8 @@ class DemoConfig:
     test_pictures: int = 200
     """of each split that is measured"""
     pretrain_steps: int = 700
-    captioner_steps: int = 1500
-    matcher_steps: int = 400
+    captioner_steps: int = 1450
+    matcher_steps: int = 350
     batch_size: int = 64
     learning_rate: float = 4e-3
     seed: int = 0
@@ -112,7 +112,7 @@ def _run_config(out: Path, config: DemoConfig) -> RunConfig:
             seed=config.seed,
             log_every=10,
             evaluate_every_epochs=0,
-            evaluate_every_steps=max(40, config.pretrain_steps // 6),
+            evaluate_every_steps=max(40, config.pretrain_steps // 5),
             checkpoint_every=200,
             keep_checkpoints=1,
         ),
