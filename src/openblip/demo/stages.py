@@ -55,9 +55,9 @@ class DemoConfig:
     """with three true captions each"""
     test_pictures: int = 200
     """of each split that is measured"""
-    pretrain_steps: int = 700
-    captioner_steps: int = 1450
-    matcher_steps: int = 350
+    pretrain_steps: int = 600
+    captioner_steps: int = 1350
+    matcher_steps: int = 300
     batch_size: int = 64
     learning_rate: float = 4e-3
     seed: int = 0
