@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -29,21 +29,29 @@ FOLDER = "OPENBLIP_BENCHMARK_MODEL"
 SEP, DEC, ENC = 102, 30522, 30523
 VOCABULARY = 30524
 
+_Model = TypeVar("_Model")
+
 
 def captioner(quick: bool) -> Blip:
     """ViT-B/16 at 384 px with a text decoder; `quick` takes two layers and 64 px."""
-    return Blip(replace(_sizes(quick), encoder=False))
+    return _drawn(Blip, replace(_sizes(quick), encoder=False))
 
 
 def matcher(quick: bool) -> Blip:
     """The same with a text encoder."""
-    return Blip(replace(_sizes(quick), decoder=False))
+    return _drawn(Blip, replace(_sizes(quick), decoder=False))
 
 
 def vqa(quick: bool) -> BlipVqa:
     """The same with a question encoder and an answer decoder."""
     sizes = _sizes(quick)
-    return BlipVqa(VqaConfig(vision=sizes.vision, text=sizes.text))
+    return _drawn(BlipVqa, VqaConfig(vision=sizes.vision, text=sizes.text))
+
+
+def _drawn(kind: Callable[[Any], _Model], config: Any) -> _Model:
+    """A model with the same random weights in every run, so that a comparison can be repeated."""
+    torch.manual_seed(0)
+    return kind(config)
 
 
 def _sizes(quick: bool) -> BlipConfig:
@@ -57,7 +65,6 @@ def _sizes(quick: bool) -> BlipConfig:
 @contextmanager
 def published(model: Any) -> Iterator[None]:
     """Write `model` as a transformers folder, which `folder` names to the sides while the block lasts."""
-    torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Wide enough for attention and logits to depend on all that they read.
