@@ -58,6 +58,8 @@ class DemoConfig:
     pretrain_steps: int = 600
     captioner_steps: int = 1350
     matcher_steps: int = 300
+    again_steps: int = 200
+    """of each of the two new models that learn from the web pairs as they were found, and cleaned"""
     batch_size: int = 64
     learning_rate: float = 4e-3
     seed: int = 0
@@ -65,7 +67,7 @@ class DemoConfig:
 
 QUICK = DemoConfig(
     web_pictures=1500, human_pictures=3000, test_pictures=100,
-    pretrain_steps=100, captioner_steps=150, matcher_steps=50,
+    pretrain_steps=100, captioner_steps=150, matcher_steps=50, again_steps=20,
 )  # fmt: skip
 
 
@@ -88,7 +90,8 @@ def _source(out: Path, name: str, **settings: Any) -> SourceConfig:
     return SourceConfig(path=str(out / "world" / name), text_column="captions", meta_columns=("scene",), **settings)
 
 
-def _run_config(out: Path, config: DemoConfig) -> RunConfig:
+def run_config(out: Path, config: DemoConfig) -> RunConfig:
+    """The demo's pre-training, which its other trainings are variations of."""
     return RunConfig(
         sources=(_source(out, "web", weight=1.0), _source(out, "human", weight=3.0)),
         model="micro",
@@ -121,7 +124,7 @@ def _run_config(out: Path, config: DemoConfig) -> RunConfig:
 
 def pretrain(out: Path, config: DemoConfig) -> dict[str, Any]:
     """Pre-train with ITC, ITM and LM on the noisy web pairs and the human pairs together."""
-    return _train(out, _run_config(out, config), "pretrain", "pre-training")
+    return _train(out, run_config(out, config), "pretrain", "pre-training")
 
 
 def tune_captioner(out: Path, config: DemoConfig) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def tune_matcher(out: Path, config: DemoConfig) -> dict[str, Any]:
 def _tune(
     out: Path, config: DemoConfig, name: Literal["captioner", "matcher"], objective: ObjectiveConfig, steps: int
 ) -> dict[str, Any]:
-    base = _run_config(out, config)
+    base = run_config(out, config)
     run = replace(
         base,
         sources=(_source(out, "human"),),
@@ -209,7 +212,7 @@ def measure(out: Path, config: DemoConfig) -> dict[str, Any]:
         predictor = Predictor.load(out / name / "model", device="cpu", dtype="float32")
         model, tokenizer = predictor.model, predictor.tokenizer
         for split in SPLITS:
-            results[split][name] = _measure_model(model, tokenizer, out, split, config)
+            results[split][name] = measure_model(model, tokenizer, out, split, config)
             if name == "captioner":
                 written = captions_of(model, tokenizer, out, split, config.test_pictures, MOST_PROBABLE)
                 results[split]["captioner_beam"] = caption_report(*written[:2])
@@ -221,9 +224,10 @@ def measure(out: Path, config: DemoConfig) -> dict[str, Any]:
     return results
 
 
-def _measure_model(
+def measure_model(
     model: Blip, tokenizer: TextTokenizer, out: Path, split: str, config: DemoConfig
 ) -> dict[str, Any]:
+    """What a model can do on a split: write, match and find, as far as it has the parts for it."""
     numbers: dict[str, Any] = {}
     if model.config.decoder:
         captions, scenes, _ = captions_of(model, tokenizer, out, split, config.test_pictures)
@@ -232,6 +236,20 @@ def _measure_model(
         batches = _batches(model, out, split, config.test_pictures)
         numbers |= evaluate_retrieval(model, tokenizer, batches, rerank_k=16, max_length=40)
     return numbers
+
+
+def clean_web(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Clean the noisy web pairs with CapFilt: the captioner writes, the matcher filters."""
+    from openblip.demo import capfilt
+
+    return capfilt.clean_web(out, config)
+
+
+def learn_anew(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Train two new models for equally long, on the web pairs as they were found and on the cleaned ones."""
+    from openblip.demo import capfilt
+
+    return capfilt.learn_anew(out, config)
 
 
 def report(out: Path, config: DemoConfig) -> dict[str, Any]:
@@ -250,6 +268,8 @@ STAGES: dict[str, Stage] = {
     "captioner": tune_captioner,
     "matcher": tune_matcher,
     "measure": measure,
+    "capfilt": clean_web,
+    "again": learn_anew,
     "report": report,
 }
 

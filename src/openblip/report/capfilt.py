@@ -39,7 +39,7 @@ from openblip.report.content import (
 from openblip.report.content import Text as Paragraphs
 from openblip.report.pictures import Picture, picture
 
-__all__ = ["capfilt_report"]
+__all__ = ["capfilt_report", "sample_card"]
 
 _NAMES = {"web": "from the web", "synthetic": "written"}
 _SHEETS = {
@@ -73,7 +73,9 @@ def capfilt_report(run: Path | str, *, examples: int = 12) -> Report:
     config, _ = load_run(run)
     sheets: list[Block] = [
         Gallery(
-            cards=[_card(row, summary, config.source) for row in summary.examples[kind]], title=title, note=note
+            cards=[sample_card(row, summary, config.source) for row in summary.examples[kind]],
+            title=title,
+            note=note,
         )
         for kind, (title, note) in _SHEETS.items()
         if summary.examples[kind]
@@ -252,7 +254,8 @@ def _details(summary: Summary) -> Details:
     return Details(title="Settings and versions", facts=facts)
 
 
-def _card(row: Row, summary: Summary, source: SourceConfig) -> Card:
+def sample_card(row: Row, summary: Summary, source: SourceConfig) -> Card:
+    """A sample's picture, if `source` still has it, with its texts, scores and verdicts."""
     return Card(
         picture=_picture(row, source),
         texts=[_card_text(text, summary) for text in row.texts],

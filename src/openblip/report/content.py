@@ -3,7 +3,7 @@
 A `Report` is headline numbers and sections; a section is blocks (charts, tables, galleries, strips of retrieved
 pictures, stages of a run, details). Numbers stay numbers with a unit, so that the JSON can be read by programs;
 how they are spelled is `numbers`' business. Text is plain, whatever it holds; only the report's own sentences
-(`summary`, `intro`, `explanation`, `Text`) know `**bold**` and `` `code` ``.
+(`summary`, `intro`, `explanation`, `Text`) know `**bold**`, `` `code` `` and `[links](page.html)`.
 
 Units: "fraction" (0..1, shown in percent), "seconds", "count", "" (a plain number), or any word to put behind it.
 """

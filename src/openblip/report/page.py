@@ -133,8 +133,9 @@ def _block(block: Block, name: str) -> str:
 
 
 def _rich(text: str) -> str:
-    """The report's own sentences: escaped, then `code` and **bold**."""
-    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    """The report's own sentences: escaped, then [a link to a page beside it](name), `code` and **bold**."""
+    linked = re.sub(r"\[([^\]]+)\]\((\w[\w./-]*)\)", r'<a href="\2">\1</a>', escape(text))
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", linked)
     return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", marked)
 
 

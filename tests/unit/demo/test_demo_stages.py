@@ -1,18 +1,28 @@
 """The demo from end to end in its smallest form: its stages, going on, its mistakes, its report."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from openblip.bootstrap.job import Output, Places
+from openblip.bootstrap.policy import Policy
+from openblip.bootstrap.run import decide_again
+from openblip.bootstrap.table import read_table
 from openblip.core.errors import UserError
-from openblip.core.files import read_jsonl
+from openblip.core.files import read_jsonl, write_json
+from openblip.data.world.dataset import scene_from_meta
+from openblip.data.world.truth import judge
 from openblip.demo import STAGES, DemoConfig, run_demo
+from openblip.demo.capfilt import PAGE
+from openblip.demo.capfilt_page import capfilt_section
+from openblip.report import Gallery, Table, Text
 
 SMALL = DemoConfig(
     web_pictures=40, human_pictures=40, test_pictures=12,
-    pretrain_steps=3, captioner_steps=2, matcher_steps=2, batch_size=8,
+    pretrain_steps=3, captioner_steps=2, matcher_steps=2, again_steps=2, batch_size=8,
 )  # fmt: skip
 
 
@@ -67,3 +77,44 @@ def test_mistakes_are_told(finished: Path, tmp_path: Path) -> None:
         run_demo(tmp_path, SMALL, only=("pretrain",))
     with pytest.raises(UserError, match=r"other settings.*pretrain_steps"):
         run_demo(finished, replace(SMALL, pretrain_steps=4))
+
+
+def test_the_web_is_cleaned_and_what_stays_is_judged(finished: Path) -> None:
+    cleaned = json.loads((finished / "stages" / "capfilt.json").read_text())
+    rows = [row for path in Places(finished / "clean").tables.glob("*.parquet") for row in read_table(path)]
+    web = [(text, judge(text.text, scene_from_meta(row.meta)).true) for row in rows for text in row.texts[:1]]
+    assert cleaned["samples"] == len(rows) == len(web) == SMALL.web_pictures
+    assert cleaned["judged"]["true_web"] == pytest.approx(sum(true for _, true in web) / len(web))
+    assert cleaned["judged"]["kept_web"] == pytest.approx(sum(text.kept for text, _ in web) / len(web))
+    assert {row.meta["noise"][0] for row in rows} > {"clean"}
+    assert (finished / PAGE).exists()
+    assert f'href="{PAGE.as_posix()}"' in (finished / "report.html").read_text()
+
+
+def test_two_new_models_learn_from_the_pairs_as_found_and_cleaned(finished: Path, tmp_path: Path) -> None:
+    """Whatever models as short of training as these would keep: all stays here."""
+    out = shutil.copytree(finished, tmp_path / "demo")
+    shutil.rmtree(out / "again", ignore_errors=True)
+    totals = decide_again(out / "clean", Output(policy=Policy(threshold=0.0)))
+    marker = out / "stages" / "capfilt.json"
+    write_json(marker, {**json.loads(marker.read_text()), "texts": totals.kept_texts, "pictures": totals.pictures})
+    run_demo(out, SMALL, only=("again",))
+    again = json.loads((out / "stages" / "again.json").read_text())
+    found, cleaned = again["as found"], again["cleaned"]
+    assert found["steps"] == cleaned["steps"] == SMALL.again_steps
+    losses = [read_jsonl(out / "again" / name / "metrics.jsonl")[0]["loss"] for name in ("web", "clean")]
+    assert losses[0] != losses[1]
+    section = capfilt_section(out)
+    kinds = [type(block) for block in section.blocks]
+    assert kinds[:4] == [Text, Table, Table, Table]
+    assert set(kinds[4:]) == {Gallery}
+    gallery = section.blocks[-1]
+    assert isinstance(gallery, Gallery)
+    for text in (text for card in gallery.cards for text in card.texts):
+        assert (text.verdict, text.reason[:10]) == ("kept", "in truth: ")
+
+    write_json(marker, {**json.loads(marker.read_text()), "pictures": 3})
+    run_demo(out, SMALL, only=("again",))
+    sentences = capfilt_section(out).blocks[0]
+    assert isinstance(sentences, Text)
+    assert "too little" in sentences.paragraphs[1]

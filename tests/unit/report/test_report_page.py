@@ -170,9 +170,10 @@ def test_every_text_is_escaped() -> None:
     assert len(page.tags) == len(Page(render(full_report())).tags)
 
 
-def test_the_pages_own_sentences_know_bold_and_code_only() -> None:
-    html = render(Report(title="**t**", summary=["**bold** `a_b` <i>no</i>"]))
+def test_the_pages_own_sentences_know_bold_code_and_links_only() -> None:
+    html = render(Report(title="**t**", summary=["**bold** `a_b` <i>no</i>", "[more](clean/a-b.html) [x](//b.c)"]))
     assert "<b>bold</b> <code>a_b</code> &lt;i&gt;no&lt;/i&gt;" in html
+    assert '<a href="clean/a-b.html">more</a> [x](//b.c)' in html
     assert "<h1>**t**</h1>" in html
 
 

@@ -1,0 +1,80 @@
+"""The demo's CapFilt: its captioner and matcher clean its noisy web pairs, and new models learn from the result.
+
+Two models start alike from random weights and learn alike for equally many steps: one from the web's pairs as they
+were found, one from what CapFilt has made of them. The world knows which texts are true.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
+from openblip.bootstrap.run import run_capfilt
+from openblip.bootstrap.table import read_table
+from openblip.bootstrap.truth import judge_rows
+from openblip.checkpoints.store import open_model
+from openblip.data.sources.base import SourceConfig
+from openblip.demo.stages import DemoConfig, measure_model, run_config
+from openblip.report import write_report
+from openblip.report.capfilt import capfilt_report
+from openblip.tasks.run import run_training
+
+__all__ = ["LEARNERS", "PAGE", "clean_web", "learn_anew"]
+
+LEARNERS = {"as found": "web", "cleaned": "clean"}
+"""what a new model learns from -> folder of its run, in "again" """
+PAGE = Places(Path("clean")).report
+"""CapFilt's own report, in the demo's folder"""
+
+
+def clean_web(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Run CapFilt over the web pairs, write its report, and judge what it kept by the truth."""
+    settings = CapFiltConfig(
+        source=SourceConfig(path=str(out / "world" / "web"), meta_columns=("scene", "noise")),
+        captioner=str(out / "captioner" / "model"),
+        filter=str(out / "matcher" / "model"),
+        decode=replace(NUCLEUS, max_new_tokens=36, seed=config.seed),
+        batch_size=100,
+        device="cpu",
+        dtype="float32",
+    )
+    target = out / "clean"
+    totals = run_capfilt(settings, target, Output())
+    write_report(out / PAGE, capfilt_report(target))
+    rows = [row for table in sorted(Places(target).tables.glob("*.parquet")) for row in read_table(table)]
+    kept = {"texts": totals.kept_texts, "pictures": totals.pictures, "samples": totals.samples}
+    return {**kept, "judged": judge_rows(rows)}
+
+
+def learn_anew(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Train two new models, on the web pairs as they were found and on the cleaned ones, and measure both.
+
+    Returns:
+        for each learner what was measured; nothing where CapFilt leaves less than a batch.
+    """
+    base = run_config(out, config)
+    kept = json.loads((out / "stages" / "capfilt.json").read_text())["pictures"]
+    if kept < config.batch_size:
+        return {}
+    sources = {
+        "as found": SourceConfig(path=str(out / "world" / "web")),
+        "cleaned": SourceConfig(path=str(out / "clean")),
+    }
+    found: dict[str, Any] = {}
+    for name, folder in LEARNERS.items():
+        run = replace(
+            base,
+            sources=(sources[name],),
+            # One vocabulary, so that both start from the same weights.
+            tokenizer=str(out / "pretrain" / "model"),
+            train=replace(base.train, max_steps=config.again_steps, evaluate_every_steps=0),
+        )
+        target = out / "again" / folder
+        result = run_training(run, target, resume=True, title=f"a new model from the web pairs {name}")
+        stored = open_model(target / "model")
+        numbers = measure_model(stored.blip.eval(), stored.tokenizer, out, "test", config)
+        found[name] = {"steps": result.steps, "seconds": result.seconds, **numbers}
+    return found

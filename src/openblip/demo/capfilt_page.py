@@ -1,0 +1,144 @@
+"""The demo's report on CapFilt: what its filter kept, judged by the truth, and what a new model made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from openblip.bootstrap.run import load_run
+from openblip.bootstrap.summary import summarise
+from openblip.bootstrap.table import Row
+from openblip.data.world.dataset import scene_from_meta
+from openblip.data.world.noise import NOISE_KINDS
+from openblip.data.world.truth import judge
+from openblip.demo.capfilt import LEARNERS, PAGE
+from openblip.report import Card, Column, Gallery, Section, Table, Text
+from openblip.report.capfilt import sample_card
+from openblip.report.content import Block
+
+__all__ = ["capfilt_section"]
+
+_SHEETS = {
+    "rescued": ("Rescued", "The web's text goes; what the captioner wrote stays."),
+    "dropped": ("Dropped", "Nothing stays of these."),
+    "kept": ("Kept", "Both stay."),
+}
+_KINDS = {
+    "clean": "a true caption",
+    "half-true": "a caption with one thing changed",
+    "other-picture": "a caption of another picture",
+    "advertising": "advertising",
+}
+_ORIGINS = {"web": "from the web", "synthetic": "written by the captioner"}
+
+
+def capfilt_section(out: Path, *, examples: int = 6) -> Section:
+    """The section of the demo's report, from what the stages "capfilt" and "again" left.
+
+    Args:
+        examples: pictures of each kind.
+    """
+    cleaned, again = (json.loads((out / "stages" / f"{name}.json").read_text()) for name in ("capfilt", "again"))
+    judged = cleaned["judged"]
+    blocks: list[Block] = [
+        Text(paragraphs=_sentences(cleaned, again)),
+        _filter(judged),
+        _kinds(judged),
+        *([_learners(again)] if "cleaned" in again else []),
+        *_galleries(out / "clean", examples),
+    ]
+    return Section(
+        title="What it makes of the noisy web",
+        intro="CapFilt: the captioner writes a text for each web picture, the matcher drops what does not match, "
+        "from the web or written.",
+        blocks=blocks,
+    )
+
+
+def _sentences(cleaned: dict[str, Any], again: dict[str, Any]) -> list[str]:
+    judged = cleaned["judged"]
+    kept = {origin: judged[f"kept_{origin}"] * judged[f"texts_{origin}"] for origin in _ORIGINS}
+    true = sum(judged.get(f"precision_{origin}", 0.0) * kept[origin] for origin in _ORIGINS)
+    share = true / sum(kept.values()) if sum(kept.values()) else 0.0
+    link = f"[Every score and more pictures are in CapFilt's own report]({PAGE.as_posix()})."
+    first = (
+        f"Of {judged['texts_web']:,.0f} texts from the web **{judged['true_web']:.0%}** are true of their "
+        f"pictures; of the {cleaned['texts']:,} that CapFilt leaves, **{share:.0%}** are."
+    )
+    if "cleaned" not in again:
+        return [first, "That is too little for a new model to learn from: the matcher has learned too short.", link]
+    truth = {name: again[name]["truth"] for name in LEARNERS}
+    found = {name: again[name]["t2i_recall_itm@1"] for name in LEARNERS}
+    return [
+        first,
+        f"Two new models learned for {again['cleaned']['steps']:,} steps, with nothing but web pairs: of the "
+        f"captions of the one that saw them as found {truth['as found']:.0%} are true, of the other's "
+        f"{truth['cleaned']:.0%}; a text finds its picture in {found['as found']:.0%} of the cases against "
+        f"{found['cleaned']:.0%}.",
+        link,
+    ]
+
+
+def _filter(judged: dict[str, float]) -> Table:
+    measures = ("texts", "true", "kept", "precision", "recall", "auc")
+    names = ("texts", "true", "kept", "of the kept, true", "of the true, kept", "ROC AUC")
+    units = ("count", *["fraction"] * 5)
+    return Table(
+        title="The filter against the truth",
+        columns=[
+            Column(name="texts"),
+            *(Column(name=name, unit=unit) for name, unit in zip(names, units, strict=True)),
+        ],
+        rows=[
+            [label, *(judged.get(f"{measure}_{origin}") for measure in measures)]
+            for origin, label in _ORIGINS.items()
+        ],
+    )
+
+
+def _kinds(judged: dict[str, float]) -> Table:
+    return Table(
+        title="Texts from the web that stay, by what they are",
+        columns=[Column(name="text"), Column(name="stay", unit="fraction")],
+        rows=[[_KINDS[kind], judged.get(f"kept_{kind}")] for kind in NOISE_KINDS],
+    )
+
+
+def _learners(again: dict[str, Any]) -> Table:
+    rows = {
+        "captions that are true": "truth",
+        "facts that are true": "fact_accuracy",
+        "objects named rightly": "coverage",
+        "ITM accuracy": "itm_accuracy",
+        "text finds picture, recall@1, with ITM": "t2i_recall_itm@1",
+        "picture finds text, recall@1, with ITM": "i2t_recall_itm@1",
+    }
+    return Table(
+        title="A new model from web pairs alone, on unseen pictures",
+        columns=[
+            Column(name="measure"),
+            *(Column(name=f"pairs {name}", unit="fraction") for name in LEARNERS),
+        ],
+        rows=[[label, *(again[name][measure] for name in LEARNERS)] for label, measure in rows.items()],
+        note="Both start from the same random weights and learn for equally many steps.",
+    )
+
+
+def _galleries(run: Path, examples: int) -> list[Block]:
+    """Samples with the filter's verdicts and the truth."""
+    summary, (config, _) = summarise(run, examples=examples), load_run(run)
+    blocks: list[Block] = []
+    for kind, (title, note) in _SHEETS.items():
+        cards = [_judged(sample_card(row, summary, config.source), row) for row in summary.examples[kind]]
+        if cards:
+            blocks.append(Gallery(cards=cards, title=title, note=note))
+    return blocks
+
+
+def _judged(card: Card, row: Row) -> Card:
+    scene = scene_from_meta(row.meta)
+    for text in card.texts:
+        verdict = judge(text.text, scene)
+        text.reason = "in truth: true" if verdict.true else f"in truth: {verdict.reason or 'false'}"
+    return card
