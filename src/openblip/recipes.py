@@ -166,7 +166,8 @@ def small_vqa(
         answering=AnsweringConfig(label_smoothing=0.0),
         train=TrainConfig(
             max_steps=steps,
-            learning_rate=1e-3,
+            optimizer="muon",
+            learning_rate=4e-3,
             warmup_steps=50,
             schedule="cosine",
             betas=(0.9, 0.98),
