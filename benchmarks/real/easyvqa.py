@@ -2,10 +2,10 @@
 
     python -m benchmarks real easyvqa --seeds 3
 
-Each seed is a run of `openblip finetune vqa` from the model that the demo pre-trained (`openblip demo`), or from random
-weights (`--set start=micro`). Settings were chosen on a tenth of the training pictures, left out of training for that (`--set
-held_out=true`); `test` is measured with the weights at the end. A finished seed is not run again, one that was
-stopped goes on.
+Each seed is a run of `openblip finetune vqa` from the model that the demo pre-trained (`openblip demo`), or from
+random weights (`--set start=micro`). Settings were chosen on a tenth of the training pictures, left out of training
+for that (`--set held_out=true`); `test` is measured with the weights at the end. A finished seed is not run again,
+one that was stopped goes on.
 """
 
 from __future__ import annotations
