@@ -29,7 +29,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
         *(blip2.pretrain_blip2_stage1, blip2.pretrain_blip2_stage2, blip2.finetune_blip2, blip2.cache_features),
         *(use.evaluate, use.caption, use.match, use.ask, use.embed, use.retrieve),
         *(explain.explain, models.info, models.convert),
-        *(capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap, experiments.experiments),
+        *(capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
+        *(experiments.experiments, experiments.compare),
         *(make.tokenizer, make.world, make.demo, make.report),
     )
 }

@@ -6,7 +6,7 @@ token that begins with the prompt's last letters and ends in the text is scored 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +96,27 @@ class LanguageTokenizer:
             raise UserError(
                 f'"{source}" has no tokenizer that can be read: {str(error).splitlines()[0]}'
             ) from error
+
+    @classmethod
+    def of_words(cls, texts: Iterable[str], *, begins: bool) -> LanguageTokenizer:
+        """One for a small model of one's own: every word or sign of `texts` is a token, nothing else is known.
+
+        Args:
+            begins: whether a text begins with a token of its own, as a decoder needs; else it ends with one.
+        """
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        split = pre_tokenizers.Whitespace()
+        words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
+        names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        pieces = [*names.values(), *sorted(words - set(names.values()))]
+        inner = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
+        inner.pre_tokenizer = split
+        inner.post_processor = processors.TemplateProcessing(
+            single="<s> $A" if begins else "$A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+        return cls(PreTrainedTokenizerFast(tokenizer_object=inner, **names))
 
     @property
     def vocab_size(self) -> int:

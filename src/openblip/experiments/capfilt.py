@@ -13,7 +13,6 @@ Every training and every table is made once; the same call goes on where it was 
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,32 +25,26 @@ from openblip.bootstrap.run import decide_again, run_capfilt
 from openblip.bootstrap.table import Row, read_table
 from openblip.bootstrap.truth import judge_rows
 from openblip.checkpoints.store import open_model
-from openblip.core.config import differences, to_dict
-from openblip.core.errors import UserError
+from openblip.core.config import to_dict
 from openblip.core.files import write_json
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.sample import Batch
 from openblip.data.sources.base import SourceConfig
-from openblip.data.transforms import ImageTransformConfig, normalize
-from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
+from openblip.data.transforms import ImageTransformConfig
+from openblip.data.world.dataset import WorldConfig, write_world
 from openblip.data.world.noise import NoiseConfig
-from openblip.data.world.truth import caption_report
+from openblip.experiments.common import Numbers, Tables, means, measure_blip, same_experiment
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.recipes import SHORT_RUN, small_pretrain
-from openblip.tasks.caption import write_captions
-from openblip.tasks.retrieval import evaluate_retrieval
-from openblip.tasks.run import RunConfig, evaluation_batches, run_training
+from openblip.tasks.run import RunConfig, run_training
 
 __all__ = ["QUICK", "VARIANTS", "CapFiltExperiment", "run_experiment"]
 
-Numbers = dict[str, float]
 VARIANTS: dict[str, Policy] = {
     "captioner": Policy(threshold=0.0),
     "filter": Policy(origins=("web",)),
 }
 """of the first table, besides "none" and "both", which are the loop's first and second model"""
-_GREEDY = DecodeConfig(max_new_tokens=36)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +85,23 @@ def run_experiment(
         UserError: the folder holds an experiment with other settings.
     """
     out = Path(out)
-    _same_experiment(out, config)
+    same_experiment(out, config)
     found = [_one_seed(out / f"seed-{seed}", config, seed, on_stage or (lambda _: None)) for seed in range(seeds)]
-    result = {"config": to_dict(config), "seeds": found, "mean": _means(found)}
+    result = {"config": to_dict(config), "seeds": found, "mean": means(found)}
     write_json(out / "results.json", result)
     return result
 
 
-def _one_seed(
-    out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[str], None]
-) -> dict[str, dict[str, Numbers]]:
+def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[str], None]) -> Tables:
     done = out / "numbers.json"
     if done.exists():
-        found: dict[str, dict[str, Numbers]] = json.loads(done.read_text(encoding="utf-8"))
+        found: Tables = json.loads(done.read_text(encoding="utf-8"))
         return found
     _make_world(out / "world", config, seed)
 
     def measure(model: Blip, tokenizer: TextTokenizer) -> Numbers:
-        return _measure(model, tokenizer, out / "world" / "test", config)
+        test = SourceConfig(path=str(out / "world" / "test"), text_column="captions", meta_columns=("scene",))
+        return measure_blip(model, tokenizer, test, config.test_pictures)
 
     loop = _loop(out, config, seed)
 
@@ -203,50 +195,6 @@ def _measured(run: Path, measure: Callable[[Blip, TextTokenizer], Numbers]) -> N
     return measure(stored.blip.eval(), stored.tokenizer)
 
 
-def _measure(model: Blip, tokenizer: TextTokenizer, test: Path, config: CapFiltExperiment) -> Numbers:
-    """What a pre-trained model can do on unseen pictures, as it is."""
-    source = SourceConfig(path=str(test), text_column="captions", meta_columns=("scene",))
-
-    def batches() -> Iterator[Batch]:
-        size = model.config.vision.image_size
-        yield from evaluation_batches((source,), size, samples=config.test_pictures, clean="simplify")
-
-    captions, scenes = [], []
-    for batch in batches():
-        memory = model.remember(model.encode_image(normalize(batch.images)))
-        captions += [written[0].text for written in write_captions(model, tokenizer, memory, _GREEDY)]
-        scenes += [scene_from_meta(meta) for meta in batch.meta]
-    report = caption_report(captions, scenes)
-    found = evaluate_retrieval(model, tokenizer, batches(), rerank_k=16, max_length=40)
-    kept = ("t2i_recall@1", "t2i_recall_itm@1", "i2t_recall@1", "i2t_recall_itm@1", "t2i_recall@5", "itm_accuracy")
-    return {
-        "truth": float(report["truth"]),
-        "fact_accuracy": float(report["fact_accuracy"]),
-        "coverage": float(report["coverage"]),
-        **{name: found[name] for name in kept},
-    }
-
-
 def _rows(run: Path) -> Iterator[Row]:
     for table in sorted(Places(run).tables.glob("*.parquet")):
         yield from read_table(table)
-
-
-def _means(seeds: list[dict[str, dict[str, Numbers]]]) -> dict[str, dict[str, dict[str, list[float | None]]]]:
-    """Mean and standard deviation over the seeds that have a number; None for the deviation of one."""
-    result: dict[str, dict[str, dict[str, list[float | None]]]] = {}
-    for table, rows in seeds[0].items():
-        for row, numbers in rows.items():
-            for measure in numbers:
-                known = [seed[table][row][measure] for seed in seeds if measure in seed[table][row]]
-                spread = statistics.stdev(known) if len(known) > 1 else None
-                result.setdefault(table, {}).setdefault(row, {})[measure] = [statistics.fmean(known), spread]
-    return result
-
-
-def _same_experiment(out: Path, config: CapFiltExperiment) -> None:
-    path, settings = out / "experiment.json", to_dict(config)
-    if not path.exists():
-        write_json(path, settings)
-    elif changed := differences(json.loads(path.read_text(encoding="utf-8")), settings):
-        raise UserError(f"{out} holds an experiment with other settings ({changed[0]}); choose another folder")

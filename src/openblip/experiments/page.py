@@ -1,4 +1,4 @@
-"""The page about an experiment: its tables, with the spread over seeds."""
+"""The page about an experiment, here that on CapFilt: tables with the spread over seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from openblip.data.world.noise import NOISE_KINDS
 from openblip.report.content import Cell, Column, Details, Fact, Report, Section, Table
 
-__all__ = ["capfilt_page"]
+__all__ = ["capfilt_page", "details", "measures_table"]
 
 _MODELS = {"none": "no bootstrapping", "captioner": "captioner alone", "filter": "filter alone", "both": "CapFilt"}
 _TEXTS = {
@@ -51,22 +51,25 @@ def capfilt_page(result: dict[str, Any]) -> Report:
             Section(
                 title="New models from cleaned pairs",
                 intro="The paper's first table in small: four models, pre-trained anew for as many steps.",
-                blocks=[_table("", mean["models"], _MODELS, _MEASURES)],
+                blocks=[measures_table("", mean["models"], _MODELS, _MEASURES)],
             ),
             Section(
                 title="The filter as a judge of truth",
                 blocks=[
-                    _table("Texts from the web", mean["texts"], _TEXTS, _JUDGED),
-                    _table("Kept, by what was wrong with them", mean["texts"], _TEXTS, kinds),
+                    measures_table("Texts from the web", mean["texts"], _TEXTS, _JUDGED),
+                    measures_table("Kept, by what was wrong with them", mean["texts"], _TEXTS, kinds),
                 ],
             ),
-            Section(title="What the captioner writes", blocks=[_table("", mean["texts"], _TEXTS, _WRITTEN)]),
-            Section(title="How it was made", blocks=[_details(result)]),
+            Section(
+                title="What the captioner writes", blocks=[measures_table("", mean["texts"], _TEXTS, _WRITTEN)]
+            ),
+            Section(title="How it was made", blocks=[details(result)]),
         ],
     )
 
 
-def _table(title: str, rows: dict[str, Any], names: dict[str, str], measures: dict[str, str]) -> Table:
+def measures_table(title: str, rows: dict[str, Any], names: dict[str, str], measures: dict[str, str]) -> Table:
+    """A row for each of `names` with what `rows` ("mean" of a result) says of `measures`."""
     cells: list[list[Cell | float | str | None]] = []
     for name, label in names.items():
         row: list[Cell | float | str | None] = [label]
@@ -78,6 +81,7 @@ def _table(title: str, rows: dict[str, Any], names: dict[str, str], measures: di
     return Table(title=title, columns=columns, rows=cells)
 
 
-def _details(result: dict[str, Any]) -> Details:
+def details(result: dict[str, Any]) -> Details:
+    """The settings of an experiment."""
     facts = [Fact(name=name, value=str(value)) for name, value in result["config"].items()]
     return Details(title="Settings", facts=facts)

@@ -18,13 +18,13 @@ from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig, Decoded, Stepper
 from openblip.models.blip2 import Blip2
-from openblip.models.language import CausalStepper, Seq2SeqStepper
+from openblip.models.language import CausalStepper, FrozenLanguage, Seq2SeqStepper
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.stepper import QFormerStepper
 from openblip.objectives.language import language_targets, token_log_probs
 from openblip.tasks.caption import Caption
 
-__all__ = ["itg_log_likelihood", "log_likelihood", "write_texts", "write_with_qformer"]
+__all__ = ["itg_log_likelihood", "log_likelihood", "write_after", "write_texts", "write_with_qformer"]
 
 
 @torch.no_grad()
@@ -46,18 +46,32 @@ def write_texts(
         keys: int64 [R], name the rows for sampling.
     """
     soft = _soft(model, memory, len(prompts), questions)
+    return write_after(model.llm, words, soft, config, prompts=prompts, keys=keys)
+
+
+@torch.no_grad()
+def write_after(
+    llm: FrozenLanguage,
+    words: LanguageTokenizer,
+    soft: Tensor,
+    config: DecodeConfig,
+    *,
+    prompts: Sequence[str],
+    keys: Tensor | None = None,
+) -> list[list[Caption]]:
+    """As `write_texts`, after given soft prompts [R, Q, L]; Q is 0 for a language model that sees nothing."""
     device = soft.device
     stepper: Stepper
-    if model.llm.is_encoder_decoder:
+    if llm.is_encoder_decoder:
         read = words.prompts(prompts, side="right", end=True).to(device)
-        stepper = Seq2SeqStepper(model.llm, *model.llm.encode(soft, read.input_ids, read.attention_mask))
-        assert model.llm.start_id is not None
-        start, mask = torch.full((len(prompts), 1), model.llm.start_id, device=device), None
+        stepper = Seq2SeqStepper(llm, *llm.encode(soft, read.input_ids, read.attention_mask))
+        assert llm.start_id is not None
+        start, mask = torch.full((len(prompts), 1), llm.start_id, device=device), None
     else:
         read = words.prompts(prompts, side="left").to(device)
         if not read.input_ids.shape[1] or not bool(read.attention_mask.any(1).all()):
             raise UserError("this language model needs a prompt to begin from: its tokenizer has no first token")
-        stepper, start, mask = CausalStepper(model.llm, soft), read.input_ids, read.attention_mask
+        stepper, start, mask = CausalStepper(llm, soft), read.input_ids, read.attention_mask
     decoded = decode(stepper, start, mask, config, eos_ids=words.stop_ids, pad_id=words.pad_id, keys=keys)
     return _captions(decoded, len(prompts), words)
 

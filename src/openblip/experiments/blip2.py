@@ -1,0 +1,336 @@
+"""Does BLIP-2 do what its paper claims? Questions over seeds, in the drawn world.
+
+    openblip experiments blip2      # writes runs/experiments/blip2/results.json and report.html
+
+(a) Stage 2 with and without stage 1 before it (the paper's figure 5), as it learns and in the end.
+(b) Each objective of stage 1 left out, before the same stage 2.
+(c) 4, 16 and 32 queries.
+(d) A decoder against an encoder-decoder as the language model.
+(e) Zero-shot answers: against guessing, against the same language model without the picture, and against what it
+    answers when it is told in words what is there.
+
+The frozen parts are made once for all seeds: the tower of a BLIP, and language models that have seen text alone.
+Each seed has pictures of its own. Every training is done once, whatever builds on it, and every row of a table is
+written as soon as it is known; the same call goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from openblip.checkpoints.blip2_parts import as_language, open_language, open_language_tokenizer
+from openblip.checkpoints.blip2_store import StoredBlip2
+from openblip.checkpoints.store import open_model
+from openblip.core.config import to_dict
+from openblip.core.files import read_jsonl, write_json
+from openblip.data.sources.base import SourceConfig
+from openblip.data.sources.open import open_source
+from openblip.data.transforms import ImageTransformConfig, clean_caption
+from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
+from openblip.data.world.documents import describe
+from openblip.data.world.scene import random_stream
+from openblip.experiments.common import Numbers, Tables, means, once, same_experiment
+from openblip.models.qformer import QFormerConfig
+from openblip.objectives.blip2 import Stage1Config
+from openblip.recipes import small_pretrain
+from openblip.tasks.blip2 import world
+from openblip.tasks.blip2.config import Blip2RunConfig
+from openblip.tasks.blip2.run import run_blip2
+from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about, guessing
+from openblip.tasks.run import RunConfig, run_training
+
+__all__ = ["FIRST", "QUICK", "SECOND", "Blip2Experiment", "First", "Second", "Seed", "run_blip2_experiment"]
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2Experiment:
+    """Sizes of the experiment."""
+
+    tower: str = ""
+    """folder of a BLIP model of ours whose vision tower is taken; "" pre-trains a short one"""
+    tower_size: str = "micro"
+    tower_steps: int = 600
+    documents: int = 12_000
+    """that the language models read"""
+    language_steps: tuple[int, int] = (600, 600)
+    """of the decoder and of the encoder-decoder"""
+    pictures: int = 6000
+    """with three true captions each; those of both stages"""
+    test_pictures: int = 200
+    """of each split that is measured"""
+    stage1_steps: int = 300
+    stage2_steps: int = 300
+    batch_size: int = 64
+    learning_rate: float = 4e-3
+
+
+QUICK = Blip2Experiment(
+    tower_size="nano", tower_steps=2, documents=60, language_steps=(2, 2),
+    pictures=32, test_pictures=6, stage1_steps=2, stage2_steps=2, batch_size=8,
+)  # fmt: skip
+
+
+_PLAIN = Stage1Config(label_smoothing=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class First:
+    """A variant of stage 1."""
+
+    objective: Stage1Config = field(default_factory=lambda: _PLAIN)
+    queries: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Second:
+    """A variant of stage 2."""
+
+    first: str = "whole"
+    """the stage 1 that it goes on from; "" for none"""
+    language: str = "decoder"
+
+
+FIRST: dict[str, First] = {
+    "whole": First(),
+    # ITM draws its negatives by ITC's similarities; untrained, these are as good as even.
+    "without ITC": First(objective=replace(_PLAIN, weights=(0.0, 1.0, 1.0))),
+    "without ITM": First(objective=replace(_PLAIN, objectives=("itc", "itg"))),
+    "without ITG": First(objective=replace(_PLAIN, objectives=("itc", "itm"))),
+    "4 queries": First(queries=4),
+    "32 queries": First(queries=32),
+}
+SECOND: dict[str, Second] = {
+    "whole": Second(),
+    "without stage 1": Second(first=""),
+    "encoder-decoder": Second(language="encoder-decoder"),
+    "encoder-decoder without stage 1": Second(first="", language="encoder-decoder"),
+    **{name: Second(first=name) for name in FIRST if name != "whole"},
+}
+"""rows of stage 2; those with a stage 1 of the same name show what its variant is worth there"""
+
+
+def run_blip2_experiment(
+    out: Path | str, config: Blip2Experiment, *, seeds: int = 3, on_stage: Tell | None = None
+) -> dict[str, Any]:
+    """Run what is not done yet; writes results.json.
+
+    Returns:
+        {"config", "seeds": tables of each seed, "curves": of each seed, "mean": as `experiments.common.means`}
+
+    Raises:
+        UserError: the folder holds an experiment with other settings.
+    """
+    out = Path(out)
+    same_experiment(out, config)
+    tell = on_stage or (lambda _: None)
+    tables: list[Tables] = []
+    curves = []
+    for number in range(seeds):
+        seed = Seed(out, config, number, tell)
+        first = {name: seed.measured_first(name) for name in FIRST}
+        second = {name: seed.measured_second(name) for name in SECOND}
+        tables.append({"stage 1": first, "stage 2": second, "language": seed.language_alone()})
+        curves.append({name: seed.curve(name) for name in SECOND})
+    result = {"config": to_dict(config), "seeds": tables, "curves": curves, "mean": means(tables)}
+    write_json(out / "results.json", result)
+    return result
+
+
+class Seed:
+    """One seed of the experiment; each of its parts is made when it is first asked for."""
+
+    def __init__(self, out: Path, config: Blip2Experiment, number: int, tell: Tell) -> None:
+        self.root, self.out, self.config, self.number = out, out / f"seed-{number}", config, number
+        self._tell = tell
+
+    def tell(self, what: str) -> None:
+        """Say what is done now."""
+        self._tell(f"seed {self.number}: {what}")
+
+    # Frozen parts, the same for all seeds -----------------------------------------------------------------
+
+    @cached_property
+    def tower(self) -> str:
+        """The frozen vision tower, by its source."""
+        if self.config.tower:
+            return f"openblip:{self.config.tower}"
+        run = self.root / "tower"
+        if not (run / "model").exists():
+            self.tell("a BLIP for its vision tower")
+            made = self.world("train", self.root / "tower-world", seed=1)
+            run_training(
+                self.blip(made, self.config.tower_steps, seed=0), run, resume=True, title="BLIP", show=False
+            )
+        return f"openblip:{run / 'model'}"
+
+    def language(self, name: str) -> Path:
+        """The folder of a language model that has seen text alone."""
+        run = self.root / f"language-{name}"
+        if not (run / "model").exists():
+            self.tell(f"a language model ({name}) from text alone")
+            steps = self.config.language_steps[list(world.LANGUAGES).index(name)]
+            world.train_world_language(
+                name, run, count=self.config.documents, steps=steps, batch_size=self.config.batch_size, show=False
+            )
+        return run / "model"
+
+    # Pictures ---------------------------------------------------------------------------------------------
+
+    def world(self, split: str, folder: Path | None = None, *, seed: int | None = None) -> SourceConfig:
+        """Pictures with true captions, drawn into a folder once."""
+        folder = folder or self.out / "world" / split
+        if not folder.exists():
+            count = self.config.pictures if split == "train" else self.config.test_pictures
+            own = 10 + self.number if seed is None else seed
+            write_world(folder, WorldConfig(split=split, num_samples=count, seed=own), layout="jsonl")  # type: ignore[arg-type]
+        return SourceConfig(path=str(folder / "captions.jsonl"), text_column="captions", meta_columns=("scene",))
+
+    @cached_property
+    def features(self) -> Path:
+        """What the tower sees of the pictures to train on."""
+        self.tell("features of the frozen tower")
+        return world.world_features(self.world("train"), self.tower, self.out / "features")
+
+    # Trainings --------------------------------------------------------------------------------------------
+
+    def first(self, name: str) -> Path:
+        """The model of a variant of stage 1, by its folder."""
+        run = self.out / "stage1" / _folder(name)
+        if not (run / "model").exists():
+            config = self.first_config(name)
+            self.tell(f"stage 1, {name}")
+            run_blip2(config, run, resume=True, title="stage 1", show=False)
+        return run / "model"
+
+    def first_config(self, name: str) -> Blip2RunConfig:
+        """The run of a variant of stage 1."""
+        variant = FIRST[name]
+        made = self._run("stage1", self.config.stage1_steps, self._qformer(variant.queries), tower=self.tower)
+        return replace(made, objective=variant.objective)
+
+    def second(self, name: str) -> Path:
+        """The model of a variant of stage 2, by its folder."""
+        run = self.out / "stage2" / _folder(name)
+        if not (run / "model").exists():
+            config = self.second_config(name)
+            self.tell(f"stage 2, {name}")
+            run_blip2(config, run, resume=True, title="stage 2", evaluator=self._quick_look, show=False)
+        return run / "model"
+
+    def second_config(self, name: str) -> Blip2RunConfig:
+        """The run of a variant of stage 2."""
+        variant = SECOND[name]
+        model = str(self.first(variant.first)) if variant.first else ""
+        made = self._run(
+            "stage2", self.config.stage2_steps, self._qformer(FIRST["whole"].queries),
+            tower=self.tower, model=model, language=str(self.language(variant.language)),
+        )  # fmt: skip
+        train = replace(made.train, evaluate_every_steps=max(1, self.config.stage2_steps // 6))
+        return replace(made, train=train)
+
+    def _run(self, stage: Any, steps: int, qformer: QFormerConfig, **frozen: str) -> Blip2RunConfig:
+        config = self.config
+        return world.world_run(
+            stage, self.world("train"), features=self.features, steps=steps, qformer=qformer, seed=self.number,
+            batch_size=config.batch_size, learning_rate=config.learning_rate, **frozen,
+        )  # fmt: skip
+
+    def _qformer(self, queries: int) -> QFormerConfig:
+        return replace(world.QFORMER, num_queries=queries)
+
+    def blip(self, source: SourceConfig, steps: int, *, seed: int) -> RunConfig:
+        """A BLIP from scratch, with the settings of the runs here."""
+        base = small_pretrain((source.path,), size=self.config.tower_size, steps=steps)
+        train = replace(
+            base.train,
+            learning_rate=self.config.learning_rate,
+            min_learning_rate=1e-5,
+            warmup_steps=min(50, steps // 5),
+            seed=seed,
+            evaluate_every_steps=0,
+            checkpoint_every=max(100, steps // 4),
+            keep_checkpoints=1,
+        )
+        transform = ImageTransformConfig(crop_scale=None, flip=False, ops=())
+        return replace(
+            base, sources=(source,), train=train, batch_size=self.config.batch_size, vocab_size=1000,
+            transform=transform,
+        )  # fmt: skip
+
+    # What comes of them -----------------------------------------------------------------------------------
+
+    def measured_first(self, name: str) -> Numbers:
+        """Retrieval, matching and writing after a variant of stage 1."""
+
+        def measure() -> Numbers:
+            stored = _open(self.first(name))
+            self.tell(f"stage 1, {name}: measured")
+            count = self.config.test_pictures
+            found = world.measure_stage1(stored, self.first_config(name), self.world("test"), count)
+            return found | {"trained_parameters": float(stored.model.num_trained())}
+
+        return once(self.out / "results" / f"stage1-{_folder(name)}.json", measure)
+
+    def measured_second(self, name: str) -> Numbers:
+        """Captions and zero-shot answers after a variant of stage 2, on the two splits."""
+
+        def measure() -> Numbers:
+            stored = _open(self.second(name))
+            self.tell(f"stage 2, {name}: measured")
+            count = self.config.test_pictures
+            found = world.measure_stage2(stored, self.world("test"), count)
+            new = world.measure_stage2(stored, self.world("novel"), count, novel=True)
+            return found | {f"novel_{measure}": new[measure] for measure in ("truth", "answers_all")}
+
+        return once(self.out / "results" / f"stage2-{_folder(name)}.json", measure)
+
+    def curve(self, name: str) -> dict[str, list[float]]:
+        """A variant of stage 2 as it learned: steps, captions true, answers right."""
+        records = read_jsonl(self.out / "stage2" / _folder(name) / "metrics.jsonl")
+        rows = [record for record in records if record["split"] == "eval"]
+        return {key: [float(row[key]) for row in rows] for key in ("step", "truth", "answers_all")}
+
+    def _quick_look(self, stored: StoredBlip2) -> Numbers:
+        return world.measure_stage2(stored, self.world("val"), min(100, self.config.test_pictures))
+
+    def language_alone(self) -> dict[str, Numbers]:
+        """What is answered without a picture: by guessing, by each language model, and by one that is told."""
+        source = open_source(self.world("test"))
+        scenes = [scene_from_meta(source[index].meta) for index in range(len(source))]
+        asked = ask_about(scenes)
+        told = [
+            clean_caption(describe(scene, random_stream(self.number, "test", row, "captions")), None)
+            for row, scene in enumerate(scenes)
+        ]
+        rows = {"guessing": guessing(asked)}
+        for name in world.LANGUAGES:
+
+            def measure(name: str = name) -> Numbers:
+                config = as_language(str(self.language(name)))
+                llm, words = open_language(config), open_language_tokenizer(config)
+                self.tell(f"{name} without a picture")
+                blind = accuracy(asked, answers(llm, words, asked))
+                knows = accuracy(asked, answers(llm, words, asked, told=told))
+                return blind | {f"told_{kind}": share for kind, share in knows.items()}
+
+            both = once(self.out / "results" / f"language-{name}.json", measure)
+            rows[f"{name}, nothing seen"] = {k: v for k, v in both.items() if not k.startswith("told_")}
+            rows[f"{name}, told"] = {k[5:]: v for k, v in both.items() if k.startswith("told_")}
+        return {row: {f"answers_{kind}": share for kind, share in numbers.items()} for row, numbers in rows.items()}
+
+
+def _folder(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _open(folder: Path) -> StoredBlip2:
+    stored = open_model(folder)
+    assert isinstance(stored, StoredBlip2)
+    stored.model.eval()
+    return stored

@@ -1,0 +1,137 @@
+"""The page about the experiment on BLIP-2: what each part of the method is worth, with the spread over seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openblip.experiments.common import spread_of
+from openblip.experiments.page import details, measures_table
+from openblip.report.content import Chart, Charts, Report, Section, Series, Text
+
+__all__ = ["blip2_page", "verdicts"]
+
+_FIRST = {
+    "t2i_recall@1": "text finds picture, ITC",
+    "t2i_recall_itm@1": "text finds picture, ITM",
+    "i2t_recall_itm@1": "picture finds text, ITM",
+    "itm_accuracy": "ITM accuracy",
+}
+_SECOND = {
+    "truth": "captions true",
+    "fact_accuracy": "facts true",
+    "coverage": "objects named",
+    "novel_truth": "captions true, new combinations",
+    "answers_all": "answers right",
+    "novel_answers_all": "answers right, new combinations",
+}
+_ANSWERS = {
+    "answers_all": "all",
+    "answers_colour": "colour",
+    "answers_shape": "shape",
+    "answers_texture": "texture",
+    "answers_count": "count",
+    "answers_exists": "is there",
+}
+_KINDS = {"whole": "BLIP-2, decoder", "encoder-decoder": "BLIP-2, encoder-decoder"}
+
+
+def blip2_page(result: dict[str, Any]) -> Report:
+    """The report of `experiments.blip2.run_blip2_experiment`'s result."""
+    mean, seeds = result["mean"], len(result["seeds"])
+    first, second, language = mean["stage 1"], mean["stage 2"], mean["language"]
+    answers = {name: second[name] for name in _KINDS} | language
+    labels = {**_KINDS, **{name: name for name in language}}
+    return Report(
+        title="BLIP-2 in a drawn world",
+        subtitle=f"what its paper claims, where the truth of every text is known; {seeds} seeds",
+        summary=[f"{claim}: {said}" for claim, said in verdicts(result).items()],
+        sections=[
+            Section(
+                title="Stage 1 before stage 2",
+                intro="The same stage 2 from the Q-Former of stage 1 and from a fresh one (the paper's figure 5).",
+                blocks=[Charts(charts=[_curve(result, "answers_all", "zero-shot answers right"),
+                                       _curve(result, "truth", "captions true")]),
+                        measures_table("", second, {name: name for name in second}, _SECOND)],
+            ),
+            Section(
+                title="Zero-shot answers",
+                intro="No question was ever put together with a picture. **Told** is the language model "
+                "that reads a whole description of the picture in place of seeing it: as good as it could be.",
+                blocks=[measures_table("Answers right, by kind of question", answers, labels, _ANSWERS)],
+            ),
+            Section(title="After stage 1", blocks=[
+                measures_table("", first, {name: name for name in first}, _FIRST),
+                Text(paragraphs=["Without ITC no feature is trained for it, and what ITM re-ranks is drawn by "
+                                 "features that mean nothing; without ITM its head is not trained."], tone="note"),
+            ]),
+            Section(title="How it was made", blocks=[details(result)]),
+        ],
+    )  # fmt: skip
+
+
+def verdicts(result: dict[str, Any]) -> dict[str, str]:
+    """For each claim what was found: that it holds, does not, or is within the spread of the seeds."""
+    mean = result["mean"]
+    second, language = mean["stage 2"], mean["language"]
+    found = {}
+    for claim, better, worse, measure in (
+        ("Stage 1 helps stage 2 to answer (decoder)", "whole", "without stage 1", "answers_all"),
+        ("Stage 1 helps stage 2 to caption (decoder)", "whole", "without stage 1", "truth"),
+        ("Stage 1 helps stage 2 to answer (encoder-decoder)", "encoder-decoder", "encoder-decoder without stage 1",
+         "answers_all"),
+        ("ITC helps", "whole", "without ITC", "answers_all"),
+        ("ITM helps", "whole", "without ITM", "answers_all"),
+        ("ITG helps", "whole", "without ITG", "answers_all"),
+        ("16 queries are better than 4", "whole", "4 queries", "answers_all"),
+        ("32 queries are better than 16", "32 queries", "whole", "answers_all"),
+        ("An encoder-decoder answers better than a decoder", "encoder-decoder", "whole", "answers_all"),
+    ):  # fmt: skip
+        found[claim] = _verdict(second[better][measure], second[worse][measure])
+    for name, row in (("decoder", "whole"), ("encoder-decoder", "encoder-decoder")):
+        blind = language[f"{name}, nothing seen"]["answers_all"]
+        found[f"BLIP-2 answers better than its language model without the picture ({name})"] = _verdict(
+            second[row]["answers_all"], blind
+        )
+        found[f"BLIP-2 answers better than one who guesses ({name})"] = _verdict(
+            second[row]["answers_all"], language["guessing"]["answers_all"]
+        )
+    return found
+
+
+def _verdict(better: list[float | None], worse: list[float | None]) -> str:
+    """Whether one mean is above another by more than the spreads."""
+    first, second = better[0], worse[0]
+    assert first is not None
+    assert second is not None
+    spread = ((better[1] or 0.0) ** 2 + (worse[1] or 0.0) ** 2) ** 0.5
+    numbers = f"{first:.1%} against {second:.1%}"
+    if better[1] is None:
+        word = "higher in the one seed" if first > second else "does **not** hold in the one seed"
+    elif first - second > spread:
+        word = "holds"
+    elif second - first > spread:
+        word = "does **not** hold"
+    else:
+        word = "cannot be told from the spread of the seeds"
+    return f"{word} ({numbers})"
+
+
+def _curve(result: dict[str, Any], measure: str, title: str) -> Chart:
+    """Lines over the steps of stage 2, with the spread over seeds."""
+    series = []
+    for number, name in enumerate(
+        ("whole", "without stage 1", "encoder-decoder", "encoder-decoder without stage 1")
+    ):
+        runs = [curves[name] for curves in result["curves"]]
+        points = [spread_of(values) for values in zip(*(run[measure] for run in runs), strict=False)]
+        series.append(
+            Series(
+                name={"whole": "decoder", "without stage 1": "decoder without stage 1"}.get(name, name),
+                x=runs[0]["step"][: len(points)],
+                y=[mean for mean, _ in points],
+                spread=[spread or 0.0 for _, spread in points],
+                color=number // 2,
+                role="train" if "without" in name else "line",
+            )
+        )
+    return Chart(title=title, series=series, x_label="step of stage 2", unit="fraction")

@@ -1,0 +1,103 @@
+"""The page that puts BLIP beside BLIP-2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openblip.experiments.common import spread_of
+from openblip.experiments.compare import MODELS
+from openblip.experiments.page import details, measures_table
+from openblip.report.content import Chart, Charts, Column, Report, Section, Series, Table, Text
+
+__all__ = ["compare_page"]
+
+_COST: dict[str, tuple[str, str, float]] = {
+    "trained_parameters": ("trained parameters", "count", 1.0),
+    "parameters": ("parameters in all", "count", 1.0),
+    "gflops": ("GFLOPs a step", "", 1.0),
+    "cached_gflops": ("from cached features", "", 1.0),
+    "seconds": ("seconds a step", "", 1.0),
+    "cached_seconds": ("from cached features", "", 1.0),
+    "peak_mb": ("peak memory, MB", "", 1.0),
+    "cached_peak_mb": ("from cached features", "", 1.0),
+}
+_MEASURES = {
+    "truth": "captions true",
+    "fact_accuracy": "facts true",
+    "novel_truth": "captions true, new combinations",
+    "t2i_recall_itm@1": "text finds picture",
+    "itm_accuracy": "ITM accuracy",
+    "answers_all": "zero-shot answers right",
+    "novel_answers_all": "zero-shot answers right, new combinations",
+}
+
+
+def compare_page(result: dict[str, Any]) -> Report:
+    """The report of `experiments.compare.compare_models`'s result."""
+    mean, config = result["mean"], result["config"]
+    steps = {"BLIP-2, stage 2": config["stage2_steps"], "BLIP-2, stage 1": config["stage1_steps"]}
+    return Report(
+        title="BLIP and BLIP-2 on the same pictures",
+        subtitle=f"a drawn world where the truth of every text is known; {len(result['seeds'])} seeds",
+        summary=[
+            f"Both begin from one vision tower and see {config['pictures']:,} pictures with true captions. BLIP "
+            f"trains all of it for {sum(steps.values())} steps; BLIP-2 leaves the tower frozen, with "
+            f"{steps['BLIP-2, stage 1']} steps of stage 1 and {steps['BLIP-2, stage 2']} of stage 2."
+        ],
+        sections=[
+            Section(title="What a step costs", blocks=[_cost_table(mean["cost"], config["batch_size"])]),
+            Section(
+                title="What comes of it",
+                blocks=[
+                    measures_table("", mean["models"], {name: name for name in MODELS}, _MEASURES),
+                    Text(paragraphs=["BLIP is asked by letting it choose among the usual answers to a kind of "
+                                     "question, as a continuation of the question, which it was never trained for; "
+                                     "BLIP-2 writes its answer freely."], tone="note"),
+                    Charts(charts=[_chart(result)]),
+                ],
+            ),
+            Section(title="How it was made", blocks=[details(result)]),
+        ],
+    )  # fmt: skip
+
+
+def _cost_table(costs: dict[str, Any], batch_size: int) -> Table:
+    rows: list[Any] = []
+    for name in MODELS:
+        row: list[Any] = [name]
+        for measure, (_, _, scale) in _COST.items():
+            value, _ = costs[name].get(measure, (None, None))
+            row.append(None if value is None else value * scale)
+        rows.append(row)
+    columns = [Column(name=""), *(Column(name=label, unit=unit) for label, unit, _ in _COST.values())]
+    note = "Forward, backward and the optimiser; memory is by how much a process grows that does nothing else."
+    return Table(title=f"One step, {batch_size} pictures", columns=columns, rows=rows, note=note)
+
+
+def _chart(result: dict[str, Any]) -> Chart:
+    """Captions true over the operations spent on training, each model's own with the stage before it."""
+    costs, config = result["mean"]["cost"], result["config"]
+
+    def flops(name: str, measure: str = "gflops") -> float:
+        return float(costs[name][measure][0])
+
+    before = config["stage1_steps"] * flops("BLIP-2, stage 1", "cached_gflops") / 1e3
+    series = []
+    for name in result["curves"][0]:
+        spent, offset = (flops(name), 0.0) if name == "BLIP" else (flops(name, "cached_gflops"), before)
+        runs = [curves[name] for curves in result["curves"]]
+        points = [spread_of(values) for values in zip(*(run["truth"] for run in runs), strict=False)]
+        series.append(
+            Series(
+                name=name,
+                x=[offset + step * spent / 1e3 for step in runs[0]["step"][: len(points)]],
+                y=[mean for mean, _ in points],
+                spread=[spread or 0.0 for _, spread in points],
+            )
+        )
+    return Chart(
+        title="captions that are true",
+        series=series,
+        x_label="TFLOPs of training; BLIP-2 from cached features, stage 1 before stage 2",
+        unit="fraction",
+    )

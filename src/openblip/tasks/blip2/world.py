@@ -1,0 +1,180 @@
+"""BLIP-2 in the scene world: runs of either stage over cached features, and what they give on unseen pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.blip2_parts import as_language, as_tower, open_tower
+from openblip.checkpoints.blip2_store import StoredBlip2
+from openblip.data.sources.base import SourceConfig
+from openblip.data.sources.open import open_source
+from openblip.data.transforms import ImageTransformConfig
+from openblip.data.world.dataset import scene_from_meta
+from openblip.data.world.documents import documents
+from openblip.data.world.scene import Scene
+from openblip.data.world.truth import caption_report
+from openblip.generation.types import DecodeConfig
+from openblip.models.fresh_language import FreshLanguage
+from openblip.models.qformer import QFormerConfig
+from openblip.tasks.blip2.config import Blip2RunConfig
+from openblip.tasks.blip2.evaluate import evaluate_blip2
+from openblip.tasks.blip2.features import cache_features
+from openblip.tasks.blip2.predictor import QUESTIONS
+from openblip.tasks.blip2.recipes import small_blip2
+from openblip.tasks.blip2.step import encode_pixels
+from openblip.tasks.blip2.text_only import TextRunConfig, train_language
+from openblip.tasks.blip2.write import write_after
+from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about
+from openblip.tasks.run import evaluation_batches
+
+__all__ = [
+    "LANGUAGES",
+    "QFORMER",
+    "Seen",
+    "look",
+    "measure_stage1",
+    "measure_stage2",
+    "train_world_language",
+    "world_features",
+    "world_run",
+]
+
+QFORMER = QFormerConfig(
+    num_queries=16, width=128, depth=4, num_heads=4, inner_width=512, max_positions=64, dropout=0.0
+)
+LANGUAGES: dict[str, FreshLanguage] = {
+    "decoder": FreshLanguage(kind="llama"),
+    "encoder-decoder": FreshLanguage(kind="t5", depth=3),
+}
+GREEDY = DecodeConfig(max_new_tokens=40)
+_RECALLS = ("t2i_recall@1", "i2t_recall@1", "t2i_recall_itm@1", "i2t_recall_itm@1", "t2i_recall@5")
+
+
+def train_world_language(
+    name: str, out: Path, *, count: int, steps: int, batch_size: int = 64, seed: int = 0, show: bool = True
+) -> Path:
+    """Train one of `LANGUAGES` on `count` documents and return its folder; what is trained already is left alone.
+
+    No picture has anything to do with it: the documents are about scenes of their own.
+    """
+    sizes = LANGUAGES[name]
+    asked = QUESTIONS[sizes.kind == "t5"]
+    told = [
+        [(asked.replace("{}", line.question) if line.question else "", line.text) for line in lines]
+        for lines in documents(count, seed=1000 + seed)
+    ]
+    config = TextRunConfig(language=sizes, batch_size=batch_size)
+    train = replace(config.train, max_steps=steps, warmup_steps=min(50, steps // 5), seed=seed)
+    train_language(told, replace(config, train=train), out, resume=True, title=f"{name}, text alone", show=show)
+    return out / "model"
+
+
+def world_features(source: SourceConfig, tower: str, out: Path) -> Path:
+    """Cache the features of a tower ("openblip:FOLDER") for all pictures of `source`; returns the folder."""
+    for _ in cache_features([open_source(source)], open_tower(as_tower(tower)), out, batch_size=128):
+        pass
+    return out
+
+
+def world_run(
+    stage: Literal["stage1", "stage2"],
+    source: SourceConfig,
+    *,
+    features: Path,
+    steps: int,
+    tower: str = "",
+    model: str = "",
+    language: str = "",
+    qformer: QFormerConfig = QFORMER,
+    batch_size: int = 64,
+    learning_rate: float = 4e-3,
+    seed: int = 0,
+) -> Blip2RunConfig:
+    """A run over cached features; a model of stage 1 that is gone on from brings its own tower and Q-Former."""
+    base = small_blip2((source.path,), stage=stage, size="nano", vision=tower, model=model, steps=steps)
+    return replace(
+        base,
+        sources=(source,),
+        features=(str(features),),
+        qformer=qformer,
+        embed_dim=64,
+        language=as_language(language) if language else base.language,
+        # "To the left of" is false in a mirror, counts are false in a crop.
+        transform=ImageTransformConfig(crop_scale=None, flip=False, ops=()),
+        vocab_size=1000,
+        batch_size=batch_size,
+        max_length=48,
+        max_words=48,
+        train=replace(
+            base.train,
+            optimizer="muon",
+            learning_rate=learning_rate,
+            min_learning_rate=1e-5,
+            warmup_steps=min(30, steps // 5),
+            warmup_learning_rate=1e-5,
+            seed=seed,
+            evaluate_every_steps=0,
+            checkpoint_every=max(100, steps // 2),
+            keep_checkpoints=1,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures as a model of stage 2 hands them to its language model."""
+
+    soft: Tensor
+    """[pictures, Q, L]"""
+    scenes: Sequence[Scene]
+    captions: Sequence[str]
+    """a true one of each"""
+    keys: Sequence[str]
+
+
+@torch.no_grad()
+def look(stored: StoredBlip2, source: SourceConfig, samples: int) -> Seen:
+    """Read the first pictures of `source`."""
+    model = stored.model.eval()
+    soft, scenes, captions, keys = [], [], [], []
+    for batch in evaluation_batches((source,), model.vision.pixels, samples=samples, batch_size=100, clean="none"):
+        soft.append(model.soft_prompt(model.remember(encode_pixels(model, batch.images))).float())
+        scenes += [scene_from_meta(meta) for meta in batch.meta]
+        own = dict(zip(batch.image_index.tolist(), batch.texts, strict=True))
+        captions += [own[row] for row in range(len(batch.keys))]
+        keys += batch.keys
+    return Seen(torch.cat(soft), scenes, captions, keys)
+
+
+def measure_stage1(
+    stored: StoredBlip2, run: Blip2RunConfig, source: SourceConfig, samples: int
+) -> dict[str, float]:
+    """Recall by ITC and after ITM, ITM's accuracy, ITG's perplexity."""
+    config = replace(run, validation=(source,), validation_samples=samples)
+    found, _ = evaluate_blip2(config, stored)
+    kept = (*_RECALLS, "itm_accuracy", "itm_auc", "itg_perplexity")
+    return {name: found[name] for name in kept if name in found}
+
+
+def measure_stage2(
+    stored: StoredBlip2, source: SourceConfig, samples: int, *, novel: bool = False
+) -> dict[str, float]:
+    """How true its captions are, and zero-shot answers by kind of question."""
+    seen = look(stored, source, samples)
+    words = stored.language_tokenizer
+    assert words is not None
+    llm = stored.model.llm
+    written = write_after(llm, words, seen.soft, GREEDY, prompts=[""] * len(seen.soft))
+    report = caption_report([best[0].text for best in written], seen.scenes)
+    asked = ask_about(seen.scenes, novel=novel)
+    right = accuracy(asked, answers(llm, words, asked, soft=seen.soft))
+    kept = ("truth", "fact_accuracy", "coverage", "mean_facts", "chance")
+    return {name: float(report[name]) for name in kept} | {
+        f"answers_{kind}": share for kind, share in right.items()
+    }

@@ -1,0 +1,91 @@
+"""The experiment on BLIP-2 and the comparison with BLIP: smallest form from end to end, costs, what is claimed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openblip.core.errors import UserError
+from openblip.experiments.blip2 import FIRST, QUICK, SECOND, run_blip2_experiment
+from openblip.experiments.blip2_page import _verdict, blip2_page
+from openblip.experiments.compare import MODELS, compare_models
+from openblip.experiments.compare_page import compare_page
+from openblip.report import write_report
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("blip2")
+    return out, run_blip2_experiment(out, QUICK, seeds=1)
+
+
+@pytest.mark.slow
+def test_every_variant_is_measured_and_trained_once(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, result = finished
+    mean = result["mean"]
+    assert set(mean["stage 1"]) == set(FIRST)
+    assert set(mean["stage 2"]) == set(SECOND)
+    assert {path.name for path in (out / "seed-0" / "stage1").iterdir()} == {
+        name.lower().replace(" ", "-") for name in FIRST
+    }
+    for numbers in mean["stage 2"].values():
+        assert 0 <= numbers["truth"][0] <= 1
+        assert 0 <= numbers["answers_all"][0] <= 1
+        assert numbers["truth"][1] is None
+    assert "itg_perplexity" in mean["stage 1"]["whole"]
+    queries = {name: mean["stage 1"][name]["trained_parameters"][0] for name in FIRST}
+    assert queries["32 queries"] - queries["4 queries"] == 28 * 128
+    described = json.loads((out / "seed-0" / "stage2" / "4-queries" / "model" / "config.json").read_text())
+    assert described["model"]["qformer"]["num_queries"] == 4
+    frozen = json.loads((out / "seed-0" / "stage2" / "encoder-decoder" / "model" / "config.json").read_text())
+    assert set(frozen["frozen"]) == {"vision", "language"}
+    write_report(out / "page.html", blip2_page(result))
+    assert "without stage 1" in (out / "page.html").read_text()
+
+
+@pytest.mark.slow
+def test_what_is_done_is_not_done_again(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, result = finished
+    stages: list[str] = []
+    assert run_blip2_experiment(out, QUICK, seeds=1, on_stage=stages.append) == result
+    assert stages == []
+    with pytest.raises(UserError, match=r"other settings.*stage1_steps"):
+        run_blip2_experiment(out, replace(QUICK, stage1_steps=3), seeds=1)
+
+
+@pytest.mark.slow
+def test_blip_stands_beside_blip2(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, before = finished
+    stages: list[str] = []
+    result = compare_models(out, QUICK, seeds=1, on_stage=stages.append)
+    assert not any("stage 1," in stage or "stage 2," in stage for stage in stages if "cost" not in stage)
+    mean = result["mean"]
+    assert set(mean["models"]) == set(mean["cost"]) == set(MODELS)
+    assert mean["models"]["BLIP-2, stage 2, decoder"] == before["mean"]["stage 2"]["whole"]
+    blip, first, second = (mean["cost"][name] for name in MODELS[:3])
+    assert blip["trained_parameters"] == blip["parameters"]
+    assert second["trained_parameters"][0] < first["trained_parameters"][0] < first["parameters"][0]
+    # What is cached need not be computed; the frozen tower is the difference.
+    assert first["cached_gflops"][0] < first["gflops"][0]
+    for numbers in mean["cost"].values():
+        assert numbers["seconds"][0] > 0
+    write_report(out / "compare.html", compare_page(result))
+    assert "What a step costs" in (out / "compare.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "word"),
+    [
+        ([0.5, 0.01], [0.4, 0.01], "holds"),
+        ([0.4, 0.01], [0.5, 0.01], "does **not** hold"),
+        ([0.5, 0.1], [0.45, 0.1], "cannot be told"),
+        ([0.5, None], [0.45, None], "in the one seed"),
+        ([0.4, None], [0.45, None], "not** hold in the one seed"),
+    ],
+)
+def test_a_claim_is_said_to_hold_beyond_the_spread_alone(better: Any, worse: Any, word: str) -> None:
+    assert word in _verdict(better, worse)
