@@ -2,8 +2,8 @@
 
 The images' soft prompts stand before the text's embeddings. A decoder (OPT, Llama, Qwen, ...) goes on from them; an
 encoder-decoder (T5, ...) reads them with a prefix and writes the rest. Frozen is frozen: no gradient, no dropout,
-no optimiser state, its own dtype under any autocast, evaluation mode always. With LoRA (Hu et al. 2021) small
-matrices beside its projections are trained, and they alone.
+no optimiser state, its own dtype under any autocast, evaluation mode always. Its matrices may be kept in eight or
+four bits. With LoRA (Hu et al. 2021) small matrices beside its projections are trained, and they alone.
 
 Shapes: B images, Q soft prompts, T text tokens, L width of the embeddings, V vocabulary.
 """
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError, require
 from openblip.core.runtime import DTYPES
+from openblip.models.products import use_onednn
 
 __all__ = ["CausalStepper", "FrozenLanguage", "LanguageConfig", "Seq2SeqStepper", "make_language"]
 
@@ -34,11 +35,14 @@ class LanguageConfig:
     """a transformers folder or hub name; a decoder or an encoder-decoder"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """that it is kept and computes in"""
-    quantize: Literal["none", "4bit"] = "none"
-    """"4bit" keeps its matrices in four bits (NF4, by the extra "quantize")"""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """keep its blocks' matrices in fewer bits, by bitsandbytes (the extra "quantize"): LLM.int8() or NF4; `dtype`
+    is what the rest is kept in, and what NF4 computes in"""
     lora_rank: int = 0
-    """above 0: train low-rank matrices beside its attention projections (by the extra "lora")"""
+    """above 0: train low-rank matrices beside its projections (by the extra "lora")"""
     lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ()
+    """the projections that LoRA goes to, as ("q_proj", "v_proj"); () are those that peft names for its kind"""
     end: str = ""
     """text that ends what it writes; "" is its end token ("\\n" for the published OPT models)"""
 
@@ -58,6 +62,7 @@ class FrozenLanguage(nn.Module):
         super().__init__()
         self.config = config
         self.hf = model
+        use_onednn(model)
         described = model.config.get_text_config()
         self.is_encoder_decoder = bool(described.is_encoder_decoder)
         self.width = int(model.get_input_embeddings().embedding_dim)
@@ -70,11 +75,19 @@ class FrozenLanguage(nn.Module):
             self.start_id = getattr(described, "pad_token_id", None)
             if self.start_id is None:
                 raise UserError(f"{config.source} does not say with which token its decoder starts")
-        self._options = set(inspect.signature(_unwrapped(model).forward).parameters)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-        if config.quantize == "none" and config.lora_rank == 0:
+        self._options = set(inspect.signature(model.forward).parameters)
+        if config.quantize == "none":
             model.to(DTYPES[config.dtype])
+        model.requires_grad_(False)
+        if config.lora_rank:
+            self.add_lora(config)
+        self.hf.eval()
+
+    def add_lora(self, config: LanguageConfig) -> None:
+        """Put trained low-rank matrices beside its projections, which change nothing before they are trained."""
+        self.hf, self.config = _with_lora(self.hf, config), config
+        for name, parameter in self.hf.named_parameters():
+            parameter.requires_grad_("lora_" in name)
         self.hf.eval()
 
     @property
@@ -82,8 +95,30 @@ class FrozenLanguage(nn.Module):
         """Of its embeddings."""
         return self.hf.get_input_embeddings().weight.dtype
 
+    @property
+    def may_change_dtype(self) -> bool:
+        """Whether it is in float32 because nothing else was said, and no matrix is in fewer bits."""
+        return self.dtype == torch.float32 and self.config.quantize == "none"
+
+    def plain(self, *, merged: bool) -> tuple[Any, dict[str, Tensor]]:
+        """The model of transformers without LoRA around it, and its weights in their own names.
+
+        Args:
+            merged: with what LoRA has learned added in; without it, as they were.
+        """
+        base = self.hf.get_base_model() if self.config.lora_rank else self.hf
+        learned = {name: part for name, part in base.named_modules() if hasattr(part, "get_delta_weight")}
+        state: dict[str, Tensor] = {}
+        for key, value in base.state_dict().items():
+            owner, _, rest = key.partition(".base_layer.")
+            if merged and rest == "weight" and owner in learned:
+                value = value + learned[owner].get_delta_weight("default").to(value.dtype)
+            if ".lora_" not in key:
+                state[f"{owner}.{rest}" if rest else owner] = value
+        return base, state
+
     def train(self, mode: bool = True) -> FrozenLanguage:
-        """Stay in evaluation mode whatever the parent does; LoRA's own dropout follows it."""
+        """Stay in evaluation mode whatever the parent does."""
         super().train(mode)
         self.hf.eval()
         return self
@@ -144,7 +179,8 @@ class FrozenLanguage(nn.Module):
         self.check_room(soft.shape[1], input_ids.shape[1])
         embeds, mask = self._join(soft, input_ids, attention_mask)
         with torch.autocast(soft.device.type, enabled=False):
-            states = self.hf.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
+            reads = self._who_sees_whom(mask, embeds.shape[1], causal=False)
+            states = self.hf.get_encoder()(inputs_embeds=embeds, attention_mask=reads).last_hidden_state
         return states, mask
 
     def target_logits(self, states: Tensor, mask: Tensor, target_ids: Tensor) -> Tensor:
@@ -170,11 +206,34 @@ class FrozenLanguage(nn.Module):
             embeds = inputs["inputs_embeds"]
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             inputs["position_ids"] = positions[:, -embeds.shape[1] :]
-        return self.hf(attention_mask=attention_mask.long(), **inputs)
+        if cache is not None:
+            return self.hf(attention_mask=attention_mask.long(), **inputs)
+        length = inputs["decoder_input_ids" if self.is_encoder_decoder else "inputs_embeds"].shape[1]
+        seen = self._who_sees_whom(attention_mask, length, causal=not self.is_encoder_decoder)
+        return self.hf(attention_mask=seen, **inputs)
 
+    def _who_sees_whom(self, mask: Tensor, rows: int, *, causal: bool) -> Tensor:
+        """The mask of a whole pass of `rows` tokens over those of `mask` [R, S], bool [R, 1, rows, S].
 
-def _unwrapped(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+        Given the tokens' mask alone, transformers looks whether any is padding, and a training step waits for it.
+        Models whose attention is not torch's, or is more than causal, get the tokens' mask, int64 [R, S].
+        """
+        described = self.hf.config.get_text_config()
+        windows = [getattr(described, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        full = all(window is None or window >= mask.shape[1] for window in windows)
+        kinds = set(getattr(described, "layer_types", None) or ())
+        placed = self.is_encoder_decoder or "position_ids" in self._options
+        if (
+            described._attn_implementation != "sdpa"
+            or not (full and placed)
+            or not kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
+            or getattr(described, "alibi", False)
+        ):
+            return mask.long()
+        seen = mask[:, None, None, :].expand(-1, 1, rows, -1)
+        if not causal:
+            return seen
+        return seen & torch.ones(rows, mask.shape[1], dtype=torch.bool, device=mask.device).tril()
 
 
 class CausalStepper:
@@ -272,8 +331,8 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     options: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
-    if config.quantize == "4bit":
-        options["quantization_config"] = _four_bits(config)
+    if config.quantize != "none":
+        options["quantization_config"] = _fewer_bits(config)
     try:
         described: Any = AutoConfig.from_pretrained(config.source)
         if described.model_type == "blip-2":  # the language model inside
@@ -292,8 +351,6 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
         ) from error
     if missing := sorted(loaded.get("missing_keys", ())):  # transformers draws them, and warns
         raise UserError(f'{config.source} has no "{missing[0]}"; it is incomplete or of another model')
-    if config.lora_rank:
-        model = _with_lora(model, config)
     return FrozenLanguage(model, config)
 
 
@@ -311,22 +368,29 @@ def _without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _four_bits(config: LanguageConfig) -> Any:
+def _fewer_bits(config: LanguageConfig) -> Any:
     require("bitsandbytes", "quantize")
     from transformers import BitsAndBytesConfig
 
-    computes = torch.bfloat16 if config.dtype == "float32" else DTYPES[config.dtype]
+    if config.quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    computes = DTYPES[config.dtype]
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computes)
 
 
 def _with_lora(model: Any, config: LanguageConfig) -> Any:
-    """The model with trained low-rank matrices beside the projections that peft's defaults name for its kind."""
+    """The model with low-rank matrices beside its projections."""
     peft: Any = require("peft", "lora")
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    kind = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
-    settings = peft.LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type=kind)
+    settings = peft.LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=list(config.lora_targets) or None,
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+    )
     try:
         return peft.get_peft_model(model, settings)
     except ValueError as error:
-        raise UserError(f"peft does not know which layers of {config.source} LoRA goes to: {error}") from error
+        raise UserError(
+            f"peft does not find the layers of {config.source} that LoRA goes to ({str(error).splitlines()[0]}); "
+            "name them: language.lora_targets"
+        ) from error

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.models.products import Linear, linear
+
 __all__ = [
     "CrossAttention",
     "FeedForward",
@@ -195,8 +197,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.output = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(
@@ -218,9 +220,9 @@ class SelfAttention(nn.Module):
         """
         if first_only:
             width, weight, bias = hidden.shape[-1], self.qkv.weight, self.qkv.bias
-            parts = F.linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
+            parts = linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
             hidden = hidden[:, :1]
-            parts = (F.linear(hidden, weight[:width], bias[:width]), *parts)
+            parts = (linear(hidden, weight[:width], bias[:width]), *parts)
         else:
             parts = self.qkv(hidden).chunk(3, dim=-1)
         query, key, value = (split_heads(part, self.num_heads) for part in parts)
@@ -244,15 +246,16 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(memory_width, 2 * width)
-        self.output = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key_value = Linear(memory_width, 2 * width)
+        self.output = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def project(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """[B, N, memory_width] -> keys and values, [B, H, N, d] each."""
         key, value = self.key_value(image_embeds).chunk(2, dim=-1)
-        return split_heads(key, self.num_heads), split_heads(value, self.num_heads)
+        # Every product that reads them would copy them otherwise: each pass, each token that is written.
+        return split_heads(key, self.num_heads).contiguous(), split_heads(value, self.num_heads).contiguous()
 
     def read(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """What [R, T, D] reads in keys and values [B, H, N, d], projected, [R, T, D]; mask bool [B, N].
@@ -294,7 +297,7 @@ class PairCrossAttention(CrossAttention):
         super().__init__(width, num_heads, memory_width, dropout=dropout, eps=eps)
         self.second = CrossAttention(width, num_heads, memory_width, dropout=dropout, eps=eps)
         del self.second.norm  # the sum is normalised once, here
-        self.merge = nn.Linear(2 * width, width) if merge else None
+        self.merge = Linear(2 * width, width) if merge else None
 
     def project(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 2, N, memory_width] -> keys and values, [B, 2, H, N, d] each."""
@@ -315,8 +318,8 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, inner_width: int, *, dropout: float, eps: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.inner = nn.Linear(width, inner_width)
-        self.output = nn.Linear(inner_width, width)
+        self.inner = Linear(width, inner_width)
+        self.output = Linear(inner_width, width)
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, hidden: Tensor) -> Tensor:

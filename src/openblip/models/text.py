@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention, scale_narrow
+from openblip.models.products import Linear, linear
 
 __all__ = ["LanguageHead", "TextConfig", "TextDecoder", "TextEmbeddings", "TextTransformer"]
 
@@ -208,7 +209,7 @@ class LanguageHead(nn.Module):
 
     def __init__(self, config: TextConfig, word: nn.Embedding) -> None:
         super().__init__()
-        self.inner = nn.Linear(config.width, config.width)
+        self.inner = Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.apply(init_bert)
@@ -216,7 +217,7 @@ class LanguageHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
-        return F.linear(self.norm(F.gelu(self.inner(hidden))), self.word.weight, self.bias)
+        return linear(self.norm(F.gelu(self.inner(hidden))), self.word.weight, self.bias)
 
 
 class TextDecoder(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError
 from openblip.core.runtime import DTYPES
+from openblip.models.products import use_onednn
 from openblip.models.vision import VisionConfig, VisionEncoder
 
 __all__ = ["FrozenTower", "TowerConfig", "drop_last_blocks", "make_tower"]
@@ -88,6 +89,7 @@ class FrozenTower(nn.Module):
         super().__init__()
         self.config, self.width, self.pixels, self.mean, self.std = config, width, pixels, mean, std
         self.encoder = encoder
+        use_onednn(encoder)
         if not config.trained:
             self.encoder.to(DTYPES[config.dtype]).requires_grad_(False).eval()
 

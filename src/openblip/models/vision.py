@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError
 from openblip.models.layers import scale_narrow, writes_attention_out
+from openblip.models.products import use_onednn
 
 __all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions"]
 
@@ -123,6 +124,7 @@ class VisionEncoder(nn.Module):
             norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
             embed_layer=ConvStem if config.stem == "conv" else timm.layers.PatchEmbed,
         )
+        use_onednn(self.vit)
         scale_narrow(self.vit.blocks, config.width)
         if config.stem == "conv":
             self._start_with_places()

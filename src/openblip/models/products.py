@@ -1,0 +1,90 @@
+"""Linear layers whose float32 products oneDNN computes on a processor.
+
+torch gives float32 products on a processor to MKL and those of bfloat16 to oneDNN. On AMD's processors MKL leaves
+half of the speed unused: 190 to 215 GFLOP/s where oneDNN reaches 340 to 480 on two cores, forward and backward,
+from a dozen rows to thousands (torch 2.15; docs/performance.md). So layers that are large enough ask oneDNN
+themselves, as torch's own compiler does. Results differ by rounding, as they do between any two libraries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+__all__ = ["Linear", "linear", "use_onednn"]
+
+MIN_WEIGHTS = 2**16
+"""of a layer; below it what a call costs beside its arithmetic decides"""
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, by the faster library."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        return linear(input, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., I] times weight [O, I] transposed, plus bias [O]: [..., O]."""
+    if not _suits_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        result: Tensor = _Product.apply(x, weight, bias)
+        return result
+    return _product(x, weight, bias)
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Make every plain linear layer of a model from another library one of these; weights and names stay."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+
+
+def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN computes this; never for a compiler, for autocast, or for tensors that only look like ones."""
+    return (
+        _HAS_ONEDNN
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and weight.numel() >= MIN_WEIGHTS
+        and x.ndim > 1
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and type(x) in (Tensor, nn.Parameter)
+        and type(weight) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
+
+
+class _Product(torch.autograd.Function):
+    """`_product` with the gradients of a linear layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)  # [M, O]
+        return (
+            _product(grad, weight.t()) if for_x else None,
+            _product(rows.t(), x.flatten(0, -2).t()) if for_weight else None,
+            rows.sum(0) if for_bias else None,
+        )

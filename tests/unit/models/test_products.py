@@ -1,0 +1,100 @@
+"""Linear layers by oneDNN equal torch's own: outputs, gradients, and where they leave it to torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from openblip.models import products
+from openblip.models.products import Linear, linear, use_onednn
+
+needs_onednn = pytest.mark.skipif(not products._HAS_ONEDNN, reason="this build of torch has no oneDNN")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes that oneDNN was asked for."""
+    asked: list[tuple[int, ...]] = []
+    product = products._product
+
+    def count(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        asked.append((*x.shape, *weight.shape))
+        return product(x, weight, bias)
+
+    monkeypatch.setattr(products, "_product", count)
+    return asked
+
+
+def _pair(bias: bool = True) -> tuple[nn.Linear, Linear]:
+    torch.manual_seed(0)
+    plain, ours = nn.Linear(256, 320, bias=bias), Linear(256, 320, bias=bias)
+    ours.load_state_dict(plain.state_dict())
+    return plain, ours
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 256), (5, 256), (2, 3, 256)])
+def test_outputs_and_gradients_are_torchs(
+    counted: list[tuple[int, ...]], shape: tuple[int, ...], bias: bool
+) -> None:
+    plain, ours = _pair(bias)
+    x = torch.randn(shape)
+    read = [x.clone().requires_grad_() for _ in range(2)]
+    wanted, found = plain(read[0]), ours(read[1])
+    weights = torch.randn_like(wanted)
+    (wanted * weights).sum().backward()
+    (found * weights).sum().backward()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(read[1].grad, read[0].grad, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-4)
+    assert len(counted) == 3, "forward, and the gradients of input and weight"
+
+
+@needs_onednn
+def test_rows_of_a_view_and_slices_of_a_weight(counted: list[tuple[int, ...]]) -> None:
+    plain, ours = _pair()
+    x = torch.randn(4, 6, 512)[:, ::2, 256:]
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, ours.weight[40:], ours.bias[40:]), plain(x)[..., 40:])
+    assert counted == [(4, 3, 256, 280, 256)]
+
+
+@needs_onednn
+def test_only_what_is_asked_for_gets_a_gradient(counted: list[tuple[int, ...]]) -> None:
+    _, ours = _pair()
+    ours.requires_grad_(False)
+    x = torch.randn(3, 256, requires_grad=True)
+    ours(x).sum().backward()
+    assert ours.weight.grad is None
+    torch.testing.assert_close(x.grad, ours.weight.sum(0).expand(3, -1), rtol=1e-4, atol=1e-4)
+    assert len(counted) == 2, "forward, and the gradient of the input"
+
+
+def test_what_is_left_to_torch(counted: list[tuple[int, ...]]) -> None:
+    plain, ours = _pair()
+    x = torch.randn(3, 256)
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert ours(x).dtype == torch.bfloat16
+        assert ours(x[:0]).shape == (0, 320)
+        assert ours(x[0]).shape == (320,)
+        assert torch.equal(ours.bfloat16()(x.bfloat16()), plain.bfloat16()(x.bfloat16()))
+        Linear(8, 8)(torch.randn(2, 8))
+    with torch.device("meta"):
+        assert Linear(256, 320)(torch.empty(2, 256)).shape == (2, 320)
+    assert not counted
+
+
+def test_a_model_from_elsewhere_keeps_its_weights_and_names() -> None:
+    class Other(nn.Linear):
+        """A layer that somebody made something else of."""
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Other(4, 4), nn.Linear(4, 2)), nn.LayerNorm(2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    use_onednn(model)
+    assert [type(module) for module in (model[0], model[1][0], model[1][1])] == [Linear, Other, Linear]  # type: ignore[index]
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
