@@ -8,12 +8,15 @@ themselves, as torch's own compiler does. Results differ by rounding, as they do
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 __all__ = ["Linear", "linear", "use_onednn"]
 
@@ -21,6 +24,15 @@ MIN_WEIGHTS = 2**16
 """of a layer; below it what a call costs beside its arithmetic decides"""
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _flops(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
+    """For torch's counter, which knows its own products alone."""
+    return 2 * math.prod(x_shape) * weight_shape[0]
+
+
+if _HAS_ONEDNN:
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
 
 
 class Linear(nn.Linear):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.models import products
 from openblip.models.products import Linear, linear, use_onednn
@@ -98,3 +99,13 @@ def test_a_model_from_elsewhere_keeps_its_weights_and_names() -> None:
     assert [type(module) for module in (model[0], model[1][0], model[1][1])] == [Linear, Other, Linear]  # type: ignore[index]
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_arithmetic_is_counted_as_torchs() -> None:
+    plain, ours = _pair()
+    found = []
+    for layer in (plain, ours):
+        with FlopCounterMode(display=False) as counter:
+            layer(torch.randn(2, 3, 256, requires_grad=True)).sum().backward()
+        found.append(counter.get_total_flops())
+    assert found[0] == found[1] == 3 * 2 * 6 * 256 * 320
