@@ -124,6 +124,8 @@ def load_lavis_state(model: Blip2, state: Mapping[str, Tensor], *, source: str) 
 
 def lavis_state(model: Blip2) -> dict[str, Tensor]:
     """What LAVIS would have written: the trained part in its names."""
+    if model.language is not None and model.language.config.lora_rank:
+        raise UserError("LAVIS' files have no place for LoRA; convert to openblip or transformers")
     encoder_decoder = model.language is not None and model.language.is_encoder_decoder
     rules = lavis_rules(model, projection="t5_proj" if encoder_decoder else "opt_proj")
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}

@@ -223,7 +223,7 @@ def _with_own_vision(model: Blip2) -> Blip2:
     if isinstance(encoder, VisionEncoder):
         own, state = replace(encoder.config, depth=len(encoder.vit.blocks)), encoder.vit.state_dict()
     elif config.kind == "timm":
-        found = _eva(encoder.vit)
+        found = _plain(encoder.vit)
         own, state = found if found is not None else (None, {})
     if own is None or own.stem != "patch" or any(key.startswith("norm.") for key in state):
         raise UserError(
@@ -240,11 +240,27 @@ def _with_own_vision(model: Blip2) -> Blip2:
     return whole.eval()
 
 
-def _eva(vit: Any) -> tuple[VisionConfig, dict[str, Tensor]] | None:
-    """Sizes and weights of timm's EVA-CLIP towers in the names of a plain Vision Transformer."""
-    block = vit.blocks[0]
-    plain = all(getattr(block, name, None) is None for name in ("gamma_1", "ls1")) and hasattr(block.attn, "q_bias")
-    if not plain or getattr(vit, "rope", None) is not None or not hasattr(block.mlp, "fc1"):
+def _plain(vit: Any) -> tuple[VisionConfig, dict[str, Tensor]] | None:
+    """Sizes and weights of a timm tower in the names of a plain Vision Transformer, None if it computes otherwise.
+
+    EVA-CLIP's queries and values have a bias, and its keys have none.
+    """
+    block, patches = vit.blocks[0], vit.patch_embed
+    added = [getattr(vit, name, None) for name in ("norm_pre", "rope", "reg_token")]
+    added += [getattr(block, name, None) for name in ("ls1", "ls2", "gamma_1", "gamma_2")]
+    added += [getattr(block.attn, name, None) for name in ("q_norm", "k_norm", "norm")]
+    act = getattr(block.mlp, "act", None)
+    if (
+        not all(part is None or isinstance(part, torch.nn.Identity) for part in added)
+        or getattr(vit, "cls_token", None) is None
+        or getattr(vit, "pos_embed", None) is None
+        or vit.pos_embed.shape[1] != patches.num_patches + 1
+        or patches.proj.bias is None
+        or not hasattr(block.mlp, "fc1")
+        or type(act).__name__ != "GELU"
+        or getattr(act, "approximate", "none") != "none"
+        or (block.attn.qkv.bias is None and getattr(block.attn, "q_bias", None) is None)
+    ):
         return None
     state = {key: value for key, value in vit.state_dict().items() if not key.endswith("k_bias")}
     for key in [key for key in state if key.endswith("attn.q_bias")]:
@@ -318,10 +334,12 @@ def _add_language(
     config: Any, state: dict[str, Tensor], model: Blip2, tokenizer: Any, words: LanguageTokenizer
 ) -> None:
     """The language model's weights, and a token that stands for an image in its texts."""
-    hf = model.llm.hf
-    if model.llm.config.quantize != "none" or model.llm.config.lora_rank:
-        raise UserError("a quantised language model, or one with LoRA, cannot be exported; open it without first")
-    state |= {f"language_model.{key}": value.detach().cpu() for key, value in hf.state_dict().items()}
+    if model.llm.config.quantize != "none":
+        raise UserError(
+            "a language model in fewer bits cannot be exported; set its quantize to none in the model's config.json"
+        )
+    hf, weights = model.llm.plain(merged=True)
+    state |= {f"language_model.{key}": value.detach().cpu() for key, value in weights.items()}
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     tokenizer.image_token = IMAGE_TOKEN
     image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))

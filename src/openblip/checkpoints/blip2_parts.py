@@ -95,7 +95,9 @@ def fingerprints(model: Blip2) -> dict[str, dict[str, str]]:
 
 
 def _frozen(part: nn.Module) -> list[tuple[str, Any]]:
-    return [(name, parameter) for name, parameter in part.named_parameters() if not parameter.requires_grad]
+    """What is compared; not matrices in fewer bits, which are packed anew for where they are multiplied."""
+    named = part.named_parameters()
+    return [(name, value) for name, value in named if not value.requires_grad and value.is_floating_point()]
 
 
 def as_tower(source: str, like: TowerConfig | None = None) -> TowerConfig:

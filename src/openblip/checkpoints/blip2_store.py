@@ -67,8 +67,11 @@ def save_blip2(folder: Path | str, stored: StoredBlip2, *, whole: bool = False) 
                 frozen = {name for name in frozen if not name.startswith("vision.")}
         if whole and model.language is not None:
             assert stored.language_tokenizer is not None
+            if model.language.config.quantize != "none":
+                raise UserError("a language model in fewer bits is not written whole; leave the frozen parts out")
+            hf, weights = model.language.plain(merged=False)  # what LoRA has learned is trained, and in our file
             # False: in its own names, even if it was read out of a BLIP-2 folder.
-            model.language.hf.save_pretrained(target / "language", save_original_format=False)
+            hf.save_pretrained(target / "language", state_dict=weights, save_original_format=False)
             stored.language_tokenizer.save(target / "language")
             config = replace(config, language=replace(model.language.config, source="./language"))
         kept = {

@@ -43,7 +43,7 @@ def images(count: int = 3, seed: int = 3) -> torch.Tensor:
     return torch.randn(count, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(seed))
 
 
-def write_language(folder: Path, kind: Kind = "opt") -> Path:
+def write_language(folder: Path, kind: Kind = "opt", *, width: int = 32, scale: float = 0.3) -> Path:
     """A folder with a small language model of random weights and a tokenizer of words."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -64,25 +64,25 @@ def write_language(folder: Path, kind: Kind = "opt") -> Path:
     if kind == "opt":
         model: Any = transformers.OPTForCausalLM(
             transformers.OPTConfig(
-                hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
-                max_position_embeddings=64, word_embed_proj_dim=32, **sizes,
+                hidden_size=width, ffn_dim=2 * width, num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=64, word_embed_proj_dim=width, **sizes,
             )
         )  # fmt: skip
     elif kind == "llama":
         model = transformers.LlamaForCausalLM(
             transformers.LlamaConfig(
-                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
                 num_key_value_heads=2, max_position_embeddings=64, **sizes,
             )
         )  # fmt: skip
     else:
         model = transformers.T5ForConditionalGeneration(
             transformers.T5Config(
-                d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
-                tie_word_embeddings=False, decoder_start_token_id=0, **sizes,
+                d_model=width, d_kv=width // 4, d_ff=2 * width, num_layers=2, num_heads=4,
+                feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0, **sizes,
             )
         )  # fmt: skip
-    spread(model, 0.3)
+    spread(model, scale)
     model.eval().save_pretrained(folder)
     return folder
 

@@ -38,7 +38,7 @@ def build(config: Blip2RunConfig, sources: Sequence[Source], out: Path) -> Store
     if config.stage == "stage1":
         made = _fresh(config, sources, out) if stored is None else _with_heads(stored, config.model)
     elif stored is not None and stored.model.language is not None:
-        made = stored
+        made = _with_options(stored, config)
     else:
         made = _before_language(config, stored, sources, out)
     if config.task == "questions" and made.tokenizer is None:
@@ -81,6 +81,23 @@ def _start_query_layers(model: Blip2) -> None:
     for block in model.qformer.qformer_blocks:
         if block.text_feed_forward is not None:
             block.query_feed_forward.load_state_dict(block.text_feed_forward.state_dict())
+
+
+def _with_options(stored: StoredBlip2, config: Blip2RunConfig) -> StoredBlip2:
+    """A model of stage 2 whose language model gets LoRA, or fewer bits, where the configuration asks for them."""
+    model, wanted = stored.model, config.language
+    kept = model.llm.config
+    if wanted.quantize not in ("none", kept.quantize):
+        if kept.lora_rank:
+            raise UserError(f"{config.model} has LoRA over whole matrices; leave language.quantize out")
+        fewer = replace(kept, quantize=wanted.quantize)
+        model.language = None
+        model.language = open_language(fewer, base=Path(config.model))
+    if wanted.lora_rank and not kept.lora_rank:
+        lora = {name: getattr(wanted, name) for name in ("lora_rank", "lora_alpha", "lora_targets")}
+        model.llm.add_lora(replace(model.llm.config, **lora))
+    model.config = replace(model.config, language=model.llm.config)
+    return stored
 
 
 def _before_language(

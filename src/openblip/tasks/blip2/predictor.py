@@ -66,8 +66,10 @@ class Blip2Predictor(Predictor):
         self.stored, self.device, self.dtype, self.batch_size = stored, torch.device(device), dtype, batch_size
         model: Blip2 = stored.model
         for part in model.children():
-            if all(p.dtype == torch.float32 for p in part.parameters()):
+            if part is not model.language and all(p.dtype == torch.float32 for p in part.parameters()):
                 part.to(dtype)
+        if model.language is not None and model.language.may_change_dtype:
+            model.language.to(dtype)
         self.model = model.to(self.device).eval()
         self.tokenizer: Any = stored.tokenizer
         self.info, self.ignored = stored.info, list(stored.ignored)

@@ -1,0 +1,102 @@
+"""A fresh Q-Former started from a BERT: its text side gives BERT's numbers, its queries begin as the text does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from small_blip2 import PIXELS, TEXTS, spread, tokenizer
+
+from openblip.core.errors import UserError
+from openblip.core.tokenizer import TextTokenizer
+from openblip.data.sources.open import open_source
+from openblip.models.qformer import QFormer, QFormerConfig
+from openblip.models.vision import VisionConfig
+from openblip.tasks.blip2.build import build
+from openblip.tasks.blip2.config import Blip2RunConfig
+from openblip.tasks.blip2.recipes import small_blip2
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+SIZES = QFormerConfig(
+    num_queries=4, width=32, depth=2, num_heads=4, inner_width=48, max_positions=64, dropout=0.0, memory_width=32
+)
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as transformers writes it: weights with a language head, and a tokenizer without [DEC]."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = tokenizer()
+    vocab = sorted(words._tokenizer.get_vocab().items(), key=lambda item: item[1])
+    pieces = [piece for piece, _ in vocab if piece not in ("[DEC]", "[ENC]")]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(1)
+    donor = transformers.BertForMaskedLM(
+        transformers.BertConfig(
+            vocab_size=len(pieces), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=48, max_position_embeddings=64,
+        )
+    )  # fmt: skip
+    spread(donor, 0.2)
+    donor.save_pretrained(folder)
+    return folder
+
+
+def run(bert: Path, **changes: Any) -> Blip2RunConfig:
+    data = (f"world:train?n=4&size={PIXELS}",)
+    own = VisionConfig(image_size=PIXELS, patch_size=8, width=32, depth=1, num_heads=2, final_norm=False)
+    config = small_blip2(data, size="nano")
+    vision = replace(config.vision, source="own", own=own, drop_layers=0)
+    settings = {"qformer": SIZES, "vision": vision, "text_pretrained": str(bert), **changes}
+    return replace(config, **settings)
+
+
+def test_its_text_side_is_bert(bert: Path, tmp_path: Path) -> None:
+    config = run(bert)
+    torch.manual_seed(SEED)
+    made = build(config, [open_source(source) for source in config.sources], tmp_path)
+    assert isinstance(made.tokenizer, TextTokenizer)
+    qformer: QFormer = made.model.qformer.eval()
+    donor = transformers.BertForMaskedLM.from_pretrained(bert).eval()
+    known = donor.config.vocab_size
+    assert qformer.config.vocab_size == made.tokenizer.vocab_size > known
+    text = made.tokenizer.encode(TEXTS[:3])
+    with torch.no_grad():
+        expected = donor.bert(text.input_ids, attention_mask=text.attention_mask.long()).last_hidden_state
+        hidden = qformer.read_text(text.input_ids, text.attention_mask)
+        real = text.attention_mask
+        torch.testing.assert_close(hidden[real], expected[real], **CLOSE)
+        assert qformer.head is not None
+        torch.testing.assert_close(qformer.head(hidden)[real][:, :known], donor.cls(expected)[real], **CLOSE)
+    for block in qformer.qformer_blocks:  # a block without text to differ by treats queries as text
+        for name, value in block.query_feed_forward.state_dict().items():
+            assert torch.equal(value, block.text_feed_forward.state_dict()[name]), name  # type: ignore[union-attr]
+
+
+def test_what_bert_has_not_is_fresh(bert: Path, tmp_path: Path) -> None:
+    """Cross-attention, queries, heads and the row of [DEC] are as they are without a BERT."""
+    found = []
+    for name in (str(bert), ""):
+        config = run(bert, text_pretrained=name, tokenizer="" if name else str(bert))
+        torch.manual_seed(SEED)
+        found.append(build(config, [open_source(source) for source in config.sources], tmp_path).model)
+    ours, plain = (dict(model.named_parameters()) for model in found)
+    started = {name for name in ours if not torch.equal(ours[name], plain[name])}
+    fresh = ("cross_attention.", "qformer.queries", "vision", "text_proj", "itm_head", "temperature")
+    assert all(name.startswith("qformer.") and not any(part in name for part in fresh) for name in started)
+    assert any("self_attention.qkv" in name for name in started)
+    known = transformers.AutoConfig.from_pretrained(bert).vocab_size
+    assert torch.equal(ours["qformer.word.weight"][known:], plain["qformer.word.weight"][known:])
+    assert not torch.equal(ours["qformer.word.weight"][:known], plain["qformer.word.weight"][:known])
+
+
+def test_other_sizes_are_refused(bert: Path, tmp_path: Path) -> None:
+    config = run(bert, qformer=replace(SIZES, depth=3))
+    with pytest.raises(UserError, match="depth 2 against 3"):
+        build(config, [open_source(source) for source in config.sources], tmp_path)

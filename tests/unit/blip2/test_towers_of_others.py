@@ -1,0 +1,169 @@
+"""Frozen towers of the kinds that people use, under their own names but small: EVA-CLIP, CLIP, SigLIP, DINO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from small_blip2 import config, images, spread
+from test_store import stored
+from test_transformers import matching
+
+from openblip.checkpoints.blip2_parts import build_blip2
+from openblip.checkpoints.convert import convert_model
+from openblip.core.errors import UserError
+from openblip.models.blip2 import Blip2
+from openblip.models.tower import FrozenTower, TowerConfig, make_tower
+
+TIMM = {
+    "EVA-CLIP": "eva_giant_patch14_clip_224",
+    "CLIP": "vit_large_patch14_clip_quickgelu_224",
+    "SigLIP": "vit_base_patch16_siglip_224",
+    "DINOv2": "vit_small_patch14_dinov2",
+    "DINOv2 with registers": "vit_small_patch14_reg4_dinov2",
+    "DINOv3": "vit_small_patch16_dinov3",
+    "plain": "vit_base_patch16_224",
+}
+SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
+
+
+@pytest.fixture
+def small_timm(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """timm's models as they are but for their sizes."""
+    create = timm.create_model
+
+    def small(name: str, **options: Any) -> Any:
+        torch.manual_seed(0)
+        return create(name, **{**options, **SMALL})
+
+    monkeypatch.setattr(timm, "create_model", small)
+    return small
+
+
+def tower_of(name: str, side: int, **settings: Any) -> FrozenTower:
+    settings = {"source": f"timm:{name}", "image_size": side, "drop_layers": 1, **settings}
+    return make_tower(TowerConfig(**settings), pretrained=False)
+
+
+def side_of(name: str) -> int:
+    return 2 * int(name.partition("patch")[2][:2])
+
+
+def frozen(tower: FrozenTower) -> None:
+    """Hold a tower to what frozen means, in training and under autocast."""
+    pixels = torch.randn(2, 3, *tower.pixels)
+    tower.train()
+    assert not any(part.training for part in tower.encoder.modules())
+    tokens = tower(pixels)
+    assert tokens.shape[::2] == (2, tower.width)
+    assert tokens.dtype == tower.dtype
+    assert not tokens.requires_grad
+    assert not any(value.requires_grad for value in tower.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(tower(pixels), tokens, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", TIMM)
+def test_timm_towers_are_read_before_their_last_block(small_timm: Callable[..., Any], kind: str) -> None:
+    name, side = TIMM[kind], side_of(TIMM[kind])
+    tower = tower_of(name, side)
+    assert (tower.width, tower.depth, tower.pixels) == (32, 2, (side, side))
+    frozen(tower)
+    whole = small_timm(name, num_classes=0, img_size=side).eval()
+    pixels = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        (found,) = whole.forward_intermediates(
+            pixels, indices=[1], norm=False, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+        )
+        expected = found if isinstance(found, torch.Tensor) else torch.cat((found[1], found[0]), dim=1)
+        torch.testing.assert_close(tower(pixels), expected)
+        kept = tower_of(name, side, drop_layers=0)
+        torch.testing.assert_close(kept(pixels), whole.forward_features(pixels))
+    frozen(tower_of(name, side, dtype="bfloat16"))
+
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+
+
+def transformers_models() -> dict[str, Any]:
+    vision = {"vision_config": SIZES, "projection_dim": 16}
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return {
+        "CLIP": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SIZES)),
+        "CLIP with its text": lambda: transformers.CLIPModel(transformers.CLIPConfig(text_config=text, **vision)),
+        "SigLIP": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SIZES)),
+        "DINOv2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SIZES)),
+        "DINOv2 with registers": lambda: transformers.Dinov2WithRegistersModel(
+            transformers.Dinov2WithRegistersConfig(**SIZES)
+        ),
+        "DINOv3": lambda: transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**SIZES)),
+        "ViT": lambda: transformers.ViTModel(transformers.ViTConfig(**SIZES)),
+    }
+
+
+@pytest.mark.parametrize("kind", transformers_models())
+def test_transformers_towers_are_read_before_their_last_block(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = transformers_models()[kind]().eval()
+    spread(theirs, 0.2)
+    theirs.save_pretrained(tmp_path)
+    tower = make_tower(TowerConfig(source=f"hf:{tmp_path}", drop_layers=1))
+    assert (tower.width, tower.depth, tower.pixels) == (32, 3, (32, 32))
+    frozen(tower)
+    vision = getattr(theirs, "vision_model", theirs)
+    blocks = max(
+        (part for part in vision.modules() if isinstance(part, torch.nn.ModuleList)),
+        key=lambda part: sum(value.numel() for value in part.parameters()),
+    )
+    seen: list[Any] = []
+    blocks[-2].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    with torch.no_grad():
+        last = vision(pixel_values=images()).last_hidden_state
+        before = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+        torch.testing.assert_close(tower(images()), before)
+        torch.testing.assert_close(make_tower(TowerConfig(source=f"hf:{tmp_path}", drop_layers=0))(images()), last)
+    frozen(make_tower(TowerConfig(source=f"hf:{tmp_path}", dtype="bfloat16")))
+
+
+def over(tower: FrozenTower) -> Blip2:
+    made_of = replace(config(qformer={"memory_width": 32}, vision_norm_eps=1e-6), vision=tower.config)
+    made = build_blip2(made_of, vision=tower)
+    torch.manual_seed(1)
+    for name, part in made.named_children():
+        if name != "vision":
+            spread(part, 0.2)
+    return made.eval()
+
+
+@pytest.mark.parametrize("kind", ["EVA-CLIP", "plain"])
+def test_plain_towers_go_to_transformers(small_timm: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+    """What is exported computes there as here: EVA-CLIP has no biases of keys, and its last norm is not read."""
+    side = side_of(TIMM[kind])
+    tower = tower_of(TIMM[kind], side)
+    spread(tower, 0.2)
+    made = over(tower)
+    folder = convert_model(stored(made), tmp_path / "out", to="transformers")
+    exported = transformers.Blip2ForImageTextRetrieval.from_pretrained(folder)
+    assert exported.config.vision_config.num_hidden_layers == 2
+    matching(exported, made, torch.randn(3, 3, side, side))
+    processor = transformers.Blip2Processor.from_pretrained(folder)
+    assert list(processor.image_processor.image_mean) == list(tower.mean)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP", "DINOv2", "DINOv2 with registers", "DINOv3"])
+def test_other_towers_do_not_go_to_transformers(small_timm: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+    made = over(tower_of(TIMM[kind], side_of(TIMM[kind])))
+    with pytest.raises(UserError, match="computes otherwise"):
+        convert_model(stored(made), tmp_path / "out", to="transformers")
+    last = over(tower_of(TIMM["EVA-CLIP"], 28, drop_layers=0))
+    with pytest.raises(UserError, match="whose last norm is the trained one"):
+        convert_model(stored(last), tmp_path / "last", to="transformers")
