@@ -1,0 +1,362 @@
+"""What a training step of BLIP-2 takes on a GPU, computed on any machine: no weight is allocated, nothing is timed.
+
+    python -m benchmarks.blip2_memory [--json] [--store]
+    python -m benchmarks.blip2_memory --vision timm:NAME --language FOLDER-OR-HUB-NAME --tokens 32
+
+A step of the real sizes runs on tensors without numbers (torch's fake tensors), and every storage that it holds is
+counted from its birth to its end: weights, the optimiser's moments, gradients, what autograd keeps, what an
+operation needs in passing. Two things are put in a GPU's place: attention keeps its inputs, its output and one
+number a row, as fused kernels do, and LayerNorm under autocast gives float32, as CUDA has it. Not in it:
+the CUDA context and what the allocator loses to fragments, for which `RESERVE` is set aside, and what several
+processes add (DDP's buckets, as much as the gradients).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from openblip.checkpoints.blip2_parts import as_tower
+from openblip.core.files import write_json
+from openblip.core.language_tokenizer import LanguageBatch
+from openblip.core.tokenizer import TokenBatch
+from openblip.models.blip2 import Blip2, Blip2Config
+from openblip.models.language import FrozenLanguage, LanguageConfig
+from openblip.models.qformer import QFormerConfig
+from openblip.models.tower import FrozenTower, TowerConfig, make_tower
+from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config
+from openblip.tasks.blip2.step import Blip2Batch, Blip2Step
+
+GIB = 2**30
+CARDS = (24, 40, 80)
+RESERVE = 2.0
+"""GiB left to the CUDA context and to fragments"""
+SIZES = (32, 256)
+"""batches that are computed"""
+TOKENS = 32
+"""of a caption, the longest that the recipes train on"""
+VISION = TowerConfig(dtype="bfloat16")
+"""the paper's tower"""
+STORED = Path(__file__).parent / "results" / "blip2-memory.json"
+
+Make = Callable[[], Any]
+"""makes a language model of transformers without numbers"""
+
+
+class Meter(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make while it is on and that are still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._held: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, Tensor):
+                self._note(value.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._held:
+            self._held[key] = math.ceil(storage.nbytes() / 512) * 512  # as torch's allocator rounds
+            self.now += self._held[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._held.pop(key)
+
+
+class _Fused(torch.autograd.Function):
+    """Attention by what a fused kernel keeps for its backward: inputs, output, and a number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, mask, out, rows)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    return _Fused.apply(query, key, value, attn_mask)
+
+
+def _layer_norm(inputs: Tensor, *args: Any, normal: Any = F.layer_norm, **kwargs: Any) -> Tensor:
+    return normal(inputs.float() if torch.is_autocast_enabled("cpu") else inputs, *args, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of a training step on one process."""
+
+    frozen: int
+    """weights of vision tower and language model"""
+    trained: int
+    """weights in float32 and AdamW's two moments; gradients count as activations, since they come in their place"""
+    peak: int
+    """most that is held at once"""
+    trained_parameters: int
+    frozen_parameters: int
+
+
+@contextmanager
+def _without_numbers() -> Iterator[Meter]:
+    """Fake tensors under a meter, with what CUDA does in the place of what a processor does."""
+    meter = Meter()
+    with (
+        mock.patch("openblip.models.layers.writes_attention_out", return_value=False),
+        mock.patch("openblip.models.vision.writes_attention_out", return_value=False),
+        mock.patch.object(F, "scaled_dot_product_attention", _attention),
+        mock.patch.object(F, "layer_norm", _layer_norm),
+        FakeTensorMode(),
+        meter,
+    ):
+        yield meter
+
+
+def step_memory(
+    config: Blip2Config,
+    language: Make | None,
+    batch_size: int,
+    *,
+    tokens: int = TOKENS,
+    from_features: bool = False,
+    checkpointing: bool = False,
+) -> Memory:
+    """Memory of one step under autocast in bfloat16, AdamW, stage 2 where there is a language model.
+
+    Args:
+        config: with the frozen parts' dtypes.
+        language: makes the language model, on whatever device is the default.
+        from_features: pictures are features of the frozen tower (`openblip cache-features`), and it is not there.
+        checkpointing: the blocks of Q-Former and language model are computed again in the backward pass.
+    """
+    with torch.device("meta"):
+        tower = make_tower(config.vision, pretrained=False)
+        llm = None if language is None else FrozenLanguage(language(), config.language or LanguageConfig())
+        model = Blip2(config, tower, llm).train()
+    objective = Blip2Stage1(model, Stage1Config(), dec_id=30522) if llm is None else Blip2Stage2(model, eos_id=1)
+    step = Blip2Step(objective)
+    with _without_numbers() as meter:
+        _give_storage(step)
+        features = None
+        if from_features:
+            features = tower(torch.zeros(1, 3, *tower.pixels)).expand(batch_size, -1, -1).contiguous()
+            tower.encoder = nn.Identity()
+        model.gradient_checkpointing_enable(checkpointing)
+        trained = [value for value in model.parameters() if value.requires_grad]
+        frozen = sum(
+            value.numel() * value.element_size() for value in model.parameters() if not value.requires_grad
+        )
+        moments = [torch.zeros_like(value) for value in trained for _ in range(2)]
+        batch = _batch(tower, llm, batch_size, tokens, features)
+        held = meter.peak = meter.now
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = step(batch)
+        losses["loss"].backward()
+        del moments
+    return Memory(
+        frozen=frozen,
+        trained=held - frozen,
+        peak=meter.peak,
+        trained_parameters=sum(value.numel() for value in trained),
+        frozen_parameters=sum(value.numel() for value in model.parameters() if not value.requires_grad),
+    )
+
+
+def _give_storage(module: nn.Module) -> None:
+    """Tensors without numbers, but with a storage, in place of those that have neither."""
+    made: dict[int, Tensor] = {}
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for name, value in table.items():
+                if value is None:
+                    continue
+                if id(value) not in made:  # tied ones stay tied
+                    fresh = torch.empty(value.shape, dtype=value.dtype)
+                    trained = isinstance(value, nn.Parameter)
+                    made[id(value)] = nn.Parameter(fresh, requires_grad=value.requires_grad) if trained else fresh
+                table[name] = made[id(value)]  # type: ignore[assignment]
+
+
+def _batch(
+    tower: FrozenTower, llm: FrozenLanguage | None, rows: int, tokens: int, features: Tensor | None
+) -> Blip2Batch:
+    """A batch of texts of equally many tokens; an encoder-decoder's are split in the middle."""
+    pictures = torch.zeros(rows, 3, *tower.pixels, dtype=torch.uint8) if features is None else features
+    ids = torch.zeros(rows, tokens, dtype=torch.int64)
+    mask = torch.ones(rows, tokens, dtype=torch.bool)
+    image_ids = torch.zeros(rows, dtype=torch.int64)
+    if llm is None:
+        return Blip2Batch(pictures, TokenBatch(ids, mask), image_ids)
+    if not llm.is_encoder_decoder:
+        return Blip2Batch(pictures, LanguageBatch(ids, mask, mask, mask), image_ids)
+    half = slice(0, tokens // 2)
+    part = LanguageBatch(ids[:, half], mask[:, half], mask[:, half], mask[:, half])
+    return Blip2Batch(pictures, part, image_ids, prefix=part)
+
+
+def largest_batch(few: Memory, many: Memory, card: float) -> int:
+    """The largest batch that fits a card of so many GiB, 0 if none does; peaks grow by equal steps with the batch.
+
+    Args:
+        few: memory with `SIZES[0]` rows; `many` with `SIZES[1]`.
+    """
+    each = (many.peak - few.peak) / (SIZES[1] - SIZES[0])
+    return max(0, int(SIZES[0] + ((card - RESERVE) * GIB - few.peak) / each))
+
+
+def opt_2_7b() -> Any:
+    """OPT-2.7B in its published sizes."""
+    import transformers
+
+    sizes: dict[str, Any] = {"hidden_size": 2560, "ffn_dim": 10240, "num_hidden_layers": 32}
+    sizes |= {"num_attention_heads": 32, "attn_implementation": "sdpa"}
+    return transformers.OPTForCausalLM(transformers.OPTConfig(vocab_size=50272, word_embed_proj_dim=2560, **sizes))
+
+
+def flan_t5_xl() -> Any:
+    """FlanT5-XL in its published sizes."""
+    import transformers
+
+    sizes: dict[str, Any] = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
+    sizes |= {"vocab_size": 32128, "dropout_rate": 0.0, "attn_implementation": "sdpa"}
+    sizes |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table."""
+
+    name: str
+    config: Blip2Config
+    language: Make | None = None
+    from_features: bool = False
+    checkpointing: bool = False
+
+    def memory(self, batch_size: int, tokens: int = TOKENS) -> Memory:
+        """`step_memory` of it."""
+        how = {"from_features": self.from_features, "checkpointing": self.checkpointing}
+        return step_memory(self.config, self.language, batch_size, tokens=tokens, **how)
+
+
+def cases(vision: TowerConfig, languages: dict[str, Make]) -> list[Case]:
+    """Stage 1, and stage 2 before each language model: plainly, computing blocks again, and from features."""
+    with torch.device("meta"):
+        width = make_tower(vision, pretrained=False).width
+    first = Blip2Config(vision=vision, qformer=QFormerConfig(memory_width=width))
+    silent = replace(first.qformer, vocab_size=None, writes=False)
+    made = [
+        Case("stage 1", first),
+        Case("stage 1, recomputing", first, checkpointing=True),
+        Case("stage 1, from features", first, from_features=True),
+    ]
+    for name, language in languages.items():
+        config = LanguageConfig(source=name, dtype="bfloat16")
+        second = replace(first, qformer=silent, matches=False, language=config)
+        made += [
+            Case(f"stage 2, {name}", second, language),
+            Case(f"stage 2, {name}, recomputing", second, language, checkpointing=True),
+            Case(f"stage 2, {name}, from features", second, language, from_features=True),
+        ]
+    return made
+
+
+def run(vision: TowerConfig, languages: dict[str, Make], tokens: int = TOKENS) -> dict[str, Any]:
+    """The table as plain data."""
+    rows = []
+    for case in cases(vision, languages):
+        few, many = (case.memory(size, tokens) for size in SIZES)
+        each = (many.peak - few.peak) / (SIZES[1] - SIZES[0])
+        rows.append(
+            {
+                "case": case.name,
+                "trained_parameters": few.trained_parameters,
+                "frozen_parameters": few.frozen_parameters,
+                "frozen_gib": round(few.frozen / GIB, 2),
+                "trained_gib": round(few.trained / GIB, 2),
+                "each_mib": round(each / 2**20, 1),
+                "peak_gib": {
+                    str(size): round(found.peak / GIB, 2) for size, found in zip(SIZES, (few, many), strict=True)
+                },
+                "largest_batch": {str(card): largest_batch(few, many, card) for card in CARDS},
+            }
+        )
+    return {"name": "blip2-memory", "tokens": tokens, "reserve_gib": RESERVE, "rows": rows}
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The result as a table for docs/blip2.md, by lines."""
+    cards = " | ".join(f"{card} GB" for card in CARDS)
+    lines = [
+        f"| | trained | frozen | weights and moments | each picture | {cards} |",
+        "|---|---|---|---|---|" + "---|" * len(CARDS),
+    ]
+    for row in result["rows"]:
+        held = row["frozen_gib"] + row["trained_gib"]
+        counts = f"{row['trained_parameters'] / 1e6:.1f}M | {row['frozen_parameters'] / 1e6:,.0f}M"
+        fits = " | ".join(str(row["largest_batch"][str(card)] or "none") for card in CARDS)
+        lines.append(f"| {row['case']} | {counts} | {held:.1f} GiB | {row['each_mib']:.0f} MiB | {fits} |")
+    return lines
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.blip2_memory", description=__doc__.split("\n")[0])
+    parser.add_argument("--vision", default=TowerConfig().source, help="the frozen tower, timm:NAME[@N]")
+    parser.add_argument("--language", help="a transformers folder or hub name; only its config.json is read")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of a text")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--store", action="store_true", help="keep it in benchmarks/results")
+    options = parser.parse_args()
+    languages: dict[str, Make] = {"OPT-2.7B": opt_2_7b, "FlanT5-XL": flan_t5_xl}
+    if options.language:
+        languages = {options.language: lambda: _described(options.language)}
+    result = run(as_tower(options.vision, VISION), languages, options.tokens)
+    if options.store:
+        write_json(STORED, result)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    print("\n".join(table(result)))
+
+
+def _described(name: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = AutoConfig.from_pretrained(name)
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return auto.from_config(config)
+
+
+if __name__ == "__main__":
+    main()
