@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from openblip.core.runtime import machine, versions
 
-__all__ = ["Subject", "compare", "machine_slug", "matmul_gflops", "result_of", "table"]
+__all__ = ["Subject", "compare", "machine_slug", "matmul_gflops", "peak_mb", "result_of", "table"]
 
 THREADS = 2
 SIDES = ("ours", "peer")
@@ -213,12 +213,12 @@ def _serve(module: str, case: str, side: str, dtype: str, quick: str) -> None:
         elif what == "profile":
             answer = profiled(subject.run)
         else:
-            answer = {"mb": _peak_mb()}
+            answer = {"mb": peak_mb()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Most memory that this process has held."""
     try:
         # getrusage would give the parent's peak where that is larger: exec does not reset it.
