@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openblip.checkpoints.blip2 import load_lavis_state, qformer_from_state
+from openblip.checkpoints.blip2_store import _lavis_vision
 from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.generation.decode import DecodeConfig, decode
@@ -256,11 +257,33 @@ def test_ids_of_an_encoder_decoder(name: str, beams: int) -> None:
     assert torch.equal(ids, expected[:, : ids.shape[1]])
 
 
-def test_trained_parameters_of_the_real_sizes() -> None:
+def full_size() -> dict[str, Any]:
+    """Names and shapes of the real checkpoint, and which of them are trained."""
     path = ROOT / "blip2_full_size_keys.json"
     if not path.exists():
         path = Path(__file__).parent / "blip2_full_size_keys.json"
-    shapes = json.loads(path.read_text())
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("part", ["whole", "trained"])
+def test_every_key_of_the_real_file_has_its_place(part: str) -> None:
+    """The whole file brings the tower, whose sizes are read off it; the published one the trained part alone."""
+    shapes = full_size()["stage1_vitg_224"]
+    names = shapes if part == "whole" else full_size()["stage1_vitg_224.trainable"]
+    state = {name: torch.empty(shapes[name], device="meta") for name in names}
+    qformer = qformer_from_state(state)
+    assert qformer == QFormerConfig(vocab_size=qformer.vocab_size)
+    tower = _lavis_vision(state, None, qformer.memory_width, FOLDER)
+    assert (tower.kind == "own") == (part == "whole")
+    with torch.device("meta"):
+        model = Blip2(Blip2Config(vision=tower, qformer=qformer), make_tower(tower, pretrained=False))
+    assert model.vision.depth == 39
+    ignored = load_lavis_state(model, state, source="stage1_vitg_224")
+    assert all(name.endswith("position_ids") for name in ignored)
+
+
+def test_trained_parameters_of_the_real_sizes() -> None:
+    shapes = full_size()
     trained = shapes["stage1_vitg_224.trainable"]
     vocab = shapes["stage1_vitg_224"]["Qformer.bert.embeddings.word_embeddings.weight"][0]
     own = VisionConfig(patch_size=14, width=1408, depth=39, num_heads=16, mlp_ratio=6144 / 1408, final_norm=False)

@@ -172,8 +172,11 @@ def normalize(
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"normalize takes uint8 pictures, not {images.dtype}")
-    middle = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255.0
-    spread = torch.tensor(std, device=images.device).view(3, 1, 1) * 255.0
+    # Filled on the device: numbers copied to it would make the host wait for all that it has still to do.
+    middle, spread = (
+        torch.cat([torch.full((1, 1, 1), value, device=images.device) for value in values]) * 255.0
+        for values in (mean, std)
+    )
     return images.to(torch.float32).sub_(middle).div_(spread).to(dtype)
 
 

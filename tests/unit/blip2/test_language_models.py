@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-from small_blip2 import Kind, write_language
+import transformers
+from small_blip2 import Kind, spread, write_language
 
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
@@ -63,6 +63,38 @@ def test_a_decoder_does_not_see_padding(language: Any, kind: str) -> None:
         alone = model.decoder_logits(images[row : row + 1], whole.input_ids[row : row + 1, :length],
                                      whole.attention_mask[row : row + 1, :length])  # fmt: skip
         torch.testing.assert_close(logits[row : row + 1, : length + 1], alone, **CLOSE)
+
+
+def other_decoders() -> dict[str, Any]:
+    sizes: dict[str, Any] = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    grouped = {**sizes, "intermediate_size": 64, "num_key_value_heads": 2}
+    t = transformers
+    return {
+        "Qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**grouped, tie_word_embeddings=True)),
+        "Qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**grouped, head_dim=8)),
+        "Mistral with a window": lambda: t.MistralForCausalLM(t.MistralConfig(**grouped, sliding_window=5)),
+        "Gemma 2": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**grouped, head_dim=8, sliding_window=5)),
+        "GPT-2": lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4)),
+        "Bloom": lambda: t.BloomForCausalLM(t.BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4)),
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", other_decoders())
+def test_other_decoders_compute_as_in_transformers(kind: str) -> None:
+    """Windows, places by rotation, by table or by distance: the mask that is given leaves all as it is."""
+    torch.manual_seed(0)
+    hf = other_decoders()[kind]()
+    spread(hf, 0.3)
+    model = FrozenLanguage(hf, LanguageConfig(source=kind))
+    images = soft(model)
+    ids = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(2))
+    mask = torch.arange(7) < torch.tensor([7, 4, 2])[:, None]
+    logits = model.decoder_logits(images, ids, mask)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        embeds = torch.cat((images[row], model.embed(ids[row, :length])))[None]
+        expected = hf(inputs_embeds=embeds).logits[0, -length - 1 :]
+        torch.testing.assert_close(logits[row, : length + 1], expected, **CLOSE)
 
 
 @torch.no_grad()
@@ -146,7 +178,7 @@ def test_frozen_is_frozen(language: Any, kind: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_recomputing_gives_the_same_gradient(folders: dict[str, Path], kind: str) -> None:
     found = []
     for checkpointing in (False, True):
@@ -155,7 +187,12 @@ def test_recomputing_gives_the_same_gradient(folders: dict[str, Path], kind: str
         model.train()
         images = soft(model).requires_grad_()
         text = LanguageTokenizer.load(folders[kind]).texts(["a red bus", "two dogs", "the road"])
-        model.decoder_logits(images, text.input_ids, text.attention_mask).square().mean().backward()
+        if model.is_encoder_decoder:
+            states = model.encode(images, text.input_ids, text.attention_mask)
+            logits = model.target_logits(*states, text.input_ids)
+        else:
+            logits = model.decoder_logits(images, text.input_ids, text.attention_mask)
+        logits.square().mean().backward()
         found.append(images.grad)
     torch.testing.assert_close(found[1], found[0], **CLOSE)
 
@@ -183,18 +220,6 @@ def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:
         make_language(LanguageConfig(source=str(tmp_path)))
     with pytest.raises(UserError, match="lora_rank"):
         LanguageConfig(lora_rank=-1)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("peft") is not None, reason="peft is installed")
-def test_lora_without_its_extra_names_it(folders: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"openblip\[lora\]"):
-        make_language(LanguageConfig(source=str(folders["opt"]), lora_rank=4))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_four_bits_without_their_extra_name_it(folders: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"openblip\[quantize\]"):
-        make_language(LanguageConfig(source=str(folders["opt"]), quantize="4bit"))
 
 
 class _Bare:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from small_blip2 import TEXTS, images, model, tokenizer, write_language
+from small_blip2 import PIXELS, TEXTS, Kind, images, model, tokenizer, write_language
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openblip.core.errors import UserError
@@ -16,6 +17,7 @@ from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import best_query
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config, split_prefix
+from openblip.tasks.blip2.step import Blip2Batch, Blip2Step
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -79,7 +81,16 @@ def test_only_the_frozen_parts_are_without_gradient() -> None:
 class NoWaiting(TorchDispatchMode):
     """Fails on every operation whose result the host would have to wait for on an accelerator."""
 
-    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2")
+    WAITING = (
+        "_local_scalar_dense",
+        "nonzero",
+        "is_nonzero",
+        "equal",
+        "masked_select",
+        "unique",
+        "_unique2",
+        "lift_fresh",
+    )  # the last: numbers of Python's that are copied to the device
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -101,7 +112,48 @@ def test_the_device_is_not_waited_for(ids: Tensor | None) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: write_language(tmp_path_factory.mktemp(kind), kind) for kind in ("opt", "t5")}  # type: ignore[arg-type]
+    return {kind: write_language(tmp_path_factory.mktemp(kind), kind) for kind in get_args(Kind)}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_the_device_is_not_waited_for_in_stage_2(folders: dict[str, Path], kind: str, checkpointing: bool) -> None:
+    """transformers looks whether a mask hides anything, unless it is given whole."""
+    made = model(language=folders[kind], matches=False, qformer={"vocab_size": None})
+    made.gradient_checkpointing_enable(checkpointing)
+    words = LanguageTokenizer.load(folders[kind])
+    step = Blip2Step(Blip2Stage2(made, eos_id=words.eos_id)).train()
+    text = words.texts(TEXTS[:3], prompts=["a photo of", "", "the"])
+    pictures = torch.randint(0, 256, (3, 3, PIXELS, PIXELS), dtype=torch.uint8)
+    prefix = words.prompts(["a photo of", "what", "the"], side="right", end=True) if kind == "t5" else None
+    batch = Blip2Batch(pictures, text, torch.arange(3), prefix=prefix)
+    step.count_step([batch])
+    with NoWaiting():
+        step(batch)["loss"].backward()
+    assert made.qformer.queries.grad is not None
+
+
+class Moves(TorchFunctionMode):
+    """Counts how often tensors are moved, and fails where the host would wait for that."""
+
+    number = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.to:
+            assert (kwargs or {}).get("non_blocking"), "a copy waits for the device"
+            self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_batches_move_without_waiting(folders: dict[str, Path]) -> None:
+    words = LanguageTokenizer.load(folders["t5"])
+    prefix, rest = words.prompts(["the"], side="right"), words.texts(["two dogs"])
+    batch = Blip2Batch(torch.zeros(1, 3, 8, 8), rest, torch.arange(1), text(1), prefix)
+    with Moves() as moves:
+        moved = batch.to("cpu", non_blocking=True)
+    assert moves.number == 2 + 2 + 4 + 4
+    assert torch.equal(moved.questions.input_ids, text(1).input_ids)  # type: ignore[union-attr]
+    assert torch.equal(moved.prefix.attention_mask, prefix.attention_mask)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])
