@@ -14,7 +14,7 @@ __all__ = ["KINDS", "counted", "kind_of", "profiled"]
 Result = TypeVar("Result")
 
 KINDS = {
-    "matrix products of weights": r"aten::(mm|addmm|linear)$|mkldnn_linear",
+    "matrix products of weights": r"aten::(mm|addmm|linear)$|mkldnn.*linear",
     "matrix products of attention": r"aten::(bmm|baddbmm)$|scaled_dot_product",
     "softmax": r"softmax",
     "patches": r"convolution",

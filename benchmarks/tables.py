@@ -14,6 +14,7 @@ from typing import Any
 __all__ = ["lines"]
 
 RESULTS = Path(__file__).parent / "results"
+DTYPES = ("float32", "bfloat16", "default")
 _HEAD = ("what", "numbers", "ours", "transformers", "times faster", "peak memory, ours and theirs")
 
 
@@ -24,7 +25,10 @@ def lines(names: Sequence[str], machine: str) -> list[str]:
         path = RESULTS / f"{name}-{machine}.json"
         if path.exists():
             result = json.loads(path.read_text(encoding="utf-8"))
-            rows += [_row(name, row) for row in sorted(result["rows"], key=lambda row: row["case"])]
+            rows += [
+                _row(name, row)
+                for row in sorted(result["rows"], key=lambda row: (row["case"], DTYPES.index(row["dtype"])))
+            ]
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
