@@ -106,8 +106,13 @@ class Places:
 
     @property
     def totals(self) -> Path:
-        """What it came to; written when every chunk is done."""
+        """What it came to; written when every chunk is done, without "output" while it is decided on anew."""
         return self.own / "totals.json"
+
+    @property
+    def report(self) -> Path:
+        """The page about it."""
+        return self.own / "report.html"
 
     @property
     def tables(self) -> Path:
@@ -221,6 +226,9 @@ class Worker:
         before = json.loads(marker.read_text()) if marker.exists() else None
         if before is not None and before["output"] == wanted:
             return Done(**before["done"], fresh=False)
+        if before is not None:
+            # From here on the table may hold the new decisions: the marker must not vouch for the old ones.
+            write_json(marker, {**before, "output": None})
         seconds: dict[str, float] = {}
         known = self._earlier.table(chunk.name)
         rows = read_table(known) if known.exists() else self._compute(chunk, seconds)

@@ -104,10 +104,12 @@ def run_capfilt(
     config = replace(config, dtype=str(choose_dtype(config.dtype, device)).removeprefix("torch."))
     models = open_models(config.captioner, config.filter, image_size=config.image_size)
     _same_run(Places(target), config, models)
+    _begin(Places(target), output)
     workers = engine.workers or max(1, torch.cuda.device_count() if device.type == "cuda" else 1)
     threads = engine.threads or default_threads(workers)
     chunks = plan(config, shard)
     opened = models if engine.name == "local" and workers == 1 else None
+    del models  # other processes open their own
     totals = _work(
         partial(make_worker, output=output, target=target, models=opened), config, chunks, engine, workers, threads,
         on_chunk,
@@ -144,6 +146,7 @@ def decide_again(
     if not Places(run).totals.exists():
         raise UserError(f"{run} is not complete; let openblip capfilt finish first")
     parts = source_parts(config.source).parts
+    _begin(places, output)
     worker = Worker(config, output, target, _no_models, tables=run if target != run else None)
     totals = Totals()
     for table in sorted(Places(run).tables.glob("*.parquet")):
@@ -260,6 +263,17 @@ def _identity(value: Any) -> Any:
         return value
     kept = {name: item for name, item in value.items() if name not in _FREE}
     return kept | {"source": {name: item for name, item in kept["source"].items() if name != "weight"}}
+
+
+def _begin(places: Places, output: Output) -> None:
+    """Take back what an earlier run says of its decisions, where others are to be made."""
+    if not places.totals.exists():
+        return
+    before = json.loads(places.totals.read_text(encoding="utf-8"))
+    if before["output"] != to_dict(output):
+        for page in (places.report, places.report.with_suffix(".json")):
+            page.unlink(missing_ok=True)
+        write_json(places.totals, {**before, "output": None})
 
 
 def _finish(places: Places, output: Output, totals: Totals) -> None:

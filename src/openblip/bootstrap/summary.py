@@ -132,6 +132,8 @@ def summarise(run: Path | str, *, examples: int = 12) -> Summary:
     if not places.totals.exists():
         raise UserError(f"{run} is not complete; let openblip capfilt finish first")
     output = json.loads(places.totals.read_text(encoding="utf-8"))["output"]
+    if output is None:
+        raise UserError(f"{run} was stopped while it was decided on anew; run openblip capfilt decide again")
     summary = Summary(run=described, output=output)
     picked: dict[str, list[tuple[int, int, Row]]] = {kind: [] for kind in KINDS}
     number = 0

@@ -178,7 +178,9 @@ def _progress(done: Done, totals: Totals) -> None:
 
 
 def _conclude(totals: Totals, target: Path, *, report: bool = True) -> None:
-    page = target / "capfilt" / "report.html"
+    from openblip.bootstrap.job import Places
+
+    page = Places(target).report
     if report and (totals.fresh_chunks or not page.exists()):
         from openblip.report import write_report
         from openblip.report.capfilt import capfilt_report

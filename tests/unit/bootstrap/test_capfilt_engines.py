@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import sys
 import threading
 import time
@@ -49,6 +51,48 @@ def test_ray(web: Path, models: Models, one_process: dict[str, bytes], tmp_path:
     assert totals.fresh_chunks == 6
     assert contents(tmp_path / "ray") == one_process
     assert run_capfilt(settings, tmp_path / "ray", output(threshold=0.3), engine=engine).fresh_chunks == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
+def test_a_ray_worker_that_is_lost(web: Path, models: Models, tmp_path: Path) -> None:
+    """Ray starts another and gives it the chunk again; nothing is lost or doubled."""
+    pytest.importorskip("ray")
+    settings, target = config(models, web, chunk_size=1), tmp_path / "ray"
+    lost: list[int] = []
+
+    def kill_one() -> None:
+        while next(target.glob("capfilt/done/*.json"), None) is None:
+            time.sleep(0.01)
+        lost.append(own_actors()[0])
+        os.kill(lost[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    engine = Engine(name="ray", workers=2, threads=1)
+    totals = run_capfilt(settings, target, output(threshold=0.3), engine=engine)
+    killer.join()
+    assert len(lost) == 1
+    assert totals.samples == 18
+    run(settings, tmp_path / "quiet", output(threshold=0.3))
+    assert contents(target) == contents(tmp_path / "quiet")
+
+
+def own_actors() -> list[int]:
+    """Processes of Ray's that map, below this one: others may run on the machine."""
+    parents, actors = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if (folder / "cmdline").read_text().startswith("ray::MapWorker"):
+                actors.append(int(folder.name))
+        except (OSError, ValueError):
+            continue  # it has just ended
+
+    def is_own(process: int) -> bool:
+        return process == os.getpid() or (process in parents and is_own(parents[process]))
+
+    return [actor for actor in actors if is_own(actor)]
 
 
 def test_ray_that_is_not_installed(

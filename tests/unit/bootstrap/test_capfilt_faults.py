@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from capfilt_small import config, contents, output, picture, run, write_tar
 
-from openblip.bootstrap.job import CapFiltConfig, Output
+from openblip.bootstrap.job import Places
 from openblip.bootstrap.models import open_models
+from openblip.bootstrap.run import decide_again
+from openblip.bootstrap.summary import summarise
+from openblip.core.config import to_dict
 from openblip.core.errors import UserError
+from openblip.report import write_report
+from openblip.report.capfilt import capfilt_report
 
 Models = tuple[str, str, str]
 OPERATIONS = ("replace", "unlink", "rmdir")
@@ -62,12 +70,12 @@ def kill_at(number: int) -> list[int]:
     return seen
 
 
-def killed_at(number: int, settings: CapFiltConfig, target: Path, made: Output) -> bool:
-    """Whether a run was killed there, or was through before."""
+def killed_at(number: int, work_on: Callable[[], object]) -> bool:
+    """Whether the work was killed there, or was through before."""
 
     def work() -> None:
         kill_at(number)
-        run(settings, target, made)
+        work_on()
 
     _, status = os.waitpid(in_child(work), 0)
     return os.WIFSIGNALED(status)
@@ -78,13 +86,49 @@ def test_killed_at_every_point(layout: str, web: Path, models: Models, tmp_path:
     settings, made = config(models, web, chunk_size=3), output(layout, threshold=0.2)
     run(settings, tmp_path / "quiet", made)
     wanted, points = contents(tmp_path / "quiet"), 0
-    while killed_at(points + 1, settings, target := tmp_path / f"killed-{points}", made):
+    while killed_at(points + 1, partial(run, settings, target := tmp_path / f"killed-{points}", made)):
         points += 1
         half = {path: data for path, data in contents(target).items() if "/." not in f"/{path}"}
         assert half.items() <= wanted.items(), "a file was half written, or is not what it should be"
         run(settings, target, made)
         assert contents(target) == wanted, f"killed before operation {points}"
     assert points > 10
+
+
+def test_deciding_anew_killed_at_every_point(web: Path, models: Models, tmp_path: Path) -> None:
+    """No file vouches for decisions that are half made; the new ones and the old ones can both be made whole."""
+    settings, old, new = config(models, web, chunk_size=3), output(threshold=0.2), output("jsonl", threshold=0.6)
+    run(settings, tmp_path / "old", old)
+    write_report(Places(tmp_path / "old").report, capfilt_report(tmp_path / "old"))
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    decide_again(tmp_path / "new", new)
+    decided = contents(tmp_path / "new")
+    assert not Places(tmp_path / "new").report.exists(), "the page speaks of the old decisions"
+    points = 0
+    while killed_at(points + 1, partial(decide_again, copy_of(tmp_path, "old", points), new)):
+        target = tmp_path / f"old-{points}"
+        points += 1
+        files = contents(target)
+        totals = json.loads(files["capfilt/totals.json"])["output"]
+        assert totals in (to_dict(old), None, to_dict(new))
+        if totals == to_dict(old):
+            tables = {name for name in files if name.startswith("capfilt/table/0")}
+            assert all(files[name] == contents(tmp_path / "old")[name] for name in tables)
+        elif totals is None:
+            with pytest.raises(UserError, match="run openblip capfilt decide again"):
+                summarise(target)
+        back = copy_of(tmp_path, target.name, 0)
+        decide_again(target, new)
+        assert contents(target) == decided, f"killed before operation {points}"
+        decide_again(back, old)
+        assert {name: data for name, data in contents(back).items() if "report." not in name} == {
+            name: data for name, data in contents(tmp_path / "old").items() if "report." not in name
+        }
+    assert points > 10
+
+
+def copy_of(root: Path, name: str, number: int) -> Path:
+    return shutil.copytree(root / name, root / f"{name}-{number}")
 
 
 def test_killed_again_and_again(web: Path, models: Models, tmp_path: Path) -> None:

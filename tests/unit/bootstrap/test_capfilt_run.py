@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from capfilt_small import PIXELS, config, contents, output, picture, rows_of, run, text_of, write_folder, write_tar
+from PIL import Image
 
 from openblip.bootstrap.job import Shard
 from openblip.bootstrap.models import open_models
@@ -170,6 +172,23 @@ def test_one_model_for_both_looks_once(models: Models, web: Path, tmp_path: Path
         for hook in hooks:
             hook.remove()
         assert count == looks
+
+
+def test_an_outside_model_ranks_the_texts(web: Path, models: Models, monkeypatch: pytest.MonkeyPatch,
+                                          tmp_path: Path) -> None:  # fmt: skip
+    """It is given each picture with its texts as they are; "blip2" keeps what it finds most similar."""
+
+    def ranker(images: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        return [[len(text) + image.width / 1000 for text in own] for image, own in zip(images, texts, strict=True)]
+
+    monkeypatch.setattr("openblip.bootstrap.run.open_ranker", lambda name, _: {"some-clip": ranker}[name])
+    policy = output(name="blip2", keep=1, rank_by="ranker")
+    run(config(models, web, ranker="some-clip"), tmp_path / "out", policy)
+    for row in rows_of(tmp_path / "out"):
+        if row.status == "ok":
+            width = 40 + int(row.key[-9:]) % 7
+            assert [t.ranker for t in row.texts] == pytest.approx([len(t.text) + width / 1000 for t in row.texts])
+            assert [t.text for t in row.kept] == [max((t.text for t in row.texts), key=len)]
 
 
 @pytest.mark.parametrize(
