@@ -15,6 +15,7 @@ from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.scene import Scene
 from openblip.data.world.truth import Verdict, judge
+from openblip.demo.blip2_page import blip2_section
 from openblip.demo.capfilt_page import capfilt_section
 from openblip.report import (
     Card,
@@ -76,6 +77,7 @@ def write_demo_report(out: Path, config: DemoConfig) -> Path:
                 Strips(strips=_strips(matcher, examples[0]))
             ]),
             capfilt_section(out),
+            blip2_section(out),
             Section(title="What it gets wrong", tone="wrong", blocks=[
                 Gallery(cards=[card for card in known + novel if card.texts[0].verdict != "true"][:12]),
                 _failures(measured),

@@ -60,6 +60,15 @@ class DemoConfig:
     matcher_steps: int = 300
     again_steps: int = 200
     """of each of the two new models that learn from the web pairs as they were found, and cleaned"""
+    documents: int = 8000
+    """that BLIP-2's language models read, about scenes that nobody is shown"""
+    language_steps: tuple[int, int] = (300, 300)
+    """of the decoder and of the encoder-decoder"""
+    blip2_pictures: int = 6000
+    """of those with true captions, that BLIP-2 learns from"""
+    stage1_steps: int = 150
+    stage2_steps: int = 150
+    """of each of the two language models"""
     batch_size: int = 64
     learning_rate: float = 4e-3
     seed: int = 0
@@ -68,6 +77,7 @@ class DemoConfig:
 QUICK = DemoConfig(
     web_pictures=1500, human_pictures=3000, test_pictures=100,
     pretrain_steps=100, captioner_steps=150, matcher_steps=50, again_steps=20,
+    documents=1000, language_steps=(10, 10), blip2_pictures=1000, stage1_steps=10, stage2_steps=10,
 )  # fmt: skip
 
 
@@ -252,6 +262,34 @@ def learn_anew(out: Path, config: DemoConfig) -> dict[str, Any]:
     return capfilt.learn_anew(out, config)
 
 
+def read_texts(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Train two small language models for BLIP-2, of both kinds, on text alone."""
+    from openblip.demo import blip2
+
+    return blip2.read_texts(out, config)
+
+
+def first_stage(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """BLIP-2, stage 1: a Q-Former learns ITC, ITM and ITG over the captioner's tower, frozen."""
+    from openblip.demo import blip2
+
+    return blip2.first_stage(out, config)
+
+
+def second_stage(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """BLIP-2, stage 2: the Q-Former learns what to tell each of the frozen language models."""
+    from openblip.demo import blip2
+
+    return blip2.second_stage(out, config)
+
+
+def ask(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Ask BLIP-2 questions, of which it met none together with a picture."""
+    from openblip.demo import blip2
+
+    return blip2.measure(out, config)
+
+
 def report(out: Path, config: DemoConfig) -> dict[str, Any]:
     """Write report.html from what the stages left."""
     from openblip.demo.page import write_demo_report
@@ -270,6 +308,10 @@ STAGES: dict[str, Stage] = {
     "measure": measure,
     "capfilt": clean_web,
     "again": learn_anew,
+    "language": read_texts,
+    "stage1": first_stage,
+    "stage2": second_stage,
+    "zero-shot": ask,
     "report": report,
 }
 

@@ -43,7 +43,17 @@ from openblip.tasks.blip2.run import run_blip2
 from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about, guessing
 from openblip.tasks.run import RunConfig, run_training
 
-__all__ = ["FIRST", "QUICK", "SECOND", "Blip2Experiment", "First", "Second", "Seed", "run_blip2_experiment"]
+__all__ = [
+    "CURVES",
+    "FIRST",
+    "QUICK",
+    "SECOND",
+    "Blip2Experiment",
+    "First",
+    "Second",
+    "Seed",
+    "run_blip2_experiment",
+]
 
 Tell = Callable[[str], None]
 
@@ -113,6 +123,10 @@ SECOND: dict[str, Second] = {
     **{name: Second(first=name) for name in FIRST if name != "whole"},
 }
 """rows of stage 2; those with a stage 1 of the same name show what its variant is worth there"""
+CURVES = tuple(name for name, variant in SECOND.items() if variant.first in ("whole", ""))
+"""rows of stage 2 that are looked at while they learn"""
+_LOOKED_AT = 60
+"""pictures of each such look"""
 
 
 def run_blip2_experiment(
@@ -136,7 +150,7 @@ def run_blip2_experiment(
         first = {name: seed.measured_first(name) for name in FIRST}
         second = {name: seed.measured_second(name) for name in SECOND}
         tables.append({"stage 1": first, "stage 2": second, "language": seed.language_alone()})
-        curves.append({name: seed.curve(name) for name in SECOND})
+        curves.append({name: seed.curve(name) for name in CURVES})
     result = {"config": to_dict(config), "seeds": tables, "curves": curves, "mean": means(tables)}
     write_json(out / "results.json", result)
     return result
@@ -220,7 +234,8 @@ class Seed:
         if not (run / "model").exists():
             config = self.second_config(name)
             self.tell(f"stage 2, {name}")
-            run_blip2(config, run, resume=True, title="stage 2", evaluator=self._quick_look, show=False)
+            look = self._quick_look if name in CURVES else None
+            run_blip2(config, run, resume=True, title="stage 2", evaluator=look, show=False)
         return run / "model"
 
     def second_config(self, name: str) -> Blip2RunConfig:
@@ -231,8 +246,8 @@ class Seed:
             "stage2", self.config.stage2_steps, self._qformer(FIRST["whole"].queries),
             tower=self.tower, model=model, language=str(self.language(variant.language)),
         )  # fmt: skip
-        train = replace(made.train, evaluate_every_steps=max(1, self.config.stage2_steps // 6))
-        return replace(made, train=train)
+        every = max(1, self.config.stage2_steps // 5) if name in CURVES else 0
+        return replace(made, train=replace(made.train, evaluate_every_steps=every))
 
     def _run(self, stage: Any, steps: int, qformer: QFormerConfig, **frozen: str) -> Blip2RunConfig:
         config = self.config
@@ -297,7 +312,7 @@ class Seed:
         return {key: [float(row[key]) for row in rows] for key in ("step", "truth", "answers_all")}
 
     def _quick_look(self, stored: StoredBlip2) -> Numbers:
-        return world.measure_stage2(stored, self.world("val"), min(100, self.config.test_pictures))
+        return world.measure_stage2(stored, self.world("val"), min(_LOOKED_AT, self.config.test_pictures))
 
     def language_alone(self) -> dict[str, Numbers]:
         """What is answered without a picture: by guessing, by each language model, and by one that is told."""

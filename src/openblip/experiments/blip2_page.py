@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from openblip.experiments.blip2 import CURVES
 from openblip.experiments.common import spread_of
 from openblip.experiments.page import details, measures_table
 from openblip.report.content import Chart, Charts, Report, Section, Series, Text
@@ -119,9 +120,7 @@ def _verdict(better: list[float | None], worse: list[float | None]) -> str:
 def _curve(result: dict[str, Any], measure: str, title: str) -> Chart:
     """Lines over the steps of stage 2, with the spread over seeds."""
     series = []
-    for number, name in enumerate(
-        ("whole", "without stage 1", "encoder-decoder", "encoder-decoder without stage 1")
-    ):
+    for number, name in enumerate(CURVES):
         runs = [curves[name] for curves in result["curves"]]
         points = [spread_of(values) for values in zip(*(run[measure] for run in runs), strict=False)]
         series.append(

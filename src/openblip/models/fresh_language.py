@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from openblip.core.errors import UserError
+from openblip.models.language import without_bars
 
-__all__ = ["FreshLanguage", "fresh_language"]
+__all__ = ["FreshLanguage", "fresh_language", "save_language"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +57,9 @@ def fresh_language(sizes: FreshLanguage, *, vocab_size: int, pad_id: int, bos_id
             tie_word_embeddings=True, **ids,
         )
     )  # fmt: skip
+
+
+def save_language(model: Any, folder: Path) -> None:
+    """Write a language model as transformers does."""
+    with without_bars():
+        model.eval().save_pretrained(folder)

@@ -340,7 +340,7 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
             options |= {"config": described, "key_mapping": {r"^language_model\.": ""}}
         auto: Any = AutoModelForSeq2SeqLM if described.is_encoder_decoder else AutoModelForCausalLM
         if pretrained:
-            with _without_bars():
+            with without_bars():
                 model, loaded = auto.from_pretrained(config.source, output_loading_info=True, **options)
         else:
             model, loaded = auto.from_config(described), {}
@@ -355,7 +355,7 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """transformers draws a progress bar for every model, among the lines of a command too."""
     from transformers.utils import logging
 

@@ -16,6 +16,7 @@ from openblip.core.files import read_jsonl, write_json
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.truth import judge
 from openblip.demo import STAGES, DemoConfig, run_demo
+from openblip.demo.blip2_page import blip2_section
 from openblip.demo.capfilt import PAGE
 from openblip.demo.capfilt_page import capfilt_section
 from openblip.report import Gallery, Table, Text
@@ -23,6 +24,7 @@ from openblip.report import Gallery, Table, Text
 SMALL = DemoConfig(
     web_pictures=40, human_pictures=40, test_pictures=12,
     pretrain_steps=3, captioner_steps=2, matcher_steps=2, again_steps=2, batch_size=8,
+    documents=40, language_steps=(2, 2), stage1_steps=2, stage2_steps=2,
 )  # fmt: skip
 
 
@@ -49,6 +51,27 @@ def test_every_stage_runs_and_the_report_shows_what_was_measured(finished: Path)
     assert f"{measured['test']['captioner_beam']['truth']:.0%}" in page
     assert "<script src=" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_blip2_is_asked_and_set_beside_what_knows_less_and_more(finished: Path) -> None:
+    stages = ("zero-shot", "stage1")
+    told = {name: json.loads((finished / "stages" / f"{name}.json").read_text()) for name in stages}
+    assert told["stage1"]["trained_parameters"] > 0
+    for split in ("test", "novel"):
+        measured = told["zero-shot"][split]
+        assert 0.1 < measured["guessing"]["all"] < 0.4
+        for kind in ("decoder", "encoder-decoder"):
+            assert set(measured[kind]) == {"blind", "told", "sees"}
+            assert 0 <= measured[kind]["sees"]["answers_all"] <= 1
+            assert set(measured[kind]["blind"]) <= set(measured["guessing"])
+    section = blip2_section(finished, examples=2)
+    (table, numbers) = (block for block in section.blocks if isinstance(block, Table))
+    assert len(table.rows) == 7
+    assert len(numbers.rows) == 11
+    (gallery,) = (block for block in section.blocks if isinstance(block, Gallery))
+    for card in gallery.cards:
+        assert len(card.texts) > 3
+        assert all(text.verdict in ("true", "partly", "false") for text in card.texts)
 
 
 def test_finished_stages_are_not_run_again_and_one_can_be_run_alone(finished: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from openblip.cli.entry import _read
 from openblip.core.errors import UserError
 from openblip.experiments.blip2 import FIRST, QUICK, SECOND, run_blip2_experiment
 from openblip.experiments.blip2_page import _verdict, blip2_page
@@ -16,10 +19,13 @@ from openblip.experiments.compare import MODELS, compare_models
 from openblip.experiments.compare_page import compare_page
 from openblip.report import write_report
 
+REPO = Path(__file__).resolve().parents[3]
+PAGE = (REPO / "docs" / "blip2-proof.md").read_text(encoding="utf-8")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    out = tmp_path_factory.mktemp("blip2")
+    out = tmp_path_factory.mktemp("blip2") / "runs" / "quick"
     return out, run_blip2_experiment(out, QUICK, seeds=1)
 
 
@@ -38,7 +44,7 @@ def test_every_variant_is_measured_and_trained_once(finished: tuple[Path, dict[s
         assert numbers["truth"][1] is None
     assert "itg_perplexity" in mean["stage 1"]["whole"]
     queries = {name: mean["stage 1"][name]["trained_parameters"][0] for name in FIRST}
-    assert queries["32 queries"] - queries["4 queries"] == 28 * 128
+    assert queries["32 queries"] - queries["4 queries"] == 28 * 96
     described = json.loads((out / "seed-0" / "stage2" / "4-queries" / "model" / "config.json").read_text())
     assert described["model"]["qformer"]["num_queries"] == 4
     frozen = json.loads((out / "seed-0" / "stage2" / "encoder-decoder" / "model" / "config.json").read_text())
@@ -75,6 +81,25 @@ def test_blip_stands_beside_blip2(finished: tuple[Path, dict[str, Any]]) -> None
         assert numbers["seconds"][0] > 0
     write_report(out / "compare.html", compare_page(result))
     assert "What a step costs" in (out / "compare.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_runs(
+    finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, result = finished
+    monkeypatch.chdir(out.parents[1])  # where its folder, runs/quick, is done already
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    exec(compile(code, "docs/blip2-proof.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == str(result["mean"]["stage 2"]["whole"]["truth"])
+
+
+def test_the_commands_of_the_page_are_understood() -> None:
+    blocks = re.findall(r"^```\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    commands = [line for block in blocks for line in block.splitlines() if line.startswith("openblip ")]
+    assert len(commands) >= 2
+    for line in commands:
+        _read(shlex.split(line.split(" #")[0])[1:])
 
 
 @pytest.mark.parametrize(

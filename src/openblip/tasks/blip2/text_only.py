@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from openblip.core.config import to_dict
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.runtime import seed_everything
-from openblip.models.fresh_language import FreshLanguage, fresh_language
+from openblip.models.fresh_language import FreshLanguage, fresh_language, save_language
 from openblip.training.config import TrainConfig
 from openblip.training.launch import start
 from openblip.training.loop import TrainResult, train
@@ -88,7 +88,7 @@ def train_language(
     rows = [row for document in documents for row in (_parts if reads else _whole)(document, words, rng)]
 
     def export(folder: Path) -> None:
-        model.eval().save_pretrained(folder)
+        save_language(model, folder)
         words.save(folder)
 
     return train(

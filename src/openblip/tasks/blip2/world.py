@@ -46,11 +46,11 @@ __all__ = [
 ]
 
 QFORMER = QFormerConfig(
-    num_queries=16, width=128, depth=4, num_heads=4, inner_width=512, max_positions=64, dropout=0.0
+    num_queries=16, width=96, depth=4, num_heads=3, inner_width=384, max_positions=64, dropout=0.0
 )
 LANGUAGES: dict[str, FreshLanguage] = {
-    "decoder": FreshLanguage(kind="llama"),
-    "encoder-decoder": FreshLanguage(kind="t5", depth=3),
+    "decoder": FreshLanguage(kind="llama", width=96, num_heads=3),
+    "encoder-decoder": FreshLanguage(kind="t5", width=96, depth=3, num_heads=3),
 }
 GREEDY = DecodeConfig(max_new_tokens=40)
 _RECALLS = ("t2i_recall@1", "i2t_recall@1", "t2i_recall_itm@1", "i2t_recall_itm@1", "t2i_recall@5")
@@ -64,12 +64,14 @@ def train_world_language(
     No picture has anything to do with it: the documents are about scenes of their own.
     """
     sizes = LANGUAGES[name]
-    asked = QUESTIONS[sizes.kind == "t5"]
+    reads = sizes.kind == "t5"
+    asked = QUESTIONS[reads]
     told = [
         [(asked.replace("{}", line.question) if line.question else "", line.text) for line in lines]
         for lines in documents(count, seed=1000 + seed)
     ]
-    config = TextRunConfig(language=sizes, batch_size=batch_size)
+    # A decoder's rows are whole documents, an encoder-decoder's single lines with what stands before them.
+    config = TextRunConfig(language=sizes, batch_size=batch_size if reads else max(1, batch_size // 2))
     train = replace(config.train, max_steps=steps, warmup_steps=min(50, steps // 5), seed=seed)
     train_language(told, replace(config, train=train), out, resume=True, title=f"{name}, text alone", show=show)
     return out / "model"
@@ -109,6 +111,7 @@ def world_run(
         transform=ImageTransformConfig(crop_scale=None, flip=False, ops=()),
         vocab_size=1000,
         batch_size=batch_size,
+        num_workers=0,  # there is nothing to decode
         max_length=48,
         max_words=48,
         train=replace(
@@ -119,6 +122,7 @@ def world_run(
             warmup_steps=min(30, steps // 5),
             warmup_learning_rate=1e-5,
             seed=seed,
+            precision="float32",  # so small a model is no faster in bfloat16 on a processor
             evaluate_every_steps=0,
             checkpoint_every=max(100, steps // 2),
             keep_checkpoints=1,
