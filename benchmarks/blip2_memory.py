@@ -250,7 +250,10 @@ def flan_t5_xl() -> Any:
     sizes: dict[str, Any] = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
     sizes |= {"vocab_size": 32128, "dropout_rate": 0.0, "attn_implementation": "sdpa"}
     sizes |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
-    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+    model: Any = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+    # Tied until weights are read that differ, as FlanT5's do.
+    model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
+    return model
 
 
 @dataclass(frozen=True)

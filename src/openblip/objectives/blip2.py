@@ -24,7 +24,7 @@ from openblip.objectives.contrastive import positive_pairs, smoothed_contrastive
 from openblip.objectives.language import IGNORED, language_loss, language_targets
 from openblip.objectives.matching import Negatives, draw_negatives, matching_loss
 
-__all__ = ["Blip2Stage1", "Blip2Stage2", "Stage1Config", "split_prefix"]
+__all__ = ["OBJECTIVES", "Blip2Stage1", "Blip2Stage2", "Stage1Config", "split_prefix"]
 
 OBJECTIVES = ("itc", "itm", "itg")
 

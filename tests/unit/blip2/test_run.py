@@ -25,7 +25,7 @@ from openblip.tasks.blip2.config import Blip2RunConfig, load_blip2_config
 from openblip.tasks.blip2.evaluate import evaluate_blip2
 from openblip.tasks.blip2.features import FeatureCache, cache_features, fingerprint_of
 from openblip.tasks.blip2.recipes import blip2_finetune, blip2_stage1, blip2_stage2, small_blip2
-from openblip.tasks.blip2.run import run_blip2
+from openblip.tasks.blip2.run import loop_config, run_blip2
 from openblip.training.config import TrainConfig
 
 DATA = f"world:train?n=24&size={PIXELS}"
@@ -219,6 +219,10 @@ def test_the_papers_numbers() -> None:
     assert two.batch_size * 16 == 1920
     assert (two.language.source, two.language.end) == ("facebook/opt-2.7b", "\n")
     assert one.qformer.num_queries == 32
+    assert loop_config(one) == one.train
+    assert loop_config(two) == two.train
+    part = replace(one, objective=replace(one.objective, objectives=("itc", "itg")))
+    assert loop_config(part).find_unused_parameters
 
 
 @pytest.mark.parametrize(

@@ -23,17 +23,18 @@ from openblip.data.sources.open import open_source
 from openblip.data.sources.questions import open_questions
 from openblip.data.stream import Loader
 from openblip.data.transforms import ImageTransform
-from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2
+from openblip.objectives.blip2 import OBJECTIVES, Blip2Stage1, Blip2Stage2
 from openblip.tasks.blip2.build import build
 from openblip.tasks.blip2.config import MAY_CHANGE, Blip2RunConfig
 from openblip.tasks.blip2.evaluate import evaluate_blip2
 from openblip.tasks.blip2.features import FeatureCache, NoPixels, fingerprint_of
 from openblip.tasks.blip2.step import Blip2Step, prepare_answers, prepare_captions, prepare_stage1
+from openblip.training.config import TrainConfig
 from openblip.training.launch import start
 from openblip.training.loop import TrainResult, train
 from openblip.training.step import Prepare
 
-__all__ = ["Blip2Evaluator", "run_blip2"]
+__all__ = ["Blip2Evaluator", "loop_config", "run_blip2"]
 
 Blip2Evaluator = Callable[[StoredBlip2], dict[str, float]]
 """Further numbers of a model during training, e.g. the truth of captions in the synthetic world."""
@@ -85,7 +86,7 @@ def run_blip2(
     del section["train"]  # the loop saves and compares it itself
     try:
         return train(
-            config.train,
+            loop_config(config),
             step,
             loader,
             out,
@@ -101,6 +102,13 @@ def run_blip2(
         )
     finally:
         loader.close()
+
+
+def loop_config(config: Blip2RunConfig) -> TrainConfig:
+    """The loop's settings; several processes are told that an objective left out leaves its head unused."""
+    if config.stage == "stage1" and set(config.objective.objectives) != set(OBJECTIVES):
+        return replace(config.train, find_unused_parameters=True)
+    return config.train
 
 
 def _open(spec: SourceConfig, config: Blip2RunConfig) -> Source:

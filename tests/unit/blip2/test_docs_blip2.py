@@ -1,0 +1,179 @@
+"""docs/blip2.md: its commands are read, its settings exist, its Python runs, its figures are those computed."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_blip2 import model, picture, write_language
+from test_store import stored
+
+from benchmarks import blip2_memory
+from openblip.checkpoints.blip2_store import save_blip2
+from openblip.checkpoints.convert import convert_model
+from openblip.cli.entry import COMMANDS, _read
+from openblip.core.config import override
+from openblip.tasks.blip2.config import Blip2RunConfig
+from openblip.tasks.blip2.recipes import blip2_finetune, blip2_stage1, blip2_stage2, small_blip2
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "blip2.md").read_text(encoding="utf-8")
+FLAT = " ".join(PAGE.split())
+
+
+def blocks(language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    return [block for name, block in fenced if name == language]
+
+
+def commands() -> list[list[str]]:
+    """The words after "openblip" of every command, however it is launched."""
+    lines = [line for block in blocks("") for line in block.splitlines()]
+    found = [re.search(r"openblip ((?:pretrain|finetune|cache|caption|ask|match|embed|retrieve|convert).*)", line)
+             for line in lines]  # fmt: skip
+    return [shlex.split(match.group(1)) for match in found if match]
+
+
+def recipe(words: list[str]) -> Blip2RunConfig | None:
+    """The configuration that a training command begins from."""
+    data = ("captions.jsonl",)
+    if words[:2] == ["finetune", "blip2"]:
+        return blip2_finetune(words[2], data, model="m")
+    if words[0] != "pretrain" or not words[1].startswith("blip2-"):
+        return None
+    stage = words[1].removeprefix("blip2-")
+    if "base" not in words:
+        return small_blip2(data, stage=stage)
+    return blip2_stage1(data) if stage == "stage1" else blip2_stage2(data, model="m")
+
+
+def test_every_command_is_understood() -> None:
+    found = commands()
+    assert len(found) >= 19
+    read = [inspect.unwrap(_read(words).func).__name__ for words in found]  # type: ignore[attr-defined]
+    assert set(read) <= {command.__name__ for command in COMMANDS.values()}
+    assert {"pretrain_blip2_stage1", "pretrain_blip2_stage2", "finetune_blip2", "cache_features"} <= set(read)
+    for words in found:
+        settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        config = recipe(words)
+        assert config is not None or not settings
+        for setting in settings:
+            assert config is not None
+            assert override(config, [setting]) != config, setting  # it is known, and not what holds anyway
+
+
+def test_its_settings_exist() -> None:
+    config = blip2_stage2(("captions.jsonl",), model="m")
+    named = set(re.findall(r"`((?:language|vision|train)\.\w+)`", PAGE))
+    assert len(named) >= 7
+    for name in named:
+        owner, _, setting = name.partition(".")
+        assert hasattr(getattr(config, owner), setting), name
+    assert override(config, ["batch_size=64", "vision.dtype=bfloat16", "text_pretrained=f"]).batch_size == 64
+    assert f"counts {blip2_stage1(('a',)).batch_size} pictures" in FLAT
+    assert f"and {config.batch_size} in stage 2" in FLAT
+    caption = blip2_finetune("caption", ("a",), model="m")
+    assert f"rates that fall by {caption.train.layer_decay} from block to block" in FLAT
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two pictures, a language model, and a model of each stage."""
+    folder = tmp_path_factory.mktemp("docs")
+    llm = write_language(folder / "models" / "llm", "opt")
+    writer = model(language=llm, matches=False, qformer={"vocab_size": None}, vision_norm_eps=1e-6)
+    save_blip2(folder / "models" / "stage2", stored(writer, llm))
+    save_blip2(folder / "models" / "stage1", stored(model()))
+    (folder / "photos").mkdir()
+    for number in (1, 2):
+        picture(number).save(folder / "photos" / f"000{number}.png")
+    return folder
+
+
+def test_its_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks("python"), 1):
+        if "vllm" not in block:
+            exec(compile(block, f"docs/blip2.md, example {number}", "exec"), names)
+    assert [len(row) for row in names["ranked"]] == [1, 1]
+    assert names["images"].shape == (2, 4, 16)
+    assert names["similar"].shape == (2, 2)
+    assert names["queries"].shape == names["both"].shape == (2, 4, 32)
+    ours, theirs = names["stored"].model, names["again"].model
+    assert torch.equal(ours.qformer.queries, theirs.qformer.queries)
+    assert names["moved"].model.config.language.source == "models/llm"
+    assert names["written"].shape[0] == 1
+
+
+def test_what_vllm_reads_is_there(place: Path) -> None:
+    """The names that vLLM's class for BLIP-2 loads, the image token that it looks for, and the template."""
+    folder = place / "served"
+    if not folder.exists():
+        from openblip.checkpoints.store import open_model
+
+        convert_model(open_model(place / "models" / "stage2"), folder, to="transformers")
+    names = set(load_file(folder / "model.safetensors"))
+    prefixes = ("vision_model.", "query_tokens", "qformer.", "language_projection.", "language_model.")
+    assert all(name.startswith(prefixes) for name in names)
+    for name in (
+        "query_tokens",
+        "qformer.layernorm.weight",
+        "qformer.encoder.layer.0.attention.attention.query.weight",
+        "qformer.encoder.layer.0.crossattention.attention.key.weight",
+        "qformer.encoder.layer.0.intermediate_query.dense.weight",
+        "vision_model.embeddings.class_embedding",
+        "vision_model.encoder.layers.0.self_attn.qkv.weight",
+        "vision_model.post_layernorm.weight",
+        "language_projection.bias",
+        "language_model.model.decoder.embed_tokens.weight",
+    ):
+        assert name in names
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["num_query_tokens"], config["vision_config"]["image_size"]) == (4, 32)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    image = next(token for token in tokenizer["added_tokens"] if token["content"] == "<image>")
+    assert image["id"] == config["image_token_index"]
+    (template,) = blocks("jinja")
+    messages = [{"role": "user", "content": "what is this?"}]
+    told = jinja2.Template(template).render(messages=messages)
+    assert told.strip() == "Question: what is this? Answer:"
+    (code,) = [block for block in blocks("python") if "vllm" in block]
+    assert told.strip() in code
+    ast.parse(code)
+
+
+def test_its_figures_are_those_computed() -> None:
+    result = json.loads(blip2_memory.STORED.read_text(encoding="utf-8"))
+    assert "\n".join(blip2_memory.table(result)) in PAGE
+    assert result["tokens"] == blip2_memory.TOKENS == 32
+    assert f"{blip2_memory.RESERVE:.0f} GiB of the card are left" in FLAT
+    rows = {row["case"]: row for row in result["rows"]}
+    first = rows["stage 1"]
+    assert first["trained_parameters"] == 186_705_470  # 186,704,701 and [DEC]'s row and bias
+    count = first["trained_parameters"]
+    assert f"trains {count / 1e6:.1f}M parameters" in FLAT
+    assert f"projection {(count + 2560 * 769) / 1e6:.1f}M" in FLAT
+    at_128 = first["peak_gib"]["32"] + (first["peak_gib"]["256"] - first["peak_gib"]["32"]) * 96 / 224
+    assert f"{at_128:.1f} GiB by this arithmetic" in FLAT
+
+
+@pytest.mark.slow
+def test_its_figures_can_be_computed_again() -> None:
+    """The row that costs least, for one of the two batches."""
+    result = json.loads(blip2_memory.STORED.read_text(encoding="utf-8"))
+    case = next(
+        case for case in blip2_memory.cases(blip2_memory.VISION, {}) if case.name == "stage 1, from features"
+    )
+    found = case.memory(32)
+    row = next(row for row in result["rows"] if row["case"] == case.name)
+    assert found.peak / blip2_memory.GIB == pytest.approx(row["peak_gib"]["32"], rel=0.02)
+    assert (found.trained_parameters, found.frozen_parameters) == (row["trained_parameters"], 0)
