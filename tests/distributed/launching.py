@@ -15,7 +15,7 @@ __all__ = ["begin", "close", "end", "run"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["training_toy", "blip_toy", "openblip.training.loop", "torch._dynamo", "torch._inductor"]
+    ["training_toy", "blip_toy", "blip2_toy", "openblip.training.loop", "torch._dynamo", "torch._inductor"]
 )
 Main = Callable[[list[str], dict[str, str]], None]
 
