@@ -11,6 +11,7 @@ from typing import get_args, get_type_hints
 import pytest
 from capfilt_small import config, output, rows_of, run, write_tar
 
+from benchmarks.capfilt_plan import GPUS, PICTURES, gflop_of, load, memory_bytes, plan, plan_table, speed_table
 from openblip.bootstrap.policy import REASONS, Policy
 from openblip.bootstrap.table import _ROW, _TEXT
 from openblip.cli.entry import COMMANDS, _read
@@ -56,3 +57,49 @@ def test_its_python_runs(models: tuple[str, str, str], tmp_path: Path, monkeypat
     listed = re.findall(r"^    capfilt/(\S+)", blocks("")[2], flags=re.MULTILINE)
     there = [name for name in listed if any((tmp_path / "clean" / "capfilt").glob(name))]
     assert set(listed) - set(there) == {"report.html"}  # which the command writes
+
+
+def test_what_it_costs_is_what_was_measured() -> None:
+    capfilt, loader = load("capfilt"), load("loader")
+    assert all(row["outputs_agree"] for row in capfilt["rows"])
+    for table in (speed_table(capfilt), plan_table(capfilt, loader)):
+        assert "\n".join(table) in PAGE
+    flat = " ".join(PAGE.split())
+    two_cores = next(r for r in capfilt["rows"] if (r["case"], r["dtype"]) == ("1 caption", "default"))
+    fastest = next(
+        cost for cost in plan(capfilt, loader) if (cost.case, cost.gpu.name) == ("1 caption", "H100 SXM")
+    )
+    for told in (
+        f"takes {gflop_of(capfilt, '1 caption'):.0f} GFLOP with one caption and "
+        f"{gflop_of(capfilt, '10 captions'):.0f} with ten",
+        f"{memory_bytes() / 1e6:.0f} MB of them",
+        f"{loader['cpu_ms_per_image']['evaluation']:.2f} ms of a core",
+        f"they would take {PICTURES / two_cores['ours_images_per_s'] / 86400:,.0f} days",
+        f"{50e3 / fastest.ms_per_picture / 1e6:.2f} GB/s for each H100",
+    ):
+        assert told in flat, told
+    same = ("float32", "bfloat16")
+    goals = {("1 caption", "default"): 4, ("10 captions", "default"): 20}
+    goals |= {(case, dtype): n for case, n in (("1 caption", 2.5), ("10 captions", 12)) for dtype in same}
+    missed = sorted(
+        (row["case"], row["dtype"]) for row in capfilt["rows"] if row["ratio"] < goals[row["case"], row["dtype"]]
+    )
+    assert missed == [
+        ("1 caption", "bfloat16"),
+        *(("10 captions", name) for name in ("bfloat16", "default", "float32")),
+    ]
+
+
+def test_the_plan_by_hand() -> None:
+    four = {"case": "1 caption", "ours_tflop": 1.04, "ours_images_per_s": 0.5, "ours_s": 8.0}
+    rows = [four, {"case": "10 captions", "ours_tflop": 0.4, "ours_images_per_s": 0.251, "ours_s": 4.0}]
+    costs = plan({"rows": rows}, {"cpu_ms_per_image": {"evaluation": 3.0}})
+    keys_and_values = 2 * 12 * 577 * 768 * 2  # both, in all layers, for each token of the picture, of two bytes
+    assert memory_bytes() == keys_and_values
+    # Four pictures were counted with one caption, one with ten.
+    for gflop, made in ((260, costs[: len(GPUS)]), (400, costs[len(GPUS) :])):
+        for gpu, cost in zip(GPUS, made, strict=True):
+            wanted = gflop / (0.4 * gpu.tflops) + 20 * keys_and_values / (0.6 * gpu.gb_per_s * 1e6)
+            assert cost.ms_per_picture == pytest.approx(wanted)
+            assert cost.hours == pytest.approx([1e8 * wanted / 1000 / 3600 / count for count in (1, 8, 64)])
+            assert cost.cores == pytest.approx(3 / wanted)
