@@ -292,8 +292,9 @@ def ask(out: Path, config: DemoConfig) -> dict[str, Any]:
 
 def report(out: Path, config: DemoConfig) -> dict[str, Any]:
     """Write report.html from what the stages left."""
-    from openblip.demo.page import write_demo_report
+    from openblip.demo.page import unpack_pictures, write_demo_report
 
+    unpack_pictures(out / "world" / "novel-pictures", out / "world" / "novel", config.test_pictures)
     target = write_demo_report(out, config)
     return {"report": str(target.name)}
 

@@ -47,6 +47,8 @@ def test_every_stage_runs_and_the_report_shows_what_was_measured(finished: Path)
         )
         assert "truth" not in measured[split]["matcher"]
         assert 0.5 < measured[split]["retrieval_ceiling@1"] <= 1
+    laid_out = list((finished / "world" / "novel-pictures").glob("*.png"))
+    assert len(laid_out) == 12, "pictures for the commands that the last words name"
     page = (finished / "report.html").read_text()
     assert f"{measured['test']['captioner_beam']['truth']:.0%}" in page
     assert "<script src=" not in page
