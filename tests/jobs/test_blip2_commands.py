@@ -95,6 +95,9 @@ def test_stage_2_captions_and_answers(openblip: CommandServer, world: World, sta
     assert [len(record["captions"]) for record in done.records] == [1, 1, 1]
     done = openblip("ask", images[0], "--model", model, "--question", "what is it", "--device", "cpu")
     assert done.records
+    told = ("--prompt", "question {} answer", "--length-penalty", "-1", "--num-answers", 2)
+    done = openblip("ask", images[0], "--model", model, "--question", "what is it", *told, "--device", "cpu")
+    assert len(done.records[0]["questions"][0]["answers"]) == 2
     (numbers,) = openblip("evaluate", world.folder, "--model", model, "--samples", 4, "--device", "cpu").records
     assert {"CIDEr", "perplexity"} <= numbers.keys()
     openblip("convert", model, tmp_path / "whole", "--to", "openblip")
@@ -119,6 +122,10 @@ def test_mistakes(openblip: CommandServer, world: World, stage1: Path, blip: Pat
     assert "answers need a language model" in openblip.refuse(
         "ask", world.images[0], "--model", blip2, "--question", "what", "--device", "cpu"
     )
+    for model in (blip, blip2):
+        assert "--prompt tells BLIP-2" in openblip.refuse(
+            "ask", world.images[0], "--model", model, "--question", "what", "--prompt", "so", "--device", "cpu"
+        )
     assert "--vision, or" in openblip.refuse("cache-features", data, "--out", tmp_path / "f")
     assert "timm:NAME, hf:NAME" in openblip.refuse("cache-features", data, "--out", tmp_path / "f", "--vision", "x")
     assert "is no BLIP-2 model" in openblip.refuse(

@@ -48,6 +48,7 @@ def caption(
     min_new_tokens: int = 5,
     max_new_tokens: int = 20,
     repetition_penalty: float = 1.0,
+    length_penalty: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
     device: Device = "auto",
@@ -65,6 +66,7 @@ def caption(
         min_new_tokens: shortest caption.
         max_new_tokens: longest caption.
         repetition_penalty: above 1 makes what was said already less likely.
+        length_penalty: beams compare log-probability / length ** this; below 1 prefers short captions.
         seed: of sampling; the same seed gives a picture the same captions in any batch.
         batch_size: pictures at a time.
     """
@@ -78,6 +80,7 @@ def caption(
         min_new_tokens=min_new_tokens,
         max_new_tokens=max_new_tokens,
         repetition_penalty=repetition_penalty,
+        length_penalty=length_penalty,
         seed=seed,
     )
     found = find_pictures(pictures)
@@ -137,9 +140,11 @@ def ask(
         UseAppendAction[tuple[str, ...]], arg(metavar="TEXT", help_behavior_hint="(repeat it for more)")
     ] = (),
     answers: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    prompt: Prompt = None,
     num_answers: int = 1,
     keep: int = 128,
     beams: int = 3,
+    length_penalty: float | None = None,
     min_new_tokens: int = 1,
     max_new_tokens: int = 10,
     batch_size: int = 16,
@@ -153,14 +158,19 @@ def ask(
         pictures: files, folders, globs, tars, or - for a list on standard input.
         question: a question to ask about every picture.
         answers: choose among the lines of this file, ranked by likelihood, instead of writing freely.
+        prompt: how BLIP-2's language model is asked, {} in place of the question; left out, as it was trained.
         num_answers: the best so many are given for each question.
         keep: of the answers in the file, those that are read whole, chosen by their first token.
         beams: texts that the beam search keeps; 1 is greedy.
+        length_penalty: as for caption; left out, 1, and 0 for BLIP-2, as in the papers.
         min_new_tokens: shortest answer.
         max_new_tokens: longest answer.
         batch_size: pictures at a time.
     """
+    from dataclasses import replace
+
     from openblip.data.pictures import find_pictures
+    from openblip.tasks.blip2.predictor import Blip2Predictor
 
     need(pictures, WHAT_PICTURES)
     need(question, 'at least one question: --question "what color is the bus?"')
@@ -169,9 +179,18 @@ def ask(
     candidates = None if answers is None else read_lines(answers, "answers to choose from")
     found = find_pictures(pictures)
     predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    by_language_model = isinstance(predictor, Blip2Predictor)
+    if prompt is not None and not (by_language_model and "{}" in prompt):
+        raise UserError(
+            '--prompt tells BLIP-2\'s language model a question, with {} in its place: "Question: {} Answer:"'
+        )
+    penalty = float(not by_language_model) if length_penalty is None else length_penalty
+    how: dict[str, Any] = {"config": replace(config, length_penalty=penalty), "keep": keep}
+    if prompt is not None:
+        how["prompt"] = prompt
 
     def rows(batch: PictureBatch) -> Iterator[Row]:
-        asked = predictor.answer(batch, question, candidates, config=config, keep=keep)
+        asked = predictor.answer(batch, question, candidates, **how)
         for name, answered in zip(batch.names, asked, strict=True):
             lines, records = [name], []
             for one in answered:
