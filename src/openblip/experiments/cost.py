@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,7 +34,7 @@ from openblip.training.optim import make_optimizer
 
 __all__ = ["step_cost"]
 
-Made = tuple[nn.Module, Any]
+Made = tuple[BlipStep | Blip2Step, Any]
 """a step and its batch"""
 
 
@@ -72,7 +71,7 @@ def _measure(config: RunConfig | Blip2RunConfig, out: Path, repeats: int, thread
     # Attention as plain products, since the fused kernel of a processor is not counted.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step(batch)["loss"].backward()
-    parameters = {id(parameter): parameter for parameter in step.parameters()}.values()
+    parameters = list(step.objective.model.parameters())  # BLIP's momentum copies are not of the model
     return {
         "trained_parameters": float(sum(p.numel() for p in parameters if p.requires_grad)),
         "parameters": float(sum(p.numel() for p in parameters)),
@@ -83,6 +82,10 @@ def _measure(config: RunConfig | Blip2RunConfig, out: Path, repeats: int, thread
 
 
 def _peak_mb() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():  # what Linux gives for itself there counts the parent of a new process too
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -79,6 +79,7 @@ def test_blip_stands_beside_blip2(finished: tuple[Path, dict[str, Any]]) -> None
     assert first["cached_gflops"][0] < first["gflops"][0]
     for numbers in mean["cost"].values():
         assert numbers["seconds"][0] > 0
+        assert numbers["peak_mb"][0] > 1
     write_report(out / "compare.html", compare_page(result))
     assert "What a step costs" in (out / "compare.html").read_text()
 
