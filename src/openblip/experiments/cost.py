@@ -48,8 +48,10 @@ def step_cost(config: RunConfig | Blip2RunConfig, out: Path, *, repeats: int = 5
         "trained_parameters", "parameters", "seconds" (the median of the repeats), "gflops" of forward and backward,
         and "peak_mb", by how much the process grew from before the model was built.
     """
-    spawn = multiprocessing.get_context("spawn")  # nothing of this process counts there
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    # Nothing of this process counts there, and the libraries are imported once for all measurements.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=server) as pool:
         return pool.submit(_measure, config, out, repeats, torch.get_num_threads()).result()
 
 
