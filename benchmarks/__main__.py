@@ -32,6 +32,8 @@ BENCHMARKS = {
     ),
     "caption": ("benchmarks.caption", "captions by beam search, against transformers"),
     "capfilt": ("benchmarks.capfilt", "CapFilt: the whole command against a plain loop over transformers"),
+    "capfilt-engines": ("benchmarks.capfilt_engines", "CapFilt by Ray and by processes: what the engine costs"),
+    "capfilt-memory": ("benchmarks.capfilt_memory", "CapFilt's peak memory over 1,000 samples and 100,000"),
     "loader": ("benchmarks.loader", "JPEG images decoded and transformed from tars for each second"),
     "match": ("benchmarks.match", "one picture with 32 texts by ITM, against transformers"),
     "rank": ("benchmarks.rank", "128 answers to a question by log-likelihood, against transformers"),
