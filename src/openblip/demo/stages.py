@@ -1,6 +1,6 @@
 """The demo: BLIP learns from scratch in a drawn world where truth is known, and shows what it learned.
 
-    openblip demo                 # about ten minutes on two cores, then open runs/demo/report.html
+    openblip demo                 # at most twenty minutes on two cores, then open runs/demo/report.html
     openblip demo --quick         # a look in two minutes
     openblip demo --stage report  # one stage again, from what the others left
 
@@ -47,7 +47,7 @@ SPLITS = ("test", "novel")
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Sizes of the demo; the defaults are for two cores and at most twelve minutes."""
+    """Sizes of the demo; the defaults are for two cores and at most twenty minutes."""
 
     web_pictures: int = 8000
     """with one noisy web text each"""
@@ -354,7 +354,9 @@ def run_demo(out: Path, config: DemoConfig, *, only: tuple[str, ...] = (), again
         f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes. Open [bold]{target}[/] in a browser, "
         "then try:\n"
         f"  openblip caption {out}/world/novel-pictures --model {out}/captioner/model\n"
-        f'  openblip retrieve "a red circle" {out}/world/novel-pictures --model {out}/pretrain/model',
+        f'  openblip retrieve "a red circle" {out}/world/novel-pictures --model {out}/pretrain/model\n'
+        f"  openblip ask {out}/world/novel-pictures --model {out}/blip2/stage2-decoder/model "
+        '--question "how many objects are there?"',
         soft_wrap=True,
     )
     return target
