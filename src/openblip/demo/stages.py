@@ -62,7 +62,7 @@ class DemoConfig:
     """of each of the two new models that learn from the web pairs as they were found, and cleaned"""
     documents: int = 8000
     """that BLIP-2's language models read, about scenes that nobody is shown"""
-    language_steps: tuple[int, int] = (300, 300)
+    language_steps: tuple[int, int] = (450, 450)
     """of the decoder and of the encoder-decoder"""
     blip2_pictures: int = 6000
     """of those with true captions, that BLIP-2 learns from"""

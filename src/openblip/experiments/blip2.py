@@ -68,14 +68,14 @@ class Blip2Experiment:
     tower_steps: int = 600
     documents: int = 12_000
     """that the language models read"""
-    language_steps: tuple[int, int] = (600, 600)
+    language_steps: tuple[int, int] = (1000, 1000)
     """of the decoder and of the encoder-decoder"""
     pictures: int = 6000
     """with three true captions each; those of both stages"""
     test_pictures: int = 200
     """of each split that is measured"""
-    stage1_steps: int = 300
-    stage2_steps: int = 300
+    stage1_steps: int = 250
+    stage2_steps: int = 250
     batch_size: int = 64
     learning_rate: float = 4e-3
 
