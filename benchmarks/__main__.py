@@ -93,11 +93,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _real(options: argparse.Namespace) -> int:
-    from benchmarks.real import easyvqa, experiment, find_data, openstax
+    from benchmarks.real import easyvqa, experiment, find_data, openstax, openstax_filter
 
-    known: dict[str, Any] = {**openstax.SETTINGS, **easyvqa.SETTINGS}
+    known: dict[str, Any] = {**openstax.SETTINGS, **openstax_filter.SETTINGS, **easyvqa.SETTINGS}
     asks = options.name in easyvqa.SETTINGS
-    made: Any = easyvqa if asks else experiment
+    filters = options.name in openstax_filter.SETTINGS
+    made: Any = easyvqa if asks else openstax_filter if filters else experiment
     quick: Any = easyvqa.QUICK if asks else openstax.QUICK
     try:
         if options.name not in known:

@@ -25,6 +25,7 @@ from benchmarks.real.measures import (
     wrong_pictures,
 )
 from benchmarks.real.openstax import QUICK, SETTINGS, STAGES, pictures_read, run_config, unseen
+from benchmarks.real.openstax_filter import judged
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
@@ -226,6 +227,34 @@ def test_the_experiment_runs_and_takes_up_what_is_finished(
     assert made == {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed-*/*.json")}
     assert main(command[:-2]) == 2
     assert "web_share: 0.5 -> 0.0" in capsys.readouterr().err
+
+    # The filter takes the models up.
+    assert main(["real", "openstax-filter", *command[2:]]) == 0
+    filtered = json.loads(capsys.readouterr().out)
+    assert made.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed-*/*.json")}.items()
+    assert filtered["pictures"] == 8
+    assert len(filtered["test"]["auc_other"]["seeds"]) == 2
+    kinds = [text["kind"] for text in filtered["examples"][0]["texts"]]
+    assert kinds == ["own", "other", "same book", "book caption", "written"]
+    noisy = [json.loads(line) for line in (tmp_path / "seed-0" / "test.jsonl").read_text().splitlines()]
+    own = {line["image"]: line["captions"][0] for line in noisy}
+    for line in noisy:
+        assert set(line["captions"][1:3]) <= set(own.values()) - {own[line["image"]]}
+
+
+def test_a_filter_is_judged_by_hand() -> None:
+    scores = [
+        {"own": 0.9, "other": 0.2, "book caption": 0.6, "written": 0.5},
+        {"own": 0.4, "other": 0.7, "same book": 0.3, "book caption": 0.5, "written": 0.1},
+        {"own": 0.6, "other": 0.1, "written": 0.7},
+        {"own": 0.8, "other": 0.45, "written": 0.2},
+    ]
+    numbers = judged(scores, 0.5, "x")
+    assert (numbers["precision_x"], numbers["recall_x"]) == (3 / 4, 3 / 4)
+    assert (numbers["kept_other_x"], numbers["kept_book caption_x"], numbers["kept_same book_x"]) == (0.25, 1.0, 0)
+    assert numbers["auc_other"] == 13 / 16
+    assert (numbers["own_over_book caption"], numbers["own_over_written"]) == (0.5, 0.75)
+    assert "precision_y" not in judged(scores, 1.0, "y")
 
 
 def test_a_captioner_and_a_matcher_come_from_the_pretrained_model() -> None:

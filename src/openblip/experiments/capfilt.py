@@ -51,7 +51,7 @@ VARIANTS: dict[str, Policy] = {
 class CapFiltExperiment:
     """Sizes of the experiment."""
 
-    web_pictures: int = 4000
+    web_pictures: int = 3000
     """with one noisy web text each"""
     human_pictures: int = 2000
     """with three true captions each"""
@@ -60,9 +60,9 @@ class CapFiltExperiment:
         default_factory=lambda: NoiseConfig(other_picture=0.25, half_true=0.15, advertising=0.10)
     )
     size: str = "micro"
-    steps: int = 1200
+    steps: int = 500
     """of each pre-training"""
-    tune_steps: int = 600
+    tune_steps: int = 300
     """of the captioner, of the filter, and of the model tuned for both"""
     batch_size: int = 64
     learning_rate: float = 4e-3
