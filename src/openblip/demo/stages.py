@@ -76,7 +76,7 @@ class DemoConfig:
 
 QUICK = DemoConfig(
     web_pictures=1500, human_pictures=3000, test_pictures=100,
-    pretrain_steps=100, captioner_steps=150, matcher_steps=50, again_steps=20,
+    pretrain_steps=80, captioner_steps=100, matcher_steps=30, again_steps=10,
     documents=1000, language_steps=(10, 10), blip2_pictures=1000, stage1_steps=10, stage2_steps=10,
 )  # fmt: skip
 
