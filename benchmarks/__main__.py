@@ -2,7 +2,8 @@
 
     python -m benchmarks list
     python -m benchmarks compare blip-pretrain [--quick] [--dtype D] [--json] [--out FILE | --store]
-    python -m benchmarks real openstax [--data FOLDER] [--seeds 3] [--json] [--store]
+    python -m benchmarks real NAME [--data FOLDER] [--seeds 3] [--json] [--store]
+                              NAME: openstax, openstax-web, openstax-filter, easyvqa
 
 Each benchmark is a module with `run(quick: bool) -> dict`, which gives the object that `--json` prints; `real` are
 experiments on real data (`benchmarks.real`).
@@ -96,9 +97,9 @@ def _real(options: argparse.Namespace) -> int:
     from benchmarks.real import easyvqa, experiment, find_data, openstax, openstax_filter
 
     known: dict[str, Any] = {**openstax.SETTINGS, **openstax_filter.SETTINGS, **easyvqa.SETTINGS}
-    asks = options.name in easyvqa.SETTINGS
-    filters = options.name in openstax_filter.SETTINGS
-    made: Any = easyvqa if asks else openstax_filter if filters else experiment
+    owners: tuple[Any, ...] = (openstax_filter, easyvqa)
+    made: Any = next((module for module in owners if options.name in module.SETTINGS), experiment)
+    asks = made is easyvqa
     quick: Any = easyvqa.QUICK if asks else openstax.QUICK
     try:
         if options.name not in known:

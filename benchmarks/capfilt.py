@@ -31,7 +31,6 @@ from openblip.bootstrap.job import CapFiltConfig, Output, Places, Worker, plan
 from openblip.bootstrap.models import open_models
 from openblip.bootstrap.pipeline import Pipeline
 from openblip.bootstrap.policy import Policy
-from openblip.bootstrap.table import read_table
 from openblip.core.memory import keep_freed_memory
 from openblip.core.runtime import choose_dtype, has_fast_bfloat16
 from openblip.data.sources.base import SourceConfig
@@ -139,7 +138,7 @@ class Ours:
     def outputs(self) -> dict[str, float]:
         """Probabilities of the texts from the web."""
         self.run()
-        rows = [row for path in sorted(Places(self.target).tables.iterdir()) for row in read_table(path)]
+        rows = list(Places(self.target).rows())
         return {row.key: float(row.texts[0].itm or 0.0) for row in rows}
 
 

@@ -20,7 +20,6 @@ from benchmarks.photographs import write_tars
 from openblip.bootstrap.job import CapFiltConfig, Output, Places
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import Engine, run_capfilt
-from openblip.bootstrap.table import read_table
 from openblip.core.memory import keep_freed_memory
 from openblip.data.sources.base import SourceConfig
 from openblip.generation.types import DecodeConfig
@@ -74,7 +73,6 @@ def _measured(config: CapFiltConfig, target: Path, case: str) -> dict[str, Any]:
     begun = sorted(end - chunk["done"]["seconds"] for end, chunk in zip(ended, chunks, strict=True))
     held = sum(max(ended) - start for start in begun[: engine.workers])
     model = sum(chunk["stages"][stage] for chunk in chunks for stage in ("see", "write", "score"))
-    tables = sorted(Places(target).tables.iterdir())
     return {
         "case": case,
         "pictures": totals.samples,
@@ -85,5 +83,5 @@ def _measured(config: CapFiltConfig, target: Path, case: str) -> dict[str, Any]:
         "overhead": round(held / model - 1, 4),
         "start_up_s": round(whole - (max(ended) - begun[0]), 1),
         "s_per_1000_pictures": round(1000 * held / engine.workers / totals.samples),
-        "texts": [text.text for table in tables for row in read_table(table) for text in row.texts],
+        "texts": [text.text for row in Places(target).rows() for text in row.texts],
     }

@@ -23,11 +23,12 @@ import numpy as np
 from PIL import Image
 
 import openblip.bootstrap.run as capfilt
-from benchmarks.harness import peak_mb, result_of
+from benchmarks.harness import result_of
 from openblip.bootstrap.job import CapFiltConfig, Layout, Output, Places
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.summary import summarise
 from openblip.bootstrap.table import Row, Text
+from openblip.core.memory import peak_mb
 from openblip.data.sources.base import Source, SourceConfig
 
 __all__ = ["EACH", "LIMIT", "compare", "run"]

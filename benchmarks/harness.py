@@ -12,19 +12,18 @@ import importlib
 import json
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
+from openblip.core.memory import peak_mb
 from openblip.core.runtime import machine, versions
 
-__all__ = ["Subject", "compare", "machine_slug", "matmul_gflops", "peak_mb", "result_of", "table"]
+__all__ = ["Subject", "compare", "machine_slug", "matmul_gflops", "result_of", "table"]
 
 THREADS = 2
 SIDES = ("ours", "peer")
@@ -218,17 +217,6 @@ def _serve(module: str, case: str, side: str, dtype: str, quick: str) -> None:
             answer = {"mb": peak_mb()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-
-
-def peak_mb() -> float:
-    """Most memory that this process has held."""
-    try:
-        # getrusage would give the parent's peak where that is larger: exec does not reset it.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
-    except OSError:
-        # Bytes on macOS, kilobytes elsewhere.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python -m benchmarks real easyvqa --seeds 3
 
 Each seed is a run of `openblip finetune vqa` from the model that the demo pre-trained (`openblip demo`), or from
-random weights (`--set start=micro`). Settings were chosen on a tenth of the training pictures, left out of training
-for that (`--set held_out=true`); `test` is measured with the weights at the end. A finished seed is not run again,
-one that was stopped goes on.
+random weights (`--set start=micro`). Optimiser and rate were chosen on a tenth of the training pictures, left out
+of training for that (`--set held_out=true`); the number of steps was not tuned. `test` is measured with the weights
+at the end. A finished seed is not run again, one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.real.experiment import spread
+from benchmarks.real.experiment import spread, told_of_run
 from openblip.checkpoints.store import open_model
 from openblip.core.config import differences, to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import write_json, write_text
-from openblip.core.runtime import machine, versions
 from openblip.data.sample import Batch
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.questions import open_questions
@@ -41,7 +40,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything the experiment depends on but the data and the seed; chosen on the held-out tenth."""
+    """Everything the experiment depends on but the data and the seed."""
 
     start: str = "runs/demo/pretrain/model"
     """a pre-trained model's folder (this one is made by `openblip demo`), or a size to start afresh"""
@@ -201,12 +200,7 @@ def run(
     wrong = [record for record in records if record["accuracy_generated"] < 1 or record["accuracy_ranked"] < 1]
     names = [name for name in found[0]["test"] if name != "measuring_seconds"]
     return {
-        "name": name,
-        "command": command,
-        "machine": machine(),
-        "versions": versions(),
-        "seeds": seeds,
-        "settings": to_dict(settings),
+        **told_of_run(name, command, seeds, settings),
         # The folders are placeholders: where the data lay says nothing.
         "run": to_dict(run_config(Path("DATA/easyvqa"), Path("OUT"), 0, settings)),
         "guessing": _guessing(data),

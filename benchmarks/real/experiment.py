@@ -12,7 +12,7 @@ from benchmarks.real.openstax import STAGES, Settings, pictures_read, run_config
 from openblip.core.config import to_dict
 from openblip.core.runtime import machine, versions
 
-__all__ = ["cell", "run", "spread", "table"]
+__all__ = ["cell", "run", "spread", "table", "told_of_run"]
 
 _SHOWN = 12
 _QUOTED = (
@@ -44,12 +44,7 @@ def run(
         for stage in STAGES[1:]
     }
     return {
-        "name": name,
-        "command": command,
-        "machine": machine(),
-        "versions": versions(),
-        "seeds": seeds,
-        "settings": to_dict(settings),
+        **told_of_run(name, command, seeds, settings),
         "runs": runs,
         "decoding": {how: to_dict(config) for how, config in DECODING.items()},
         "data": pictures_read(data),
@@ -59,6 +54,18 @@ def run(
             "evenly spread": captions[:: max(1, len(captions) // _SHOWN)][:_SHOWN],
             "highest CIDEr": best[:_SHOWN],
         },
+    }
+
+
+def told_of_run(name: str, command: str, seeds: int, settings: Any) -> dict[str, Any]:
+    """What every experiment's result says of how it came about."""
+    return {
+        "name": name,
+        "command": command,
+        "machine": machine(),
+        "versions": versions(),
+        "seeds": seeds,
+        "settings": to_dict(settings),
     }
 
 

@@ -16,14 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.real.experiment import spread
+from benchmarks.real.experiment import spread, told_of_run
 from benchmarks.real.measures import wrong_pictures
 from benchmarks.real.openstax import Settings, run_seed, source
 from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.run import run_capfilt
-from openblip.bootstrap.table import read_table
-from openblip.core.config import to_dict
-from openblip.core.runtime import machine, versions
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.metrics.scores import roc_auc
@@ -62,12 +59,7 @@ def run(
         if seed == 0:
             examples = _examples(folder)
     return {
-        "name": name,
-        "command": command,
-        "machine": machine(),
-        "versions": versions(),
-        "seeds": seeds,
-        "settings": to_dict(settings),
+        **told_of_run(name, command, seeds, settings),
         "pictures": len(scores["test"]),
         "test": {
             measure: spread([numbers[measure] for numbers in found])
@@ -118,8 +110,7 @@ def _filtered(data: Path, folder: Path, split: str, seed: int) -> Scores:
             kind: float(text.itm or 0.0)
             for kind, text in zip([*row.meta["kinds"], "written"], row.texts, strict=True)
         }
-        for path in sorted(Places(target).tables.iterdir())
-        for row in read_table(path)
+        for row in Places(target).rows()
         if row.status == "ok"
     ]
 
@@ -149,7 +140,7 @@ def judged(scores: Scores, threshold: float, name: str) -> dict[str, float]:
 
 
 def _examples(folder: Path) -> list[dict[str, Any]]:
-    rows = [row for path in sorted(Places(folder / "clean-test").tables.iterdir()) for row in read_table(path)]
+    rows = list(Places(folder / "clean-test").rows())
     return [
         {
             "picture": row.key,

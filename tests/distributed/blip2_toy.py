@@ -5,7 +5,6 @@ Texts and negatives are those of `blip_toy`; the frozen tower and language model
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import replace
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from blip_toy import DEC, PairLoader, chosen_negatives
 from torch import Tensor
-from training_toy import toy_config
+from training_toy import given, toy_config
 
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch
@@ -132,17 +131,13 @@ def main(arguments: list[str], environment: dict[str, str] | None = None) -> Non
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     out_dir = Path(arguments[0])
-    given = {}
-    for argument in arguments[1:]:
-        name, _, value = argument.removeprefix("--").partition("=")
-        found = json.loads(value) if value else True
-        given[name] = tuple(found) if isinstance(found, list) else found
-    parts = given.pop("objectives", ("itc", "itm", "itg"))
-    kind, batch_size, resume = given.pop("kind"), given.pop("batch_size", 8), given.pop("resume", False)
-    if not given.pop("draw", False):
+    options = given(arguments[1:])
+    parts = options.pop("objectives", ("itc", "itm", "itg"))
+    kind, batch_size, resume = options.pop("kind"), options.pop("batch_size", 8), options.pop("resume", False)
+    if not options.pop("draw", False):
         objectives.draw_negatives = lambda t2i, i2t, ids: chosen_negatives(t2i, i2t, ids, hard_share=1.0)  # type: ignore[assignment]
     # A large eps: the first steps of Adam else follow the sign of gradients that are nearly zero.
-    settings: dict[str, Any] = {"max_steps": 6, "eps": 1e-3, "learning_rate": 5e-3, "warmup_steps": 0, **given}
+    settings: dict[str, Any] = {"max_steps": 6, "eps": 1e-3, "learning_rate": 5e-3, "warmup_steps": 0, **options}
     start("cpu")
     loader = LOADERS[kind](24, batch_size, rank=rank(), world=world_size())
     try:

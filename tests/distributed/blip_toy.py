@@ -5,7 +5,6 @@ Texts are of very different lengths, so that halves of a batch hold unequally ma
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from training_toy import ToyLoader, toy_config
+from training_toy import ToyLoader, given, toy_config
 
 from openblip.core.errors import UserError
 from openblip.core.runtime import rank, seed_everything, world_size
@@ -71,17 +70,13 @@ def main(arguments: list[str], environment: dict[str, str] | None = None) -> Non
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     out_dir = Path(arguments[0])
-    given = {}
-    for argument in arguments[1:]:
-        name, _, value = argument.removeprefix("--").partition("=")
-        found = json.loads(value) if value else True
-        given[name] = tuple(found) if isinstance(found, list) else found
-    objectives = given.pop("objectives", ("itc", "itm", "lm"))
-    batch_size, resume = given.pop("batch_size", 8), given.pop("resume", False)
-    if not given.pop("draw", False):
+    options = given(arguments[1:])
+    objectives = options.pop("objectives", ("itc", "itm", "lm"))
+    batch_size, resume = options.pop("batch_size", 8), options.pop("resume", False)
+    if not options.pop("draw", False):
         pretraining.draw_negatives = chosen_negatives
     # A large eps: the first steps of Adam else follow the sign of gradients that are nearly zero.
-    settings: dict[str, Any] = {"max_steps": 6, "eps": 1e-3, "learning_rate": 5e-3, "warmup_steps": 0, **given}
+    settings: dict[str, Any] = {"max_steps": 6, "eps": 1e-3, "learning_rate": 5e-3, "warmup_steps": 0, **options}
     start("cpu")
     step = build(objectives)
     loader = PairLoader(24, batch_size, rank=rank(), world=world_size())

@@ -124,6 +124,11 @@ class Places:
         """Lines of captions.jsonl that wait to be joined."""
         return self.own / "lines"
 
+    def rows(self) -> Iterator[Row]:
+        """The result table of all chunks that are done, in the source's order."""
+        for table in sorted(self.tables.glob("*.parquet")):
+            yield from read_table(table)
+
     def table(self, chunk: str) -> Path:
         """A chunk's piece of the result table."""
         return self.tables / f"{chunk}.parquet"

@@ -184,7 +184,8 @@ def ask(
         raise UserError(
             '--prompt tells BLIP-2\'s language model a question, with {} in its place: "Question: {} Answer:"'
         )
-    penalty = float(not by_language_model) if length_penalty is None else length_penalty
+    usual = 0.0 if by_language_model else 1.0
+    penalty = usual if length_penalty is None else length_penalty
     how: dict[str, Any] = {"config": replace(config, length_penalty=penalty), "keep": keep}
     if prompt is not None:
         how["prompt"] = prompt

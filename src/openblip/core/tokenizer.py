@@ -40,9 +40,10 @@ class TokenBatch:
     attention_mask: Tensor
     """bool [B, T], True for real tokens"""
 
-    def to(self, device: torch.device | str) -> TokenBatch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
         """Move both tensors."""
-        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device))
+        tensors = (self.input_ids, self.attention_mask)
+        return TokenBatch(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]

@@ -1,5 +1,6 @@
 """The demo: `stages` makes a world, trains and measures; `page` shows what came out."""
 
-from openblip.demo.stages import QUICK, STAGES, DemoConfig, run_demo
+from openblip.demo.config import QUICK, DemoConfig
+from openblip.demo.stages import STAGES, run_demo
 
 __all__ = ["QUICK", "STAGES", "DemoConfig", "run_demo"]

@@ -7,32 +7,28 @@ no question is ever put together with a picture before the models are asked.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.blip2_parts import as_language, open_language, open_language_tokenizer
-from openblip.checkpoints.blip2_store import StoredBlip2
-from openblip.checkpoints.store import open_model
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
-from openblip.data.transforms import clean_caption
 from openblip.data.world.dataset import scene_from_meta
-from openblip.data.world.documents import describe
-from openblip.data.world.scene import random_stream
-from openblip.demo.stages import SPLITS, DemoConfig
+from openblip.demo.blip import world_source
+from openblip.demo.config import SPLITS, DemoConfig
 from openblip.tasks.blip2 import world
+from openblip.tasks.blip2.build import open_blip2
 from openblip.tasks.blip2.run import run_blip2
-from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about, guessing
+from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about, descriptions, guessing
 
-__all__ = ["FOLDER", "first_stage", "measure", "read_texts", "second_stage"]
+__all__ = ["FOLDER", "ask", "first_stage", "read_texts", "second_stage"]
 
 FOLDER = "blip2"
 _PICTURES_IN_A_TAR = 1000
 
 
 def read_texts(out: Path, config: DemoConfig) -> dict[str, Any]:
-    """Train a language model of each kind."""
+    """Train two small language models for BLIP-2, of both kinds, on text alone."""
     steps = dict(zip(world.LANGUAGES, config.language_steps, strict=True))
     for name, number in steps.items():
         world.train_world_language(
@@ -43,7 +39,7 @@ def read_texts(out: Path, config: DemoConfig) -> dict[str, Any]:
 
 
 def first_stage(out: Path, config: DemoConfig) -> dict[str, Any]:
-    """Cache the tower's features and run stage 1 over them."""
+    """BLIP-2, stage 1: a Q-Former learns ITC, ITM and ITG over the captioner's tower, frozen."""
     source, tower = _pictures(out, config), f"openblip:{out / 'captioner' / 'model'}"
     features = world.world_features(source, tower, out / FOLDER / "features")
     run = world.world_run(
@@ -51,15 +47,15 @@ def first_stage(out: Path, config: DemoConfig) -> dict[str, Any]:
         batch_size=config.batch_size, learning_rate=config.learning_rate,
     )  # fmt: skip
     result = run_blip2(run, out / FOLDER / "stage1", resume=True, title="BLIP-2, stage 1")
-    stored = _open(out / FOLDER / "stage1" / "model")
+    stored = open_blip2(out / FOLDER / "stage1" / "model")
     numbers = {
-        split: world.measure_stage1(stored, run, _split(out, split), config.test_pictures) for split in SPLITS
+        split: world.measure_stage1(stored, run, world_source(out, split), config.test_pictures) for split in SPLITS
     }
     return {"steps": result.steps, "trained_parameters": stored.model.num_trained(), **numbers}
 
 
 def second_stage(out: Path, config: DemoConfig) -> dict[str, Any]:
-    """Stage 2 before each of the language models."""
+    """BLIP-2, stage 2: the Q-Former learns what to tell each of the frozen language models."""
     source = _pictures(out, config)
     found: dict[str, Any] = {}
     for name in world.LANGUAGES:
@@ -73,27 +69,29 @@ def second_stage(out: Path, config: DemoConfig) -> dict[str, Any]:
     return found
 
 
-def measure(out: Path, config: DemoConfig) -> dict[str, Any]:
-    """Captions and zero-shot answers of both models, beside what is answered without a picture."""
+def ask(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Ask BLIP-2 questions, of which it met none together with a picture; and let it write captions.
+
+    Returns:
+        for each split and language model what it answers without a picture ("blind"), when it is "told" in words
+        what is there, and when it "sees".
+    """
     result: dict[str, Any] = {}
     for split in SPLITS:
         novel = split == "novel"
-        source = open_source(_split(out, split))
+        source = open_source(world_source(out, split))
         scenes = [scene_from_meta(source[index].meta) for index in range(min(config.test_pictures, len(source)))]
         asked = ask_about(scenes, novel=novel)
-        told = [
-            clean_caption(describe(scene, random_stream(config.seed, split, row, "captions")), None)
-            for row, scene in enumerate(scenes)
-        ]
+        told = descriptions(scenes, seed=config.seed, split=split)
         result[split] = {"guessing": guessing(asked), "questions": len(asked)}
         for name in world.LANGUAGES:
             settings = as_language(str(_language(out, name)))
             llm, words = open_language(settings), open_language_tokenizer(settings)
-            stored = _open(out / FOLDER / f"stage2-{name}" / "model")
+            stored = open_blip2(out / FOLDER / f"stage2-{name}" / "model")
             result[split][name] = {
                 "blind": accuracy(asked, answers(llm, words, asked)),
                 "told": accuracy(asked, answers(llm, words, asked, told=told)),
-                "sees": world.measure_stage2(stored, _split(out, split), config.test_pictures, novel=novel),
+                "sees": world.measure_stage2(stored, world_source(out, split), config.test_pictures, novel=novel),
             }
     return result
 
@@ -106,20 +104,4 @@ def _pictures(out: Path, config: DemoConfig) -> SourceConfig:
     """The first of the pictures with true captions, whole tars of them."""
     last = -(-min(config.blip2_pictures, config.human_pictures) // _PICTURES_IN_A_TAR) - 1
     tars = f"{{000000..{last:06d}}}.tar" if last else "000000.tar"
-    return SourceConfig(path=str(out / "world" / "human" / tars), text_column="captions", meta_columns=("scene",))
-
-
-def _split(out: Path, split: str) -> SourceConfig:
-    return SourceConfig(path=str(out / "world" / split), text_column="captions", meta_columns=("scene",))
-
-
-def _open(folder: Path) -> StoredBlip2:
-    stored = open_model(folder)
-    assert isinstance(stored, StoredBlip2)
-    return stored
-
-
-def left_by(out: Path, stage: str) -> dict[str, Any]:
-    """What a stage of the demo told."""
-    told: dict[str, Any] = json.loads((out / "stages" / f"{stage}.json").read_text())
-    return told
+    return world_source(out, f"human/{tars}")

@@ -8,9 +8,11 @@ from typing import Any
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.truth import judge
-from openblip.demo.blip2 import FOLDER, left_by
+from openblip.demo.blip2 import FOLDER
+from openblip.demo.config import left_by
 from openblip.report import Card, CardText, Cell, Column, Gallery, Section, Table, Text, picture
 from openblip.tasks.blip2.predictor import Blip2Predictor
+from openblip.tasks.blip2.world import GREEDY
 from openblip.tasks.blip2.zero_shot import ask_about, check_answer
 from openblip.tasks.predictor import Predictor
 
@@ -29,9 +31,9 @@ def blip2_section(out: Path, *, examples: int = 9) -> Section:
     """
     measured, first = left_by(out, "zero-shot"), left_by(out, "stage1")
     return Section(
-        title="BLIP-2: a language model that has only read sees",
-        intro="The captioner's vision tower and two small language models, all frozen. Only a Q-Former between "
-        "them learns, from captions; no question was ever put together with a picture.",
+        title="What BLIP-2 says and answers",
+        intro="The captioner's vision tower and two small language models that have only read, all frozen. A "
+        "Q-Former between them learns, from captions; no question was ever put together with a picture.",
         blocks=[
             Text(paragraphs=_sentences(measured, first)),
             _answers(measured["test"]),
@@ -80,7 +82,7 @@ def _cards(out: Path, count: int) -> list[Card]:
     images: list[Any] = [sample.image for sample in samples]
     scenes = [scene_from_meta(sample.meta) for sample in samples]
     asked = ask_about(scenes)
-    captions = predictor.caption(images)
+    captions = predictor.caption(images, GREEDY)  # as its captions are measured
     cards = []
     for row, (sample, scene) in enumerate(zip(samples, scenes, strict=True)):
         verdict = judge(captions[row][0].text, scene)
@@ -97,10 +99,9 @@ def _cards(out: Path, count: int) -> list[Card]:
             right = check_answer(question, given)
             texts.append(
                 CardText(
-                    label=question.text,
-                    text=given,
+                    text=f"{question.text} {given}",
                     verdict="true" if right else "false",
-                    reason="" if right else question.answer,
+                    reason="" if right else f"right: {question.answer}",
                 )
             )
         cards.append(Card(picture=picture(images[row], alt=sample.texts[0]), texts=texts, truth=[sample.texts[0]]))

@@ -6,18 +6,17 @@ were found, one from what CapFilt has made of them. The world knows which texts 
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.run import run_capfilt
-from openblip.bootstrap.table import read_table
 from openblip.bootstrap.truth import judge_rows
 from openblip.checkpoints.store import open_model
 from openblip.data.sources.base import SourceConfig
-from openblip.demo.stages import DemoConfig, measure_model, run_config
+from openblip.demo.blip import measure_model, run_config
+from openblip.demo.config import DemoConfig, left_by
 from openblip.report import write_report
 from openblip.report.capfilt import capfilt_report
 from openblip.tasks.run import run_training
@@ -31,7 +30,11 @@ PAGE = Places(Path("clean")).report
 
 
 def clean_web(out: Path, config: DemoConfig) -> dict[str, Any]:
-    """Run CapFilt over the web pairs, write its report, and judge what it kept by the truth."""
+    """Clean the noisy web pairs with CapFilt: the captioner writes, the matcher filters.
+
+    Returns:
+        "texts" and "pictures" kept, "samples", and what the truth says of them ("judged").
+    """
     settings = CapFiltConfig(
         source=SourceConfig(path=str(out / "world" / "web"), meta_columns=("scene", "noise")),
         captioner=str(out / "captioner" / "model"),
@@ -44,19 +47,18 @@ def clean_web(out: Path, config: DemoConfig) -> dict[str, Any]:
     target = out / "clean"
     totals = run_capfilt(settings, target, Output())
     write_report(out / PAGE, capfilt_report(target))
-    rows = [row for table in sorted(Places(target).tables.glob("*.parquet")) for row in read_table(table)]
     kept = {"texts": totals.kept_texts, "pictures": totals.pictures, "samples": totals.samples}
-    return {**kept, "judged": judge_rows(rows)}
+    return {**kept, "judged": judge_rows(Places(target).rows())}
 
 
 def learn_anew(out: Path, config: DemoConfig) -> dict[str, Any]:
-    """Train two new models, on the web pairs as they were found and on the cleaned ones, and measure both.
+    """Train two new models for equally long, on the web pairs as they were found and on the cleaned ones.
 
     Returns:
         for each learner what was measured; nothing where CapFilt leaves less than a batch.
     """
     base = run_config(out, config)
-    kept = json.loads((out / "stages" / "capfilt.json").read_text())["pictures"]
+    kept = left_by(out, "capfilt")["pictures"]
     if kept < config.batch_size:
         return {}
     sources = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.noise import NOISE_KINDS
 from openblip.data.world.truth import judge
 from openblip.demo.capfilt import LEARNERS, PAGE
+from openblip.demo.config import left_by
 from openblip.report import Card, Column, Gallery, Section, Table, Text
 from openblip.report.capfilt import sample_card
 from openblip.report.content import Block
@@ -39,7 +39,7 @@ def capfilt_section(out: Path, *, examples: int = 6) -> Section:
     Args:
         examples: pictures of each kind.
     """
-    cleaned, again = (json.loads((out / "stages" / f"{name}.json").read_text()) for name in ("capfilt", "again"))
+    cleaned, again = (left_by(out, name) for name in ("capfilt", "again"))
     judged = cleaned["judged"]
     blocks: list[Block] = [
         Text(paragraphs=_sentences(cleaned, again)),
@@ -82,7 +82,7 @@ def _sentences(cleaned: dict[str, Any], again: dict[str, Any]) -> list[str]:
 
 def _filter(judged: dict[str, float]) -> Table:
     measures = ("texts", "true", "kept", "precision", "recall", "auc")
-    names = ("texts", "true", "kept", "of the kept, true", "of the true, kept", "ROC AUC")
+    names = ("number", "true", "kept", "of the kept, true", "of the true, kept", "ROC AUC")
     units = ("count", *["fraction"] * 5)
     return Table(
         title="The filter against the truth",
@@ -140,5 +140,8 @@ def _judged(card: Card, row: Row) -> Card:
     scene = scene_from_meta(row.meta)
     for text in card.texts:
         verdict = judge(text.text, scene)
-        text.reason = "in truth: true" if verdict.true else f"in truth: {verdict.reason or 'false'}"
+        if not verdict.parsed:
+            text.reason = "in truth: no caption"
+        else:
+            text.reason = f"in truth: {'true' if verdict.true else verdict.reason or 'false'}"
     return card

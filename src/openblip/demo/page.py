@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,8 +15,10 @@ from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.scene import Scene
 from openblip.data.world.truth import Verdict, judge
+from openblip.demo.blip import MOST_PROBABLE
 from openblip.demo.blip2_page import blip2_section
 from openblip.demo.capfilt_page import capfilt_section
+from openblip.demo.config import DemoConfig, left_by
 from openblip.report import (
     Card,
     CardText,
@@ -42,9 +44,6 @@ from openblip.report import (
 )
 from openblip.tasks.predictor import Predictor
 
-if TYPE_CHECKING:
-    from openblip.demo.stages import DemoConfig
-
 __all__ = ["write_demo_report"]
 
 NAMES = {"test": "unseen pictures", "novel": "combinations never seen"}
@@ -56,9 +55,9 @@ EXPLAINED = {
 }
 
 
-def write_demo_report(out: Path, config: DemoConfig) -> Path:
-    """Write `out`/report.html and report.json from what the stages left; returns the page's path."""
-    measured = json.loads((out / "stages" / "measure.json").read_text())
+def write_demo_report(out: Path, config: DemoConfig, stages: Sequence[str]) -> Path:
+    """Write `out`/report.html and report.json from what `stages`, by name, left; returns the page's path."""
+    measured = left_by(out, "measure")
     examples = list(_examples(out, "test", 60)), list(_examples(out, "novel", 24))
     captioner = Predictor.load(out / "captioner" / "model", device="cpu", dtype="float32")
     matcher = Predictor.load(out / "matcher" / "model", device="cpu", dtype="float32")
@@ -83,7 +82,7 @@ def write_demo_report(out: Path, config: DemoConfig) -> Path:
                 _failures(measured),
             ]),
             Section(title="How it learned", blocks=[_curves(out, measured), _table(measured)]),
-            Section(title="How it was made", blocks=[_stages(out), _details(out)]),
+            Section(title="How it was made", blocks=[_stages(out, stages), _details(out)]),
         ],
     )  # fmt: skip
     target = out / "report.html"
@@ -135,8 +134,6 @@ def _examples(out: Path, split: str, count: int) -> Iterator[tuple[bytes, tuple[
 def _cards(
     captioner: Predictor, matcher: Predictor, rows: list[tuple[bytes, tuple[str, ...], Scene]]
 ) -> list[Card]:
-    from openblip.demo.stages import MOST_PROBABLE
-
     images = [image for image, _, _ in rows]
     cards = []
     for (image, texts, scene), captions in zip(rows, captioner.caption(images, MOST_PROBABLE), strict=True):
@@ -215,7 +212,7 @@ def _curves(out: Path, measured: dict[str, Any]) -> Charts:
         series=lines("eval", "itm_accuracy", "pretrain", "matcher"),
     )  # fmt: skip
     losses = [
-        Chart(title=name.replace("loss_", "loss, ").upper(), x_label="step", series=lines("train", name, *of))
+        Chart(title=f"loss, {name.removeprefix('loss_').upper()}", x_label="step", series=lines("train", name, *of))
         for name, of in (
             ("loss_itc", ("pretrain", "matcher")),
             ("loss_itm", ("pretrain", "matcher")),
@@ -248,20 +245,13 @@ def _table(measured: dict[str, Any]) -> Table:
     rows.append(["most that knowing the truth gives at recall@1", *ceiling])
     columns = [
         Column(name="measure"),
-        *(Column(name=name, unit="fraction", better="higher") for name in NAMES.values()),
+        *(Column(name=name, unit="fraction") for name in NAMES.values()),
     ]
     return Table(title=f"On {measured['test']['pictures']} pictures of each kind", columns=columns, rows=rows)
 
 
-def _stages(out: Path) -> Stages:
-    from openblip.demo.stages import STAGES
-
-    stages = []
-    for name in STAGES:
-        path = out / "stages" / f"{name}.json"
-        if name != "report" and path.exists():
-            stages.append(Stage(name=name, seconds=json.loads(path.read_text())["seconds"]))
-    return Stages(stages=stages)
+def _stages(out: Path, names: Sequence[str]) -> Stages:
+    return Stages(stages=[Stage(name=name, seconds=left_by(out, name)["seconds"]) for name in names])
 
 
 def _details(out: Path) -> Details:

@@ -18,29 +18,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.blip2_parts import as_language, open_language, open_language_tokenizer
 from openblip.checkpoints.blip2_store import StoredBlip2
-from openblip.checkpoints.store import open_model
 from openblip.core.config import to_dict
 from openblip.core.files import read_jsonl, write_json
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
-from openblip.data.transforms import ImageTransformConfig, clean_caption
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
-from openblip.data.world.documents import describe
-from openblip.data.world.scene import random_stream
-from openblip.experiments.common import Numbers, Tables, means, once, same_experiment
+from openblip.experiments.common import Numbers, Tables, means, once, same_experiment, world_pretraining
 from openblip.models.qformer import QFormerConfig
 from openblip.objectives.blip2 import Stage1Config
-from openblip.recipes import small_pretrain
 from openblip.tasks.blip2 import world
+from openblip.tasks.blip2.build import open_blip2
 from openblip.tasks.blip2.config import Blip2RunConfig
 from openblip.tasks.blip2.run import run_blip2
-from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about, guessing
+from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about, descriptions, guessing
 from openblip.tasks.run import RunConfig, run_training
 
 __all__ = [
@@ -261,21 +257,9 @@ class Seed:
 
     def blip(self, source: SourceConfig, steps: int, *, seed: int) -> RunConfig:
         """A BLIP from scratch, with the settings of the runs here."""
-        base = small_pretrain((source.path,), size=self.config.tower_size, steps=steps)
-        train = replace(
-            base.train,
-            learning_rate=self.config.learning_rate,
-            min_learning_rate=1e-5,
-            warmup_steps=min(50, steps // 5),
-            seed=seed,
-            evaluate_every_steps=0,
-            checkpoint_every=max(100, steps // 4),
-            keep_checkpoints=1,
-        )
-        transform = ImageTransformConfig(crop_scale=None, flip=False, ops=())
-        return replace(
-            base, sources=(source,), train=train, batch_size=self.config.batch_size, vocab_size=1000,
-            transform=transform,
+        return world_pretraining(
+            source, size=self.config.tower_size, steps=steps, batch_size=self.config.batch_size,
+            learning_rate=self.config.learning_rate, seed=seed,
         )  # fmt: skip
 
     # What comes of them -----------------------------------------------------------------------------------
@@ -284,7 +268,7 @@ class Seed:
         """Retrieval, matching and writing after a variant of stage 1."""
 
         def measure() -> Numbers:
-            stored = _open(self.first(name))
+            stored = open_blip2(self.first(name))
             self.tell(f"stage 1, {name}: measured")
             count = self.config.test_pictures
             found = world.measure_stage1(stored, self.first_config(name), self.world("test"), count)
@@ -296,7 +280,7 @@ class Seed:
         """Captions and zero-shot answers after a variant of stage 2, on the two splits."""
 
         def measure() -> Numbers:
-            stored = _open(self.second(name))
+            stored = open_blip2(self.second(name))
             self.tell(f"stage 2, {name}: measured")
             count = self.config.test_pictures
             found = world.measure_stage2(stored, self.world("test"), count)
@@ -319,22 +303,19 @@ class Seed:
         source = open_source(self.world("test"))
         scenes = [scene_from_meta(source[index].meta) for index in range(len(source))]
         asked = ask_about(scenes)
-        told = [
-            clean_caption(describe(scene, random_stream(self.number, "test", row, "captions")), None)
-            for row, scene in enumerate(scenes)
-        ]
+        told = descriptions(scenes, seed=self.number, split="test")
+
+        def measure(name: str) -> Numbers:
+            config = as_language(str(self.language(name)))
+            llm, words = open_language(config), open_language_tokenizer(config)
+            self.tell(f"{name} without a picture")
+            blind = accuracy(asked, answers(llm, words, asked))
+            knows = accuracy(asked, answers(llm, words, asked, told=told))
+            return blind | {f"told_{kind}": share for kind, share in knows.items()}
+
         rows = {"guessing": guessing(asked)}
         for name in world.LANGUAGES:
-
-            def measure(name: str = name) -> Numbers:
-                config = as_language(str(self.language(name)))
-                llm, words = open_language(config), open_language_tokenizer(config)
-                self.tell(f"{name} without a picture")
-                blind = accuracy(asked, answers(llm, words, asked))
-                knows = accuracy(asked, answers(llm, words, asked, told=told))
-                return blind | {f"told_{kind}": share for kind, share in knows.items()}
-
-            both = once(self.out / "results" / f"language-{name}.json", measure)
+            both = once(self.out / "results" / f"language-{name}.json", partial(measure, name))
             rows[f"{name}, nothing seen"] = {k: v for k, v in both.items() if not k.startswith("told_")}
             rows[f"{name}, told"] = {k[5:]: v for k, v in both.items() if k.startswith("told_")}
         return {row: {f"answers_{kind}": share for kind, share in numbers.items()} for row, numbers in rows.items()}
@@ -342,10 +323,3 @@ class Seed:
 
 def _folder(name: str) -> str:
     return name.lower().replace(" ", "-")
-
-
-def _open(folder: Path) -> StoredBlip2:
-    stored = open_model(folder)
-    assert isinstance(stored, StoredBlip2)
-    stored.model.eval()
-    return stored

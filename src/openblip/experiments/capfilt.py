@@ -13,7 +13,7 @@ Every training and every table is made once; the same call goes on where it was 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,25 @@ from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.loop import BootstrapConfig, run_bootstrap
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again, run_capfilt
-from openblip.bootstrap.table import Row, read_table
 from openblip.bootstrap.truth import judge_rows
 from openblip.checkpoints.store import open_model
 from openblip.core.config import to_dict
 from openblip.core.files import write_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.base import SourceConfig
-from openblip.data.transforms import ImageTransformConfig
 from openblip.data.world.dataset import WorldConfig, write_world
 from openblip.data.world.noise import NoiseConfig
-from openblip.experiments.common import Numbers, Tables, means, measure_blip, same_experiment
+from openblip.experiments.common import (
+    Numbers,
+    Tables,
+    means,
+    measure_blip,
+    same_experiment,
+    world_pretraining,
+)
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
-from openblip.recipes import SHORT_RUN, small_pretrain
+from openblip.recipes import SHORT_RUN
 from openblip.tasks.run import RunConfig, run_training
 
 __all__ = ["QUICK", "VARIANTS", "CapFiltExperiment", "run_experiment"]
@@ -127,7 +132,7 @@ def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[s
     run_training(replace(tied, sources=loop.human), out / "tied" / "run", resume=True, title="tuning a tied model")
     one = str(out / "tied" / "run" / "model")
     beam = DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=NUCLEUS.max_new_tokens)
-    judged = {"nucleus, apart": judge_rows(_rows(clean))}
+    judged = {"nucleus, apart": judge_rows(Places(clean).rows())}
     for name, writer, filtering, decode in (
         ("beam, apart", captioner, judge, beam),
         ("nucleus, tied", one, one, loop.decode),
@@ -137,7 +142,7 @@ def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[s
         )
         target = out / name.replace(", ", "-")
         run_capfilt(settings, target, Output(layout="none"))
-        judged[name] = judge_rows(_rows(target))
+        judged[name] = judge_rows(Places(target).rows())
     kept = {name: float(value) for name, value in both["clean"].items() if name != "seconds"}
     numbers = {"models": table, "texts": judged, "clean": {"both": kept}}
     write_json(done, numbers)
@@ -161,22 +166,12 @@ def _loop(out: Path, config: CapFiltExperiment, seed: int) -> BootstrapConfig:
     world = out / "world"
     web = SourceConfig(path=str(world / "web"), meta_columns=("scene", "noise"), weight=1.0)
     human = SourceConfig(path=str(world / "human"), text_column="captions", weight=1.0)
-    base = small_pretrain((str(world / "human"),), size=config.size, steps=config.steps)
 
     def run(steps: int) -> RunConfig:
-        # "To the left of" is false in a mirror, counts are false in a crop.
-        train = replace(
-            base.train,
-            max_steps=steps,
-            learning_rate=config.learning_rate,
-            min_learning_rate=1e-5,
-            seed=seed,
-            evaluate_every_steps=0,
-            checkpoint_every=max(100, steps // 4),
-            keep_checkpoints=1,
-        )
-        transform = ImageTransformConfig(crop_scale=None, flip=False, ops=())
-        return replace(base, train=train, batch_size=config.batch_size, vocab_size=1000, transform=transform)
+        return world_pretraining(
+            human, size=config.size, steps=steps, batch_size=config.batch_size,
+            learning_rate=config.learning_rate, seed=seed,
+        )  # fmt: skip
 
     tune = run(config.tune_steps)
     return BootstrapConfig(
@@ -193,8 +188,3 @@ def _loop(out: Path, config: CapFiltExperiment, seed: int) -> BootstrapConfig:
 def _measured(run: Path, measure: Callable[[Blip, TextTokenizer], Numbers]) -> Numbers:
     stored = open_model(run / "model")
     return measure(stored.blip.eval(), stored.tokenizer)
-
-
-def _rows(run: Path) -> Iterator[Row]:
-    for table in sorted(Places(run).tables.glob("*.parquet")):
-        yield from read_table(table)

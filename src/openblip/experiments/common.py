@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,26 @@ from openblip.core.files import write_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.data.sources.base import SourceConfig
-from openblip.data.transforms import normalize
+from openblip.data.transforms import ImageTransformConfig, normalize
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.truth import caption_report
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
+from openblip.recipes import small_pretrain
 from openblip.tasks.caption import write_captions
 from openblip.tasks.retrieval import evaluate_retrieval
-from openblip.tasks.run import evaluation_batches
+from openblip.tasks.run import RunConfig, evaluation_batches
 
-__all__ = ["Numbers", "Tables", "means", "measure_blip", "once", "same_experiment", "spread_of"]
+__all__ = [
+    "Numbers",
+    "Tables",
+    "means",
+    "measure_blip",
+    "once",
+    "same_experiment",
+    "spread_of",
+    "world_pretraining",
+]
 
 Numbers = dict[str, float]
 Tables = dict[str, dict[str, Numbers]]
@@ -67,6 +78,28 @@ def means(seeds: list[Tables]) -> dict[str, dict[str, dict[str, list[float | Non
 def spread_of(values: Sequence[float]) -> list[float | None]:
     """Mean and standard deviation; None for the deviation of one."""
     return [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None]
+
+
+def world_pretraining(
+    source: SourceConfig, *, size: str, steps: int, batch_size: int, learning_rate: float, seed: int
+) -> RunConfig:
+    """A small BLIP from scratch in the world, looked at when it is done and not before."""
+    base = small_pretrain((source.path,), size=size, steps=steps)
+    train = replace(
+        base.train,
+        learning_rate=learning_rate,
+        min_learning_rate=1e-5,
+        warmup_steps=min(base.train.warmup_steps, steps // 5),
+        seed=seed,
+        evaluate_every_steps=0,
+        checkpoint_every=max(100, steps // 4),
+        keep_checkpoints=1,
+    )
+    # "To the left of" is false in a mirror, counts are false in a crop.
+    transform = ImageTransformConfig(crop_scale=None, flip=False, ops=())
+    return replace(
+        base, sources=(source,), train=train, batch_size=batch_size, vocab_size=1000, transform=transform
+    )
 
 
 def measure_blip(model: Blip, tokenizer: TextTokenizer, source: SourceConfig, samples: int) -> Numbers:

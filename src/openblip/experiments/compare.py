@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,20 +138,17 @@ def _costs(seed: Seed) -> dict[str, Numbers]:
     """Cost of a step of each model from pictures, and with "cached_" before it from cached features."""
     runs: dict[str, Any] = {"BLIP": _blip_run(seed), "BLIP-2, stage 1": seed.first_config("whole")}
     runs |= {name: seed.second_config(variant) for name, variant in _STAGE2.items()}
-    costs = {}
-    for name, run in runs.items():
 
-        def measure(name: str = name, run: Any = run) -> Numbers:
-            seed.tell(f"cost of a step, {name}")
-            scratch = seed.out / "cost"
-            if isinstance(run, RunConfig):
-                return step_cost(run, scratch)
-            from_cache = step_cost(run, scratch)
-            kept = ("seconds", "gflops", "peak_mb")
-            return step_cost(replace(run, features=()), scratch) | {
-                f"cached_{key}": from_cache[key] for key in kept
-            }
+    def measure(name: str) -> Numbers:
+        seed.tell(f"cost of a step, {name}")
+        run, scratch = runs[name], seed.out / "cost"
+        cost = step_cost(run, scratch)
+        if isinstance(run, RunConfig):
+            return cost
+        cached = {f"cached_{key}": cost[key] for key in ("seconds", "gflops", "peak_mb")}
+        return step_cost(replace(run, features=()), scratch) | cached
 
-        file = f"cost-{name.lower().replace(', ', '-').replace(' ', '-')}.json"
-        costs[name] = once(seed.out / "results" / file, measure)
-    return costs
+    def file(name: str) -> Path:
+        return seed.out / "results" / f"cost-{name.lower().replace(', ', '-').replace(' ', '-')}.json"
+
+    return {name: once(file(name), partial(measure, name)) for name in runs}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -16,17 +14,18 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from openblip.core.memory import peak_mb
 from openblip.core.runtime import seed_everything
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
 from openblip.experiments.common import Numbers
-from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2
 from openblip.objectives.pretraining import BlipPretraining
 from openblip.tasks.blip2.build import build
 from openblip.tasks.blip2.config import Blip2RunConfig
 from openblip.tasks.blip2.features import FeatureCache, fingerprint_of
-from openblip.tasks.blip2.step import Blip2Step, prepare_captions, prepare_stage1
+from openblip.tasks.blip2.run import make_step
+from openblip.tasks.blip2.step import Blip2Step
 from openblip.tasks.build import build_blip
 from openblip.tasks.run_config import RunConfig
 from openblip.tasks.step import BlipStep, make_prepare
@@ -58,7 +57,7 @@ def step_cost(config: RunConfig | Blip2RunConfig, out: Path, *, repeats: int = 5
 def _measure(config: RunConfig | Blip2RunConfig, out: Path, repeats: int, threads: int) -> Numbers:
     torch.set_num_threads(threads)
     seed_everything(0)
-    before = _peak_mb()
+    before = peak_mb()
     step, batch = _blip(config, out) if isinstance(config, RunConfig) else _blip2(config, out)
     step.train()
     optimizer = make_optimizer(step, config.train)
@@ -69,7 +68,7 @@ def _measure(config: RunConfig | Blip2RunConfig, out: Path, repeats: int, thread
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
-    peak = _peak_mb() - before
+    peak = peak_mb() - before
     # Attention as plain products, since the fused kernel of a processor is not counted.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step(batch)["loss"].backward()
@@ -83,15 +82,6 @@ def _measure(config: RunConfig | Blip2RunConfig, out: Path, repeats: int, thread
     }
 
 
-def _peak_mb() -> float:
-    status = Path("/proc/self/status")
-    if status.exists():  # what Linux gives for itself there counts the parent of a new process too
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def _blip(config: RunConfig, out: Path) -> Made:
     sources = [open_source(source) for source in config.sources]
     model, tokenizer = build_blip(config, sources, out)
@@ -101,21 +91,10 @@ def _blip(config: RunConfig, out: Path) -> Made:
 
 
 def _blip2(config: Blip2RunConfig, out: Path) -> Made:
-    sources = [open_source(source) for source in config.sources]
-    stored = build(config, sources, out)
-    model, words = stored.model, stored.language_tokenizer
-    cache = FeatureCache.open(config.features, fingerprint_of(model.vision)) if config.features else None
-    prepare: Callable[[Any], Any]
-    if words is None:
-        assert stored.tokenizer is not None
-        prepare = prepare_stage1(stored.tokenizer, max_length=config.max_length, cache=cache)
-        step = Blip2Step(Blip2Stage1(model, config.objective, dec_id=stored.tokenizer.dec_id))
-    else:
-        prepare = prepare_captions(
-            words, encoder_decoder=model.llm.is_encoder_decoder, max_length=config.max_length, cache=cache
-        )
-        step = Blip2Step(Blip2Stage2(model, eos_id=words.eos_id))
-    return step, _batch(config, model.vision.pixels, prepare, cache)
+    stored = build(config, [open_source(source) for source in config.sources], out)
+    cache = FeatureCache.open(config.features, fingerprint_of(stored.model.vision)) if config.features else None
+    step, prepare = make_step(config, stored, cache)
+    return step, _batch(config, stored.model.vision.pixels, prepare, cache)
 
 
 def _batch(config: Any, pixels: Any, prepare: Callable[[Any], Any], cache: FeatureCache | None = None) -> Any:

@@ -32,13 +32,9 @@ class TrainBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TrainBatch:
         """Move all tensors."""
-        text = TokenBatch(
-            self.text.input_ids.to(device, non_blocking=non_blocking),
-            self.text.attention_mask.to(device, non_blocking=non_blocking),
-        )
         return TrainBatch(
             self.images.to(device, non_blocking=non_blocking),
-            text,
+            self.text.to(device, non_blocking=non_blocking),
             self.image_ids.to(device, non_blocking=non_blocking),
         )
 

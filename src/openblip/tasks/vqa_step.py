@@ -46,9 +46,9 @@ class QuestionBatch:
         )
         return QuestionBatch(
             self.images.to(device, non_blocking=non_blocking),
-            self.questions.to(device),
+            self.questions.to(device, non_blocking=non_blocking),
             image_of,
-            self.answers.to(device),
+            self.answers.to(device, non_blocking=non_blocking),
             question_of,
             self.weights.to(device, non_blocking=non_blocking),
         )

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from accelerate import Accelerator
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from openblip.core.files import append_jsonl, read_jsonl, write_text
 from openblip.core.runtime import is_main
@@ -44,11 +45,21 @@ def format_metrics(record: dict[str, Any]) -> str:
     )
 
 
+class _Bar(Progress):
+    """A bar with its numbers below it, which may take more lines than one."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(task.fields["numbers"], style="dim")
+
+
 class RunLog:
     """Writes a run's records and shows how far it is; a context, so that the terminal is left clean.
 
     Args:
         folder: the run's folder.
+        unit: what is counted for each second.
         total_steps: where the bar ends.
         show: whether to show anything; files are written all the same.
         on_record: called with each record after it is written, on the first process.
@@ -59,13 +70,14 @@ class RunLog:
         folder: Path,
         *,
         title: str,
+        unit: str = "images",
         total_steps: int,
         accelerator: Accelerator,
         show: bool = True,
         on_record: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.folder = folder
-        self.title = title
+        self.title, self.unit = title, unit
         self.total_steps = total_steps
         self.accelerator = accelerator
         self.on_record = on_record
@@ -78,16 +90,16 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         if self.show and self.console.is_terminal:
-            self._bar = Progress(
+            self._bar = _Bar(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=20),
                 TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[numbers]}"),
+                TextColumn("{task.fields[speed]}"),
                 console=self.console,
                 transient=False,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total_steps, numbers="")
+            self._task = self._bar.add_task(self.title, total=self.total_steps, speed="", numbers="")
         return self
 
     def __exit__(
@@ -117,7 +129,7 @@ class RunLog:
             return
         self._append(text)
         if self.show:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     def record(self, record: dict[str, Any], *, seconds_left: float | None = None) -> None:
         """One line of metrics.jsonl, with "step", "epoch", "time", "split" and named numbers."""
@@ -146,12 +158,15 @@ class RunLog:
 
     def _tell(self, record: dict[str, Any], seconds_left: float | None) -> None:
         parts = [f"epoch {record['epoch']:.2f}", format_metrics(record)]
+        speed = []
         if "learning_rate" in record:
-            parts += [f"lr {record['learning_rate']:.2e}", f"{record.get('images_per_second', 0):.1f} images/s"]
+            parts.append(f"lr {record['learning_rate']:.2e}")
+            speed.append(f"{record.get('images_per_second', 0):.1f} {self.unit}/s")
         if seconds_left is not None:
-            parts.append(f"{format_duration(seconds_left)} left")
+            speed.append(f"{format_duration(seconds_left)} left")
         is_training = record["split"] == "train"
-        text = f"{self.title} {record['split']}: step {record['step']}/{self.total_steps}  {'  '.join(parts)}"
+        place = f"{self.title} {record['split']}: step {record['step']}/{self.total_steps}"
+        text = "  ".join([place, *parts, *speed])
         due = not is_training or time.monotonic() - self._last_plain >= PLAIN_LINE_SECONDS
         due = due or record["step"] >= self.total_steps
         if due:
@@ -161,8 +176,10 @@ class RunLog:
             return
         if self._bar is not None:
             if is_training:
-                self._bar.update(self._task, completed=record["step"], numbers="  ".join(parts))
+                self._bar.update(
+                    self._task, completed=record["step"], speed="  ".join(speed), numbers="  ".join(parts)
+                )
             else:
-                self.console.print(text, markup=False, soft_wrap=True)
+                self.console.print(text, markup=False)
         elif due:
             print(text, file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ TIMES = 10
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-@pytest.mark.skipif(not hasattr(os, "link"), reason="tars are linked, not copied")
 def test_memory_does_not_grow(tmp_path: Path) -> None:
     """Many times the samples take at most a tenth more."""
     few, many = compare(tmp_path, TIMES)

@@ -90,6 +90,18 @@ def test_what_it_costs_is_what_was_measured() -> None:
     ]
 
 
+def test_what_engines_cost_is_what_was_measured() -> None:
+    rows = load("capfilt-engines")["rows"]
+    assert all(row["outputs_agree"] for row in rows)
+    for row in rows:
+        cells = (
+            f"| {row['case'].split(',')[0]} | {row['workers']} | {row['span_s']:.1f} s | {row['model_s']:.1f} s | "
+            f"{row['overhead']:.1%} | {row['start_up_s']:.1f} s |"
+        )
+        assert cells in PAGE, cells
+    assert next(row for row in rows if row["case"] == "ray, 2 workers")["overhead"] >= 0.1, "the page says so"
+
+
 def test_the_plan_by_hand() -> None:
     four = {"case": "1 caption", "ours_tflop": 1.04, "ours_images_per_s": 0.5, "ours_s": 8.0}
     rows = [four, {"case": "10 captions", "ours_tflop": 0.4, "ours_images_per_s": 0.251, "ours_s": 4.0}]

@@ -180,19 +180,25 @@ class SlowStep(ToyStep):
         return super().forward(batch)
 
 
+def given(arguments: list[str]) -> dict[str, Any]:
+    """What `--key=value` and `--flag` say; values are JSON, lists become tuples."""
+    found = {}
+    for argument in arguments:
+        name, _, value = argument.removeprefix("--").partition("=")
+        read = json.loads(value) if value else True
+        found[name] = tuple(read) if isinstance(read, list) else read
+    return found
+
+
 def main(arguments: list[str], environment: dict[str, str] | None = None) -> None:
     """Train the toy; ends the process with the code a command would."""
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     out_dir = Path(arguments[0])
-    changes = {}
-    for argument in arguments[1:]:
-        name, _, value = argument.removeprefix("--").partition("=")
-        changes[name] = json.loads(value) if value else True
+    changes = given(arguments[1:])
     own: dict[str, Any] = {"dropout": 0.1, "sleep": 0.0, "batch_size": 8, "resume": False, "poison_at": None}
     own |= {"die_in_save": 0, "full_at": 0, "signal_at": 0, "seed_of_second": 0}
     options = {name: changes.pop(name, default) for name, default in own.items()}
-    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     start("cpu")
     seed_everything(options["seed_of_second"] if rank() == 1 else 0)
     module = SlowStep(dropout=options["dropout"], sleep=options["sleep"])

@@ -20,7 +20,7 @@ from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.tasks.blip2.config import Blip2RunConfig
 from openblip.tasks.build import training_texts
 
-__all__ = ["build"]
+__all__ = ["build", "open_blip2"]
 
 _MOST_TEXTS = 200_000
 
@@ -34,7 +34,7 @@ def build(config: Blip2RunConfig, sources: Sequence[Source], out: Path) -> Store
     Raises:
         UserError: a part is not to be had, or the model to go on from is of another kind.
     """
-    stored = _stored(config.model) if config.model else None
+    stored = open_blip2(config.model) if config.model else None
     if config.stage == "stage1":
         made = _fresh(config, sources, out) if stored is None else _with_heads(stored, config.model)
     elif stored is not None and stored.model.language is not None:
@@ -51,7 +51,12 @@ def build(config: Blip2RunConfig, sources: Sequence[Source], out: Path) -> Store
     return made
 
 
-def _stored(source: str) -> StoredBlip2:
+def open_blip2(source: Path | str) -> StoredBlip2:
+    """Open a BLIP-2 model from anywhere.
+
+    Raises:
+        UserError: as `open_model`, or it is a model of another kind.
+    """
     stored = open_model(source)
     if not isinstance(stored, StoredBlip2):
         raise UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")

@@ -34,7 +34,7 @@ from openblip.training.launch import start
 from openblip.training.loop import TrainResult, train
 from openblip.training.step import Prepare
 
-__all__ = ["Blip2Evaluator", "loop_config", "run_blip2"]
+__all__ = ["Blip2Evaluator", "loop_config", "make_step", "run_blip2"]
 
 Blip2Evaluator = Callable[[StoredBlip2], dict[str, float]]
 """Further numbers of a model during training, e.g. the truth of captions in the synthetic world."""
@@ -60,7 +60,7 @@ def run_blip2(
     cache = FeatureCache.open(config.features, fingerprint_of(stored.model.vision)) if config.features else None
     if cache is not None:
         sources = [cache.source(source) for source in sources]
-    step, prepare = _stage(config, stored, cache)
+    step, prepare = make_step(config, stored, cache)
     asks = config.task == "questions"
     pixels = ImageTransform(replace(config.transform, image_size=stored.model.vision.pixels))
     loader = Loader(
@@ -115,8 +115,8 @@ def _open(spec: SourceConfig, config: Blip2RunConfig) -> Source:
     return open_questions(replace(spec, pairs=True)) if config.task == "questions" else open_source(spec)
 
 
-def _stage(config: Blip2RunConfig, stored: StoredBlip2, cache: FeatureCache | None) -> tuple[Blip2Step, Prepare]:
-    """What a run does with its data."""
+def make_step(config: Blip2RunConfig, stored: StoredBlip2, cache: FeatureCache | None) -> tuple[Blip2Step, Prepare]:
+    """The step of a run and what prepares its batches; a `cache` gives features in place of pictures."""
     tokenizer, words, length = stored.tokenizer, stored.language_tokenizer, config.max_length
     if config.stage == "stage1":
         assert tokenizer is not None

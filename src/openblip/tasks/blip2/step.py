@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,18 +41,12 @@ class Blip2Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Blip2Batch:
         """Move all tensors."""
-
-        def moved(text: TokenBatch | LanguageBatch | None) -> Any:
-            values = {} if text is None else vars(text)
-            there = {name: value.to(device, non_blocking=non_blocking) for name, value in values.items()}
-            return None if text is None else type(text)(**there)
-
         return Blip2Batch(
             self.pictures.to(device, non_blocking=non_blocking),
-            moved(self.text),
+            self.text.to(device, non_blocking=non_blocking),
             self.image_ids.to(device, non_blocking=non_blocking),
-            moved(self.questions),
-            moved(self.prefix),
+            None if self.questions is None else self.questions.to(device, non_blocking=non_blocking),
+            None if self.prefix is None else self.prefix.to(device, non_blocking=non_blocking),
         )
 
     def __len__(self) -> int:

@@ -26,11 +26,12 @@ from openblip.training.config import TrainConfig
 from openblip.training.launch import start
 from openblip.training.loop import TrainResult, train
 
-__all__ = ["Document", "TextRunConfig", "train_language"]
+__all__ = ["BETWEEN_LINES", "Document", "TextRunConfig", "train_language"]
 
 Document = Sequence[tuple[str, str]]
 """lines: what each is asked with, "" for nothing, and its text"""
-_BETWEEN = " . "
+BETWEEN_LINES = " . "
+"""what an encoder-decoder reads between the lines of a document"""
 _IGNORED = -100
 _SORTED_TOGETHER = 16
 """batches whose rows are put together by length"""
@@ -76,7 +77,7 @@ def train_language(
     seed_everything(config.train.seed)
     reads = config.language.kind == "t5"
     parts = (part for document in documents for line in document for part in line)
-    words = LanguageTokenizer.of_words([*parts, _BETWEEN], begins=not reads)
+    words = LanguageTokenizer.of_words([*parts, BETWEEN_LINES], begins=not reads)
     model = fresh_language(
         config.language,
         vocab_size=words.vocab_size,
@@ -101,6 +102,7 @@ def train_language(
         resume=resume,
         sections={"language": to_dict(config.language), "data": {"documents": len(documents)}},
         title=title,
+        unit="lines" if reads else "documents",
         show=show,
     )
 
@@ -126,7 +128,7 @@ def _parts(document: Document, words: LanguageTokenizer, rng: np.random.Generato
             pieces = text.split()
             cut = int(rng.integers(len(pieces)))
             begun, rest = " ".join(pieces[:cut]), " ".join(pieces[cut:])
-        read = _BETWEEN.join([*told, ""]) + begun
+        read = BETWEEN_LINES.join([*told, ""]) + begun
         yield words.hf(read)["input_ids"], words.hf(rest)["input_ids"]
         told.append(f"{prompt} {text}".strip())
 

@@ -34,6 +34,7 @@ from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about
 from openblip.tasks.run import evaluation_batches
 
 __all__ = [
+    "GREEDY",
     "LANGUAGES",
     "QFORMER",
     "Seen",
@@ -53,6 +54,7 @@ LANGUAGES: dict[str, FreshLanguage] = {
     "encoder-decoder": FreshLanguage(kind="t5", width=96, depth=3, num_heads=3),
 }
 GREEDY = DecodeConfig(max_new_tokens=40)
+"""how captions are written to be judged"""
 _RECALLS = ("t2i_recall@1", "i2t_recall@1", "t2i_recall_itm@1", "i2t_recall_itm@1", "t2i_recall@5")
 
 

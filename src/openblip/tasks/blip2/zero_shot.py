@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from openblip.core.language_tokenizer import LanguageTokenizer
-from openblip.data.world.documents import ASKED
+from openblip.data.transforms import clean_caption
+from openblip.data.world.documents import ASKED, describe
 from openblip.data.world.questions import Question, check_answer, questions
 from openblip.data.world.scene import COLOURS, SHAPES, TEXTURES, Scene, random_stream
 from openblip.generation.types import DecodeConfig
 from openblip.models.language import FrozenLanguage
 from openblip.tasks.blip2.predictor import QUESTIONS
+from openblip.tasks.blip2.text_only import BETWEEN_LINES
 from openblip.tasks.blip2.write import write_after
 
-__all__ = ["CHOICES", "Asked", "accuracy", "answers", "ask_about", "guessing"]
+__all__ = ["CHOICES", "Asked", "accuracy", "answers", "ask_about", "descriptions", "guessing"]
 
 _SHORT = DecodeConfig(max_new_tokens=4)
 _BATCH = 256
@@ -49,13 +51,24 @@ class Asked:
 
 
 def ask_about(scenes: Sequence[Scene], *, seed: int = 0, novel: bool = False) -> list[Asked]:
-    """One question of each kind about each scene that allows it; rows of one scene stand together."""
+    """One question of each kind about each scene that allows it; rows of one scene stand together.
+
+    Args:
+        seed: of what is drawn for each question.
+        novel: whether held-out pairs of shape and colour may be named.
+    """
     found = []
     for row, scene in enumerate(scenes):
         rng = random_stream(seed, "test", row, "questions")
         for kind in ASKED:
             found += [Asked(row, question) for question in questions(scene, rng, 1, kinds=(kind,), novel=novel)]
     return found
+
+
+def descriptions(scenes: Sequence[Scene], *, seed: int, split: str) -> list[str]:
+    """Each scene in words, all objects with all attributes, for `answers` to be told."""
+    drawn = [random_stream(seed, split, row, "captions") for row in range(len(scenes))]
+    return [clean_caption(describe(scene, rng), None) for scene, rng in zip(scenes, drawn, strict=True)]
 
 
 def answers(
@@ -74,7 +87,7 @@ def answers(
     """
     found: list[str] = []
     weight = llm.hf.get_input_embeddings().weight
-    between = " . " if llm.is_encoder_decoder else f" {words.hf.eos_token} {words.hf.bos_token} "
+    between = BETWEEN_LINES if llm.is_encoder_decoder else f" {words.hf.eos_token} {words.hf.bos_token} "
     for start in range(0, len(asked), _BATCH):
         part = asked[start : start + _BATCH]
         prompts = [QUESTIONS[llm.is_encoder_decoder].replace("{}", one.question.text) for one in part]
