@@ -135,7 +135,7 @@ def main(arguments: list[str], environment: dict[str, str] | None = None) -> Non
     parts = options.pop("objectives", ("itc", "itm", "itg"))
     kind, batch_size, resume = options.pop("kind"), options.pop("batch_size", 8), options.pop("resume", False)
     if not options.pop("draw", False):
-        objectives.draw_negatives = lambda t2i, i2t, ids: chosen_negatives(t2i, i2t, ids, hard_share=1.0)  # type: ignore[assignment]
+        objectives.draw_negatives = chosen_negatives  # type: ignore[assignment]
     # A large eps: the first steps of Adam else follow the sign of gradients that are nearly zero.
     settings: dict[str, Any] = {"max_steps": 6, "eps": 1e-3, "learning_rate": 5e-3, "warmup_steps": 0, **options}
     start("cpu")

@@ -65,7 +65,14 @@ def _recipe(
     tune_steps: int,
 ) -> BootstrapConfig:
     from openblip.bootstrap.loop import BootstrapConfig
-    from openblip.recipes import SHORT_RUN, blip_pretrain, caption_finetune, retrieval_finetune, small_pretrain
+    from openblip.recipes import (
+        SHORT_CAPTIONER,
+        SHORT_FILTER,
+        blip_pretrain,
+        caption_finetune,
+        retrieval_finetune,
+        small_pretrain,
+    )
     from openblip.tasks.run import as_sources
 
     need(web, 'the noisy pairs: --web "cc3m/{00000..00331}.tar"')
@@ -83,8 +90,8 @@ def _recipe(
     return BootstrapConfig(
         **sources,
         pretrain=small_pretrain(data, size=size, validation=validation, steps=steps),
-        captioner=replace(tune, parts="captioner", objective=replace(SHORT_RUN, objectives=("lm",))),
-        filter=replace(tune, parts="matcher", objective=replace(SHORT_RUN, objectives=("itc", "itm"))),
+        captioner=replace(tune, parts="captioner", objective=SHORT_CAPTIONER),
+        filter=replace(tune, parts="matcher", objective=SHORT_FILTER),
     )
 
 

@@ -19,7 +19,7 @@ from openblip.demo.config import SPLITS, DemoConfig
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.objectives.pretraining import ObjectiveConfig
-from openblip.recipes import SHORT_RUN
+from openblip.recipes import SHORT_CAPTIONER, SHORT_FILTER, SHORT_RUN
 from openblip.tasks.caption import write_captions
 from openblip.tasks.predictor import Predictor
 from openblip.tasks.retrieval import evaluate_retrieval
@@ -98,15 +98,12 @@ def pretrain(out: Path, config: DemoConfig) -> dict[str, Any]:
 
 def tune_captioner(out: Path, config: DemoConfig) -> dict[str, Any]:
     """Fine-tune a captioner (LM alone) on the human pairs."""
-    objective = replace(SHORT_RUN, objectives=("lm",))
-    return _tune(out, config, "captioner", objective, config.captioner_steps)
+    return _tune(out, config, "captioner", SHORT_CAPTIONER, config.captioner_steps)
 
 
 def tune_matcher(out: Path, config: DemoConfig) -> dict[str, Any]:
     """Fine-tune a matcher (ITC and ITM) on the human pairs: for retrieval, and to filter texts."""
-    # Most negatives drawn evenly: the matcher is to filter texts of any other picture too.
-    objective = replace(SHORT_RUN, objectives=("itc", "itm"), hard_share=0.2)
-    return _tune(out, config, "matcher", objective, config.matcher_steps)
+    return _tune(out, config, "matcher", SHORT_FILTER, config.matcher_steps)
 
 
 def _tune(

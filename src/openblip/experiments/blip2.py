@@ -35,6 +35,7 @@ from openblip.objectives.blip2 import Stage1Config
 from openblip.tasks.blip2 import world
 from openblip.tasks.blip2.build import open_blip2
 from openblip.tasks.blip2.config import Blip2RunConfig
+from openblip.tasks.blip2.recipes import SHORT_STAGE1
 from openblip.tasks.blip2.run import run_blip2
 from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about, descriptions, guessing
 from openblip.tasks.run import RunConfig, run_training
@@ -82,14 +83,11 @@ QUICK = Blip2Experiment(
 )  # fmt: skip
 
 
-_PLAIN = Stage1Config(label_smoothing=0.0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class First:
     """A variant of stage 1."""
 
-    objective: Stage1Config = field(default_factory=lambda: _PLAIN)
+    objective: Stage1Config = field(default_factory=lambda: SHORT_STAGE1)
     queries: int = 16
 
 
@@ -105,9 +103,9 @@ class Second:
 FIRST: dict[str, First] = {
     "whole": First(),
     # ITM draws its negatives by ITC's similarities; untrained, these are as good as even.
-    "without ITC": First(objective=replace(_PLAIN, weights=(0.0, 1.0, 1.0))),
-    "without ITM": First(objective=replace(_PLAIN, objectives=("itc", "itg"))),
-    "without ITG": First(objective=replace(_PLAIN, objectives=("itc", "itm"))),
+    "without ITC": First(objective=replace(SHORT_STAGE1, weights=(0.0, 1.0, 1.0))),
+    "without ITM": First(objective=replace(SHORT_STAGE1, objectives=("itc", "itg"))),
+    "without ITG": First(objective=replace(SHORT_STAGE1, objectives=("itc", "itm"))),
     "4 queries": First(queries=4),
     "32 queries": First(queries=32),
 }

@@ -40,7 +40,7 @@ from openblip.experiments.common import (
 )
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
-from openblip.recipes import SHORT_RUN
+from openblip.recipes import SHORT_CAPTIONER, SHORT_FILTER, SHORT_RUN
 from openblip.tasks.run import RunConfig, run_training
 
 __all__ = ["QUICK", "VARIANTS", "CapFiltExperiment", "run_experiment"]
@@ -128,7 +128,8 @@ def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[s
 
     say("beam search, and a tied model")
     captioner, judge = (str(out / "loop" / name / "model") for name in ("captioner", "filter"))
-    tied = replace(loop.filter, parts="both", objective=SHORT_RUN, model=str(out / "loop" / "first" / "model"))
+    whole = replace(SHORT_RUN, hard_share=SHORT_FILTER.hard_share)
+    tied = replace(loop.filter, parts="both", objective=whole, model=str(out / "loop" / "first" / "model"))
     run_training(replace(tied, sources=loop.human), out / "tied" / "run", resume=True, title="tuning a tied model")
     one = str(out / "tied" / "run" / "model")
     beam = DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=NUCLEUS.max_new_tokens)
@@ -178,8 +179,8 @@ def _loop(out: Path, config: CapFiltExperiment, seed: int) -> BootstrapConfig:
         web=(web,),
         human=(human,),
         pretrain=run(config.steps),
-        captioner=replace(tune, parts="captioner", objective=replace(SHORT_RUN, objectives=("lm",))),
-        filter=replace(tune, parts="matcher", objective=replace(SHORT_RUN, objectives=("itc", "itm"))),
+        captioner=replace(tune, parts="captioner", objective=SHORT_CAPTIONER),
+        filter=replace(tune, parts="matcher", objective=SHORT_FILTER),
         decode=replace(NUCLEUS, max_new_tokens=36, seed=seed),
         batch_size=64,
     )

@@ -41,6 +41,8 @@ class Stage1Config:
     """captions of one image are positives of each other and never negatives (fine-tuning for retrieval)"""
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """of ITC, ITM and ITG in the sum"""
+    hard_share: float = 1.0
+    """share of ITM's negatives drawn by similarity, as the paper draws all; the rest is drawn evenly"""
 
     def __post_init__(self) -> None:
         for name in self.objectives:
@@ -50,6 +52,8 @@ class Stage1Config:
             raise UserError('the objective "itm" draws its negatives from "itc": name both')
         if not self.objectives:
             raise UserError('no objective is named: choose from "itc", "itm", "itg"')
+        if not 0 <= self.hard_share <= 1:
+            raise UserError(f"hard_share is a share between 0 and 1, not {self.hard_share}")
 
 
 class Blip2Stage1(nn.Module):
@@ -98,7 +102,8 @@ class Blip2Stage1(nn.Module):
             total = total + config.weights[0] * losses["loss_itc"]
             if "itm" in config.objectives:
                 if negatives is None:
-                    negatives = draw_negatives(similarity_t2i, similarity_i2t, ids)
+                    share = config.hard_share
+                    negatives = draw_negatives(similarity_t2i, similarity_i2t, ids, hard_share=share)
                 losses["loss_itm"], losses["itm_accuracy"] = self._itm(memory, text, negatives)
                 total = total + config.weights[1] * losses["loss_itm"]
         if "itg" in config.objectives:

@@ -17,6 +17,7 @@ from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import best_query
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config, split_prefix
+from openblip.objectives.matching import Negatives, draw_negatives
 from openblip.tasks.blip2.step import Blip2Batch, Blip2Step
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -69,6 +70,22 @@ def test_objectives_left_out_are_not_computed() -> None:
     for names, words in (((), "no objective"), (("itm",), "name both"), (("itx",), 'did you mean "it')):
         with pytest.raises(UserError, match=words):
             Stage1Config(objectives=names)
+
+
+def test_the_share_of_hard_negatives_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drawing itself is tested with the objectives; here that it is told."""
+    asked = []
+
+    def draw(*similarities: Tensor | None, hard_share: float) -> Negatives:
+        asked.append(hard_share)
+        return draw_negatives(*similarities, hard_share=hard_share)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("openblip.objectives.blip2.draw_negatives", draw)
+    for settings in ({}, {"hard_share": 0.2}):
+        losses(stage1(**settings))
+    assert asked == [1.0, 0.2]
+    with pytest.raises(UserError, match="hard_share is a share between 0 and 1, not 2"):
+        Stage1Config(hard_share=2)
 
 
 def test_only_the_frozen_parts_are_without_gradient() -> None:
