@@ -24,12 +24,11 @@ from typing import Any
 
 from openblip.checkpoints.blip2_parts import as_language, open_language, open_language_tokenizer
 from openblip.checkpoints.blip2_store import StoredBlip2
-from openblip.core.config import to_dict
 from openblip.core.files import read_jsonl, write_json
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
-from openblip.experiments.common import Numbers, Tables, means, once, same_experiment, world_pretraining
+from openblip.experiments.common import Numbers, Tables, once, result_of, same_experiment, world_pretraining
 from openblip.models.qformer import QFormerConfig
 from openblip.objectives.blip2 import Stage1Config
 from openblip.tasks.blip2 import world
@@ -129,7 +128,7 @@ def run_blip2_experiment(
     """Run what is not done yet; writes results.json.
 
     Returns:
-        {"config", "seeds": tables of each seed, "curves": of each seed, "mean": as `experiments.common.means`}
+        as `experiments.common.result_of`, with "curves": of each seed, how stage 2 learned
 
     Raises:
         UserError: the folder holds an experiment with other settings.
@@ -145,7 +144,7 @@ def run_blip2_experiment(
         second = {name: seed.measured_second(name) for name in SECOND}
         tables.append({"stage 1": first, "stage 2": second, "language": seed.language_alone()})
         curves.append({name: seed.curve(name) for name in CURVES})
-    result = {"config": to_dict(config), "seeds": tables, "curves": curves, "mean": means(tables)}
+    result = result_of(config, tables, curves=curves)
     write_json(out / "results.json", result)
     return result
 

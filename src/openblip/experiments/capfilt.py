@@ -24,7 +24,6 @@ from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again, run_capfilt
 from openblip.bootstrap.truth import judge_rows
 from openblip.checkpoints.store import open_model
-from openblip.core.config import to_dict
 from openblip.core.files import write_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.base import SourceConfig
@@ -33,8 +32,8 @@ from openblip.data.world.noise import NoiseConfig
 from openblip.experiments.common import (
     Numbers,
     Tables,
-    means,
     measure_blip,
+    result_of,
     same_experiment,
     world_pretraining,
 )
@@ -84,7 +83,7 @@ def run_experiment(
     """Run what is not done yet; writes results.json.
 
     Returns:
-        {"config", "seeds": numbers of each seed, "mean": {table: {row: {measure: [mean, deviation]}}}}
+        as `experiments.common.result_of`
 
     Raises:
         UserError: the folder holds an experiment with other settings.
@@ -92,7 +91,7 @@ def run_experiment(
     out = Path(out)
     same_experiment(out, config)
     found = [_one_seed(out / f"seed-{seed}", config, seed, on_stage or (lambda _: None)) for seed in range(seeds)]
-    result = {"config": to_dict(config), "seeds": found, "mean": means(found)}
+    result = result_of(config, found)
     write_json(out / "results.json", result)
     return result
 

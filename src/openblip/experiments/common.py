@@ -12,6 +12,7 @@ from typing import Any
 from openblip.core.config import differences, to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
+from openblip.core.runtime import machine, versions
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.data.sources.base import SourceConfig
@@ -31,6 +32,7 @@ __all__ = [
     "means",
     "measure_blip",
     "once",
+    "result_of",
     "same_experiment",
     "spread_of",
     "world_pretraining",
@@ -61,6 +63,15 @@ def once(path: Path, make: Callable[[], Numbers]) -> Numbers:
         write_json(path, make())
     found: Numbers = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def result_of(config: Any, seeds: list[Tables], **more: Any) -> dict[str, Any]:
+    """What an experiment found and what it depends on: {"config", "versions", "machine", "seeds", "mean"}.
+
+    "mean" is {table: {row: {measure: [mean, deviation]}}}.
+    """
+    told = {"config": to_dict(config), "versions": versions(), "machine": machine()}
+    return {**told, "seeds": seeds, **more, "mean": means(seeds)}
 
 
 def means(seeds: list[Tables]) -> dict[str, dict[str, dict[str, list[float | None]]]]:

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.store import open_model, save_model
-from openblip.core.config import to_dict
 from openblip.core.files import read_jsonl, write_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.experiments.blip2 import Blip2Experiment, Seed
-from openblip.experiments.common import Numbers, Tables, means, measure_blip, once, same_experiment
+from openblip.experiments.common import Numbers, Tables, measure_blip, once, result_of, same_experiment
 from openblip.experiments.cost import step_cost
 from openblip.models.blip import Blip
 from openblip.tasks.blip2.zero_shot import CHOICES, accuracy, ask_about
@@ -60,7 +59,7 @@ def compare_models(
         tables.append({"models": models})
         curves.append({"BLIP": _curve(seed), **{name: seed.curve(variant) for name, variant in _STAGE2.items()}})
     tables[0]["cost"] = _costs(Seed(out, config, 0, on_stage or (lambda _: None)))
-    result = {"config": to_dict(config), "seeds": tables, "curves": curves, "mean": means(tables)}
+    result = result_of(config, tables, curves=curves)
     write_json(out / "compare.json", result)
     return result
 

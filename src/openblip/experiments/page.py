@@ -7,7 +7,7 @@ from typing import Any
 from openblip.data.world.noise import NOISE_KINDS
 from openblip.report.content import Cell, Column, Details, Fact, Report, Section, Table
 
-__all__ = ["capfilt_page", "details", "markdown_table", "measures_table"]
+__all__ = ["capfilt_page", "details", "measures_table"]
 
 _MODELS = {"none": "no bootstrapping", "captioner": "captioner alone", "filter": "filter alone", "both": "CapFilt"}
 _TEXTS = {
@@ -79,19 +79,6 @@ def measures_table(title: str, rows: dict[str, Any], names: dict[str, str], meas
         cells.append(row)
     columns = [Column(name=""), *(Column(name=label, unit="fraction") for label in measures.values())]
     return Table(title=title, columns=columns, rows=cells)
-
-
-def markdown_table(rows: dict[str, Any], names: dict[str, str], measures: dict[str, str]) -> list[str]:
-    """`measures_table` in Markdown, in percent with the deviation over seeds, for the pages in docs/."""
-    lines = [f"| | {' | '.join(measures.values())} |", "|---" * (len(measures) + 1) + "|"]
-    for name, label in names.items():
-        cells = []
-        for measure in measures:
-            value, spread = rows[name].get(measure, (None, None))
-            told = "" if spread is None else f" ± {100 * spread:.1f}"
-            cells.append("" if value is None else f"{100 * value:.1f}{told}")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return lines
 
 
 def details(result: dict[str, Any]) -> Details:
