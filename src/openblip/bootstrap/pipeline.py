@@ -153,6 +153,7 @@ class Pipeline:
             meta=sample.meta,
             captioner=self.models.captioner.fingerprint if self.models.captioner else "",
             filter=self.models.filter.fingerprint,
+            ranker=self.ranker.fingerprint if self.ranker is not None else "",
             seed=self.decode.seed,
         )
         return _Ready(row, sample.texts, pixels, image if self.ranker is not None else None)

@@ -66,6 +66,8 @@ class Row:
     """fingerprint of the model that wrote"""
     filter: str = ""
     """fingerprint of the model that scored"""
+    ranker: str = ""
+    """fingerprint of the outside model, where one was asked"""
     seed: int = 0
 
     @property
@@ -98,6 +100,7 @@ _ROW = {
     "meta": "string",
     "captioner": "string",
     "filter": "string",
+    "ranker": "string",
     "seed": "int",
 }
 

@@ -181,12 +181,14 @@ def test_an_outside_model_ranks_the_texts(web: Path, models: Models, monkeypatch
     def ranker(images: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         return [[len(text) + image.width / 1000 for text in own] for image, own in zip(images, texts, strict=True)]
 
+    ranker.fingerprint = "0123456789abcdef"  # type: ignore[attr-defined]
     monkeypatch.setattr("openblip.bootstrap.run.open_ranker", lambda name, _: {"some-clip": ranker}[name])
     policy = output(name="blip2", keep=1, rank_by="ranker")
     run(config(models, web, ranker="some-clip"), tmp_path / "out", policy)
     for row in rows_of(tmp_path / "out"):
         if row.status == "ok":
             width = 40 + int(row.key[-9:]) % 7
+            assert row.ranker == "0123456789abcdef"
             assert [t.ranker for t in row.texts] == pytest.approx([len(t.text) + width / 1000 for t in row.texts])
             assert [t.text for t in row.kept] == [max((t.text for t in row.texts), key=len)]
 
