@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from statistics import fmean
+from typing import NamedTuple
 
 from openblip.bootstrap.table import Row
 from openblip.data.world.dataset import scene_from_meta
@@ -20,43 +20,62 @@ def judge_rows(rows: Iterable[Row], *, threshold: float = 0.5) -> dict[str, floa
     Returns:
         for "web" and "synthetic", as "NAME_ORIGIN": texts, true (share that is true of the picture), kept (share at
         or above the threshold), precision (of the kept, the true), recall (of the true, the kept), auc (of the ITM
-        probability), distinct (different texts of all), without those that cannot be told; and "kept_KIND" of web
-        texts by the kind of their noise.
+        probability), auc_log_prob (of the captioner's own log-probability, of written texts), itm_of_true and
+        itm_of_false (means), distinct (different texts of all), without those that cannot be told; of web texts
+        "kept_KIND" by the kind of their noise, and "auc_half_true", of the clean against the half-true ones alone.
     """
-    found: dict[str, list[tuple[bool, float, str]]] = {"web": [], "synthetic": []}
-    kinds: dict[str, list[bool]] = {}
+    found: dict[str, list[_Judged]] = {"web": [], "synthetic": []}
+    kinds: dict[str, list[float]] = {}
     for row in rows:
         if row.status != "ok":
             continue
         scene = scene_from_meta(row.meta)
         for text in row.texts:
             assert text.itm is not None
-            found[text.origin].append((judge(text.text, scene).true, text.itm, text.text))
+            found[text.origin].append(_Judged(judge(text.text, scene).true, text.itm, text.log_prob, text.text))
         noise = row.meta.get("noise") or []
         for kind, text in zip(noise, (t for t in row.texts if t.origin == "web"), strict=False):
             assert text.itm is not None
-            kinds.setdefault(kind, []).append(text.itm >= threshold)
-    numbers: dict[str, Any] = {}
+            kinds.setdefault(kind, []).append(text.itm)
+    numbers: dict[str, float] = {}
     for origin, texts in found.items():
         if texts:
-            measured = _judged(texts, threshold)
+            measured = _measured(texts, threshold)
             numbers |= {f"{name}_{origin}": value for name, value in measured.items()}
-    return numbers | {f"kept_{kind}": sum(kept) / len(kept) for kind, kept in sorted(kinds.items())}
+    numbers |= {f"kept_{kind}": fmean(itm >= threshold for itm in scores) for kind, scores in sorted(kinds.items())}
+    clean, half_true = kinds.get("clean", []), kinds.get("half-true", [])
+    if clean and half_true:
+        numbers["auc_half_true"] = roc_auc(clean + half_true, [True] * len(clean) + [False] * len(half_true))
+    return numbers
 
 
-def _judged(texts: list[tuple[bool, float, str]], threshold: float) -> dict[str, float]:
-    counts = Counter((is_true, score >= threshold) for is_true, score, _ in texts)
-    true, kept = counts[True, True] + counts[True, False], counts[True, True] + counts[False, True]
+class _Judged(NamedTuple):
+    true: bool
+    itm: float
+    log_prob: float | None
+    text: str
+
+
+def _measured(texts: list[_Judged], threshold: float) -> dict[str, float]:
+    kept = [text for text in texts if text.itm >= threshold]
+    right, wrong = ([text.itm for text in texts if text.true is wanted] for wanted in (True, False))
     numbers = {
         "texts": float(len(texts)),
-        "true": true / len(texts),
-        "kept": kept / len(texts),
-        "distinct": len({text for _, _, text in texts}) / len(texts),
+        "true": len(right) / len(texts),
+        "kept": len(kept) / len(texts),
+        "distinct": len({text.text for text in texts}) / len(texts),
     }
     if kept:
-        numbers["precision"] = counts[True, True] / kept
-    if true:
-        numbers["recall"] = counts[True, True] / true
-    if len({is_true for is_true, _, _ in texts}) == 2:
-        numbers["auc"] = roc_auc([score for _, score, _ in texts], [is_true for is_true, _, _ in texts])
+        numbers["precision"] = fmean(text.true for text in kept)
+    if right:
+        numbers["recall"] = fmean(itm >= threshold for itm in right)
+        numbers["itm_of_true"] = fmean(right)
+    if wrong:
+        numbers["itm_of_false"] = fmean(wrong)
+    if right and wrong:
+        truth = [text.true for text in texts]
+        numbers["auc"] = roc_auc([text.itm for text in texts], truth)
+        likelihoods = [text.log_prob for text in texts if text.log_prob is not None]
+        if len(likelihoods) == len(texts):
+            numbers["auc_log_prob"] = roc_auc(likelihoods, truth)
     return numbers

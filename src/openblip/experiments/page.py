@@ -29,6 +29,9 @@ _JUDGED = {
     "precision_web": "of the kept, true",
     "recall_web": "of the true, kept",
     "auc_web": "AUC",
+    "auc_half_true": "AUC, half-true texts alone",
+    "itm_of_true_web": "mean ITM of the true",
+    "itm_of_false_web": "of the false",
 }
 _WRITTEN = {
     "true_synthetic": "written texts true",
@@ -36,6 +39,9 @@ _WRITTEN = {
     "precision_synthetic": "of the kept, true",
     "recall_synthetic": "of the true, kept",
     "auc_synthetic": "AUC",
+    "auc_log_prob_synthetic": "AUC of the captioner's own log-probability",
+    "itm_of_true_synthetic": "mean ITM of the true",
+    "itm_of_false_synthetic": "of the false",
     "distinct_synthetic": "different texts",
 }
 

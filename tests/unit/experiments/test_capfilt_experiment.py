@@ -41,7 +41,25 @@ def test_the_filter_is_judged_by_the_world() -> None:
         assert found["true_synthetic"] == found["precision_synthetic"] == 1.0
         assert "auc_synthetic" not in found
         assert found["kept_clean"] == 1.0
+        assert found["itm_of_true_web"] == pytest.approx(0.9 if knows else 0.7)
+        assert found["itm_of_false_web"] == pytest.approx(0.1 if knows else 0.7)
+        assert found["auc_half_true"] == (1.0 if knows else 0.5)
         assert found["kept_advertising"] == (0.0 if knows else 1.0)
+
+
+def test_a_captioner_is_judged_by_its_own_likelihood() -> None:
+    source = WorldSource(num_samples=20, captions_per_image=1)
+    samples = [source[index] for index in range(20)]
+    rows = []
+    for index, sample in enumerate(samples):
+        own, other = sample.texts[0], samples[(index + 1) % 20].texts[0]
+        texts = [
+            Text(own, "synthetic", itm=0.5, log_prob=-1.0),
+            Text(f"{other} and a zebra", "synthetic", itm=0.6, log_prob=-2.0),
+        ]
+        rows.append(Row(key=sample.key, index=index, texts=texts, meta=sample.meta))
+    found = judge_rows(rows)
+    assert (found["true_synthetic"], found["auc_log_prob_synthetic"], found["auc_synthetic"]) == (0.5, 1.0, 0.0)
 
 
 @pytest.mark.slow
