@@ -24,7 +24,7 @@ def open_tower(config: TowerConfig, *, base: Path | None = None, pretrained: boo
     """The vision tower that `config` names.
 
     Args:
-        base: the folder that a source like "hf:./vision" is relative to.
+        base: the folder of the model that names it, which a source like "hf:./vision" is relative to.
         pretrained: with its weights; False where they are about to be replaced.
     """
     found = replace(config, source=f"{config.kind}:{_place(config.name, base)}") if config.own is None else config
@@ -56,7 +56,17 @@ def open_language_tokenizer(config: LanguageConfig, *, base: Path | None = None)
 
 
 def _place(source: str, base: Path | None) -> str:
-    return str(base / source) if base is not None and source.startswith("./") else source
+    """Where a part lies that the model in the folder `base` names.
+
+    "./vision" lies in the folder. Another relative path is taken from where one stands, or else from the nearest
+    folder above the model that has it, so that a model is opened from anywhere; fingerprints tell a wrong one.
+    """
+    if base is None or Path(source).is_absolute():
+        return source
+    if source.startswith("./"):
+        return str(base / source)
+    above = () if Path(source).exists() else base.resolve().parents
+    return next((str(folder / source) for folder in above if (folder / source).is_dir()), source)
 
 
 def build_blip2(

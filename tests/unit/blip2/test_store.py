@@ -115,6 +115,28 @@ def test_the_trained_part_alone_is_written(tmp_path: Path, llm: Path, blip: Path
             assert (found.language_tokenizer is not None) == (language is not None)
 
 
+def test_frozen_parts_named_by_a_relative_path_are_found_from_anywhere(
+    tmp_path: Path, llm: Path, blip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(blip, project / "runs" / "first" / "model")
+    shutil.copytree(llm, project / "runs" / "llm")
+    monkeypatch.chdir(project)
+    tower, language = as_tower("openblip:runs/first/model"), LanguageConfig(source="runs/llm")
+    made = over(tower, 64, language)
+    save_blip2("runs/second/model", stored(made, llm))
+    monkeypatch.chdir(tmp_path)
+    found = open_model(project / "runs" / "second" / "model")
+    assert torch.equal(numbers(found.model), numbers(made))
+    assert found.model.config == made.config
+    # What lies where one stands comes first, and its fingerprint tells that it is another.
+    torch.manual_seed(9)
+    other = Blip(blip_config("nano", vocab_size=tokenizer().vocab_size, image_size=PIXELS))
+    save_model(tmp_path / "runs" / "first" / "model", other, tokenizer())
+    with pytest.raises(UserError, match="vision tower from openblip:runs/first/model is not the one"):
+        open_model(project / "runs" / "second" / "model")
+
+
 def test_a_whole_folder_needs_nothing_else(tmp_path: Path, blip: Path, clip: Path) -> None:
     for number, (tower, width) in enumerate(towers(blip, clip)):
         llm = write_language(tmp_path / f"llm{number}", "opt")
