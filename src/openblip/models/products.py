@@ -2,7 +2,7 @@
 
 torch gives float32 products on a processor to MKL and those of bfloat16 to oneDNN. On AMD's processors MKL leaves
 half of the speed unused: 190 to 215 GFLOP/s where oneDNN reaches 340 to 480 on two cores, forward and backward,
-from a dozen rows to thousands (torch 2.15; docs/performance.md). So layers that are large enough ask oneDNN
+from a dozen rows to thousands (torch 2.15; docs/performance.md). So products that are large enough ask oneDNN
 themselves, as torch's own compiler does. Results differ by rounding, as they do between any two libraries.
 """
 
@@ -20,8 +20,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 __all__ = ["Linear", "linear", "use_onednn"]
 
-MIN_WEIGHTS = 2**16
-"""of a layer; below it what a call costs beside its arithmetic decides"""
+MIN_WEIGHTS, MIN_PRODUCTS = 2**16, 2**23
+"""of a layer, or of numbers multiplied; below both what a call costs beside its arithmetic decides"""
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -66,9 +66,9 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
         _HAS_ONEDNN
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and weight.numel() >= MIN_WEIGHTS
         and x.ndim > 1
         and x.numel() > 0
+        and (weight.numel() >= MIN_WEIGHTS or x.numel() * weight.shape[0] >= MIN_PRODUCTS)
         and not torch.is_autocast_enabled("cpu")
         and type(x) in (Tensor, nn.Parameter)
         and type(weight) in (Tensor, nn.Parameter)
@@ -97,6 +97,14 @@ class _Product(torch.autograd.Function):
         rows = grad.flatten(0, -2)  # [M, O]
         return (
             _product(grad, weight.t()) if for_x else None,
-            _product(rows.t(), x.flatten(0, -2).t()) if for_weight else None,
+            _weight_gradient(rows, x.flatten(0, -2)) if for_weight else None,
             rows.sum(0) if for_bias else None,
         )
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """[M, O] and [M, I] -> [O, I]. A small one takes half the time where the narrower of the two comes first."""
+    small = grad.shape[1] * x.shape[1] < MIN_WEIGHTS
+    if small and x.shape[1] < grad.shape[1]:
+        return _product(x.t(), grad.t()).t()
+    return _product(grad.t(), x.t())

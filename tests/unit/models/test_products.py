@@ -27,20 +27,24 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return asked
 
 
-def _pair(bias: bool = True) -> tuple[nn.Linear, Linear]:
+def _pair(bias: bool = True, read: int = 256, given: int = 320) -> tuple[nn.Linear, Linear]:
     torch.manual_seed(0)
-    plain, ours = nn.Linear(256, 320, bias=bias), Linear(256, 320, bias=bias)
+    plain, ours = nn.Linear(read, given, bias=bias), Linear(read, given, bias=bias)
     ours.load_state_dict(plain.state_dict())
     return plain, ours
 
 
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(1, 256), (5, 256), (2, 3, 256)])
+@pytest.mark.parametrize(
+    ("shape", "given"),
+    [((1, 256), 320), ((5, 256), 320), ((2, 3, 256), 320), ((30, 100, 32), 96), ((3000, 96), 32)],
+)
 def test_outputs_and_gradients_are_torchs(
-    counted: list[tuple[int, ...]], shape: tuple[int, ...], bias: bool
+    counted: list[tuple[int, ...]], shape: tuple[int, ...], given: int, bias: bool
 ) -> None:
-    plain, ours = _pair(bias)
+    """Large layers with any number of rows, small ones with many."""
+    plain, ours = _pair(bias, shape[-1], given)
     x = torch.randn(shape)
     read = [x.clone().requires_grad_() for _ in range(2)]
     wanted, found = plain(read[0]), ours(read[1])
@@ -50,7 +54,8 @@ def test_outputs_and_gradients_are_torchs(
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(read[1].grad, read[0].grad, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-3)
+        assert mine.grad.shape == theirs.grad.shape
     assert len(counted) == 3, "forward, and the gradients of input and weight"
 
 
@@ -84,6 +89,7 @@ def test_what_is_left_to_torch(counted: list[tuple[int, ...]]) -> None:
         assert ours(x[0]).shape == (320,)
         assert torch.equal(ours.bfloat16()(x.bfloat16()), plain.bfloat16()(x.bfloat16()))
         Linear(8, 8)(torch.randn(2, 8))
+        Linear(32, 96)(torch.randn(100, 32))
     with torch.device("meta"):
         assert Linear(256, 320)(torch.empty(2, 256)).shape == (2, 320)
     assert not counted
