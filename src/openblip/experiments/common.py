@@ -131,5 +131,6 @@ def measure_blip(model: Blip, tokenizer: TextTokenizer, source: SourceConfig, sa
         "truth": float(report["truth"]),
         "fact_accuracy": float(report["fact_accuracy"]),
         "coverage": float(report["coverage"]),
+        "mean_facts": float(report["mean_facts"]),
         **{name: found[name] for name in kept},
     }

@@ -18,6 +18,7 @@ _TEXTS = {
 _MEASURES = {
     "truth": "captions true",
     "fact_accuracy": "facts true",
+    "mean_facts": "facts a caption",
     "coverage": "objects named",
     "t2i_recall@1": "text finds picture, ITC",
     "t2i_recall_itm@1": "text finds picture, ITM",
@@ -83,7 +84,8 @@ def measures_table(title: str, rows: dict[str, Any], names: dict[str, str], meas
             value, spread = rows[name].get(measure, (None, None))
             row.append(Cell(value=value, spread=spread))
         cells.append(row)
-    columns = [Column(name=""), *(Column(name=label, unit="fraction") for label in measures.values())]
+    units = {name: "" if name == "mean_facts" else "fraction" for name in measures}
+    columns = [Column(name=""), *(Column(name=label, unit=units[name]) for name, label in measures.items())]
     return Table(title=title, columns=columns, rows=cells)
 
 
