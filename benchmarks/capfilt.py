@@ -38,7 +38,7 @@ from openblip.generation.types import DecodeConfig
 
 PLACE = "OPENBLIP_BENCHMARK_CAPFILT"
 NEW = 20
-CASES = {"1 caption": (1, 4), "10 captions": (10, 1)}
+CASES = {"1 caption": (1, 4), "10 captions": (10, 4)}
 """case -> captions for each picture, pictures"""
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.1, "default": 0.1}
 """of the probabilities; the two sides resize with other libraries"""

@@ -39,7 +39,7 @@ NEW = 20
 def run(quick: bool) -> dict[str, Any]:
     """All cases over the same pictures, one after the other."""
     keep_freed_memory()
-    chunks, chunk_size = (4, 2) if quick else (12, 3)
+    chunks, chunk_size = (4, 2) if quick else (36, 3)
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         with published.published(published.captioner(quick)):

@@ -269,7 +269,10 @@ class Seed:
             self.tell(f"stage 1, {name}: measured")
             count = self.config.test_pictures
             found = world.measure_stage1(stored, self.first_config(name), self.world("test"), count)
-            return found | {"trained_parameters": float(stored.model.num_trained())}
+            return found | {
+                "trained_parameters": float(stored.model.num_trained()),
+                "query_likeness": world.query_likeness(stored, self.world("test"), count),
+            }
 
         return once(self.out / "results" / f"stage1-{_folder(name)}.json", measure)
 
@@ -282,7 +285,8 @@ class Seed:
             count = self.config.test_pictures
             found = world.measure_stage2(stored, self.world("test"), count)
             new = world.measure_stage2(stored, self.world("novel"), count, novel=True)
-            return found | {f"novel_{measure}": new[measure] for measure in ("truth", "answers_all")}
+            likeness = {"query_likeness": world.query_likeness(stored, self.world("test"), count)}
+            return found | likeness | {f"novel_{name}": new[name] for name in ("truth", "answers_all")}
 
         return once(self.out / "results" / f"stage2-{_folder(name)}.json", measure)
 

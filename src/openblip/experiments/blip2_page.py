@@ -16,14 +16,17 @@ _FIRST = {
     "t2i_recall_itm@1": "text finds picture, ITM",
     "i2t_recall_itm@1": "picture finds text, ITM",
     "itm_accuracy": "ITM accuracy",
+    "query_likeness": "cosine of two queries",
 }
 _SECOND = {
     "truth": "captions true",
     "fact_accuracy": "facts true",
+    "mean_facts": "facts a caption",
     "coverage": "objects named",
     "novel_truth": "captions true, new combinations",
     "answers_all": "answers right",
     "novel_answers_all": "answers right, new combinations",
+    "query_likeness": "cosine of two queries",
 }
 _ANSWERS = {
     "answers_all": "all",

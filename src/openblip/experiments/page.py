@@ -25,6 +25,8 @@ _MEASURES = {
     "i2t_recall_itm@1": "picture finds text, ITM",
     "itm_accuracy": "ITM accuracy",
 }
+_PLAIN = ("mean_facts", "query_likeness")
+"""measures that are no shares"""
 _JUDGED = {
     "true_web": "web texts true",
     "precision_web": "of the kept, true",
@@ -84,7 +86,7 @@ def measures_table(title: str, rows: dict[str, Any], names: dict[str, str], meas
             value, spread = rows[name].get(measure, (None, None))
             row.append(Cell(value=value, spread=spread))
         cells.append(row)
-    units = {name: "" if name == "mean_facts" else "fraction" for name in measures}
+    units = {name: "" if name in _PLAIN else "fraction" for name in measures}
     columns = [Column(name=""), *(Column(name=label, unit=units[name]) for name, label in measures.items())]
     return Table(title=title, columns=columns, rows=cells)
 

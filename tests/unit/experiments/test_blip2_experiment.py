@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from openblip.cli.entry import _read
 from openblip.core.errors import UserError
@@ -18,6 +19,7 @@ from openblip.experiments.blip2_page import _verdict, blip2_page
 from openblip.experiments.compare import MODELS, compare_models
 from openblip.experiments.compare_page import compare_page
 from openblip.report import write_report
+from openblip.tasks.blip2.world import _mean_cosine
 
 REPO = Path(__file__).resolve().parents[3]
 PAGE = (REPO / "docs" / "blip2-proof.md").read_text(encoding="utf-8")
@@ -43,6 +45,8 @@ def test_every_variant_is_measured_and_trained_once(finished: tuple[Path, dict[s
         assert 0 <= numbers["answers_all"][0] <= 1
         assert numbers["truth"][1] is None
     assert "itg_perplexity" in mean["stage 1"]["whole"]
+    for table in ("stage 1", "stage 2"):
+        assert -1 <= mean[table]["whole"]["query_likeness"][0] <= 1
     queries = {name: mean["stage 1"][name]["trained_parameters"][0] for name in FIRST}
     assert queries["32 queries"] - queries["4 queries"] == 28 * 96
     described = json.loads((out / "seed-0" / "stage2" / "4-queries" / "model" / "config.json").read_text())
@@ -101,6 +105,14 @@ def test_the_commands_of_the_page_are_understood() -> None:
     assert len(commands) >= 2
     for line in commands:
         _read(shlex.split(line.split(" #")[0])[1:])
+
+
+def test_the_likeness_of_queries_is_the_mean_over_pairs() -> None:
+    queries = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    found = _mean_cosine(queries)
+    for row, value in zip(queries, found, strict=True):
+        pairs = [torch.cosine_similarity(row[i], row[j], dim=0) for i in range(4) for j in range(4) if i != j]
+        torch.testing.assert_close(value, torch.stack(pairs).mean())
 
 
 @pytest.mark.parametrize(

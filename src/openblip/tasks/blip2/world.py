@@ -41,6 +41,7 @@ __all__ = [
     "look",
     "measure_stage1",
     "measure_stage2",
+    "query_likeness",
     "train_world_language",
     "world_features",
     "world_run",
@@ -156,6 +157,23 @@ def look(stored: StoredBlip2, source: SourceConfig, samples: int) -> Seen:
         captions += [own[row] for row in range(len(batch.keys))]
         keys += batch.keys
     return Seen(torch.cat(soft), scenes, captions, keys)
+
+
+@torch.no_grad()
+def query_likeness(stored: StoredBlip2, source: SourceConfig, samples: int) -> float:
+    """Mean cosine of two queries' outputs for one picture: 1 when all of them say the same."""
+    model, found = stored.model.eval(), []
+    for batch in evaluation_batches((source,), model.vision.pixels, samples=samples, batch_size=100, clean="none"):
+        memory = model.remember(encode_pixels(model, batch.images))
+        found.append(_mean_cosine(model.read_image(memory).float()))
+    return float(torch.cat(found).mean())
+
+
+def _mean_cosine(queries: Tensor) -> Tensor:
+    """Of two different rows of each [Q, D] in [B, Q, D]: [B]."""
+    count = queries.shape[1]
+    whole = torch.nn.functional.normalize(queries, dim=-1).sum(1).square().sum(-1)
+    return (whole - count) / (count * (count - 1))
 
 
 def measure_stage1(
