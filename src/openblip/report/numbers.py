@@ -56,7 +56,9 @@ def spell_spread(spread: float | None, unit: str = "") -> str:
     """Return "± 1.2" for a spread in the unit of its number, or "" for none."""
     if spread is None or not math.isfinite(spread):
         return ""
-    return f"±{_THIN}{_percent(spread, even=True).rstrip('%') if unit == 'fraction' else spell(spread, unit)}"
+    if unit == "fraction":
+        return f"±{_THIN}{_percent(spread, even=True).rstrip('%')}"
+    return f"±{_THIN}{spell(float(f'{spread:.2g}'), unit)}"
 
 
 def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
