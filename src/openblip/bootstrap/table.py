@@ -128,7 +128,7 @@ def read_table(path: Path | str) -> list[Row]:
         UserError: there is no such file, or it holds no result table.
     """
     rows = []
-    for plain in read_rows(path, columns=list(_ROW)):
+    for plain in read_rows(path, columns=list(_ROW), younger=("ranker",)):
         texts = [Text(**text) for text in plain.pop("texts")]
         rows.append(Row(**{**plain, "meta": json.loads(plain["meta"]), "texts": texts}))
     return rows

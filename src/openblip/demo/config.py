@@ -34,7 +34,7 @@ class DemoConfig:
     """of the decoder and of the encoder-decoder"""
     blip2_pictures: int = 6000
     """of those with true captions, that BLIP-2 learns from"""
-    stage1_steps: int = 150
+    stage1_steps: int = 250
     stage2_steps: int = 150
     """of each of the two language models"""
     batch_size: int = 64

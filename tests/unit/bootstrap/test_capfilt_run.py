@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from capfilt_small import PIXELS, config, contents, output, picture, rows_of, run, text_of, write_folder, write_tar
@@ -172,6 +173,15 @@ def test_one_model_for_both_looks_once(models: Models, web: Path, tmp_path: Path
         for hook in hooks:
             hook.remove()
         assert count == looks
+
+
+def test_a_table_from_before_the_outside_model_was_named_is_read(web: Path, models: Models, tmp_path: Path) -> None:
+    run(config(models, web), tmp_path / "out", output())
+    before = rows_of(tmp_path / "out")
+    for path in (tmp_path / "out" / "capfilt" / "table").glob("*.parquet"):
+        parquet.write_table(parquet.read_table(path).drop_columns(["ranker"]), path)
+    assert rows_of(tmp_path / "out") == before
+    assert before[0].ranker == ""
 
 
 def test_an_outside_model_ranks_the_texts(web: Path, models: Models, monkeypatch: pytest.MonkeyPatch,

@@ -61,17 +61,24 @@ def write_rows(
             writer.write_table(pa.Table.from_pylist(group, schema=types))
 
 
-def read_rows(path: Path | str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def read_rows(
+    path: Path | str, columns: Sequence[str] | None = None, *, younger: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Read what `write_rows` wrote, or some of its columns.
+
+    Args:
+        younger: columns that files of earlier versions lack; they are left out of the rows then.
 
     Raises:
         UserError: the file is not there, cannot be read or lacks a column.
     """
     try:
         with pq.ParquetFile(path) as file:
-            missing = [name for name in columns or () if name not in file.schema_arrow.names]
+            there = file.schema_arrow.names
+            wanted = None if columns is None else [name for name in columns if name in there or name not in younger]
+            missing = [name for name in wanted or () if name not in there]
             if missing:
-                raise UserError(f'{path} has no column "{missing[0]}"; it has {", ".join(file.schema_arrow.names)}')
-            return file.read(columns=None if columns is None else list(columns)).to_pylist()
+                raise UserError(f'{path} has no column "{missing[0]}"; it has {", ".join(there)}')
+            return file.read(columns=wanted).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read as parquet: {error}") from error
