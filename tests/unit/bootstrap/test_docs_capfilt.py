@@ -102,6 +102,21 @@ def test_what_engines_cost_is_what_was_measured() -> None:
     assert next(row for row in rows if row["case"] == "ray, 2 workers")["overhead"] >= 0.1, "the page says so"
 
 
+def test_memory_and_bytes_are_those_measured() -> None:
+    few, many = load("capfilt-memory")["rows"]
+    assert (few["samples"], many["samples"]) == (1000, 100_000)
+    assert many["growth"] < 1.1
+    flat = " ".join(PAGE.split())
+    for told in (
+        f"{many['decide_peak_mb']:.0f} MB at most over 100,000 samples and {few['peak_mb']:.0f} over 1,000",
+        f"{many['growth'] - 1:.1%} more",
+        f"takes {many['table_bytes_per_row']:.0f} bytes on disk",
+        f"takes {many['decide_s']:.0f} s, {many['decide_and_write_s']:.0f} s with the training set",
+        f"The table takes {PICTURES * many['table_bytes_per_row'] / 1e9:.1f} GB",
+    ):
+        assert told in flat, told
+
+
 def test_the_plan_by_hand() -> None:
     four = {"case": "1 caption", "ours_tflop": 1.04, "ours_images_per_s": 0.5, "ours_s": 8.0}
     rows = [four, {"case": "10 captions", "ours_tflop": 0.4, "ours_images_per_s": 0.251, "ours_s": 4.0}]
