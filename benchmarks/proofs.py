@@ -78,7 +78,7 @@ def _spelled(cell: Cell | float | str | None, column: Column) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Store a result and print its tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proofs", description=__doc__.splitlines()[0])
-    parser.add_argument("result", type=Path, help="results.json or compare.json of an experiment's folder")
+    parser.add_argument("result", type=Path, help="results.json or compare-results.json of an experiment's folder")
     parser.add_argument("--as", dest="name", choices=PAGES, required=True)
     options = parser.parse_args(arguments)
     result = json.loads(options.result.read_text(encoding="utf-8"))

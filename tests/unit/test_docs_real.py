@@ -13,6 +13,8 @@ import pytest
 from benchmarks.__main__ import RESULTS
 from benchmarks.real.experiment import cell
 from benchmarks.real.openstax import SETTINGS, STAGES
+from benchmarks.real.openstax_filter import KINDS
+from benchmarks.real.openstax_filter import SETTINGS as FILTER
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "real-data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S))
@@ -67,3 +69,15 @@ def test_its_chance_is_that_of_the_pictures() -> None:
     for name, plain, luck, book in rows:
         told = [chance[name + suffix] for suffix in ("", "_luck", "_knowing_the_book")]
         assert [plain, luck, book] == [f"{value:.4f}" for value in told]
+
+
+def test_the_filters_figures_are_those_measured() -> None:
+    section = SECTIONS["openstax-filter"]
+    result = stored(section)
+    assert (result["name"], result["seeds"]) == ("openstax-filter", 3)
+    assert result["command"] in section
+    assert result["settings"] == json.loads(json.dumps(dataclasses.asdict(FILTER["openstax-filter"])))
+    rows = re.findall(r"^\| `([^`]+)` \| [^|]+ \| ([^|]+) \|$", section, flags=re.MULTILINE)
+    assert {name for name, _ in rows} >= {f"kept_{kind}_half" for kind in KINDS}
+    for measure, told in rows:
+        assert told == cell(result["test"][measure]), measure

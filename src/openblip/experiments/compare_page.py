@@ -24,8 +24,10 @@ _COST: dict[str, tuple[str, str, float]] = {
 _MEASURES = {
     "truth": "captions true",
     "fact_accuracy": "facts true",
+    "mean_facts": "facts a caption",
+    "coverage": "objects named",
     "novel_truth": "captions true, new combinations",
-    "t2i_recall_itm@1": "text finds picture",
+    "t2i_recall_itm@1": "text finds picture, ITM",
     "itm_accuracy": "ITM accuracy",
     "answers_all": "zero-shot answers right",
     "novel_answers_all": "zero-shot answers right, new combinations",

@@ -84,10 +84,7 @@ def test_what_it_costs_is_what_was_measured() -> None:
     missed = sorted(
         (row["case"], row["dtype"]) for row in capfilt["rows"] if row["ratio"] < goals[row["case"], row["dtype"]]
     )
-    assert missed == [
-        ("1 caption", "bfloat16"),
-        *(("10 captions", name) for name in ("bfloat16", "default", "float32")),
-    ]
+    assert missed == [("1 caption", "bfloat16"), ("10 captions", "bfloat16")], "the page says so"
 
 
 def test_what_engines_cost_is_what_was_measured() -> None:
@@ -99,7 +96,8 @@ def test_what_engines_cost_is_what_was_measured() -> None:
             f"{row['overhead']:.1%} | {row['start_up_s']:.1f} s |"
         )
         assert cells in PAGE, cells
-    assert next(row for row in rows if row["case"] == "ray, 2 workers")["overhead"] >= 0.1, "the page says so"
+    assert {row["pictures"] for row in rows} == {108}
+    assert next(row for row in rows if row["case"] == "ray, 2 workers")["overhead"] < 0.1, "the goal"
 
 
 def test_memory_and_bytes_are_those_measured() -> None:
