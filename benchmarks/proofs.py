@@ -54,9 +54,10 @@ def markdown(table: Table) -> list[str]:
     columns = list(zip(*table.rows, strict=True))
     told = [place for place, cells in enumerate(columns) if any(_is_told(cell) for cell in cells)]
     heads = [table.columns[place] for place in told]
+    words = [any(isinstance(cell, str) for cell in columns[place]) for place in told]
     lines = [
         f"| {' | '.join(column.name for column in heads)} |",
-        "|" + "".join("---|" if place == 0 else "---:|" for place in told),
+        "|" + "".join("---|" if of_words else "---:|" for of_words in words),
     ]
     for row in table.rows:
         lines.append(f"| {' | '.join(_spelled(row[p], c) for p, c in zip(told, heads, strict=True))} |")

@@ -7,7 +7,7 @@ from typing import Any
 from openblip.experiments.blip2 import CURVES
 from openblip.experiments.common import spread_of
 from openblip.experiments.page import details, measures_table
-from openblip.report.content import Chart, Charts, Report, Section, Series, Text
+from openblip.report.content import Cell, Chart, Charts, Column, Report, Section, Series, Table, Text
 
 __all__ = ["blip2_page", "verdicts"]
 
@@ -18,12 +18,14 @@ _FIRST = {
     "itm_accuracy": "ITM accuracy",
     "query_likeness": "cosine of two queries",
 }
-_SECOND = {
+_WRITTEN = {
     "truth": "captions true",
     "fact_accuracy": "facts true",
     "mean_facts": "facts a caption",
     "coverage": "objects named",
     "novel_truth": "captions true, new combinations",
+}
+_ANSWERED = {
     "answers_all": "answers right",
     "novel_answers_all": "answers right, new combinations",
     "query_likeness": "cosine of two queries",
@@ -48,14 +50,20 @@ def blip2_page(result: dict[str, Any]) -> Report:
     return Report(
         title="BLIP-2 in a drawn world",
         subtitle=f"what its paper claims, where the truth of every text is known; {seeds} seeds",
-        summary=[f"{claim}: {said}" for claim, said in verdicts(result).items()],
         sections=[
+            Section(
+                title="What holds",
+                intro="A claim holds when the means lie further apart than the deviations of both together.",
+                blocks=[_claims(result)],
+            ),
             Section(
                 title="Stage 1 before stage 2",
                 intro="The same stage 2 from the Q-Former of stage 1 and from a fresh one (the paper's figure 5).",
                 blocks=[Charts(charts=[_curve(result, "answers_all", "zero-shot answers right"),
                                        _curve(result, "truth", "captions true")]),
-                        measures_table("", second, {name: name for name in second}, _SECOND)],
+                        measures_table("Captions", second, {name: name for name in second}, _WRITTEN),
+                        measures_table("Zero-shot answers, and how alike the queries are", second,
+                                       {name: name for name in second}, _ANSWERED)],
             ),
             Section(
                 title="Zero-shot answers",
@@ -73,11 +81,15 @@ def blip2_page(result: dict[str, Any]) -> Report:
     )  # fmt: skip
 
 
-def verdicts(result: dict[str, Any]) -> dict[str, str]:
-    """For each claim what was found: that it holds, does not, or is within the spread of the seeds."""
+Mean = list[float | None]
+"""and its deviation"""
+
+
+def verdicts(result: dict[str, Any]) -> dict[str, tuple[str, Mean, Mean]]:
+    """For each claim what was found (that it holds, does not, or is within the spread), and the two that say so."""
     mean = result["mean"]
     second, language = mean["stage 2"], mean["language"]
-    found = {}
+    compared: dict[str, tuple[Mean, Mean]] = {}
     for claim, better, worse, measure in (
         ("Stage 1 helps stage 2 to answer (decoder)", "whole", "without stage 1", "answers_all"),
         ("Stage 1 helps stage 2 to caption (decoder)", "whole", "without stage 1", "truth"),
@@ -93,34 +105,36 @@ def verdicts(result: dict[str, Any]) -> dict[str, str]:
         ("32 queries are better than 16", "32 queries", "whole", "answers_all"),
         ("An encoder-decoder answers better than a decoder", "encoder-decoder", "whole", "answers_all"),
     ):  # fmt: skip
-        found[claim] = _verdict(second[better][measure], second[worse][measure])
+        compared[claim] = second[better][measure], second[worse][measure]
     for name, row in (("decoder", "whole"), ("encoder-decoder", "encoder-decoder")):
         blind = language[f"{name}, nothing seen"]["answers_all"]
-        found[f"BLIP-2 answers better than its language model without the picture ({name})"] = _verdict(
-            second[row]["answers_all"], blind
-        )
-        found[f"BLIP-2 answers better than one who guesses ({name})"] = _verdict(
-            second[row]["answers_all"], language["guessing"]["answers_all"]
-        )
-    return found
+        sees, guesses = second[row]["answers_all"], language["guessing"]["answers_all"]
+        compared[f"BLIP-2 answers better than its language model without the picture ({name})"] = sees, blind
+        compared[f"BLIP-2 answers better than one who guesses ({name})"] = sees, guesses
+    return {claim: (_verdict(*means), *means) for claim, means in compared.items()}
 
 
-def _verdict(better: list[float | None], worse: list[float | None]) -> str:
+def _claims(result: dict[str, Any]) -> Table:
+    rows: list[list[Cell | float | str | None]] = [
+        [claim, said, *(Cell(value=mean, spread=spread) for mean, spread in means)]
+        for claim, (said, *means) in verdicts(result).items()
+    ]
+    names = ("with", "without, or the other")
+    columns = [Column(name=name) for name in ("claim", "in small")]
+    return Table(columns=[*columns, *(Column(name=name, unit="fraction") for name in names)], rows=rows)
+
+
+def _verdict(better: Mean, worse: Mean) -> str:
     """Whether one mean is above another by more than the spreads."""
     first, second = better[0], worse[0]
     assert first is not None
     assert second is not None
     spread = ((better[1] or 0.0) ** 2 + (worse[1] or 0.0) ** 2) ** 0.5
-    numbers = f"{first:.1%} against {second:.1%}"
     if better[1] is None:
-        word = "higher in the one seed" if first > second else "does **not** hold in the one seed"
-    elif first - second > spread:
-        word = "holds"
-    elif second - first > spread:
-        word = "does **not** hold"
-    else:
-        word = "cannot be told from the spread of the seeds"
-    return f"{word} ({numbers})"
+        return "higher in the one seed" if first > second else "does not hold in the one seed"
+    if first - second > spread:
+        return "holds"
+    return "does not hold" if second - first > spread else "cannot be told from the spread"
 
 
 def _curve(result: dict[str, Any], measure: str, title: str) -> Chart:
