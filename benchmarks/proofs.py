@@ -50,30 +50,23 @@ def tables(report: Report) -> list[list[str]]:
 
 
 def markdown(table: Table) -> list[str]:
-    """A table in Markdown, its numbers spelled as in the report; columns without a number are left out."""
-    columns = list(zip(*table.rows, strict=True))
-    told = [place for place, cells in enumerate(columns) if any(_is_told(cell) for cell in cells)]
-    heads = [table.columns[place] for place in told]
-    words = [any(isinstance(cell, str) for cell in columns[place]) for place in told]
+    """A table in Markdown, its numbers spelled as in the report; columns without a value are left out."""
+    rows = [[cell if isinstance(cell, Cell) else Cell(value=cell) for cell in row] for row in table.rows]
+    columns = zip(table.columns, zip(*rows, strict=True), strict=True)
+    told = [(column, cells) for column, cells in columns if any(cell.value is not None for cell in cells)]
     lines = [
-        f"| {' | '.join(column.name for column in heads)} |",
-        "|" + "".join("---|" if of_words else "---:|" for of_words in words),
+        [column.name for column, _ in told],
+        *zip(*([_spelled(cell, column) for cell in cells] for column, cells in told), strict=True),
     ]
-    for row in table.rows:
-        lines.append(f"| {' | '.join(_spelled(row[p], c) for p, c in zip(told, heads, strict=True))} |")
-    return lines
+    marks = ["---|" if any(isinstance(cell.value, str) for cell in cells) else "---:|" for _, cells in told]
+    head, *body = [f"| {' | '.join(line)} |" for line in lines]
+    return [head, "|" + "".join(marks), *body]
 
 
-def _is_told(cell: Cell | float | str | None) -> bool:
-    return (cell.value if isinstance(cell, Cell) else cell) is not None
-
-
-def _spelled(cell: Cell | float | str | None, column: Column) -> str:
-    whole = cell if isinstance(cell, Cell) else Cell(value=cell)
-    if isinstance(whole.value, str):
-        return whole.value
-    number = spell(whole.value, column.unit, even=True)
-    return f"{number} {spell_spread(whole.spread, column.unit)}".strip()
+def _spelled(cell: Cell, column: Column) -> str:
+    if isinstance(cell.value, str):
+        return cell.value
+    return f"{spell(cell.value, column.unit, even=True)} {spell_spread(cell.spread, column.unit)}".strip()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -119,9 +119,8 @@ def _claims(result: dict[str, Any]) -> Table:
         [claim, said, *(Cell(value=mean, spread=spread) for mean, spread in means)]
         for claim, (said, *means) in verdicts(result).items()
     ]
-    names = ("with", "without, or the other")
-    columns = [Column(name=name) for name in ("claim", "in small")]
-    return Table(columns=[*columns, *(Column(name=name, unit="fraction") for name in names)], rows=rows)
+    shares = [Column(name=name, unit="fraction") for name in ("with", "without, or the other")]
+    return Table(columns=[Column(name="claim"), Column(name="in small"), *shares], rows=rows)
 
 
 def _verdict(better: Mean, worse: Mean) -> str:

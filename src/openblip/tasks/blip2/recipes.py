@@ -125,7 +125,7 @@ def blip2_finetune(
 
 
 SHORT_STAGE1 = Stage1Config(label_smoothing=0.0, hard_share=0.2)
-"""for runs of minutes: of hard negatives alone ITM learns nothing in a few hundred steps (docs/blip2-proof.md)"""
+"""for runs of minutes: from hard negatives alone ITM hardly begins to learn in so few steps (docs/training.md)"""
 
 
 def small_blip2(
