@@ -31,7 +31,7 @@ def blip2_section(out: Path, *, examples: int = 9) -> Section:
     """
     measured, first = left_by(out, "zero-shot"), left_by(out, "stage1")
     return Section(
-        title="What BLIP-2 says and answers",
+        title="What BLIP-2 answers",
         intro="The captioner's vision tower and two small language models that have only read, all frozen. A "
         "Q-Former between them learns, from captions; no question was ever put together with a picture.",
         blocks=[

@@ -18,7 +18,7 @@ from openblip.data.world.truth import Verdict, judge
 from openblip.demo.blip import MOST_PROBABLE
 from openblip.demo.blip2_page import blip2_section
 from openblip.demo.capfilt_page import capfilt_section
-from openblip.demo.config import DemoConfig, left_by
+from openblip.demo.config import QUICK, DemoConfig, left_by
 from openblip.report import (
     Card,
     CardText,
@@ -93,7 +93,12 @@ def write_demo_report(out: Path, config: DemoConfig, stages: Sequence[str]) -> P
 def _summary(measured: dict[str, Any], config: DemoConfig) -> list[str]:
     test, novel = measured["test"], measured["novel"]
     greedy, beam = test["captioner"], test["captioner_beam"]
+    errs = " and errs more" if greedy["truth"] < beam["truth"] else ""
+    quick = [
+        "This was the **quick look**, too short to learn much, least of all BLIP-2; `openblip demo` is the whole."
+    ]
     return [
+        *(quick if config == QUICK else ()),
         f"It saw {config.web_pictures:,} pictures with one noisy web text each and {config.human_pictures:,} with "
         f"true captions, trained with ITC, ITM and LM for {config.pretrain_steps:,} steps of "
         f"{config.batch_size} pictures; from there, on the true captions alone, a captioner learned for "
@@ -101,7 +106,7 @@ def _summary(measured: dict[str, Any], config: DemoConfig) -> list[str]:
         f"Of its captions for {test['pictures']} unseen pictures {beam['truth']:.0%} are true in every fact, and "
         f"they name {beam['coverage']:.0%} of the objects; with combinations of shape and colour it never saw, "
         f"{novel['captioner_beam']['truth']:.0%} are true. Greedy decoding says more "
-        f"({greedy['mean_facts']:.1f} facts a caption, beam search {beam['mean_facts']:.1f}) and errs more: "
+        f"({greedy['mean_facts']:.1f} facts a caption, beam search {beam['mean_facts']:.1f}){errs}: "
         f"{greedy['truth']:.0%} are true.",
     ]
 
