@@ -1,6 +1,6 @@
 """Attention fused (torch's `scaled_dot_product_attention`) or written out as matrix products, on a processor.
 
-Ours is `openblip.models.layers.attend`, which takes the one or the other (`writes_attention_out`); the peer is
+Ours is `openblip.models.layers.attend`, which takes either (`core.compute.uses_fused_attention`); the peer is
 the same function taking the other one, so a ratio above 1 says that the choice is right. Sizes are those of a
 training step of ViT-B, batch 8; text attends to images with dropout while it is timed, as in training.
 """
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Subject, compare, result_of
+from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
-from openblip.core.runtime import has_fast_bfloat16
 from openblip.models import layers
 
 HEADS, SIZE, IMAGE_TOKENS = 12, 64, 197
@@ -28,7 +28,7 @@ CASES = {
 
 def run(quick: bool) -> dict[str, Any]:
     """Measure; `quick` takes float32 and few repeats."""
-    dtypes = ["float32"] + ["bfloat16"] * (has_fast_bfloat16("cpu") and not quick)
+    dtypes = ["float32"] + ["bfloat16"] * (has_native_bfloat16("cpu") and not quick)
     device, rows = torch.device("cpu"), []
     for dtype in dtypes:
         for case, (_, training) in CASES.items():
@@ -42,7 +42,7 @@ def run(quick: bool) -> dict[str, Any]:
                 tolerance=tolerance,
             )
             with torch.set_grad_enabled(training):
-                written = layers.writes_attention_out(device, getattr(torch, dtype))
+                written = not layers.uses_fused_attention(device, getattr(torch, dtype))
             rows.append({**row, "ours": "written out" if written else "fused"})
     return result_of("attention", rows)
 
@@ -50,8 +50,8 @@ def run(quick: bool) -> dict[str, Any]:
 def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
     """One side of a case."""
     if side == "peer":
-        chosen = layers.writes_attention_out
-        layers.writes_attention_out = lambda device, dtype: not chosen(device, dtype)
+        chosen = layers.uses_fused_attention
+        layers.uses_fused_attention = lambda device, dtype: not chosen(device, dtype)
     keep_freed_memory()
     name, training = CASES[case]
     return Attention(*SHAPES[name], dtype=getattr(torch, dtype), training=training)

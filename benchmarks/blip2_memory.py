@@ -132,8 +132,8 @@ def _without_numbers() -> Iterator[Meter]:
     """Fake tensors under a meter, with what CUDA does in the place of what a processor does."""
     meter = Meter()
     with (
-        mock.patch("openblip.models.layers.writes_attention_out", return_value=False),
-        mock.patch("openblip.models.vision.writes_attention_out", return_value=False),
+        mock.patch("openblip.models.layers.uses_fused_attention", return_value=True),
+        mock.patch("openblip.models.vision.uses_fused_attention", return_value=True),
         mock.patch.object(F, "scaled_dot_product_attention", _attention),
         mock.patch.object(F, "layer_norm", _layer_norm),
         FakeTensorMode(),

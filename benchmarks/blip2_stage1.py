@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Subject, compare, matmul_gflops, result_of
 from benchmarks.reference_path import pad_to
+from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
-from openblip.core.runtime import has_fast_bfloat16
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import Blip2, Blip2Config, best_query
 from openblip.models.layers import KVCache
@@ -48,7 +48,7 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     """Measure both cases in both dtypes, or `only` one; `quick` takes two layers and 56 pixels."""
     tolerances = {"float32": 1e-4, "bfloat16": 0.1}
     skipped = []
-    if not has_fast_bfloat16("cpu"):
+    if not has_native_bfloat16("cpu"):
         del tolerances["bfloat16"]
         skipped.append(f"bfloat16: this processor ({platform.machine()}) has no bfloat16 matrix instructions")
     rows = []

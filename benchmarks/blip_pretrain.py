@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Subject, compare, matmul_gflops, result_of
 from benchmarks.reference_path import ReferencePretraining
+from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
-from openblip.core.runtime import has_fast_bfloat16
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip, BlipConfig, blip_config
 from openblip.objectives.matching import Negatives
@@ -38,7 +38,7 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     case = "two layers, 64 px" if quick else "ViT-B, 224 px, batch 8, 12 tokens"
     tolerances = {"float32": 1e-4, "bfloat16": 0.05}
     skipped = []
-    if not has_fast_bfloat16("cpu"):
+    if not has_native_bfloat16("cpu"):
         del tolerances["bfloat16"]
         capability = torch.backends.cpu.get_cpu_capability()
         skipped.append(

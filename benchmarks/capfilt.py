@@ -31,8 +31,8 @@ from openblip.bootstrap.job import CapFiltConfig, Output, Places, Worker, plan
 from openblip.bootstrap.models import open_models
 from openblip.bootstrap.pipeline import Pipeline
 from openblip.bootstrap.policy import Policy
+from openblip.core.compute import choose_dtype, has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
-from openblip.core.runtime import choose_dtype, has_fast_bfloat16
 from openblip.data.sources.base import SourceConfig
 from openblip.generation.types import DecodeConfig
 
@@ -50,7 +50,7 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     with _prepared(quick):
         for case in CASES:
             for dtype, tolerance in TOLERANCE.items():
-                if only in (None, dtype) and (dtype == "float32" or has_fast_bfloat16("cpu")):
+                if only in (None, dtype) and (dtype == "float32" or has_native_bfloat16("cpu")):
                     repeats = 2 if case == "1 caption" and not quick else 1
                     rows.append(
                         compare(

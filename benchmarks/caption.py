@@ -16,8 +16,8 @@ from torch import Tensor
 from benchmarks import published
 from benchmarks.harness import Subject, compare, result_of
 from openblip.checkpoints.store import open_model
+from openblip.core.compute import choose_dtype, has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
-from openblip.core.runtime import choose_dtype, has_fast_bfloat16
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig
 from openblip.models.stepper import DecoderStepper
@@ -32,7 +32,7 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     rows = []
     with published.published(published.captioner(quick)):
         for dtype in CASES:
-            if only in (None, dtype) and (dtype == "float32" or has_fast_bfloat16("cpu")):
+            if only in (None, dtype) and (dtype == "float32" or has_native_bfloat16("cpu")):
                 case = "4 pictures, beam 3, 20 tokens"
                 rows.append(
                     compare(

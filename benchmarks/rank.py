@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks import published
 from benchmarks.harness import Subject, compare, result_of
 from openblip.checkpoints.store import open_model
+from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
-from openblip.core.runtime import has_fast_bfloat16
 from openblip.generation.rank import log_likelihood
 
 ANSWERS, QUESTION_TOKENS, ANSWER_TOKENS = 128, 12, 5
@@ -25,7 +25,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 
 def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     """Measure both dtypes, or `only` one."""
-    dtypes = [d for d in TOLERANCES if only in (None, d) and (d == "float32" or has_fast_bfloat16("cpu"))]
+    dtypes = [d for d in TOLERANCES if only in (None, d) and (d == "float32" or has_native_bfloat16("cpu"))]
     with published.published(published.vqa(quick)):
         rows = [
             compare(

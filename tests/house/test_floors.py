@@ -38,7 +38,7 @@ NEVER = {"generation": ("data",), "objectives": ("data",), "checkpoints": ("data
 
 # Heavy libraries and the only modules that know them.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "timm": ("models.vision", "models.tower", "training.optim"),  # the last for its Muon, which torch has not whole
+    "timm": ("models.vision", "models.tower"),
     "transformers": (
         *("models.language", "models.fresh_language", "models.tower"),
         *("core.tokenizer", "core.language_tokenizer", "checkpoints"),

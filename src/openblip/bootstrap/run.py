@@ -23,10 +23,11 @@ from openblip.bootstrap.job import CapFiltConfig, Chunk, Done, Output, Places, S
 from openblip.bootstrap.models import Models, open_models
 from openblip.bootstrap.pipeline import Pipeline
 from openblip.bootstrap.ranker import open_ranker
+from openblip.core.compute import choose_dtype
 from openblip.core.config import differences, from_dict, to_dict
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import remove_quietly, write_json
-from openblip.core.runtime import choose_device, choose_dtype, versions
+from openblip.core.runtime import choose_device, versions
 from openblip.data.sinks.sets import merge_parts
 from openblip.data.sources.open import source_parts
 

@@ -1,4 +1,4 @@
-"""Where the program runs: devices, dtypes, seeds, ranks, and tensors gathered over ranks.
+"""Where the program runs: devices, seeds, ranks, and tensors gathered over ranks.
 
 One process without a process group is rank 0 of 1 and takes the same code path as many.
 """
@@ -23,10 +23,8 @@ from openblip.core.errors import UserError, nearest
 __all__ = [
     "average",
     "choose_device",
-    "choose_dtype",
     "gather",
     "gather_with_grad",
-    "has_fast_bfloat16",
     "is_main",
     "machine",
     "rank",
@@ -36,8 +34,6 @@ __all__ = [
     "whole",
     "world_size",
 ]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def rank() -> int:
@@ -119,34 +115,6 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f'device "{name}" is not available here; use --device cpu')
     return device
-
-
-def has_fast_bfloat16(device: torch.device | str) -> bool:
-    """Whether bfloat16 matrix products are computed natively (without it they can be 100 times slower)."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-        return bool(probe is not None and probe()) and _cpu_multiplies_bfloat16()
-    return False
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    """oneDNN accepts bfloat16 on plain AVX-512, where it converts to float32; ask for the instructions."""
-    if platform.machine().lower() in ("arm64", "aarch64"):
-        return True
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks)
-
-
-def choose_dtype(name: str, device: torch.device | str) -> torch.dtype:
-    """Return the dtype called `name`; "auto" is bfloat16 where the device computes it fast, float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-    if name not in DTYPES:
-        raise UserError(f'unknown dtype "{name}"{nearest(name, ["auto", *DTYPES])}')
-    return DTYPES[name]
 
 
 def usable_cores() -> int:

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.core.compute import DTYPES
 from openblip.core.errors import UserError, require
-from openblip.core.runtime import DTYPES
 from openblip.models.products import use_onednn
 
 __all__ = ["CausalStepper", "FrozenLanguage", "LanguageConfig", "Seq2SeqStepper", "make_language"]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.core.compute import uses_fused_attention
 from openblip.models.products import Linear, linear
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "attend",
     "scale_narrow",
     "split_heads",
-    "writes_attention_out",
 ]
 
 
@@ -144,15 +144,6 @@ def _merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def writes_attention_out(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether attention is faster as matrix products than fused, where its backward needs the probabilities kept.
-
-    On a processor torch's fused backward takes twice as long in float32 and 5 to 40 times in bfloat16, its forward
-    twice in bfloat16 (measured with torch 2.15, docs/performance.md).
-    """
-    return device.type == "cpu" and (torch.is_grad_enabled() or dtype != torch.float32)
-
-
 def attend(
     query: Tensor,
     key: Tensor,
@@ -168,7 +159,7 @@ def attend(
         mask: bool, broadcastable to [R, H, T, S]; each query may attend to at least one key.
         causal: query t attends to keys 0..t; not together with `mask`.
     """
-    if not writes_attention_out(query.device, query.dtype):
+    if uses_fused_attention(query.device, query.dtype):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, dropout_p=dropout
         )

@@ -1,13 +1,15 @@
-"""Linear layers whose float32 products oneDNN computes on a processor.
+"""Linear layers whose float32 products are computed by the library that is fastest on this CPU.
 
-torch gives float32 products on a processor to MKL and those of bfloat16 to oneDNN. On AMD's processors MKL leaves
+torch gives float32 products on a CPU to MKL and those of bfloat16 to oneDNN. On AMD's CPUs with AVX-512 MKL leaves
 half of the speed unused: 190 to 215 GFLOP/s where oneDNN reaches 340 to 480 on two cores, forward and backward,
-from a dozen rows to thousands (torch 2.15; docs/performance.md). So products that are large enough ask oneDNN
-themselves, as torch's own compiler does. Results differ by rounding, as they do between any two libraries.
+from a dozen rows to thousands (torch 2.15; docs/performance.md). There (`core.compute` decides) products that are
+large enough ask oneDNN themselves, as torch's own compiler does; elsewhere these layers are torch's. Results differ
+by rounding, as they do between any two libraries.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,12 +20,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
+from openblip.core.compute import compute_plan, this_cpu
+
 __all__ = ["Linear", "linear", "use_onednn"]
 
 MIN_WEIGHTS, MIN_PRODUCTS = 2**16, 2**23
 """of a layer, or of numbers multiplied; below both what a call costs beside its arithmetic decides"""
-
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _flops(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
@@ -31,7 +33,7 @@ def _flops(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: A
     return 2 * math.prod(x_shape) * weight_shape[0]
 
 
-if _HAS_ONEDNN:
+if this_cpu().has_onednn:
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
 
 
@@ -63,7 +65,7 @@ def use_onednn(model: nn.Module) -> None:
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN computes this; never for a compiler, for autocast, or for tensors that only look like ones."""
     return (
-        _HAS_ONEDNN
+        _prefers_onednn()
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.ndim > 1
@@ -74,6 +76,11 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
         and type(weight) in (Tensor, nn.Parameter)
         and not torch.compiler.is_compiling()
     )
+
+
+@functools.cache
+def _prefers_onednn() -> bool:
+    return compute_plan("cpu").float32_linear == "onednn"
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

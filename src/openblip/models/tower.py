@@ -16,8 +16,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from openblip.core.compute import DTYPES
 from openblip.core.errors import UserError
-from openblip.core.runtime import DTYPES
 from openblip.models.products import use_onednn
 from openblip.models.vision import VisionConfig, VisionEncoder
 

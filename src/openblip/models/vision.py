@@ -18,8 +18,9 @@ from timm.layers import StdConv2d, build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from openblip.core.compute import uses_fused_attention
 from openblip.core.errors import UserError
-from openblip.models.layers import scale_narrow, writes_attention_out
+from openblip.models.layers import scale_narrow
 from openblip.models.products import use_onednn
 
 __all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions"]
@@ -146,7 +147,7 @@ class VisionEncoder(nn.Module):
     def _choose_attention(self, images: Tensor) -> None:
         kind = images.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else images.dtype
-        fused = not writes_attention_out(images.device, dtype)
+        fused = uses_fused_attention(images.device, dtype)
         for block in self.vit.blocks:
             attention: Any = block.attn
             if attention.fused_attn != fused:

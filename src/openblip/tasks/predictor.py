@@ -21,8 +21,9 @@ from torch import Tensor
 
 from openblip.checkpoints.recognise import describe
 from openblip.checkpoints.store import open_model
+from openblip.core.compute import choose_dtype
 from openblip.core.errors import UserError
-from openblip.core.runtime import choose_device, choose_dtype
+from openblip.core.runtime import choose_device
 from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
 from openblip.data.pictures import Picture, PictureBatch, Pictures, as_pictures, decoded, find_images
 from openblip.data.sample import BrokenSample, stable_id

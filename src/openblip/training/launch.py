@@ -28,8 +28,9 @@ from accelerate.utils import (
 )
 from torch import nn
 
+from openblip.core.compute import choose_dtype
 from openblip.core.errors import MissingExtra, UserError, nearest
-from openblip.core.runtime import choose_dtype, is_main, world_size
+from openblip.core.runtime import is_main, world_size
 from openblip.training.config import TrainConfig
 from openblip.training.step import HasFrozenNames
 

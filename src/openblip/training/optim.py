@@ -5,7 +5,7 @@ can be drawn without running it.
 
 `AdamW` is torch's fused one. It takes a flag on the device (`found_inf`) that turns a step into nothing,
 moments included, so a gradient that is not finite is never applied and nothing waits for the device to know.
-`Muon` is timm's; it has no such flag, so `hold_back` gives it gradients of zero instead.
+`Muon` takes the same flag.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
-from timm.optim import Muon
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from openblip.core.errors import UserError
 from openblip.training.config import TrainConfig
+from openblip.training.muon import Muon
 
 __all__ = [
     "HasLayerIds",
@@ -97,7 +97,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         for (decay, share, in_hidden), parameters in groups.items()
     ]
     if config.optimizer == "muon":
-        return Muon(described, lr=config.learning_rate, betas=config.betas, nesterov=True)
+        return Muon(described, lr=config.learning_rate, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(
         described,
         lr=config.learning_rate,
@@ -120,13 +120,7 @@ def _hidden_matrices(module: nn.Module) -> set[Tensor]:
 
 def hold_back(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
     """Let the coming step do nothing where `found_inf`, a scalar on the device, is not 0."""
-    if isinstance(optimizer, Muon):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.masked_fill_(found_inf.bool(), 0.0)
-    else:
-        optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+    optimizer.found_inf = found_inf  # type: ignore[attr-defined]
 
 
 def _shares(module: nn.Module, config: TrainConfig, names: Iterable[str]) -> dict[str, float]:

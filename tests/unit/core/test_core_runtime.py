@@ -89,23 +89,6 @@ def test_devices_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) ->
         runtime.choose_device("cuda:1")
 
 
-def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for fast, wanted in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(runtime, "has_fast_bfloat16", lambda device, fast=fast: fast)
-        assert runtime.choose_dtype("auto", "cpu") == wanted
-    assert runtime.choose_dtype("float16", "cpu") == torch.float16
-    with pytest.raises(UserError, match=r'unknown dtype "bfloat" .did you mean "bfloat16"'):
-        runtime.choose_dtype("bfloat", "cpu")
-
-
-def test_bfloat16_is_fast_only_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    monkeypatch.setattr(runtime.platform, "machine", lambda: "x86_64")
-    assert not runtime.has_fast_bfloat16("cpu")
-    assert not runtime.has_fast_bfloat16("mps")
-
-
 def test_one_seed_gives_one_sequence() -> None:
     found = []
     for _ in range(2):

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from openblip.core.compute import this_cpu
 from openblip.models import products
 from openblip.models.products import Linear, linear, use_onednn
 
-needs_onednn = pytest.mark.skipif(not products._HAS_ONEDNN, reason="this build of torch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not this_cpu().has_onednn, reason="this build of torch has no oneDNN")
 
 
 @pytest.fixture
@@ -18,6 +19,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes that oneDNN was asked for."""
     asked: list[tuple[int, ...]] = []
     product = products._product
+    monkeypatch.setattr(products, "_prefers_onednn", lambda: True)  # whatever is fastest on this CPU
 
     def count(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         asked.append((*x.shape, *weight.shape))
@@ -92,6 +94,16 @@ def test_what_is_left_to_torch(counted: list[tuple[int, ...]]) -> None:
         Linear(32, 96)(torch.randn(100, 32))
     with torch.device("meta"):
         assert Linear(256, 320)(torch.empty(2, 256)).shape == (2, 320)
+    assert not counted
+
+
+def test_where_torch_is_as_fast_the_layers_are_torchs(
+    counted: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_prefers_onednn", lambda: False)
+    plain, ours = _pair()
+    x = torch.randn(64, 256)
+    assert torch.equal(ours(x), plain(x))  # the same call
     assert not counted
 
 

@@ -1,0 +1,136 @@
+"""What a device computes well: the one place that chooses dtypes, and libraries for products, by device.
+
+    plan = compute_plan("cpu")
+    plan.dtype                # what "auto" means: autocast in training, weights in inference, cached features
+    plan.iteration_dtype      # of an optimizer's inner products (Muon)
+    plan.float32_linear       # the library that multiplies float32 matrices fastest
+
+The choice depends on the instruction set alone and never on a measurement, so that a run that is resumed on the
+same machine computes with the same code. The variables that cap instruction sets (`ATEN_CPU_CAPABILITY`,
+`ONEDNN_MAX_CPU_ISA`) are respected: with them an older CPU can be pretended (`make test-old-cpu`).
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from openblip.core.errors import UserError, nearest
+
+__all__ = ["DTYPES", "ComputePlan", "Cpu", "choose_dtype", "compute_plan", "has_native_bfloat16",
+           "this_cpu", "uses_fused_attention"]  # fmt: skip
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """What decides how a CPU computes best."""
+
+    vendor: Literal["intel", "amd", "arm", "other"]
+    avx512: bool
+    """whether torch may use AVX-512"""
+    bfloat16: bool
+    """whether matrix products in bfloat16 have instructions of their own; emulated they are 10 times slower than
+    float32"""
+    has_onednn: bool
+    """whether torch was built with oneDNN's linear layer"""
+
+
+@dataclass(frozen=True)
+class ComputePlan:
+    """How a device computes best."""
+
+    dtype: torch.dtype
+    """bfloat16 where its products are native, float32 elsewhere"""
+    iteration_dtype: torch.dtype
+    """of matrix iterations that tolerate bfloat16's precision (Muon's); float32 where bfloat16 is emulated"""
+    float32_linear: Literal["torch", "onednn"]
+    """"torch" leaves float32 products to the library torch chooses"""
+
+
+def compute_plan(device: torch.device | str) -> ComputePlan:
+    """How `device` computes best."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return _plan(native, "torch")
+    if kind == "cpu":
+        cpu = this_cpu()
+        # torch gives float32 products to MKL, which uses no AVX-512 on AMD's CPUs: half of the speed of oneDNN.
+        # With AVX2 alone both are equally fast (60 to 70 GFLOP/s on two cores of an older EPYC).
+        prefer_onednn = cpu.has_onednn and cpu.avx512 and cpu.vendor != "intel"
+        return _plan(cpu.bfloat16, "onednn" if prefer_onednn else "torch")
+    return _plan(False, "torch")
+
+
+def _plan(native_bfloat16: bool, float32_linear: Literal["torch", "onednn"]) -> ComputePlan:
+    dtype = torch.bfloat16 if native_bfloat16 else torch.float32
+    return ComputePlan(dtype=dtype, iteration_dtype=dtype, float32_linear=float32_linear)
+
+
+def choose_dtype(name: str, device: torch.device | str) -> torch.dtype:
+    """The dtype called `name`; "auto" is bfloat16 where the device computes it natively, float32 elsewhere.
+
+    Raises:
+        UserError: no dtype of that name.
+    """
+    if name == "auto":
+        return compute_plan(device).dtype
+    if name not in DTYPES:
+        raise UserError(f'unknown dtype "{name}"{nearest(name, ["auto", *DTYPES])}')
+    return DTYPES[name]
+
+
+def has_native_bfloat16(device: torch.device | str) -> bool:
+    """Whether the device multiplies bfloat16 matrices with instructions made for it."""
+    return compute_plan(device).dtype == torch.bfloat16
+
+
+def uses_fused_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's fused attention is faster here than matrix products that keep the probabilities.
+
+    On a CPU its backward takes twice as long in float32 and 5 to 40 times in bfloat16, its forward twice in
+    bfloat16 (measured with torch 2.15, docs/performance.md).
+    """
+    return device.type != "cpu" or not (torch.is_grad_enabled() or dtype != torch.float32)
+
+
+@functools.cache
+def this_cpu() -> Cpu:
+    """The CPU of this machine, as far as torch may use it."""
+    machine = platform.machine().lower()
+    probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    # oneDNN accepts bfloat16 on plain AVX-512 too, where it converts to float32: ask for the instructions.
+    accepted = bool(probe is not None and probe())
+    return Cpu(
+        vendor=_vendor(machine),
+        avx512=torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
+        bfloat16=accepted and _multiplies_bfloat16(machine),
+        has_onednn=torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"),
+    )
+
+
+def _multiplies_bfloat16(machine: str) -> bool:
+    if machine in ("arm64", "aarch64"):
+        return True
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks)
+
+
+def _vendor(machine: str) -> Literal["intel", "amd", "arm", "other"]:
+    if machine in ("arm64", "aarch64"):
+        return "arm"
+    described = platform.processor()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            described += next((line for line in file if line.startswith("vendor_id")), "")
+    except OSError:
+        pass  # not Linux: platform.processor() names the vendor
+    if "Intel" in described:
+        return "intel"
+    return "amd" if "AMD" in described else "other"

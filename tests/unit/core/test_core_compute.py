@@ -1,0 +1,91 @@
+"""What a device computes well, decided for CPUs that are pretended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from openblip.core import compute
+from openblip.core.compute import Cpu, choose_dtype, compute_plan, has_native_bfloat16, uses_fused_attention
+from openblip.core.errors import UserError
+
+Pretend = Callable[[Cpu], None]
+EPYC_ZEN4 = Cpu(vendor="amd", avx512=True, bfloat16=True, has_onednn=True)
+EPYC_ZEN2 = Cpu(vendor="amd", avx512=False, bfloat16=False, has_onednn=True)
+SKYLAKE = Cpu(vendor="intel", avx512=True, bfloat16=False, has_onednn=True)
+SAPPHIRE_RAPIDS = Cpu(vendor="intel", avx512=True, bfloat16=True, has_onednn=True)
+GRAVITON = Cpu(vendor="arm", avx512=False, bfloat16=True, has_onednn=True)
+LAPTOP = Cpu(vendor="intel", avx512=False, bfloat16=False, has_onednn=True)
+NO_ONEDNN = Cpu(vendor="amd", avx512=True, bfloat16=False, has_onednn=False)
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
+    return lambda cpu: monkeypatch.setattr(compute, "this_cpu", lambda: cpu)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "dtype", "linear"),
+    [
+        (EPYC_ZEN4, torch.bfloat16, "onednn"),
+        (EPYC_ZEN2, torch.float32, "torch"),
+        (SKYLAKE, torch.float32, "torch"),
+        (SAPPHIRE_RAPIDS, torch.bfloat16, "torch"),
+        (GRAVITON, torch.bfloat16, "torch"),
+        (LAPTOP, torch.float32, "torch"),
+        (NO_ONEDNN, torch.float32, "torch"),
+    ],
+)
+def test_every_choice_follows_the_instruction_set(
+    pretend: Pretend, cpu: Cpu, dtype: torch.dtype, linear: str
+) -> None:
+    pretend(cpu)
+    plan = compute_plan("cpu")
+    assert (plan.dtype, plan.iteration_dtype, plan.float32_linear) == (dtype, dtype, linear)
+    assert choose_dtype("auto", "cpu") == dtype
+    assert has_native_bfloat16("cpu") == (dtype == torch.bfloat16)
+
+
+def test_a_gpu_is_asked_itself(pretend: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(EPYC_ZEN4)
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, n=native: n)
+        plan = compute_plan("cuda:1")
+        assert plan.float32_linear == "torch"
+        assert (plan.dtype == torch.bfloat16) == native
+    assert compute_plan("mps").dtype == torch.float32
+
+
+def test_a_named_dtype_is_taken_as_it_is(pretend: Pretend) -> None:
+    pretend(EPYC_ZEN2)
+    assert choose_dtype("bfloat16", "cpu") == torch.bfloat16
+    assert choose_dtype("float16", "cpu") == torch.float16
+    with pytest.raises(UserError, match=r'unknown dtype "bfloat" .did you mean "bfloat16"'):
+        choose_dtype("bfloat", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "native"), [(False, False, False), (True, False, True), (False, True, True)]
+)
+@pytest.mark.parametrize("accepted", [True, False])
+def test_bfloat16_needs_the_instructions_and_leave_to_use_them(
+    monkeypatch: pytest.MonkeyPatch, accepted: bool, avx512_bf16: bool, amx: bool, native: bool
+) -> None:
+    """oneDNN accepts bfloat16 on plain AVX-512 too; capped by ONEDNN_MAX_CPU_ISA it refuses on any CPU."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: accepted, raising=False)
+    monkeypatch.setattr(compute.platform, "machine", lambda: "x86_64")
+    assert compute.this_cpu.__wrapped__().bfloat16 == (accepted and native)
+
+
+def test_attention_is_fused_where_that_is_faster() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    with torch.no_grad():
+        assert uses_fused_attention(cpu, torch.float32)
+        assert not uses_fused_attention(cpu, torch.bfloat16)
+    assert not uses_fused_attention(cpu, torch.float32)
+    assert uses_fused_attention(cuda, torch.float32)
+    assert uses_fused_attention(cuda, torch.bfloat16)
