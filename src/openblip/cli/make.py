@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,6 +67,7 @@ def world(
 def demo(
     *,
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/demo"),
+    minutes: float = 15.0,
     quick: bool = False,
     stage: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="NAME", help_behavior_hint="(repeat it for more)")
@@ -79,16 +79,19 @@ def demo(
 
     Args:
         out: where the demo goes; finished stages are not run again.
+        minutes: that the whole takes on this machine; sizes and steps are planned for it.
         quick: a look in two minutes.
         stage: run this stage alone.
         again: run stages even if they are finished.
         seed: of the world and of training.
     """
-    from openblip.demo import QUICK, DemoConfig, run_demo
+    from openblip.demo import run_demo
 
+    if minutes < 1:
+        raise UserError(f"the demo needs at least a minute, not {minutes:g}")
     if quick and out == Path("runs/demo"):
         out = Path("runs/demo-quick")
-    run_demo(out, replace(QUICK if quick else DemoConfig(), seed=seed), only=stage, again=again)
+    run_demo(out, 2.0 if quick else minutes, seed=seed, only=stage, again=again)
 
 
 def report(

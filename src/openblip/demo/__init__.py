@@ -1,6 +1,6 @@
-"""The demo: `stages` makes a world, trains and measures; `page` shows what came out."""
+"""The demo: `plan` fits it into a time, `stages` makes a world, trains and measures; `page` shows what came out."""
 
-from openblip.demo.config import QUICK, DemoConfig
+from openblip.demo.config import DemoPlan
 from openblip.demo.stages import STAGES, run_demo
 
-__all__ = ["QUICK", "STAGES", "DemoConfig", "run_demo"]
+__all__ = ["STAGES", "DemoPlan", "run_demo"]

@@ -16,10 +16,11 @@ from openblip.bootstrap.truth import judge_rows
 from openblip.checkpoints.store import open_model
 from openblip.data.sources.base import SourceConfig
 from openblip.demo.blip import measure_model, run_config
-from openblip.demo.config import DemoConfig, left_by
+from openblip.demo.config import DemoPlan, left_by, tars_of
 from openblip.report import write_report
 from openblip.report.capfilt import capfilt_report
 from openblip.tasks.run import run_training
+from openblip.training.config import within
 
 __all__ = ["LEARNERS", "PAGE", "clean_web", "learn_anew"]
 
@@ -29,17 +30,17 @@ PAGE = Places(Path("clean")).report
 """CapFilt's own report, in the demo's folder"""
 
 
-def clean_web(out: Path, config: DemoConfig) -> dict[str, Any]:
-    """Clean the noisy web pairs with CapFilt: the captioner writes, the matcher filters.
+def clean_web(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[str, Any]:
+    """Clean noisy web pairs with CapFilt: the captioner writes, the matcher filters.
 
     Returns:
         "texts" and "pictures" kept, "samples", and what the truth says of them ("judged").
     """
     settings = CapFiltConfig(
-        source=SourceConfig(path=str(out / "world" / "web"), meta_columns=("scene", "noise")),
+        source=_web(out, plan, meta_columns=("scene", "noise")),
         captioner=str(out / "captioner" / "model"),
         filter=str(out / "matcher" / "model"),
-        decode=replace(NUCLEUS, max_new_tokens=36, seed=config.seed),
+        decode=replace(NUCLEUS, max_new_tokens=36, seed=plan.seed),
         batch_size=100,
         device="cpu",
         dtype="float32",
@@ -51,32 +52,40 @@ def clean_web(out: Path, config: DemoConfig) -> dict[str, Any]:
     return {**kept, "judged": judge_rows(Places(target).rows())}
 
 
-def learn_anew(out: Path, config: DemoConfig) -> dict[str, Any]:
+def learn_anew(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[str, Any]:
     """Train two new models for equally long, on the web pairs as they were found and on the cleaned ones.
 
     Returns:
         for each learner what was measured; nothing where CapFilt leaves less than a batch.
     """
-    base = run_config(out, config)
+    base = run_config(out, plan)
     kept = left_by(out, "capfilt")["pictures"]
-    if kept < config.batch_size:
+    if kept < plan.batch_size:
         return {}
     sources = {
-        "as found": SourceConfig(path=str(out / "world" / "web")),
+        "as found": _web(out, plan),
         "cleaned": SourceConfig(path=str(out / "clean")),
     }
     found: dict[str, Any] = {}
+    train = within(replace(base.train, max_steps=plan.again_steps), None if seconds is None else seconds / 2)
     for name, folder in LEARNERS.items():
         run = replace(
             base,
             sources=(sources[name],),
             # One vocabulary, so that both start from the same weights.
             tokenizer=str(out / "pretrain" / "model"),
-            train=replace(base.train, max_steps=config.again_steps, evaluate_every_steps=0),
+            train=replace(train, evaluate_every_steps=0, warmup_steps=min(50, plan.again_steps // 5)),
         )
         target = out / "again" / folder
         result = run_training(run, target, resume=True, title=f"a new model from the web pairs {name}")
         stored = open_model(target / "model")
-        numbers = measure_model(stored.blip.eval(), stored.tokenizer, out, "test", config)
+        numbers = measure_model(stored.blip.eval(), stored.tokenizer, out, "test", plan)
+        # The second learns for exactly as many steps as the first.
+        train = replace(base.train, max_steps=result.steps)
         found[name] = {"steps": result.steps, "seconds": result.seconds, **numbers}
     return found
+
+
+def _web(out: Path, plan: DemoPlan, **settings: Any) -> SourceConfig:
+    """The web pairs that CapFilt cleans."""
+    return SourceConfig(path=str(out / "world" / "web" / tars_of(plan.capfilt_pictures)), **settings)

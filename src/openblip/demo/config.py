@@ -1,55 +1,64 @@
-"""Sizes of the demo, and where its stages leave what they tell."""
+"""Sizes of the demo, and where its stages leave what they report."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["QUICK", "SPLITS", "DemoConfig", "left_by"]
+__all__ = ["PICTURES_IN_A_TAR", "SPLITS", "DemoPlan", "left_by", "tars_of"]
 
 SPLITS = ("test", "novel")
-"""unseen pictures of known combinations, and of combinations of shape and colour never seen in training"""
+"""unseen images of known combinations, and of combinations of shape and colour never seen in training"""
+PICTURES_IN_A_TAR = 250
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Sizes of the demo; the defaults are for two cores and at most twenty minutes."""
+class DemoPlan:
+    """What the demo does; `plan.make_plan` chooses it for a time on this machine."""
 
-    web_pictures: int = 8000
+    model: Literal["micro", "nano"] = "micro"
+    """size of the BLIP models"""
+    web_pictures: int
     """with one noisy web text each"""
-    human_pictures: int = 16_000
+    human_pictures: int
     """with three true captions each"""
-    test_pictures: int = 200
+    test_pictures: int
     """of each split that is measured"""
-    pretrain_steps: int = 600
-    captioner_steps: int = 1350
-    matcher_steps: int = 300
-    again_steps: int = 200
-    """of each of the two new models that learn from the web pairs as they were found, and cleaned"""
-    documents: int = 8000
+    pretrain_steps: int
+    captioner_steps: int
+    matcher_steps: int
+    capfilt_pictures: int
+    """web images that CapFilt cleans"""
+    again_steps: int
+    """of each of the two new models that learn from the web pairs as found, and cleaned"""
+    documents: int
     """that BLIP-2's language models read, about scenes that nobody is shown"""
-    language_steps: tuple[int, int] = (450, 450)
+    language_steps: tuple[int, int]
     """of the decoder and of the encoder-decoder"""
-    blip2_pictures: int = 6000
+    blip2_pictures: int
     """of those with true captions, that BLIP-2 learns from"""
-    stage1_steps: int = 250
-    stage2_steps: int = 150
+    stage1_steps: int
+    stage2_steps: int
     """of each of the two language models"""
+    captions_per_image: int = 3
+    """that LM reads in a step"""
     batch_size: int = 64
     learning_rate: float = 4e-3
     seed: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """planned for each stage; without them a stage of training takes exactly the steps named here, with them it
+    measures its speed and takes as many as fit"""
 
 
-QUICK = DemoConfig(
-    web_pictures=1500, human_pictures=3000, test_pictures=100,
-    pretrain_steps=80, captioner_steps=100, matcher_steps=30, again_steps=10,
-    documents=1000, language_steps=(10, 10), blip2_pictures=1000, stage1_steps=10, stage2_steps=10,
-)  # fmt: skip
+def tars_of(pictures: int) -> str:
+    """Pattern of the tars that hold the first `pictures` images, whole tars of them."""
+    last = -(-pictures // PICTURES_IN_A_TAR) - 1
+    return f"{{000000..{last:06d}}}.tar" if last else "000000.tar"
 
 
 def left_by(out: Path, stage: str) -> dict[str, Any]:
-    """What a stage of the demo in `out` told, with its "seconds"."""
-    told: dict[str, Any] = json.loads((out / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
-    return told
+    """What a stage of the demo in `out` reported, with its "seconds"."""
+    reported: dict[str, Any] = json.loads((out / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
+    return reported

@@ -1,16 +1,16 @@
 """The demo: BLIP learns from scratch in a drawn world where truth is known, and shows what it learned.
 
-    openblip demo                 # at most twenty minutes on two cores, then open runs/demo/report.html
+    openblip demo                 # takes 15 minutes on any machine, then open runs/demo/report.html
+    openblip demo --minutes 60    # learns more
     openblip demo --quick         # a look in two minutes
     openblip demo --stage report  # one stage again, from what the others left
 
-The demo is a list of stages, each a function of one folder; a stage that is finished is not run again, and
-one that was stopped goes on where it was.
+The demo is a list of stages, each a function of one folder; a stage that is finished is not run again, and one that
+was stopped resumes. What each stage does in the time is planned before the first one begins (`plan`).
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,25 +18,25 @@ from typing import Any
 
 from rich.console import Console
 
-from openblip.core.config import differences, to_dict
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_json
-from openblip.core.runtime import machine, versions
 from openblip.demo import blip, blip2, capfilt
-from openblip.demo.config import DemoConfig
+from openblip.demo.config import DemoPlan
 from openblip.demo.page import unpack_pictures, write_demo_report
+from openblip.demo.plan import plan_table, planned, time_for
 
 __all__ = ["STAGES", "run_demo"]
 
 
-def report(out: Path, config: DemoConfig) -> dict[str, Any]:
+def report(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[str, Any]:
     """Write report.html from what the stages left."""
-    unpack_pictures(out / "world" / "novel-pictures", out / "world" / "novel", config.test_pictures)
-    target = write_demo_report(out, config, [name for name in STAGES if name != "report"])
+    unpack_pictures(out / "world" / "novel-pictures", out / "world" / "novel", plan.test_pictures)
+    target = write_demo_report(out, plan)
     return {"report": str(target.name)}
 
 
-Stage = Callable[[Path, DemoConfig], dict[str, Any]]
+Stage = Callable[[Path, DemoPlan, float | None], dict[str, Any]]
+"""folder, plan and the seconds that the stage may take -> what it reports"""
 
 STAGES: dict[str, Stage] = {
     "world": blip.make_world,
@@ -54,24 +54,34 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def run_demo(out: Path, config: DemoConfig, *, only: tuple[str, ...] = (), again: bool = False) -> Path:
+def run_demo(
+    out: Path,
+    minutes: float = 15.0,
+    *,
+    seed: int = 0,
+    plan: DemoPlan | None = None,
+    only: tuple[str, ...] = (),
+    again: bool = False,
+) -> Path:
     """Run the stages that are not finished; returns the report's path.
 
     Args:
-        config: `QUICK` for a look in two minutes.
+        minutes: that the whole is to take.
+        plan: what to do, instead of planning for the time.
         only: names of stages to run alone.
         again: run stages even if they are finished.
 
     Raises:
-        UserError: an unknown stage, or a stage whose predecessors have not run.
+        UserError: an unknown stage, one whose predecessors have not run, or a folder with another demo.
     """
     console = Console()
     for name in only:
         if name not in STAGES:
             raise UserError(f'the demo has no stage "{name}"{nearest(name, STAGES)}')
     out.mkdir(parents=True, exist_ok=True)
-    _same_demo(out, config)
     began = time.perf_counter()
+    plan = planned(out, minutes, seed, plan)
+    console.print(plan_table(out, plan))
     for number, (name, stage) in enumerate(STAGES.items(), 1):
         marker = out / "stages" / f"{name}.json"
         if only and name not in only:
@@ -84,7 +94,7 @@ def run_demo(out: Path, config: DemoConfig, *, only: tuple[str, ...] = (), again
             raise UserError(f'stage "{name}" needs "{earlier[0]}" first; run: openblip demo --out {out}')
         console.print(f"[bold]{number}/{len(STAGES)} {name}[/] {(stage.__doc__ or '').splitlines()[0]}")
         start = time.perf_counter()
-        found = stage(out, config)
+        found = stage(out, plan, time_for(out, plan, name))
         write_json(marker, {"seconds": round(time.perf_counter() - start, 1), **found})
     target = out / "report.html"
     console.print(
@@ -97,15 +107,3 @@ def run_demo(out: Path, config: DemoConfig, *, only: tuple[str, ...] = (), again
         soft_wrap=True,
     )
     return target
-
-
-def _same_demo(out: Path, config: DemoConfig) -> None:
-    path = out / "demo.json"
-    settings = to_dict(config)
-    if path.exists():
-        old = json.loads(path.read_text())["config"]
-        changed = differences(old, settings)
-        if changed:
-            raise UserError(f"{out} holds a demo with other settings ({changed[0]}); choose another --out")
-    else:
-        write_json(path, {"config": settings, "versions": versions(), "machine": machine()})

@@ -248,7 +248,7 @@ class Seed:
         every = max(1, self.config.stage2_steps // 5) if name in CURVES else 0
         return replace(made, train=replace(made.train, evaluate_every_steps=every))
 
-    def _run(self, stage: Any, steps: int, qformer: QFormerConfig, **frozen: str) -> Blip2RunConfig:
+    def _run(self, stage: Any, steps: int, qformer: QFormerConfig, **frozen: Any) -> Blip2RunConfig:
         config = self.config
         return world.world_run(
             stage, self.world("train"), features=self.features, steps=steps, qformer=qformer, seed=self.number,

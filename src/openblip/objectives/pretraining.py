@@ -43,6 +43,8 @@ class ObjectiveConfig:
     queue_size: int = 57600
     """momentum features kept of each modality"""
     momentum: float = 0.995
+    """of the copies whose features ITC compares with; 0 compares with the model's own features, without copies and
+    without their forward pass, which short runs without a queue do not need"""
     alpha: float = 0.4
     """weight of the momentum model's similarities in ITC's targets"""
     alpha_ramp_epochs: float = 1.0
@@ -69,6 +71,12 @@ class ObjectiveConfig:
             raise UserError('no objective is named: choose from "itc", "itm", "lm"')
         if not 0 <= self.hard_share <= 1:
             raise UserError(f"hard_share is a share between 0 and 1, not {self.hard_share}")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"momentum lies between 0 and 1, not at {self.momentum}")
+        if self.momentum == 0 and (self.queue_size or self.alpha):
+            raise UserError(
+                "momentum = 0 keeps no copies for a queue or for soft targets: set queue_size = 0 and alpha = 0"
+            )
         if self.queue_size < 0:
             raise UserError(f"queue_size cannot be {self.queue_size}: it counts features")
 
@@ -94,7 +102,7 @@ class BlipPretraining(nn.Module):
         self.twin: MomentumTwin | None = None
         self.queue: FeatureQueue | None = None
         if "itc" in config.objectives:
-            self.twin = MomentumTwin(model, config.momentum)
+            self.twin = MomentumTwin(model, config.momentum) if config.momentum else None
             self.queue = FeatureQueue(config.queue_size, model.config.embed_dim)
         self.register_buffer("alpha_now", torch.tensor(config.alpha), persistent=False)
 
@@ -120,6 +128,7 @@ class BlipPretraining(nn.Module):
         text: TokenBatch,
         image_ids: Tensor | None = None,
         *,
+        image_index: Tensor | None = None,
         prompt_length: int = 0,
         negatives: Negatives | None = None,
         num_tokens: Tensor | None = None,
@@ -128,8 +137,10 @@ class BlipPretraining(nn.Module):
 
         Args:
             images: normalised [B, 3, H, W].
-            text: ids [B, T]; the first token is replaced by what each objective begins with.
+            text: ids [R, T], the texts of an image together; the first token is replaced by what each objective
+                begins with. LM reads all, ITC and ITM the first of each image.
             image_ids: int64 [B], read when the configuration says `use_image_ids`.
+            image_index: int64 [R], ascending, the image of each text; None when every image has R / B texts.
             prompt_length: tokens at the start, the first included, that LM does not score.
             negatives: instead of drawing them.
             num_tokens: what LM's sum is divided by, see `language_loss`; None is the tokens of this batch.
@@ -141,13 +152,14 @@ class BlipPretraining(nn.Module):
         ids = image_ids if self.config.use_image_ids else None
         weight_itc, weight_itm, weight_lm = self.config.weights
         image_embeds = self.model.encode_image(images)
+        first = _first_texts(text, len(images), image_index)
         losses: dict[str, Tensor] = {}
         total = image_embeds.new_zeros((), dtype=torch.float32)
         memory: ImageMemory | None = None
         if "itm" in self.config.objectives or "lm" in self.config.objectives:
             memory = self.model.remember(image_embeds)
         if "itc" in self.config.objectives:
-            losses["loss_itc"], similarity_i2t, similarity_t2i = self._itc(images, image_embeds, text, ids)
+            losses["loss_itc"], similarity_i2t, similarity_t2i = self._itc(images, image_embeds, first, ids)
             total = total + weight_itc * losses["loss_itc"]
             if "itm" in self.config.objectives:
                 assert memory is not None
@@ -155,11 +167,12 @@ class BlipPretraining(nn.Module):
                     negatives = draw_negatives(
                         similarity_t2i, similarity_i2t, ids, hard_share=self.config.hard_share
                     )
-                losses["loss_itm"], losses["itm_accuracy"] = self._itm(memory, text, negatives)
+                losses["loss_itm"], losses["itm_accuracy"] = self._itm(memory, first, negatives)
                 total = total + weight_itm * losses["loss_itm"]
         if "lm" in self.config.objectives:
             assert memory is not None
-            losses["loss_lm"] = self._lm(memory, text, prompt_length, num_tokens)
+            read = memory if image_index is None else memory.select(image_index)
+            losses["loss_lm"] = self._lm(read, text, prompt_length, num_tokens)
             total = total + weight_lm * losses["loss_lm"]
         return {"loss": total, **losses}
 
@@ -169,14 +182,16 @@ class BlipPretraining(nn.Module):
         """The loss, and similarities within this rank's batch [B, B] in both directions."""
         model, queue, twin = self.model, self.queue, self.twin
         assert queue is not None
-        assert twin is not None
         with torch.no_grad():
             model.temperature.clamp_(self.config.temperature_min, self.config.temperature_max)
         image_features = model.image_features(image_embeds)
         text_features = model.text_features(text.input_ids, text.attention_mask)
-        if self.training and self.update_momentum:
-            twin.update(model)
-        momentum_image, momentum_text = twin.features(images, text.input_ids, text.attention_mask)
+        if twin is None:
+            momentum_image, momentum_text = image_features.detach(), text_features.detach()
+        else:
+            if self.training and self.update_momentum:
+                twin.update(model)
+            momentum_image, momentum_text = twin.features(images, text.input_ids, text.attention_mask)
         gathered_image, gathered_text = gather(momentum_image), gather(momentum_text)
         gathered_ids = None if image_ids is None else gather(image_ids)
         batch = len(text)
@@ -223,3 +238,14 @@ class BlipPretraining(nn.Module):
         targets = language_targets(input_ids, text.attention_mask, prompt_length)
         smoothing = self.config.label_smoothing
         return language_loss(logits, targets, label_smoothing=smoothing, num_tokens=num_tokens)
+
+
+def _first_texts(text: TokenBatch, num_images: int, image_index: Tensor | None) -> TokenBatch:
+    """The first text of each image, [B, T]."""
+    if len(text) == num_images:
+        return text
+    rows = torch.arange(num_images, device=text.input_ids.device)
+    if image_index is None:
+        assert len(text) % num_images == 0, f"{len(text)} texts cannot be shared out over {num_images} images"
+        return text.select(rows * (len(text) // num_images))
+    return text.select(torch.searchsorted(image_index, rows))

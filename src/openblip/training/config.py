@@ -6,12 +6,15 @@ loader, so a configuration says either epochs or steps and both readings are def
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from openblip.core.errors import UserError
 
-__all__ = ["MAY_CHANGE", "TrainConfig"]
+__all__ = ["FIT_AFTER", "MAY_CHANGE", "TrainConfig", "within"]
+
+FIT_AFTER = 20
+"""steps after which `fit_minutes` first measures the speed: enough that the slower first ones do not decide"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,10 @@ class TrainConfig:
     """optimiser steps, instead of epochs"""
     max_minutes: float | None = None
     """stop cleanly (log, evaluate, save, export) once this much time is spent, all sessions together"""
+    fit_minutes: float | None = None
+    """minutes that training is to take, evaluations included: the number of steps is set from the measured speed,
+    first after `FIT_AFTER` steps and again after each evaluation, and kept in checkpoints, so that the schedule
+    ends when the time does; `max_steps` is the estimate until then"""
 
     learning_rate: float = 3e-4
     """the peak"""
@@ -104,7 +111,7 @@ class TrainConfig:
         for name in (*positive, "log_every", "keep_checkpoints"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("max_steps", "max_minutes", "clip_norm"):
+        for name in ("max_steps", "max_minutes", "fit_minutes", "clip_norm"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name} must be above 0, not {value}; leave it out for none")
@@ -125,9 +132,16 @@ class TrainConfig:
             raise UserError(f"layer_decay {self.layer_decay} makes lower layers learn faster; take 1 or less")
 
 
+def within(config: TrainConfig, seconds: float | None) -> TrainConfig:
+    """The same training fitted to a time, and stopped after a fifth more should that fail; None changes nothing."""
+    if seconds is None:
+        return config
+    return replace(config, fit_minutes=seconds / 60, max_minutes=1.2 * seconds / 60)
+
+
 MAY_CHANGE = frozenset(
     {
-        *("epochs", "max_steps", "max_minutes"),
+        *("epochs", "max_steps", "max_minutes", "fit_minutes"),
         *("compile", "gradient_checkpointing", "sharding", "sharding_layers", "find_unused_parameters"),
         *("static_graph", "log_every", "evaluate_every_epochs", "evaluate_every_steps", "evaluate_first"),
         *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "monitor", "monitor_mode", "trackers"),

@@ -147,6 +147,12 @@ class RunLog:
         if self.on_record is not None:
             self.on_record(record)
 
+    def ends_at(self, total_steps: int) -> None:
+        """Set anew where the bar ends."""
+        self.total_steps = total_steps
+        if self._bar is not None:
+            self._bar.update(self._task, total=total_steps)
+
     def advance(self, step: int) -> None:
         """Move the bar."""
         if self._bar is not None:

@@ -25,7 +25,7 @@ from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_folder
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.training import state as states
-from openblip.training.config import TrainConfig
+from openblip.training.config import FIT_AFTER, TrainConfig
 from openblip.training.feed import Feed, Stopwatch
 from openblip.training.folder import open_run
 from openblip.training.interrupt import Interrupted, StopSignals, agree
@@ -126,6 +126,7 @@ class _Trainer:
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / config.gradient_accumulation)
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
         self._saved_step = -1
+        self._evaluation_seconds = 0.0
 
     # --- beginning
 
@@ -136,6 +137,7 @@ class _Trainer:
         state = states.read_state(checkpoint) if checkpoint else None
         if state:
             self.progress = states.Progress(**state["progress"])
+            self.total_steps = self.progress.total_steps or self.total_steps
         if config.gradient_checkpointing:
             if not isinstance(module, HasCheckpointing):
                 name = type(module).__name__
@@ -203,13 +205,17 @@ class _Trainer:
             self.log.advance(progress.step)
             signum, time_up, save_due = self._agree(signals)
             last = progress.step >= self.total_steps or time_up
-            if last or progress.step % config.log_every == 0:
+            if last or progress.step % config.log_every == 0 or self._fit_is_due():
                 self._record()
+            if not last and self._fit_is_due():
+                self._fit()
             evaluation_due = last or self._evaluation_is_due()
             if signum:
                 self._stop(signum, evaluation_due)
             if evaluation_due:
                 self._evaluate()
+                if not last:
+                    self._fit()
             if last or save_due:
                 self._save()
             if time_up and progress.step < self.total_steps:
@@ -319,6 +325,23 @@ class _Trainer:
         self.log.record({**record, **numbers}, seconds_left=left)
         self.progress.records += 1
 
+    def _fit_is_due(self) -> bool:
+        return self.config.fit_minutes is not None and self.progress.step == FIT_AFTER
+
+    def _fit(self) -> None:
+        """Set the number of steps so that they and their evaluations fill what is left of `fit_minutes`."""
+        config, progress = self.config, self.progress
+        if config.fit_minutes is None or progress.train_seconds == 0:
+            return
+        left = 60 * config.fit_minutes - self.watch.total() - self._evaluation_seconds
+        per_step = progress.train_seconds / self._steps_mark
+        if config.evaluate_every_steps:
+            per_step += self._evaluation_seconds / config.evaluate_every_steps
+        fitted = progress.step + max(1, round(left / per_step))
+        # Clocks differ between processes: the first one's counts.
+        progress.total_steps = self.total_steps = on_main(lambda: fitted)
+        self.log.ends_at(self.total_steps)
+
     def _evaluation_is_due(self) -> bool:
         config, progress = self.config, self.progress
         at_epoch = progress.batch == 0 and bool(config.evaluate_every_epochs)
@@ -330,6 +353,7 @@ class _Trainer:
         """Evaluate, record, and keep what is the best so far; training's generators are not touched."""
         progress, config = self.progress, self.config
         progress.evaluation_due = False
+        began = time.perf_counter()
         if self.evaluate is None or progress.evaluated == progress.step:
             return
         self.guard.raise_if_tripped(self._last_good())
@@ -339,6 +363,7 @@ class _Trainer:
             found = self.evaluate(self.module, progress.step)
             self.module.train()
             numbers = on_main(lambda: {name: float(value) for name, value in found.items()})
+        self._evaluation_seconds = time.perf_counter() - began
         progress.evaluated, progress.eval_metrics = progress.step, numbers
         self._write("eval", numbers)
         if config.monitor is None:

@@ -65,6 +65,8 @@ class Progress:
     """epochs done"""
     batch: int = 0
     """micro-batches done in this epoch, on each process"""
+    total_steps: int = 0
+    """how many steps there will be, as `fit_minutes` has set it; 0 leaves that to the configuration"""
     images: int = 0
     """samples seen, on all processes together"""
     seconds: float = 0.0

@@ -15,23 +15,23 @@ from openblip.core.errors import UserError
 from openblip.core.files import read_jsonl, write_json
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.truth import judge
-from openblip.demo import STAGES, DemoConfig, run_demo
+from openblip.demo import STAGES, DemoPlan, run_demo
 from openblip.demo.blip2_page import blip2_section
 from openblip.demo.capfilt import PAGE
 from openblip.demo.capfilt_page import capfilt_section
 from openblip.report import Gallery, Table, Text
 
-SMALL = DemoConfig(
-    web_pictures=40, human_pictures=40, test_pictures=12,
-    pretrain_steps=3, captioner_steps=2, matcher_steps=2, again_steps=2, batch_size=8,
-    documents=40, language_steps=(2, 2), stage1_steps=2, stage2_steps=2,
+SMALL = DemoPlan(
+    model="nano", web_pictures=40, human_pictures=40, test_pictures=12,
+    pretrain_steps=3, captioner_steps=2, matcher_steps=2, capfilt_pictures=40, again_steps=2, batch_size=8,
+    documents=40, language_steps=(2, 2), blip2_pictures=40, stage1_steps=2, stage2_steps=2,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo")
-    run_demo(out, SMALL)
+    run_demo(out, plan=SMALL)
     return out
 
 
@@ -80,16 +80,16 @@ def test_finished_stages_are_not_run_again_and_one_can_be_run_alone(finished: Pa
     marker = finished / "stages" / "pretrain.json"
     before = marker.read_bytes(), (finished / "pretrain" / "metrics.jsonl").read_bytes()
     (finished / "report.html").unlink()
-    run_demo(finished, SMALL, only=("report",))
+    run_demo(finished, plan=SMALL, only=("report",))
     assert (finished / "report.html").exists()
-    run_demo(finished, SMALL)
+    run_demo(finished, plan=SMALL)
     assert (marker.read_bytes(), (finished / "pretrain" / "metrics.jsonl").read_bytes()) == before
 
 
 def test_a_stopped_stage_goes_on_where_it_was(finished: Path) -> None:
     # As left by a kill after the stage's last checkpoint, before its mark.
     (finished / "stages" / "captioner.json").unlink()
-    run_demo(finished, SMALL)
+    run_demo(finished, plan=SMALL)
     records = read_jsonl(finished / "captioner" / "metrics.jsonl")
     steps = [record["step"] for record in records if record["split"] == "train"]
     assert steps == sorted(set(steps))
@@ -97,11 +97,11 @@ def test_a_stopped_stage_goes_on_where_it_was(finished: Path) -> None:
 
 def test_mistakes_are_told(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'no stage "pretrian".*"pretrain"'):
-        run_demo(tmp_path, SMALL, only=("pretrian",))
+        run_demo(tmp_path, plan=SMALL, only=("pretrian",))
     with pytest.raises(UserError, match='needs "world" first'):
-        run_demo(tmp_path, SMALL, only=("pretrain",))
+        run_demo(tmp_path, plan=SMALL, only=("pretrain",))
     with pytest.raises(UserError, match=r"other settings.*pretrain_steps"):
-        run_demo(finished, replace(SMALL, pretrain_steps=4))
+        run_demo(finished, plan=replace(SMALL, pretrain_steps=4))
 
 
 def test_the_web_is_cleaned_and_what_stays_is_judged(finished: Path) -> None:
@@ -123,7 +123,7 @@ def test_two_new_models_learn_from_the_pairs_as_found_and_cleaned(finished: Path
     totals = decide_again(out / "clean", Output(policy=Policy(threshold=0.0)))
     marker = out / "stages" / "capfilt.json"
     write_json(marker, {**json.loads(marker.read_text()), "texts": totals.kept_texts, "pictures": totals.pictures})
-    run_demo(out, SMALL, only=("again",))
+    run_demo(out, plan=SMALL, only=("again",))
     again = json.loads((out / "stages" / "again.json").read_text())
     found, cleaned = again["as found"], again["cleaned"]
     assert found["steps"] == cleaned["steps"] == SMALL.again_steps
@@ -139,7 +139,7 @@ def test_two_new_models_learn_from_the_pairs_as_found_and_cleaned(finished: Path
         assert (text.verdict, text.reason[:10]) == ("kept", "in truth: ")
 
     write_json(marker, {**json.loads(marker.read_text()), "pictures": 3})
-    run_demo(out, SMALL, only=("again",))
+    run_demo(out, plan=SMALL, only=("again",))
     sentences = capfilt_section(out).blocks[0]
     assert isinstance(sentences, Text)
     assert "too little" in sentences.paragraphs[1]

@@ -11,10 +11,12 @@ crop, so train on it without flips and with crops that keep nearly all of the pi
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import multiprocessing
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -206,6 +208,7 @@ def write_world(
     *,
     layout: Literal["tars", "jsonl"] = "tars",
     samples_per_tar: int = 1000,
+    num_processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the samples of `config` into `folder`, which appears whole or not at all.
@@ -218,7 +221,8 @@ def write_world(
     Both hold world.json: the settings, the world's version and those of the libraries.
 
     Args:
-        progress: called with (samples written, samples in all) after each hundred.
+        num_processes: that draw side by side, each its share of the tars; what is written is the same.
+        progress: called with (samples written, samples in all) after each hundred, where one process writes.
 
     Raises:
         UserError: unknown layout, or a full disk.
@@ -234,13 +238,17 @@ def write_world(
         if progress is not None and (done % 100 == 0 or done == total):
             progress(done, total)
 
+    def write_tars(numbers: Iterable[int]) -> None:
+        for number in numbers:
+            start = number * samples_per_tar
+            with tarfile.open(target / f"{number:06d}.tar", "w") as tar:
+                for index in range(start, min(start + samples_per_tar, total)):
+                    _add_to_tar(tar, source[index], number, index - start)
+                    tell(index + 1)
+
     with write_folder(folder) as target:
         if layout == "tars":
-            for number, start in enumerate(range(0, total, samples_per_tar)):
-                with tarfile.open(target / f"{number:06d}.tar", "w") as tar:
-                    for index in range(start, min(start + samples_per_tar, total)):
-                        _add_to_tar(tar, source[index], number, index - start)
-                        tell(index + 1)
+            _side_by_side(write_tars, range(-(-total // samples_per_tar)), num_processes)
         else:
             (target / "images").mkdir()
             with open(target / "captions.jsonl", "w", encoding="utf-8") as lines:
@@ -258,6 +266,38 @@ def write_world(
         }
         write_json(target / "world.json", manifest)
     return Path(folder)
+
+
+def _side_by_side(work: Callable[[Iterable[int]], None], numbers: Sequence[int], num_processes: int) -> None:
+    """Call `work` with all `numbers`, shared out over forked processes where the system has them.
+
+    Raises:
+        OSError: one of them could not write.
+    """
+    count = min(num_processes, len(numbers))
+    if count < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        work(numbers)
+        return
+    context = multiprocessing.get_context("fork")
+    failures = context.SimpleQueue()
+
+    def run(part: Sequence[int]) -> None:
+        try:
+            work(part)
+        except OSError as error:
+            failures.put((error.errno, error.strerror, error.filename))
+            raise SystemExit(1) from None
+
+    processes = [context.Process(target=run, args=(numbers[i::count],), daemon=True) for i in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if not failures.empty():
+        raise OSError(*failures.get())
+    codes = [process.exitcode for process in processes if process.exitcode]
+    if codes:
+        raise ChildProcessError(errno.ECHILD, f"a process that draws images ended with {codes[0]}", None)
 
 
 def _record(sample: Sample) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from openblip.tasks.blip2.text_only import TextRunConfig, train_language
 from openblip.tasks.blip2.write import write_after
 from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about
 from openblip.tasks.run import evaluation_batches
+from openblip.training.config import within
+from openblip.training.loop import TrainResult
 
 __all__ = [
     "GREEDY",
@@ -60,11 +62,15 @@ _RECALLS = ("t2i_recall@1", "i2t_recall@1", "t2i_recall_itm@1", "i2t_recall_itm@
 
 
 def train_world_language(
-    name: str, out: Path, *, count: int, steps: int, batch_size: int = 64, seed: int = 0, show: bool = True
-) -> Path:
-    """Train one of `LANGUAGES` on `count` documents and return its folder; what is trained already is left alone.
+    name: str, out: Path, *, count: int, steps: int, batch_size: int = 64, seed: int = 0, show: bool = True,
+    seconds: float | None = None,
+) -> TrainResult:  # fmt: skip
+    """Train one of `LANGUAGES` on `count` documents into `out`/model; what is trained already is left alone.
 
-    No picture has anything to do with it: the documents are about scenes of their own.
+    No image has anything to do with it: the documents are about scenes of their own.
+
+    Args:
+        seconds: that training is to take, with as many steps as fit.
     """
     sizes = LANGUAGES[name]
     reads = sizes.kind == "t5"
@@ -76,8 +82,8 @@ def train_world_language(
     # A decoder's rows are whole documents, an encoder-decoder's single lines with what stands before them.
     config = TextRunConfig(language=sizes, batch_size=batch_size if reads else max(1, batch_size // 2))
     train = replace(config.train, max_steps=steps, warmup_steps=min(50, steps // 5), seed=seed)
-    train_language(told, replace(config, train=train), out, resume=True, title=f"{name}, text alone", show=show)
-    return out / "model"
+    config = replace(config, train=within(train, seconds))
+    return train_language(told, config, out, resume=True, title=f"{name}, text alone", show=show)
 
 
 def world_features(source: SourceConfig, tower: str, out: Path) -> Path:
@@ -100,8 +106,13 @@ def world_run(
     batch_size: int = 64,
     learning_rate: float = 4e-3,
     seed: int = 0,
+    seconds: float | None = None,
 ) -> Blip2RunConfig:
-    """A run over cached features; a model of stage 1 that is gone on from brings its own tower and Q-Former."""
+    """A run over cached features; a model of stage 1 that is gone on from brings its own tower and Q-Former.
+
+    Args:
+        seconds: that training is to take, with as many steps as fit.
+    """
     base = small_blip2((source.path,), stage=stage, size="nano", vision=tower, model=model, steps=steps)
     return replace(
         base,
@@ -117,18 +128,21 @@ def world_run(
         num_workers=0,  # there is nothing to decode
         max_length=48,
         max_words=48,
-        train=replace(
-            base.train,
-            optimizer="muon",
-            learning_rate=learning_rate,
-            min_learning_rate=1e-5,
-            warmup_steps=min(30, steps // 5),
-            warmup_learning_rate=1e-5,
-            seed=seed,
-            precision="float32",  # so small a model is no faster in bfloat16 on a processor
-            evaluate_every_steps=0,
-            checkpoint_every=max(100, steps // 2),
-            keep_checkpoints=1,
+        train=within(
+            replace(
+                base.train,
+                optimizer="muon",
+                learning_rate=learning_rate,
+                min_learning_rate=1e-5,
+                warmup_steps=min(30, steps // 5),
+                warmup_learning_rate=1e-5,
+                seed=seed,
+                precision="float32",  # so small a model is no faster in bfloat16 on a processor
+                evaluate_every_steps=0,
+                checkpoint_every=max(100, steps // 2),
+                keep_checkpoints=1,
+            ),
+            seconds,
         ),
     )
 

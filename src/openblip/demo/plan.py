@@ -1,0 +1,300 @@
+"""Plans the demo for a time: a calibration of some seconds, sizes that fit, and what is left for each stage.
+
+Three things are timed on this machine: drawing images, a training step of each model size, and writing captions.
+Shares of the time are fixed (`SHARES`); sizes follow from them and from what was timed. The plan estimates the
+number of training steps; each training then measures its own speed and ends on its share
+(`TrainConfig.fit_minutes`), and what a stage takes more or less is shared out over those that follow (`time_for`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.table import Table
+
+from openblip.core.compute import choose_dtype
+from openblip.core.config import differences, from_dict, to_dict
+from openblip.core.errors import UserError
+from openblip.core.files import write_json
+from openblip.core.runtime import machine, seed_everything, usable_cores, versions
+from openblip.core.tokenizer import TokenBatch
+from openblip.data.transforms import normalize
+from openblip.data.world.dataset import WorldSource
+from openblip.demo.config import DemoPlan
+from openblip.generation.decode import decode
+from openblip.generation.types import DecodeConfig
+from openblip.models.blip import Blip, blip_config
+from openblip.models.stepper import DecoderStepper
+from openblip.objectives.pretraining import BlipPretraining
+from openblip.recipes import SHORT_RUN, small_pretrain
+from openblip.training.log import format_duration
+from openblip.training.optim import make_optimizer
+
+__all__ = [
+    "SHARES",
+    "Calibration",
+    "PlanRow",
+    "calibrate",
+    "make_plan",
+    "plan_rows",
+    "plan_table",
+    "planned",
+    "time_for",
+]
+
+SHARES = {
+    "world": 0.035,
+    "pretrain": 0.17,
+    "captioner": 0.36,
+    "matcher": 0.10,
+    "measure": 0.03,
+    "capfilt": 0.05,
+    "again": 0.04,
+    "language": 0.05,
+    "stage1": 0.065,
+    "stage2": 0.06,
+    "zero-shot": 0.025,
+    "report": 0.015,
+}
+"""of the demo's time, for each stage; they sum to 1"""
+LEAST_STEPS = 150
+"""of pre-training, for which a smaller model is taken where a larger one would have fewer"""
+_BATCH, _TOKENS, _VOCAB = 64, 16, 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Seconds that things take on this machine."""
+
+    draw: float
+    """an image of the world, on one core"""
+    step: dict[str, float]
+    """a step of pre-training, by model size"""
+    write: float
+    """a caption of the smallest model, in batches"""
+    seconds: float
+    """that the calibration took"""
+
+
+def calibrate() -> Calibration:
+    """Time what the plan depends on, with random weights."""
+    began = time.perf_counter()
+    source = WorldSource(num_samples=40)
+    draw = _seconds(lambda: [source[index] for index in range(len(source))]) / len(source)
+    step: dict[str, float] = {}
+    for size in ("micro", "nano"):
+        step[size], write = _time_model(size)
+    return Calibration(draw=draw, step=step, write=write, seconds=time.perf_counter() - began)
+
+
+def _time_model(size: str) -> tuple[float, float]:
+    """Seconds of a step of pre-training, and of a caption in a batch."""
+    seed_everything(0)
+    model = Blip(blip_config(size, vocab_size=_VOCAB))
+    module = BlipPretraining(model, SHORT_RUN, enc_id=1, dec_id=2)
+    optimizer = make_optimizer(module, small_pretrain(("world:train",), size=size).train)
+    images = normalize(torch.randint(256, (_BATCH, 3, 64, 64), dtype=torch.uint8))
+    ids = torch.randint(5, _VOCAB, (_BATCH, _TOKENS))
+    text = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+    dtype = choose_dtype("auto", "cpu")
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = module(images, text)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # the first one allocates
+    seconds = min(_seconds(step) for _ in range(3))
+    model.eval()
+
+    @torch.no_grad()
+    def write() -> None:
+        memory = model.remember(model.encode_image(images))
+        settings = DecodeConfig(max_new_tokens=_TOKENS, min_new_tokens=_TOKENS)
+        decode(
+            DecoderStepper(model.decoder, memory), torch.full((_BATCH, 1), 2), None, settings, eos_ids=3, pad_id=0
+        )
+
+    write()
+    return seconds, _seconds(write) / _BATCH
+
+
+def _seconds(work: Any) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def make_plan(minutes: float, timed: Calibration, *, seed: int = 0) -> DemoPlan:
+    """Sizes with which the demo takes about `minutes` on a machine of which `timed` tells the speed."""
+    left = 60 * minutes - timed.seconds
+    seconds = {stage: share * left for stage, share in SHARES.items()}
+    size: Literal["micro", "nano"] = "micro"
+    if timed.step["micro"] * LEAST_STEPS > seconds["pretrain"]:
+        size = "nano"
+    step, small = timed.step[size], timed.step["nano"]
+    pictures = int(seconds["world"] * _drawing_processes() / timed.draw)
+    web = _between(pictures // 4, 500, 4000)
+    # Everything that is measured is written by a model of this size, twice greedily and once by beams.
+    writing = timed.write * step / small
+    return DemoPlan(
+        model=size,
+        web_pictures=web,
+        human_pictures=_between(pictures - web, 1000, 16_000),
+        test_pictures=_between(int(seconds["measure"] / (writing * MEASURED)), 50, 200),
+        pretrain_steps=_steps(seconds["pretrain"], step),
+        captioner_steps=_steps(seconds["captioner"], step * 0.55),
+        matcher_steps=_steps(seconds["matcher"], step * 0.7),
+        capfilt_pictures=_between(int(seconds["capfilt"] / (writing * CLEANED)), 250, web),
+        again_steps=_steps(seconds["again"] / 2, step),
+        documents=_between(int(8000 * seconds["language"] / 45), 1000, 8000),
+        language_steps=(_steps(seconds["language"] / 2, small), _steps(seconds["language"] / 2, small)),
+        blip2_pictures=_between(int(6000 * seconds["stage1"] / 60), 1000, 6000),
+        stage1_steps=_steps(seconds["stage1"], small * 1.5),
+        stage2_steps=_steps(seconds["stage2"] / 2, small),
+        seed=seed,
+        seconds={stage: round(value, 1) for stage, value in seconds.items()},
+    )
+
+
+MEASURED, CLEANED = 16.0, 6.0
+"""how many times a greedy caption an image costs that is measured in all ways, and one that CapFilt cleans"""
+
+
+def _drawing_processes() -> int:
+    return usable_cores()
+
+
+def _steps(seconds: float, step: float) -> int:
+    return max(5, int(seconds / step))
+
+
+def _between(value: int, low: int, high: int) -> int:
+    return max(low, min(high, value))
+
+
+def planned(out: Path, minutes: float, seed: int, plan: DemoPlan | None = None) -> DemoPlan:
+    """The plan of the demo in `out`: the one that it began with, or one made now and kept in plan.json.
+
+    Args:
+        plan: what to do, instead of planning for `minutes`.
+
+    Raises:
+        UserError: the folder holds a demo of another time or seed, or with another plan.
+    """
+    path = out / "plan.json"
+    wanted = {"minutes": minutes, "seed": seed} if plan is None else {"plan": to_dict(plan)}
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if changed := differences({name: kept.get(name) for name in wanted}, wanted):
+            raise UserError(f"{out} holds a demo with other settings ({changed[0]}); choose another --out")
+        found: DemoPlan = from_dict(DemoPlan, kept["plan"])
+        return found
+    if plan is None:
+        timed = calibrate()
+        wanted |= {"calibration": to_dict(timed)}
+        plan = make_plan(minutes, timed, seed=seed)
+    write_json(path, {**wanted, "plan": to_dict(plan), "versions": versions(), "machine": machine()})
+    return plan
+
+
+def plan_rows(out: Path, plan: DemoPlan) -> list[PlanRow]:
+    """What is planned for each stage beside what it has reached so far."""
+    steps = {
+        **dict.fromkeys(SHARES),
+        "pretrain": plan.pretrain_steps,
+        "captioner": plan.captioner_steps,
+        "matcher": plan.matcher_steps,
+        "again": plan.again_steps,
+        "language": sum(plan.language_steps),
+        "stage1": plan.stage1_steps,
+        "stage2": 2 * plan.stage2_steps,
+    }
+    does = {
+        "world": f"{plan.web_pictures + plan.human_pictures:,} images",
+        "measure": f"{plan.test_pictures} unseen images of each kind",
+        "capfilt": f"{plan.capfilt_pictures:,} web images",
+        "again": "two new models",
+        "language": f"{plan.documents:,} documents, two language models",
+        "stage1": f"{plan.blip2_pictures:,} images",
+        "stage2": "two language models",
+        "zero-shot": f"{plan.test_pictures} unseen images of each kind",
+    }
+    rows = []
+    for name, number in steps.items():
+        path = out / "stages" / f"{name}.json"
+        reached = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        rows.append(
+            PlanRow(
+                name,
+                does.get(name, ""),
+                number,
+                reached_steps(reached),
+                plan.seconds.get(name),
+                reached.get("seconds"),
+            )
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """A stage: planned and reached."""
+
+    stage: str
+    does: str
+    planned_steps: int | None
+    steps: int | None
+    planned_seconds: float | None
+    seconds: float | None
+
+
+def reached_steps(reported: dict[str, Any]) -> int | None:
+    """Training steps that a stage reported, of all its models together."""
+    steps = reported.get("steps")
+    if steps is None:
+        parts = [part["steps"] for part in reported.values() if isinstance(part, dict) and "steps" in part]
+        return sum(parts) if parts else None
+    return sum(steps.values()) if isinstance(steps, dict) else int(steps)
+
+
+def plan_table(out: Path, plan: DemoPlan) -> Table:
+    """The plan, for a terminal."""
+    table = Table(title=f"The plan: model {plan.model}, batch {plan.batch_size}", title_justify="left")
+    table.add_column("stage")
+    table.add_column("steps", justify="right")
+    table.add_column("time", justify="right")
+    table.add_column("on")
+    for row in plan_rows(out, plan):
+        steps = (
+            ""
+            if row.planned_steps is None
+            else f"about {row.planned_steps:,}"
+            if plan.seconds
+            else f"{row.planned_steps:,}"
+        )
+        table.add_row(
+            row.stage, steps, "" if row.planned_seconds is None else format_duration(row.planned_seconds), row.does
+        )
+    return table
+
+
+def time_for(out: Path, plan: DemoPlan, stage: str) -> float | None:
+    """Seconds that a stage may take: its share of what those before it have left; None where none are planned."""
+    if not plan.seconds:
+        return None
+    names = list(plan.seconds)
+    before, after = names[: names.index(stage)], names[names.index(stage) :]
+    took = 0.0
+    for name in before:
+        path = out / "stages" / f"{name}.json"
+        took += json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else plan.seconds[name]
+    left = sum(plan.seconds.values()) - took
+    return max(0.2 * plan.seconds[stage], left * plan.seconds[stage] / sum(plan.seconds[name] for name in after))
