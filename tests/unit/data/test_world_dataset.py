@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from openblip.core.errors import UserError
 from openblip.data.images import decode_image
 from openblip.data.sources import open_source
+from openblip.data.world import dataset
 from openblip.data.world.dataset import WorldConfig, WorldSource, open_world, scene_from_meta, write_world
 from openblip.data.world.noise import NoiseConfig
 from openblip.data.world.questions import Question, check_answer
@@ -144,3 +148,30 @@ def test_written_worlds_are_equal_byte_by_byte_and_appear_whole(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     with pytest.raises(UserError, match='not "zip"'):
         write_world(tmp_path / "d", config, layout="zip")  # type: ignore[arg-type]
+
+
+def test_several_processes_draw_the_same_bytes(tmp_path: Path) -> None:
+    config = WorldConfig(num_samples=11, size=32)
+    for name, processes in (("one", 1), ("three", 3)):
+        write_world(tmp_path / name, config, samples_per_tar=2, num_processes=processes)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(files) == 7
+    assert sorted(path.name for path in (tmp_path / "three").iterdir()) == files
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
+
+
+def test_a_process_that_cannot_write_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = dataset._add_to_tar
+
+    def full(tar: Any, sample: Any, number: int, position: int) -> None:
+        if number == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a tar")
+        write(tar, sample, number, position)
+
+    monkeypatch.setattr(dataset, "_add_to_tar", full)
+    with pytest.raises((UserError, OSError), match=r"full|space"):
+        write_world(tmp_path / "w", WorldConfig(num_samples=6, size=32), samples_per_tar=2, num_processes=2)
+    assert not list(tmp_path.iterdir())

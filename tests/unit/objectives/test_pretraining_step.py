@@ -209,3 +209,29 @@ def test_objectives_that_are_off_cost_and_say_nothing(objectives: tuple[str, ...
 def test_configurations_that_cannot_be_are_told(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ObjectiveConfig(**config)
+
+
+def test_without_momentum_the_models_own_features_are_compared() -> None:
+    """Its loss and gradients are those of copies that have just been made of the model."""
+    images, text = make_batch(4)
+    found = []
+    for momentum in (0.0, 0.5):
+        step = make_step(objectives=("itc", "itm"), queue_size=0, alpha=0.0, momentum=momentum)
+        if momentum:
+            step.update_momentum = False  # copies are equal to the model
+        else:
+            assert step.twin is None
+        torch.manual_seed(1)
+        losses = step(images, text)
+        losses["loss"].backward()
+        found.append((losses, [p.grad for p in step.model.parameters() if p.grad is not None]))
+    for name in ("loss_itc", "loss_itm"):
+        torch.testing.assert_close(found[0][0][name], found[1][0][name], rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)  # the copies' passes sum in other orders
+
+
+@pytest.mark.parametrize("settings", [{"queue_size": 8}, {"queue_size": 0, "alpha": 0.4}])
+def test_without_momentum_nothing_can_rest_on_copies(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="momentum = 0 keeps no copies"):
+        ObjectiveConfig(**{"alpha": 0.0, **settings}, momentum=0.0)
