@@ -45,10 +45,6 @@ class TokenBatch:
         tensors = (self.input_ids, self.attention_mask)
         return TokenBatch(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
 
-    def select(self, rows: Tensor) -> TokenBatch:
-        """The texts `rows`, int64 [K], in that order."""
-        return TokenBatch(self.input_ids[rows], self.attention_mask[rows])
-
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 

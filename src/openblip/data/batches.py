@@ -64,15 +64,13 @@ class BatchMaker(Dataset[Reply]):
         *,
         seed: int,
         text_mode: TextMode,
-        texts_per_image: int,
         clean: CleanText,
         max_words: int | None,
         max_pixels: int,
         max_substitutes: int,
     ) -> None:
         self._sources, self._transform, self._seed = list(sources), transform, seed
-        self._text_mode, self._texts_per_image = text_mode, texts_per_image
-        self._clean, self._max_words = clean, max_words
+        self._text_mode, self._clean, self._max_words = text_mode, clean, max_words
         self._max_pixels, self._max_substitutes = max_pixels, max_substitutes
         self._min_side = getattr(transform, "min_side", None)
 
@@ -129,11 +127,7 @@ class BatchMaker(Dataset[Reply]):
             raise BrokenSample("no-text", sample.key, "no caption with a word in it")
         if self._text_mode == "all":
             return texts
-        if self._text_mode == "first":
-            return (texts[0],)
-        if self._texts_per_image == 1:
-            return (texts[int(rng.integers(len(texts)))],)
-        return tuple(texts[i] for i in rng.permutation(len(texts))[: self._texts_per_image])
+        return (texts[int(rng.integers(len(texts)))] if self._text_mode == "random" else texts[0],)
 
     def _cleaned(self, text: str) -> str:
         if self._clean == "none":

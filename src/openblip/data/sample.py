@@ -139,7 +139,7 @@ class Batch:
     images: Tensor
     """uint8 [B, 3, S, S]; `transforms.normalize` makes floats of it on the device that trains."""
     texts: list[str]
-    """Those of an image stand together: one or several drawn at random, all (text_mode "all"), or none ("none")."""
+    """One for each image, or all texts of all images (text_mode "all"), or none (text_mode "none")."""
     image_ids: Tensor
     """int64 [B]: `stable_id` of the sample's image id; equal ids show the same picture."""
     keys: list[str]

@@ -52,9 +52,7 @@ class Loader:
         num_workers: processes that decode; 0 decodes in a thread of this process.
         drop_last: leave out the last, smaller global batch of an epoch. Else it is shared out evenly; ranks
             that would get nothing take a copy of its first sample.
-        text_mode: texts of each image at "random" (see `texts_per_image`), the "first", "all", "none".
-        texts_per_image: how many different texts "random" draws for an image, or all where it has fewer
-            (`Batch.image_index` tells whose each is).
+        text_mode: one text for each image at "random" or the "first", "all" (see `Batch.image_index`), "none".
         clean: "simplify" as the papers do, "spaces" for other languages and cased vocabularies, "none".
         max_words: captions are cut after so many words (not with clean="none").
         length: samples in an epoch; default: the sum of the sizes.
@@ -80,7 +78,6 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = True,
         text_mode: TextMode = "random",
-        texts_per_image: int = 1,
         clean: CleanText = "simplify",
         max_words: int | None = 30,
         weights: Sequence[float | None] | None = None,
@@ -96,8 +93,6 @@ class Loader:
             raise UserError("no data source is given")
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}")
-        if texts_per_image < 1:
-            raise UserError(f"texts_per_image must be at least 1, not {texts_per_image}")
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         parts = [Part(len(source), source.blocks, source.window) for source in self._sources]
         self._order = Order(parts, seed=seed, shuffle=shuffle, weights=weights, length=length)
@@ -113,7 +108,6 @@ class Loader:
             transform,
             seed=seed,
             text_mode=text_mode,
-            texts_per_image=texts_per_image,
             clean=clean,
             max_words=max_words,
             max_pixels=max_pixels,

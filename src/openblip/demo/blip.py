@@ -73,7 +73,6 @@ def run_config(out: Path, plan: DemoPlan, seconds: float | None = None) -> RunCo
         batch_size=plan.batch_size,
         max_length=40,
         max_words=40,
-        captions_per_image=plan.captions_per_image,
         objective=SHORT_RUN,
         train=within(
             TrainConfig(
@@ -125,7 +124,6 @@ def _tune(
         model=str(out / "pretrain" / "model"),
         parts=name,
         objective=objective,
-        captions_per_image=plan.captions_per_image if name == "captioner" else 1,
         train=replace(
             base.train, max_steps=steps, warmup_steps=min(50, steps // 5), evaluate_every_steps=max(10, steps // 3)
         ),

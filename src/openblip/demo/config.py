@@ -42,8 +42,6 @@ class DemoPlan:
     stage1_steps: int
     stage2_steps: int
     """of each of the two language models"""
-    captions_per_image: int = 3
-    """that LM reads in a step"""
     batch_size: int = 64
     learning_rate: float = 4e-3
     seed: int = 0

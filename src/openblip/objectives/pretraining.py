@@ -128,7 +128,6 @@ class BlipPretraining(nn.Module):
         text: TokenBatch,
         image_ids: Tensor | None = None,
         *,
-        image_index: Tensor | None = None,
         prompt_length: int = 0,
         negatives: Negatives | None = None,
         num_tokens: Tensor | None = None,
@@ -137,10 +136,8 @@ class BlipPretraining(nn.Module):
 
         Args:
             images: normalised [B, 3, H, W].
-            text: ids [R, T], the texts of an image together; the first token is replaced by what each objective
-                begins with. LM reads all, ITC and ITM the first of each image.
+            text: ids [B, T]; the first token is replaced by what each objective begins with.
             image_ids: int64 [B], read when the configuration says `use_image_ids`.
-            image_index: int64 [R], ascending, the image of each text; None when every image has R / B texts.
             prompt_length: tokens at the start, the first included, that LM does not score.
             negatives: instead of drawing them.
             num_tokens: what LM's sum is divided by, see `language_loss`; None is the tokens of this batch.
@@ -152,14 +149,13 @@ class BlipPretraining(nn.Module):
         ids = image_ids if self.config.use_image_ids else None
         weight_itc, weight_itm, weight_lm = self.config.weights
         image_embeds = self.model.encode_image(images)
-        first = _first_texts(text, len(images), image_index)
         losses: dict[str, Tensor] = {}
         total = image_embeds.new_zeros((), dtype=torch.float32)
         memory: ImageMemory | None = None
         if "itm" in self.config.objectives or "lm" in self.config.objectives:
             memory = self.model.remember(image_embeds)
         if "itc" in self.config.objectives:
-            losses["loss_itc"], similarity_i2t, similarity_t2i = self._itc(images, image_embeds, first, ids)
+            losses["loss_itc"], similarity_i2t, similarity_t2i = self._itc(images, image_embeds, text, ids)
             total = total + weight_itc * losses["loss_itc"]
             if "itm" in self.config.objectives:
                 assert memory is not None
@@ -167,12 +163,11 @@ class BlipPretraining(nn.Module):
                     negatives = draw_negatives(
                         similarity_t2i, similarity_i2t, ids, hard_share=self.config.hard_share
                     )
-                losses["loss_itm"], losses["itm_accuracy"] = self._itm(memory, first, negatives)
+                losses["loss_itm"], losses["itm_accuracy"] = self._itm(memory, text, negatives)
                 total = total + weight_itm * losses["loss_itm"]
         if "lm" in self.config.objectives:
             assert memory is not None
-            read = memory if image_index is None else memory.select(image_index)
-            losses["loss_lm"] = self._lm(read, text, prompt_length, num_tokens)
+            losses["loss_lm"] = self._lm(memory, text, prompt_length, num_tokens)
             total = total + weight_lm * losses["loss_lm"]
         return {"loss": total, **losses}
 
@@ -238,14 +233,3 @@ class BlipPretraining(nn.Module):
         targets = language_targets(input_ids, text.attention_mask, prompt_length)
         smoothing = self.config.label_smoothing
         return language_loss(logits, targets, label_smoothing=smoothing, num_tokens=num_tokens)
-
-
-def _first_texts(text: TokenBatch, num_images: int, image_index: Tensor | None) -> TokenBatch:
-    """The first text of each image, [B, T]."""
-    if len(text) == num_images:
-        return text
-    rows = torch.arange(num_images, device=text.input_ids.device)
-    if image_index is None:
-        assert len(text) % num_images == 0, f"{len(text)} texts cannot be shared out over {num_images} images"
-        return text.select(rows * (len(text) // num_images))
-    return text.select(torch.searchsorted(image_index, rows))

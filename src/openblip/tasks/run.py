@@ -150,7 +150,6 @@ def run_training(
         num_workers=config.num_workers,
         weights=[source.weight for source in config.sources],
         text_mode=task.text_mode,
-        texts_per_image=config.captions_per_image,
         clean=task.clean,
         max_words=task.max_words,
         skip_log=out / "skipped.jsonl",

@@ -83,9 +83,6 @@ class RunConfig:
     max_words: int = 30
     clean: Literal["simplify", "spaces", "none"] = "simplify"
     """"simplify" lower-cases and drops punctuation as the papers do; "spaces" for other languages"""
-    captions_per_image: int = 1
-    """captions of an image that LM reads in a step, each over the same image memory: more than 1 learns more from a
-    pass of the vision tower, which is most of a step, where images have several captions; ITC and ITM read one"""
     prompt: str = ""
     """how every caption begins ("a picture of "); carries no loss"""
 
@@ -102,8 +99,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise UserError("no data source is named: give a folder, a captions file, tars, hf:NAME or world:SPLIT")
-        if self.captions_per_image < 1:
-            raise UserError(f"captions_per_image must be at least 1, not {self.captions_per_image}")
         if self.batch_size < 1 or self.num_workers < 0 or self.max_length < 3:
             raise UserError("batch_size must be at least 1, num_workers not negative, max_length at least 3")
 

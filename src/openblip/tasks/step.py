@@ -22,15 +22,13 @@ __all__ = ["BlipStep", "TrainBatch", "depth_of_layers", "make_prepare"]
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What BLIP trains on: B images and R texts, those of an image together."""
+    """What BLIP trains on: B pictures, their texts as ids."""
 
     images: Tensor
     """uint8 [B, 3, S, S]; made floats on the device"""
     text: TokenBatch
     image_ids: Tensor
     """int64 [B]"""
-    image_index: Tensor | None = None
-    """int64 [R], the row in `images` that each text belongs to; None when every image has R / B texts"""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TrainBatch:
         """Move all tensors."""
@@ -38,7 +36,6 @@ class TrainBatch:
             self.images.to(device, non_blocking=non_blocking),
             self.text.to(device, non_blocking=non_blocking),
             self.image_ids.to(device, non_blocking=non_blocking),
-            None if self.image_index is None else self.image_index.to(device, non_blocking=non_blocking),
         )
 
     def __len__(self) -> int:
@@ -55,10 +52,7 @@ def make_prepare(tokenizer: TextTokenizer, *, max_length: int, prompt: str = "")
 
     def prepare(batch: Batch) -> TrainBatch:
         texts = [prompt + text for text in batch.texts] if prompt else batch.texts
-        counts = torch.bincount(batch.image_index, minlength=len(batch))
-        alike = bool((counts == counts[0]).all())
-        text = tokenizer.encode(texts, max_length=max_length)
-        return TrainBatch(batch.images, text, batch.image_ids, None if alike else batch.image_index)
+        return TrainBatch(batch.images, tokenizer.encode(texts, max_length=max_length), batch.image_ids)
 
     return prepare
 
@@ -110,7 +104,6 @@ class BlipStep(nn.Module):
             normalize(batch.images),
             batch.text,
             batch.image_ids,
-            image_index=batch.image_index,
             prompt_length=self.prompt_length,
             num_tokens=self.num_tokens if self._counted else None,
         )

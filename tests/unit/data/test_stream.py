@@ -178,18 +178,6 @@ def test_one_of_several_captions_is_drawn_evenly() -> None:
     assert all(150 < drawn[letter] < 250 for letter in "abc")
 
 
-@pytest.mark.parametrize(("asked", "given"), [(2, 2), (3, 3), (5, 3)])
-def test_several_different_texts_of_an_image_are_drawn(asked: int, given: int) -> None:
-    batch = next(iter(make(Pictures(8), 8, texts_per_image=asked)))
-    assert batch.image_index.tolist() == [row for row in range(8) for _ in range(given)]
-    for row, key in enumerate(batch.keys):
-        own = batch.texts[row * given : (row + 1) * given]
-        assert len(set(own)) == given
-        assert set(own) <= set(texts_of(int(key)))
-    firsts = {batch.texts[row * given][8] for row in range(8)}
-    assert len(firsts) > 1, "the order is drawn too"
-
-
 def test_text_modes() -> None:
     first = next(iter(make(Pictures(4), shuffle=False, text_mode="first")))
     assert first.texts == [f"caption a of {n}" for n in range(4)]
@@ -242,7 +230,6 @@ def test_weights_give_the_shares_of_a_mix() -> None:
         ({"weights": [1000.0, 1.0], "length": 20}, "source 2 of 2 would give none of the 20 samples"),
         ({"length": 0}, "at least one sample"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"texts_per_image": 0}, "texts_per_image must be at least 1"),
         ({"batch_size": 50}, "too few for one batch of 50; lower batch_size to 20"),
     ],
 )

@@ -69,34 +69,6 @@ def test_micro_batches_equal_the_whole_batch(cuts: tuple[int, ...], prompt: str)
     assert abs(float((plain - expected).detach())) > 1e-3
 
 
-@pytest.mark.parametrize("owners", [[0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 2]])
-def test_lm_reads_several_captions_of_an_image_as_pairs_of_their_own(owners: list[int]) -> None:
-    """Over one memory they give what the image repeated for each gives; ITC and ITM read the first caption."""
-    words, batch = small.tokenizer(), small.batch(owners)
-    prepared = make_prepare(words, max_length=40)(batch)
-    assert (prepared.image_index is None) == (owners == [0, 0, 1, 1, 2, 2])
-    rows = torch.tensor(owners)
-    pairs = TrainBatch(prepared.images[rows], prepared.text, prepared.image_ids[rows])
-    model = small.model()
-    shared, repeated = (make_step(copy.deepcopy(model.part(encoder=False, decoder=True)), "lm") for _ in range(2))
-    found, wanted = shared(prepared)["loss_lm"], repeated(pairs)["loss_lm"]
-    found.backward()
-    wanted.backward()
-    # Products over folded rows and over repeated images are summed in different orders.
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    for (name, ours), theirs in zip(shared.named_parameters(), repeated.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
-
-    first = torch.tensor([owners.index(image) for image in range(3)])
-    alone = TrainBatch(prepared.images, prepared.text.select(first), prepared.image_ids)
-    losses = []
-    for one in (prepared, alone):
-        torch.manual_seed(0)
-        losses.append(make_step(copy.deepcopy(model), "itc", "itm")(one))
-    for name in ("loss_itc", "loss_itm"):
-        torch.testing.assert_close(losses[0][name], losses[1][name], rtol=1e-5, atol=1e-6)  # other padding
-
-
 def test_counting_one_batch_changes_nothing() -> None:
     batch = make_prepare(small.tokenizer(), max_length=40)(small.batch([0, 1, 2]))
     step = make_step(small.model(), "lm")
