@@ -49,21 +49,25 @@ __all__ = [
 
 SHARES = {
     "world": 0.035,
-    "pretrain": 0.17,
-    "captioner": 0.36,
-    "matcher": 0.10,
+    "pretrain": 0.20,
+    "captioner": 0.24,
+    "matcher": 0.15,
     "measure": 0.03,
     "capfilt": 0.05,
-    "again": 0.04,
-    "language": 0.05,
-    "stage1": 0.065,
-    "stage2": 0.06,
-    "zero-shot": 0.025,
+    "again": 0.03,
+    "language": 0.06,
+    "stage1": 0.085,
+    "stage2": 0.075,
+    "zero-shot": 0.03,
     "report": 0.015,
 }
 """of the demo's time, for each stage; they sum to 1"""
 LEAST_STEPS = 150
 """of pre-training, for which a smaller model is taken where a larger one would have fewer"""
+CALIBRATION_SHARE = 0.03
+"""of the demo's time, that timing the larger model may take"""
+MICRO_PER_NANO = 4.0
+"""how many times as long a step of the larger model takes"""
 _BATCH, _TOKENS, _VOCAB = 64, 16, 1000
 
 
@@ -81,14 +85,17 @@ class Calibration:
     """that the calibration took"""
 
 
-def calibrate() -> Calibration:
-    """Time what the plan depends on, with random weights."""
+def calibrate(minutes: float) -> Calibration:
+    """Time what the plan depends on, with random weights, in a small part of `minutes`."""
     began = time.perf_counter()
     source = WorldSource(num_samples=40)
     draw = _seconds(lambda: [source[index] for index in range(len(source))]) / len(source)
-    step: dict[str, float] = {}
-    for size in ("micro", "nano"):
-        step[size], write = _time_model(size)
+    nano, write = _time_model("nano")
+    # The larger model is timed where that takes little of the time, and may be trained; else its cost is known well
+    # enough from that of the smaller one.
+    quick = 5 * MICRO_PER_NANO * nano < CALIBRATION_SHARE * 60 * minutes
+    micro = _time_model("micro")[0] if quick else MICRO_PER_NANO * nano
+    step = {"micro": micro, "nano": nano}
     return Calibration(draw=draw, step=step, write=write, seconds=time.perf_counter() - began)
 
 
@@ -134,7 +141,7 @@ def _seconds(work: Any) -> float:
 
 def make_plan(minutes: float, timed: Calibration, *, seed: int = 0) -> DemoPlan:
     """Sizes with which the demo takes about `minutes` on a machine of which `timed` tells the speed."""
-    left = 60 * minutes - timed.seconds
+    left = 60 * minutes - min(timed.seconds, 20 * minutes)
     seconds = {stage: share * left for stage, share in SHARES.items()}
     size: Literal["micro", "nano"] = "micro"
     if timed.step["micro"] * LEAST_STEPS > seconds["pretrain"]:
@@ -198,7 +205,7 @@ def planned(out: Path, minutes: float, seed: int, plan: DemoPlan | None = None) 
         found: DemoPlan = from_dict(DemoPlan, kept["plan"])
         return found
     if plan is None:
-        timed = calibrate()
+        timed = calibrate(minutes)
         wanted |= {"calibration": to_dict(timed)}
         plan = make_plan(minutes, timed, seed=seed)
     write_json(path, {**wanted, "plan": to_dict(plan), "versions": versions(), "machine": machine()})

@@ -55,9 +55,9 @@ def test_more_time_never_does_less() -> None:
 
 
 def test_a_plan_is_kept_and_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "calibrate", lambda: FAST)
+    monkeypatch.setattr(plans, "calibrate", lambda minutes: FAST)
     first = planned(tmp_path, 15, 0)
-    monkeypatch.setattr(plans, "calibrate", lambda: OLD)
+    monkeypatch.setattr(plans, "calibrate", lambda minutes: OLD)
     assert planned(tmp_path, 15, 0) == first, "resumed on a busier machine, the plan stays"
     kept = json.loads((tmp_path / "plan.json").read_text())
     assert kept["calibration"]["step"] == FAST.step
@@ -118,7 +118,7 @@ def test_tars_hold_at_least_the_images_asked_for() -> None:
 
 @pytest.mark.slow
 def test_a_calibration_times_what_the_plan_needs() -> None:
-    timed = plans.calibrate()
+    timed = plans.calibrate(60)
     assert 0 < timed.step["nano"] < timed.step["micro"]
     assert timed.draw > 0
     assert timed.write > 0
