@@ -143,7 +143,7 @@ def cache_features(
     out: Folder,
     vision: Tower = None,
     model: Start = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
     batch_size: int = 32,
     num_workers: int = 1,
     device: Device = "auto",
@@ -155,7 +155,7 @@ def cache_features(
         out: folder of the features; what is there already is not computed again.
         vision: the frozen tower, as for pretrain blip2-stage1.
         model: a BLIP-2 model whose tower to take instead.
-        dtype: that the tower computes in, as it must in training.
+        dtype: that the tower computes in, as it must in training; auto is bfloat16 where that is native.
         batch_size: pictures at a time.
         num_workers: processes that decode pictures; 0 decodes in a thread.
     """

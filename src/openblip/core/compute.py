@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import platform
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -84,6 +84,18 @@ def choose_dtype(name: str, device: torch.device | str) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f'unknown dtype "{name}"{nearest(name, ["auto", *DTYPES])}')
     return DTYPES[name]
+
+
+def frozen_dtype(name: str) -> Literal["float32", "bfloat16", "float16"]:
+    """The dtype of a frozen part called `name`; "auto" is what this machine's GPU, or its CPU, computes best.
+
+    It is chosen when the part is built and kept by name in the model's configuration, since what is trained on top
+    of a frozen part goes with the dtype that the part had.
+    """
+    if name != "auto":
+        return cast(Any, name)
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return cast(Any, str(choose_dtype("auto", device)).removeprefix("torch."))
 
 
 def has_native_bfloat16(device: torch.device | str) -> bool:

@@ -10,7 +10,7 @@ Tensors in, tensors out: no text, no loss, no ranks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,10 @@ class Blip2(nn.Module):
                 f"the vision tower {config.vision.source} is {vision.width} wide and the Q-Former reads "
                 f"{config.qformer.memory_width}; set qformer.memory_width to the tower's width"
             )
+        # The parts have settled what "auto" means.
+        config = replace(config, vision=replace(config.vision, dtype=vision.config.dtype))
+        if config.language is not None and language is not None:
+            config = replace(config, language=replace(config.language, dtype=language.config.dtype))
         self.config = config
         self.vision = vision
         self.vision_norm = nn.LayerNorm(vision.width, eps=config.vision_norm_eps)

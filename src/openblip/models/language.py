@@ -13,14 +13,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.core.compute import DTYPES
+from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError, require
 from openblip.models.products import use_onednn
 
@@ -33,8 +33,9 @@ class LanguageConfig:
 
     source: str = "facebook/opt-2.7b"
     """a transformers folder or hub name; a decoder or an encoder-decoder"""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """that it is kept and computes in"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """that it is kept and computes in; "auto" becomes bfloat16 where that is native, else float32, when the model
+    is opened"""
     quantize: Literal["none", "8bit", "4bit"] = "none"
     """keep its blocks' matrices in fewer bits, by bitsandbytes (the extra "quantize"): LLM.int8() or NF4; `dtype`
     is what the rest is kept in, and what NF4 computes in"""
@@ -60,7 +61,7 @@ class FrozenLanguage(nn.Module):
 
     def __init__(self, model: Any, config: LanguageConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = replace(config, dtype=frozen_dtype(config.dtype))
         self.hf = model
         use_onednn(model)
         described = model.config.get_text_config()
@@ -330,6 +331,7 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    config = replace(config, dtype=frozen_dtype(config.dtype))
     options: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
     if config.quantize != "none":
         options["quantization_config"] = _fewer_bits(config)

@@ -9,14 +9,14 @@ Shapes: B images, N tokens, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from openblip.core.compute import DTYPES
+from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError
 from openblip.models.products import use_onednn
 from openblip.models.vision import VisionConfig, VisionEncoder
@@ -39,8 +39,9 @@ class TowerConfig:
     """blocks left out at the end; with 0 the tower's final norm stays"""
     image_size: int | None = None
     """pixels; None is what the tower was trained with"""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """that it is kept and computes in while it is frozen"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """that it is kept and computes in while it is frozen; "auto" becomes bfloat16 where that is native,
+    else float32, when the tower is built"""
     trained: bool = False
     """not frozen: fine-tuned with the rest, in float32"""
     own: VisionConfig | None = None
@@ -87,6 +88,7 @@ class FrozenTower(nn.Module):
         std: Triple = CLIP_STD,
     ) -> None:
         super().__init__()
+        config = replace(config, dtype=frozen_dtype(config.dtype))
         self.config, self.width, self.pixels, self.mean, self.std = config, width, pixels, mean, std
         self.encoder = encoder
         use_onednn(encoder)

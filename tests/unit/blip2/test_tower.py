@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_blip2
 import timm
 import torch
 from small_blip2 import PIXELS, images
 
 from openblip.checkpoints.blip2_store import _VISION_OF_WIDTH
+from openblip.core import compute
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip, blip_config
 from openblip.models.blip2 import Blip2, Blip2Config
+from openblip.models.language import LanguageConfig, make_language
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import FrozenTower, TowerConfig, make_tower
 from openblip.models.vision import VisionConfig
@@ -74,6 +78,25 @@ def test_its_dtype_stays_under_autocast() -> None:
     assert tower(images()).dtype == torch.bfloat16
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert make_tower(TowerConfig(source="own", own=OWN))(images()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_is_what_the_cpu_computes_best_and_is_kept_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, native: bool, dtype: str
+) -> None:
+    cpu = compute.Cpu(vendor="amd", avx512=native, bfloat16=native, has_onednn=True)
+    monkeypatch.setattr(compute, "this_cpu", lambda: cpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    tower = make_tower(TowerConfig(source="own", own=OWN, dtype="auto"))
+    folder = small_blip2.write_language(tmp_path / "lm")
+    language = make_language(LanguageConfig(source=str(folder), dtype="auto"))
+    config = small_blip2.config(language=LanguageConfig(source=str(folder), dtype="auto"))
+    model = Blip2(replace(config, vision=replace(tower.config, dtype="auto")), tower, language)
+    assert str(tower.dtype) == str(language.dtype) == f"torch.{dtype}"
+    assert model.config.vision.dtype == dtype
+    assert model.config.language is not None
+    assert model.config.language.dtype == dtype
 
 
 @torch.no_grad()
