@@ -202,12 +202,12 @@ def _is_small(model: str) -> bool:
     return isinstance(pixels, int) and pixels <= _FEW_PIXELS
 
 
-SHORT_RUN = ObjectiveConfig(queue_size=0, momentum=0.0, alpha=0.0, label_smoothing=0.0)
-"""for runs of minutes: in so few steps features change too fast for a queue to hold, and momentum copies would be
-the model itself a few steps ago (docs/training.md)"""
+SHORT_RUN = ObjectiveConfig(queue_size=0, momentum=0.0, alpha=0.0, label_smoothing=0.0, hard_share=0.2)
+"""for runs of minutes: in so few steps features change too fast for a queue to hold, momentum copies would be the
+model itself a few steps ago, and from hard negatives alone ITM hardly begins to learn (docs/training.md)"""
 SHORT_CAPTIONER = replace(SHORT_RUN, objectives=("lm",))
-SHORT_FILTER = replace(SHORT_RUN, objectives=("itc", "itm"), hard_share=0.2)
-"""most negatives are drawn evenly: a filter is to tell apart texts of any other picture, not the most similar"""
+SHORT_FILTER = replace(SHORT_RUN, objectives=("itc", "itm"))
+"""most negatives are drawn evenly: a filter is to tell apart texts of any other image, not the most similar"""
 
 
 def small_pretrain(

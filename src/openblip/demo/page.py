@@ -49,7 +49,7 @@ from openblip.tasks.predictor import Predictor
 __all__ = ["write_demo_report"]
 
 NAMES = {"test": "unseen pictures", "novel": "combinations never seen"}
-SHORT_RUN_STEPS = 150
+FEW_STEPS = 150
 """of pre-training, below which the report calls the run a short one"""
 EXPLAINED = {
     "truth": "share of the captions written for unseen pictures that are true of them, decided by a parser; chance "
@@ -104,7 +104,7 @@ def _summary(out: Path, measured: dict[str, Any], plan: DemoPlan) -> list[str]:
         "learn much, least of all BLIP-2. With more time (`openblip demo --minutes 60`) it learns more."
     )
     return [
-        *((short,) if steps["pretrain"] < SHORT_RUN_STEPS else ()),
+        *((short,) if steps["pretrain"] < FEW_STEPS else ()),
         f'BLIP, size "{plan.model}", saw {plan.web_pictures:,} images with one noisy web text each and '
         f"{plan.human_pictures:,} with true captions, trained with ITC, ITM and LM for {steps['pretrain']:,} steps "
         f"of {plan.batch_size} images; from there, on the true captions alone, a captioner trained for "

@@ -48,15 +48,15 @@ __all__ = [
 ]
 
 SHARES = {
-    "world": 0.035,
-    "pretrain": 0.20,
-    "captioner": 0.24,
-    "matcher": 0.15,
+    "world": 0.03,
+    "pretrain": 0.30,
+    "captioner": 0.13,
+    "matcher": 0.155,
     "measure": 0.03,
-    "capfilt": 0.05,
-    "again": 0.03,
-    "language": 0.06,
-    "stage1": 0.085,
+    "capfilt": 0.04,
+    "again": 0.04,
+    "language": 0.085,
+    "stage1": 0.07,
     "stage2": 0.075,
     "zero-shot": 0.03,
     "report": 0.015,

@@ -127,8 +127,7 @@ def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[s
 
     say("beam search, and a tied model")
     captioner, judge = (str(out / "loop" / name / "model") for name in ("captioner", "filter"))
-    whole = replace(SHORT_RUN, hard_share=SHORT_FILTER.hard_share)
-    tied = replace(loop.filter, parts="both", objective=whole, model=str(out / "loop" / "first" / "model"))
+    tied = replace(loop.filter, parts="both", objective=SHORT_RUN, model=str(out / "loop" / "first" / "model"))
     run_training(replace(tied, sources=loop.human), out / "tied" / "run", resume=True, title="tuning a tied model")
     one = str(out / "tied" / "run" / "model")
     beam = DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=NUCLEUS.max_new_tokens)
