@@ -49,16 +49,16 @@ __all__ = [
 
 SHARES = {
     "world": 0.03,
-    "pretrain": 0.30,
+    "pretrain": 0.28,
     "captioner": 0.13,
     "matcher": 0.155,
-    "measure": 0.03,
+    "measure": 0.025,
     "capfilt": 0.04,
     "again": 0.04,
-    "language": 0.085,
-    "stage1": 0.07,
+    "language": 0.11,
+    "stage1": 0.075,
     "stage2": 0.075,
-    "zero-shot": 0.03,
+    "zero-shot": 0.025,
     "report": 0.015,
 }
 """of the demo's time, for each stage; they sum to 1"""

@@ -136,6 +136,7 @@ def within(config: TrainConfig, seconds: float | None) -> TrainConfig:
     """The same training fitted to a time, and stopped after a fifth more should that fail; None changes nothing."""
     if seconds is None:
         return config
+    seconds = max(1.0, seconds)
     return replace(config, fit_minutes=seconds / 60, max_minutes=1.2 * seconds / 60)
 
 

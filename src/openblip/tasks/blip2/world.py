@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,9 +71,9 @@ def train_world_language(
     No image has anything to do with it: the documents are about scenes of their own.
 
     Args:
-        seconds: that training is to take, with as many steps as fit.
+        seconds: that all of this is to take, with as many steps as fit.
     """
-    sizes = LANGUAGES[name]
+    began, sizes = time.perf_counter(), LANGUAGES[name]
     reads = sizes.kind == "t5"
     asked = QUESTIONS[reads]
     told = [
@@ -82,6 +83,8 @@ def train_world_language(
     # A decoder's rows are whole documents, an encoder-decoder's single lines with what stands before them.
     config = TextRunConfig(language=sizes, batch_size=batch_size if reads else max(1, batch_size // 2))
     train = replace(config.train, max_steps=steps, warmup_steps=min(50, steps // 5), seed=seed)
+    if seconds is not None:
+        seconds -= time.perf_counter() - began
     config = replace(config, train=within(train, seconds))
     return train_language(told, config, out, resume=True, title=f"{name}, text alone", show=show)
 
