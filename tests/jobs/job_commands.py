@@ -61,6 +61,17 @@ class Running:
     def signal(self, signum: int) -> None:
         os.kill(self.pid, signum)
 
+    def signal_group(self, signum: int) -> None:
+        """Signal the command and all its processes, as `timeout`, Slurm and a terminal do."""
+        os.killpg(self.pid, signum)
+
+    def await_file(self, pattern: Path, seconds: float = 100) -> None:
+        """Wait until a file of that pattern (of its last part) is there."""
+        end = time.monotonic() + seconds
+        while not list(pattern.parent.glob(pattern.name)):
+            assert time.monotonic() < end, self.err.read_text()
+            time.sleep(0.01)
+
 
 class CommandServer:
     """The tests' side."""
@@ -152,6 +163,7 @@ def _fork(request: dict[str, Any]) -> int:
         return pid
     code = 1
     try:
+        os.setsid()  # a process group of its own
         os.chdir(request["cwd"])
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
