@@ -9,6 +9,7 @@ python job_commands.py     # the server: requests and replies are JSON lines
 from __future__ import annotations
 
 import json
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -174,6 +175,7 @@ def _fork(request: dict[str, Any]) -> int:
 
         code = main()
         sys.stdout.flush()
+        multiprocessing.util._exit_function()
     except BaseException:  # noqa: BLE001  as the interpreter does at its end
         traceback.print_exc()
     finally:
