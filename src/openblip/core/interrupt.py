@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 __all__ = [
     "AGAIN",
@@ -36,6 +36,8 @@ __all__ = [
 
 RESUME = "run the same command with --resume to go on"
 AGAIN = "run the same command again to go on"
+
+Result = TypeVar("Result")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _Handler = Callable[[int, FrameType | None], None]
@@ -124,19 +126,19 @@ class StopSignals:
         if self.received and kind is None:
             signal.raise_signal(self.received)
 
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within, the first signal, or one that is noted already, breaks the block off; `received` tells."""
+    def unless_stopped(self, work: Callable[[], Result]) -> Result | None:
+        """What `work` gives; None where a signal has broken it off, or was noted before."""
+        found = None
         try:
             self._at_once = True
-            if self.received:
-                _end_now(self.received)
-            yield
+            if not self.received:
+                found = work()
         except KeyboardInterrupt:
             if not self.received:
                 raise
         finally:
             self._at_once = False
+        return found
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a child that was forked meanwhile, not by `starting_workers`

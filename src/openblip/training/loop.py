@@ -12,6 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -339,12 +340,11 @@ class _Trainer:
         if self.evaluate is None or progress.evaluated == progress.step:
             return
         self.guard.raise_if_tripped(self._last_good())
-        alone, found = world_size() == 1, None
+        evaluate, alone = partial(self.evaluate, self.module, progress.step), world_size() == 1
         with self.watch.pause(), states.own_generators(self.device), unsharded(self.module), torch.no_grad():
             seed_everything(self.config.seed)
             self.module.eval()
-            with self.signals.at_once() if alone else contextlib.nullcontext():
-                found = self.evaluate(self.module, progress.step)
+            found = self.signals.unless_stopped(evaluate) if alone else evaluate()
             self.module.train()
         if found is None:
             self._stop(self.signals.received, evaluation_due=True)
