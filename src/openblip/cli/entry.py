@@ -46,9 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     from openblip.core.memory import keep_freed_memory
 
     keep_freed_memory()
-    words = _joined(sys.argv[1:] if arguments is None else arguments)
     with ending_at_once():
-        return _run(words)
+        return _run(sys.argv[1:] if arguments is None else arguments)
 
 
 def _run(arguments: list[str]) -> int:
@@ -78,7 +77,7 @@ def _say_stopped(what: str, code: int, arguments: list[str]) -> int:
     """Say what is saved and how to go on: once, where a launcher started several processes."""
     if os.environ.get("RANK", "0") != "0":
         return code
-    name = arguments[0] if arguments else ""
+    name = " ".join(_joined(arguments)[:1])
     if name in COMMANDS and "resume" in inspect.signature(COMMANDS[name]).parameters:
         what += f"; {RESUME}"
     elif name in _GO_ON:
@@ -102,6 +101,7 @@ def _read(arguments: list[str]) -> Callable[[], None]:
         from openblip import __version__
 
         return functools.partial(print, f"openblip {__version__}")
+    arguments = _joined(arguments)
     _check_names(arguments)
     app = tyro.extras.SubcommandApp()
     for name, command in COMMANDS.items():
