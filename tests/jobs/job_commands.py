@@ -9,6 +9,7 @@ python job_commands.py     # the server: requests and replies are JSON lines
 from __future__ import annotations
 
 import json
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -60,6 +61,17 @@ class Running:
 
     def signal(self, signum: int) -> None:
         os.kill(self.pid, signum)
+
+    def signal_group(self, signum: int) -> None:
+        """Signal the command and all its processes, as `timeout`, Slurm and a terminal do."""
+        os.killpg(self.pid, signum)
+
+    def await_file(self, pattern: Path, seconds: float = 100) -> None:
+        """Wait until a file of that pattern (of its last part) is there."""
+        end = time.monotonic() + seconds
+        while not list(pattern.parent.glob(pattern.name)):
+            assert time.monotonic() < end, self.err.read_text()
+            time.sleep(0.01)
 
 
 class CommandServer:
@@ -152,6 +164,7 @@ def _fork(request: dict[str, Any]) -> int:
         return pid
     code = 1
     try:
+        os.setsid()  # a process group of its own
         os.chdir(request["cwd"])
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
@@ -162,6 +175,7 @@ def _fork(request: dict[str, Any]) -> int:
 
         code = main()
         sys.stdout.flush()
+        multiprocessing.util._exit_function()
     except BaseException:  # noqa: BLE001  as the interpreter does at its end
         traceback.print_exc()
     finally:

@@ -105,16 +105,6 @@ def test_killed_and_resumed_it_gives_the_same_losses_bit_for_bit(
     goes_on(openblip, world, run, whole)
 
 
-def test_with_a_worker_process_too(openblip: CommandServer, world: World, whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    workers = ("--set", "num_workers=1")
-    running = openblip.start("pretrain", world.folder, *RUN, *workers, "--out", run, before=SLOWLY)
-    reach(running, run, 6)
-    running.signal(signal.SIGTERM)
-    assert running.wait().code == 143
-    goes_on(openblip, world, run, whole)
-
-
 def test_a_full_disk_leaves_the_previous_checkpoint_good(
     openblip: CommandServer, world: World, whole: Path, tmp_path: Path
 ) -> None:

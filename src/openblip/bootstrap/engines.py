@@ -7,10 +7,7 @@ What a chunk gives does not depend on the engine: random numbers belong to a sam
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +20,7 @@ import torch
 from openblip.bootstrap.job import CapFiltConfig, Chunk, Done, Worker
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError, require
+from openblip.core.interrupt import end_with_parent, starting_workers
 from openblip.core.runtime import choose_device
 
 __all__ = ["ENGINES", "MakeWorker", "default_threads", "run_local", "run_ray"]
@@ -68,8 +66,9 @@ def run_local(
     running: set[Future[Done]] = set()
     try:
         while True:
-            for chunk in islice(waiting, _AHEAD * workers - len(running)):
-                running.add(pool.submit(_process, chunk))
+            ready = list(islice(waiting, _AHEAD * workers - len(running)))
+            with starting_workers():  # the first of them starts all
+                running.update(pool.submit(_process, chunk) for chunk in ready)
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -89,7 +88,7 @@ def _stop(pool: ProcessPoolExecutor) -> None:
     processes = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
-        process.terminate()
+        process.kill()
     for process in processes:
         process.join()
 
@@ -99,17 +98,9 @@ _worker: Worker | None = None
 
 def _begin(make_worker: MakeWorker, config: CapFiltConfig, devices: Any, threads: int) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(threads)
     _worker = make_worker(replace(config, device=devices.get()))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _process(chunk: Chunk) -> Done:

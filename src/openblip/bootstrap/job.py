@@ -2,8 +2,8 @@
 
 A chunk is a range of samples of one part of the source (a tar, a parquet file, or the whole). Whoever processes it
 writes, each whole or not at all and in this order: its piece of the result table, its shard of the training set,
-and a marker that says it is done. A chunk depends on nothing but the source, the settings and the models, so one
-that was cut short is simply made anew.
+and a marker that says it is done. Until then its rows are kept a batch at a time, and whoever takes it up again
+goes on after the last of them: a chunk depends on nothing but the source, the settings and the models.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from openblip.bootstrap.pipeline import Pipeline
 from openblip.bootstrap.policy import Policy, decide
-from openblip.bootstrap.table import Row, read_table, write_table
+from openblip.bootstrap.table import Row, plain_row, read_table, row_from, write_table
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
-from openblip.core.files import write_json
+from openblip.core.files import append_jsonl, read_jsonl, write_json
 from openblip.data.sample import BrokenSample
 from openblip.data.sinks.sets import LAYOUTS, Layout, Pair, encoded_picture, remove_shard, write_shard
 from openblip.data.sources.base import Source, SourceConfig
@@ -55,7 +55,7 @@ class CapFiltConfig:
     """a CLIP-like model whose similarity is noted as well, for the policy "blip2" """
     batch_size: int = 32
     chunk_size: int = 1024
-    """samples that are made, and lost to a kill, together"""
+    """samples that are finished together"""
     device: str = "auto"
     dtype: str = "auto"
 
@@ -132,6 +132,10 @@ class Places:
     def table(self, chunk: str) -> Path:
         """A chunk's piece of the result table."""
         return self.tables / f"{chunk}.parquet"
+
+    def begun(self, chunk: str) -> Path:
+        """The rows of a chunk that is not done, a line for each batch; a run that is done removes what ends so."""
+        return self.tables / f".{chunk}.jsonl.tmp"
 
     def marker(self, chunk: str) -> Path:
         """What says that a chunk is done, for which output, and what it took."""
@@ -241,6 +245,7 @@ class Worker:
             if row.status == "ok":
                 decide(row.texts, self.output.policy)
         write_table(places.table(chunk.name), rows)
+        places.begun(chunk.name).unlink(missing_ok=True)
         for layout in LAYOUTS:
             if layout != self.output.layout:
                 remove_shard(layout, places.root, places.parts, chunk.name)
@@ -265,7 +270,14 @@ class Worker:
         rows = [Row(key=b.key, index=-1, part=part, status=b.cause, detail=b.detail) for b in bad]
         pipeline = self._make_pipeline()
         pipeline.seconds.clear()
-        found = pipeline.rows(source, range(chunk.start, chunk.stop))
+        begun = self.places.begun(chunk.name)
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        found = pipeline.rows(
+            source,
+            range(chunk.start, chunk.stop),
+            known=[row_from(plain) for batch in read_jsonl(begun) for plain in batch["rows"]],
+            on_batch=lambda rows: append_jsonl(begun, {"rows": [plain_row(row) for row in rows]}),
+        )
         for row in found:
             row.part = part
         seconds.update({stage: round(spent, 3) for stage, spent in pipeline.seconds.items()})

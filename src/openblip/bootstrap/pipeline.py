@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -86,13 +86,29 @@ class Pipeline:
         self._device, self._dtype = first.device, first.dtype
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
-    def rows(self, source: Source, indices: range) -> list[Row]:
-        """The rows of samples `indices` of `source`, in their order."""
-        rows: list[Row] = []
+    def rows(
+        self,
+        source: Source,
+        indices: range,
+        *,
+        known: Sequence[Row] = (),
+        on_batch: Callable[[list[Row]], None] | None = None,
+    ) -> list[Row]:
+        """The rows of samples `indices` of `source`, in their order.
+
+        Args:
+            known: the first of them, as `on_batch` was given them.
+            on_batch: given the rows up to the end of each whole batch, those that it was not given before.
+        """
+        rows = list(known)
         first_with_key: dict[str, int] = {}
+        for row in rows:
+            first_with_key.setdefault(row.key, row.index)
+        rest = range(rows[-1].index + 1, indices.stop) if rows else indices
+        given = len(rows)
         batch: list[_Ready] = []
         began = time.perf_counter()
-        for ready in self._ready(source, indices):
+        for ready in self._ready(source, rest):
             row = ready.row
             rows.append(row)
             if row.status == "ok" and row.key in first_with_key:
@@ -105,6 +121,9 @@ class Pipeline:
             if len(batch) == self.batch_size:
                 began = self._spent("wait for pictures", began)
                 self._process(batch)
+                if on_batch is not None:
+                    on_batch(rows[given:])
+                given = len(rows)
                 batch, began = [], time.perf_counter()
         if batch:
             self._spent("wait for pictures", began)

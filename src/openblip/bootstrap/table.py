@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from openblip.data.sinks.tables import read_rows, write_rows
 
-__all__ = ["Origin", "Row", "Text", "read_table", "write_table"]
+__all__ = ["Origin", "Row", "Text", "plain_row", "read_table", "row_from", "write_table"]
 
 Origin = Literal["web", "synthetic"]
 
@@ -111,10 +111,11 @@ def write_table(path: Path | str, rows: Sequence[Row]) -> None:
     Raises:
         UserError: the disk is full.
     """
-    write_rows(path, map(_plain, rows), _ROW)
+    write_rows(path, map(plain_row, rows), _ROW)
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def plain_row(row: Row) -> dict[str, Any]:
+    """A row as plain values, for a table or JSON; `row_from` reads it."""
     # By name, since `dataclasses.asdict` copies what it finds and takes most of the time of a table.
     plain: dict[str, Any] = {name: getattr(row, name) for name in _ROW}
     texts = [{name: getattr(text, name) for name in _TEXT} for text in row.texts]
@@ -127,8 +128,10 @@ def read_table(path: Path | str) -> list[Row]:
     Raises:
         UserError: there is no such file, or it holds no result table.
     """
-    rows = []
-    for plain in read_rows(path, columns=list(_ROW), younger=("ranker",)):
-        texts = [Text(**text) for text in plain.pop("texts")]
-        rows.append(Row(**{**plain, "meta": json.loads(plain["meta"]), "texts": texts}))
-    return rows
+    return [row_from(plain) for plain in read_rows(path, columns=list(_ROW), younger=("ranker",))]
+
+
+def row_from(plain: dict[str, Any]) -> Row:
+    """The row that `plain_row` made plain."""
+    texts = [Text(**text) for text in plain["texts"]]
+    return Row(**{**plain, "meta": json.loads(plain["meta"]), "texts": texts})

@@ -86,7 +86,7 @@ def capfilt(
         image_size: pixels; left out, what each model was trained with.
         max_length: tokens of a text that the filter reads.
         batch_size: pictures at a time.
-        chunk_size: samples that are finished together; what a kill loses is less than that.
+        chunk_size: samples that are finished together, and written as one shard.
         engine: processes of this machine, or Ray.
         workers: processes; 0 is one for each GPU, or one.
         threads: of each process; 0 shares the cores out evenly.

@@ -1,7 +1,7 @@
 """Reads the command line and runs the command.
 
-A user's mistake is one sentence on standard error and exit code 2; Ctrl-C saves what is being trained, says
-how to go on and exits with 130.
+A user's mistake is one sentence on standard error and exit code 2. SIGINT (Ctrl-C) and SIGTERM save what is being
+made, say how to go on and exit with 130 and 143.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tyro
 
 from openblip.cli import blip2, bootstrap, capfilt, experiments, explain, make, models, train, use
 from openblip.core.errors import UserError, nearest
+from openblip.core.interrupt import AGAIN, RESUME, Stopped, Terminated, ending_at_once
 
 __all__ = ["COMMANDS", "main"]
 
@@ -36,18 +37,29 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+_GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments", "compare"}
+"""commands that go on by themselves when they are run again"""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     from openblip.core.memory import keep_freed_memory
 
     keep_freed_memory()
+    with ending_at_once():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        _read(sys.argv[1:] if arguments is None else arguments)()
+        _read(arguments)()
         sys.stdout.flush()
     except UserError as error:
         return _say(str(error), 2)
-    except KeyboardInterrupt:
-        return _say("stopped", 130)
+    except Stopped as stopped:
+        return _say_stopped(stopped.done, stopped.exit_code, arguments)
+    except KeyboardInterrupt as stop:
+        return _say_stopped("stopped", 143 if isinstance(stop, Terminated) else 130, arguments)
     except BrokenPipeError:
         # Who reads the pipe has enough (`openblip caption ... | head`); what is still buffered goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -58,12 +70,19 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(f"{error.filename}: {error.strerror}", 2)
     except SystemExit as stop:
         return int(stop.code or 0)
-    except Exception as error:
-        # `training.interrupt.Interrupted`, which is not imported before it can be raised.
-        if not hasattr(error, "exit_code"):
-            raise
-        return _say(str(error), int(error.exit_code))
     return 0
+
+
+def _say_stopped(what: str, code: int, arguments: list[str]) -> int:
+    """Say what is saved and how to go on: once, where a launcher started several processes."""
+    if os.environ.get("RANK", "0") != "0":
+        return code
+    name = " ".join(_joined(arguments)[:1])
+    if name in COMMANDS and "resume" in inspect.signature(COMMANDS[name]).parameters:
+        what += f"; {RESUME}"
+    elif name in _GO_ON:
+        what += f"; {AGAIN}"
+    return _say(what, code)
 
 
 def _say(message: str, code: int) -> int:

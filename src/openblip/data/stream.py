@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 import queue
 import re
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -31,6 +30,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from openblip.core.errors import UserError
+from openblip.core.interrupt import end_with_parent, starting_workers
 from openblip.data.batches import BatchMaker, CleanText, Reply, Request, TextMode, Transform
 from openblip.data.images import MAX_PIXELS
 from openblip.data.order import EpochOrder, Order, Part
@@ -262,12 +262,14 @@ class _Workers:
                 prefetch_factor=self._prefetch,
                 collate_fn=_as_is,
                 pin_memory=self._pin_memory,
-                worker_init_fn=_leave_interrupts_to_the_parent,
+                worker_init_fn=_begin_worker,
                 generator=self._generator,
                 persistent_workers=True,
             )
         try:
-            yield from self._processes
+            with starting_workers():
+                replies = iter(self._processes)
+            yield from replies
         except RuntimeError as error:
             self._processes = None
             if not _WORKER_DIED.search(str(error)):
@@ -339,9 +341,8 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".")
 
 
-def _leave_interrupts_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches the whole group of processes; the training loop still wants the step's batches."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin_worker(_worker: int) -> None:
+    end_with_parent()
 
 
 def _as_is(reply: Any) -> Any:

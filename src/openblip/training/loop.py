@@ -12,8 +12,9 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -23,12 +24,13 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_folder
+from openblip.core.interrupt import StopSignals
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.training import state as states
 from openblip.training.config import FIT_AFTER, TrainConfig
 from openblip.training.feed import Feed, Stopwatch
 from openblip.training.folder import open_run
-from openblip.training.interrupt import Interrupted, StopSignals, agree
+from openblip.training.interrupt import Interrupted, agree
 from openblip.training.launch import make_accelerator, on_main, release, start, unsharded, wrap
 from openblip.training.log import RunLog, format_duration, format_metrics
 from openblip.training.meters import FiniteGuard, Meters
@@ -195,6 +197,7 @@ class _Trainer:
     def run(self, signals: StopSignals) -> TrainResult:
         """Steps until the end, the time's end, or a signal."""
         progress, config = self.progress, self.config
+        self.signals = signals
         if progress.evaluation_due or (progress.step == 0 and config.evaluate_first and progress.evaluated < 0):
             self._evaluate()
         stopped: Literal["finished", "time"] = "finished"
@@ -203,7 +206,7 @@ class _Trainer:
         while progress.step < self.total_steps:
             self._step()
             self.log.advance(progress.step)
-            signum, time_up, save_due = self._agree(signals)
+            signum, time_up, save_due = self._agree()
             last = progress.step >= self.total_steps or time_up
             if last or progress.step % config.log_every == 0 or self._fit_is_due():
                 self._record()
@@ -276,7 +279,7 @@ class _Trainer:
         self.wrapped_optimizer.zero_grad()
         self.meters.add({"grad_norm": torch.where(torch.isfinite(norm), norm, 0.0) if scaled else norm})
 
-    def _agree(self, signals: StopSignals) -> tuple[int, bool, bool]:
+    def _agree(self) -> tuple[int, bool, bool]:
         """(signal, time is up, a checkpoint is due), the same on every process."""
         config, step = self.config, self.progress.step
         save_due = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
@@ -284,10 +287,10 @@ class _Trainer:
         waited = time.perf_counter() - self._last_save
         late = bool(config.checkpoint_minutes) and waited >= 60 * config.checkpoint_minutes
         if world_size() == 1:
-            return signals.received, time_up, save_due or late
+            return self.signals.received, time_up, save_due or late
         if self.device.type != "cpu" and step % _STEPS_BETWEEN_AGREEMENTS and step < self.total_steps:
             return 0, False, save_due
-        signum, time_up, late = agree(signals.received, time_up, late, self.device)
+        signum, time_up, late = agree(self.signals.received, time_up, late, self.device)
         return signum, time_up, save_due or late
 
     # --- between steps
@@ -350,22 +353,36 @@ class _Trainer:
         return at_epoch or at_step
 
     def _evaluate(self) -> None:
-        """Evaluate, record, and keep what is the best so far; training's generators are not touched."""
-        progress, config = self.progress, self.config
+        """Evaluate, record, and keep what is the best so far; training's generators are not touched.
+
+        A signal breaks the evaluation of a single process off: it is done anew when the run goes on. Processes that
+        train together may wait for each other in it, so they finish it first.
+        """
+        progress = self.progress
         progress.evaluation_due = False
         began = time.perf_counter()
         if self.evaluate is None or progress.evaluated == progress.step:
             return
         self.guard.raise_if_tripped(self._last_good())
+        evaluate, alone = partial(self.evaluate, self.module, progress.step), world_size() == 1
         with self.watch.pause(), states.own_generators(self.device), unsharded(self.module), torch.no_grad():
-            seed_everything(config.seed)
+            seed_everything(self.config.seed)
             self.module.eval()
-            found = self.evaluate(self.module, progress.step)
+            found = self.signals.unless_stopped(evaluate) if alone else evaluate()
             self.module.train()
-            numbers = on_main(lambda: {name: float(value) for name, value in found.items()})
+        if found is None:
+            self._stop(self.signals.received, evaluation_due=True)
+        numbers = on_main(lambda: {name: float(value) for name, value in found.items()})
         self._evaluation_seconds = time.perf_counter() - began
         progress.evaluated, progress.eval_metrics = progress.step, numbers
         self._write("eval", numbers)
+        self._keep_best(numbers)
+        received = self.signals.received
+        if signum := received if alone else agree(received, False, False, self.device)[0]:
+            self._stop(signum, evaluation_due=False)
+
+    def _keep_best(self, numbers: dict[str, float]) -> None:
+        progress, config = self.progress, self.config
         if config.monitor is None:
             return
         if config.monitor not in numbers:
@@ -439,35 +456,20 @@ class _Trainer:
 
     # --- the end
 
-    def _stop(self, signum: int, evaluation_due: bool) -> None:
+    def _stop(self, signum: int, evaluation_due: bool) -> NoReturn:
+        step = self.progress.step
         self.progress.evaluation_due = evaluation_due
         self._save()
-        interrupted = Interrupted(
-            self.progress.step, states.checkpoint_path(self.out_dir, self.progress.step), signum
-        )
-        self.log.say(f"{self.title}: {interrupted}")
-        raise interrupted
+        raise Interrupted(step, states.checkpoint_path(self.out_dir, step), signum)
 
     def _finish(self, stopped: Literal["finished", "time"]) -> TrainResult:
         progress = self.progress
         self._save()
         self._export("model")
-        seconds = self.watch.total()
-        result = TrainResult(
-            steps=progress.step,
-            epochs=progress.epoch + progress.batch / self.batches_per_epoch,
-            images=progress.images,
-            seconds=seconds,
-            images_per_second=progress.images / max(1e-9, progress.train_seconds),
-            metrics=dict(progress.train_metrics),
-            evaluation=dict(progress.eval_metrics),
-            best=progress.best,
-            stopped=stopped,
-            checkpoint=states.checkpoint_path(self.out_dir, progress.step),
-        )
+        result = progress.result(self.out_dir, self.batches_per_epoch, self.watch.total(), stopped)
         why = "the time is up" if stopped == "time" else "done"
         self.log.say(
-            f"{self.title}: {why} after {progress.step} steps and {format_duration(seconds)} "
+            f"{self.title}: {why} after {progress.step} steps and {format_duration(result.seconds)} "
             f"({result.images_per_second:.1f} {self.unit}/s)  {format_metrics(result.evaluation)}".rstrip()
         )
         return result

@@ -84,6 +84,23 @@ class Progress:
     best: dict[str, Any] | None = None
     """{"step", "name", "value"} of the best evaluation"""
 
+    def result(
+        self, out_dir: Path, batches_per_epoch: int, seconds: float, stopped: Literal["finished", "time"]
+    ) -> TrainResult:
+        """What a run that ends here has come to."""
+        return TrainResult(
+            steps=self.step,
+            epochs=self.epoch + self.batch / batches_per_epoch,
+            images=self.images,
+            seconds=seconds,
+            images_per_second=self.images / max(1e-9, self.train_seconds),
+            metrics=dict(self.train_metrics),
+            evaluation=dict(self.eval_metrics),
+            best=self.best,
+            stopped=stopped,
+            checkpoint=checkpoint_path(out_dir, self.step),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:

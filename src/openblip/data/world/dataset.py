@@ -28,6 +28,7 @@ from PIL import Image
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_folder, write_json
+from openblip.core.interrupt import end_with_parent, starting_workers
 from openblip.core.runtime import versions
 from openblip.data.sample import Sample
 from openblip.data.sources.base import Source
@@ -282,6 +283,7 @@ def _side_by_side(work: Callable[[Iterable[int]], None], numbers: Sequence[int],
     failures = context.SimpleQueue()
 
     def run(part: Sequence[int]) -> None:
+        end_with_parent()
         try:
             work(part)
         except OSError as error:
@@ -289,8 +291,9 @@ def _side_by_side(work: Callable[[Iterable[int]], None], numbers: Sequence[int],
             raise SystemExit(1) from None
 
     processes = [context.Process(target=run, args=(numbers[i::count],), daemon=True) for i in range(count)]
-    for process in processes:
-        process.start()
+    with starting_workers():
+        for process in processes:
+            process.start()
     for process in processes:
         process.join()
     if not failures.empty():

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.core.files import atomic_path, write_json, write_tensors
 from openblip.core.fingerprint import fingerprint
+from openblip.core.interrupt import Stopped, StopSignals
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source
 from openblip.data.stream import Loader
@@ -58,6 +61,7 @@ def cache_features(
 
     Raises:
         UserError: the folder holds features of another tower or of other data, or two pictures have one key.
+        Stopped: SIGINT or SIGTERM came; what is computed is kept, in a shard that is not whole as well.
     """
     folder = Path(folder)
     total = sum(len(source) for source in sources)
@@ -86,7 +90,7 @@ def cache_features(
     seen = {key for keys in map(_read, sorted(folder.glob("keys-*.json"))) for key in keys or ()}
     for shard in range(done, -(-total // shard_size)):
         first, last = shard * shard_size, min(total, (shard + 1) * shard_size)
-        keys, parts = [], []
+        begun = _Begun(folder / f".begun-{shard:05d}.safetensors")
         loader = Loader(
             [_Slice(source, *span) for source, span in _spans(sources, first, last)],
             evaluation_transform(tower.pixels),
@@ -98,11 +102,17 @@ def cache_features(
             skip_log=folder / "skipped.jsonl",
             max_substitutes=shard_size,
         )
-        for batch in loader:
-            pixels = normalize(batch.images.to(device), mean=tower.mean, std=tower.std)
-            parts.append(tower(pixels).cpu())
-            keys += batch.keys
-        loader.close()
+        begun.read(loader)
+        keys, parts = begun.keys, begun.parts
+        with StopSignals() as signals, closing(loader):
+            for batch in loader:
+                pixels = normalize(batch.images.to(device), mean=tower.mean, std=tower.std)
+                parts.append(tower(pixels).cpu())
+                keys += batch.keys
+                if signals.received:
+                    begun.write(loader)
+                    place = f"{first + len(keys)} of {total} pictures"
+                    raise Stopped(f"stopped after {place}; their features are in {folder}", signals.received)
         rows = _first_of_each(keys)  # a substitute for a picture that cannot be read stands there twice
         keys = [keys[row] for row in rows]
         if twice := seen.intersection(keys):
@@ -112,7 +122,35 @@ def cache_features(
         with atomic_path(file) as temporary:
             write_tensors(temporary, {"features": torch.cat(parts)[rows].contiguous()})
         write_json(folder / f"keys-{shard:05d}.json", keys, indent=None)
+        begun.file.unlink(missing_ok=True)
         yield last, total
+
+
+@dataclass
+class _Begun:
+    """A shard that is not whole: what is computed of it, and how far its loader is, in one file."""
+
+    file: Path
+    keys: list[str] = field(default_factory=list)
+    parts: list[Tensor] = field(default_factory=list)
+    """features [n, N, D]"""
+
+    def read(self, loader: Loader) -> None:
+        """Go on where the file was written; with another batch size, from the shard's beginning."""
+        if not self.file.is_file():
+            return
+        found = load_file(self.file)
+        state = json.loads(found["state"].numpy().tobytes())
+        if state["loader"]["global_batch"] == loader.state_dict()["global_batch"]:
+            loader.load_state_dict(state["loader"])
+            self.keys, self.parts = state["keys"], [found["features"]]
+
+    def write(self, loader: Loader) -> None:
+        """Keep what is computed."""
+        state = json.dumps({"keys": self.keys, "loader": loader.state_dict()}).encode()
+        plain = torch.frombuffer(bytearray(state), dtype=torch.uint8)
+        with atomic_path(self.file) as temporary:
+            write_tensors(temporary, {"features": torch.cat(self.parts), "state": plain})
 
 
 def _first_of_each(keys: Sequence[str]) -> list[int]:
