@@ -22,12 +22,13 @@ import torch.distributed as dist
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from openblip.core.errors import UserError, nearest
+from openblip.core.errors import UserError
 from openblip.core.files import write_folder
 from openblip.core.interrupt import StopSignals
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.training import state as states
 from openblip.training.config import FIT_AFTER, TrainConfig
+from openblip.training.due import evaluation_is_due, fitted_steps, is_best
 from openblip.training.feed import Feed, Stopwatch
 from openblip.training.folder import open_run
 from openblip.training.interrupt import Interrupted, agree
@@ -208,16 +209,17 @@ class _Trainer:
             self.log.advance(progress.step)
             signum, time_up, save_due = self._agree()
             last = progress.step >= self.total_steps or time_up
-            if last or progress.step % config.log_every == 0 or self._fit_is_due():
+            fit_due = config.fit_minutes is not None and not last and progress.step == FIT_AFTER
+            if last or fit_due or progress.step % config.log_every == 0:
                 self._record()
-            if not last and self._fit_is_due():
+            if fit_due:
                 self._fit()
-            evaluation_due = last or self._evaluation_is_due()
+            evaluation_due = last or evaluation_is_due(config, progress)
             if signum:
                 self._stop(signum, evaluation_due)
             if evaluation_due:
                 self._evaluate()
-                if not last:
+                if config.fit_minutes is not None and not last:
                     self._fit()
             if last or save_due:
                 self._save()
@@ -328,29 +330,13 @@ class _Trainer:
         self.log.record({**record, **numbers}, seconds_left=left)
         self.progress.records += 1
 
-    def _fit_is_due(self) -> bool:
-        return self.config.fit_minutes is not None and self.progress.step == FIT_AFTER
-
     def _fit(self) -> None:
-        """Set the number of steps so that they and their evaluations fill what is left of `fit_minutes`."""
-        config, progress = self.config, self.progress
-        if config.fit_minutes is None or progress.train_seconds == 0:
-            return
-        left = 60 * config.fit_minutes - self.watch.total() - self._evaluation_seconds
-        per_step = progress.train_seconds / self._steps_mark
-        if config.evaluate_every_steps:
-            per_step += self._evaluation_seconds / config.evaluate_every_steps
-        fitted = progress.step + max(1, round(left / per_step))
-        # Clocks differ between processes: the first one's counts.
-        progress.total_steps = self.total_steps = on_main(lambda: fitted)
-        self.log.ends_at(self.total_steps)
-
-    def _evaluation_is_due(self) -> bool:
-        config, progress = self.config, self.progress
-        at_epoch = progress.batch == 0 and bool(config.evaluate_every_epochs)
-        at_epoch = at_epoch and progress.epoch % config.evaluate_every_epochs == 0
-        at_step = bool(config.evaluate_every_steps) and progress.step % config.evaluate_every_steps == 0
-        return at_epoch or at_step
+        """Set the number of steps to what fits into the time."""
+        times = {"spent": self.watch.total(), "evaluation": self._evaluation_seconds}
+        steps = fitted_steps(self.config, self.progress, measured=self._steps_mark, **times)
+        if steps is not None:  # clocks differ between processes: the first one's counts
+            self.progress.total_steps = self.total_steps = on_main(lambda: steps)
+            self.log.ends_at(self.total_steps)
 
     def _evaluate(self) -> None:
         """Evaluate, record, and keep what is the best so far; training's generators are not touched.
@@ -376,24 +362,17 @@ class _Trainer:
         self._evaluation_seconds = time.perf_counter() - began
         progress.evaluated, progress.eval_metrics = progress.step, numbers
         self._write("eval", numbers)
-        self._keep_best(numbers)
+        if is_best(self.config, progress, numbers):
+            progress.best = {
+                "step": progress.step,
+                "name": (name := str(self.config.monitor)),
+                "value": numbers[name],
+            }
+            self._export("best")
+            self._save(best=True)
         received = self.signals.received
         if signum := received if alone else agree(received, False, False, self.device)[0]:
             self._stop(signum, evaluation_due=False)
-
-    def _keep_best(self, numbers: dict[str, float]) -> None:
-        progress, config = self.progress, self.config
-        if config.monitor is None:
-            return
-        if config.monitor not in numbers:
-            hint = nearest(config.monitor, numbers)
-            raise UserError(f'monitor names "{config.monitor}", which the evaluation does not give{hint}')
-        value, best = numbers[config.monitor], progress.best
-        better = best is None or (value > best["value"] if config.monitor_mode == "max" else value < best["value"])
-        if better and math.isfinite(value):
-            progress.best = {"step": progress.step, "name": config.monitor, "value": value}
-            self._export("best")
-            self._save(best=True)
 
     def _export(self, name: str) -> None:
         export = self.export

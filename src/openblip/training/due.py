@@ -1,0 +1,55 @@
+"""What is due when: the next evaluation, the best one so far, and the last step of a training that keeps a time."""
+
+from __future__ import annotations
+
+import math
+
+from openblip.core.errors import UserError, nearest
+from openblip.training.config import TrainConfig
+from openblip.training.state import Progress
+
+__all__ = ["evaluation_is_due", "fitted_steps", "is_best"]
+
+
+def evaluation_is_due(config: TrainConfig, progress: Progress) -> bool:
+    """Whether the model is to be evaluated after the step that has just been done."""
+    at_epoch = progress.batch == 0 and bool(config.evaluate_every_epochs)
+    at_epoch = at_epoch and progress.epoch % config.evaluate_every_epochs == 0
+    return at_epoch or (bool(config.evaluate_every_steps) and progress.step % config.evaluate_every_steps == 0)
+
+
+def is_best(config: TrainConfig, progress: Progress, numbers: dict[str, float]) -> bool:
+    """Whether an evaluation is better than `progress.best` by the metric that `config.monitor` names.
+
+    Raises:
+        UserError: the evaluation does not give that metric.
+    """
+    if config.monitor is None:
+        return False
+    if config.monitor not in numbers:
+        hint = nearest(config.monitor, numbers)
+        raise UserError(f'monitor names "{config.monitor}", which the evaluation does not give{hint}')
+    value, best = numbers[config.monitor], progress.best
+    if best is None or not math.isfinite(value):
+        return math.isfinite(value)
+    return bool(value > best["value"] if config.monitor_mode == "max" else value < best["value"])
+
+
+def fitted_steps(
+    config: TrainConfig, progress: Progress, *, measured: int, spent: float, evaluation: float
+) -> int | None:
+    """Steps in all with which training and its evaluations fill `config.fit_minutes`; None before a speed is known.
+
+    Args:
+        measured: steps that `progress.train_seconds` were spent in.
+        spent: seconds of the run so far, with everything.
+        evaluation: seconds of an evaluation; one comes at the end.
+    """
+    assert config.fit_minutes is not None
+    if not measured or not progress.train_seconds:
+        return None
+    step = progress.train_seconds / measured
+    if config.evaluate_every_steps:
+        step += evaluation / config.evaluate_every_steps
+    left = 60 * config.fit_minutes - spent - evaluation
+    return progress.step + max(1, round(left / step))
