@@ -8,7 +8,7 @@ from openblip.core.errors import UserError, nearest
 from openblip.training.config import TrainConfig
 from openblip.training.state import Progress
 
-__all__ = ["evaluation_is_due", "fitted_steps", "is_best"]
+__all__ = ["evaluation_is_due", "fitted_steps", "note_best"]
 
 
 def evaluation_is_due(config: TrainConfig, progress: Progress) -> bool:
@@ -18,21 +18,23 @@ def evaluation_is_due(config: TrainConfig, progress: Progress) -> bool:
     return at_epoch or (bool(config.evaluate_every_steps) and progress.step % config.evaluate_every_steps == 0)
 
 
-def is_best(config: TrainConfig, progress: Progress, numbers: dict[str, float]) -> bool:
-    """Whether an evaluation is better than `progress.best` by the metric that `config.monitor` names.
+def note_best(config: TrainConfig, progress: Progress, numbers: dict[str, float]) -> bool:
+    """Make an evaluation `progress.best` if it is better by the metric that `config.monitor` names; whether it is.
 
     Raises:
         UserError: the evaluation does not give that metric.
     """
-    if config.monitor is None:
+    name, best = config.monitor, progress.best
+    if name is None:
         return False
-    if config.monitor not in numbers:
-        hint = nearest(config.monitor, numbers)
-        raise UserError(f'monitor names "{config.monitor}", which the evaluation does not give{hint}')
-    value, best = numbers[config.monitor], progress.best
-    if best is None or not math.isfinite(value):
-        return math.isfinite(value)
-    return bool(value > best["value"] if config.monitor_mode == "max" else value < best["value"])
+    if name not in numbers:
+        raise UserError(f'monitor names "{name}", which the evaluation does not give{nearest(name, numbers)}')
+    value = numbers[name]
+    better = best is None or (value > best["value"] if config.monitor_mode == "max" else value < best["value"])
+    if better and math.isfinite(value):
+        progress.best = {"step": progress.step, "name": name, "value": value}
+        return True
+    return False
 
 
 def fitted_steps(

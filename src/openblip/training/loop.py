@@ -28,7 +28,7 @@ from openblip.core.interrupt import StopSignals
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.training import state as states
 from openblip.training.config import FIT_AFTER, TrainConfig
-from openblip.training.due import evaluation_is_due, fitted_steps, is_best
+from openblip.training.due import evaluation_is_due, fitted_steps, note_best
 from openblip.training.feed import Feed, Stopwatch
 from openblip.training.folder import open_run
 from openblip.training.interrupt import Interrupted, agree
@@ -362,12 +362,7 @@ class _Trainer:
         self._evaluation_seconds = time.perf_counter() - began
         progress.evaluated, progress.eval_metrics = progress.step, numbers
         self._write("eval", numbers)
-        if is_best(self.config, progress, numbers):
-            progress.best = {
-                "step": progress.step,
-                "name": (name := str(self.config.monitor)),
-                "value": numbers[name],
-            }
+        if note_best(self.config, progress, numbers):
             self._export("best")
             self._save(best=True)
         received = self.signals.received
