@@ -4,6 +4,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev
+# Two processes of tests with a thread each; a file's tests stay together. More: make TEST_PROCESSES=8 test
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-quick test test-fast lint types bench constraints clean
@@ -30,10 +33,10 @@ demo-quick: setup ## the same in two minutes, for a look
 	@$(BIN)/openblip demo --quick
 
 test: setup lint types ## lint, types and every test
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-fast: setup ## tests that take less than a few seconds
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 lint: setup ## ruff, rules and format
 	@$(BIN)/ruff check .

@@ -14,9 +14,6 @@ from training_toy import losses
 __all__ = ["begin", "close", "end", "run"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["training_toy", "blip_toy", "blip2_toy", "openblip.training.loop", "torch._dynamo", "torch._inductor"]
-)
 Main = Callable[[list[str], dict[str, str]], None]
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -64,5 +63,4 @@ class GoldenBlip:
 
 @pytest.fixture(scope="session")
 def golden() -> GoldenBlip:
-    torch.set_num_threads(2)
     return GoldenBlip(ROOT / "blip")

@@ -18,6 +18,8 @@ from openblip.models.blip import Blip, blip_config
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "blip2"))
 from small_blip2 import write_language
 
+pytestmark = pytest.mark.slow
+
 RUN = (
     *("--set", "batch_size=8", "--set", "num_workers=0", "--set", "train.log_every=2", "--set", "vocab_size=200"),
     *("--set", "validation_samples=6", "--set", "rerank_k=3", "--set", "train.trackers=[]"),

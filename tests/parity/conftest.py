@@ -24,7 +24,10 @@ WORDS = (
 
 TINY = {"width": 32, "depth": 2, "heads": 4, "text_width": 32, "text_depth": 2, "text_heads": 4, "image_size": 32}
 ODD = {"width": 48, "depth": 3, "heads": 2, "text_width": 40, "text_depth": 4, "text_heads": 5, "image_size": 48}
-BASE = {"width": 768, "depth": 12, "heads": 12, "text_width": 768, "text_depth": 12, "text_heads": 12}
+DEEP = {**TINY, "depth": 11, "text_depth": 12}
+"""layers with numbers of two digits; drawn weights this deep write the same whatever stands before"""
+BASE = {"width": 768, "depth": 2, "heads": 12, "text_width": 768, "text_depth": 2, "text_heads": 12}
+"""the published widths and heads; more layers would repeat what two compute"""
 
 
 @dataclass

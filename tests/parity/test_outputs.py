@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BASE, ODD, TINY, Theirs
+from conftest import BASE, DEEP, ODD, TINY, Theirs
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 from transformers.models.blip import modeling_blip
@@ -28,6 +28,7 @@ CLASSES = ["BlipForConditionalGeneration", "BlipForImageTextRetrieval", "BlipFor
 SIZES = [
     *(pytest.param(kind, TINY, id=f"{kind}-tiny") for kind in CLASSES),
     *(pytest.param(kind, ODD, id=f"{kind}-odd") for kind in CLASSES if kind != "BlipForQuestionAnswering"),
+    *(pytest.param(kind, DEEP, id=f"{kind}-deep") for kind in CLASSES),
     *(
         pytest.param(kind, {**BASE, "image_size": size}, id=f"{kind}-base-{size}", marks=pytest.mark.slow)
         for size in (224, 384)

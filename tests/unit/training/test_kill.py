@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import signal
 import time
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,10 @@ ARGUMENTS = ["--epochs=8", "--log_every=3", "--checkpoint_every=4", "--keep_chec
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_gives_the_same_losses(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    # What takes long to import is imported once; each process is forked from there.
-    context.set_forkserver_preload(["training_toy", "openblip.training.loop", "torch._dynamo", "torch._inductor"])
-
-    def begin(name: str, *more: str) -> multiprocessing.process.BaseProcess:
+def test_killed_at_any_moment_and_resumed_gives_the_same_losses(forked: ForkServerContext, tmp_path: Path) -> None:
+    def begin(name: str, *more: str) -> BaseProcess:
         arguments = [str(tmp_path / name), "--resume", *ARGUMENTS, *more]
-        process = context.Process(target=training_toy.main, args=(arguments,))
+        process = forked.Process(target=training_toy.main, args=(arguments,))
         process.start()
         return process
 

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,6 @@ from openblip.core.errors import UserError
 from openblip.core.runtime import seed_everything
 from openblip.training import Interrupted, NotFinite, TrainResult, train
 from openblip.training import state as states
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(out_dir: Path, *, module: nn.Module | None = None, loader: Any = None, **kwargs: Any) -> TrainResult:
