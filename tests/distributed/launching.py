@@ -56,7 +56,10 @@ def run(main: Main, out_dir: Path, *arguments: str, processes: int = 2) -> None:
 
 
 def close(one: Path, two: Path, *, rtol: float) -> None:
-    """Hold every number in the records of two runs to each other."""
+    """Hold every number in the records of two runs to each other.
+
+    Two processes add what one sums at once, in another order: a step rounds otherwise, and the next begins there.
+    """
     ours, theirs = losses(one), losses(two)
     assert len(ours) == len(theirs) > 0
     for a, b in zip(ours, theirs, strict=True):

@@ -14,6 +14,7 @@ from openblip.models.stepper import DecoderStepper
 from openblip.objectives.answering import VqaObjective
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+"""the reference's code sums float32 in another order"""
 SMOOTHING = 0.1  # the reference ranks by its training loss
 
 

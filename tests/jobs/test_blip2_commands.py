@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from job_commands import CommandServer
-from job_world import World
+from job_world import World, same_numbers
 
 from openblip.checkpoints.store import save_model
 from openblip.core.tokenizer import TextTokenizer
@@ -105,10 +105,8 @@ def test_stage_2_captions_and_answers(openblip: CommandServer, world: World, sta
     openblip("convert", model, tmp_path / "whole", "--to", "openblip")
     assert (tmp_path / "whole" / "language" / "config.json").is_file()
     again = openblip("caption", *images, "--model", tmp_path / "whole", "--max-new-tokens", 5, "--device", "cpu")
-    assert [r["captions"] for r in again.records] == [
-        r["captions"]
-        for r in openblip("caption", *images, "--model", model, "--max-new-tokens", 5, "--device", "cpu").records
-    ]
+    done = openblip("caption", *images, "--model", model, "--max-new-tokens", 5, "--device", "cpu")
+    same_numbers(again.records, done.records)
 
 
 def test_a_run_goes_on(openblip: CommandServer, world: World, stage2: Path) -> None:

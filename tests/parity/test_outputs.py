@@ -22,6 +22,7 @@ from openblip.checkpoints.hf import write_transformers
 from openblip.checkpoints.store import open_model, save_model
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+"""the reference's code sums float32 in another order"""
 TEXTS = ["a red bus next to the man", "two dogs"]
 CLASSES = ["BlipForConditionalGeneration", "BlipForImageTextRetrieval", "BlipForQuestionAnswering", "BlipModel"]
 
