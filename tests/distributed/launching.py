@@ -40,7 +40,7 @@ def begin(main: Main, out_dir: Path, *arguments: str, processes: int = 2) -> lis
     return started
 
 
-def end(started: list[BaseProcess], seconds: float = 200) -> list[int | None]:
+def end(started: list[BaseProcess], seconds: float = 400) -> list[int | None]:
     """Wait for the processes and return their exit codes."""
     for process in started:
         process.join(seconds)

@@ -25,12 +25,12 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_losses(forked: ForkServ
         return process
 
     whole = begin("whole")
-    whole.join(120)
+    whole.join(400)
     assert whole.exitcode == 0
     moments = random.Random(0)
     log, metrics = tmp_path / "killed" / "log.txt", tmp_path / "killed" / "metrics.jsonl"
     dying = begin("killed", "--die_in_save=4")  # in the middle of the second checkpoint
-    dying.join(120)
+    dying.join(400)
     assert dying.exitcode == -signal.SIGKILL
     unfinished, *complete = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
     assert unfinished.startswith(".step-00000008")
@@ -52,7 +52,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_losses(forked: ForkServ
         killed_at.append(len(metrics.read_text().splitlines()) if metrics.exists() else 0)
     else:
         process = begin("killed")
-        process.join(120)
+        process.join(400)
     assert process.exitcode == 0
     assert len(killed_at) >= 3, killed_at
     assert len(set(killed_at)) >= 2, killed_at
