@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from conftest import GoldenBlip
+from golden_files import GoldenBlip
 from torch import Tensor
 
 from openblip.core.tokenizer import TokenBatch

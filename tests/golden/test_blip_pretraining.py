@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import GoldenBlip
+from golden_files import GoldenBlip
 
 from openblip.checkpoints.blip import momentum_state
 from openblip.core.tokenizer import TokenBatch

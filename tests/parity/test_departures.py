@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from conftest import TINY, Theirs
+from their_models import TINY, Theirs
 from torch import Tensor
 from transformers import BlipForConditionalGeneration
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BASE, ODD, TINY, Theirs
+from their_models import BASE, ODD, TINY, Theirs
 from torch import Tensor
 
 from openblip.checkpoints.store import open_model

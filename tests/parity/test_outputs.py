@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BASE, DEEP, ODD, TINY, Theirs
 from safetensors.torch import load_file
+from their_models import BASE, DEEP, ODD, TINY, Theirs
 from transformers import AutoProcessor
 from transformers.models.blip import modeling_blip
 
