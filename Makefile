@@ -4,12 +4,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev
+# Two processes of tests with a thread each; a file's tests stay together. More: make TEST_PROCESSES=8 test
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+# A CPU without AVX-512 and bfloat16, pretended to torch, oneDNN and MKL.
+OLD_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+# What computes, against references and plain paths.
+NUMBERS := tests/golden tests/parity $(addprefix tests/unit/,core models generation objectives training)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test test-fast lint types bench constraints clean
+.PHONY: help setup demo demo-quick test test-fast test-old-cpu test-old-cpu-numbers \
+	lint types bench constraints clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 setup: .venv/.ready ## set up .venv with the tested versions
 
@@ -30,10 +38,17 @@ demo-quick: setup ## the same in two minutes, for a look
 	@$(BIN)/openblip demo --quick
 
 test: setup lint types ## lint, types and every test
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-fast: setup ## tests that take less than a few seconds
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
+
+test-old-cpu: setup ## test-fast and a demo of two minutes with the instructions of an older CPU (AVX2)
+	@$(OLD_CPU) $(PYTEST) -m "not slow"
+	@$(OLD_CPU) $(BIN)/openblip demo --minutes 2 --out runs/demo-old-cpu
+
+test-old-cpu-numbers: setup ## the part of it that compares numbers
+	@$(OLD_CPU) $(PYTEST) -m "not slow" $(NUMBERS)
 
 lint: setup ## ruff, rules and format
 	@$(BIN)/ruff check .

@@ -14,9 +14,6 @@ from training_toy import losses
 __all__ = ["begin", "close", "end", "run"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["training_toy", "blip_toy", "blip2_toy", "openblip.training.loop", "torch._dynamo", "torch._inductor"]
-)
 Main = Callable[[list[str], dict[str, str]], None]
 
 
@@ -43,7 +40,7 @@ def begin(main: Main, out_dir: Path, *arguments: str, processes: int = 2) -> lis
     return started
 
 
-def end(started: list[BaseProcess], seconds: float = 200) -> list[int | None]:
+def end(started: list[BaseProcess], seconds: float = 400) -> list[int | None]:
     """Wait for the processes and return their exit codes."""
     for process in started:
         process.join(seconds)
@@ -59,7 +56,10 @@ def run(main: Main, out_dir: Path, *arguments: str, processes: int = 2) -> None:
 
 
 def close(one: Path, two: Path, *, rtol: float) -> None:
-    """Hold every number in the records of two runs to each other."""
+    """Hold every number in the records of two runs to each other.
+
+    Two processes add what one sums at once, in another order: a step rounds otherwise, and the next begins there.
+    """
     ours, theirs = losses(one), losses(two)
     assert len(ours) == len(theirs) > 0
     for a, b in zip(ours, theirs, strict=True):

@@ -31,6 +31,7 @@ from openblip.objectives.matching import Negatives
 ROOT = Path(os.environ.get("OPENBLIP_GOLDEN", Path(__file__).parent))
 FOLDER = ROOT / "blip2"
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+"""the reference's code sums float32 in another order"""
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from conftest import GoldenBlip
+from golden_files import GoldenBlip
 from torch import Tensor
 
 from openblip.core.tokenizer import TokenBatch
@@ -14,6 +14,7 @@ from openblip.models.stepper import DecoderStepper
 from openblip.objectives.answering import VqaObjective
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+"""the reference's code sums float32 in another order"""
 SMOOTHING = 0.1  # the reference ranks by its training loss
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import GoldenBlip
+from golden_files import GoldenBlip
 
 from openblip.generation.decode import DecodeConfig, decode
 from openblip.models.stepper import DecoderStepper

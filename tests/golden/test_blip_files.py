@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, GoldenBlip
+from golden_files import ROOT, GoldenBlip
 from torch import Tensor
 
 from openblip.checkpoints.blip import IGNORED, config_from_state, load_blip_state

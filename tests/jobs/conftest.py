@@ -1,13 +1,15 @@
-"""One small world, one model trained in it and what is fine-tuned from it, shared by all jobs."""
+"""One small world, one model trained in it and what is fine-tuned from it, shared by all jobs, which read them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from job_commands import CommandServer, serving
 from job_world import NANO, SMALL, World
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -17,23 +19,26 @@ def openblip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer
 
 
 @pytest.fixture(scope="session")
-def world(openblip: CommandServer, tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("world") / "w"
-    done = openblip("world", folder, "--samples", 48, "--size", 32)
-    assert done.out == f"48 pictures in {folder}\n"
-    return World(folder)
+def world(openblip: CommandServer, make_once: MakeOnce) -> World:
+    def fill(folder: Path) -> None:
+        done = openblip("world", folder / "w", "--samples", 48, "--size", 32)
+        assert done.out == f"48 pictures in {folder / 'w'}\n"
+
+    return World(make_once("world", fill) / "w")
 
 
 @pytest.fixture(scope="session")
-def pretrained(openblip: CommandServer, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pretrained(openblip: CommandServer, world: World, make_once: MakeOnce) -> Path:
     """A run's folder: a nano BLIP, as a user trains one, with a worker process and TensorBoard."""
-    out = tmp_path_factory.mktemp("runs") / "first"
     settings = ("--set", "train.learning_rate=3e-3", "--set", "train.warmup_steps=5", "--set", "rerank_k=4")
-    openblip(
-        *("pretrain", world.folder, "--out", out, *NANO, "--steps", 40, *settings),
-        *("--validation", world.folder, "--set", "validation_samples=12", "--set", "train.log_every=5"),
-    )
-    return out
+
+    def fill(folder: Path) -> None:
+        openblip(
+            *("pretrain", world.folder, "--out", folder / "first", *NANO, "--steps", 40, *settings),
+            *("--validation", world.folder, "--set", "validation_samples=12", "--set", "train.log_every=5"),
+        )
+
+    return make_once("pretrained", fill) / "first"
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +47,14 @@ def model(pretrained: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def captioner(openblip: CommandServer, world: World, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def captioner(openblip: CommandServer, world: World, model: Path, make_once: MakeOnce) -> Path:
     """The best model of a captioner's run."""
-    out = tmp_path_factory.mktemp("runs") / "captioner"
-    openblip(
-        *("finetune", "caption", world.folder, "--model", model, "--out", out, *SMALL),
-        *("--set", "train.epochs=1", "--set", "train.learning_rate=1e-3", "--set", "train.log_every=5"),
-        *("--validation", world.folder, "--set", "validation_samples=12"),
-    )
-    return out / "best"
+
+    def fill(folder: Path) -> None:
+        openblip(
+            *("finetune", "caption", world.folder, "--model", model, "--out", folder / "captioner", *SMALL),
+            *("--set", "train.epochs=1", "--set", "train.learning_rate=1e-3", "--set", "train.log_every=5"),
+            *("--validation", world.folder, "--set", "validation_samples=12"),
+        )
+
+    return make_once("captioner", fill) / "captioner" / "best"

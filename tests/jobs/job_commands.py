@@ -54,7 +54,7 @@ class Running:
     def __init__(self, server: CommandServer, pid: int, out: Path, err: Path) -> None:
         self.server, self.pid, self.out, self.err = server, pid, out, err
 
-    def wait(self, seconds: float = 120) -> Done:
+    def wait(self, seconds: float = 400) -> Done:
         """Wait for its end; one that takes longer is killed, and its code is -9."""
         code = self.server.ask({"wait": self.pid, "seconds": seconds})
         return Done(code, self.out.read_text(), self.err.read_text())

@@ -9,6 +9,9 @@ import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 NANO = ("--size", "nano", "--set", "image_size=32", "--set", "batch_size=8")
 SMALL = ("--set", "image_size=32", "--set", "batch_size=8", "--set", "num_workers=0")
@@ -58,3 +61,21 @@ class World:
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
         return target
+
+
+def same_numbers(records: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Hold what two copies of a model print to each other.
+
+    Numbers are printed with six decimals, and a file's weights lie elsewhere in memory than another's, so that a
+    product may begin its sum at another place: the last digits differ with the computer.
+    """
+    assert len(records) == len(expected)
+    for ours, theirs in zip(records, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for kind in ("captions", "matches"):
+            for found, wanted in zip(ours.pop(kind, []), theirs.get(kind, []), strict=True):
+                assert found == {
+                    name: pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
+                    for name, value in wanted.items()
+                }
+        assert ours == {name: value for name, value in theirs.items() if name not in ("captions", "matches")}

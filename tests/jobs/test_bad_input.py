@@ -138,11 +138,9 @@ def test_broken_rows_are_skipped_and_listed(openblip: CommandServer, world: Worl
     lines = (world.folder / "captions.jsonl").read_text().splitlines()[:12]
     bad = ('{"image": "images/cut', '{"captions": ["a"]}', '{"image": "images/gone.png", "captions": ["a"]}')
     rows = [*lines, *bad]
-    (world.folder / "broken.jsonl").write_text("\n".join(rows) + "\n")
-    try:
-        openblip("pretrain", world.folder / "broken.jsonl", *NANO, *SMALL, "--steps", 4, "--out", tmp_path / "run")
-    finally:
-        (world.folder / "broken.jsonl").unlink()
+    (tmp_path / "broken.jsonl").write_text("\n".join(rows) + "\n")
+    data = f"{tmp_path / 'broken.jsonl'}?image_root={world.folder}"
+    openblip("pretrain", data, *NANO, *SMALL, "--steps", 4, "--out", tmp_path / "run")
     listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert sorted(line["cause"] for line in listed) == ["bad-row", "bad-row", "missing"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from job_commands import CommandServer
-from job_world import World
+from job_world import World, same_numbers
 
 from openblip.checkpoints.store import open_model, save_model
 from openblip.core.tokenizer import TextTokenizer
@@ -77,8 +77,8 @@ def test_there_and_back_in_every_format(
         openblip("convert", theirs, ours, "--to", "openblip")
         assert same(theirs, ours)
         text = ("--text", "a red circle") if part == "match" else ()
-        assert openblip(part, image, *text, "--model", theirs, *EXACT).records == expected
-        assert openblip(part, image, *text, "--model", ours, *EXACT).records == expected
+        for converted in (theirs, ours):
+            same_numbers(openblip(part, image, *text, "--model", converted, *EXACT).records, expected)
     told = json.loads(openblip("info", tmp_path / "caption-theirs").out)
     assert told["can"] == ["caption"]
     assert told["info"]["source_format"] == "transformers"

@@ -51,7 +51,7 @@ def weights(run: Path) -> bytes:
 
 def reach(running: Running, run: Path, steps: int) -> None:
     """Wait until so many steps are logged."""
-    end = time.monotonic() + 100
+    end = time.monotonic() + 400
     while len(records(run)) < steps:
         assert time.monotonic() < end, running.err.read_text()
         time.sleep(0.01)

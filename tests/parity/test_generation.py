@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BASE, ODD, TINY, Theirs
+from their_models import BASE, ODD, TINY, Theirs
 from torch import Tensor
 
 from openblip.checkpoints.store import open_model
@@ -29,7 +29,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SIZES = [
     pytest.param(TINY, id="tiny"),
     pytest.param(ODD, id="odd"),
-    pytest.param({**BASE, "image_size": 224}, id="base-224", marks=pytest.mark.slow),
     pytest.param({**BASE, "image_size": 384}, id="base-384", marks=pytest.mark.slow),
 ]
 NAMES = {"no_repeat_ngram": "no_repeat_ngram_size"}

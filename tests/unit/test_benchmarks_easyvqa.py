@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from benchmarks.real import BESIDE
@@ -48,7 +47,6 @@ def test_a_tenth_of_the_training_pictures_is_held_out(data: Path, tmp_path: Path
 
 
 def test_the_whole_experiment_on_made_up_pictures(data: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     out = tmp_path / "out"
     result = run("easyvqa", data, out, 1, QUICK, show=False)
     test = result["test"]

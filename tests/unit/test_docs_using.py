@@ -60,7 +60,8 @@ def test_examples_run(page: str, count: int, place: Path) -> None:
         exec(compile(block, f"docs/{page}, example {number}", "exec"), names)
     if page == "using.md":
         assert (place / "where.png").stat().st_size > 1000
-        assert torch.equal(names["same"][0], names["same"][1])  # type: ignore[index]
+        # Two rows of one batch: a product may sum them in another order.
+        torch.testing.assert_close(names["same"][0], names["same"][1])  # type: ignore[index]
         assert len(names["texts"][0]) == 3  # type: ignore[index]
 
 

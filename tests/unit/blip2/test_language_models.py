@@ -17,6 +17,7 @@ from openblip.generation.types import DecodeConfig
 from openblip.models.language import CausalStepper, FrozenLanguage, LanguageConfig, Seq2SeqStepper, make_language
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+"""the same sums of float32 in another order"""
 PROMPTS = ["a photo of", "question what is a dog answer", "the"]
 DECODERS = ("opt", "llama")
 

@@ -29,6 +29,7 @@ from openblip.tasks.blip2.recipes import blip2_finetune
 from openblip.tasks.blip2.run import run_blip2
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+"""the same sums of float32 in another order"""
 DATA = (f"world:train?n=8&size={PIXELS}",)
 needs_peft = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None, reason='peft is not installed (pip install "openblip[lora]")'

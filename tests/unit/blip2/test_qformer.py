@@ -15,6 +15,7 @@ from openblip.models.layers import KVCache
 from openblip.models.qformer import QFormerConfig, qformer_mask
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+"""the same sums of float32 in another order"""
 Mask = Literal["itc", "itm", "itg"]
 
 

@@ -21,6 +21,7 @@ from openblip.tasks.blip2.config import Blip2RunConfig
 from openblip.tasks.blip2.recipes import small_blip2
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+"""the same sums of float32 in another order"""
 SIZES = QFormerConfig(
     num_queries=4, width=32, depth=2, num_heads=4, inner_width=48, max_positions=64, dropout=0.0, memory_width=32
 )

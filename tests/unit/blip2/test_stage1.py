@@ -21,6 +21,7 @@ from openblip.objectives.matching import Negatives, draw_negatives
 from openblip.tasks.blip2.step import Blip2Batch, Blip2Step
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+"""the same sums of float32 in another order"""
 
 
 def stage1(**settings: Any) -> Blip2Stage1:

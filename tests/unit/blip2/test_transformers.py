@@ -25,6 +25,7 @@ from openblip.models.blip2 import Blip2
 from openblip.models.language import CausalStepper, Seq2SeqStepper
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+"""the reference's code sums float32 in another order"""
 PROMPTS = ["a photo of", "question what is a dog answer", "the"]
 
 

@@ -31,8 +31,8 @@ OPERATIONS = ("replace", "unlink", "rmdir")
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("web")
-    write_tar(folder / "00000.tar", 0, 5, bad={2: picture(2)[:200]})
-    write_tar(folder / "00001.tar", 5, 2)
+    write_tar(folder / "00000.tar", 0, 3, bad={2: picture(2)[:200]})
+    write_tar(folder / "00001.tar", 3, 1)
     return folder
 
 
@@ -83,7 +83,7 @@ def killed_at(number: int, work_on: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("layout", ["tars", "jsonl"])
 def test_killed_at_every_point(layout: str, web: Path, models: Models, tmp_path: Path) -> None:
-    settings, made = config(models, web, chunk_size=3), output(layout, threshold=0.2)
+    settings, made = config(models, web, chunk_size=2), output(layout, threshold=0.2)
     run(settings, tmp_path / "quiet", made)
     wanted, points = contents(tmp_path / "quiet"), 0
     while killed_at(points + 1, partial(run, settings, target := tmp_path / f"killed-{points}", made)):
@@ -97,7 +97,7 @@ def test_killed_at_every_point(layout: str, web: Path, models: Models, tmp_path:
 
 def test_deciding_anew_killed_at_every_point(web: Path, models: Models, tmp_path: Path) -> None:
     """No file vouches for decisions that are half made; the new ones and the old ones can both be made whole."""
-    settings, old, new = config(models, web, chunk_size=3), output(threshold=0.2), output("jsonl", threshold=0.6)
+    settings, old, new = config(models, web, chunk_size=2), output(threshold=0.2), output("jsonl", threshold=0.6)
     run(settings, tmp_path / "old", old)
     write_report(Places(tmp_path / "old").report, capfilt_report(tmp_path / "old"))
     shutil.copytree(tmp_path / "old", tmp_path / "new")
@@ -159,7 +159,7 @@ def test_killed_again_and_again(web: Path, models: Models, tmp_path: Path) -> No
 def test_a_full_disk_is_told_and_the_run_goes_on_later(
     web: Path, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, made = config(models, web, chunk_size=3), output(threshold=0.2)
+    settings, made = config(models, web, chunk_size=2), output(threshold=0.2)
     run(settings, tmp_path / "quiet", made)
     original, calls = os.fsync, [0]
 

@@ -13,7 +13,6 @@ TIMES = 10
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow(tmp_path: Path) -> None:
     """Many times the samples take at most a tenth more."""

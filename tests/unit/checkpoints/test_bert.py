@@ -17,6 +17,7 @@ from openblip.models.text import TextConfig
 from openblip.models.vision import VisionConfig
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+"""the same sums of float32 in another order"""
 SIZES = {
     "vocab_size": 40,
     "hidden_size": 32,

@@ -1,10 +1,8 @@
-"""Devices, dtypes, seeds; and tensors gathered over two processes, with and without gradient."""
+"""Devices, dtypes, seeds; one process as one of many (`tests/distributed` has two)."""
 
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,49 +11,6 @@ import torch
 
 from openblip.core import runtime
 from openblip.core.errors import UserError
-
-TWO_PROCESSES = """
-import sys
-import torch, torch.distributed as dist
-from openblip.core.runtime import gather, gather_with_grad, is_main, rank, world_size
-
-me, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method="file://" + store, rank=me, world_size=2)
-assert (rank(), world_size(), is_main()) == (me, 2, me == 0)
-ids = torch.tensor([10 * me, 10 * me + 1])
-assert gather(ids).tolist() == [0, 1, 10, 11]
-assert gather(torch.tensor([[True]] if me else [[False]])).tolist() == [[False], [True]]
-
-torch.manual_seed(0)
-whole = torch.randn(6, 4)  # three rows of each process
-weight = torch.randn(6, 6)
-
-def loss_of(rows, everything, first):
-    # Each row against all: the mean over the rows at hand.
-    return ((rows @ everything.T) * weight[first:first + len(rows)]).exp().mul(0.01).sum(1).mean()
-
-mine = whole[3 * me:3 * me + 3].clone().requires_grad_()
-assert not gather(mine).requires_grad
-loss = loss_of(mine, gather_with_grad(mine), 3 * me)
-loss.backward()
-alone = whole.clone().requires_grad_()
-loss_of(alone, alone, 0).backward()
-# Data-parallel training divides the sum over processes by their number; here every row is in one process.
-torch.testing.assert_close(mine.grad / 2, alone.grad[3 * me:3 * me + 3])
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_gather_with_gradient(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    workers = [
-        subprocess.Popen([*command, str(i), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
 
 
 def test_one_process_takes_the_same_path() -> None:

@@ -5,23 +5,13 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from make_data import encoded, picture
 
 MakeTar = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def one_core() -> Iterator[None]:
-    """Small pictures on many cores spend their time waiting for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture

@@ -163,9 +163,13 @@ def test_the_global_generator_is_left_alone() -> None:
 
 
 def test_decoding_in_a_thread_keeps_the_cores_of_training() -> None:
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    list(make(Pictures(8)))
-    assert torch.get_num_threads() == 2
+    try:
+        list(make(Pictures(8)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---- captions and image ids ----

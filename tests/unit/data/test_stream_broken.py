@@ -216,7 +216,7 @@ def test_our_mistakes_keep_their_name(num_workers: int) -> None:
 def test_workers_leave_ctrl_c_to_the_loop() -> None:
     loader = make(Pictures(40), 4, num_workers=2, prefetch=1)
     batches = iter(loader)
-    seen = [next(batches)]
+    seen = [next(batches), next(batches)]  # one of each worker: both have begun and ignore the signal
     for process in multiprocessing.active_children():
         assert process.pid is not None
         os.kill(process.pid, signal.SIGINT)

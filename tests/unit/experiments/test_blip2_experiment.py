@@ -26,7 +26,7 @@ PAGE = (REPO / "docs" / "blip2-proof.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def finished(forked: object, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("blip2") / "runs" / "quick"
     return out, run_blip2_experiment(out, QUICK, seeds=1)
 

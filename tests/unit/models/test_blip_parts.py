@@ -18,6 +18,7 @@ from openblip.objectives.matching import Negatives
 from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+"""the same sums of float32 in another order"""
 
 
 def test_encoder_and_decoder_share_all_but_self_attention() -> None:
@@ -63,16 +64,18 @@ def test_a_part_equals_the_whole(kind: str) -> None:
     images = torch.randn(2, 3, 32, 32)
     ids, mask = texts([4, 6])
     assert not part.training, "a part is in the mode of the whole"
-    torch.testing.assert_close(part.encode_image(images), whole.encode_image(images))
+    torch.testing.assert_close(part.encode_image(images), whole.encode_image(images), **CLOSE)
     for model in (whole, part):
         model.memory = model.remember(model.encode_image(images))  # type: ignore[assignment]
     if kind == "captioner":
-        assert part.decoder(ids, mask, memory=part.memory).equal(whole.decoder(ids, mask, memory=whole.memory))
+        written = part.decoder(ids, mask, memory=part.memory)
+        torch.testing.assert_close(written, whole.decoder(ids, mask, memory=whole.memory), **CLOSE)
         with pytest.raises(UserError, match="only writes captions"):
             part.match(ids, mask, part.memory)
     else:
-        assert part.match(ids, mask, part.memory).equal(whole.match(ids, mask, whole.memory))
-        assert part.text_features(ids, mask).equal(whole.text_features(ids, mask))
+        matched = part.match(ids, mask, part.memory)
+        torch.testing.assert_close(matched, whole.match(ids, mask, whole.memory), **CLOSE)
+        torch.testing.assert_close(part.text_features(ids, mask), whole.text_features(ids, mask), **CLOSE)
         with pytest.raises(UserError, match="only matches"):
             _ = part.decoder
     assert not {p.data_ptr() for p in part.parameters()} & {p.data_ptr() for p in whole.parameters()}
@@ -126,7 +129,7 @@ def test_gradient_checkpointing_changes_nothing(dropout: float) -> None:
         loss = step(images, TokenBatch(ids, mask), negatives=negatives)["loss"]
         loss.backward()
         found.append((loss.detach(), {n: p.grad for n, p in step.model.named_parameters() if p.grad is not None}))
-    assert found[0][0].equal(found[1][0])
+    torch.testing.assert_close(found[0][0], found[1][0], **CLOSE)
     assert_same_gradients(found[0][1], found[1][1])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from openblip.models.layers import ImageMemory
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+"""the same sums of float32 in another order"""
 
 
 def raw_features(batch: int, tokens: int = 5, seed: int = 3) -> Tensor:

@@ -14,6 +14,7 @@ from openblip.objectives.matching import Negatives
 from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+"""the same sums of float32 in another order"""
 
 
 def memory_of(model: Blip, batch: int) -> ImageMemory:

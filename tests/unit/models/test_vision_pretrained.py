@@ -14,6 +14,7 @@ from openblip.models.vision import VisionConfig, VisionEncoder
 
 SIZES: dict[str, Any] = {"patch_size": 8, "depth": 2, "num_heads": 2}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+"""the same sums of float32 in another order"""
 
 
 def donor(pixels: int = 32, **changes: Any) -> VisionTransformer:

@@ -22,6 +22,7 @@ from openblip.tasks.caption import write_captions
 from openblip.tasks.predictor import ANSWERS, Predictor, find_images
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+"""the same sums of float32 in another order"""
 FEW = DecodeConfig(num_beams=2, max_new_tokens=6)
 
 

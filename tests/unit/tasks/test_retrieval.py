@@ -14,6 +14,7 @@ from openblip.models.blip import Blip
 from openblip.tasks.retrieval import collect, evaluate_retrieval, match_logits, rerank, similarity
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+"""the same sums of float32 in another order"""
 
 
 @pytest.fixture(scope="module")

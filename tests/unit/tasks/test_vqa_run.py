@@ -25,11 +25,6 @@ COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
 ASKED = "what color is it?"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 pictures of one colour each, with two to four questions; some colours have a second, rarer answer."""

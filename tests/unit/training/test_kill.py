@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import signal
 import time
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -16,24 +17,20 @@ ARGUMENTS = ["--epochs=8", "--log_every=3", "--checkpoint_every=4", "--keep_chec
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_gives_the_same_losses(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    # What takes long to import is imported once; each process is forked from there.
-    context.set_forkserver_preload(["training_toy", "openblip.training.loop", "torch._dynamo", "torch._inductor"])
-
-    def begin(name: str, *more: str) -> multiprocessing.process.BaseProcess:
+def test_killed_at_any_moment_and_resumed_gives_the_same_losses(forked: ForkServerContext, tmp_path: Path) -> None:
+    def begin(name: str, *more: str) -> BaseProcess:
         arguments = [str(tmp_path / name), "--resume", *ARGUMENTS, *more]
-        process = context.Process(target=training_toy.main, args=(arguments,))
+        process = forked.Process(target=training_toy.main, args=(arguments,))
         process.start()
         return process
 
     whole = begin("whole")
-    whole.join(120)
+    whole.join(400)
     assert whole.exitcode == 0
     moments = random.Random(0)
     log, metrics = tmp_path / "killed" / "log.txt", tmp_path / "killed" / "metrics.jsonl"
     dying = begin("killed", "--die_in_save=4")  # in the middle of the second checkpoint
-    dying.join(120)
+    dying.join(400)
     assert dying.exitcode == -signal.SIGKILL
     unfinished, *complete = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
     assert unfinished.startswith(".step-00000008")
@@ -55,7 +52,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_losses(tmp_path: Path) 
         killed_at.append(len(metrics.read_text().splitlines()) if metrics.exists() else 0)
     else:
         process = begin("killed")
-        process.join(120)
+        process.join(400)
     assert process.exitcode == 0
     assert len(killed_at) >= 3, killed_at
     assert len(set(killed_at)) >= 2, killed_at

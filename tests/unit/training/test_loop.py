@@ -22,14 +22,6 @@ from openblip.training import Interrupted, NotFinite, TrainResult, train
 from openblip.training import state as states
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def run(out_dir: Path, *, module: nn.Module | None = None, loader: Any = None, **kwargs: Any) -> TrainResult:
     seed_everything(0)
     options = {name: kwargs.pop(name) for name in list(kwargs) if name in OPTIONS}

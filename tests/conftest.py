@@ -1,0 +1,56 @@
+"""What all tests share: one thread for each process of tests, and what is made once for all of these processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import shutil
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+# Before torch is imported, here and in what tests start: `make test` runs two processes, and tensors are small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+PRELOADED = (
+    *("training_toy", "blip_toy", "blip2_toy", "torch._dynamo", "torch._inductor"),
+    *("openblip.training.loop", "openblip.experiments.cost", "openblip.bootstrap.run"),
+)
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """A folder that whichever process of tests comes first fills, and all then read: `make_once("world", fill)`.
+
+    A test that changes what is in it works on a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    shared.mkdir(exist_ok=True)
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, made = shared / name, shared / f"{name}.made"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a maker that failed
+                folder.mkdir()
+                fill(folder)
+                made.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def forked() -> ForkServerContext:
+    """Processes are forked from one that has imported what takes seconds (and passes over what is not there)."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    multiprocessing.forkserver.ensure_running()
+    return context
