@@ -37,6 +37,10 @@ BENCHMARKS = {
     "capfilt-memory": ("benchmarks.capfilt_memory", "CapFilt's peak memory over 1,000 samples and 100,000"),
     "loader": ("benchmarks.loader", "JPEG images decoded and transformed from tars for each second"),
     "match": ("benchmarks.match", "one picture with 32 texts by ITM, against transformers"),
+    "startup": (
+        "benchmarks.startup",
+        "the first caption of a new process, against transformers; mistakes, against --help",
+    ),
     "rank": ("benchmarks.rank", "128 answers to a question by log-likelihood, against transformers"),
 }
 RESULTS = Path(__file__).parent / "results"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -303,7 +304,9 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickles by others: they are refused below, or fine
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            # Files of torch before 1.6 are no zip archives and cannot be mapped.
+            mapped = zipfile.is_zipfile(path)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors and was not opened; it could run code") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
