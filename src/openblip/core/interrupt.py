@@ -13,6 +13,7 @@ workers call `end_with_parent` and go on until it lets them go or is gone.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -173,11 +174,15 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     assert parent.pid is not None
-    threading.Thread(target=_watch, args=(parent.pid,), name="openblip-parent", daemon=True).start()
+    arguments = (parent.pid, parent.sentinel)
+    threading.Thread(target=_watch, args=arguments, name="openblip-parent", daemon=True).start()
 
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
+def _watch(parent: int, sentinel: int) -> None:
+    # A fork server stands between some workers and their parent: they learn of its end by the sentinel. Forked
+    # workers inherit each other's ends of it, so it says nothing while others live: they look at who their parent is.
+    forked = os.getppid() == parent
+    while os.getppid() == parent if forked else not multiprocessing.connection.wait([sentinel], 0):
         if not hasattr(signal, "sigtimedwait"):  # macOS cannot tell who sent a signal
             time.sleep(1.0)
             continue

@@ -86,7 +86,7 @@ def write_demo_report(out: Path, plan: DemoPlan) -> Path:
                 _failures(measured),
             ]),
             Section(title="How it learned", blocks=[_curves(out, measured), _table(measured)]),
-            Section(title="What was planned, and what was reached", blocks=[*_times(out, plan), _details(out)]),
+            Section(title="The plan", blocks=[*_times(out, plan), _details(out)]),
         ],
     )  # fmt: skip
     target = out / "report.html"
