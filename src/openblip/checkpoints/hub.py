@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -14,10 +13,10 @@ from huggingface_hub.errors import (
 )
 
 from openblip.core.errors import UserError
+from openblip.core.places import check_model
 
 __all__ = ["locate", "push_folder"]
 
-_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 _SMALL, _WEIGHTS, _PICKLED = ["*.json", "*.txt"], ["*.safetensors"], ["*.bin"]
 
 
@@ -32,10 +31,8 @@ def locate(source: Path | str) -> Path:
     path = Path(source)
     if path.exists():
         return path
-    name = str(source)
-    if not _NAME.fullmatch(name) or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
-        raise UserError(f"there is no model at {path}; give a model's folder, a checkpoint file or a hub name")
-    repo, _, revision = name.partition("@")
+    check_model(source)
+    repo, _, revision = str(source).partition("@")
     try:
         folder = _snapshot(repo, revision or None, _SMALL + _WEIGHTS)
         if not any(folder.glob("*.safetensors")):

@@ -18,6 +18,7 @@ from typing import Any
 import tyro
 
 from openblip.cli import blip2, bootstrap, capfilt, experiments, explain, make, models, train, use
+from openblip.cli.checks import check_arguments
 from openblip.core.errors import UserError, nearest
 from openblip.core.interrupt import AGAIN, RESUME, Stopped, Terminated, ending_at_once
 
@@ -105,7 +106,7 @@ def _read(arguments: list[str]) -> Callable[[], None]:
     _check_names(arguments)
     app = tyro.extras.SubcommandApp()
     for name, command in COMMANDS.items():
-        app.command(_later(command), name=name)
+        app.command(_later(name, command), name=name)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -128,12 +129,16 @@ def _joined(arguments: list[str]) -> list[str]:
     return [name, *arguments[2:]] if name in COMMANDS else arguments
 
 
-def _later(command: Callable[..., None]) -> Any:
+def _later(name: str, command: Callable[..., None]) -> Any:
     """Reading and running are apart, so that only what is wrong with the arguments is taken for that."""
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        check_arguments(name, command, args, kwargs)
+        command(*args, **kwargs)
 
     @functools.wraps(command)
     def collect(*args: Any, **kwargs: Any) -> Callable[[], None]:
-        return functools.partial(command, *args, **kwargs)
+        return functools.partial(run, *args, **kwargs)
 
     return collect
 

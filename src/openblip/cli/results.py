@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from openblip.cli.arguments import person
 from openblip.core.errors import UserError
+from openblip.core.places import check_new_file
 
 if TYPE_CHECKING:
     from openblip.data.pictures import Picture, PictureBatch
@@ -110,8 +111,7 @@ def _sink(out: Path | None) -> Iterator[Callable[[str, dict[str, Any]], None]]:
     if out is None and person():
         yield lambda line, record: print(line, flush=True)
         return
-    if out is not None and out.exists():
-        raise UserError(f"{out} exists already; choose a new file")
+    check_new_file(out)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

@@ -180,7 +180,7 @@ def end_with_parent() -> None:
 
 def _watch(parent: int, sentinel: int) -> None:
     # A fork server stands between some workers and their parent: they learn of its end by the sentinel. Forked
-    # workers inherit each other's ends of it, so it says nothing while others live: they look at who their parent is.
+    # workers inherit each other's ends of it, so it says nothing while others live: they look who their parent is.
     forked = os.getppid() == parent
     while os.getppid() == parent if forked else not multiprocessing.connection.wait([sentinel], 0):
         if not hasattr(signal, "sigtimedwait"):  # macOS cannot tell who sent a signal

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.core.errors import UserError
+from openblip.core.places import check_picture
 from openblip.data.images import IMAGE_SUFFIXES, decode_image
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sources.tars import Member, read_members
@@ -179,7 +180,7 @@ def _at(place: str, *, strict: bool = True) -> list[Picture]:
         root = Path(path.anchor or ".")
         return [picture for p in sorted(root.glob(str(path.relative_to(path.anchor)))) for picture in _at(str(p))]
     if strict:
-        raise UserError(f"there is no picture or folder {place}")
+        check_picture(place)
     return [Picture(place, path)]
 
 

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError, nearest
+from openblip.core.places import QUERY, missing_data
 from openblip.data.images import IMAGE_SUFFIXES
 from openblip.data.sources.base import PairsSource, Source, SourceConfig
 from openblip.data.sources.folder import FolderSource
@@ -30,7 +31,6 @@ __all__ = ["SourceParts", "open_source", "parse_spec", "source_parts"]
 _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
 _MOST_GAPS = 1000
 _CAPTION_FILES = ("captions", "metadata", "annotations", "dataset", "data")
-_QUERY = re.compile(r"^(?P<path>.*?)\?(?P<query>\w+=[^?]*)$", re.DOTALL)
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 
 
@@ -40,7 +40,7 @@ def parse_spec(spec: str) -> SourceConfig:
     Raises:
         UserError: an unknown setting, or a value of the wrong kind.
     """
-    match = _QUERY.match(spec)
+    match = QUERY.match(spec)
     if not match or Path(spec).exists():
         return SourceConfig(path=spec)
     fields = {field.name for field in dataclasses.fields(SourceConfig)} - {"path"}
@@ -155,9 +155,7 @@ def _open(config: SourceConfig) -> Source:
         return _open_files([path], config)
     paths, num_missing = _expand(str(path))
     if not paths:
-        there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = nearest(path.name, there)
-        raise UserError(f"there is no file or folder {spec}{close if 'did you mean' in close else ''}")
+        raise UserError(missing_data(spec))
     return _open_files(paths, config, num_missing=num_missing)
 
 

@@ -1,0 +1,114 @@
+"""Mistakes in the arguments are answered before torch, or any library of models, is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HEAVY = ("torch", "torchvision", "timm", "transformers", "huggingface_hub", "pyarrow")
+SCRIPT = """
+import contextlib, io, json, sys
+from openblip.cli import main
+for arguments in json.loads(sys.stdin.read()):
+    said, printed = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
+        code = main(arguments)
+    heavy = [name for name in sys.argv[1:] if name in sys.modules]
+    print(json.dumps({"code": code, "said": said.getvalue(), "printed": len(printed.getvalue()), "heavy": heavy}))
+"""
+NO_MODEL = "there is no model at no/such/place; give a model's folder, a checkpoint file or a hub name"
+AT = ("--model", "no/such/place")
+
+
+def ask(*commands: list[str]) -> list[dict[str, Any]]:
+    """What one process answers to each, and which heavy libraries it has imported by then."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *HEAVY],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("images") / "a.png"
+    path.write_bytes(b"not opened")
+    return str(path)
+
+
+def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
+    out = tmp_path / "results.jsonl"
+    out.write_text("kept\n")
+    nothing, near = str(tmp_path / "none"), str(tmp_path / "results.jsnl")
+    model = str(tmp_path)
+    cases = {
+        NO_MODEL: [
+            ["caption", image, *AT],
+            ["match", image, *AT, "--text", "a"],
+            ["ask", image, *AT, "--question", "a"],
+            ["embed", image, *AT],
+            ["retrieve", "a", image, *AT],
+            ["explain", image, *AT, "--text", "a", "--out", nothing],
+            ["evaluate", image, *AT],
+            ["finetune", "caption", image, *AT, "--out", nothing],
+            ["capfilt", image, nothing, "--captioner", "no/such/place", "--filter", model],
+            ["capfilt", image, nothing, "--captioner", model, "--filter", "no/such/place"],
+            ["info", "no/such/place"],
+            ["convert", "no/such/place", nothing, "--to", "openblip"],
+        ],
+        "there is no model at weights.pth; give": [["caption", image, "--model", "weights.pth"]],
+        f"there is no picture or folder {nothing}": [["caption", nothing, "--model", model]],
+        f"there is no file or folder {nothing}": [
+            ["pretrain", nothing, "--out", str(tmp_path / "run")],
+            ["evaluate", nothing, "--model", model],
+            ["pretrain", image, "--validation", nothing, "--out", str(tmp_path / "run")],
+            ["capfilt", nothing, str(tmp_path / "clean"), "--captioner", model, "--filter", model],
+        ],
+        f'there is no file or folder {near} (did you mean "results.jsonl"?)': [
+            ["pretrain", f"{near}?weight=2", "--out", str(tmp_path / "run")]
+        ],
+        f"{out} exists already; choose a new file": [["caption", image, "--model", model, "--out", str(out)]],
+        'openblip caption has no option "--beam" (did you mean "--beams"?)': [
+            ["caption", image, "--model", model, "--beam", "3"]
+        ],
+        'unknown command "captoin" (did you mean "caption"?)': [["captoin"]],
+        "openblip caption needs --model": [["caption", image]],
+    }
+    wanted = [(sentence, command) for sentence, commands in cases.items() for command in commands]
+    answers = ask(*(command for _, command in wanted))
+    for (sentence, command), answer in zip(wanted, answers, strict=True):
+        assert answer["code"] == 2, (command, answer)
+        assert answer["said"].startswith(f"openblip: {sentence}"), (command, answer)
+        assert answer["heavy"] == [], command
+    assert out.read_text() == "kept\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    for answer in ask(["--help"], ["caption", "--help"], ["pretrain", "--help"], ["--version"]):
+        assert answer == {**answer, "code": 0, "said": "", "heavy": []}
+        assert answer["printed"] > 10
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("caption", ["-", "*.nothing", "--model", "Salesforce/blip-itm-base-coco"]),
+        ("pretrain", ["hf:name/set", "world:train?n=4", "s3://bucket/a", "a/{0..3}.tar", "b/*.parquet"]),
+    ],
+)
+def test_what_cannot_be_told_by_its_name_is_left_to_the_command(command: str, arguments: list[str]) -> None:
+    from openblip.cli.checks import check_arguments
+    from openblip.cli.entry import COMMANDS
+
+    places = [word for word in arguments if not word.startswith("--") and "Salesforce" not in word]
+    options = {"model": "Salesforce/blip-itm-base-coco@main"} if "--model" in arguments else {"out": Path("run")}
+    check_arguments(command, COMMANDS[command], (tuple(places),), options)
