@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -37,6 +38,7 @@ EACH = 1000
 """samples of a tar"""
 LIMIT = 1.1
 """how much more memory many times the samples may take"""
+_BATCH = 32
 _KEPT = Output(policy=Policy(threshold=0.97))
 
 
@@ -79,9 +81,17 @@ class _StandIn:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def rows(self, source: Source, indices: range) -> list[Row]:
+    def rows(
+        self,
+        source: Source,
+        indices: range,
+        *,
+        known: Sequence[Row] = (),
+        on_batch: Callable[[list[Row]], None] | None = None,
+    ) -> list[Row]:
         """A web text and a written one for each sample; one web text in 50 is above the threshold."""
-        rows = []
+        assert not known, "nothing here is broken off"
+        rows: list[Row] = []
         for index in indices:
             sample = source[index]
             texts = [Text(text, "web", itm=index % 50 / 50, itc=0.1 + index % 97 / 1e3) for text in sample.texts]
@@ -95,6 +105,8 @@ class _StandIn:
                     captioner="0123456789abcdef", filter="fedcba9876543210",
                 )
             )  # fmt: skip
+            if on_batch is not None and len(rows) % _BATCH == 0:
+                on_batch(rows[-_BATCH:])
         return rows
 
 

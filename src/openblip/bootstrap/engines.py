@@ -21,7 +21,7 @@ from openblip.bootstrap.job import CapFiltConfig, Chunk, Done, Worker
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError, require
 from openblip.core.interrupt import end_with_parent, starting_workers
-from openblip.core.runtime import choose_device
+from openblip.core.runtime import choose_device, usable_cores
 
 __all__ = ["ENGINES", "MakeWorker", "default_threads", "run_local", "run_ray"]
 
@@ -33,8 +33,9 @@ _AHEAD = 2
 
 
 def default_threads(workers: int) -> int:
-    """Cores for each of so many processes."""
-    return max(1, len(os.sched_getaffinity(0)) // workers if hasattr(os, "sched_getaffinity") else 1)
+    """Threads for each of so many processes: OMP_NUM_THREADS, or an equal share of the cores."""
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    return int(named) if named.isdecimal() and int(named) else max(1, usable_cores() // workers)
 
 
 def devices_for(config: CapFiltConfig, workers: int) -> list[str]:
@@ -54,8 +55,12 @@ def run_local(
     """
     devices = devices_for(config, workers)
     if workers == 1:
+        before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        yield from map(make_worker(replace(config, device=devices[0])), chunks)
+        try:
+            yield from map(make_worker(replace(config, device=devices[0])), chunks)
+        finally:
+            torch.set_num_threads(before)
         return
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()

@@ -121,7 +121,10 @@ def test_a_process_that_is_killed(
     assert contents(tmp_path / "out") == contents(tmp_path / "quiet")
 
 
-def test_settings_of_engines() -> None:
+def test_settings_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r'no engine "rai".*"ray"'):
         Engine(name="rai")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert default_threads(10**6) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert default_threads(10**6) == 3
