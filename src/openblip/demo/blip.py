@@ -71,6 +71,8 @@ def run_config(out: Path, plan: DemoPlan, seconds: float | None = None) -> RunCo
         vocab_size=1000,
         transform=ImageTransformConfig(crop_scale=None, flip=False, ops=()),
         batch_size=plan.batch_size,
+        # On two cores a process that decodes makes the threads of training wait for each other (an eighth slower).
+        num_workers=0 if usable_cores() <= 2 else 1,
         max_length=40,
         max_words=40,
         objective=SHORT_RUN,

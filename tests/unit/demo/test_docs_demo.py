@@ -11,15 +11,14 @@ README = Path(__file__).resolve().parents[3] / "README.md"
 
 def test_the_readme_holds_what_the_demo_reached() -> None:
     demos = stored()
-    assert list(demos) == list(KINDS)
+    assert demos.keys() <= KINDS.keys()
+    assert "bfloat16" in demos
     table = lines(demos)
     assert len(table) > 8
     assert "\n".join(table) in README.read_text(encoding="utf-8")
 
 
-def test_the_demo_keeps_its_time_on_both_kinds_of_cpu() -> None:
+def test_the_demo_keeps_its_time() -> None:
     for kind, demo in stored().items():
-        assert demo["minutes"] == 15, kind
         assert minutes(demo) <= 1.15 * demo["minutes"], kind
-    old = stored()["avx2"]["machine"]["capability"]
-    assert old == "AVX2"
+        assert (demo["machine"]["capability"] == "AVX2") == (kind == "avx2")
