@@ -132,6 +132,7 @@ def _joined(arguments: list[str]) -> list[str]:
 def _later(name: str, command: Callable[..., None]) -> Any:
     """Reading and running are apart, so that only what is wrong with the arguments is taken for that."""
 
+    @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         check_arguments(name, command, args, kwargs)
         command(*args, **kwargs)
