@@ -39,7 +39,11 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
         UserError: a model, images or data are not where they are said to be, or a result would be written over.
     """
     bound = inspect.signature(function).bind(*args, **options)
-    for name, value in bound.arguments.items():
+    given = bound.arguments
+    # A configuration file may take the place of arguments; a bootstrap that goes on reads only what is not done.
+    if given.get("config") is not None or (command == "bootstrap" and given["out"].exists()):
+        return
+    for name, value in given.items():
         check = _OF_COMMANDS.get((command, name)) or _CHECKS.get(name)
         if check is not None and value is not None:
             for one in value if isinstance(value, tuple) else (value,):
