@@ -31,7 +31,7 @@ setup: .venv/.ready ## set up .venv with the tested versions
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-demo: setup ## BLIP, CapFilt and BLIP-2 from scratch in the synthetic world; writes runs/demo/report.html (15 minutes on any CPU)
+demo: setup ## BLIP, CapFilt and BLIP-2 from scratch in the synthetic world; writes runs/demo/report.html (planned for 15 minutes on this CPU)
 	@$(BIN)/openblip demo
 
 demo-quick: setup ## the same in two minutes, for a look

@@ -1,6 +1,6 @@
 """The demo: BLIP learns from scratch in a drawn world where truth is known, and shows what it learned.
 
-    openblip demo                 # takes 15 minutes on any machine, then open runs/demo/report.html
+    openblip demo                 # planned for 15 minutes on this machine, then open runs/demo/report.html
     openblip demo --minutes 60    # learns more
     openblip demo --quick         # a look in two minutes
     openblip demo --stage report  # one stage again, from what the others left
