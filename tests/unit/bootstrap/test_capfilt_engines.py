@@ -66,7 +66,9 @@ def test_ray_gives_the_tables_of_one_process_though_a_worker_is_lost(
     totals = run_capfilt(settings, target, output(threshold=0.3), engine=engine)
     killer.join()
     assert len(lost) == 1
-    assert totals.samples == totals.fresh_chunks == 18
+    assert totals.samples == 18
+    # The killed worker may have stored its chunk and not yet said so: the next one finds it done.
+    assert totals.fresh_chunks in (17, 18)
     run(settings, tmp_path / "one", output(threshold=0.3))
     assert contents(target) == contents(tmp_path / "one")
     assert run_capfilt(settings, target, output(threshold=0.3), engine=engine).fresh_chunks == 0
