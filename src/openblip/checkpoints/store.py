@@ -31,6 +31,7 @@ from openblip.checkpoints.recognise import AnyConfig, describe, format_of
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_folder, write_json, write_tensors, write_text
+from openblip.core.places import model_description, nested_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
 from openblip.models.dual import BlipDual, DualConfig
@@ -190,7 +191,7 @@ def _open_transformers(
 ) -> StoredModel:
     kind = description.get("model_type", "unknown")
     if kind != "blip":
-        hint = _nested_model(folder)
+        hint = nested_model(folder)
         raise UserError(f'{name} is a model of another kind: its config.json says "{kind}", not "blip"{hint}')
     state = _read_folder(folder)
     if format_of(state, name) != "transformers":
@@ -227,9 +228,7 @@ def _empty_model(config: AnyConfig) -> Any:
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(f"{folder} is no model folder: it has no config.json{_nested_model(folder)}")
+    file = model_description(folder)
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -237,12 +236,6 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise UserError(f"{file} is no description of a model")
     return description
-
-
-def _nested_model(folder: Path) -> str:
-    """A hint for who names a run's folder: its model lies in it."""
-    nested = folder / "model"
-    return f"; did you mean {nested}?" if (nested / "config.json").is_file() else ""
 
 
 def _open_own(folder: Path, description: dict[str, Any], image_size: int | tuple[int, int] | None) -> StoredModel:

@@ -6,7 +6,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from openblip.core.places import check_data, check_model, check_new_file, check_picture
+from openblip.core.errors import require
+from openblip.core.places import (
+    QUERY,
+    check_data,
+    check_device,
+    check_file,
+    check_model,
+    check_new_file,
+    check_picture,
+)
 
 __all__ = ["check_arguments"]
 
@@ -18,16 +27,33 @@ def _pictures(place: str) -> None:
         check_picture(place)
 
 
+def _data(spec: str) -> None:
+    check_data(spec)
+    if QUERY.match(spec):
+        from openblip.data.sources.open import parse_spec
+
+        parse_spec(spec)  # its settings
+
+
+def _engine(name: str) -> None:
+    if name == "ray":
+        require("ray", "ray")
+
+
 _CHECKS: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(("model", "captioner", "filter"), check_model),
-    **dict.fromkeys(("data", "validation", "web", "human"), check_data),
+    **dict.fromkeys(("data", "validation", "web", "human"), _data),
     "pictures": _pictures,
+    "device": check_device,
 }
 """by the name of a parameter, whatever the command"""
 _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], None]] = {
     ("info", "source"): check_model,
     ("convert", "source"): check_model,
-    ("capfilt", "source"): check_data,
+    ("capfilt", "source"): _data,
+    ("capfilt", "engine"): _engine,
+    ("explain", "picture"): check_picture,
+    ("explain", "out"): check_new_file,
     **{(command, "out"): check_new_file for command in ("caption", "match", "ask", "embed")},
 }
 
@@ -40,6 +66,7 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     """
     bound = inspect.signature(function).bind(*args, **options)
     given = bound.arguments
+    check_file(given.get("config"))
     # A configuration file may take the place of arguments; a bootstrap that goes on reads only what is not done.
     if given.get("config") is not None or (command == "bootstrap" and given["out"].exists()):
         return

@@ -35,15 +35,13 @@ def explain(
         by: what makes the text match, or what lets it be written; left out, match where the model can.
         layer: of the text transformer, from 0; left out, two thirds up.
     """
+    require("matplotlib", "report")
     from openblip.data.pictures import Picture
     from openblip.data.sample import BrokenSample
     from openblip.explain.cam import caption_maps, default_layer, match_maps
     from openblip.explain.drawing import draw_maps
     from openblip.explain.pointing import peak_of
 
-    require("matplotlib", "report")
-    if out.exists():
-        raise UserError(f"{out} exists already; choose a new file")
     predictor = open_predictor(model, device=device, dtype="float32", batch_size=1)
     blip = predictor.blip
     if by is None:

@@ -91,15 +91,15 @@ def convert(
         like: for models of transformers: keep the ways in which it departs from the original.
         push: upload the folder to the Hugging Face hub under this name too.
     """
+    if push is not None and to == "blip":
+        raise UserError("--push uploads a folder; convert --to openblip or transformers")
+    if target.exists():
+        raise UserError(f"{target} exists already; choose a new place")
     from openblip.checkpoints.convert import convert_model
     from openblip.checkpoints.hub import push_folder
     from openblip.checkpoints.recognise import describe
     from openblip.checkpoints.store import open_model
 
-    if push is not None and to == "blip":
-        raise UserError("--push uploads a folder; convert --to openblip or transformers")
-    if target.exists():
-        raise UserError(f"{target} exists already; choose a new place")
     stored = open_model(source, image_size=image_size, like=like)
     written = convert_model(stored, target, to=to, part=part)
     told = f"; not needed: {len(stored.ignored)} keys" if stored.ignored else ""

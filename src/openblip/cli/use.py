@@ -70,9 +70,9 @@ def caption(
         seed: of sampling; the same seed gives a picture the same captions in any batch.
         batch_size: pictures at a time.
     """
+    need(pictures, WHAT_PICTURES)
     from openblip.data.pictures import find_pictures
 
-    need(pictures, WHAT_PICTURES)
     config = _decoding(
         beams,
         num_captions,
@@ -112,10 +112,10 @@ def match(
         text: a text to match with every picture.
         batch_size: pictures at a time.
     """
-    from openblip.data.pictures import find_pictures
-
     need(pictures, WHAT_PICTURES)
     need(text, 'at least one text: --text "a red bus"')
+    from openblip.data.pictures import find_pictures
+
     found = find_pictures(pictures)
     predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
 
@@ -167,14 +167,14 @@ def ask(
         max_new_tokens: longest answer.
         batch_size: pictures at a time.
     """
+    need(pictures, WHAT_PICTURES)
+    need(question, 'at least one question: --question "what color is the bus?"')
+    check_counts(num_answers=num_answers, keep=keep)
     from dataclasses import replace
 
     from openblip.data.pictures import find_pictures
     from openblip.tasks.blip2.predictor import Blip2Predictor
 
-    need(pictures, WHAT_PICTURES)
-    need(question, 'at least one question: --question "what color is the bus?"')
-    check_counts(num_answers=num_answers, keep=keep)
     config = _decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
     candidates = None if answers is None else read_lines(answers, "answers to choose from")
     found = find_pictures(pictures)
@@ -225,9 +225,9 @@ def embed(
         text: a text to embed.
         batch_size: pictures at a time.
     """
+    need((*pictures, *text), f'{WHAT_PICTURES}, or texts: --text "a red bus"')
     from openblip.data.pictures import find_pictures
 
-    need((*pictures, *text), f'{WHAT_PICTURES}, or texts: --text "a red bus"')
     found = find_pictures(pictures) if pictures else []
     predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
     texts = zip(text, predictor.embed_texts(text).tolist(), strict=True) if text else ()
@@ -272,17 +272,18 @@ def retrieve(
         rerank: candidates that ITM reads; 0 orders by ITC alone.
         batch_size: pictures at a time.
     """
-    from openblip.data.pictures import find_pictures
-    from openblip.data.sample import BrokenSample
-
+    lines: list[str] = []
     if texts is None:
         need(pictures, f"{WHAT_PICTURES} to search")
-        candidates = find_pictures(pictures)
     elif pictures:
         raise UserError("--texts searches the lines of a file: name pictures or --texts, not both")
     else:
-        lines, candidates = read_lines(texts, "texts to search"), []
+        lines = read_lines(texts, "texts to search")
     check_counts(top=top)
+    from openblip.data.pictures import find_pictures
+    from openblip.data.sample import BrokenSample
+
+    candidates = find_pictures(pictures) if texts is None else []
     predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
     broken: list[BrokenSample] = []
     if texts is not None:
@@ -326,6 +327,8 @@ def evaluate(
         answers: of a VQA model: rank the lines of this file; left out, the answers that it was trained with.
         out: folder for metrics.json and predictions.jsonl.
     """
+    need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
+    check_counts(samples=samples)
     from openblip.generation.types import DecodeConfig
     from openblip.models.blip2 import Blip2
     from openblip.models.vqa import BlipVqa
@@ -334,8 +337,6 @@ def evaluate(
     from openblip.tasks.predictor import Predictor
     from openblip.tasks.run import RunConfig, as_sources, evaluate_model
 
-    need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
-    check_counts(samples=samples)
     predictor = Predictor.load(model, device=device, dtype="float32")
     if isinstance(predictor.model, Blip2):
         numbers, records = evaluate_any_blip2(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_json
+from openblip.core.places import check_file
 
 __all__ = ["differences", "from_dict", "load", "override", "read_table", "save", "to_dict"]
 
@@ -124,8 +125,7 @@ def _convert_sequence(origin: Any, args: tuple[Any, ...], value: Any, path: str)
 def read_table(path: Path | str) -> dict[str, Any]:
     """Read the plain data of a .toml or .json file."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no configuration file {path}")
+    check_file(path)
     try:
         text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)

@@ -11,13 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import IO, TYPE_CHECKING, Any
 
 from openblip.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "append_jsonl",
@@ -67,6 +66,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     Raises:
         OSError: the file cannot be written; safetensors tells its cause in words alone.
     """
+    # Imported here, so that whoever reads and writes other files does without torch.
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:

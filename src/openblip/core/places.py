@@ -11,12 +11,25 @@ from pathlib import Path
 
 from openblip.core.errors import UserError, nearest
 
-__all__ = ["QUERY", "check_data", "check_model", "check_new_file", "check_picture", "missing_data"]
+__all__ = [
+    "QUERY",
+    "check_data",
+    "check_device",
+    "check_file",
+    "check_model",
+    "check_new_file",
+    "check_picture",
+    "missing_data",
+    "model_description",
+    "nested_model",
+]
 
 QUERY = re.compile(r"^(?P<path>.*?)\?(?P<query>\w+=[^?]*)$", re.DOTALL)
 """a data spec with settings: PATH?name=value&..."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "xla", "meta")
+"""kinds of device that torch may know; whether one is here is asked later"""
 
 
 def check_model(source: Path | str) -> None:
@@ -28,6 +41,37 @@ def check_model(source: Path | str) -> None:
     path = Path(source)
     if not path.exists() and (not _HUB_NAME.fullmatch(str(source)) or path.suffix in _WEIGHTS):
         raise UserError(f"there is no model at {path}; give a model's folder, a checkpoint file or a hub name")
+    if path.is_dir():
+        model_description(path)
+
+
+def model_description(folder: Path) -> Path:
+    """The config.json of a model's folder.
+
+    Raises:
+        UserError: there is none; where it is the folder of a run, its model is named.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{folder} is no model folder: it has no config.json{nested_model(folder)}")
+    return file
+
+
+def nested_model(folder: Path) -> str:
+    """A hint for who names the folder of a run: its model lies in it."""
+    nested = folder / "model"
+    return f"; did you mean {nested}?" if (nested / "config.json").is_file() else ""
+
+
+def check_device(name: str) -> None:
+    """Refuse what no device is called.
+
+    Raises:
+        UserError: names the nearest kind.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in _DEVICES or (index and not index.isdecimal()):
+        raise UserError(f'unknown device "{name}"{nearest(kind, ["auto", "cpu", "cuda", "mps"])}')
 
 
 def check_picture(place: Path | str) -> None:
@@ -62,6 +106,16 @@ def missing_data(place: str) -> str:
     there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = nearest(path.name, there)
     return f"there is no file or folder {place}{close if 'did you mean' in close else ''}"
+
+
+def check_file(path: Path | None) -> None:
+    """Refuse a file of settings that is not here.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if path is not None and not path.is_file():
+        raise UserError(f"there is no configuration file {path}")
 
 
 def check_new_file(out: Path | None) -> None:

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from openblip.core.errors import UserError, nearest
+from openblip.core.errors import UserError
+from openblip.core.places import check_device
 
 __all__ = [
     "average",
@@ -104,10 +105,8 @@ def choose_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f'unknown device "{name}"{nearest(name, ["auto", "cpu", "cuda", "mps"])}') from error
+    check_device(name)
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f'device "{name}" is not available: torch sees no CUDA GPU here; use --device cpu')
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

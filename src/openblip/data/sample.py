@@ -16,14 +16,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from openblip.core.files import append_jsonl
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["Batch", "BrokenSample", "ImageLike", "Sample", "SkipLog", "collate", "stable_id"]
 
@@ -172,6 +174,8 @@ def stable_id(name: str) -> int:
 
 def collate(rows: Iterable[tuple[Sample, Tensor, tuple[str, ...]]]) -> Batch:
     """Stack (sample, picture uint8 [3, S, S], chosen texts) into a `Batch`."""
+    import torch  # here, so that a source is opened, and refused, without it
+
     samples, images, texts = zip(*rows, strict=True)
     owners = [row for row, chosen in enumerate(texts) for _ in chosen]
     ids = [stable_id(sample.image_id or sample.key) for sample in samples]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-HEAVY = ("torch", "torchvision", "timm", "transformers", "huggingface_hub", "pyarrow")
+HEAVY = ("torch", "torchvision", "timm", "transformers", "huggingface_hub")
 SCRIPT = """
 import contextlib, io, json, sys
 from openblip.cli import main
@@ -49,7 +49,9 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     out.write_text("kept\n")
     nothing, near = str(tmp_path / "none"), str(tmp_path / "results.jsnl")
-    model = str(tmp_path)
+    (tmp_path / "a-model").mkdir()
+    (tmp_path / "a-model" / "config.json").write_text("{}")
+    model, bare = str(tmp_path / "a-model"), str(tmp_path)
     cases = {
         NO_MODEL: [
             ["caption", image, *AT],
@@ -66,20 +68,33 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["convert", "no/such/place", nothing, "--to", "openblip"],
         ],
         "there is no model at weights.pth; give": [["caption", image, "--model", "weights.pth"]],
-        f"there is no picture or folder {nothing}": [["caption", nothing, "--model", model]],
+        f"there is no picture or folder {nothing}": [
+            ["caption", nothing, "--model", model],
+            ["explain", nothing, "--model", model, "--out", nothing],
+        ],
         f"there is no file or folder {nothing}": [
             ["pretrain", nothing, "--out", str(tmp_path / "run")],
             ["evaluate", nothing, "--model", model],
             ["pretrain", image, "--validation", nothing, "--out", str(tmp_path / "run")],
+            ["pretrain", f"{nothing}?weight=2", "--out", str(tmp_path / "run")],
             ["capfilt", nothing, str(tmp_path / "clean"), "--captioner", model, "--filter", model],
         ],
         f'there is no file or folder {near} (did you mean "results.jsonl"?)': [
             ["pretrain", f"{near}?weight=2", "--out", str(tmp_path / "run")]
         ],
+        f'{image}?wieght=2: unknown setting "wieght" (did you mean "weight"?)': [
+            ["pretrain", f"{image}?wieght=2", "--out", str(tmp_path / "run")]
+        ],
         f"{out} exists already; choose a new file": [["caption", image, "--model", model, "--out", str(out)]],
         'openblip caption has no option "--beam" (did you mean "--beams"?)': [
             ["caption", image, "--model", model, "--beam", "3"]
         ],
+        f"{bare} is no model folder: it has no config.json": [["caption", image, "--model", bare]],
+        "name the pictures: files, folders": [["caption", "--model", model], ["match", "--model", model]],
+        'name at least one text: --text "a red bus"': [["match", image, "--model", model]],
+        'unknown device "gpu"': [["caption", image, "--model", model, "--device", "gpu"]],
+        f"there is no configuration file {nothing}": [["bootstrap", "--out", nothing, "--config", nothing]],
+        f"{model} exists already; choose a new place": [["convert", model, model, "--to", "openblip"]],
         'unknown command "captoin" (did you mean "caption"?)': [["captoin"]],
         "openblip caption needs --model": [["caption", image]],
     }
@@ -112,3 +127,20 @@ def test_what_cannot_be_told_by_its_name_is_left_to_the_command(command: str, ar
     places = [word for word in arguments if not word.startswith("--") and "Salesforce" not in word]
     options = {"model": "Salesforce/blip-itm-base-coco@main"} if "--model" in arguments else {"out": Path("run")}
     check_arguments(command, COMMANDS[command], (tuple(places),), options)
+
+
+def test_a_bootstrap_reads_its_data_only_where_they_are_needed(tmp_path: Path) -> None:
+    """A configuration file takes the place of arguments, and a loop that was begun may have its data read."""
+    from openblip.cli.checks import check_arguments
+    from openblip.cli.entry import COMMANDS
+    from openblip.core.errors import UserError
+
+    config = tmp_path / "bootstrap.json"
+    config.write_text("{}")
+    command, gone = COMMANDS["bootstrap"], (str(tmp_path / "gone"),)
+    check_arguments("bootstrap", command, (), {"out": tmp_path / "new", "config": config, "web": gone})
+    check_arguments("bootstrap", command, (), {"out": tmp_path, "web": gone})
+    with pytest.raises(UserError, match="there is no file or folder"):
+        check_arguments("bootstrap", command, (), {"out": tmp_path / "new", "web": gone})
+    with pytest.raises(UserError, match="there is no configuration file"):
+        check_arguments("bootstrap", command, (), {"out": tmp_path, "config": tmp_path / "none.json"})
