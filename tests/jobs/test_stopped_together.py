@@ -190,8 +190,7 @@ def test_a_second_ctrl_c_interrupts_at_once(openblip: CommandServer, world: Worl
     assert time.monotonic() - began < 15
 
 
-@TOGETHER
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "signum", "code"), [(1, 2, 130), (1, 15, 143), (2, 15, 143)])
 def test_capfilt(
     openblip: CommandServer, world: World, captioner: Path, model: Path, tmp_path: Path, workers: int, signum: int,
     code: int,

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from itertools import islice
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def run_local(
         finally:
             torch.set_num_threads(before)
         return
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     queue = context.SimpleQueue()
     for device in devices:
         queue.put(device)
@@ -86,6 +87,15 @@ def run_local(
         ) from error
     finally:
         _stop(pool)
+
+
+def _context() -> BaseContext:
+    """Processes that share nothing with this one, forked where possible from one that imports the libraries once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:

@@ -100,11 +100,7 @@ def test_ray_that_is_not_installed(
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed(
-    web: Path, models: Models, forked: ForkServerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Processes that start at once; `test_two_processes` starts them as users do.
-    monkeypatch.setattr("openblip.bootstrap.engines.multiprocessing.get_context", lambda _: forked)
+def test_a_process_that_is_killed(web: Path, models: Models, forked: ForkServerContext, tmp_path: Path) -> None:
     settings = config(models, web, chunk_size=1)
     engine = Engine(workers=2, threads=1)
 
