@@ -50,7 +50,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "pyarrow": ("data",),
     "datasets": ("data",),
     "webdataset": ("data",),
-    "ray": ("bootstrap",),
+    "ray": ("bootstrap", "cli.checks"),
     "peft": ("models.language",),
     "bitsandbytes": ("models.language",),
     "fastapi": ("serve",),

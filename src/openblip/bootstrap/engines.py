@@ -90,7 +90,7 @@ def run_local(
 
 
 def _context() -> BaseContext:
-    """Processes that share nothing with this one, forked where possible from one that imports the libraries once."""
+    """Of processes that share nothing with this one, forked where that can be from one that imports for all."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

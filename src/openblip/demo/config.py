@@ -24,6 +24,8 @@ class DemoPlan:
     """with one noisy web text each"""
     human_pictures: int
     """with three true captions each"""
+    simple_pictures: int
+    """of a single object, with three true captions each; pre-training learns the names of things from them"""
     test_pictures: int
     """of each split that is measured"""
     pretrain_steps: int

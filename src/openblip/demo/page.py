@@ -106,7 +106,8 @@ def _summary(out: Path, measured: dict[str, Any], plan: DemoPlan) -> list[str]:
     return [
         *((short,) if steps["pretrain"] < FEW_STEPS else ()),
         f'BLIP, size "{plan.model}", saw {plan.web_pictures:,} images with one noisy web text each and '
-        f"{plan.human_pictures:,} with true captions, trained with ITC, ITM and LM for {steps['pretrain']:,} steps "
+        f"{plan.human_pictures + plan.simple_pictures:,} with true captions ({plan.simple_pictures:,} of them "
+        f"show a single object), trained with ITC, ITM and LM for {steps['pretrain']:,} steps "
         f"of {plan.batch_size} images; from there, on the true captions alone, a captioner trained for "
         f"{steps['captioner']:,} steps (LM) and a matcher for {steps['matcher']:,} (ITC and ITM).",
         f"Of its captions for {test['pictures']} unseen images {beam['truth']:.0%} are true in every fact, and "

@@ -148,13 +148,14 @@ def make_plan(minutes: float, timed: Calibration, *, seed: int = 0) -> DemoPlan:
         size = "nano"
     step, small = timed.step[size], timed.step["nano"]
     pictures = int(seconds["world"] * _drawing_processes() / timed.draw)
-    web = _between(pictures // 4, 500, 4000)
+    web, simple = _between(pictures // 4, 500, 4000), _between(pictures // 5, 250, 4000)
     # Everything that is measured is written by a model of this size, twice greedily and once by beams.
     writing = timed.write * step / small
     return DemoPlan(
         model=size,
         web_pictures=web,
-        human_pictures=_between(pictures - web, 1000, 16_000),
+        human_pictures=_between(pictures - web - simple, 1000, 16_000),
+        simple_pictures=simple,
         test_pictures=_between(int(seconds["measure"] / (writing * MEASURED)), 50, 200),
         pretrain_steps=_steps(seconds["pretrain"], step),
         captioner_steps=_steps(seconds["captioner"], step * 0.55),
@@ -225,7 +226,7 @@ def plan_rows(out: Path, plan: DemoPlan) -> list[PlanRow]:
         "stage2": 2 * plan.stage2_steps,
     }
     does = {
-        "world": f"{plan.web_pictures + plan.human_pictures:,} images",
+        "world": f"{plan.web_pictures + plan.human_pictures + plan.simple_pictures:,} images",
         "measure": f"{plan.test_pictures} unseen images of each kind",
         "capfilt": f"{plan.capfilt_pictures:,} web images",
         "again": "two new models",

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.capfilt_memory import EACH, LIMIT, compare
 
-TIMES = 10
+TIMES = 4
 """how many times the samples; `benchmarks compare capfilt-memory` takes 100"""
 
 

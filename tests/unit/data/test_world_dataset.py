@@ -98,6 +98,7 @@ def test_settings_are_checked() -> None:
         "test?size=8": "32 to 1024",
         "test?noise.half_true=2": "more than 1",
         "test?disturb=2.0": "between 0 and 1",
+        "test?max_objects=0": "1 to 4 objects",
         "test?captions_per_image=0": "at least 1",
     }.items():
         with pytest.raises(UserError, match=message):

@@ -42,6 +42,15 @@ def test_scenes_are_a_function_of_seed_split_and_index() -> None:
     assert all(other != sample_scene(1, "train", 5) for other in others)
 
 
+def test_scenes_of_few_objects(scenes: list[Scene]) -> None:
+    for index, scene in enumerate(scenes[:100]):
+        few = sample_scene(3, "train", index, max_objects=2)
+        assert len(few.objects) == min(2, len(scene.objects))
+        if len(scene.objects) <= 2:
+            assert few == scene
+        assert len(sample_scene(3, "train", index, max_objects=1).objects) == 1
+
+
 def test_scenes_hold_what_is_promised(scenes: list[Scene]) -> None:
     counts = Counter(len(scene.objects) for scene in scenes)
     for number, share in zip((1, 2, 3, 4), (0.15, 0.30, 0.30, 0.25), strict=True):

@@ -22,7 +22,7 @@ from openblip.demo.capfilt_page import capfilt_section
 from openblip.report import Gallery, Table, Text
 
 SMALL = DemoPlan(
-    model="nano", web_pictures=40, human_pictures=40, test_pictures=12,
+    model="nano", web_pictures=40, human_pictures=40, simple_pictures=20, test_pictures=12,
     pretrain_steps=3, captioner_steps=2, matcher_steps=2, capfilt_pictures=40, again_steps=2, batch_size=8,
     documents=40, language_steps=(2, 2), blip2_pictures=40, stage1_steps=2, stage2_steps=2,
 )  # fmt: skip

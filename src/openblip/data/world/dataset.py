@@ -71,6 +71,8 @@ class WorldConfig:
     """questions with answers in `Sample.meta["questions"]`"""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """of the web texts"""
+    max_objects: int = 4
+    """in a scene; 1 for the simplest captions"""
     disturb: float = 1.0
     """scales the probability of blur, grain, uneven light and crops; 0 for clean drawings"""
 
@@ -85,6 +87,8 @@ class WorldConfig:
             raise UserError(f"pictures of the world are 32 to 1024 pixels wide, not {self.size}")
         if self.captions_per_image < 1 or self.questions_per_image < 0:
             raise UserError("captions_per_image must be at least 1 and questions_per_image not negative")
+        if not 1 <= self.max_objects <= 4:
+            raise UserError(f"scenes of the world have 1 to 4 objects, not {self.max_objects}")
         if not 0 <= self.disturb <= 1:
             raise UserError(f"disturb is a share between 0 and 1, not {self.disturb}")
 
@@ -108,7 +112,8 @@ class WorldSource(Source):
 
     def scene(self, index: int) -> Scene:
         """The scene of sample `index`, without painting it."""
-        return sample_scene(self.config.seed, self.config.split, self._check(index))
+        config = self.config
+        return sample_scene(config.seed, config.split, self._check(index), max_objects=config.max_objects)
 
     def image(self, index: int) -> np.ndarray:
         """The picture of sample `index`: uint8 [size, size, 3]."""
@@ -117,7 +122,7 @@ class WorldSource(Source):
     def __getitem__(self, index: int) -> Sample:
         config = self.config
         index = self._check(index)
-        scene = sample_scene(config.seed, config.split, index)
+        scene = self.scene(index)
         texts: list[str] = []
         kinds: list[str] = []
         if config.text != "human":
@@ -159,7 +164,8 @@ class WorldSource(Source):
         rng = random_stream(config.seed, config.split, index, "web")
 
         def other() -> Scene:
-            return sample_scene(config.seed, config.split, int(rng.integers(_ANY_INDEX)))
+            other = int(rng.integers(_ANY_INDEX))
+            return sample_scene(config.seed, config.split, other, max_objects=config.max_objects)
 
         return web_text(scene, rng, config.noise, other=other, length=config.length)
 

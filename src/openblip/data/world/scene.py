@@ -162,8 +162,11 @@ def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
     return items[int(rng.random() * len(items))]
 
 
-def sample_scene(seed: int, split: str, index: int) -> Scene:
+def sample_scene(seed: int, split: str, index: int, *, max_objects: int = len(_NUM_OBJECTS)) -> Scene:
     """Draw scene `index` of a split.
+
+    Args:
+        max_objects: scenes of more objects become scenes of so many.
 
     Raises:
         UserError: unknown split, or a negative number.
@@ -175,6 +178,7 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
         if roll < 0:
             break
         count += 1
+    count = min(count, max_objects)
     structure, ground = rng.random(), pick(rng, GROUNDS)
     # Count, structure and ground stay while looks and places are drawn anew, so that crowded scenes, which
     # fail more often, are no rarer than they should be.
