@@ -45,8 +45,10 @@ _GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments", "comp
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     from openblip.core.memory import keep_freed_memory
+    from openblip.core.threads import limit_spinning
 
     keep_freed_memory()
+    limit_spinning()
     with ending_at_once():
         return _run(sys.argv[1:] if arguments is None else arguments)
 

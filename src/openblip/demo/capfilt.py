@@ -1,7 +1,7 @@
-"""The demo's CapFilt: its captioner and matcher clean its noisy web pairs, and new models learn from the result.
+"""The demo's CapFilt: its captioner and matcher clean noisy web pairs, and new captioners learn from the result.
 
-Two models start alike from random weights and learn alike for equally many steps: one from the web's pairs as they
-were found, one from what CapFilt has made of them. The world knows which texts are true.
+Two captioners start alike from the pre-trained model and learn alike for equally many steps: one from the web's
+pairs as they were found, one from what CapFilt has made of them. The world knows which texts are true.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from openblip.checkpoints.store import open_model
 from openblip.data.sources.base import SourceConfig
 from openblip.demo.blip import measure_model, run_config
 from openblip.demo.config import DemoPlan, left_by, tars_of
+from openblip.recipes import SHORT_CAPTIONER
 from openblip.report import write_report
 from openblip.report.capfilt import capfilt_report
 from openblip.tasks.run import run_training
@@ -25,7 +26,7 @@ from openblip.training.config import within
 __all__ = ["LEARNERS", "PAGE", "clean_web", "learn_anew"]
 
 LEARNERS = {"as found": "web", "cleaned": "clean"}
-"""what a new model learns from -> folder of its run, in "again" """
+"""what a new captioner learns from -> folder of its run, in "again" """
 PAGE = Places(Path("clean")).report
 """CapFilt's own report, in the demo's folder"""
 
@@ -53,7 +54,9 @@ def clean_web(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[s
 
 
 def learn_anew(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[str, Any]:
-    """Train two new models for equally long, on the web pairs as they were found and on the cleaned ones.
+    """Fine-tune two captioners for equally long, on the web pairs as they were found and on the cleaned ones.
+
+    A model with random weights would learn nothing in a demo's time, so both go on from the pre-trained one.
 
     Returns:
         for each learner what was measured; nothing where CapFilt leaves less than a batch.
@@ -68,19 +71,20 @@ def learn_anew(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[
     }
     found: dict[str, Any] = {}
     if seconds is not None:
-        # Each model is measured too, in a way that took about a fifth of the stage that measured three.
-        seconds = max(seconds / 4, seconds / 2 - left_by(out, "measure")["seconds"] / 5)
+        # Each writes captions too, which took about a tenth of the stage that measured three models.
+        seconds = max(seconds / 4, seconds / 2 - left_by(out, "measure")["seconds"] / 10)
     train = within(replace(base.train, max_steps=plan.again_steps), seconds)
     for name, folder in LEARNERS.items():
         run = replace(
             base,
             sources=(sources[name],),
-            # One vocabulary, so that both start from the same weights.
-            tokenizer=str(out / "pretrain" / "model"),
+            model=str(out / "pretrain" / "model"),
+            parts="captioner",
+            objective=SHORT_CAPTIONER,
             train=replace(train, evaluate_every_steps=0, warmup_steps=min(50, plan.again_steps // 5)),
         )
         target = out / "again" / folder
-        result = run_training(run, target, resume=True, title=f"a new model from the web pairs {name}")
+        result = run_training(run, target, resume=True, title=f"a captioner from the web pairs {name}")
         stored = open_model(target / "model")
         numbers = measure_model(stored.blip.eval(), stored.tokenizer, out, "test", plan)
         # The second learns for exactly as many steps as the first.
