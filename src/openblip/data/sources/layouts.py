@@ -117,7 +117,8 @@ def _partner(content: Mapping[str, Any], path: Path, here: str, there: str) -> M
             continue
         if isinstance(found, dict) and _is_vqa(found, there):
             theirs = {_key(row.get("question_id")) for row in found[there] if isinstance(row, dict)}
-            if mine & theirs:
+            subsets = {part.get("data_subtype") for part in (content, found)} - {None}
+            if mine & theirs and len(subsets) < 2:
                 return found
     told = "questions without answers" if here == "questions" else "answers without the questions"
     raise UserError(
