@@ -177,7 +177,7 @@ def _choose(data: Any, place: str, configuration: str, inline: str, setting: str
             return data, ""
         cells = _column(data, _SPLIT_COLUMN).to_pylist()
         return data.select([row for row, cell in enumerate(cells) if cell == word]), word
-    if word == split:
+    if not word or word == split:
         return data, ""
     if own:
         raise UserError(f'the dataset {place} has no rows of split "{word}"{nearest(word, own)}')
