@@ -51,6 +51,8 @@ def given_id(value: Any) -> str:
     A whole float is the integer that it was before a missing value beside it made floats of all: 3.0 is "3".
     The words that str() makes of missing values ("nan", "None") are no ids either.
     """
+    if type(value) is int:
+        return str(value)
     if is_missing(value):
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -106,12 +108,12 @@ def one_image(value: Any, key: str) -> bytes | str | None:
     Raises:
         BrokenSample: "bad-row", several images.
     """
+    if isinstance(value, str):
+        return value if value.strip() else None
     if isinstance(value, dict):
         return value.get("bytes") or one_image(value.get("path"), key)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
-    if isinstance(value, str):
-        return value if value.strip() else None
     if isinstance(value, Sequence):
         given = [image for item in value if (image := one_image(item, key)) is not None]
         if len(given) > 1:

@@ -26,6 +26,7 @@ Files = dict[str, Member]
 """By what follows the key in their names."""
 
 _TEXTS = ("txt", "caption", "cap")
+_MOST_KNOWN = 10_000
 _PREFERRED = ("jpg", "jpeg", "png", "webp")
 _PREFERRED_STEMS = ("image", "img", "rgb", "photo", "picture", "input")
 
@@ -45,6 +46,7 @@ class KeyReader:
         self.text_endings = (text_column.lower().lstrip("."),) if text_column else _TEXTS
         self._seen: set[str] = set()
         self._num_chosen = 0
+        self._known: dict[tuple[str, ...], tuple[str, str, str, str]] = {}
 
     def check(self, where: str) -> None:
         """Refuse an `image_column` that no sample had.
@@ -81,9 +83,11 @@ class KeyReader:
         found: list[tuple[str, Places]] = []
         for short, together in keys.items():
             for key, files in self._split(short, together):
-                image = self._image(files, several)
-                text, fields = self._text(files, image), self._fields(files, image)
+                image, text, fields, told = self._roles(tuple(files))
+                if told:
+                    several[told] += 1
                 if image:
+                    self._num_chosen += 1
                     found.append((key, (*_place(files, image), *_place(files, text), *_place(files, fields))))
                 elif text or fields or (self._choices and _images(files)):
                     what = f'no image "{self._image_column}" among {", ".join(files)}' if self._choices else ""
@@ -121,8 +125,16 @@ class KeyReader:
             return True
         return "json" in endings and (not beside_plain or images[0].lower() in kinds)
 
-    def _image(self, files: Files, several: Counter[str]) -> str:
-        """The ending of the image, "" where there is none."""
+    def _roles(self, files: tuple[str, ...]) -> tuple[str, str, str, str]:
+        """The endings of the image, the text and the JSON, "" for none; and what is to be told of the choice."""
+        if files not in self._known:
+            if len(self._known) > _MOST_KNOWN:
+                self._known.clear()
+            image, told = self._image(files)
+            self._known[files] = image, self._text(files, image), self._fields(files, image), told
+        return self._known[files]
+
+    def _image(self, files: tuple[str, ...]) -> tuple[str, str]:
         images = _images(files)
         self._seen.update(ending.lower() for ending in images)
         if self._choices:
@@ -131,16 +143,14 @@ class KeyReader:
                     if ending.lower() == choice or (
                         ending in images and ending.lower().rpartition(".")[0] == choice
                     ):
-                        self._num_chosen += 1
-                        return ending
-            return ""
+                        return ending, ""
+            return "", ""
         candidates = [ending for ending in images if "." not in ending] or images
         candidates.sort(key=_preference)
-        if len(candidates) > 1:
-            several[f"{', '.join(candidates)}, of which {candidates[0]} is read"] += 1
-        return candidates[0] if candidates else ""
+        told = f"{', '.join(candidates)}, of which {candidates[0]} is read" if len(candidates) > 1 else ""
+        return (candidates[0] if candidates else ""), told
 
-    def _text(self, files: Files, image: str) -> str:
+    def _text(self, files: tuple[str, ...], image: str) -> str:
         lower = {ending.lower(): ending for ending in reversed(files)}
         stem = image.lower().rpartition(".")[0]
         wanted = [*self.text_endings, *(f"{name}.txt" for name in (*self.text_endings, *TEXT_COLUMNS))]
@@ -148,13 +158,13 @@ class KeyReader:
             wanted.append(f"{stem}.txt")
         return next((lower[ending] for ending in wanted if ending in lower and lower[ending] != image), "")
 
-    def _fields(self, files: Files, image: str) -> str:
+    def _fields(self, files: tuple[str, ...], image: str) -> str:
         lower = {ending.lower(): ending for ending in reversed(files)}
         stem = image.lower().rpartition(".")[0]
         return next((lower[ending] for ending in ("json", f"{stem}.json") if ending in lower), "")
 
 
-def _images(files: Files) -> list[str]:
+def _images(files: Iterable[str]) -> list[str]:
     return [ending for ending in files if f".{ending.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES]
 
 
