@@ -55,7 +55,7 @@ class BrokenSample(Exception):
     Attributes:
         cause: short slug, one of "missing", "empty", "truncated", "not-an-image", "too-large", "unreadable"
             (the picture), "no-text", "bad-text" (its texts), "bad-row" (its line in a captions file),
-            "duplicate-key".
+            "duplicate-key", "several-images" (in tars).
         key: the sample's key.
         detail: one sentence for a person.
     """

@@ -31,7 +31,7 @@ def test_every_setting_is_named() -> None:
 
 def test_every_cause_is_named() -> None:
     causes = re.findall(r'"([a-z-]+)"', BrokenSample.__doc__ or "")
-    assert len(causes) == 10
+    assert len(causes) == 11
     assert [cause for cause in causes if f"| `{cause}` |" not in PAGE] == []
 
 

@@ -4,6 +4,7 @@
     {"image": "1.jpg", "question": "what color is the bus?", "answer": ["red", "red", "orange"]}
     {"image": "1.jpg", "question": "what color is the bus?", "answers": ["red", "orange"], "weights": [0.8, 0.2]}
     {"image": "1.jpg", "question": "what color is the bus?", "answers": {"red": 0.8, "orange": 0.2}}
+    {"image": "1.jpg", "conversations": [{"from": "human", "value": "what color is it?"}, {"from": "gpt", ...}]}
     {"image": "1.jpg", "questions": [{"question": "what color is the bus?", "answer": "red"}, ...]}
 
 An answer that several people gave stands there several times, or has a weight.
@@ -11,6 +12,7 @@ An answer that several people gave stands there several times, or has a weight.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from openblip.data.sample import BrokenSample
+from openblip.data.sources.cells import is_missing, turns
 
 __all__ = [
     "ANSWER_COLUMNS",
+    "HOLDING_ANSWERS",
     "QUESTION_COLUMNS",
     "WEIGHT_COLUMNS",
     "GivenAnswers",
@@ -28,7 +32,9 @@ __all__ = [
     "read_questions",
 ]
 
-QUESTION_COLUMNS = ("question", "questions", "text")
+QUESTION_COLUMNS = ("question", "questions", "text", "conversations", "messages")
+HOLDING_ANSWERS = ("questions", "conversations", "messages")
+"""Columns of questions in which each has its answer with it."""
 ANSWER_COLUMNS = ("answer", "answers", "multiple_choice_answer")
 WEIGHT_COLUMNS = ("weights", "answer_weights", "weight")
 
@@ -63,10 +69,14 @@ def question_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str)
         BrokenSample: "bad-row", a question without a word, without answers, or with weights that are none.
     """
     cell = _opened(row.get(names["question"]))
+    if said := turns(cell):
+        pairs = itertools.pairwise(said)
+        asked = [{"question": a, "answer": b} for (one, a), (two, b) in pairs if two and not one]
+        return tuple(text for item in asked for text in question_texts(item, _guess(item), label))
     if isinstance(cell, list | tuple):
         items = [item if isinstance(item, Mapping) else {} for item in cell]
         return tuple(text for item in items for text in question_texts(item, _guess(item), label))
-    question = "" if cell is None else str(cell).strip()
+    question = "" if is_missing(cell) else str(cell).strip()
     if not question:
         raise BrokenSample("bad-row", label, f'no question under "{names["question"]}"')
     column = names.get("answer", ANSWER_COLUMNS[0])
@@ -74,7 +84,7 @@ def question_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str)
     if not answers:
         raise BrokenSample("bad-row", label, f'no answer under "{column}"')
     given = _opened(row.get(names["weight"])) if "weight" in names else None
-    if given is not None:
+    if not is_missing(given):
         weights = _numbers(given if isinstance(given, list | tuple) else [given])
     if len(weights) != len(answers) or not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise BrokenSample("bad-row", label, f"the weights of {len(answers)} answers are {given or weights!r}")
@@ -131,7 +141,7 @@ def _answers(value: Any) -> tuple[list[str], list[float]]:
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "" if value is None else str(value).strip()
+    return "" if is_missing(value) else str(value).strip()
 
 
 def _numbers(values: Iterable[Any]) -> list[float]:

@@ -7,12 +7,10 @@ such column) is a `UserError` when the source is opened.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,28 +19,18 @@ from openblip.core.errors import UserError, nearest
 from openblip.data.sample import BrokenSample, Sample
 
 __all__ = [
-    "ID_COLUMNS",
-    "IMAGE_COLUMNS",
-    "TEXT_COLUMNS",
+    "COLUMN_SETTINGS",
     "URL_COLUMNS",
     "PairsSource",
     "Source",
     "SourceConfig",
-    "as_texts",
     "find_column",
-    "locate_image",
+    "refuse_unread",
     "string_array",
 ]
 
-IMAGE_COLUMNS = (
-    *("image", "image_path", "img", "img_path", "jpg", "png", "picture", "photo"),
-    *("file", "file_name", "filename", "filepath", "file_path", "path"),
-)
-TEXT_COLUMNS = (
-    *("caption", "captions", "text", "texts", "txt"),
-    *("sentence", "sentences", "description", "alt_text"),
-)
-ID_COLUMNS = ("image_id", "img_id", "imgid", "cocoid")
+COLUMN_SETTINGS = ("image_column", "text_column", "id_column", "answer_column", "meta_columns")
+_OF_EVERY_SOURCE = frozenset(("path", "name", "weight", "pairs", "need_texts", "max_questions"))
 URL_COLUMNS = ("url", "image_url", "img_url")
 
 
@@ -61,15 +49,15 @@ class SourceConfig:
     pairs: bool = False
     """Every (image, caption) is a sample of its own; else all captions of an image make one sample."""
     image_root: str = ""
-    """Folder that relative image paths start from; default: the folder of the captions file."""
+    """Folder that relative image paths start from, or several as "a+b"; default: that of the captions file."""
     absolute_paths: bool = False
     """Accept absolute image paths outside `image_root` in a captions file that you trust."""
     image_column: str = ""
-    """Column of the picture's path or bytes; guessed from the usual names when empty."""
+    """Column of the picture's path or bytes, in tars its ending; guessed from the usual names when empty."""
     text_column: str = ""
     """Column, JSON field or file ending of the captions; guessed from the usual names when empty."""
     id_column: str = ""
-    """Column that is equal for rows of one image; guessed, else the image's path."""
+    """Column that is equal for rows of one image; guessed, else the image's path. See identity.py."""
     need_texts: bool = True
     """False: a captions file without captions will do, as when captions are to be written."""
     meta_columns: tuple[str, ...] = ()
@@ -96,12 +84,14 @@ class Source(ABC):
     Attributes:
         name: for messages and for keeping image ids apart.
         bad_rows: what was unreadable while opening (lines that are not JSON, cut tars); the loader reports it.
+        reads: the settings of `SourceConfig` that this kind reads, besides those of every source.
         blocks: contiguous ranges that are cheap to read together (a tar, a row group), or None when every
             sample is as cheap as any other. Their order is shuffled, and samples among `window` blocks.
         window: how many blocks are shuffled together.
     """
 
     name: str = ""
+    reads: ClassVar[frozenset[str]] = frozenset()
     blocks: Sequence[range] | None = None
     window: int = 16
 
@@ -133,6 +123,32 @@ class Source(ABC):
     def describe(self) -> dict[str, Any]:
         """Return what a person wants to know: kind, path, number of samples, columns."""
         return {"kind": type(self).__name__, "name": self.name, "num_samples": len(self)}
+
+
+def refuse_unread(config: SourceConfig, reads: frozenset[str], what: str) -> None:
+    """Refuse settings that the kind of source at hand does not read, so that none is without effect.
+
+    Args:
+        reads: see `Source.reads`.
+        what: the source, for the message.
+
+    Raises:
+        UserError: names the setting and the nearest one that is read.
+    """
+    if config.questions and "questions" not in reads:
+        raise UserError(
+            f"{what} holds no questions with answers that can be read; give a captions file, see docs/vqa.md"
+        )
+    for setting in fields(config):
+        name = setting.name
+        if name in reads | _OF_EVERY_SOURCE or getattr(config, name) == setting.default:
+            continue
+        raise UserError(
+            f'{what} does not read the setting "{name}"{nearest(name, reads | _OF_EVERY_SOURCE - {"path"})}'
+        )
+    for name in ("answer_column", "max_questions"):
+        if getattr(config, name) and not config.questions:
+            raise UserError(f'{what} reads the setting "{name}" only for questions with answers (finetune vqa)')
 
 
 class PairsSource(Source):
@@ -185,11 +201,14 @@ def find_column(wanted: str, guesses: Iterable[str], columns: Sequence[str], *, 
     if wanted:
         if wanted in columns:
             return wanted
+        alike = [column for column in columns if column.strip() == wanted.strip()]
+        if len(alike) == 1:
+            return alike[0]
         found = f"it has {_quoted(columns)}" if columns else "it has none"
         close = nearest(wanted, columns) if columns else ""
         close = close if "did you mean" in close else ""
         raise UserError(f'{where} has no column "{wanted}"; {found}{close}')
-    lowered = {column.lower(): column for column in reversed(columns)}
+    lowered = {column.strip().lower(): column for column in reversed(columns)}
     for guess in guesses:
         if guess in lowered:
             return lowered[guess]
@@ -211,27 +230,6 @@ def _quoted(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "no columns"
 
 
-def locate_image(name: str, root: str, *, key: str, absolute: bool) -> Path:
-    """Return the path of an image that a captions file names.
-
-    The check is on the written path: links inside the folder may lead elsewhere, as its owner wishes.
-
-    Args:
-        root: absolute and normalised; the path must stay inside.
-        absolute: accept an absolute `name` wherever it leads.
-
-    Raises:
-        BrokenSample: "bad-row", the path leaves `root` or is a web address.
-    """
-    if "://" in name:
-        raise BrokenSample("bad-row", key, f"{name} is a web address; download the pictures first")
-    path = os.path.normpath(os.path.join(root, name))
-    if path.startswith(root.rstrip(os.sep) + os.sep) or (absolute and os.path.isabs(name)):
-        return Path(path)
-    hint = "; set absolute_paths if you trust the file" if os.path.isabs(name) else ""
-    raise BrokenSample("bad-row", key, f"{name} leads out of {root}{hint}")
-
-
 def string_array(values: Sequence[str | bytes]) -> pa.Array:
     """Return a large_string array of str or UTF-8 bytes.
 
@@ -242,16 +240,3 @@ def string_array(values: Sequence[str | bytes]) -> pa.Array:
     np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
     return pa.Array.from_buffers(pa.large_string(), len(encoded), buffers)
-
-
-def as_texts(value: Any) -> tuple[str, ...]:
-    """Return the captions in a cell: a string, a list of strings, or of {"raw"/"caption"/"text": ...}."""
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        return (value,) if value.strip() else ()
-    if isinstance(value, dict):
-        return next((as_texts(value[name]) for name in ("raw", "caption", "text") if name in value), ())
-    if isinstance(value, list | tuple):
-        return tuple(text for item in value for text in as_texts(item))
-    return (str(value),)

@@ -1,45 +1,69 @@
 """Hugging Face datasets as a source: a folder that `save_to_disk` wrote, or a name on the hub.
 
+    hf:NAME    hf:NAME:SPLIT    hf:NAME:CONFIGURATION:SPLIT
+
 Pictures stay encoded (the `datasets` library is told not to decode), so they go through the same checks as
 any other, and rows stay in the library's memory-mapped files.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from openblip.core.errors import UserError, nearest, require
-from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sample import BrokenSample, ImageLike, Sample
+from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, string_array
+from openblip.data.sources.cells import is_missing, one_image
+from openblip.data.sources.identity import id_strings, image_name, settle_ids
+from openblip.data.sources.paths import image_roots, local_path, locate_image
 from openblip.data.sources.table import choose_columns, row_texts
 
 __all__ = ["HubSource"]
+
+_SPLIT_COLUMN = "split"
 
 
 class HubSource(Source):
     """Rows of a Hugging Face dataset; needs the extra "datasets".
 
     Args:
-        name: a folder or a hub name.
-        split: "" takes the only split there is.
+        name: a folder or a hub name, with ":CONFIGURATION:SPLIT" or ":SPLIT" behind it where these are chosen.
+        config: its `split` chooses a split, and within it the rows whose own column `split` says so.
     """
 
-    def __init__(self, name: str, split: str, config: SourceConfig) -> None:
+    reads = frozenset((*COLUMN_SETTINGS, "split", "image_root", "questions"))
+
+    def __init__(self, name: str, config: SourceConfig) -> None:
         super().__init__()
         datasets = require("datasets", "datasets")
         self.name = config.name or config.path
         self._config = config
-        data = _load(datasets, name, split)
-        self._columns = choose_columns(data.column_names, _guided(datasets, data, config), f"hf:{name}")
+        data, self._own_split, place = _load(datasets, name, config.split)
+        self._columns = choose_columns(data.column_names, _guided(datasets, data, config), f"hf:{place}")
         image = self._columns["image"]
-        if isinstance(data.features[image], datasets.Image):
-            data = data.cast_column(image, datasets.Image(decode=False))
+        if _holds_images(datasets, data.features[image]):
+            data = data.cast_column(image, _undecoded(datasets, data.features[image]))
+        folder = place if Path(place).is_dir() else ""
+        self._roots = image_roots(config.image_root, folder) if config.image_root or folder else ()
         kept = [*dict.fromkeys([*self._columns.values(), *config.meta_columns])]
         self._rows = data.select_columns(kept)
+        self._ids = self._settled_ids() if "id" in self._columns else None
+
+    def _settled_ids(self) -> pa.Array:
+        ids = id_strings(_column(self._rows, self._columns["id"]))
+        column = self._columns["image"]
+        images = self._rows.select_columns([column])
+
+        def names_of(rows: np.ndarray) -> list[str]:
+            return [_name(images[int(row)][column], int(row)) for row in rows]
+
+        return settle_ids(ids, names_of)
 
     def text_counts(self) -> np.ndarray:
         kept = [
@@ -61,52 +85,140 @@ class HubSource(Source):
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
-        key = image_id = str(index)
-        if "id" in self._columns:
-            image_id = str(row[self._columns["id"]])
-        image = row[self._columns["image"]]
-        if isinstance(image, dict):
-            image = image["bytes"] if image.get("bytes") else image.get("path")
-        if isinstance(image, str):
-            image = Path(image)
-        if image is None:
+        key = str(index)
+        given = one_image(row[self._columns["image"]], key)
+        if given is None:
             raise BrokenSample("missing", key, "the row holds no picture")
+        image: ImageLike = self._located(given, key) if isinstance(given, str) else given
+        image_id = key if isinstance(given, bytes) else given
+        if self._ids is not None:
+            image_id = self._ids[index].as_py()
         texts = row_texts(row, self._columns, key)
         meta = {name: row[name] for name in self._config.meta_columns}
         return Sample(key=key, image=image, texts=texts, image_id=image_id, meta=meta)
 
+    def _located(self, name: str, key: str) -> Path:
+        """The library gives absolute paths of its own; others start from the data set's folder."""
+        if self._roots and not os.path.isabs(local_path(name)):
+            return locate_image(name, self._roots, key=key, absolute=False)
+        if "://" in local_path(name):
+            raise BrokenSample("bad-row", key, f"{name} is a web address; download the pictures first")
+        return Path(local_path(name))
+
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "kind": "hf", "columns": self._columns}
+        own = {"rows_by_own_split": self._own_split} if self._own_split else {}
+        return {**super().describe(), "kind": "hf", "columns": self._columns, **own}
 
 
-def _load(datasets: Any, name: str, split: str) -> Any:
-    """Return one split as a `datasets.Dataset`."""
+def _name(cell: Any, row: int) -> str:
     try:
-        if Path(name).is_dir() and _is_saved(Path(name)):
-            data = datasets.load_from_disk(name)
+        return image_name(one_image(cell, str(row))) or f"row {row}"
+    except BrokenSample:
+        return f"row {row}"
+
+
+def _column(data: Any, name: str) -> pa.Array | pa.ChunkedArray:
+    """A column in its rows' order."""
+    if not len(data):
+        return string_array([])
+    return data.select_columns([name]).with_format("arrow")[:].column(name)
+
+
+def _load(datasets: Any, name: str, setting: str) -> tuple[Any, str, str]:
+    """Return the rows asked for, the word of their own column `split` or "", and the name without choices."""
+    place, parts = name, list[str]()
+    while not Path(place).is_dir() and ":" in place and len(parts) < 2:
+        place, _, last = place.rpartition(":")
+        parts.insert(0, last)
+    configuration, inline = ([""] * 2 + parts)[-2:]
+    saved = Path(place).is_dir() and _is_saved(Path(place))
+    if saved and configuration:
+        raise UserError(f'the dataset {place} has no configurations, so "{configuration}" cannot be chosen')
+    known: list[str] = []
+    try:
+        if saved:
+            data = datasets.load_from_disk(place)
         else:
-            data = datasets.load_dataset(name)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:  # its errors share no closer base
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"the Hugging Face dataset {name} cannot be opened: {first}") from error
-    if not isinstance(data, dict):
-        if split:
-            raise UserError(f'the dataset {name} has no splits, so "{split}" cannot be chosen')
-        return data
-    if not split and len(data) == 1:
-        return next(iter(data.values()))
-    if split not in data:
-        ask = f'no split "{split}"{nearest(split, data)}' if split else f"several splits: {', '.join(data)}"
-        raise UserError(f"the dataset {name} has {ask}; choose one as hf:{name}:SPLIT")
-    return data[split]
+            data = datasets.load_dataset(place, *([configuration] if configuration else []))
+    except Exception as error:  # its errors share no base, and those of its parsers come through
+        known = [] if saved else _configurations(datasets, place)
+        if len(known) < 2 or configuration in known:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"the Hugging Face dataset {place} cannot be opened: {first}") from error
+        if configuration or inline not in known:
+            asked = f"several configurations: {', '.join(known)}"
+            if configuration:
+                asked = f'no configuration "{configuration}"{nearest(configuration, known)}'
+            said = f"the dataset {place} has {asked}; choose one as hf:{place}:CONFIGURATION:SPLIT"
+            raise UserError(said) from error
+    else:
+        unknown = isinstance(data, dict) and inline and inline not in data and not configuration and not saved
+        if not unknown or inline not in (known := _configurations(datasets, place)):
+            return *_choose(data, place, configuration, inline, setting), place
+    return _load(datasets, f"{place}:{inline}:", setting)  # what was named is a configuration
+
+
+def _choose(data: Any, place: str, configuration: str, inline: str, setting: str) -> tuple[Any, str]:
+    """The split `inline`, or else `setting`; and in it the rows whose own column `split` says so, where it does."""
+    word, split = setting or inline, ""
+    if isinstance(data, dict):
+        split = inline or setting
+        only = next(iter(data)) if len(data) == 1 else ""
+        if only and (not split or (split not in data and split in _own_splits(data[only]))):
+            split = only
+        if split not in data:
+            ask = f'no split "{split}"{nearest(split, data)}' if split else f"several splits: {', '.join(data)}"
+            inner = f"{configuration}:" if configuration else ""
+            raise UserError(f"the dataset {place} has {ask}; choose one as hf:{place}:{inner}SPLIT")
+        data = data[split]
+    own = _own_splits(data) if word else []
+    if word in own:
+        if len(own) == 1:
+            return data, ""
+        cells = _column(data, _SPLIT_COLUMN).to_pylist()
+        return data.select([row for row, cell in enumerate(cells) if cell == word]), word
+    if not word or word == split:
+        return data, ""
+    if own:
+        raise UserError(f'the dataset {place} has no rows of split "{word}"{nearest(word, own)}')
+    raise UserError(
+        f'the dataset {place} has no splits{" within " + split if split else ""}, so "{word}" cannot be chosen'
+    )
+
+
+def _own_splits(data: Any) -> list[str]:
+    """What a data set's own column `split` says, empty where it has none."""
+    if _SPLIT_COLUMN not in data.column_names:
+        return []
+    return [str(value) for value in data.unique(_SPLIT_COLUMN) if not is_missing(value)]
+
+
+def _configurations(datasets: Any, name: str) -> list[str]:
+    try:
+        return list(datasets.get_dataset_config_names(name))
+    except Exception:  # noqa: BLE001  as there is no such data set at all, which is told already
+        return []
 
 
 def _is_saved(folder: Path) -> bool:
     return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
+def _holds_images(datasets: Any, feature: Any) -> bool:
+    """Whether a feature is an image, or a list of them."""
+    inner = getattr(feature, "feature", None)
+    return isinstance(feature, datasets.Image) or (inner is not None and _holds_images(datasets, inner))
+
+
+def _undecoded(datasets: Any, feature: Any) -> Any:
+    """The feature of images, or of lists of them, that leaves them encoded."""
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    return type(feature)(_undecoded(datasets, feature.feature))
+
+
 def _guided(datasets: Any, data: Any, config: SourceConfig) -> SourceConfig:
     """Return settings for choosing columns: the only column of pictures where none is named."""
-    pictures = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
+    pictures = [name for name, feature in data.features.items() if _holds_images(datasets, feature)]
     column = pictures[0] if len(pictures) == 1 else ""
     return replace(config, split="", image_column=config.image_column or column)  # the split is chosen by now

@@ -19,16 +19,20 @@ from openblip.core.config import from_dict
 from openblip.core.errors import UserError, nearest
 from openblip.core.places import QUERY, missing_data
 from openblip.data.images import IMAGE_SUFFIXES
-from openblip.data.sources.base import PairsSource, Source, SourceConfig
+from openblip.data.sources.base import PairsSource, Source, SourceConfig, refuse_unread
 from openblip.data.sources.folder import FolderSource
 from openblip.data.sources.hub import HubSource
 from openblip.data.sources.parquet import open_parquet
+from openblip.data.sources.paths import local_path
 from openblip.data.sources.table import open_records
 from openblip.data.sources.tars import TarSource
+from openblip.data.sources.text import first_bytes, found_kind
 
 __all__ = ["SourceParts", "open_source", "parse_spec", "source_parts"]
 
 _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
+_TEXT_TABLES = (".txt", ".token")
+"""Endings under which a table is read when it is named, or called captions.txt in its folder."""
 _MOST_GAPS = 1000
 _CAPTION_FILES = ("captions", "metadata", "annotations", "dataset", "data")
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
@@ -46,7 +50,8 @@ def parse_spec(spec: str) -> SourceConfig:
     fields = {field.name for field in dataclasses.fields(SourceConfig)} - {"path"}
     settings: dict[str, Any] = {}
     rest = []
-    for name, text in parse_qsl(match["query"], keep_blank_values=True):
+    query = match["query"].replace("+", "%2B")  # image_root=a+b names two folders
+    for name, text in parse_qsl(query, keep_blank_values=True):
         if name in fields:
             settings[name] = _value(name, text)
         elif spec.startswith("world:"):
@@ -84,6 +89,7 @@ def open_source(spec: SourceConfig | str) -> Source:
     if not len(source):
         bad = f"; {len(source.bad_rows)} rows cannot be read, first {source.bad_rows[0]}" if source.bad_rows else ""
         raise UserError(f"{config.path} holds no samples{bad}")
+    refuse_unread(config, source.reads, config.path)
     source.name = config.name or config.path
     return PairsSource(source) if config.pairs else source
 
@@ -106,9 +112,10 @@ def source_parts(spec: SourceConfig | str) -> SourceParts:
         UserError: a setting of `spec` is wrong.
     """
     config = parse_spec(spec) if isinstance(spec, str) else spec
-    if config.path.startswith(("world:", "hf:")) or "://" in config.path:
+    place = local_path(config.path)
+    if place.startswith(("world:", "hf:")) or "://" in place:
         return SourceParts([config])
-    path = Path(config.path).expanduser()
+    path = Path(place).expanduser()
     files: list[Path] = []
     missing: list[str] = []
     if path.is_dir():
@@ -136,16 +143,13 @@ def _gaps(files: Sequence[Path]) -> list[str]:
 
 
 def _open(config: SourceConfig) -> Source:
-    spec = config.path
+    spec = local_path(config.path)
     if spec.startswith("world:"):
         from openblip.data.world.dataset import open_world
 
         return open_world(spec)
     if spec.startswith("hf:"):
-        name, split = spec.removeprefix("hf:"), config.split
-        if not split and ":" in name:
-            name, _, split = name.rpartition(":")
-        return HubSource(name, split, config)
+        return HubSource(spec.removeprefix("hf:"), config)
     if "://" in spec or spec.startswith("pipe:"):
         raise UserError(f"{spec} is not on this machine; copy or mount it and give its path")
     path = Path(spec).expanduser()
@@ -164,26 +168,35 @@ def _open_files(paths: list[Path], config: SourceConfig, *, num_missing: int = 0
     if len(kinds) > 1:
         raise UserError(f"{config.path} names files of several kinds ({', '.join(sorted(kinds))}); give one kind")
     kind = kinds.pop()
+    head = first_bytes(paths[0])
+    found, words = found_kind(head)
+    if found in ("tar", "parquet") and kind not in (".tar", ".parquet"):
+        kind = f".{found}"  # whatever the file is called
     if kind == ".tar":
         return TarSource(paths, config, num_missing=num_missing)
     if kind == ".parquet":
         return open_parquet(paths, config)
-    if kind in _TABLES and len(paths) == 1:
+    if kind in (*_TABLES, *_TEXT_TABLES) and len(paths) == 1:
         return open_records(paths[0], config)
     if kind in _TABLES:
         raise UserError(f"{config.path} names {len(paths)} captions files; give each as a source of its own")
     known = ", ".join((*_TABLES, ".tar"))
-    raise UserError(f'{paths[0]} is of no known kind ("{kind}"); give a folder, or a file that ends in {known}')
+    seen = f": it is {words}" if words else ""
+    raise UserError(
+        f'{paths[0]} is of no known kind ("{kind}"{seen}); give a folder, or a file that ends in {known}'
+    )
 
 
 def _open_folder(folder: Path, config: SourceConfig) -> Source:
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        return HubSource(str(folder), config.split, config)
+        return HubSource(str(folder), config)
     if packed := _packed_files(folder):
         return _open_files(packed, config)
     entries = _entries(folder)
     tables = [path for path in entries if path.suffix.lower() in _TABLES]
     named = [path for path in tables if path.stem.lower() in _CAPTION_FILES]
+    if not tables and _is_table_of_images(folder / "captions.txt"):  # Flickr8k's
+        return _open_files([folder / "captions.txt"], config)
     if len(named) == 1:
         return _open_files(named, config)
     if any(path.suffix.lower() in IMAGE_SUFFIXES and path.with_suffix(".txt").exists() for path in entries):
@@ -195,6 +208,12 @@ def _open_folder(folder: Path, config: SourceConfig) -> Source:
         names = ", ".join(path.name for path in tables[:5])
         raise UserError(f"{folder} holds several captions files ({names}); give one of them as the path")
     return FolderSource(folder, config)
+
+
+def _is_table_of_images(path: Path) -> bool:
+    """Whether a text begins with column names, one of them of images."""
+    first = first_bytes(path).split(b"\n")[0].strip().lower() if path.is_file() else b""
+    return re.match(rb"^\W*image\w*\s*[,;|\t]", first) is not None
 
 
 def _entries(folder: Path) -> list[Path]:

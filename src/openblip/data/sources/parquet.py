@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +21,12 @@ import pyarrow.parquet as pq
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sources.answers import question_texts
-from openblip.data.sources.base import SourceConfig, as_texts, string_array
-from openblip.data.sources.table import Columns, ImagePaths, TableSource, choose_columns, no_such_split
+from openblip.data.sources.base import SourceConfig, string_array
+from openblip.data.sources.cells import as_texts, one_image
+from openblip.data.sources.identity import id_strings, image_ids, image_name, labels_of, settle_ids
+from openblip.data.sources.paths import image_roots, locate_image
+from openblip.data.sources.table import Columns, ImagePaths, TableSource, choose_columns, no_such_split, row_path
+from openblip.data.sources.text import first_bytes, refuse_other_kinds
 
 __all__ = ["open_parquet"]
 
@@ -35,45 +38,57 @@ def open_parquet(paths: Sequence[Path], config: SourceConfig) -> TableSource:
     """Open one parquet file, or several with the same columns."""
     try:
         schema = pq.read_schema(paths[0])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{paths[0]} cannot be read as parquet: {error}") from error
+    except (pa.ArrowException, OSError) as error:
+        if not (head := first_bytes(paths[0])).startswith(b"PAR1"):
+            refuse_other_kinds(paths[0], head, "a parquet file")
+        raise UserError(f"{paths[0]} cannot be read as parquet: {_first_line(error)}") from error
     names = choose_columns(schema.names, config, str(paths[0]))
     image_type = schema.field(names["image"]).type
-    inside = _is_bytes(image_type) or pa.types.is_struct(image_type)
+    inside = _is_inside(image_type) and not _only_paths(paths, names["image"])
     wanted = {name for role, name in names.items() if not (role == "image" and inside)}
     wanted |= {*config.meta_columns, *(("split",) if config.split else ())}
     tables = []
     for path in paths:
         try:
             tables.append(pq.read_table(path, columns=sorted(wanted)))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} cannot be read, or lacks columns that {paths[0]} has: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path} cannot be read, or lacks columns that {paths[0]} has: {_first_line(error)}"
+            ) from error
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{paths[0]} and the files beside it have different columns: {error}") from error
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{paths[0]} and the files beside it have different columns: {_first_line(error)}"
+        ) from error
     rows = np.arange(sum(pq.read_metadata(path).num_rows for path in paths))
     if config.split:
-        rows = np.flatnonzero(pc.equal(table["split"], config.split).to_numpy(zero_copy_only=False))
+        rows = np.flatnonzero(
+            pc.fill_null(pc.equal(_strings(table["split"]), config.split), False).to_numpy(zero_copy_only=False)
+        )
         if not len(rows):
             seen = [str(split) for split in pc.unique(table["split"]).to_pylist()]
             raise no_such_split(config.split, seen, str(paths[0]))
         table = table.take(pa.array(rows))
     bad_rows: list[BrokenSample] = []
     images: GroupedImages | ImagePaths
+    roots = image_roots(config.image_root, str(paths[0].parent))
     if inside:
-        images = GroupedImages(paths, names["image"], rows)
+        images = GroupedImages(paths, names["image"], rows, roots=roots, absolute=config.absolute_paths)
     else:
-        table, bad_rows = _without_empty(table, names["image"], paths[0].name)
-        root = config.image_root or str(paths[0].parent)
-        images = ImagePaths(_strings(table[names["image"]]), root, absolute=config.absolute_paths)
+        table, places, bad_rows = _with_path(table, names["image"], paths[0].name)
+        images = ImagePaths(places, roots, absolute=config.absolute_paths)
     num_rows = len(rows) - len(bad_rows)
     if "question" in names:
         texts, text_row, without_answers = _questions(table, names, paths[0].name)
         bad_rows += without_answers
     else:
-        texts, text_row = _flatten(table[names["caption"]]) if "caption" in names else _flatten(None)
-    ids = _strings(table[names["id"]]) if "id" in names else None
+        column = table[names["caption"]] if "caption" in names else None
+        texts, text_row, wrong_texts = _flatten(column, paths[0].name)
+        bad_rows += wrong_texts
+    ids = id_strings(table[names["id"]]) if "id" in names else None
+    if ids is not None:
+        ids = image_ids(ids, images.names) if isinstance(images, ImagePaths) else settle_ids(ids, images.names_of)
     columns = Columns(
         images=images,
         texts=texts,
@@ -88,14 +103,19 @@ def open_parquet(paths: Sequence[Path], config: SourceConfig) -> TableSource:
 
 
 class GroupedImages:
-    """Pictures inside parquet files; [row] -> (key, bytes). Keeps the row groups that were read last.
+    """Pictures inside parquet files; [row] -> (key, bytes or path). Keeps the row groups that were read last.
 
     Args:
         rows: int64 [R], the row of each kept row in the files read one after the other.
+        roots: where a cell's path starts from, when it holds no bytes.
     """
 
-    def __init__(self, paths: Sequence[Path], column: str, rows: np.ndarray) -> None:
+    def __init__(
+        self, paths: Sequence[Path], column: str, rows: np.ndarray, *, roots: tuple[str, ...], absolute: bool
+    ) -> None:
         self._paths, self._column, self._rows = paths, column, rows
+        self._roots, self._absolute = roots, absolute
+        self._labels = labels_of([str(path) for path in paths], stem=False)
         self._groups: list[tuple[int, int]] = []
         sizes: list[int] = []
         num_bytes = 0
@@ -123,16 +143,33 @@ class GroupedImages:
         return np.searchsorted(self._starts, rows, side="right") - 1
 
     def __getitem__(self, row: int) -> tuple[str, ImageLike]:
+        key, image = self._image(row)
+        if image is None:
+            raise BrokenSample("missing", key, "the row holds no picture")
+        if isinstance(image, str):
+            place = locate_image(image, self._roots, key=key, absolute=self._absolute)
+            if not place.exists():
+                raise BrokenSample("missing", key, f"the row holds no picture, and its path {place} leads nowhere")
+            return key, place
+        return key, image
+
+    def _image(self, row: int) -> tuple[str, bytes | str | None]:
         place = int(self._rows[row])
         group = int(self._group_of(np.asarray(place)))
         file = self._groups[group][0]
-        key = f"{os.path.basename(self._paths[file])}:{place - int(self._starts[self._first_group(file)])}"
-        cell = self._read(group, key)[place - int(self._starts[group])].as_py()
-        if isinstance(cell, dict):
-            cell = cell.get("bytes")
-        if cell is None:
-            raise BrokenSample("missing", key, "the row holds no picture")
-        return key, cell
+        key = f"{self._labels[file]}:{place - int(self._starts[self._first_group(file)])}"
+        return key, one_image(self._read(group, key)[place - int(self._starts[group])].as_py(), key)
+
+    def names_of(self, rows: np.ndarray) -> list[str]:
+        """Return what tells the images of `rows` apart, the row's key where there is none; reads the images."""
+        found = []
+        for row in rows:
+            try:
+                key, image = self._image(int(row))
+            except BrokenSample as broken:
+                key, image = broken.key, None
+            found.append(image_name(image) or key)
+        return found
 
     def _first_group(self, file: int) -> int:
         return next(number for number, (owner, _) in enumerate(self._groups) if owner == file)
@@ -145,20 +182,59 @@ class GroupedImages:
         try:
             with pq.ParquetFile(self._paths[file]) as parquet:
                 column = parquet.read_row_group(number, columns=[self._column]).column(0)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise BrokenSample("unreadable", key, str(error)) from error
+        except (pa.ArrowException, OSError) as error:
+            raise BrokenSample("unreadable", key, _first_line(error)) from error
         self._cache[group] = column
         while len(self._cache) > self.num_kept:
             self._cache.popitem(last=False)
         return column
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().split("\n") or [type(error).__name__])[0]
+
+
+def _is_inside(kind: pa.DataType) -> bool:
+    """Whether a column of images may hold their bytes: binary, {bytes, path}, or lists of these."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _is_inside(kind.value_type)
+    return (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_struct(kind)
+    )
+
+
+def _only_paths(paths: Sequence[Path], column: str) -> bool:
+    """Whether each {bytes, path} is without bytes, by the counts that the files hold."""
+    for path in paths:
+        metadata = pq.read_metadata(path)
+        leaves = [number for number in range(metadata.num_columns)
+                  if metadata.schema.column(number).path == f"{column}.bytes"]  # fmt: skip
+        if not leaves:
+            return False
+        for group in range(metadata.num_row_groups):
+            chunk = metadata.row_group(group).column(leaves[0])
+            if chunk.statistics is None or chunk.statistics.null_count != chunk.num_values:
+                return False
+    return True
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _strings(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return _combined(pc.cast(column, pa.large_string()))
+    """A column as large_string, null where it holds nothing."""
+    whole = _combined(column)
+    if pa.types.is_dictionary(whole.type):
+        whole = whole.dictionary_decode()
+    if _is_text(whole.type):
+        return pc.cast(whole, pa.large_string())
+    cells = [as_texts(cell) for cell in whole.to_pylist()]
+    texts = string_array([cell[0] if cell else "" for cell in cells])
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.large_string()), texts)
 
 
 def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -167,27 +243,46 @@ def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
-def _without_empty(table: pa.Table, column: str, file: str) -> tuple[pa.Table, list[BrokenSample]]:
-    """Drop the rows that name no picture."""
-    given = pc.fill_null(pc.greater(pc.utf8_length(pc.cast(table[column], pa.large_string())), 0), False)
-    empty = np.flatnonzero(~given.to_numpy(zero_copy_only=False))
-    bad = [BrokenSample("bad-row", f"{file}:{row}", f'no path under "{column}"') for row in empty]
-    return (table.filter(given) if bad else table), bad
+def _with_path(table: pa.Table, column: str, file: str) -> tuple[pa.Table, pa.Array, list[BrokenSample]]:
+    """The rows that name an image, its path in each, and what is wrong with the others."""
+    bad: list[BrokenSample] = []
+    if _is_text(table[column].type) or pa.types.is_dictionary(table[column].type):
+        places = _strings(table[column])
+        given = pc.fill_null(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(places)), 0), False)
+        empty = np.flatnonzero(~given.to_numpy(zero_copy_only=False))
+        bad = [BrokenSample("bad-row", f"{file}:{row}", f'no path under "{column}"') for row in empty]
+        return (table.filter(given), places.filter(given), bad) if bad else (table, places, bad)
+    found: list[str] = []
+    rows: list[int] = []
+    for number, cell in enumerate(table[column].to_pylist()):
+        try:
+            found.append(row_path(cell, column, f"{file}:{number}"))
+            rows.append(number)
+        except BrokenSample as broken:
+            bad.append(broken)
+    return table.take(pa.array(rows, pa.int64())), string_array(found), bad
 
 
-def _flatten(column: pa.ChunkedArray | None) -> tuple[pa.Array, np.ndarray]:
-    """Return the captions of a column of strings, or of lists of them, one by one with their rows."""
+def _flatten(column: pa.ChunkedArray | None, file: str) -> tuple[pa.Array, np.ndarray, list[BrokenSample]]:
+    """Return the captions of a column one by one with their rows, and what is wrong with other rows."""
     if column is None:
-        return string_array([]), np.zeros(0, np.int64)
-    kind = column.type
-    column = _combined(column)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        if not pa.types.is_struct(kind.value_type):
-            rows = pc.list_parent_indices(column).to_numpy(zero_copy_only=False).astype(np.int64)
-            return _without_blanks(_strings(pc.list_flatten(column)), rows)
-        pairs = [(t, row) for row, cell in enumerate(column) for t in as_texts(cell.as_py())]
-        return string_array([t for t, _ in pairs]), np.array([r for _, r in pairs], np.int64)
-    return _without_blanks(_strings(column), np.arange(len(column)))
+        return string_array([]), np.zeros(0, np.int64), []
+    if _is_text(column.type):
+        texts = _strings(column)
+        return *_without_blanks(texts, np.arange(len(texts))), []
+    if (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)) and _is_text(column.type.value_type):
+        whole = _combined(column)
+        rows = pc.list_parent_indices(whole).to_numpy(zero_copy_only=False).astype(np.int64)
+        return *_without_blanks(_strings(pc.list_flatten(whole)), rows), []
+    pairs: list[tuple[str, int]] = []
+    bad: list[BrokenSample] = []
+    for number, cell in enumerate(column):
+        try:
+            pairs += [(text, number) for text in as_texts(cell.as_py())]
+        except (BrokenSample, UnicodeDecodeError) as error:
+            detail = error.detail if isinstance(error, BrokenSample) else str(error)
+            bad.append(BrokenSample("bad-text", f"{file}:{number}", detail))
+    return string_array([text for text, _ in pairs]), np.array([row for _, row in pairs], np.int64), bad
 
 
 def _questions(

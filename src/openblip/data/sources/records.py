@@ -1,166 +1,157 @@
-"""Readers of captions files as rows of plain values: JSONL, CSV, TSV, and the JSON layouts of BLIP and COCO.
+"""Readers of captions files as rows of plain values: JSON lines, lists and objects, CSV and its neighbours.
 
 Each reader yields (label, row): the label says where in the file ("captions.jsonl line 7"), the row is a
-dict, or a `BrokenSample` where the row cannot be read. Nothing is held in memory but the row at hand (COCO's
-own layouts excepted, which are small).
+dict, or a `BrokenSample` where the row cannot be read. What a JSON file holds is told by its first bytes, not
+by its ending. Nothing is held in memory but the row at hand (objects as COCO's excepted, which are small).
 """
 
 from __future__ import annotations
 
-import csv
 import json
-from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
+from openblip.data.sources.answers import ANSWER_COLUMNS, QUESTION_COLUMNS
+from openblip.data.sources.base import URL_COLUMNS, SourceConfig
+from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS
+from openblip.data.sources.delimited import read_delimited
+from openblip.data.sources.layouts import rows_of_object
+from openblip.data.sources.text import encoding_of, first_bytes, refuse_other_kinds
 
-__all__ = ["Row", "read_records"]
+__all__ = ["DELIMITED", "RECORDS", "Row", "read_records"]
 
 Row = tuple[str, dict[str, Any] | BrokenSample]
 
+_LINES = (".jsonl", ".ndjson")
+DELIMITED = (".csv", ".tsv", ".txt", ".token")
+RECORDS = (*_LINES, ".json", *DELIMITED)
+"""Endings of captions files that are text."""
+
 _CHUNK = 1 << 20
 _LARGEST_ELEMENT = 1 << 26
+_USUAL_COLUMNS = {*IMAGE_COLUMNS, *TEXT_COLUMNS, *ID_COLUMNS, *URL_COLUMNS, *QUESTION_COLUMNS, *ANSWER_COLUMNS}
 
 
-def read_records(path: Path) -> Iterator[Row]:
-    """Yield the rows of a captions file, by its ending.
+def read_records(path: Path, config: SourceConfig) -> Iterator[Row]:
+    """Yield the rows of a captions file.
 
     Raises:
         UserError: no rows can be read at all (not text, not JSON, no header).
     """
     suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        return _read_jsonl(path)
-    if suffix in (".csv", ".tsv"):
-        return _read_csv(path, "," if suffix == ".csv" else "\t")
-    if suffix == ".json":
-        return _read_json(path)
-    raise UserError(f"{path} is no captions file that can be read: give .jsonl, .csv, .tsv, .parquet or .json")
+    head = first_bytes(path)
+    refuse_other_kinds(path, head, "a captions file")
+    if suffix in DELIMITED:
+        named = (config.image_column, config.text_column, config.id_column, config.answer_column)
+        return read_delimited(path, head, _USUAL_COLUMNS | {"split", *(name.lower() for name in named if name)})
+    if suffix not in RECORDS:
+        raise UserError(f"{path} is no captions file that can be read: give {', '.join(RECORDS)} or .parquet")
+    encoding = encoding_of(head)
+    try:
+        layout = _json_layout(path, encoding)
+    except UnicodeError as error:
+        if suffix not in _LINES:
+            raise UserError(f"{path} is not {_spoken(encoding)} text") from error
+        layout = "lines"  # in which one line may be wrong
+    if layout == "lines":
+        return _read_lines(path, encoding)
+    return _read_json(path, encoding, layout, config)
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            label = f"{path.name} line {number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError:
-                yield label, BrokenSample("bad-row", label, "not UTF-8 text")
-            except json.JSONDecodeError as error:
-                yield label, BrokenSample("bad-row", label, f"not JSON: {error.msg} at column {error.colno}")
-            except RecursionError:
-                yield label, BrokenSample("bad-row", label, "nested too deep")
-            else:
-                if isinstance(row, dict):
-                    yield label, row
-                else:
-                    yield label, BrokenSample("bad-row", label, f"not a JSON object: {line[:40]!r}")
+def _spoken(encoding: str) -> str:
+    return "UTF-8" if encoding == "utf-8-sig" else encoding.upper()
 
 
-def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
-    """Read with a header line. Quotes mean nothing in a TSV, but one pair around a whole value is removed."""
-    plain = delimiter == "\t"
-    # surrogateescape: a line in another encoding is one bad row, not the end of the file
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = _CsvRows(file, delimiter, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
-        _, header = next(rows, (0, []))
-        if isinstance(header, str):
-            raise UserError(f"{path} line 1: {header}")
-        for number, values in rows:
-            label = f"{path.name} line {number}"
-            if isinstance(values, str):
-                yield label, BrokenSample("bad-row", label, values)
-            elif len(values) != len(header):
-                detail = f"{len(values)} values where the header has {len(header)} columns"
-                yield label, BrokenSample("bad-row", label, detail)
-            elif not all(_is_utf8(value) for value in values):
-                yield label, BrokenSample("bad-row", label, "not UTF-8 text")
-            else:
-                if plain:
-                    values = [_unquote(value) for value in values]
-                yield label, dict(zip(header, values, strict=True))
-
-
-class _CsvRows:
-    """Rows of a CSV as (number of the first line, values, or what is wrong with it); blank lines are left out.
-
-    A quote that is never closed costs its own line, not all the lines that it swallows: reading goes on in the
-    line after it.
-    """
-
-    def __init__(self, lines: Iterable[str], delimiter: str, quoting: int) -> None:
-        self._lines = iter(lines)
-        self._again: deque[str] = deque()
-        self._settings = (delimiter, quoting)
-        self._number = 1
-        self._row: list[str] = []
-        self._start()
-
-    def _start(self) -> None:
-        delimiter, quoting = self._settings
-        self._ended = False
-        # strict: else two stray quotes, thousands of lines apart, would make one value of all between them
-        self._reader = csv.reader(self._feed(), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
-
-    def _feed(self) -> Iterator[str]:
-        while (line := self._again.popleft() if self._again else next(self._lines, None)) is not None:
-            self._row.append(line)
-            yield line
-        self._ended = True
-
-    def __iter__(self) -> Iterator[tuple[int, list[str] | str]]:
-        return self
-
-    def __next__(self) -> tuple[int, list[str] | str]:
-        while True:
-            self._row.clear()
-            wrong = ""
-            try:
-                values = next(self._reader)
-            except csv.Error as error:
-                wrong = str(error)
-            if wrong and self._ended:  # the reader asked for more within a value
-                wrong = "a quote is opened here and never closed"
-            number = self._number
-            self._number += 1 if wrong else len(self._row)
-            if wrong:
-                self._again.extendleft(reversed(self._row[1:]))
-                self._start()
-                return number, wrong
-            if values:
-                return number, values
-
-
-def _is_utf8(text: str) -> bool:
-    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
-
-
-def _unquote(value: str) -> str:
-    if len(value) >= 2 and value[0] == value[-1] == '"':
-        return value[1:-1].replace('""', '"')
-    return value
-
-
-def _read_json(path: Path) -> Iterator[Row]:
-    with open(path, encoding="utf-8-sig") as file:
+def _json_layout(path: Path, encoding: str) -> str:
+    """Whether the JSON in a file is "lines", a "list" or an "object"; by its ending only where both could be."""
+    by_ending = "lines" if path.suffix.lower() in _LINES else "object"
+    with open(path, encoding=encoding, newline="\n") as file:
+        lines = (line for line in file if line.strip())
+        first = next(lines, "").strip()
+        if first.startswith("["):
+            inner = first[1:].lstrip() or next(lines, "").lstrip()
+            return "list" if by_ending == "object" or inner[:1] in ("{", "]") else "lines"
+        if not first.startswith("{"):
+            return by_ending
         try:
-            first = next((letter for letter in iter(lambda: file.read(1), "") if not letter.isspace()), "")
-            if first == "[":
-                yield from _label(path, _iterate_array(file, path))
-                return
-            if first != "{":
-                raise UserError(f"{path} is neither a JSON list nor a JSON object")
-            content = json.loads(first + file.read())
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text") from error
+            value = json.loads(first)
+        except (ValueError, RecursionError):
+            value = None
+        second = next(lines, "").strip()
+        if value is not None:
+            if second:
+                return "lines" if second.startswith("{") else by_ending
+            return "object" if isinstance(value.get("annotations"), list) else by_ending
+        # an object over several lines goes on with a name or ends; the next of JSON's lines starts an object
+        return "object" if second.startswith(('"', "}")) else by_ending
+
+
+def _read_lines(path: Path, encoding: str) -> Iterator[Row]:
+    if encoding == "utf-8-sig":
+        with open(path, "rb") as file:
+            yield from _lines(path, file)
+        return
+    try:
+        with open(path, encoding=encoding, newline="\n") as text:
+            yield from _lines(path, (line.removeprefix("\ufeff").encode() for line in text))
+    except UnicodeError as error:
+        raise UserError(f"{path} is not {_spoken(encoding)} text") from error
+
+
+def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        label = f"{path.name} line {number}"
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError:
+            yield label, BrokenSample("bad-row", label, "not UTF-8 text")
         except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON: {error.msg} at line {error.lineno}") from error
-    yield from _label(path, _unfold(content, path))
+            yield label, BrokenSample("bad-row", label, f"not JSON: {error.msg} at column {error.colno}")
+        except RecursionError:
+            yield label, BrokenSample("bad-row", label, "nested too deep")
+        except ValueError as error:  # an integer of thousands of digits
+            yield label, BrokenSample("bad-row", label, f"not JSON: {error}")
+        else:
+            if isinstance(row, dict):
+                yield label, row
+            else:
+                yield label, BrokenSample("bad-row", label, f"not a JSON object: {line[:40]!r}")
+
+
+def _read_json(path: Path, encoding: str, layout: str, config: SourceConfig) -> Iterator[Row]:
+    try:
+        with open(path, encoding=encoding) as file:
+            if layout == "list":
+                while file.read(1) != "[":
+                    pass
+                yield from _label(path, _iterate(file, path))
+                return
+            text = file.read()
+        if not text.lstrip().startswith("{"):
+            raise UserError(f"{path} is neither a JSON list nor a JSON object")
+        start = len(text) - len(text.lstrip())
+        content, end = json.JSONDecoder().raw_decode(text, start)
+        rest = text[end:].strip()
+        if rest.startswith("{"):  # objects one after the other, each over several lines
+            rows: Iterable[Any] = (value for value in _values(text[start:], path))
+        elif rest:
+            raise UserError(f"{path} is not JSON: something follows its end, {rest[:40]!r}")
+        else:
+            rows = rows_of_object(content, path, config)
+    except UnicodeError as error:
+        raise UserError(f"{path} is not {_spoken(encoding)} text") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error.msg} at line {error.lineno}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deep to be read") from error
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(f"{path} is not JSON: {error}") from error
+    yield from _label(path, rows)
 
 
 def _label(path: Path, rows: Iterable[Any]) -> Iterator[Row]:
@@ -172,7 +163,20 @@ def _label(path: Path, rows: Iterable[Any]) -> Iterator[Row]:
             yield label, BrokenSample("bad-row", label, f"not a JSON object: {str(row)[:40]!r}")
 
 
-def _iterate_array(file: TextIO, path: Path) -> Iterator[Any]:
+def _values(text: str, path: Path) -> Iterator[Any]:
+    """Yield JSON values that stand one after the other."""
+    decoder, position = json.JSONDecoder(), 0
+    while position < len(text):
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON near {text[position : position + 60]!r}: {error}") from error
+        yield value
+        while position < len(text) and text[position] in " \t\r\n,":
+            position += 1
+
+
+def _iterate(file: TextIO, path: Path) -> Iterator[Any]:
     """Yield the elements of a JSON list whose "[" has been read, a piece of the file at a time."""
     decoder = json.JSONDecoder()
     buffer, position, wanted, done = "", 0, _CHUNK, False
@@ -181,6 +185,9 @@ def _iterate_array(file: TextIO, path: Path) -> Iterator[Any]:
             position += 1
         if position < len(buffer):
             if buffer[position] == "]":
+                rest = (buffer[position + 1 :] + file.read()).strip()
+                if rest:
+                    raise UserError(f"{path} is not JSON: something follows the end of its list, {rest[:40]!r}")
                 return
             try:
                 element, position = decoder.raw_decode(buffer, position)
@@ -198,28 +205,3 @@ def _iterate_array(file: TextIO, path: Path) -> Iterator[Any]:
         done = not piece
         wanted *= 2  # an element longer than the buffer is parsed again: keep that rare
         buffer, position = buffer[position:] + piece, 0
-
-
-def _unfold(content: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of COCO's caption annotations, of a Karpathy split, or of {"annotations": [{image, caption}]}."""
-    images, annotations = content.get("images"), content.get("annotations")
-    if isinstance(images, list) and isinstance(annotations, list):
-        names = {image["id"]: image.get("file_name") for image in images if "id" in image}
-        for row in annotations:
-            yield {"image": names.get(row.get("image_id")), **row}
-    elif isinstance(images, list):
-        for image in images:
-            folder, name = image.get("filepath", ""), image.get("filename")
-            yield {
-                **image,
-                "image": f"{folder}/{name}" if folder and name else name,
-                "caption": image.get("sentences"),
-                "image_id": image.get("cocoid", image.get("imgid")),
-            }
-    elif isinstance(annotations, list):
-        yield from annotations
-    else:
-        raise UserError(
-            f"{path} is an object of {', '.join(map(repr, list(content)[:8]))}; a captions file is a list of "
-            '{"image", "caption"}, or has "images" with "sentences" (Karpathy) or "annotations" (COCO)'
-        )

@@ -7,7 +7,6 @@ rows fit in memory and cross to worker processes without a copy for each row.
 from __future__ import annotations
 
 import json
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,21 +20,29 @@ import pyarrow.compute as pc
 
 from openblip.core.errors import UserError, nearest
 from openblip.data.sample import BrokenSample, ImageLike, Sample
-from openblip.data.sources.answers import ANSWER_COLUMNS, QUESTION_COLUMNS, WEIGHT_COLUMNS, question_texts
-from openblip.data.sources.base import (
-    ID_COLUMNS,
-    IMAGE_COLUMNS,
-    TEXT_COLUMNS,
-    Source,
-    SourceConfig,
-    as_texts,
-    find_column,
-    locate_image,
-    string_array,
+from openblip.data.sources.answers import (
+    ANSWER_COLUMNS,
+    HOLDING_ANSWERS,
+    QUESTION_COLUMNS,
+    WEIGHT_COLUMNS,
+    question_texts,
 )
+from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, find_column, string_array
+from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, as_texts, given_id, one_image
+from openblip.data.sources.identity import image_ids
+from openblip.data.sources.paths import image_roots, locate_image
 from openblip.data.sources.records import Row, read_records
 
-__all__ = ["Columns", "Grouping", "TableSource", "choose_columns", "no_such_split", "open_records", "row_texts"]
+__all__ = [
+    "Columns",
+    "Grouping",
+    "TableSource",
+    "choose_columns",
+    "no_such_split",
+    "open_records",
+    "row_path",
+    "row_texts",
+]
 
 _CHUNK = 1 << 16
 _LOOK_AHEAD = 100
@@ -65,14 +72,14 @@ class Columns:
 class ImagePaths:
     """Pictures given by path; [row] -> (key, path)."""
 
-    def __init__(self, names: pa.Array, root: str, *, absolute: bool) -> None:
+    def __init__(self, names: pa.Array, roots: tuple[str, ...], *, absolute: bool) -> None:
         self.names = names
-        self.root = os.path.abspath(root)
+        self.roots = roots
         self.absolute = absolute
 
     def __getitem__(self, row: int) -> tuple[str, ImageLike]:
         name = self.names[row].as_py()
-        return name, locate_image(name, self.root, key=name, absolute=self.absolute)
+        return name, locate_image(name, self.roots, key=name, absolute=self.absolute)
 
 
 class Grouping:
@@ -112,6 +119,8 @@ class Grouping:
 
 class TableSource(Source):
     """Samples from `Columns`."""
+
+    reads = frozenset((*COLUMN_SETTINGS, "split", "image_root", "absolute_paths", "questions"))
 
     def __init__(self, columns: Columns, config: SourceConfig, *, kind: str) -> None:
         super().__init__()
@@ -153,7 +162,7 @@ class TableSource(Source):
 
 def open_records(path: Path, config: SourceConfig) -> TableSource:
     """Open a JSONL, CSV, TSV or JSON captions file."""
-    columns = _gather(read_records(path), path, config)
+    columns = _gather(read_records(path, config), path, config)
     return TableSource(columns, config, kind=path.suffix[1:].lower())
 
 
@@ -183,11 +192,8 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
         if config.split and row.get("split") not in wanted:
             splits.add(str(row.get("split")))
             continue
-        image = row.get(names["image"])
-        if not isinstance(image, str) or not image.strip():
-            bad_rows.append(BrokenSample("bad-row", label, f'no path under "{names["image"]}": {image!r}'))
-            continue
         try:
+            image = row_path(row.get(names["image"]), names["image"], label)
             found = row_texts(row, names, label)
         except BrokenSample as broken:
             bad_rows.append(broken)
@@ -197,19 +203,19 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
             text_row.append(len(images))
         images.append(image)
         if "id" in names:
-            ids.append(str(row.get(names["id"], image)))
+            ids.append(given_id(row.get(names["id"])))
         for name, cells in meta.items():
             cells.append(json.dumps(row.get(name), ensure_ascii=False))
     if splits and not len(images):
         raise no_such_split(config.split, splits, str(path))
     paths = images.finish()
-    root = config.image_root or str(path.parent)
+    roots = image_roots(config.image_root, str(path.parent))
     return Columns(
-        images=ImagePaths(paths, root, absolute=config.absolute_paths),
+        images=ImagePaths(paths, roots, absolute=config.absolute_paths),
         texts=texts.finish(),
         text_row=np.array(text_row, dtype=np.int64),
         num_rows=len(paths),
-        ids=ids.finish() if "id" in names else paths,
+        ids=image_ids(ids.finish(), paths) if "id" in names else paths,
         meta={name: cells.finish() for name, cells in meta.items()},
         names=names,
         bad_rows=bad_rows,
@@ -236,15 +242,30 @@ class _Strings:
         return pa.concat_arrays([*self._parts, string_array(self._open)])
 
 
+def row_path(cell: Any, column: str, label: str) -> str:
+    """The path of an image in a cell.
+
+    Raises:
+        BrokenSample: "bad-row", there is none, or several.
+    """
+    image = one_image(cell, label)
+    if not isinstance(image, str):
+        raise BrokenSample("bad-row", label, f'no path under "{column}": {cell!r:.200}')
+    return image
+
+
 def row_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> tuple[str, ...]:
     """The captions of a row, or its questions as JSON.
 
     Raises:
-        BrokenSample: "bad-row", a question without answers.
+        BrokenSample: "bad-row", a question without answers; "bad-text", a caption that is not UTF-8.
     """
     if "question" in names:
         return question_texts(row, names, label)
-    return as_texts(row.get(names["caption"])) if "caption" in names else ()
+    try:
+        return as_texts(row.get(names["caption"])) if "caption" in names else ()
+    except BrokenSample as broken:
+        raise BrokenSample(broken.cause, label, broken.detail) from broken
 
 
 def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dict[str, str]:
@@ -253,7 +274,7 @@ def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dic
     See `find_column`.
     """
     names = {"image": find_column(config.image_column, IMAGE_COLUMNS, seen, what="image", where=where)}
-    known = {name.lower(): name for name in seen}
+    known = {name.strip().lower(): name for name in seen}
     if config.questions:
         names |= _question_columns(seen, config, where)
     elif config.need_texts or config.text_column or not known.keys().isdisjoint(TEXT_COLUMNS):
@@ -270,10 +291,12 @@ def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dic
 
 
 def _question_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dict[str, str]:
-    known = {name.lower(): name for name in seen}
+    known = {name.strip().lower(): name for name in seen}
     question = find_column(config.text_column, QUESTION_COLUMNS, seen, what="question", where=where)
     names = {"question": question}
-    if question.lower() != "questions" or config.answer_column:  # which hold their answers themselves
+    if (
+        question.strip().lower() not in HOLDING_ANSWERS or config.answer_column
+    ):  # which hold their answers themselves
         names["answer"] = find_column(config.answer_column, ANSWER_COLUMNS, seen, what="answer", where=where)
     if weight := next((known[name] for name in WEIGHT_COLUMNS if name in known), ""):
         names["weight"] = weight

@@ -1,0 +1,122 @@
+"""What one cell of a table holds, whoever wrote it: an id, texts, an image. None and NaN are nothing, not words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from openblip.data.sample import BrokenSample
+
+__all__ = [
+    "ID_COLUMNS",
+    "IMAGE_COLUMNS",
+    "TEXT_COLUMNS",
+    "as_texts",
+    "given_id",
+    "is_missing",
+    "one_image",
+    "turns",
+]
+
+IMAGE_COLUMNS = (
+    *("image", "image_path", "img", "img_path", "jpg", "png", "picture", "photo"),
+    *("file", "file_name", "filename", "filepath", "file_path", "path"),
+    *("image_name", "image_file", "image_filename", "images"),
+)
+TEXT_COLUMNS = (
+    *("caption", "captions", "text", "texts", "txt"),
+    *("sentence", "sentences", "description", "alt_text"),
+    *("comment", "title", "conversations", "messages"),
+)
+ID_COLUMNS = ("image_id", "img_id", "imgid", "cocoid")
+
+_TEXT_FIELDS = ("raw", "caption", "text", "sentence", "description", "value")
+_NO_ID = frozenset({"", "nan", "none", "null", "<na>"})
+_MISSING_TYPES = ("NAType", "NaTType")
+"""of pandas, which is not imported for them"""
+_ANSWERING = frozenset({"gpt", "assistant", "model"})
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: None, or the NaN that pandas and its JSON write for it."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return value is None or (not isinstance(value, str) and type(value).__name__ in _MISSING_TYPES)
+
+
+def given_id(value: Any) -> str:
+    """The image id in a cell as text, "" where there is none.
+
+    A whole float is the integer that it was before a missing value beside it made floats of all: 3.0 is "3".
+    The words that str() makes of missing values ("nan", "None") are no ids either.
+    """
+    if type(value) is int:
+        return str(value)
+    if is_missing(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = value.hex() if isinstance(value, bytes) else str(value).strip()
+    return "" if text.lower() in _NO_ID else text
+
+
+def as_texts(value: Any) -> tuple[str, ...]:
+    """The captions in a cell: a string, a list of strings, or of {"raw"/"caption"/"text": ...}.
+
+    A conversation about the image (LLaVA's, or chat messages) counts as its first answer.
+
+    Raises:
+        BrokenSample: "bad-text", bytes that are not UTF-8.
+    """
+    if isinstance(value, str):
+        return (value,) if value.strip() else ()
+    if isinstance(value, bytes):
+        try:
+            return as_texts(value.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise BrokenSample("bad-text", "", "the caption is not UTF-8 text") from error
+    if isinstance(value, dict):
+        return next((as_texts(value[name]) for name in _TEXT_FIELDS if name in value), ())
+    if isinstance(value, list | tuple):
+        if said := turns(value):
+            return next(((text,) for answering, text in said if answering), ())
+        return tuple(text for item in value for text in as_texts(item))
+    return () if is_missing(value) else (str(value),)
+
+
+def turns(value: Any) -> list[tuple[bool, str]]:
+    """A conversation as (whether the model speaks, what is said without "<image>"); empty for what is none."""
+    if not isinstance(value, list | tuple) or not value:
+        return []
+    found = []
+    for item in value:
+        if not isinstance(item, dict) or not ({"from", "role"} & item.keys()):
+            return []
+        said = as_texts(item["value"] if "value" in item else item.get("content"))
+        text = " ".join(said).replace("<image>", "").strip()
+        if text:
+            found.append((str(item.get("from", item.get("role"))).lower() in _ANSWERING, text))
+    return found
+
+
+def one_image(value: Any, key: str) -> bytes | str | None:
+    """The image in a cell: encoded bytes, its path, or None where there is none.
+
+    The cell may be a path, bytes, {"bytes": ..., "path": ...} as Hugging Face writes, or a list of one of these.
+
+    Raises:
+        BrokenSample: "bad-row", several images.
+    """
+    if isinstance(value, str):
+        return value if value.strip() else None
+    if isinstance(value, dict):
+        return value.get("bytes") or one_image(value.get("path"), key)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, Sequence):
+        given = [image for item in value if (image := one_image(item, key)) is not None]
+        if len(given) > 1:
+            raise BrokenSample("bad-row", key, f"the row holds {len(given)} images where a sample has one")
+        return given[0] if given else None
+    return None

@@ -1,0 +1,127 @@
+"""JSON objects that hold a data set, as rows: COCO's annotations, Karpathy's splits, VQA's pair of files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from openblip.core.errors import UserError
+from openblip.data.sources.base import SourceConfig
+from openblip.data.sources.cells import IMAGE_COLUMNS
+from openblip.data.sources.paths import image_roots
+from openblip.data.sources.text import encoding_of, first_bytes
+
+__all__ = ["rows_of_object"]
+
+
+def rows_of_object(content: Mapping[str, Any], path: Path, config: SourceConfig) -> Iterator[Any]:
+    """Yield the rows of the object in `path`.
+
+    Raises:
+        UserError: it is laid out in no known way, or holds only half of a data set.
+    """
+    images, annotations = content.get("images"), content.get("annotations")
+    if _is_vqa(content, "questions") or _is_vqa(content, "annotations"):
+        yield from _vqa(content, path, config)
+    elif isinstance(images, list) and isinstance(annotations, list) and (annotations or not config.need_texts):
+        known = {_key(image.get("id")): image for image in images if isinstance(image, dict)}
+        if not annotations:
+            yield from ({"image": image.get("file_name"), "image_id": key} for key, image in known.items())
+        for row in annotations:
+            if isinstance(row, dict):
+                owner = known.get(_key(row.get("image_id")), {})
+                yield {"image": owner.get("file_name"), **row}
+            else:
+                yield row
+    elif isinstance(images, list):
+        yield from _images_alone(images, path, config)
+    elif isinstance(annotations, list):
+        yield from annotations
+    elif any(str(name).strip().lower() in IMAGE_COLUMNS for name in content):
+        yield content  # one row, not in a list
+    else:
+        raise UserError(
+            f"{path} is an object of {', '.join(map(repr, list(content)[:8]))}; a captions file is a list of "
+            '{"image", "caption"}, or has "images" with "sentences" (Karpathy) or "annotations" (COCO)'
+        )
+
+
+def _key(value: Any) -> str:
+    return str(value)
+
+
+def _images_alone(images: list[Any], path: Path, config: SourceConfig) -> Iterator[Any]:
+    """Karpathy's images with their sentences; COCO's image_info, which has none."""
+    with_texts = any(isinstance(image, dict) and image.get("sentences") for image in images)
+    if images and not with_texts and config.need_texts:
+        raise UserError(
+            f'{path} lists images without captions (as COCO\'s image_info files do): it has neither "annotations" '
+            'nor "sentences"; give the file with the captions, or caption the folder of the images'
+        )
+    for image in images:
+        if not isinstance(image, dict):
+            yield image
+            continue
+        folder, name = image.get("filepath", ""), image.get("filename", image.get("file_name"))
+        yield {
+            **image,
+            "image": f"{folder}/{name}" if folder and name else name,
+            "caption": image.get("sentences"),
+            "image_id": image.get("cocoid", image.get("imgid", image.get("id"))),
+        }
+
+
+def _is_vqa(content: Mapping[str, Any], part: str) -> bool:
+    """Whether this is one of the two files of the VQA challenge, "questions" or "annotations"."""
+    rows = content.get(part)
+    if not isinstance(rows, list) or "images" in content:
+        return False
+    first = rows[0] if rows and isinstance(rows[0], dict) else {}
+    return {"question_id", "image_id"} <= first.keys() and ("question" in first) == (part == "questions")
+
+
+def _vqa(content: Mapping[str, Any], path: Path, config: SourceConfig) -> Iterator[Any]:
+    """Questions joined with their answers from the file beside this one."""
+    here, there = ("questions", "annotations") if _is_vqa(content, "questions") else ("annotations", "questions")
+    other = _partner(content, path, here, there)
+    pair = {here: content, there: other}
+    answers = {
+        _key(row.get("question_id")): row for row in pair["annotations"]["annotations"] if isinstance(row, dict)
+    }
+    kind = content.get("data_type", other.get("data_type", "mscoco"))
+    subset = str(content.get("data_subtype", other.get("data_subtype", "")))
+    roots = image_roots(config.image_root, str(path.parent))
+    folder = f"{subset}/" if any(os.path.isdir(os.path.join(root, subset)) for root in roots) and subset else ""
+    prefix, ending = ("COCO", "jpg") if kind == "mscoco" else (kind, "png")
+    for row in pair["questions"]["questions"]:
+        if not isinstance(row, dict):
+            yield row
+            continue
+        number = _key(row.get("image_id"))
+        name = f"{folder}{prefix}_{subset}_{number:0>12}.{ending}" if number.isdecimal() else None
+        yield {**answers.get(_key(row.get("question_id")), {}), **row, "image": name}
+
+
+def _partner(content: Mapping[str, Any], path: Path, here: str, there: str) -> Mapping[str, Any]:
+    """The other file of the pair: beside `path`, of the same subset, with the same questions."""
+    mine = {_key(row.get("question_id")) for row in content[here][:50] if isinstance(row, dict)}
+    usual = path.name.replace("OpenEnded_", "").replace(here, there)
+    beside = (p for p in sorted(path.parent.glob("*.json")) if p != path and there in p.name.lower())
+    for place in sorted(beside, key=lambda p: p.name.replace("OpenEnded_", "") != usual):
+        try:
+            found = json.loads(place.read_bytes().decode(encoding_of(first_bytes(place))))
+        except (ValueError, OSError, RecursionError):
+            continue
+        if isinstance(found, dict) and _is_vqa(found, there):
+            theirs = {_key(row.get("question_id")) for row in found[there] if isinstance(row, dict)}
+            subsets = {part.get("data_subtype") for part in (content, found)} - {None}
+            if mine & theirs and len(subsets) < 2:
+                return found
+    told = "questions without answers" if here == "questions" else "answers without the questions"
+    raise UserError(
+        f"{path} holds {told}; put the file of the {there} beside it, as VQA publishes it ("
+        f"v2_{'OpenEnded_' if there == 'questions' else ''}mscoco_..._{there}.json), and name either of the two"
+    )

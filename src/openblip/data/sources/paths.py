@@ -1,0 +1,71 @@
+"""Where the images that a captions file names lie: its own folder, `image_root`, or several roots."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote
+
+from openblip.core.errors import UserError
+from openblip.core.places import missing_data
+from openblip.data.sample import BrokenSample
+
+__all__ = ["image_roots", "local_path", "locate_image"]
+
+_FILE = "file://"
+
+
+def local_path(name: str) -> str:
+    """`name` without "file://" and its escapes."""
+    if not name.startswith(_FILE):
+        return name
+    return unquote(name[len(_FILE) :].removeprefix("localhost"))
+
+
+def image_roots(given: str, default: str) -> tuple[str, ...]:
+    """The folders of `image_root` ("a", or several as "a+b"), absolute; `default` where none is given.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    whole = os.path.expanduser(local_path(given)) or default
+    several = [whole] if os.path.isdir(whole) or not given else whole.split("+")
+    for root in several:
+        if given and not os.path.isdir(os.path.expanduser(local_path(root))):
+            raise UserError(f"image_root: {missing_data(root)}; several folders are written as image_root=a+b")
+    return tuple(os.path.abspath(os.path.expanduser(local_path(root))) for root in several)
+
+
+def locate_image(name: str, roots: tuple[str, ...], *, key: str, absolute: bool) -> Path:
+    """Return the path of an image that a captions file names.
+
+    The check is on the written path: links inside the folder may lead elsewhere, as its owner wishes.
+
+    Args:
+        roots: absolute and normalised; the path must stay inside one of them. Of several, the one that has it.
+        absolute: accept an absolute `name` wherever it leads.
+
+    Raises:
+        BrokenSample: "bad-row", the path leaves the roots, is a web address, or is there under several roots.
+    """
+    name = local_path(name)
+    if "://" in name:
+        raise BrokenSample("bad-row", key, f"{name} is a web address; download the pictures first")
+    if "\0" in name:
+        raise BrokenSample("bad-row", key, f"{name!r} is no path")
+    inside = []
+    for root in roots:
+        path = os.path.normpath(os.path.join(root, name))
+        if path.startswith(root.rstrip(os.sep) + os.sep) and path not in inside:
+            inside.append(path)
+    if len(inside) > 1:
+        there = [path for path in inside if os.path.exists(path)]
+        if len(there) > 1:
+            raise BrokenSample("bad-row", key, f"{name} is an image under several roots: {', '.join(there)}")
+        inside = there or inside
+    if inside:
+        return Path(inside[0])
+    if absolute and os.path.isabs(name):
+        return Path(os.path.normpath(name))
+    hint = "; set absolute_paths if you trust the file" if os.path.isabs(name) else ""
+    raise BrokenSample("bad-row", key, f"{name} leads out of {' and '.join(roots)}{hint}")

@@ -1,0 +1,98 @@
+"""The files in a tar and where their bytes lie, from its headers alone (a few microseconds for each file in it)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from openblip.data.sample import BrokenSample
+
+__all__ = ["Member", "read_members"]
+
+_BLOCK = 512
+_READ_AHEAD = 1 << 13
+_LONGEST_HEADER = 1 << 20
+_MAX_OPEN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file in a tar."""
+
+    name: str
+    offset: int
+    """Of its first byte."""
+    size: int
+
+
+def read_members(path: Path) -> Iterator[Member]:
+    """Yield the regular files of a tar by reading headers only (ustar, GNU and pax).
+
+    Raises:
+        BrokenSample: "truncated" or "unreadable" where the tar stops making sense; what came before is good.
+    """
+    total = os.path.getsize(path)
+    with open(path, "rb", buffering=_READ_AHEAD) as file:
+        position, long_name, long_size = 0, "", -1
+        while position + _BLOCK <= total:
+            file.seek(position)
+            header = file.read(_BLOCK)
+            if not header.strip(b"\0"):
+                return
+            if not _checksum_holds(header):
+                raise BrokenSample("unreadable", path.name, f"no tar header at byte {position}")
+            kind, size = header[156:157], _number(header[124:136])
+            start = position + _BLOCK
+            if kind in b"xL" and kind:
+                if size > _LONGEST_HEADER:
+                    raise BrokenSample("unreadable", path.name, f"a header of {size} bytes at byte {position}")
+                content = file.read(size)
+                if kind == b"L":
+                    long_name = content.rstrip(b"\0").decode("utf-8", "backslashreplace")
+                else:
+                    fields = _pax_fields(content)
+                    long_name = fields.get("path", long_name)
+                    long_size = int(fields.get("size", -1))
+            elif kind in (b"0", b"\0", b"7"):
+                size = long_size if long_size >= 0 else size
+                if start + size > total:
+                    raise BrokenSample("truncated", path.name, f"the tar is cut inside {_name(header)}")
+                yield Member(long_name or _name(header), start, size)
+                long_name, long_size = "", -1
+            else:
+                long_name, long_size = "", -1  # a folder, a link or a global header: nothing to read
+            position = start + -(-size // _BLOCK) * _BLOCK
+        raise BrokenSample("truncated", path.name, "the tar has no end mark: it was cut, or never finished")
+
+
+def _number(digits: bytes) -> int:
+    if digits[0] & 0x80:  # base 256, for sizes of 8 GiB and more
+        return int.from_bytes(digits, "big") & ((1 << 95) - 1)
+    try:
+        return int(digits.rstrip(b"\0 ") or b"0", 8)
+    except ValueError:
+        return 0
+
+
+def _checksum_holds(header: bytes) -> bool:
+    return _number(header[148:156]) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
+
+
+def _name(header: bytes) -> str:
+    name = header[:100].split(b"\0", 1)[0]
+    prefix = header[345:500].split(b"\0", 1)[0] if header[257:262] == b"ustar" and header[263:265] == b"00" else b""
+    return (prefix + b"/" + name if prefix else name).decode("utf-8", "backslashreplace")
+
+
+def _pax_fields(content: bytes) -> dict[str, str]:
+    fields, place = {}, 0
+    while place < len(content):
+        length, _, _ = content[place:].partition(b" ")
+        if not length.isdigit() or not int(length):
+            break
+        name, _, value = content[place + len(length) + 1 : place + int(length) - 1].partition(b"=")
+        fields[name.decode("utf-8", "backslashreplace")] = value.decode("utf-8", "backslashreplace")
+        place += int(length)
+    return fields
