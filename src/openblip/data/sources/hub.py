@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from openblip.core.errors import UserError, nearest, require
+from openblip.core.errors import UserError, first_line, nearest, require
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source, SourceConfig
 from openblip.data.sources.table import choose_columns, row_texts
@@ -87,7 +87,7 @@ def _load(datasets: Any, name: str, split: str) -> Any:
         else:
             data = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # its errors share no closer base
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first_line(error)
         raise UserError(f"the Hugging Face dataset {name} cannot be opened: {first}") from error
     if not isinstance(data, dict):
         if split:

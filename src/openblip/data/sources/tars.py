@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from openblip.core.errors import UserError, nearest
+from openblip.core.text import decode, lines_of
 from openblip.data.images import IMAGE_SUFFIXES
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import TEXT_COLUMNS, Source, SourceConfig, as_texts, string_array
@@ -225,9 +226,9 @@ class TarSource(Source):
         tar, _, _, offset, size, _, _ = (int(number) for number in self._index[sample])
         if size >= 0:
             try:
-                lines = self._read(tar, offset, size, key).decode("utf-8-sig").splitlines()
-            except UnicodeDecodeError as error:
-                raise BrokenSample("bad-text", key, "its text is not UTF-8") from error
+                lines = lines_of(decode(self._read(tar, offset, size, key), "its text"))
+            except UserError as error:
+                raise BrokenSample("bad-text", key, str(error)) from error
             texts = tuple(line.strip() for line in lines if line.strip())
             if texts:
                 return texts
