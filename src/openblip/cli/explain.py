@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Device, Model, person
+from openblip.cli.arguments import Device, Model, Tokenizer, person
 from openblip.cli.results import open_predictor
 from openblip.core.errors import UserError, require
 
@@ -20,6 +20,7 @@ def explain(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     out: Annotated[Path, arg(metavar="FILE", help_behavior_hint="(required)")],
     text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
     by: Annotated[Literal["match", "caption"] | None, arg(help_behavior_hint="")] = None,
@@ -42,7 +43,7 @@ def explain(
     from openblip.explain.drawing import draw_maps
     from openblip.explain.pointing import peak_of
 
-    predictor = open_predictor(model, device=device, dtype="float32", batch_size=1)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype="float32", batch_size=1)
     blip = predictor.blip
     if by is None:
         by = "match" if text is not None and blip.config.encoder else "caption"

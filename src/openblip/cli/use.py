@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from openblip.cli.arguments import Data, Device, Dtype, Model, Out, Pictures, Texts, need, person
+from openblip.cli.arguments import Data, Device, Dtype, Model, Out, Pictures, Texts, Tokenizer, need, person
 from openblip.cli.results import (
     Row,
     check_counts,
@@ -24,6 +24,7 @@ from openblip.cli.results import (
     tell,
 )
 from openblip.core.errors import UserError
+from openblip.core.text import json_bytes
 
 if TYPE_CHECKING:
     from openblip.data.pictures import PictureBatch
@@ -41,6 +42,7 @@ def caption(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     prompt: Prompt = None,
     beams: int = 3,
     nucleus: Share = None,
@@ -84,7 +86,7 @@ def caption(
         seed=seed,
     )
     found = find_pictures(pictures)
-    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
     def rows(batch: PictureBatch) -> Iterator[Row]:
         for name, written in zip(batch.names, predictor.caption(batch, config, prompt=prompt), strict=True):
@@ -99,6 +101,7 @@ def match(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     text: Texts = (),
     batch_size: int = 16,
     device: Device = "auto",
@@ -117,7 +120,7 @@ def match(
     from openblip.data.pictures import find_pictures
 
     found = find_pictures(pictures)
-    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
     def rows(batch: PictureBatch) -> Iterator[Row]:
         for name, matches in zip(batch.names, predictor.match(batch, text), strict=True):
@@ -136,6 +139,7 @@ def ask(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     question: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="TEXT", help_behavior_hint="(repeat it for more)")
     ] = (),
@@ -178,7 +182,7 @@ def ask(
     config = _decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
     candidates = None if answers is None else read_lines(answers, "answers to choose from")
     found = find_pictures(pictures)
-    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     by_language_model = isinstance(predictor, Blip2Predictor)
     if prompt is not None and not (by_language_model and "{}" in prompt):
         raise UserError(
@@ -212,6 +216,7 @@ def embed(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     text: Texts = (),
     batch_size: int = 16,
     device: Device = "auto",
@@ -229,7 +234,7 @@ def embed(
     from openblip.data.pictures import find_pictures
 
     found = find_pictures(pictures) if pictures else []
-    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     texts = zip(text, predictor.embed_texts(text).tolist(), strict=True) if text else ()
 
     def row(kind: str, name: str, vector: list[Any]) -> Row:
@@ -255,6 +260,7 @@ def retrieve(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     texts: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     top: int = 5,
     rerank: int = 32,
@@ -284,7 +290,7 @@ def retrieve(
     from openblip.data.sample import BrokenSample
 
     candidates = find_pictures(pictures) if texts is None else []
-    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     broken: list[BrokenSample] = []
     if texts is not None:
         found = predictor.retrieve_texts(query, lines, top=top, rerank_k=rerank)
@@ -298,7 +304,7 @@ def retrieve(
             print(f"{place:3d}. {hit.item}   ITC {hit.itc_similarity:+.3f}{itm}")
         else:
             record = {"rank": place, "item": hit.item, "itc": hit.itc_similarity, "itm": hit.itm_probability}
-            print(json.dumps(record, ensure_ascii=False))
+            print(json_bytes(record).decode())
     if texts is None:
         conclude(len(candidates), broken, predictor.computing)
 
@@ -308,6 +314,7 @@ def evaluate(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     samples: int = 1000,
     rerank: int = 16,
     beams: int = 3,
@@ -337,7 +344,7 @@ def evaluate(
     from openblip.tasks.predictor import Predictor
     from openblip.tasks.run import RunConfig, as_sources, evaluate_model
 
-    predictor = Predictor.load(model, device=device, dtype="float32")
+    predictor = Predictor.load(model, tokenizer=tokenizer, device=device, dtype="float32")
     if isinstance(predictor.model, Blip2):
         numbers, records = evaluate_any_blip2(
             predictor,
@@ -372,14 +379,11 @@ def _report_measures(
     records: list[dict[str, object]],
     out: Path | None,
 ) -> None:
-    from openblip.core.files import write_json, write_text
+    from openblip.core.files import write_bytes, write_json
 
     if out is not None:
         write_json(out / "metrics.json", {"model": model, "data": list(data), "samples": samples, **numbers})
-        write_text(
-            out / "predictions.jsonl",
-            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
-        )
+        write_bytes(out / "predictions.jsonl", b"".join(json_bytes(record) + b"\n" for record in records))
     if person():
         rows = {name: f"{value:.4f}" for name, value in numbers.items()}
         show_table(f"{model} on {', '.join(data)}", ("measure", "value"), rows)
