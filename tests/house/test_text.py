@@ -20,7 +20,10 @@ OWN_FILES = {
     "bootstrap/summary.py": "JSON that it wrote",
 }
 """files that read what a command of ours wrote whole, never a user's"""
-STREAMS = {"data/sources/records.py": "captions files larger than memory: utf-8-sig, ends of lines as they are"}
+STREAMS = {
+    "data/sources/records.py": "captions files larger than memory",
+    "data/sources/delimited.py": "tables larger than memory",
+}
 METHODS = {"models/blip2.py": "the Q-Former's read_text, which encodes"}
 
 
