@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["HEAD", "instead_of_model", "instead_of_text", "looks_like", "read_head"]
+from openblip.core.errors import UserError
+
+__all__ = ["HEAD", "instead_of_model", "instead_of_text", "looks_like", "read_head", "refuse_other_kinds"]
 
 HEAD = 1024
 """bytes that tell what a file is"""
@@ -17,14 +19,14 @@ _HTML = re.compile(
 _XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<\?xml\b")
 _BINARY = (
     *((bytes((0x80, protocol)), "is a Python pickle") for protocol in range(2, 6)),
-    (b"PK\x03\x04", "is a zip archive"),
+    (b"PK\x03\x04", "is a zip archive: unpack it first"),
     (b"PK\x05\x06", "is an empty zip archive"),
-    (b"\x1f\x8b", "is compressed by gzip"),
-    (b"BZh", "is compressed by bzip2"),
-    (b"\xfd7zXZ\x00", "is compressed by xz"),
-    (b"\x28\xb5\x2f\xfd", "is compressed by zstd"),
-    (b"7z\xbc\xaf", "is a 7z archive"),
-    (b"Rar!", "is a RAR archive"),
+    (b"\x1f\x8b", "is compressed by gzip: unpack it first"),
+    (b"BZh", "is compressed by bzip2: unpack it first"),
+    (b"\xfd7zXZ\x00", "is compressed by xz: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "is compressed by zstd: unpack it first"),
+    (b"7z\xbc\xaf", "is a 7z archive: unpack it first"),
+    (b"Rar!", "is a RAR archive: unpack it first"),
     (b"PAR1", "is a parquet file"),
     (b"GGUF", "is a GGUF file"),
     (b"\x89HDF", "is an HDF5 file"),
@@ -38,9 +40,26 @@ _BINARY = (
 
 
 def read_head(path: Path | str) -> bytes:
-    """The first bytes of a file."""
-    with open(path, "rb") as file:
-        return file.read(HEAD)
+    """The first bytes of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEAD)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def refuse_other_kinds(path: Path | str, head: bytes, wanted: str) -> None:
+    """Refuse a file whose first bytes say that it is not what is wanted; an empty one is left to its reader.
+
+    Raises:
+        UserError: says what was found.
+    """
+    if head and (found := looks_like(head)):
+        raise UserError(f"{path} is not {wanted}: it {found}")
 
 
 def looks_like(head: bytes) -> str | None:

@@ -9,12 +9,22 @@ from __future__ import annotations
 import codecs
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from openblip.core.errors import UserError
 from openblip.core.kinds import HEAD, instead_of_text
 
-__all__ = ["decode", "json_bytes", "lines_of", "read_json", "read_lines", "read_text", "text_bytes"]
+__all__ = [
+    "decode",
+    "encoding_of",
+    "json_bytes",
+    "lines_of",
+    "open_text",
+    "read_json",
+    "read_lines",
+    "read_text",
+    "text_bytes",
+]
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -23,6 +33,31 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """UTF-32's little-endian mark begins with UTF-16's"""
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding of a table or of JSON that begins with the bytes `head`.
+
+    UTF-16 is recognised without a mark too: the first characters are ASCII's there, so every second byte is 0.
+    """
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            return encoding
+    if len(head) >= 4 and head[0] and not head[1] and head[2] and not head[3]:
+        return "utf-16-le"
+    if len(head) >= 4 and not head[0] and head[1] and not head[2] and head[3]:
+        return "utf-16-be"
+    return "utf-8-sig"
+
+
+def open_text(path: Path | str, encoding: str, *, errors: str = "strict", newline: str = "\n") -> TextIO:
+    """A text to be read piece by piece, for files that may be larger than memory.
+
+    Args:
+        encoding: as `encoding_of` its first bytes.
+        newline: "" leaves the ends of lines to the reader, as the csv module asks.
+    """
+    return open(path, encoding=encoding, errors=errors, newline=newline)
 
 
 def decode(data: bytes, name: Path | str, *, paths: bool = False) -> str:

@@ -266,9 +266,9 @@ def test_lists_without_a_header(image_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.parquet"])
 def test_files_that_are_something_else_are_told(tmp_path: Path, name: str) -> None:
     for data, said in (
-        (gzip.compress(b"image,caption\n"), "gzip-compressed"),
+        (gzip.compress(b"image,caption\n"), "by gzip: unpack it first"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
-        (b"\n<!doctype html><html>", "web page"),
+        (b"\n<!doctype html><html>", "HTML page"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=rf"{name} is not a .* file: it is .*{said}"):

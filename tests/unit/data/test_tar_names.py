@@ -235,9 +235,9 @@ def test_names_that_are_not_utf8_stay_apart(tmp_path: Path) -> None:
 def test_what_is_no_tar_is_told(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", {"0.png": 1})
     cases = {
-        "gzip": (gzip.compress((tmp_path / "a.tar").read_bytes()), "gzip-compressed"),
+        "gzip": (gzip.compress((tmp_path / "a.tar").read_bytes()), "by gzip: unpack it first"),
         "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
-        "html": (b"<!DOCTYPE html><html>404</html>", "web page"),
+        "html": (b"<!DOCTYPE html><html>404</html>", "HTML page"),
     }
     for name, (data, said) in cases.items():
         (tmp_path / f"{name}.tar").write_bytes(data)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from openblip.core.errors import UserError
+from openblip.core.text import encoding_of, open_text
 from openblip.data.images import IMAGE_SUFFIXES
 from openblip.data.sample import BrokenSample
-from openblip.data.sources.text import encoding_of
 
 __all__ = ["read_delimited"]
 
@@ -43,7 +43,7 @@ def read_delimited(path: Path, head: bytes, known: Collection[str]) -> Iterator[
     # surrogateescape: a line in another encoding is one bad row, not the end of the file
     errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
     try:
-        with open(path, encoding=encoding, errors=errors, newline="") as file:
+        with open_text(path, encoding, errors=errors, newline="") as file:
             yield from _rows(file, path, known)
     except UnicodeError as error:
         raise UserError(f"{path} is not {encoding.upper()} text: {error}") from error

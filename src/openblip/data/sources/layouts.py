@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from openblip.core.errors import UserError
+from openblip.core.text import read_json
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.cells import IMAGE_COLUMNS
 from openblip.data.sources.paths import image_roots
-from openblip.data.sources.text import encoding_of, first_bytes
 
 __all__ = ["rows_of_object"]
 
@@ -112,8 +111,8 @@ def _partner(content: Mapping[str, Any], path: Path, here: str, there: str) -> M
     beside = (p for p in sorted(path.parent.glob("*.json")) if p != path and there in p.name.lower())
     for place in sorted(beside, key=lambda p: p.name.replace("OpenEnded_", "") != usual):
         try:
-            found = json.loads(place.read_bytes().decode(encoding_of(first_bytes(place))))
-        except (ValueError, OSError, RecursionError):
+            found = read_json(place)
+        except (UserError, OSError):
             continue
         if isinstance(found, dict) and _is_vqa(found, there):
             theirs = {_key(row.get("question_id")) for row in found[there] if isinstance(row, dict)}

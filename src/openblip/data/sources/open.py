@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError, nearest
+from openblip.core.kinds import looks_like, read_head
 from openblip.core.places import QUERY, missing_data
 from openblip.data.images import IMAGE_SUFFIXES
 from openblip.data.sources.base import PairsSource, Source, SourceConfig, refuse_unread
@@ -26,7 +27,6 @@ from openblip.data.sources.parquet import open_parquet
 from openblip.data.sources.paths import local_path
 from openblip.data.sources.table import open_records
 from openblip.data.sources.tars import TarSource
-from openblip.data.sources.text import first_bytes, found_kind
 
 __all__ = ["SourceParts", "open_source", "parse_spec", "source_parts"]
 
@@ -34,6 +34,7 @@ _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
 _TEXT_TABLES = (".txt", ".token")
 """Endings under which a table is read when it is named, or called captions.txt in its folder."""
 _MOST_GAPS = 1000
+_KINDS_BY_CONTENT = {"is a tar archive": ".tar", "is a parquet file": ".parquet"}
 _CAPTION_FILES = ("captions", "metadata", "annotations", "dataset", "data")
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 
@@ -168,10 +169,9 @@ def _open_files(paths: list[Path], config: SourceConfig, *, num_missing: int = 0
     if len(kinds) > 1:
         raise UserError(f"{config.path} names files of several kinds ({', '.join(sorted(kinds))}); give one kind")
     kind = kinds.pop()
-    head = first_bytes(paths[0])
-    found, words = found_kind(head)
-    if found in ("tar", "parquet") and kind not in (".tar", ".parquet"):
-        kind = f".{found}"  # whatever the file is called
+    found = looks_like(read_head(paths[0])) or ""
+    if kind not in (".tar", ".parquet"):
+        kind = _KINDS_BY_CONTENT.get(found, kind)  # whatever the file is called
     if kind == ".tar":
         return TarSource(paths, config, num_missing=num_missing)
     if kind == ".parquet":
@@ -181,7 +181,7 @@ def _open_files(paths: list[Path], config: SourceConfig, *, num_missing: int = 0
     if kind in _TABLES:
         raise UserError(f"{config.path} names {len(paths)} captions files; give each as a source of its own")
     known = ", ".join((*_TABLES, ".tar"))
-    seen = f": it is {words}" if words else ""
+    seen = f": it {found}" if found else ""
     raise UserError(
         f'{paths[0]} is of no known kind ("{kind}"{seen}); give a folder, or a file that ends in {known}'
     )
@@ -212,7 +212,7 @@ def _open_folder(folder: Path, config: SourceConfig) -> Source:
 
 def _is_table_of_images(path: Path) -> bool:
     """Whether a text begins with column names, one of them of images."""
-    first = first_bytes(path).split(b"\n")[0].strip().lower() if path.is_file() else b""
+    first = read_head(path).split(b"\n")[0].strip().lower() if path.is_file() else b""
     return re.match(rb"^\W*image\w*\s*[,;|\t]", first) is not None
 
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from openblip.core.errors import UserError
+from openblip.core.kinds import read_head, refuse_other_kinds
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sources.answers import question_texts
 from openblip.data.sources.base import SourceConfig, string_array
@@ -26,7 +27,6 @@ from openblip.data.sources.cells import as_texts, one_image
 from openblip.data.sources.identity import id_strings, image_ids, image_name, labels_of, settle_ids
 from openblip.data.sources.paths import image_roots, locate_image
 from openblip.data.sources.table import Columns, ImagePaths, TableSource, choose_columns, no_such_split, row_path
-from openblip.data.sources.text import first_bytes, refuse_other_kinds
 
 __all__ = ["open_parquet"]
 
@@ -39,7 +39,7 @@ def open_parquet(paths: Sequence[Path], config: SourceConfig) -> TableSource:
     try:
         schema = pq.read_schema(paths[0])
     except (pa.ArrowException, OSError) as error:
-        if not (head := first_bytes(paths[0])).startswith(b"PAR1"):
+        if not (head := read_head(paths[0])).startswith(b"PAR1"):
             refuse_other_kinds(paths[0], head, "a parquet file")
         raise UserError(f"{paths[0]} cannot be read as parquet: {_first_line(error)}") from error
     names = choose_columns(schema.names, config, str(paths[0]))

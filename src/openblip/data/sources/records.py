@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from openblip.core.errors import UserError
+from openblip.core.kinds import read_head, refuse_other_kinds
+from openblip.core.text import encoding_of, open_text
 from openblip.data.sample import BrokenSample
 from openblip.data.sources.answers import ANSWER_COLUMNS, QUESTION_COLUMNS
 from openblip.data.sources.base import URL_COLUMNS, SourceConfig
 from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS
 from openblip.data.sources.delimited import read_delimited
 from openblip.data.sources.layouts import rows_of_object
-from openblip.data.sources.text import encoding_of, first_bytes, refuse_other_kinds
 
 __all__ = ["DELIMITED", "RECORDS", "Row", "read_records"]
 
@@ -42,7 +43,7 @@ def read_records(path: Path, config: SourceConfig) -> Iterator[Row]:
         UserError: no rows can be read at all (not text, not JSON, no header).
     """
     suffix = path.suffix.lower()
-    head = first_bytes(path)
+    head = read_head(path)
     refuse_other_kinds(path, head, "a captions file")
     if suffix in DELIMITED:
         named = (config.image_column, config.text_column, config.id_column, config.answer_column)
@@ -68,7 +69,7 @@ def _spoken(encoding: str) -> str:
 def _json_layout(path: Path, encoding: str) -> str:
     """Whether the JSON in a file is "lines", a "list" or an "object"; by its ending only where both could be."""
     by_ending = "lines" if path.suffix.lower() in _LINES else "object"
-    with open(path, encoding=encoding, newline="\n") as file:
+    with open_text(path, encoding) as file:
         lines = (line for line in file if line.strip())
         first = next(lines, "").strip()
         if first.startswith("["):
@@ -95,7 +96,7 @@ def _read_lines(path: Path, encoding: str) -> Iterator[Row]:
             yield from _lines(path, file)
         return
     try:
-        with open(path, encoding=encoding, newline="\n") as text:
+        with open_text(path, encoding) as text:
             yield from _lines(path, (line.removeprefix("\ufeff").encode() for line in text))
     except UnicodeError as error:
         raise UserError(f"{path} is not {_spoken(encoding)} text") from error
@@ -125,7 +126,7 @@ def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
 
 def _read_json(path: Path, encoding: str, layout: str, config: SourceConfig) -> Iterator[Row]:
     try:
-        with open(path, encoding=encoding) as file:
+        with open_text(path, encoding) as file:
             if layout == "list":
                 while file.read(1) != "[":
                     pass

@@ -19,13 +19,14 @@ import numpy as np
 import pyarrow as pa
 
 from openblip.core.errors import UserError, nearest
+from openblip.core.kinds import looks_like, read_head
+from openblip.core.text import decode, lines_of
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source, SourceConfig, string_array
 from openblip.data.sources.cells import TEXT_COLUMNS, as_texts, given_id
 from openblip.data.sources.identity import labels_of
 from openblip.data.sources.tar_keys import KeyReader
 from openblip.data.sources.tar_members import Member, read_members
-from openblip.data.sources.text import first_bytes, found_kind, lines_of
 
 __all__ = ["Member", "TarSource", "read_members"]
 
@@ -66,9 +67,9 @@ class TarSource(Source):
         self._index = np.concatenate([part[1] for part in parts])
         reader.check(config.path)
         if not len(self._index):
-            _, words = found_kind(first_bytes(paths[0]))
+            found = looks_like(read_head(paths[0])) or ""
             why = f" ({self.bad_rows[0]})" if self.bad_rows else ""
-            seen = f": {paths[0]} is {words}" if words and words != "a tar" else ""
+            seen = f": {paths[0]} {found}" if found not in ("", "is a tar archive") else ""
             raise UserError(f"the tars of {config.path} hold no pictures{why}{seen}")
         self._text_endings = reader.text_endings
         self._check_fields()
@@ -122,9 +123,10 @@ class TarSource(Source):
         tar, _, _, offset, size, _, _ = (int(number) for number in self._index[sample])
         if size >= 0:
             try:
-                if texts := lines_of(self._read(tar, offset, size, key)):
+                lines = lines_of(decode(self._read(tar, offset, size, key), key))
+                if texts := tuple(line for part in lines if (line := part.strip())):
                     return texts
-            except UnicodeDecodeError as error:
+            except UserError as error:
                 raise BrokenSample("bad-text", key, "its text is not UTF-8") from error
         fields = self._json(sample, key) if fields is None else fields
         if self._config.text_column:
