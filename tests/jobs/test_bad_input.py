@@ -107,7 +107,7 @@ def test_a_damaged_model(openblip: CommandServer, world: World, model: Path, tmp
     weights.unlink()
     assert "was not saved whole" in openblip.refuse("caption", world.images[0], "--model", damaged)
     (damaged / "config.json").write_text("{")
-    assert "config.json is damaged" in openblip.refuse("info", damaged)
+    assert "config.json cannot be read as JSON" in openblip.refuse("info", damaged)
 
 
 def test_what_a_model_cannot_do(openblip: CommandServer, world: World, captioner: Path) -> None:

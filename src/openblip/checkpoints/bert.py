@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openblip.checkpoints.blip import head_rules, self_attention_rules, transformer_rules
 from openblip.checkpoints.keymap import Rule, import_state
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, first_line
 from openblip.models.blip import Blip
 from openblip.models.qformer import QFormer
 from openblip.models.text import TextConfig
@@ -119,7 +119,7 @@ def _read(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except SafetensorError as error:
         raise UserError(f'"{name}" is damaged or cut short: {error}') from error
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise UserError(
             f'"{name}" is neither the folder of a BERT nor one that the hub or its cache gives: {reason}'
         ) from error

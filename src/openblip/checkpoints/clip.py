@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, first_line
 
 __all__ = ["ClipLike", "open_clip_like"]
 
@@ -70,7 +70,7 @@ def open_clip_like(source: Path | str, *, device: torch.device | str = "cpu") ->
     try:
         model, processor = AutoModel.from_pretrained(source), AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{source} cannot be opened as a CLIP-like model: {reason}") from error
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise UserError(f"{source} is no CLIP-like model: {type(model).__name__} gives no features to compare")

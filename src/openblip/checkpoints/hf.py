@@ -23,6 +23,7 @@ from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
 from openblip.checkpoints.recognise import AnyConfig, describe
 from openblip.core.errors import UserError
 from openblip.core.files import write_tensors
+from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import TEMPERATURE, BlipConfig
 from openblip.models.dual import DualConfig
@@ -198,7 +199,7 @@ def write_transformers(folder: Path, model: Any, tokenizer: TextTokenizer) -> No
 
 
 def _note_dtype(path: Path) -> None:
-    description = json.loads(path.read_text(encoding="utf-8"))
+    description = read_json(path)
     path.write_text(json.dumps({**description, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -8,7 +8,6 @@ Nothing is unpickled but plain tensors: `.pth` files are read with torch's `weig
 
 from __future__ import annotations
 
-import json
 import pickle
 import warnings
 import zipfile
@@ -31,6 +30,7 @@ from openblip.checkpoints.recognise import AnyConfig, describe, format_of
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_folder, write_json, write_tensors, write_text
+from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
 from openblip.models.dual import BlipDual, DualConfig
@@ -230,10 +230,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder} is no model folder: it has no config.json{_nested_model(folder)}")
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    description = read_json(file)
     if not isinstance(description, dict):
         raise UserError(f"{file} is no description of a model")
     return description
@@ -281,7 +278,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
             return read_state(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            parts = sorted(set(read_json(index)["weight_map"].values()))
             missing = [part for part in parts if not (folder / part).is_file()]
             if missing:
                 raise UserError(f"{folder} has no {missing[0]}, which its {index.name} names; fetch it again")

@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     from openblip.core.memory import keep_freed_memory
 
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not UTF-8 come out as they are
     with ending_at_once():
         return _run(sys.argv[1:] if arguments is None else arguments)
 
@@ -169,7 +171,7 @@ def _check_names(arguments: list[str]) -> None:
 
 def _sentence(box: str, command: str) -> str:
     """The first paragraph of tyro's framed complaint, as a sentence."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    lines = [line.strip("│ ").strip() for line in box.split("\n") if not line.startswith(("╭", "╰"))]
     ruled = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
     text = " ".join(line for line in lines[:ruled] if line).rstrip(".")
     return f"{text[:1].lower()}{text[1:]}; openblip {command} --help says more"

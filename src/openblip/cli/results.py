@@ -7,7 +7,6 @@ happens next. A progress bar stands on standard error where that is a terminal.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 import sys
@@ -20,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from openblip.cli.arguments import person
 from openblip.core.errors import UserError
 from openblip.core.places import check_new_file
+from openblip.core.text import json_bytes, lines_of, read_text
 
 if TYPE_CHECKING:
     from openblip.data.pictures import Picture, PictureBatch
@@ -125,7 +125,7 @@ def _sink(out: Path | None) -> Iterator[Callable[[str, dict[str, Any]], None]]:
 
         def write(line: str, record: dict[str, Any]) -> None:
             nonlocal written
-            data = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+            data = json_bytes(record) + b"\n"
             _write_whole(number, data, f"{out or 'the output'} holds the first {written} results")
             written += 1
 
@@ -173,10 +173,7 @@ def read_lines(file: Path, what: str) -> list[str]:
     """The lines of a text file that hold something, stripped."""
     if not file.is_file():
         raise UserError(f"there is no file {file} with {what}")
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text: {error}") from error
+    lines = [line.strip() for line in lines_of(read_text(file)) if line.strip()]
     if not lines:
         raise UserError(f"{file} holds no text")
     return lines

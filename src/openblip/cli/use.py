@@ -24,6 +24,7 @@ from openblip.cli.results import (
     tell,
 )
 from openblip.core.errors import UserError
+from openblip.core.text import json_bytes
 
 if TYPE_CHECKING:
     from openblip.data.pictures import PictureBatch
@@ -297,7 +298,7 @@ def retrieve(
             print(f"{place:3d}. {hit.item}   ITC {hit.itc_similarity:+.3f}{itm}")
         else:
             record = {"rank": place, "item": hit.item, "itc": hit.itc_similarity, "itm": hit.itm_probability}
-            print(json.dumps(record, ensure_ascii=False))
+            print(json_bytes(record).decode())
     if texts is None:
         conclude(len(candidates), broken, predictor.computing)
 
@@ -371,14 +372,11 @@ def _report_measures(
     records: list[dict[str, object]],
     out: Path | None,
 ) -> None:
-    from openblip.core.files import write_json, write_text
+    from openblip.core.files import write_bytes, write_json
 
     if out is not None:
         write_json(out / "metrics.json", {"model": model, "data": list(data), "samples": samples, **numbers})
-        write_text(
-            out / "predictions.jsonl",
-            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
-        )
+        write_bytes(out / "predictions.jsonl", b"".join(json_bytes(record) + b"\n" for record in records))
     if person():
         rows = {name: f"{value:.4f}" for name, value in numbers.items()}
         show_table(f"{model} on {', '.join(data)}", ("measure", "value"), rows)

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import functools
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 
 from openblip.core.errors import UserError, nearest
+from openblip.core.text import read_lines
 
 __all__ = ["DTYPES", "ComputePlan", "Cpu", "choose_dtype", "compute_plan", "has_native_bfloat16",
            "this_cpu", "uses_fused_attention"]  # fmt: skip
@@ -138,11 +140,8 @@ def _vendor(machine: str) -> Literal["intel", "amd", "arm", "other"]:
     if machine in ("arm64", "aarch64"):
         return "arm"
     described = platform.processor()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            described += next((line for line in file if line.startswith("vendor_id")), "")
-    except OSError:
-        pass  # not Linux: platform.processor() names the vendor
+    with suppress(OSError):  # not Linux: platform.processor() names the vendor
+        described += next((line for line in read_lines("/proc/cpuinfo") if line.startswith("vendor_id")), "")
     if "Intel" in described:
         return "intel"
     return "amd" if "AMD" in described else "other"

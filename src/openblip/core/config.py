@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_json
+from openblip.core.text import read_json, read_text
 
 __all__ = ["differences", "from_dict", "load", "override", "read_table", "save", "to_dict"]
 
@@ -127,10 +128,9 @@ def read_table(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no configuration file {path}")
     try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as {path.suffix[1:].upper() or 'JSON'}: {error}") from error
+        data = tomllib.loads(read_text(path)) if path.suffix == ".toml" else read_json(path)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} cannot be read as TOML: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} must be a table of settings, not {data!r}")
     return data

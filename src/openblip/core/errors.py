@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
-__all__ = ["MissingExtra", "UserError", "nearest", "require"]
+__all__ = ["MissingExtra", "UserError", "first_line", "nearest", "require"]
 
 
 class UserError(ValueError):
@@ -34,6 +34,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f' (did you mean "{close[0]}"?)'
     return f" (known: {', '.join(sorted(choices))})" if choices else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, without a full stop; the kind of error where it has none."""
+    line = str(error).strip().partition("\n")[0].strip().rstrip(".")
+    return line or type(error).__name__
 
 
 def require(module_name: str, extra: str) -> ModuleType:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openblip.core.errors import UserError
+from openblip.core.text import json_bytes, text_bytes
 
 __all__ = [
     "append_jsonl",
@@ -84,12 +85,12 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 def write_text(path: Path | str, text: str) -> None:
     """`write_bytes` for UTF-8 text."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text_bytes(text))
 
 
 def write_json(path: Path | str, value: Any, *, indent: int | None = 2) -> None:
     """`write_bytes` for a JSON value."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    write_bytes(path, json_bytes(value, indent=indent) + b"\n")
 
 
 @contextmanager
@@ -125,7 +126,7 @@ def append_jsonl(path: Path | str, record: dict[str, Any]) -> None:
     path = Path(path)
     with _explain_full_disk(path), open(path, "ab+") as file:
         _mend_last_line(file)
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.write(json_bytes(record) + b"\n")
 
 
 def _mend_last_line(file: IO[bytes]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, first_line
 
 __all__ = ["LanguageBatch", "LanguageTokenizer"]
 
@@ -93,9 +93,7 @@ class LanguageTokenizer:
         except UserError:
             raise
         except (OSError, ValueError) as error:
-            raise UserError(
-                f'"{source}" has no tokenizer that can be read: {str(error).splitlines()[0]}'
-            ) from error
+            raise UserError(f'"{source}" has no tokenizer that can be read: {first_line(error)}') from error
 
     @classmethod
     def of_words(cls, texts: Iterable[str], *, begins: bool) -> LanguageTokenizer:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from pathlib import Path
+
+from openblip.core.text import read_text
 
 __all__ = ["keep_freed_memory", "peak_mb"]
 
@@ -31,7 +32,7 @@ def peak_mb() -> float:
     """Most memory that this process has held, in MB of 2**20 bytes."""
     try:
         # getrusage would give the parent's peak where that is larger: exec does not reset it.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        status = read_text("/proc/self/status")
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
     except OSError:
         import resource  # not on every system

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from openblip.core.errors import UserError, nearest
+from openblip.core.text import read_lines, read_text
 
 __all__ = [
     "average",
@@ -129,7 +130,7 @@ def _container_quota(groups: Path) -> float | None:
     try:
         for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
             if (groups / names[0]).exists():
-                told = " ".join((groups / name).read_text(encoding="ascii") for name in names).split()
+                told = " ".join(read_text(groups / name) for name in names).split()
                 quota, period = told[0], float(told[1])
                 return None if quota in ("max", "-1") else float(quota) / period
     except (OSError, ValueError, IndexError):
@@ -181,10 +182,9 @@ def machine() -> dict[str, Any]:
 
 def _processor_name() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+        for line in read_lines("/proc/cpuinfo"):
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     except OSError:
         pass
     return platform.processor() or platform.machine()

@@ -12,15 +12,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import decoders as token_decoders
 from torch import Tensor
 
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, first_line
 from openblip.core.files import write_text
+from openblip.core.kinds import instead_of_text, looks_like, read_head
+from openblip.core.text import read_json, read_lines, read_text
 
 __all__ = ["First", "TextTokenizer", "TokenBatch"]
 
@@ -157,26 +159,50 @@ class TextTokenizer:
         path = Path(path)
         if not path.is_file():
             raise UserError(f"there is no vocabulary file {path}")
-        vocab = {piece: i for i, piece in enumerate(path.read_text(encoding="utf-8").splitlines())}
-        return cls(_bert_tokenizer(models.WordPiece(vocab, unk_token="[UNK]"), lowercase=lowercase))
+        return cls(_bert_tokenizer(models.WordPiece(read_vocab(path), unk_token="[UNK]"), lowercase=lowercase))
 
     @classmethod
     def load(cls, source: Path | str) -> TextTokenizer:
-        """Read a folder with tokenizer.json or vocab.txt, or a transformers tokenizer by its hub name."""
+        """Read a folder with tokenizer.json or vocab.txt, one of these files, or a tokenizer by its hub name.
+
+        tokenizer_config.json beside vocab.txt says, as for transformers, whether case and accents count
+        (do_lower_case, strip_accents), and how Chinese is cut (tokenize_chinese_chars).
+        """
         folder = Path(source)
-        if (folder / "tokenizer.json").is_file():
-            names: dict[str, str] = {}
-            if (folder / "tokenizer_config.json").is_file():
-                config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-                names = {
-                    n: _content(config[f"{n}_token"]) for n in ("cls", "sep", "pad") if config.get(f"{n}_token")
-                }
-            return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), **names)
-        if (folder / "vocab.txt").is_file():
-            return cls.from_vocab(folder / "vocab.txt")
+        if folder.is_file():
+            if folder.name == "tokenizer_config.json" or folder.suffix not in (".txt", ".json"):
+                raise UserError(f"{folder} is no tokenizer; give a folder, a tokenizer.json or a vocab.txt")
+            folder, only = folder.parent, folder.name
+        else:
+            only = ""
+        if only.endswith(".json") or (not only and (folder / "tokenizer.json").is_file()):
+            return cls(_read_tokenizer(folder / (only or "tokenizer.json")), **_names(_settings(folder)))
+        if only or (folder / "vocab.txt").is_file():
+            return cls._from_pieces(folder / (only or "vocab.txt"), _settings(folder))
         if folder.exists():
             raise UserError(f"{folder} holds neither tokenizer.json nor vocab.txt")
         return cls._from_hub(str(source))
+
+    @classmethod
+    def _from_pieces(cls, path: Path, settings: dict[str, Any]) -> TextTokenizer:
+        """A vocabulary as transformers' BertTokenizer reads it by the settings beside it."""
+        names = _names(settings)
+        tokenizer = _bert_tokenizer(
+            models.WordPiece(read_vocab(path), unk_token=_content(settings.get("unk_token") or "[UNK]")),
+            lowercase=settings.get("do_lower_case", True) is not False,
+            strip_accents=settings.get("strip_accents"),
+            chinese=settings.get("tokenize_chinese_chars", True) is not False,
+            ends=(names.get("cls", "[CLS]"), names.get("sep", "[SEP]")),
+        )
+        for name, number in _added(path.parent, settings):
+            if tokenizer.token_to_id(name) is None:
+                tokenizer.add_special_tokens([name])
+            if (found := tokenizer.token_to_id(name)) != number:
+                raise UserError(
+                    f'{path} and the added tokens beside it do not agree: "{name}" would be {found}, not {number}; '
+                    "take both from one place"
+                )
+        return cls(tokenizer, **names)
 
     @classmethod
     def _from_hub(cls, name: str) -> TextTokenizer:
@@ -186,7 +212,7 @@ class TextTokenizer:
             loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
         except (OSError, ValueError) as error:
             raise UserError(
-                f'"{name}" is neither a folder nor a tokenizer that the hub or its cache gives'
+                f'"{name}" is neither a folder nor a tokenizer that the hub or its cache gives: {first_line(error)}'
             ) from error
         backend = getattr(loaded, "backend_tokenizer", None)
         if backend is None:
@@ -260,14 +286,70 @@ def _content(token: str | dict[str, str]) -> str:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _bert_tokenizer(model: models.WordPiece, *, lowercase: bool, strip_accents: bool | None = None) -> Tokenizer:
+def read_vocab(path: Path) -> dict[str, int]:
+    """The pieces of a vocabulary and their ids, which are the numbers of their lines from 0.
+
+    Raises:
+        UserError: it is no text, or of another kind.
+    """
+    if found := looks_like(read_head(path)):
+        raise UserError(f"{path} is no vocabulary: it {found}")
+    # Of a piece that stands twice the later line counts, and what is added is numbered by the count of different
+    # pieces, as in transformers: models were trained with that.
+    return {piece: number for number, piece in enumerate(read_lines(path))}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What stands in tokenizer_config.json, if it is there."""
+    file = folder / "tokenizer_config.json"
+    settings = read_json(file) if file.is_file() else {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{file} holds no settings of a tokenizer: it must be a JSON object")
+    return settings
+
+
+def _names(settings: dict[str, Any]) -> dict[str, str]:
+    return {n: _content(settings[f"{n}_token"]) for n in ("cls", "sep", "pad") if settings.get(f"{n}_token")}
+
+
+def _added(folder: Path, settings: dict[str, Any]) -> list[tuple[str, int]]:
+    """Tokens that were added to a vocabulary, in the order of their ids."""
+    file = folder / "added_tokens.json"
+    added = {str(name): int(number) for name, number in read_json(file).items()} if file.is_file() else {}
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+        added.setdefault(_content(token), int(number))
+    return sorted(added.items(), key=lambda pair: pair[1])
+
+
+def _read_tokenizer(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(read_text(file))
+    except UserError:
+        raise
+    except Exception as error:  # the library raises no kind of its own
+        found = instead_of_text(read_head(file))
+        told = f"it {found}" if found else first_line(error)
+        raise UserError(f"{file} is no tokenizer that can be read: {told}") from error
+
+
+def _bert_tokenizer(
+    model: models.WordPiece,
+    *,
+    lowercase: bool,
+    strip_accents: bool | None = None,
+    chinese: bool = True,
+    ends: tuple[str, str] = ("[CLS]", "[SEP]"),
+) -> Tokenizer:
     """BERT's cutting of texts; accents are dropped with the case unless `strip_accents` says otherwise."""
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=chinese
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = token_decoders.WordPiece(prefix="##")
-    if tokenizer.token_to_id("[CLS]") is not None:
+    cls, sep = ends
+    if tokenizer.token_to_id(cls) is not None and tokenizer.token_to_id(sep) is not None:
         tokenizer.post_processor = processors.BertProcessing(
-            ("[SEP]", _known_id(tokenizer, "[SEP]")), ("[CLS]", _known_id(tokenizer, "[CLS]"))
+            (sep, _known_id(tokenizer, sep)), (cls, _known_id(tokenizer, cls))
         )
     return tokenizer

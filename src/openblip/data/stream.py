@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, first_line
 from openblip.core.interrupt import end_with_parent, starting_workers
 from openblip.data.batches import BatchMaker, CleanText, Reply, Request, TextMode, Transform
 from openblip.data.images import MAX_PIXELS
@@ -275,7 +275,7 @@ class _Workers:
             if not _WORKER_DIED.search(str(error)):
                 raise
             raise UserError(
-                f"a process that decodes pictures has ended ({_first_line(error)}), mostly for lack of memory "
+                f"a process that decodes pictures has ended ({first_line(error)}), mostly for lack of memory "
                 "or of shared memory (/dev/shm); lower num_workers or batch_size (0 workers need no shared memory)"
             ) from error
 
@@ -335,10 +335,6 @@ class _Sampler:
 
 
 _WORKER_DIED = re.compile(r"DataLoader worker.*(killed|exited)", re.DOTALL)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def _begin_worker(_worker: int) -> None:

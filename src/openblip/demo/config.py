@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from openblip.core.text import read_json
 
 __all__ = ["PICTURES_IN_A_TAR", "SPLITS", "DemoPlan", "left_by", "tars_of"]
 
@@ -58,5 +59,5 @@ def tars_of(pictures: int) -> str:
 
 def left_by(out: Path, stage: str) -> dict[str, Any]:
     """What a stage of the demo in `out` reported, with its "seconds"."""
-    reported: dict[str, Any] = json.loads((out / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
+    reported: dict[str, Any] = read_json(out / "stages" / f"{stage}.json")
     return reported

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from openblip.core.files import read_jsonl
+from openblip.core.text import read_json
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.scene import Scene
@@ -280,7 +280,7 @@ def _times(out: Path, plan: DemoPlan) -> list[Block]:
 
 
 def _note(out: Path, seconds: float) -> str:
-    kept = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+    kept = read_json(out / "plan.json")
     if "minutes" not in kept:
         return ""
     timed = kept["calibration"]
@@ -293,7 +293,7 @@ def _note(out: Path, seconds: float) -> str:
 
 
 def _details(out: Path) -> Details:
-    made = json.loads((out / "plan.json").read_text())
+    made = read_json(out / "plan.json")
     facts = [
         Fact(name=name, value=str(value))
         for part in ("plan", "machine", "versions")

@@ -8,7 +8,6 @@ number of training steps; each training then measures its own speed and ends on 
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from openblip.core.config import differences, from_dict, to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.core.runtime import machine, seed_everything, usable_cores, versions
+from openblip.core.text import read_json
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.transforms import normalize
 from openblip.data.world.dataset import WorldSource
@@ -199,7 +199,7 @@ def planned(out: Path, minutes: float, seed: int, plan: DemoPlan | None = None) 
     path = out / "plan.json"
     wanted = {"minutes": minutes, "seed": seed} if plan is None else {"plan": to_dict(plan)}
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
         if changed := differences({name: kept.get(name) for name in wanted}, wanted):
             raise UserError(f"{out} holds a demo with other settings ({changed[0]}); choose another --out")
         found: DemoPlan = from_dict(DemoPlan, kept["plan"])
@@ -237,7 +237,7 @@ def plan_rows(out: Path, plan: DemoPlan) -> list[PlanRow]:
     rows = []
     for name, number in steps.items():
         path = out / "stages" / f"{name}.json"
-        reached = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        reached = read_json(path) if path.exists() else {}
         rows.append(
             PlanRow(
                 name,
@@ -302,6 +302,6 @@ def time_for(out: Path, plan: DemoPlan, stage: str) -> float | None:
     took = 0.0
     for name in before:
         path = out / "stages" / f"{name}.json"
-        took += json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else plan.seconds[name]
+        took += read_json(path)["seconds"] if path.exists() else plan.seconds[name]
     left = sum(plan.seconds.values()) - took
     return max(0.2 * plan.seconds[stage], left * plan.seconds[stage] / sum(plan.seconds[name] for name in after))

@@ -92,7 +92,7 @@ def run_demo(
         earlier = [other for other in list(STAGES)[: number - 1] if not (out / "stages" / f"{other}.json").exists()]
         if earlier:
             raise UserError(f'stage "{name}" needs "{earlier[0]}" first; run: openblip demo --out {out}')
-        console.print(f"[bold]{number}/{len(STAGES)} {name}[/] {(stage.__doc__ or '').splitlines()[0]}")
+        console.print(f"[bold]{number}/{len(STAGES)} {name}[/] {(stage.__doc__ or '').partition(chr(10))[0]}")
         start = time.perf_counter()
         found = stage(out, plan, time_for(out, plan, name))
         write_json(marker, {"seconds": round(time.perf_counter() - start, 1), **found})

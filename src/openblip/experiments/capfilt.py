@@ -12,7 +12,6 @@ Every training and every table is made once; the same call goes on where it was 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from openblip.bootstrap.run import decide_again, run_capfilt
 from openblip.bootstrap.truth import judge_rows
 from openblip.checkpoints.store import open_model
 from openblip.core.files import write_json
+from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.base import SourceConfig
 from openblip.data.world.dataset import WorldConfig, write_world
@@ -99,7 +99,7 @@ def run_experiment(
 def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[str], None]) -> Tables:
     done = out / "numbers.json"
     if done.exists():
-        found: Tables = json.loads(done.read_text(encoding="utf-8"))
+        found: Tables = read_json(done)
         return found
     _make_world(out / "world", config, seed)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from openblip.core.config import differences, to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.core.runtime import machine, versions
+from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.data.sources.base import SourceConfig
@@ -53,7 +53,7 @@ def same_experiment(out: Path, config: Any) -> None:
     path, settings = out / "experiment.json", to_dict(config)
     if not path.exists():
         write_json(path, settings)
-    elif changed := differences(json.loads(path.read_text(encoding="utf-8")), settings):
+    elif changed := differences(read_json(path), settings):
         raise UserError(f"{out} holds an experiment with other settings ({changed[0]}); choose another folder")
 
 
@@ -61,7 +61,7 @@ def once(path: Path, make: Callable[[], Numbers]) -> Numbers:
     """The numbers in the file `path`, which are made and written the first time."""
     if not path.exists():
         write_json(path, make())
-    found: Numbers = json.loads(path.read_text(encoding="utf-8"))
+    found: Numbers = read_json(path)
     return found
 
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.core.compute import DTYPES, frozen_dtype
-from openblip.core.errors import UserError, require
+from openblip.core.errors import UserError, first_line, require
 from openblip.models.products import use_onednn
 
 __all__ = ["CausalStepper", "FrozenLanguage", "LanguageConfig", "Seq2SeqStepper", "make_language"]
@@ -349,7 +349,7 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f'"{config.source}" is neither a folder of a language model of transformers nor one that the hub or '
-            f"its cache gives: {str(error).strip().splitlines()[0]}"
+            f"its cache gives: {first_line(error)}"
         ) from error
     if missing := sorted(loaded.get("missing_keys", ())):  # transformers draws them, and warns
         raise UserError(f'{config.source} has no "{missing[0]}"; it is incomplete or of another model')
@@ -393,6 +393,6 @@ def _with_lora(model: Any, config: LanguageConfig) -> Any:
         return peft.get_peft_model(model, settings)
     except ValueError as error:
         raise UserError(
-            f"peft does not find the layers of {config.source} that LoRA goes to ({str(error).splitlines()[0]}); "
+            f"peft does not find the layers of {config.source} that LoRA goes to ({first_line(error)}); "
             "name them: language.lora_targets"
         ) from error

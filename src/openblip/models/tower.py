@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openblip.core.compute import DTYPES, frozen_dtype
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, first_line
 from openblip.models.products import use_onednn
 from openblip.models.vision import VisionConfig, VisionEncoder
 
@@ -198,7 +198,7 @@ def _timm_tower(config: TowerConfig, pretrained: bool) -> FrozenTower:
     try:
         vit: Any = timm.create_model(config.name, pretrained=pretrained, num_classes=0, **options)
     except (RuntimeError, OSError, TypeError) as error:
-        raise UserError(f'timm does not give "{config.name}" here: {str(error).splitlines()[0]}') from error
+        raise UserError(f'timm does not give "{config.name}" here: {first_line(error)}') from error
     settings = vit.pretrained_cfg
     side = config.image_size or settings["input_size"][-1]
     tower = FrozenTower(
@@ -224,7 +224,7 @@ def _transformers_tower(config: TowerConfig, pretrained: bool) -> FrozenTower:
     except (OSError, ValueError) as error:
         raise UserError(
             f'"{config.name}" is neither a folder of transformers nor a model that the hub or its cache gives: '
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from error
     model = getattr(whole, "vision_model", whole)
     if not hasattr(vision, "image_size") or not hasattr(vision, "hidden_size"):

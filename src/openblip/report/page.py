@@ -6,7 +6,6 @@ at all.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from functools import cache
@@ -17,6 +16,7 @@ from pathlib import Path
 from openblip import __version__
 from openblip.core.errors import UserError
 from openblip.core.files import write_json, write_text
+from openblip.core.text import read_json
 from openblip.report.content import (
     Block,
     Cell,
@@ -69,11 +69,9 @@ def read_report(path: Path | str) -> Report:
         UserError: there is no such file, or it holds no report.
     """
     try:
-        return from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        return from_json(read_json(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def render(report: Report) -> str:

@@ -10,7 +10,6 @@ guessing gives comes from `chance`, or from a number recorded as "chance_NAME" b
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ from typing import Any
 from openblip.core.config import differences
 from openblip.core.errors import UserError
 from openblip.core.files import read_jsonl
+from openblip.core.text import read_json, read_lines
 from openblip.report.content import (
     Block,
     Cell,
@@ -158,14 +158,14 @@ def _read(folder: Path, name: str) -> _Run:
         config=_read_json(folder / "config.json"),
         versions=_read_json(folder / "versions.json"),
         skipped=[record for record in read_jsonl(folder / "skipped.jsonl") if isinstance(record, dict)],
-        log=log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:] if log.is_file() else [],
+        log=read_lines(log, paths=True)[-_LOG_LINES:] if log.is_file() else [],
     )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A table that may be missing; a broken one is as good as missing, since the curves do not need it."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

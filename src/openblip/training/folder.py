@@ -22,6 +22,7 @@ from openblip.core.config import differences, to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.core.runtime import machine, versions, world_size
+from openblip.core.text import read_json
 from openblip.training.config import MAY_CHANGE, TrainConfig
 from openblip.training.state import find_checkpoints, prune_checkpoints, read_state
 
@@ -79,7 +80,7 @@ def open_run(
 def _refuse_another_run(out_dir: Path, complete: dict[str, Any], may_change: list[str]) -> None:
     path = out_dir / "config.json"
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path} cannot be read, so it is not known what {out_dir} holds: {error}") from error
     changed = [

@@ -6,7 +6,6 @@ plain line is written now and then. Only the first process writes anything.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +19,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from openblip.core.files import append_jsonl, read_jsonl, write_text
+from openblip.core.files import append_jsonl, read_jsonl, write_bytes
 from openblip.core.runtime import is_main
+from openblip.core.text import json_bytes, text_bytes
 
 __all__ = ["RunLog", "format_duration", "format_metrics"]
 
@@ -120,7 +120,7 @@ class RunLog:
         path = self.folder / "metrics.jsonl"
         if self.main and path.exists():
             kept = read_jsonl(path)[:records]
-            write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+            write_bytes(path, b"".join(json_bytes(record) + b"\n" for record in kept))
         return records
 
     def say(self, text: str) -> None:
@@ -159,8 +159,8 @@ class RunLog:
             self._bar.update(self._task, completed=step)
 
     def _append(self, text: str) -> None:
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        with open(self.folder / "log.txt", "ab") as file:
+            file.write(text_bytes(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"))
 
     def _tell(self, record: dict[str, Any], seconds_left: float | None) -> None:
         parts = [f"epoch {record['epoch']:.2f}", format_metrics(record)]

@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from openblip.core.errors import UserError
 from openblip.core.files import remove_quietly, write_folder, write_json, write_tensors, write_text
+from openblip.core.text import read_json, read_text
 from openblip.training.launch import on_main
 from openblip.training.step import HasFrozenNames
 
@@ -142,7 +143,7 @@ def prune_checkpoints(out_dir: Path, keep: int) -> None:
     """Remove all but the `keep` newest and the one that `best` names, and what a killed process left unfinished."""
     folder = out_dir / "checkpoints"
     best = folder / "best"
-    spared = {best.read_text().strip()} if best.is_file() else set()
+    spared = {read_text(best).strip()} if best.is_file() else set()
     for path in find_checkpoints(out_dir)[:-keep]:
         if path.name not in spared:
             remove_quietly(path)
@@ -261,7 +262,7 @@ def point_at(out_dir: Path, pointer: str, checkpoint: Path) -> None:
 def read_state(path: Path) -> dict[str, Any]:
     """The plain part of a checkpoint."""
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = read_json(path / "state.json")
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(
             f"{path} is not a readable checkpoint ({error}); remove it to go on from an older one"

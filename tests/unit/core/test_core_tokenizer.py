@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,106 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         TextTokenizer.train(["a"], vocab_size=7)
     with pytest.raises(UserError, match="no text to train"):
         TextTokenizer.train([], vocab_size=70)
+
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PIECES = [*SPECIALS, "\u2028", "\u2029", "\x85", "\x0c", "Cat", "cat", "été", "ete", "中", "##国", "国"]
+TEXTS = ["Cat cat", "Été été", "中国", "a \u2028 cat", "CAT"]
+
+
+def _vocabulary(folder: Path, pieces: list[str], end: str = "\n", **settings: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_bytes("".join(piece + end for piece in pieces).encode())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_ids_are_the_numbers_of_lines(end: str, mark: str, tmp_path: Path) -> None:
+    """Chinese vocabularies hold U+2028, which ends no line."""
+    folder = _vocabulary(tmp_path, [mark + PIECES[0], *PIECES[1:]], end)
+    for words in (TextTokenizer.load(folder), TextTokenizer.from_vocab(folder / "vocab.txt")):
+        assert words.tokens(range(len(PIECES))) == PIECES
+        assert (words.dec_id, words.enc_id, words.vocab_size) == (len(PIECES), len(PIECES) + 1, len(PIECES) + 2)
+    words.save(tmp_path / "saved")
+    assert TextTokenizer.load(tmp_path / "saved").tokens(range(len(PIECES))) == PIECES
+
+
+def test_a_piece_that_stands_twice_is_as_in_transformers(tmp_path: Path) -> None:
+    from transformers import BertTokenizer
+
+    folder = _vocabulary(tmp_path, [*PIECES, "cat", "dog"])
+    ours, theirs = TextTokenizer.load(folder), BertTokenizer.from_pretrained(folder)
+    assert ours.encode(["cat dog"]).input_ids[0].tolist() == theirs("cat dog")["input_ids"]
+    assert ours.encode(["cat dog"]).input_ids[0, 1:3].tolist() == [len(PIECES), len(PIECES) + 1]
+
+
+@pytest.mark.parametrize("lower", [None, True, False])
+@pytest.mark.parametrize("accents", [None, True, False])
+@pytest.mark.parametrize("chinese", [None, True, False])
+def test_the_settings_beside_a_vocabulary_count(
+    lower: bool | None, accents: bool | None, chinese: bool | None, tmp_path: Path
+) -> None:
+    from transformers import BertTokenizer
+
+    given = {"do_lower_case": lower, "strip_accents": accents, "tokenize_chinese_chars": chinese}
+    settings = {name: value for name, value in given.items() if value is not None}
+    folder = _vocabulary(tmp_path / "a", PIECES, tokenizer_class="BertTokenizer", **settings)
+    ours, theirs = TextTokenizer.load(folder), BertTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        row = ours.encode([text]).input_ids[0].tolist()
+        assert row == theirs(text)["input_ids"], text
+    ours.save(tmp_path / "saved")
+    again = TextTokenizer.load(tmp_path / "saved")
+    assert again.encode(TEXTS).input_ids.equal(ours.encode(TEXTS).input_ids)
+
+
+def test_tokens_that_were_added_keep_their_ids(tmp_path: Path) -> None:
+    folder = _vocabulary(tmp_path, PIECES, cls_token="[CLS]")
+    count = len(PIECES)
+    (folder / "added_tokens.json").write_text(json.dumps({"[ENC]": count + 1, "[DEC]": count, "[NEW]": count + 2}))
+    words = TextTokenizer.load(folder)
+    assert (words.dec_id, words.enc_id, words.vocab_size) == (count, count + 1, count + 3)
+    (folder / "added_tokens.json").write_text(json.dumps({"[ENC]": count + 5}))
+    with pytest.raises(UserError, match=r'"\[ENC\]" would be 16, not 21'):
+        TextTokenizer.load(folder)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n",
+            "git-lfs pointer: run `git lfs pull`",
+        ),
+        (b"<!doctype html><html></html>", "HTML page"),
+        (b"", "is empty"),
+        (b"\x80\x04\x95", "Python pickle"),
+        (b"PK\x03\x04\x14\0", "zip archive"),
+    ],
+)
+def test_files_that_are_no_tokenizer_are_named(name: str, content: bytes, told: str, tmp_path: Path) -> None:
+    folder = _vocabulary(tmp_path, PIECES)
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as caught:
+        TextTokenizer.load(folder)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_json_cut_short_is_told(bert: TextTokenizer, tmp_path: Path) -> None:
+    bert.save(tmp_path)
+    whole = (tmp_path / "tokenizer.json").read_bytes()
+    for share in (0.1, 0.5, 0.99):
+        (tmp_path / "tokenizer.json").write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer that can be read: "):
+            TextTokenizer.load(tmp_path)
+
+
+def test_a_file_may_stand_for_its_folder(tmp_path: Path) -> None:
+    folder = _vocabulary(tmp_path, PIECES, do_lower_case=False)
+    assert TextTokenizer.load(folder / "vocab.txt").encode(["Cat"]).input_ids[0, 1] == PIECES.index("Cat")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is no tokenizer; give a folder"):
+        TextTokenizer.load(folder / "tokenizer_config.json")

@@ -283,7 +283,7 @@ def test_missing_and_cut_json(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_report(tmp_path / "none.json")
     (tmp_path / "cut.json").write_text('{"title": ')
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(UserError, match="cannot be read as JSON"):
         read_report(tmp_path / "cut.json")
     with pytest.raises(UserError, match=r"report\.html"):
         write_report(tmp_path, Report(title="t"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.core.errors import UserError
+from openblip.core.text import read_lines
 from openblip.data.images import IMAGE_SUFFIXES
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source, SourceConfig, string_array
@@ -47,11 +48,11 @@ class FolderSource(Source):
     def _texts(self, name: str) -> tuple[str, ...]:
         path = (self._folder / name).with_suffix(".txt")
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_lines(path)
         except FileNotFoundError:
             return ()
-        except UnicodeDecodeError as error:
-            raise BrokenSample("bad-text", name, f"{path.name} is not UTF-8 text") from error
+        except UserError as error:
+            raise BrokenSample("bad-text", name, str(error)) from error
         except OSError as error:
             raise BrokenSample("bad-text", name, f"{path.name}: {error}") from error
         return tuple(line.strip() for line in lines if line.strip())

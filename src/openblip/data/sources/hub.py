@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from openblip.core.errors import UserError, nearest, require
+from openblip.core.errors import UserError, first_line, nearest, require
 from openblip.data.sample import BrokenSample, ImageLike, Sample
 from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, string_array
 from openblip.data.sources.cells import is_missing, one_image
@@ -143,8 +143,7 @@ def _load(datasets: Any, name: str, setting: str) -> tuple[Any, str, str]:
     except Exception as error:  # its errors share no base, and those of its parsers come through
         known = [] if saved else _configurations(datasets, place)
         if len(known) < 2 or configuration in known:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"the Hugging Face dataset {place} cannot be opened: {first}") from error
+            raise UserError(f"the Hugging Face dataset {place} cannot be opened: {first_line(error)}") from error
         if configuration or inline not in known:
             asked = f"several configurations: {', '.join(known)}"
             if configuration:

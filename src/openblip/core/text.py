@@ -1,0 +1,106 @@
+"""Text is read here and nowhere else: the encoding, where a line ends, and what is said of text that is none.
+
+A byte-order mark is dropped. A line ends at "\\n" alone, and a "\\r" before it is dropped. `str.splitlines` also
+cuts at U+2028, form feeds and other characters, which stand inside captions, answers and entries of vocabularies.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from pathlib import Path
+from typing import Any
+
+from openblip.core.errors import UserError
+from openblip.core.kinds import HEAD, instead_of_text
+
+__all__ = ["decode", "json_bytes", "lines_of", "read_json", "read_lines", "read_text", "text_bytes"]
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""UTF-32's little-endian mark begins with UTF-16's"""
+
+
+def decode(data: bytes, name: Path | str, *, paths: bool = False) -> str:
+    """UTF-8 text with or without a byte-order mark, or UTF-16 and UTF-32 with one.
+
+    Args:
+        name: of the file, for messages.
+        paths: bytes that are not UTF-8 are kept as the operating system keeps them in the names of files.
+
+    Raises:
+        UserError: it is not such text; says at which byte.
+    """
+    begin = 0
+    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
+    if data.startswith(codecs.BOM_UTF8):
+        begin = len(codecs.BOM_UTF8)
+    try:
+        return data[begin:].decode(encoding, "surrogateescape" if paths and encoding == "utf-8" else "strict")
+    except UnicodeDecodeError as error:
+        found = instead_of_text(data[:HEAD])
+        if found:
+            raise UserError(f"{name} is no text: it {found}") from error
+        place = begin + error.start
+        raise UserError(
+            f"{name} is not {encoding.upper()} text: byte {place} (0x{data[place]:02x}) cannot be read; "
+            "save it as UTF-8"
+        ) from error
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of `text`, which end at "\\n" or "\\r\\n" and at no other character."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_text(path: Path | str, *, paths: bool = False) -> str:
+    """The text of a file, as `decode`.
+
+    Raises:
+        UserError: it is not text.
+        OSError: it cannot be read.
+    """
+    return decode(Path(path).read_bytes(), path, paths=paths)
+
+
+def read_lines(path: Path | str, *, paths: bool = False) -> list[str]:
+    """The lines of a text file, as `lines_of`; raises as `read_text`."""
+    return lines_of(read_text(path, paths=paths))
+
+
+def read_json(path: Path | str) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: it is not JSON; says what it is instead, or where it is wrong.
+        OSError: it cannot be read.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return json.loads(decode(data, path))
+    except json.JSONDecodeError as error:
+        found = instead_of_text(data[:HEAD])
+        told = f"it {found}" if found else f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path} cannot be read as JSON: {told}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is JSON that is nested too deep to be read") from error
+
+
+def text_bytes(text: str) -> bytes:
+    """UTF-8; the names of files that are not UTF-8 come out as the bytes that they were."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def json_bytes(value: Any, *, indent: int | None = None) -> bytes:
+    """A JSON value in UTF-8; where it holds names of files that are not UTF-8, they are escaped and read back."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent).encode()

@@ -1,0 +1,47 @@
+"""Lists of answers and texts as people save them: byte-order marks, "\\r\\n", odd characters."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from openblip.cli.results import _sink, read_lines
+from openblip.core.config import override
+from openblip.core.errors import UserError
+from openblip.recipes import small_vqa
+from openblip.tasks.build import answer_list
+
+ANSWERS = ["red", "two\u2028parts", "naïve", "a\x0bb"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_answers_are_the_same_however_saved(encoding: str, end: str, tmp_path: Path) -> None:
+    """A mark taken for a part of the first answer made the ranked accuracy 0."""
+    file = tmp_path / "answers.txt"
+    file.write_bytes(end.join([*ANSWERS, "", " red "]).encode(encoding))
+    assert read_lines(file, "answers") == [*ANSWERS, "red"]
+    config = override(small_vqa(("world:train",)), [f"answering.answers={file}"])
+    assert answer_list(config, [], tmp_path) == ANSWERS
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "answers.txt"
+    file.write_bytes("red\nna\u00efve\n".encode("latin-1"))
+    config = override(small_vqa(("world:train",)), [f"answering.answers={file}"])
+    for read in (lambda: read_lines(file, "answers"), lambda: answer_list(config, [], tmp_path)):
+        with pytest.raises(UserError, match=r"answers\.txt is not UTF-8 text: byte 6 \(0xef\)"):
+            read()
+
+
+def test_results_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    with _sink(tmp_path / "out.jsonl") as write:
+        write(name, {"image": name})
+        write("b", {"image": "naïve.png"})
+    lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["image"] for line in lines] == [name, "naïve.png"]
+    assert os.fsencode(json.loads(lines[0])["image"]) == b"caf\xe9.png"
