@@ -22,6 +22,7 @@ from openblip.cli.results import (
     read_lines,
     show_table,
     tell,
+    tell_left_out,
 )
 from openblip.core.errors import UserError
 from openblip.core.text import json_bytes
@@ -226,10 +227,10 @@ def embed(
         text: a text to embed.
         batch_size: pictures at a time.
     """
-    from openblip.data.pictures import find_pictures
+    from openblip.data.pictures import FoundPictures, find_pictures
 
     need((*pictures, *text), f'{WHAT_PICTURES}, or texts: --text "a red bus"')
-    found = find_pictures(pictures) if pictures else []
+    found = find_pictures(pictures) if pictures else FoundPictures()
     predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
     texts = zip(text, predictor.embed_texts(text).tolist(), strict=True) if text else ()
 
@@ -273,19 +274,21 @@ def retrieve(
         rerank: candidates that ITM reads; 0 orders by ITC alone.
         batch_size: pictures at a time.
     """
-    from openblip.data.pictures import find_pictures
+    from openblip.data.pictures import FoundPictures, find_pictures
     from openblip.data.sample import BrokenSample
 
+    lines, candidates = list[str](), FoundPictures()
     if texts is None:
         need(pictures, f"{WHAT_PICTURES} to search")
         candidates = find_pictures(pictures)
     elif pictures:
         raise UserError("--texts searches the lines of a file: name pictures or --texts, not both")
     else:
-        lines, candidates = read_lines(texts, "texts to search"), []
+        lines = read_lines(texts, "texts to search")
     check_counts(top=top)
     predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
     broken: list[BrokenSample] = []
+    tell_left_out(candidates)
     if texts is not None:
         found = predictor.retrieve_texts(query, lines, top=top, rerank_k=rerank)
     else:
@@ -300,7 +303,7 @@ def retrieve(
             record = {"rank": place, "item": hit.item, "itc": hit.itc_similarity, "itm": hit.itm_probability}
             print(json_bytes(record).decode())
     if texts is None:
-        conclude(len(candidates), broken, predictor.computing)
+        conclude(candidates, broken, predictor.computing)
 
 
 def evaluate(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from openblip.core.errors import UserError
-from openblip.data.images import IMAGE_SUFFIXES
+from openblip.data.formats import IMAGE_SUFFIXES
 from openblip.data.sample import BrokenSample
 from openblip.data.sources.text import encoding_of
 
