@@ -11,6 +11,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -108,9 +109,15 @@ _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_BANDS, _TIFF_VALUE = 256, 257, 258,
 
 def _unread_tiff(data: bytes) -> str:
     """What a TIFF with a whole header holds, as a sentence that says why it is not read; "" where it is cut."""
+    big = b"+" in data[2:4]  # BigTIFF has wider numbers
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    wide, entry = (8, 20) if big else (2, 12)
     try:
         file = io.BytesIO(data)
-        directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if b"+" in data[2:4] else 8))  # BigTIFF: 16
+        directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if big else 8))
+        count = int.from_bytes(data[directory.next : directory.next + wide], order)
+        if directory.next + wide + count * entry > len(data):
+            return ""
         file.seek(directory.next)
         directory.load(file)
         if _TIFF_WIDTH not in directory or _TIFF_HEIGHT not in directory:
