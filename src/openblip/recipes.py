@@ -65,13 +65,16 @@ def blip_pretrain(data: tuple[str, ...], *, size: str = "base", validation: tupl
 
 
 def caption_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
-    """Fine-tune a captioner: LM alone, 384 px, prompt "a picture of ", 5 epochs at 1e-5, global batch 256."""
+    """Fine-tune a captioner: LM alone, 384 px, prompt "a picture of ", 5 epochs at 1e-5, global batch 256.
+
+    Small models keep their own resolution.
+    """
     return RunConfig(
         sources=_sources(data, pairs=True),
         validation=_sources(validation),
         model=model,
         parts="captioner",
-        image_size=384,
+        image_size=None if _is_small(model) else 384,
         transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
         batch_size=32,
         num_workers=4,
@@ -93,13 +96,16 @@ def caption_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str
 def retrieval_finetune(
     data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = (), large: bool = False
 ) -> RunConfig:
-    """Fine-tune for retrieval: ITC, ITM, image ids, 384 px, 6 epochs at 1e-5 (ViT-L 5e-6), global batch 256."""
+    """Fine-tune for retrieval: ITC, ITM, image ids, 384 px, 6 epochs at 1e-5 (ViT-L 5e-6), global batch 256.
+
+    Small models keep their own resolution.
+    """
     return RunConfig(
         sources=_sources(data, pairs=True),
         validation=_sources(validation),
         model=model,
         parts="matcher",
-        image_size=384,
+        image_size=None if _is_small(model) else 384,
         transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
         batch_size=32,
         num_workers=4,
@@ -198,8 +204,11 @@ def _is_small(model: str) -> bool:
     file = Path(model) / "config.json"
     if model in ("nano", "micro") or not file.is_file():
         return model in ("nano", "micro")
-    pixels = read_table(file).get("model", {}).get("vision", {}).get("image_size", _FEW_PIXELS + 1)
-    return isinstance(pixels, int) and pixels <= _FEW_PIXELS
+    described = read_table(file)  # of ours, or of transformers
+    vision = described.get("model", {}).get("vision") or described.get("vision_config") or {}
+    pixels = vision.get("image_size")
+    sides = pixels if isinstance(pixels, list) else [pixels]
+    return all(isinstance(side, int) and side <= _FEW_PIXELS for side in sides)
 
 
 SHORT_RUN = ObjectiveConfig(queue_size=0, momentum=0.0, alpha=0.0, label_smoothing=0.0, hard_share=0.2)

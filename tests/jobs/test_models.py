@@ -115,7 +115,7 @@ def test_files_that_are_no_blip(openblip: CommandServer, published: Path, tmp_pa
     torch.save({key: value for key, value in state.items() if key != "itm_head.bias"}, tmp_path / "lacks.pth")
     cases = {
         "half.pth": "damaged, cut short, or no checkpoint",
-        "empty.pth": "damaged, cut short, or no checkpoint",
+        "empty.pth": "is no checkpoint: it is empty",
         "code.pth": "it could run code",
         "code2.pth": "it could run code",
         "clip.pth": "it looks like a CLIP model",

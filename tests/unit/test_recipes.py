@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -75,3 +76,32 @@ def test_fine_tuning_is_the_papers() -> None:
     assert (retrieval.objective.alpha, retrieval.objective.queue_size) == (0.4, 57600)
     assert retrieval.rerank_k == 128
     assert all(source.pairs for source in (*caption.sources, *retrieval.sources)), "each caption is a sample"
+
+
+@pytest.mark.parametrize("made", [recipes.caption_finetune, recipes.retrieval_finetune])
+@pytest.mark.parametrize(
+    ("described", "expected"),
+    [
+        ({"model": {"vision": {"image_size": 64}}}, None),
+        ({"model": {"vision": {"image_size": [64, 96]}}}, None),
+        ({"model_type": "blip", "vision_config": {"image_size": 64}}, None),
+        ({"model": {"vision": {"image_size": 224}}}, 384),
+        ({"model": {"vision": {"image_size": [64, 224]}}}, 384),
+        ({"model_type": "blip", "vision_config": {"image_size": 384}}, 384),
+        ({"model_type": "blip"}, 384),
+    ],
+)
+def test_small_models_keep_their_resolution(
+    made: Callable[..., RunConfig], described: dict[str, object], expected: int | None, tmp_path: Path
+) -> None:
+    """At 384 pixels a model of 64 took 20 times as long for a step."""
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert made(DATA, model=str(tmp_path)).image_size == expected
+
+
+@pytest.mark.parametrize("made", [recipes.caption_finetune, recipes.retrieval_finetune])
+@pytest.mark.parametrize(
+    ("model", "expected"), [("nano", None), ("micro", None), ("base", 384), ("someone/blip", 384)]
+)
+def test_small_sizes_start_at_theirs(made: Callable[..., RunConfig], model: str, expected: int | None) -> None:
+    assert made(DATA, model=model).image_size == expected

@@ -17,6 +17,7 @@ from torch import Tensor
 from openblip.checkpoints.blip import head_rules, self_attention_rules, transformer_rules
 from openblip.checkpoints.keymap import Rule, import_state
 from openblip.core.errors import UserError, first_line
+from openblip.core.places import wrong_place
 from openblip.models.blip import Blip
 from openblip.models.qformer import QFormer
 from openblip.models.text import TextConfig
@@ -117,8 +118,12 @@ def _read(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except UserError:
         raise
     except SafetensorError as error:
+        if told := wrong_place(name):
+            raise UserError(told) from error
         raise UserError(f'"{name}" is damaged or cut short: {error}') from error
     except (OSError, ValueError, RuntimeError) as error:
+        if told := wrong_place(name):
+            raise UserError(told) from error
         reason = first_line(error)
         raise UserError(
             f'"{name}" is neither the folder of a BERT nor one that the hub or its cache gives: {reason}'

@@ -23,7 +23,19 @@ from openblip.models.text import TextConfig
 from openblip.models.vision import VisionConfig, interpolate_positions
 from openblip.models.vqa import BlipVqa, VqaConfig
 
-__all__ = ["IGNORED", "blip_rules", "config_from_state", "load_blip_state", "momentum_state", "rules_for"]
+__all__ = [
+    "IGNORED",
+    "PUBLISHED_WIDTHS",
+    "Notes",
+    "blip_rules",
+    "config_from_state",
+    "heads_of",
+    "load_blip_state",
+    "momentum_state",
+    "read_notes",
+    "rules_for",
+    "write_notes",
+]
 
 QKV = ("query", "key", "value")
 
@@ -201,6 +213,51 @@ def rules_for(config: BlipConfig | VqaConfig | NlvrConfig) -> list[Rule]:
 
 
 @dataclass(frozen=True)
+class Notes:
+    """What the tensors do not tell, from the entry that our exports have beside them; None where there is none."""
+
+    vision_heads: int | None = None
+    text_heads: int | None = None
+    image_size: tuple[int, int] | None = None
+
+
+def write_notes(vision: VisionConfig | None, text_heads: int) -> dict[str, Any]:
+    """The entry beside the tensors; `vision` is None where the tower is not in the file."""
+    notes: dict[str, Any] = {"text_heads": text_heads}
+    if vision is not None:
+        notes |= {"vision_heads": vision.num_heads, "image_size": list(vision.pixels)}
+    return notes
+
+
+def read_notes(notes: Mapping[str, Any]) -> Notes:
+    """What `write_notes` wrote; anything else in its place counts as nothing."""
+    vision, text, size = (notes.get(name) for name in ("vision_heads", "text_heads", "image_size"))
+    pixels = None
+    if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        pixels = (size[0], size[1])
+    known = [count if isinstance(count, int) and count > 0 else None for count in (vision, text)]
+    return Notes(vision_heads=known[0], text_heads=known[1], image_size=pixels)
+
+
+PUBLISHED_WIDTHS = {768, 1024, 1408}
+
+
+def heads_of(width: int, part: str, source: str) -> int:
+    """The number of heads in `width` channels, which tensors do not tell: 64 channels each, as published.
+
+    Raises:
+        UserError: 64 does not divide the width.
+    """
+    if width % 64:
+        raise UserError(
+            f"{source} does not say how many attention heads its {part} has, and {width} channels are no multiple "
+            "of the published models' 64 for each: name the number when it is converted, "
+            "openblip convert FILE FOLDER --to openblip --heads 4"
+        )
+    return width // 64
+
+
+@dataclass(frozen=True)
 class _Sizes:
     """Reads sizes off the tensors of an original checkpoint."""
 
@@ -222,6 +279,7 @@ def config_from_state(
     num_vision_heads: int | None = None,
     num_text_heads: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    source: str = "this checkpoint",
 ) -> Any:
     """Read a model's configuration off an original checkpoint.
 
@@ -229,9 +287,13 @@ def config_from_state(
         num_vision_heads: tensors do not tell it; None takes 64 channels for each head, as all published models.
         num_text_heads: likewise.
         image_size: pixels to use the model at; None takes what the position embeddings stand for.
+        source: what to call it in messages.
 
     Returns:
         a `BlipConfig`, `VqaConfig` or `NlvrConfig`, whatever the keys speak of.
+
+    Raises:
+        UserError: the number of heads is neither given nor that of the published models.
     """
     sizes = _Sizes(state)
     width, _, patch, _ = sizes.shape("visual_encoder.patch_embed.proj.weight")
@@ -247,14 +309,14 @@ def config_from_state(
         patch_size=patch,
         width=width,
         depth=sizes.count(r"visual_encoder\.blocks\.(\d+)\."),
-        num_heads=num_vision_heads or width // 64,
+        num_heads=num_vision_heads or heads_of(width, "vision tower", source),
         mlp_ratio=sizes.shape("visual_encoder.blocks.0.mlp.fc1.weight")[0] / width,
     )
     text_config = TextConfig(
         vocab_size=vocab_size,
         width=text_width,
         depth=sizes.count(re.escape(text) + r"\.encoder\.layer\.(\d+)\."),
-        num_heads=num_text_heads or text_width // 64,
+        num_heads=num_text_heads or heads_of(text_width, "text transformer", source),
         inner_width=sizes.shape(f"{text}.encoder.layer.0.intermediate.dense.weight")[0],
         max_positions=sizes.shape(f"{text}.embeddings.position_embeddings.weight")[0],
         memory_width=sizes.shape(f"{text}.encoder.layer.0.crossattention.{read}.key.weight")[1],
@@ -274,8 +336,17 @@ MERGE = ".crossattention.output.merge_layer.weight"
 IGNORED = re.compile(r".*position_ids$|.*\.pooler\..*|.*_m\..*|.*queue.*|^ptr_queue$")
 
 
-def load_blip_state(model: Blip | BlipVqa | BlipNlvr, state: Mapping[str, Tensor], *, source: str) -> list[str]:
+def load_blip_state(
+    model: Blip | BlipVqa | BlipNlvr,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    source_grid: tuple[int, int] | None = None,
+) -> list[str]:
     """Load an original state dict into `model`; return the keys that were known and not needed.
+
+    Args:
+        source_grid: rows and columns of patches that its position embeddings stand for; a square when None.
 
     Raises:
         UserError: a key is missing, unexpected or of another shape.
@@ -286,7 +357,7 @@ def load_blip_state(model: Blip | BlipVqa | BlipNlvr, state: Mapping[str, Tensor
         # The original matching checkpoints do not keep the temperature: ITC similarities there are cosines.
         state["temp"] = torch.tensor(TEMPERATURE)
     positions = "visual_encoder.pos_embed"
-    state[positions] = interpolate_positions(state[positions], model.config.vision.grid)
+    state[positions] = interpolate_positions(state[positions], model.config.vision.grid, source_grid)
     load_by_rules(model, rules_for(model.config), state, source=source, ignored=ignored)
     return ignored
 

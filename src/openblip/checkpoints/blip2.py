@@ -15,6 +15,7 @@ from torch import Tensor
 from openblip.checkpoints.blip import (
     embedding_rules,
     head_rules,
+    heads_of,
     self_attention_rules,
     shared_block_rules,
     vision_rules,
@@ -32,7 +33,9 @@ _IGNORED = re.compile(r".*position_ids$")
 _FROZEN = re.compile(r"^(visual_encoder|opt_model|t5_model|llm_model)\.")
 
 
-def qformer_from_state(state: Mapping[str, Tensor], *, num_heads: int | None = None) -> QFormerConfig:
+def qformer_from_state(
+    state: Mapping[str, Tensor], *, num_heads: int | None = None, source: str = "this checkpoint"
+) -> QFormerConfig:
     """The Q-Former's sizes; None takes 64 channels for each head, as all published models have."""
     if "query_tokens" not in state:
         raise UserError("this is no BLIP-2 checkpoint of LAVIS: it has no query_tokens")
@@ -44,7 +47,7 @@ def qformer_from_state(state: Mapping[str, Tensor], *, num_heads: int | None = N
         num_queries=count,
         width=width,
         depth=max(layers) + 1,
-        num_heads=num_heads or width // 64,
+        num_heads=num_heads or heads_of(width, "Q-Former", source),
         inner_width=state[f"{_LAYER}0.intermediate_query.dense.weight"].shape[0],
         cross_attention_every=reading[1] - reading[0] if len(reading) > 1 else len(layers),
         memory_width=state[f"{_LAYER}0.crossattention.self.key.weight"].shape[1],

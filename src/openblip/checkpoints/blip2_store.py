@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 import openblip
+from openblip.checkpoints.blip import heads_of, read_notes
 from openblip.checkpoints.blip2 import load_lavis_state, qformer_from_state
 from openblip.checkpoints.blip2_parts import (
     as_language,
@@ -27,7 +28,8 @@ from openblip.checkpoints.blip2_parts import (
     open_tower,
 )
 from openblip.checkpoints.card import model_card
-from openblip.checkpoints.store import BLIP2, FORMAT, WEIGHTS, StoredModel, read_state, unique_state
+from openblip.checkpoints.state import read_state
+from openblip.checkpoints.store import BLIP2, FORMAT, WEIGHTS, StoredModel, unique_state
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import write_folder, write_json, write_tensors, write_text
@@ -119,11 +121,17 @@ def _whole_vision(model: Blip2, target: Path) -> TowerConfig:
 
 
 def open_own_blip2(
-    folder: Path, description: Mapping[str, Any], *, vision: str | None = None, language: str | None = None
+    folder: Path,
+    description: Mapping[str, Any],
+    *,
+    tokenizer: TextTokenizer | str | None = None,
+    vision: str | None = None,
+    language: str | None = None,
 ) -> StoredBlip2:
     """Open a folder that `save_blip2` wrote.
 
     Args:
+        tokenizer: of the Q-Former's text side, if not the folder's.
         vision: where the frozen tower is now, if not where it was; `language` likewise.
 
     Raises:
@@ -146,9 +154,13 @@ def open_own_blip2(
     model = build_blip2(config, vision=tower, language=llm, device="meta")
     _fill(model, state, weights)
     _check_frozen(model, description.get("frozen", {}), folder)
-    tokenizer = TextTokenizer.load(folder) if config.qformer.vocab_size is not None else None
+    read: TextTokenizer | None = None
+    if config.qformer.vocab_size is not None:
+        read = tokenizer if isinstance(tokenizer, TextTokenizer) else TextTokenizer.load(tokenizer or folder)
+        if tokenizer is not None:
+            _check_words(read, config.qformer.vocab_size, folder)
     words = None if config.language is None else open_language_tokenizer(config.language, base=folder)
-    return StoredBlip2(model.eval(), tokenizer, dict(description.get("info", {})), [], words)
+    return StoredBlip2(model.eval(), read, dict(description.get("info", {})), [], words)
 
 
 def _fill(model: Blip2, state: dict[str, Tensor], weights: Path) -> None:
@@ -201,20 +213,26 @@ def open_lavis(
     tokenizer: TextTokenizer | str,
     vision: str | None = None,
     language: str | None = None,
+    heads: Sequence[int] = (),
+    notes: Mapping[str, Any] | None = None,
 ) -> StoredBlip2:
     """Open a BLIP-2 checkpoint of LAVIS, stage 1 or stage 2; frozen parts come from their own sources.
 
     Args:
         tokenizer: of the Q-Former's text side.
         vision: None takes the published tower of the checkpoint's width; `language` likewise.
+        heads: of attention, one number or the tower's and the Q-Former's; left out, what the file tells, or else
+            that of the published models.
+        notes: what our export wrote beside the tensors.
 
     Raises:
         UserError: no published part has the width, and none is named; the file is incomplete.
     """
-    qformer = qformer_from_state(state)
+    told = read_notes(notes or {})
+    qformer = qformer_from_state(state, num_heads=heads[-1] if heads else told.text_heads, source=path.name)
     matches = "itm_head.weight" in state and qformer.vocab_size is not None
     config = Blip2Config(
-        vision=_lavis_vision(state, vision, qformer.memory_width, path),
+        vision=_lavis_vision(state, vision, qformer.memory_width, path, heads[0] if heads else None),
         qformer=qformer if matches else replace(qformer, vocab_size=None, writes=False),
         matches=matches,
         embed_dim=state["vision_proj.weight"].shape[0] if matches else 256,
@@ -240,7 +258,9 @@ def _check_words(words: TextTokenizer, vocab_size: int | None, path: Path) -> No
         )
 
 
-def _lavis_vision(state: Mapping[str, Tensor], named: str | None, width: int, path: Path) -> TowerConfig:
+def _lavis_vision(
+    state: Mapping[str, Tensor], named: str | None, width: int, path: Path, heads: int | None = None
+) -> TowerConfig:
     if named is not None:
         return as_tower(named)
     if "visual_encoder.pos_embed" in state:  # fine-tuned files hold the tower as well
@@ -252,7 +272,7 @@ def _lavis_vision(state: Mapping[str, Tensor], named: str | None, width: int, pa
             patch_size=first.shape[-1],
             width=width,
             depth=len(blocks),
-            num_heads=16 if width == 1408 else width // 64,
+            num_heads=heads or (16 if width == 1408 else heads_of(width, "vision tower", path.name)),
             mlp_ratio=state["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0] / width,
             final_norm=False,
         )

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.core.errors import UserError, first_line
+from openblip.core.places import wrong_place
 
 __all__ = ["ClipLike", "open_clip_like"]
 
@@ -70,6 +71,8 @@ def open_clip_like(source: Path | str, *, device: torch.device | str = "cpu") ->
     try:
         model, processor = AutoModel.from_pretrained(source), AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if told := wrong_place(source):
+            raise UserError(told) from error
         reason = first_line(error)
         raise UserError(f"{source} cannot be opened as a CLIP-like model: {reason}") from error
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.blip import rules_for
+from openblip.checkpoints.blip import rules_for, write_notes
 from openblip.checkpoints.blip2 import lavis_state
 from openblip.checkpoints.blip2_hf import write_transformers_blip2
 from openblip.checkpoints.blip2_store import StoredBlip2, save_blip2
 from openblip.checkpoints.card import model_card
 from openblip.checkpoints.hf import write_transformers
 from openblip.checkpoints.keymap import export_state
+from openblip.checkpoints.state import NOTES
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.errors import UserError
 from openblip.core.files import atomic_path, write_folder, write_text
@@ -44,9 +45,9 @@ def convert_model(stored: StoredModel, target: Path | str, *, to: Format, part: 
     if to == "blip":
         if target.suffix not in (".pth", ".pt"):
             raise UserError(f"the original format is one file: name it {target}.pth")
-        state = original_state(stored.model)
+        state, config = original_state(stored.model), stored.model.config
         with atomic_path(target) as temporary:
-            torch.save({"model": state}, temporary)
+            torch.save({"model": state, NOTES: write_notes(config.vision, config.text.num_heads)}, temporary)
     elif to == "transformers":
         with write_folder(target) as folder:
             write_transformers(folder, stored.model, stored.tokenizer)
@@ -60,8 +61,9 @@ def _convert_blip2(stored: StoredBlip2, target: Path, to: Format, part: Part | N
     if to == "blip":
         if target.suffix not in (".pth", ".pt"):
             raise UserError(f"LAVIS' format is one file: name it {target}.pth")
+        notes = write_notes(None, stored.model.config.qformer.num_heads)
         with atomic_path(target) as temporary:
-            torch.save({"model": lavis_state(stored.model)}, temporary)
+            torch.save({"model": lavis_state(stored.model), NOTES: notes}, temporary)
     elif to == "transformers":
         with write_folder(target) as folder:
             write_transformers_blip2(folder, stored, part=part)

@@ -1,35 +1,30 @@
 """Models on disk: our own folder (config.json, model.safetensors, tokenizer), and opening what others wrote.
 
-    save_model(folder, model, tokenizer, info={...})
-    stored = open_model(folder_or_file)          # .model, .tokenizer, .info
-
-Nothing is unpickled but plain tensors: `.pth` files are read with torch's `weights_only`.
+save_model(folder, model, tokenizer, info={...})
+stored = open_model(folder_or_file)          # .model, .tokenizer, .info
 """
 
 from __future__ import annotations
 
-import pickle
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import openblip
-from openblip.checkpoints.blip import config_from_state, load_blip_state
+from openblip.checkpoints.blip import PUBLISHED_WIDTHS, config_from_state, load_blip_state, read_notes
 from openblip.checkpoints.card import model_card
 from openblip.checkpoints.hf import Like, config_from_transformers, load_transformers_state
 from openblip.checkpoints.hub import locate
 from openblip.checkpoints.recognise import AnyConfig, describe, format_of
+from openblip.checkpoints.state import Checkpoint, read_checkpoint, read_state
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_folder, write_json, write_tensors, write_text
+from openblip.core.places import adapter_folder
 from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
@@ -108,6 +103,7 @@ def open_model(
     like: Like = "reference",
     vision: str | None = None,
     language: str | None = None,
+    heads: Sequence[int] = (),
 ) -> StoredModel:
     """Open a model whoever wrote it; its keys say what it is. A BLIP-2 model is a `blip2_store.StoredBlip2`.
 
@@ -119,6 +115,8 @@ def open_model(
             interpolated.
         like: for models of transformers: "transformers" computes as it does where it departs from the original.
         vision: for BLIP-2, where the frozen tower is, if not where the model says; `language` likewise.
+        heads: of attention, for files of the original or LAVIS with sizes of one's own, which do not tell it: one
+            number, or the vision tower's and the text transformer's (the Q-Former's).
 
     Raises:
         UserError: there is nothing at `source`, it is damaged, or it is of another model.
@@ -129,16 +127,19 @@ def open_model(
         if description.get("model_type") in (BLIP2, "blip-2"):
             return _open_blip2(path, description, str(source), tokenizer, image_size, vision, language)
         if description.get("format") == FORMAT:
-            return _open_own(path, description, image_size)
+            return _open_own(path, description, image_size, tokenizer)
         return _open_transformers(path, description, str(source), tokenizer, image_size, like)
-    state = read_state(path)
+    found = read_checkpoint(path)
+    state = found.state
     if "query_tokens" in state and any(key.startswith("Qformer.") for key in state):
         from openblip.checkpoints.blip2_store import open_lavis
 
-        return open_lavis(path, state, tokenizer=tokenizer or PUBLISHED_TOKENIZER, vision=vision, language=language)
+        words = tokenizer or PUBLISHED_TOKENIZER
+        frozen = {"vision": vision, "language": language}
+        return open_lavis(path, state, tokenizer=words, heads=heads, notes=found.notes, **frozen)
     if format_of(state, path.name) == "transformers":
         raise UserError(f"{path} holds the weights of a transformers model; give its folder, with config.json")
-    return _open_original(path, state, tokenizer, image_size)
+    return _open_original(path, found, tokenizer, image_size, heads)
 
 
 def _open_blip2(
@@ -158,7 +159,7 @@ def _open_blip2(
     if description.get("format") == FORMAT:
         if image_size is not None:
             raise UserError(f"{folder} is a BLIP-2 model; its frozen vision tower says the image_size")
-        return open_own_blip2(folder, description, vision=vision, language=language)
+        return open_own_blip2(folder, description, tokenizer=tokenizer, vision=vision, language=language)
     if isinstance(image_size, tuple):
         raise UserError(f"{name} takes square images: give image_size one number")
     state = _read_folder(folder)
@@ -169,15 +170,32 @@ def _open_blip2(
 
 def _open_original(
     path: Path,
-    state: Mapping[str, Tensor],
+    found: Checkpoint,
     tokenizer: TextTokenizer | str | None,
     image_size: int | tuple[int, int] | None,
+    heads: Sequence[int],
 ) -> StoredModel:
-    config = config_from_state(state, image_size=image_size)
+    told = read_notes(found.notes)
+    vision_heads, text_heads = (heads[0], heads[-1]) if heads else (told.vision_heads, told.text_heads)
+    config = config_from_state(
+        found.state,
+        num_vision_heads=vision_heads,
+        num_text_heads=text_heads,
+        image_size=image_size or told.image_size,
+        source=path.name,
+    )
     model = _empty_model(config)
-    ignored = load_blip_state(model, state, source=f"{path.name} (by its keys {describe(config)})")
+    patch = config.vision.patch_size
+    # Of sides that differ the count of positions does not tell which is which.
+    grid = None if told.image_size is None else (told.image_size[0] // patch, told.image_size[1] // patch)
+    ignored = load_blip_state(
+        model, found.state, source_grid=grid, source=f"{path.name} (by its keys {describe(config)})"
+    )
     words = _tokenizer(tokenizer or PUBLISHED_TOKENIZER, config, path.name)
-    return StoredModel(model.eval(), words, {"source": path.name, "source_format": "blip"}, ignored)
+    info: dict[str, Any] = {"source": path.name, "source_format": "blip"}
+    if vision_heads is None and not {config.vision.width, config.text.width} <= PUBLISHED_WIDTHS:
+        info["heads"] = "taken as 64 channels each: the file does not say (--heads)"
+    return StoredModel(model.eval(), words, info, ignored)
 
 
 def _open_transformers(
@@ -229,7 +247,9 @@ def _empty_model(config: AnyConfig) -> Any:
 def _read_description(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
-        raise UserError(f"{folder} is no model folder: it has no config.json{_nested_model(folder)}")
+        raise UserError(
+            adapter_folder(folder) or f"{folder} is no model folder: it has no config.json{_nested_model(folder)}"
+        )
     description = read_json(file)
     if not isinstance(description, dict):
         raise UserError(f"{file} is no description of a model")
@@ -242,7 +262,12 @@ def _nested_model(folder: Path) -> str:
     return f"; did you mean {nested}?" if (nested / "config.json").is_file() else ""
 
 
-def _open_own(folder: Path, description: dict[str, Any], image_size: int | tuple[int, int] | None) -> StoredModel:
+def _open_own(
+    folder: Path,
+    description: dict[str, Any],
+    image_size: int | tuple[int, int] | None,
+    tokenizer: TextTokenizer | str | None,
+) -> StoredModel:
     weights, kind = folder / WEIGHTS, str(description.get("model_type"))
     config_class = next((own for own, (name, _) in _KINDS.items() if name == kind), None)
     if config_class is None:
@@ -268,7 +293,8 @@ def _open_own(folder: Path, description: dict[str, Any], image_size: int | tuple
         if state[key].shape != value.shape:
             raise UserError(f'{weights}: "{key}" has shape {tuple(state[key].shape)}, not {tuple(value.shape)}')
     model.load_state_dict({key: value.float() for key, value in state.items()}, strict=False, assign=True)
-    return StoredModel(model.eval(), TextTokenizer.load(folder), description.get("info", {}))
+    words = TextTokenizer.load(folder) if tokenizer is None else _tokenizer(tokenizer, config, folder.name)
+    return StoredModel(model.eval(), words, description.get("info", {}))
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
@@ -284,33 +310,3 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
                 raise UserError(f"{folder} has no {missing[0]}, which its {index.name} names; fetch it again")
             return {key: value for part in parts for key, value in read_state(folder / part).items()}
     raise UserError(f"{folder} has neither {WEIGHTS} nor pytorch_model.bin; the model was not saved whole")
-
-
-def read_state(path: Path | str) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors, .pth or .pt file without executing anything in it.
-
-    Raises:
-        UserError: the file is cut short, holds more than tensors, or is of another kind.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path} is damaged or cut short: {error}") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of pickles by others: they are refused below, or fine
-            # Files of torch before 1.6 are no zip archives and cannot be mapped.
-            mapped = zipfile.is_zipfile(path)
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than tensors and was not opened; it could run code") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        told = str(error) or "it ends too early"
-        raise UserError(f"{path} is damaged, cut short, or no checkpoint: {told}") from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
-        loaded = loaded["model"]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"{path} holds no state dict of tensors")
-    return loaded

@@ -16,12 +16,14 @@ __all__ = [
     "Device",
     "Dtype",
     "Folder",
+    "Heads",
     "Model",
     "OptionalPath",
     "Out",
     "Pictures",
     "Sets",
     "Texts",
+    "Tokenizer",
     "Validation",
     "need",
     "person",
@@ -38,6 +40,23 @@ Model = Annotated[
         metavar="MODEL",
         help="a model's folder, a BLIP checkpoint (.pth), or a name on the Hugging Face hub",
         help_behavior_hint=_REQUIRED,
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    arg(
+        metavar="PLACE",
+        help="the tokenizer, where the model brings none: a folder, a tokenizer.json, a vocab.txt or a hub name",
+        help_behavior_hint="",
+    ),
+]
+Heads = Annotated[
+    tuple[int, ...],
+    arg(
+        metavar="NUMBER ...",
+        help="attention heads, for files of the original or LAVIS that do not tell: one number, or those of vision "
+        "tower and text",
+        help_behavior_hint="",
     ),
 ]
 Folder = Annotated[Path, arg(metavar="FOLDER", help_behavior_hint=_REQUIRED)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Config, Data, Device, Folder, Model, Sets, Validation, need
+from openblip.cli.arguments import Config, Data, Device, Folder, Model, Sets, Tokenizer, Validation, need
 from openblip.cli.train import WHAT_DATA
 from openblip.core.errors import UserError
 
@@ -68,6 +68,7 @@ def pretrain_blip2_stage2(
     *,
     out: Folder,
     model: Model,
+    tokenizer: Tokenizer = None,
     language: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None,
     size: Size = "micro",
     steps: int = 1000,
@@ -100,7 +101,7 @@ def pretrain_blip2_stage2(
             made = small_blip2(
                 data, stage="stage2", size=size, model=model, language=llm, validation=validation, steps=steps
             )
-    _train(made, set, out, resume=resume, title="BLIP-2, stage 2")
+    _train(_with_tokenizer(made, tokenizer), set, out, resume=resume, title="BLIP-2, stage 2")
 
 
 def finetune_blip2(
@@ -109,6 +110,7 @@ def finetune_blip2(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     out: Folder,
     validation: Validation = (),
     config: Config = None,
@@ -133,7 +135,14 @@ def finetune_blip2(
     else:
         need(data, WHAT_DATA)
         made = blip2_finetune(task, data, model=model, validation=validation)
-    _train(made, set, out, resume=resume, title=f"fine-tuning BLIP-2 ({task})")
+    title = f"fine-tuning BLIP-2 ({task})"
+    _train(_with_tokenizer(made, tokenizer), set, out, resume=resume, title=title)
+
+
+def _with_tokenizer(made: Blip2RunConfig, tokenizer: str | None) -> Blip2RunConfig:
+    from dataclasses import replace
+
+    return made if tokenizer is None else replace(made, tokenizer=tokenizer)
 
 
 def cache_features(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Device, Model, person
+from openblip.cli.arguments import Device, Model, Tokenizer, person
 from openblip.cli.results import open_predictor
 from openblip.core.errors import UserError, require
 
@@ -20,6 +20,7 @@ def explain(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     out: Annotated[Path, arg(metavar="FILE", help_behavior_hint="(required)")],
     text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
     by: Annotated[Literal["match", "caption"] | None, arg(help_behavior_hint="")] = None,
@@ -44,7 +45,7 @@ def explain(
     require("matplotlib", "report")
     if out.exists():
         raise UserError(f"{out} exists already; choose a new file")
-    predictor = open_predictor(model, device=device, dtype="float32", batch_size=1)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype="float32", batch_size=1)
     blip = predictor.blip
     if by is None:
         by = "match" if text is not None and blip.config.encoder else "caption"

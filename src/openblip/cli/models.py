@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import person
+from openblip.cli.arguments import Heads, Tokenizer, person
 from openblip.cli.results import show_table
 from openblip.core.errors import UserError
 
@@ -17,7 +17,7 @@ __all__ = ["convert", "info"]
 Source = Annotated[Positional[str], arg(metavar="SOURCE", help_behavior_hint="")]
 
 
-def info(source: Source, /) -> None:
+def info(source: Source, /, *, tokenizer: Tokenizer = None, heads: Heads = ()) -> None:
     """Say what a model is: kind, sizes, parameters, tokenizer, and which keys of its file were not needed.
 
     Args:
@@ -29,7 +29,7 @@ def info(source: Source, /) -> None:
     from openblip.core.config import to_dict
     from openblip.models.blip2 import Blip2
 
-    stored = open_model(source)
+    stored = open_model(source, tokenizer=tokenizer, heads=heads)
     if isinstance(stored.model, Blip2):
         print(json.dumps(describe_blip2(stored), indent=2, ensure_ascii=False))
         return
@@ -78,6 +78,8 @@ def convert(
     part: Annotated[Literal["caption", "match"] | None, arg(help_behavior_hint="")] = None,
     image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")] = None,
     like: Literal["reference", "transformers"] = "reference",
+    tokenizer: Tokenizer = None,
+    heads: Heads = (),
     push: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
 ) -> None:
     """Write a model in another format: for OpenBLIP, for transformers, or as the original repository's file.
@@ -100,7 +102,7 @@ def convert(
         raise UserError("--push uploads a folder; convert --to openblip or transformers")
     if target.exists():
         raise UserError(f"{target} exists already; choose a new place")
-    stored = open_model(source, image_size=image_size, like=like)
+    stored = open_model(source, tokenizer=tokenizer, image_size=image_size, like=like, heads=heads)
     written = convert_model(stored, target, to=to, part=part)
     told = f"; not needed: {len(stored.ignored)} keys" if stored.ignored else ""
     print(f"{describe(stored.model.config)} is in {written}{told}")

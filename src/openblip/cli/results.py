@@ -45,7 +45,9 @@ Rows = Callable[["PictureBatch"], Iterator[Row]]
 """The results for a batch."""
 
 
-def open_predictor(model: str, *, device: str, dtype: str, batch_size: int) -> Predictor:
+def open_predictor(
+    model: str, *, device: str, dtype: str, batch_size: int, tokenizer: str | None = None
+) -> Predictor:
     """Open a model to use, with no more threads than there are processors for this program."""
     import torch
 
@@ -55,7 +57,7 @@ def open_predictor(model: str, *, device: str, dtype: str, batch_size: int) -> P
     check_counts(batch_size=batch_size)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    return Predictor.load(model, device=device, dtype=dtype, batch_size=batch_size)
+    return Predictor.load(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
 
 def each_batch(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Config, Data, Folder, Model, Sets, Validation, need
+from openblip.cli.arguments import Config, Data, Folder, Model, Sets, Tokenizer, Validation, need
 
 if TYPE_CHECKING:
     from openblip.tasks.run import RunConfig
@@ -61,6 +61,7 @@ def finetune(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     out: Folder,
     validation: Validation = (),
     config: Config = None,
@@ -87,6 +88,8 @@ def finetune(
         need(data, WHAT_DATA)
         recipes = {"caption": caption_finetune, "retrieval": retrieval_finetune, "vqa": vqa_finetune}
         made = recipes[task](data, model=model, validation=validation)
+    if tokenizer is not None:
+        made = replace(made, tokenizer=tokenizer)
     _train(made, set, out, resume=resume, title=title)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from openblip.cli.arguments import Data, Device, Dtype, Model, Out, Pictures, Texts, need, person
+from openblip.cli.arguments import Data, Device, Dtype, Model, Out, Pictures, Texts, Tokenizer, need, person
 from openblip.cli.results import (
     Row,
     check_counts,
@@ -43,6 +43,7 @@ def caption(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     prompt: Prompt = None,
     beams: int = 3,
     nucleus: Share = None,
@@ -86,7 +87,7 @@ def caption(
         seed=seed,
     )
     found = find_pictures(pictures)
-    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
     def rows(batch: PictureBatch) -> Iterator[Row]:
         for name, written in zip(batch.names, predictor.caption(batch, config, prompt=prompt), strict=True):
@@ -101,6 +102,7 @@ def match(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     text: Texts = (),
     batch_size: int = 16,
     device: Device = "auto",
@@ -119,7 +121,7 @@ def match(
     need(pictures, WHAT_PICTURES)
     need(text, 'at least one text: --text "a red bus"')
     found = find_pictures(pictures)
-    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
     def rows(batch: PictureBatch) -> Iterator[Row]:
         for name, matches in zip(batch.names, predictor.match(batch, text), strict=True):
@@ -138,6 +140,7 @@ def ask(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     question: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="TEXT", help_behavior_hint="(repeat it for more)")
     ] = (),
@@ -180,7 +183,7 @@ def ask(
     config = _decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
     candidates = None if answers is None else read_lines(answers, "answers to choose from")
     found = find_pictures(pictures)
-    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     by_language_model = isinstance(predictor, Blip2Predictor)
     if prompt is not None and not (by_language_model and "{}" in prompt):
         raise UserError(
@@ -214,6 +217,7 @@ def embed(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     text: Texts = (),
     batch_size: int = 16,
     device: Device = "auto",
@@ -231,7 +235,7 @@ def embed(
 
     need((*pictures, *text), f'{WHAT_PICTURES}, or texts: --text "a red bus"')
     found = find_pictures(pictures) if pictures else FoundPictures()
-    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     texts = zip(text, predictor.embed_texts(text).tolist(), strict=True) if text else ()
 
     def row(kind: str, name: str, vector: list[Any]) -> Row:
@@ -257,6 +261,7 @@ def retrieve(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     texts: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     top: int = 5,
     rerank: int = 32,
@@ -286,7 +291,7 @@ def retrieve(
     else:
         lines = read_lines(texts, "texts to search")
     check_counts(top=top)
-    predictor = open_predictor(model, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     broken: list[BrokenSample] = []
     tell_left_out(candidates)
     if texts is not None:
@@ -311,6 +316,7 @@ def evaluate(
     /,
     *,
     model: Model,
+    tokenizer: Tokenizer = None,
     samples: int = 1000,
     rerank: int = 16,
     beams: int = 3,
@@ -340,7 +346,7 @@ def evaluate(
 
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
-    predictor = Predictor.load(model, device=device, dtype="float32")
+    predictor = Predictor.load(model, tokenizer=tokenizer, device=device, dtype="float32")
     if isinstance(predictor.model, Blip2):
         numbers, records = evaluate_any_blip2(
             predictor,

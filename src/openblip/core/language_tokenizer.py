@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from openblip.core.errors import UserError, first_line
+from openblip.core.places import wrong_place
 
 __all__ = ["LanguageBatch", "LanguageTokenizer"]
 
@@ -92,7 +93,9 @@ class LanguageTokenizer:
             return cls(AutoTokenizer.from_pretrained(source, use_fast=True), end=end, name=f'"{source}"')
         except UserError:
             raise
-        except (OSError, ValueError) as error:
+        except Exception as error:  # tokenizers raises no kind of its own
+            if told := wrong_place(source):
+                raise UserError(told) from error
             raise UserError(f'"{source}" has no tokenizer that can be read: {first_line(error)}') from error
 
     @classmethod

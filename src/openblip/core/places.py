@@ -11,8 +11,20 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from openblip.core.errors import UserError, nearest
+from openblip.core.kinds import instead_of_model, looks_like, read_head
+from openblip.core.text import read_json
 
-__all__ = ["QUERY", "check_data", "check_model", "check_new_file", "check_picture", "local_path", "missing_data"]
+__all__ = [
+    "QUERY",
+    "adapter_folder",
+    "check_data",
+    "check_model",
+    "check_new_file",
+    "check_picture",
+    "local_path",
+    "missing_data",
+    "wrong_place",
+]
 
 QUERY = re.compile(r"^(?P<path>.*?)\?(?P<query>\w+=[^?]*)$", re.DOTALL)
 """a data spec with settings: PATH?name=value&..."""
@@ -37,6 +49,54 @@ def check_model(source: Path | str) -> None:
     path = Path(source)
     if not path.exists() and (not _HUB_NAME.fullmatch(str(source)) or path.suffix in _WEIGHTS):
         raise UserError(f"there is no model at {path}; give a model's folder, a checkpoint file or a hub name")
+
+
+def adapter_folder(source: Path | str) -> str | None:
+    """A sentence about a folder that holds a PEFT adapter (such as LoRA) and no model; None for any other."""
+    folder = Path(source)
+    file = folder / "adapter_config.json"
+    if not file.is_file() or (folder / "config.json").is_file():
+        return None
+    try:
+        base = read_json(file).get("base_model_name_or_path") or "its base model"
+    except (UserError, OSError, AttributeError):
+        base = "its base model"
+    return (
+        f"{folder} is a PEFT adapter of {base}, not a whole model; merge them into a new folder in Python: "
+        f'peft.PeftModel.from_pretrained(base, "{folder}").merge_and_unload().save_pretrained("merged")'
+    )
+
+
+def wrong_place(source: Path | str) -> str | None:
+    """Why no model of transformers is at `source`, where its files show that; else None.
+
+    To be asked after one could not be opened: files that another format needs may be missing from a good folder.
+    """
+    path = Path(source)
+    if path.is_file():
+        found = instead_of_model(read_head(path))
+        return f"{path} is one file, where a model's folder is needed" + (f"; it {found}" if found else "")
+    if not path.is_dir():
+        return None
+    if told := adapter_folder(path):
+        return told
+    for pattern in _OF_MODELS:
+        for file in sorted(path.glob(pattern)):
+            if found := looks_like(read_head(file)):
+                own = pattern.endswith((".bin", ".safetensors"))
+                if not own or instead_of_model(read_head(file)):
+                    return f"{file} cannot be read: it {found}"
+    if any(path.glob("*.gguf")):
+        return f"{path} holds GGUF files, which are for llama.cpp; give the model in transformers' format"
+    return None
+
+
+_OF_MODELS = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("preprocessor_config.json", "processor_config.json", "generation_config.json", "vocab.txt", "vocab.json"),
+    *("merges.txt", "*.index.json", "model*.safetensors", "pytorch_model*.bin"),
+)
+"""files that transformers reads"""
 
 
 def check_picture(place: Path | str) -> None:

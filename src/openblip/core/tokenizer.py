@@ -180,7 +180,10 @@ class TextTokenizer:
         if only or (folder / "vocab.txt").is_file():
             return cls._from_pieces(folder / (only or "vocab.txt"), _settings(folder))
         if folder.exists():
-            raise UserError(f"{folder} holds neither tokenizer.json nor vocab.txt")
+            raise UserError(
+                f"{folder} holds neither tokenizer.json nor vocab.txt; name the tokenizer it was trained with: "
+                "--tokenizer FOLDER, or a hub name"
+            )
         return cls._from_hub(str(source))
 
     @classmethod
@@ -210,7 +213,7 @@ class TextTokenizer:
 
         try:
             loaded = AutoTokenizer.from_pretrained(name, use_fast=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # tokenizers raises no kind of its own
             raise UserError(
                 f'"{name}" is neither a folder nor a tokenizer that the hub or its cache gives: {first_line(error)}'
             ) from error

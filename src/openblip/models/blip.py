@@ -39,9 +39,9 @@ class BlipConfig:
 
     def __post_init__(self) -> None:
         if not (self.encoder or self.decoder):
-            raise ValueError("a model needs an encoder, a decoder, or both")
+            raise UserError("a model needs an encoder, a decoder, or both")
         if self.text.memory_width != self.vision.width:
-            raise ValueError(
+            raise UserError(
                 f"text.memory_width is {self.text.memory_width}, but the vision tower is {self.vision.width} wide"
             )
 

@@ -45,7 +45,7 @@ class Blip2Config:
 
     def __post_init__(self) -> None:
         if self.matches and self.qformer.vocab_size is None:
-            raise ValueError("matching needs a Q-Former that reads text: give qformer.vocab_size")
+            raise UserError("matching needs a Q-Former that reads text: give qformer.vocab_size")
 
 
 class Blip2(nn.Module):

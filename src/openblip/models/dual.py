@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openblip.core.errors import UserError
 from openblip.models.layers import ImageMemory
 from openblip.models.text import TextConfig, TextTransformer, init_bert
 from openblip.models.vision import VisionConfig, VisionEncoder
@@ -32,7 +33,7 @@ class DualConfig:
 
     def __post_init__(self) -> None:
         if self.text.memory_width != self.vision.width:
-            raise ValueError(
+            raise UserError(
                 f"text.memory_width is {self.text.memory_width}, but the vision tower is {self.vision.width} wide"
             )
 

@@ -18,10 +18,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError, first_line, require
+from openblip.core.places import wrong_place
 from openblip.models.products import use_onednn
 
 __all__ = ["CausalStepper", "FrozenLanguage", "LanguageConfig", "Seq2SeqStepper", "make_language"]
@@ -346,7 +348,13 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
                 model, loaded = auto.from_pretrained(config.source, output_loading_info=True, **options)
         else:
             model, loaded = auto.from_config(described), {}
-    except (OSError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        if told := wrong_place(config.source):
+            raise UserError(told) from error
+        if not isinstance(error, OSError | ValueError | KeyError | SafetensorError):
+            raise
         raise UserError(
             f'"{config.source}" is neither a folder of a language model of transformers nor one that the hub or '
             f"its cache gives: {first_line(error)}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from openblip.core.errors import UserError
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory, PairCrossAttention
 from openblip.models.text import TextConfig, TextTransformer, init_bert
@@ -33,7 +34,7 @@ class NlvrConfig:
 
     def __post_init__(self) -> None:
         if self.text.memory_width != self.vision.width:
-            raise ValueError(
+            raise UserError(
                 f"text.memory_width is {self.text.memory_width}, but the vision tower is {self.vision.width} wide"
             )
 

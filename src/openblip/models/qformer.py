@@ -59,9 +59,9 @@ class QFormerConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
-            raise ValueError(f"the Q-Former's width {self.width} is not a multiple of {self.num_heads} heads")
+            raise UserError(f"the Q-Former's width {self.width} is not a multiple of {self.num_heads} heads")
         if self.num_queries < 1 or self.cross_attention_every < 1:
-            raise ValueError("the Q-Former needs at least one query and a layer that reads the image")
+            raise UserError("the Q-Former needs at least one query and a layer that reads the image")
 
     @property
     def text(self) -> TextConfig:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from openblip.core.errors import UserError
 from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention, scale_narrow
 from openblip.models.products import Linear, linear
 
@@ -44,7 +45,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
-            raise ValueError(f"text width {self.width} is not a multiple of {self.num_heads} heads")
+            raise UserError(f"text width {self.width} is not a multiple of {self.num_heads} heads")
 
 
 class TextEmbeddings(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError, first_line
+from openblip.core.places import wrong_place
 from openblip.models.products import use_onednn
 from openblip.models.vision import VisionConfig, VisionEncoder
 
@@ -223,7 +224,8 @@ def _transformers_tower(config: TowerConfig, pretrained: bool) -> FrozenTower:
         whole: Any = AutoModel.from_pretrained(config.name) if pretrained else AutoModel.from_config(described)
     except (OSError, ValueError) as error:
         raise UserError(
-            f'"{config.name}" is neither a folder of transformers nor a model that the hub or its cache gives: '
+            wrong_place(config.name)
+            or f'"{config.name}" is neither a folder of transformers nor a model that the hub or its cache gives: '
             f"{first_line(error)}"
         ) from error
     model = getattr(whole, "vision_model", whole)

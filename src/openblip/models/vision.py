@@ -53,10 +53,15 @@ class VisionConfig:
     """timm model to take the weights from when training starts, for example "vit_base_patch16_224.augreg_in1k" """
 
     def __post_init__(self) -> None:
-        if any(side % self.patch_size for side in self.pixels):
-            raise ValueError(f"image size {self.image_size} is not a multiple of the patch size {self.patch_size}")
+        patch = self.patch_size
+        if wrong := [side for side in self.pixels if side % patch or side < patch]:
+            below, above = wrong[0] // patch * patch, max(wrong[0] // patch + 1, 1) * patch
+            raise UserError(
+                f"image size {self.image_size} is not a multiple of the patch size {patch}: "
+                f"take {f'{below} or ' if below > 0 else ''}{above}"
+            )
         if self.width % self.num_heads:
-            raise ValueError(f"vision width {self.width} is not a multiple of {self.num_heads} heads")
+            raise UserError(f"vision width {self.width} is not a multiple of {self.num_heads} heads")
 
     @property
     def pixels(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from openblip.core.errors import UserError
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
 from openblip.models.text import TextConfig, TextDecoder, TextTransformer
@@ -34,7 +35,7 @@ class VqaConfig:
 
     def __post_init__(self) -> None:
         if self.text.memory_width != self.vision.width:
-            raise ValueError(
+            raise UserError(
                 f"text.memory_width is {self.text.memory_width}, but the vision tower is {self.vision.width} wide"
             )
 

@@ -61,7 +61,8 @@ def build_vqa(config: RunConfig, sources: Sequence[Source], out: Path) -> tuple[
 
 
 def _stored(config: RunConfig) -> StoredModel:
-    return open_model(config.model, tokenizer=config.tokenizer or None, image_size=config.image_size)
+    named = None if config.tokenizer in ("", "train") else config.tokenizer
+    return open_model(config.model, tokenizer=named, image_size=config.image_size)
 
 
 def _fresh(

@@ -11,7 +11,6 @@ tensorboard/    and other trackers' files
 from __future__ import annotations
 
 import fnmatch
-import json
 import sys
 import time
 from collections.abc import Iterable
@@ -81,7 +80,7 @@ def _refuse_another_run(out_dir: Path, complete: dict[str, Any], may_change: lis
     path = out_dir / "config.json"
     try:
         before = read_json(path)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, UserError) as error:
         raise UserError(f"{path} cannot be read, so it is not known what {out_dir} holds: {error}") from error
     changed = [
         line

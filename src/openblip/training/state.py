@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import json
 import random
 import re
 from collections.abc import Iterator
@@ -263,7 +262,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """The plain part of a checkpoint."""
     try:
         state = read_json(path / "state.json")
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, UserError) as error:
         raise UserError(
             f"{path} is not a readable checkpoint ({error}); remove it to go on from an older one"
         ) from error

@@ -16,6 +16,7 @@ from small_blip2 import PIXELS, config, model, spread, tokenizer, write_language
 from openblip.checkpoints.blip2 import lavis_state
 from openblip.checkpoints.blip2_parts import as_tower, build_blip2
 from openblip.checkpoints.blip2_store import StoredBlip2, save_blip2
+from openblip.checkpoints.convert import convert_model
 from openblip.checkpoints.store import open_model, save_model
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
@@ -225,6 +226,18 @@ def test_files_of_lavis(tmp_path: Path, t5: Path, blip: Path, stage: int) -> Non
         assert found.tokenizer.vocab_size >= tokenizer().vocab_size
     else:
         assert found.tokenizer is None
+
+
+def test_lavis_files_of_ours_tell_the_heads(tmp_path: Path, t5: Path, blip: Path) -> None:
+    made = over(as_tower(f"openblip:{blip}@1"), 64, None, width=64, num_heads=4)
+    stored = StoredBlip2(made, tokenizer())
+    convert_model(stored, tmp_path / "a.pth", to="blip")
+    tower = f"openblip:{blip}@1"
+    found = open_model(tmp_path / "a.pth", tokenizer=tokenizer(), vision=tower)
+    assert found.model.config.qformer.num_heads == 4
+    torch.save({"model": lavis_state(made)}, tmp_path / "b.pth")
+    named = open_model(tmp_path / "b.pth", tokenizer=tokenizer(), vision=tower, heads=(4,))
+    assert named.model.config.qformer.num_heads == 4
 
 
 def test_sources_of_towers() -> None:

@@ -34,7 +34,8 @@ def build(config: Blip2RunConfig, sources: Sequence[Source], out: Path) -> Store
     Raises:
         UserError: a part is not to be had, or the model to go on from is of another kind.
     """
-    stored = open_blip2(config.model) if config.model else None
+    named = None if config.tokenizer in ("", "train") else config.tokenizer
+    stored = open_blip2(config.model, named) if config.model else None
     if config.stage == "stage1":
         made = _fresh(config, sources, out) if stored is None else _with_heads(stored, config.model)
     elif stored is not None and stored.model.language is not None:
@@ -51,13 +52,13 @@ def build(config: Blip2RunConfig, sources: Sequence[Source], out: Path) -> Store
     return made
 
 
-def open_blip2(source: Path | str) -> StoredBlip2:
-    """Open a BLIP-2 model from anywhere.
+def open_blip2(source: Path | str, tokenizer: str | None = None) -> StoredBlip2:
+    """Open a BLIP-2 model from anywhere; `tokenizer` as for `open_model`.
 
     Raises:
         UserError: as `open_model`, or it is a model of another kind.
     """
-    stored = open_model(source)
+    stored = open_model(source, tokenizer=tokenizer)
     if not isinstance(stored, StoredBlip2):
         raise UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")
     return stored
