@@ -8,14 +8,13 @@ more, which is most of the cost of large photographs.
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from openblip.core.errors import first_line
 from openblip.core.kinds import HEAD
 from openblip.data.formats import IMAGE_SUFFIXES, formats, instead_of_image
 from openblip.data.sample import BrokenSample, ImageLike, Sample
@@ -27,11 +26,6 @@ MAX_PIXELS = 89_478_485
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", *_TIFF_MAGIC)
-_DECODE_ERRORS: tuple[type[Exception], ...] = (
-    *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, AttributeError),
-    *(OverflowError, AssertionError, struct.error, zlib.error),
-)
-"""What Pillow's plugins have been seen to raise on damaged files."""
 _ORIENTATION = 0x0112
 _CUT_WORDS = ("truncat", "broken", "incomplete")
 
@@ -54,7 +48,10 @@ def decode_image(
     if isinstance(source, np.ndarray):
         return _from_array(source, key)
     if isinstance(source, Image.Image):
-        return _to_rgb(_upright(source))
+        try:
+            return _to_rgb(_upright(source))
+        except Exception as error:  # one that Pillow has opened, and not read yet
+            raise BrokenSample("unreadable", key, first_line(error)) from error
     data = _read(source, key) if isinstance(source, Path) else source
     if not data:
         raise BrokenSample("empty", key, "the file has no bytes")
@@ -69,7 +66,7 @@ def decode_image(
         return _to_rgb(_upright(image))
     except MemoryError as error:
         raise BrokenSample("too-large", key, f"{width} x {height} pixels do not fit in memory") from error
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # Pillow's plugins raise what they like
         raise _explain(error, data, key) from error
 
 
@@ -85,15 +82,15 @@ def _read(path: Path, key: str) -> bytes:
 def _open(data: bytes, key: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=formats())
-    except Image.DecompressionBombError as error:
-        raise BrokenSample("too-large", key, str(error)) from error
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise BrokenSample("too-large", key, str(error) or "it does not fit in memory") from error
     except UnidentifiedImageError as error:
         if data.startswith(_TIFF_MAGIC) and (what := _unread_tiff(data)):
             raise BrokenSample("unreadable", key, what) from error
         if data.startswith(_MAGIC):
             raise BrokenSample("truncated", key, "the file ends before the image's header does") from error
         raise BrokenSample("not-an-image", key, f"it {instead_of_image(data[:HEAD])}") from error
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # Pillow's plugins raise what they like
         raise _explain(error, data, key) from error
 
 
@@ -125,7 +122,7 @@ def _unread_tiff(data: bytes) -> str:
         bands = int(directory.get(_TIFF_BANDS, 1))
         bits = {int(number) for number in directory.get(_TIFF_BITS, (1,))}
         kinds = {int(number) for number in directory.get(_TIFF_VALUE, (1,))}
-    except _DECODE_ERRORS:
+    except Exception:  # noqa: BLE001  the header is not whole
         return ""
     values = " and ".join(_TIFF_VALUES.get(kind, "values of an unknown kind") for kind in sorted(kinds))
     size = " and ".join(map(str, sorted(bits)))
@@ -137,13 +134,13 @@ def _unread_tiff(data: bytes) -> str:
 
 def _explain(error: Exception, data: bytes, key: str) -> BrokenSample:
     """Tell a file that ends early from one that is damaged."""
-    text = str(error)
+    text = first_line(error)
     cut = isinstance(error, EOFError) or any(word in text.lower() for word in _CUT_WORDS)
     if data.startswith(b"\xff\xd8"):
         cut = cut or not data.rstrip(b"\0").endswith(b"\xff\xd9")
     elif data.startswith(b"RIFF"):
         cut = cut or len(data) < 8 + int.from_bytes(data[4:8], "little")
-    return BrokenSample("truncated" if cut else "unreadable", key, text or type(error).__name__)
+    return BrokenSample("truncated" if cut else "unreadable", key, text)
 
 
 def _draft(image: Image.Image, min_side: int) -> None:
@@ -159,7 +156,7 @@ def _upright(image: Image.Image) -> Image.Image:
         if image.getexif().get(_ORIENTATION, 1) == 1:
             return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS:  # damaged EXIF says nothing about the pixels, which are fine
+    except Exception:  # noqa: BLE001  damaged EXIF says nothing about the pixels, which are fine
         return image
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from make_data import encoded, picture
 
@@ -272,3 +275,30 @@ def test_avif_and_jpeg_2000_are_read(tmp_path: Path) -> None:
     assert len(found_by_both(tmp_path)) == 3
     for name in found_by_both(tmp_path):
         assert np.allclose(np.asarray(decode_image(tmp_path / name))[15, 20], (200, 55, 7), atol=8)
+
+
+def test_captions_files_name_files_that_are_not_utf_8(tmp_path: Path) -> None:
+    """As `caption` itself writes them: JSON escapes what the system keeps in names."""
+    names = [os.fsdecode(b"caf\xe9.png"), os.fsdecode(b"caf\xe8.png")]
+    put(tmp_path, *names)
+    if sorted(os.listdir(os.fsencode(tmp_path))) != [b"caf\xe8.png", b"caf\xe9.png"]:
+        pytest.skip("this file system keeps no such names")
+    rows = [{"image": name, "caption": str(n), "image_id": 7} for n, name in enumerate(names)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for spec in (f"{tmp_path}/a.jsonl", f"{tmp_path}/a.jsonl?meta_columns=image"):
+        source = open_source(spec)
+        assert [source[i].key for i in range(len(source))] == names
+        assert len({source[i].image_id for i in range(len(source))}) == 2
+        for i in range(2):
+            decode_image(source[i])
+
+
+def test_parquet_whose_texts_are_not_utf_8(tmp_path: Path) -> None:
+    put(tmp_path, "0.png", "1.png")
+    latin = pa.array([b"caf\xe9", b"plain"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"image": ["0.png", "1.png"], "caption": latin}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    with pytest.raises(BrokenSample) as caught:
+        source[0]
+    assert (caught.value.cause, caught.value.key) == ("bad-text", "0.png")
+    assert source[1].texts == ("plain",)
