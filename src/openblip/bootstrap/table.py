@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from openblip.core.text import json_bytes
 from openblip.data.sinks.tables import read_rows, write_rows
 
 __all__ = ["Origin", "Row", "Text", "plain_row", "read_table", "row_from", "write_table"]
@@ -119,7 +120,7 @@ def plain_row(row: Row) -> dict[str, Any]:
     # By name, since `dataclasses.asdict` copies what it finds and takes most of the time of a table.
     plain: dict[str, Any] = {name: getattr(row, name) for name in _ROW}
     texts = [{name: getattr(text, name) for name in _TEXT} for text in row.texts]
-    return {**plain, "texts": texts, "meta": json.dumps(row.meta, ensure_ascii=False)}
+    return {**plain, "texts": texts, "meta": json_bytes(row.meta).decode()}
 
 
 def read_table(path: Path | str) -> list[Row]:

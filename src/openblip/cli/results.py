@@ -22,7 +22,7 @@ from openblip.core.places import check_new_file
 from openblip.core.text import json_bytes, lines_of, read_text
 
 if TYPE_CHECKING:
-    from openblip.data.pictures import Picture, PictureBatch
+    from openblip.data.pictures import FoundPictures, PictureBatch
     from openblip.data.sample import BrokenSample
     from openblip.tasks.predictor import Predictor
 
@@ -36,6 +36,7 @@ __all__ = [
     "read_lines",
     "show_table",
     "tell",
+    "tell_left_out",
 ]
 
 Row = tuple[str, dict[str, Any]]
@@ -61,7 +62,7 @@ def open_predictor(
 
 def each_batch(
     predictor: Predictor,
-    pictures: list[Picture],
+    pictures: FoundPictures,
     rows: Rows,
     *,
     out: Path | None = None,
@@ -74,6 +75,7 @@ def each_batch(
         before: results that come first and need no picture.
     """
     began, broken = time.perf_counter(), []
+    tell_left_out(pictures)
     with _sink(out) as write, _progress(len(pictures)) as advance:
         for line, record in before:
             write(line, record)
@@ -85,7 +87,7 @@ def each_batch(
             for line, record in rows(batch) if len(batch) else ():
                 write(line, record)
             advance(len(batch) + len(batch.broken))
-    conclude(len(pictures), broken, f"{predictor.computing}, {time.perf_counter() - began:.1f} s")
+    conclude(pictures, broken, f"{predictor.computing}, {time.perf_counter() - began:.1f} s")
 
 
 def tell(broken: BrokenSample) -> None:
@@ -93,17 +95,26 @@ def tell(broken: BrokenSample) -> None:
     print(f"openblip: skipped {broken.key} ({broken.cause}): {broken.detail}", file=sys.stderr)
 
 
-def conclude(total: int, broken: list[BrokenSample], how: str) -> None:
+def tell_left_out(pictures: FoundPictures) -> None:
+    """Say on standard error which files were not taken for pictures to use, a line for each kind."""
+    for line in pictures.left_out.lines():
+        print(f"openblip: {line}", file=sys.stderr)
+
+
+def conclude(pictures: FoundPictures, broken: list[BrokenSample], how: str) -> None:
     """Say how many pictures are done; exit with 1 when some were left out, with 2 when all were."""
+    total = len(pictures)
     if broken and len(broken) == total:
         if total == 1:
             raise UserError(f"{broken[0].key} cannot be used ({broken[0].cause}): {broken[0].detail}")
         raise UserError(f"none of the {total} pictures can be used")
     skipped = f", {len(broken)} skipped" if broken else ""
+    if left_out := len(pictures.left_out.broken()):  # images; videos and the like are told alone
+        skipped += f", {left_out} left out"
     done = total - len(broken)
     if total:
         print(f"openblip: {done} picture{'s' * (done != 1)} done{skipped} ({how})", file=sys.stderr)
-    if broken:
+    if broken or left_out:
         raise SystemExit(1)
 
 

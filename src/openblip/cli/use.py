@@ -22,6 +22,7 @@ from openblip.cli.results import (
     read_lines,
     show_table,
     tell,
+    tell_left_out,
 )
 from openblip.core.errors import UserError
 from openblip.core.text import json_bytes
@@ -231,9 +232,9 @@ def embed(
         batch_size: pictures at a time.
     """
     need((*pictures, *text), f'{WHAT_PICTURES}, or texts: --text "a red bus"')
-    from openblip.data.pictures import find_pictures
+    from openblip.data.pictures import FoundPictures, find_pictures
 
-    found = find_pictures(pictures) if pictures else []
+    found = find_pictures(pictures) if pictures else FoundPictures()
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     texts = zip(text, predictor.embed_texts(text).tolist(), strict=True) if text else ()
 
@@ -286,12 +287,13 @@ def retrieve(
     else:
         lines = read_lines(texts, "texts to search")
     check_counts(top=top)
-    from openblip.data.pictures import find_pictures
+    from openblip.data.pictures import FoundPictures, find_pictures
     from openblip.data.sample import BrokenSample
 
-    candidates = find_pictures(pictures) if texts is None else []
+    candidates = find_pictures(pictures) if texts is None else FoundPictures()
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     broken: list[BrokenSample] = []
+    tell_left_out(candidates)
     if texts is not None:
         found = predictor.retrieve_texts(query, lines, top=top, rerank_k=rerank)
     else:
@@ -306,7 +308,7 @@ def retrieve(
             record = {"rank": place, "item": hit.item, "itc": hit.itc_similarity, "itm": hit.itm_probability}
             print(json_bytes(record).decode())
     if texts is None:
-        conclude(len(candidates), broken, predictor.computing)
+        conclude(candidates, broken, predictor.computing)
 
 
 def evaluate(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from openblip.core.errors import UserError, nearest
 from openblip.core.kinds import instead_of_model, looks_like, read_head
@@ -22,6 +23,7 @@ __all__ = [
     "check_model",
     "check_new_file",
     "check_picture",
+    "local_path",
     "missing_data",
     "model_description",
     "nested_model",
@@ -31,9 +33,17 @@ __all__ = [
 QUERY = re.compile(r"^(?P<path>.*?)\?(?P<query>\w+=[^?]*)$", re.DOTALL)
 """a data spec with settings: PATH?name=value&..."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
+_FILE = "file://"
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "xla", "meta")
 """kinds of device that torch may know; whether one is here is asked later"""
+
+
+def local_path(name: str) -> str:
+    """`name` without "file://" and its escapes."""
+    if not name.startswith(_FILE):
+        return name
+    return unquote(name[len(_FILE) :].removeprefix("localhost"), errors="surrogateescape")
 
 
 def check_model(source: Path | str) -> None:
@@ -134,7 +144,10 @@ def check_picture(place: Path | str) -> None:
     Raises:
         UserError: there is no such file or folder.
     """
-    if not Path(place).exists() and not any(letter in str(place) for letter in "*?["):
+    place = local_path(str(place))
+    if "://" in place and not Path(place).exists():
+        raise UserError(f"{place} is a web address; download the image and give its path")
+    if not Path(place).exists() and not any(letter in place for letter in "*?["):
         raise UserError(f"there is no picture or folder {place}")
 
 

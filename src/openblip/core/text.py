@@ -130,7 +130,10 @@ def read_json(path: Path | str) -> Any:
 
 def text_bytes(text: str) -> bytes:
     """UTF-8; the names of files that are not UTF-8 come out as the bytes that they were."""
-    return text.encode("utf-8", "surrogateescape")
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # halves of characters, as JSON may hold them
+        return text.encode("utf-8", "backslashreplace")
 
 
 def json_bytes(value: Any, *, indent: int | None = None) -> bytes:

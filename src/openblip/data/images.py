@@ -7,15 +7,16 @@ more, which is most of the cost of large photographs.
 
 from __future__ import annotations
 
-import functools
 import io
-import struct
-import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from openblip.core.errors import first_line
+from openblip.core.kinds import HEAD
+from openblip.data.formats import IMAGE_SUFFIXES, formats, instead_of_image
 from openblip.data.sample import BrokenSample, ImageLike, Sample
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "decode_image"]
@@ -23,32 +24,8 @@ __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "decode_image"]
 MAX_PIXELS = 89_478_485
 """Pictures with more pixels are refused before decoding (256 MiB as RGB; Pillow warns from here on)."""
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jp2",
-        ".j2k",
-        ".ppm",
-    )
-)
-"""File endings that are taken for pictures in folders and tars."""
-
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF", "JPEG2000", "PPM")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
-_DECODE_ERRORS: tuple[type[Exception], ...] = (
-    *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, AttributeError),
-    *(OverflowError, AssertionError, struct.error, zlib.error),
-)
-"""What Pillow's plugins have been seen to raise on damaged files."""
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", *_TIFF_MAGIC)
 _ORIENTATION = 0x0112
 _CUT_WORDS = ("truncat", "broken", "incomplete")
 
@@ -71,7 +48,10 @@ def decode_image(
     if isinstance(source, np.ndarray):
         return _from_array(source, key)
     if isinstance(source, Image.Image):
-        return _to_rgb(_upright(source))
+        try:
+            return _to_rgb(_upright(source))
+        except Exception as error:  # one that Pillow has opened, and not read yet
+            raise BrokenSample("unreadable", key, first_line(error)) from error
     data = _read(source, key) if isinstance(source, Path) else source
     if not data:
         raise BrokenSample("empty", key, "the file has no bytes")
@@ -86,7 +66,7 @@ def decode_image(
         return _to_rgb(_upright(image))
     except MemoryError as error:
         raise BrokenSample("too-large", key, f"{width} x {height} pixels do not fit in memory") from error
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # Pillow's plugins raise what they like
         raise _explain(error, data, key) from error
 
 
@@ -99,34 +79,68 @@ def _read(path: Path, key: str) -> bytes:
         raise BrokenSample("unreadable", key, f"{path}: {error}") from error
 
 
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()  # some builds of Pillow lack some formats
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
 def _open(data: bytes, key: str) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=_formats())
-    except Image.DecompressionBombError as error:
-        raise BrokenSample("too-large", key, str(error)) from error
+        return Image.open(io.BytesIO(data), formats=formats())
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise BrokenSample("too-large", key, str(error) or "it does not fit in memory") from error
     except UnidentifiedImageError as error:
+        if data.startswith(_TIFF_MAGIC) and (what := _unread_tiff(data)):
+            raise BrokenSample("unreadable", key, what) from error
         if data.startswith(_MAGIC):
-            raise BrokenSample("truncated", key, "the file ends before the picture's header does") from error
-        raise BrokenSample("not-an-image", key, f"begins with {data[:16]!r}") from error
-    except _DECODE_ERRORS as error:
+            raise BrokenSample("truncated", key, "the file ends before the image's header does") from error
+        raise BrokenSample("not-an-image", key, f"it {instead_of_image(data[:HEAD])}") from error
+    except Exception as error:  # Pillow's plugins raise what they like
         raise _explain(error, data, key) from error
+
+
+_TIFF_VALUES = {
+    1: "unsigned integers",
+    2: "signed integers",
+    3: "floats",
+    5: "complex integers",
+    6: "complex floats",
+}
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_BANDS, _TIFF_VALUE = 256, 257, 258, 277, 339
+
+
+def _unread_tiff(data: bytes) -> str:
+    """What a TIFF with a whole header holds, as a sentence that says why it is not read; "" where it is cut."""
+    big = b"+" in data[2:4]  # BigTIFF has wider numbers
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    wide, entry = (8, 20) if big else (2, 12)
+    try:
+        file = io.BytesIO(data)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if big else 8))
+        count = int.from_bytes(data[directory.next : directory.next + wide], order)
+        if directory.next + wide + count * entry > len(data):
+            return ""
+        file.seek(directory.next)
+        directory.load(file)
+        if _TIFF_WIDTH not in directory or _TIFF_HEIGHT not in directory:
+            return ""
+        bands = int(directory.get(_TIFF_BANDS, 1))
+        bits = {int(number) for number in directory.get(_TIFF_BITS, (1,))}
+        kinds = {int(number) for number in directory.get(_TIFF_VALUE, (1,))}
+    except Exception:  # noqa: BLE001  the header is not whole
+        return ""
+    values = " and ".join(_TIFF_VALUES.get(kind, "values of an unknown kind") for kind in sorted(kinds))
+    size = " and ".join(map(str, sorted(bits)))
+    return (
+        f"it is a TIFF of {bands} band{'s' * (bands != 1)} of {size}-bit {values}, which is not read; save it "
+        "as an image of 8 or 16 bits with 1, 3 or 4 bands, or as 32-bit floats with 1"
+    )
 
 
 def _explain(error: Exception, data: bytes, key: str) -> BrokenSample:
     """Tell a file that ends early from one that is damaged."""
-    text = str(error)
+    text = first_line(error)
     cut = isinstance(error, EOFError) or any(word in text.lower() for word in _CUT_WORDS)
     if data.startswith(b"\xff\xd8"):
         cut = cut or not data.rstrip(b"\0").endswith(b"\xff\xd9")
     elif data.startswith(b"RIFF"):
         cut = cut or len(data) < 8 + int.from_bytes(data[4:8], "little")
-    return BrokenSample("truncated" if cut else "unreadable", key, text or type(error).__name__)
+    return BrokenSample("truncated" if cut else "unreadable", key, text)
 
 
 def _draft(image: Image.Image, min_side: int) -> None:
@@ -142,7 +156,7 @@ def _upright(image: Image.Image) -> Image.Image:
         if image.getexif().get(_ORIENTATION, 1) == 1:
             return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS:  # damaged EXIF says nothing about the pixels, which are fine
+    except Exception:  # noqa: BLE001  damaged EXIF says nothing about the pixels, which are fine
         return image
 
 

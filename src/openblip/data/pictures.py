@@ -9,15 +9,17 @@ Decoding runs in threads that stay a few batches ahead, so that the model waits 
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 import numpy as np
 import torch
@@ -25,11 +27,13 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.core.errors import UserError
-from openblip.core.places import check_picture
-from openblip.data.images import IMAGE_SUFFIXES, decode_image
+from openblip.core.places import check_picture, local_path
+from openblip.data.formats import IMAGE_SUFFIXES, ending_of
+from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sources.tars import Member, read_members
 from openblip.data.transforms import ImageTransform
+from openblip.data.walk import LeftOut, is_hidden, walk
 
 __all__ = [
     "Picture",
@@ -101,14 +105,19 @@ class PictureBatch:
         return len(self.names)
 
 
-Pictures = ImageLike | Tensor | str | Picture | Sequence[ImageLike | Tensor | str | Picture]
-"""One picture or several: paths, PIL images, uint8 arrays [H, W, 3], tensors [3, H, W] (uint8, or floats from 0
-to 1), encoded bytes. An array or a tensor with one dimension more is several."""
+Pictures = ImageLike | Tensor | str | BinaryIO | Picture | Sequence[ImageLike | Tensor | str | BinaryIO | Picture]
+"""One picture or several: paths, file:// URLs, open files, PIL images, uint8 arrays [H, W, 3], tensors [3, H, W]
+(uint8, or floats from 0 to 1), encoded bytes. An array or a tensor with one dimension more is several."""
 
 
 def as_pictures(pictures: Pictures) -> list[Picture]:
-    """Whatever a person hands over, as a list of named pictures."""
-    one = isinstance(pictures, str | bytes | Path | Image.Image | Picture)
+    """Whatever a person hands over, as a list of named pictures.
+
+    Raises:
+        UserError: a file is open as text, or a string is a web address.
+    """
+    one = isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Picture)
+    one = one or hasattr(pictures, "read")
     if isinstance(pictures, np.ndarray | Tensor):
         one = pictures.ndim < 4
     many: list[Any] = [pictures] if one else list(cast(Sequence[Any], pictures))
@@ -118,9 +127,34 @@ def as_pictures(pictures: Pictures) -> list[Picture]:
 def _named(picture: Any, position: int) -> Picture:
     if isinstance(picture, Picture):
         return picture
-    if isinstance(picture, str | Path):
-        return Picture(str(picture), Path(picture))
-    return Picture(f"#{position}", picture)
+    if isinstance(picture, str | os.PathLike):
+        place = local_path(os.fsdecode(picture))
+        if "://" in place and not Path(place).exists():
+            check_picture(place)
+        return Picture(place, Path(place))
+    name = f"#{position}"
+    if isinstance(picture, bytearray | memoryview):
+        return Picture(name, bytes(picture))
+    if hasattr(picture, "read"):
+        own = getattr(picture, "name", None)
+        return Picture(own if isinstance(own, str) and own else name, _content(picture))
+    return Picture(name, picture)
+
+
+def _content(file: Any) -> bytes:
+    """All bytes of an open file, from its beginning where it can go back there, as Pillow reads it."""
+    with suppress(AttributeError, OSError):  # a stream is read on from where it is
+        file.seek(0)
+    try:
+        data = file.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f'{_TEXT_FILE}: open({getattr(file, "name", "...")!r}, "rb")') from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise UserError(f'{_TEXT_FILE}: open({getattr(file, "name", "...")!r}, "rb")')
+    return bytes(data)
+
+
+_TEXT_FILE = "an image's file is open as text; open it for bytes"
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -139,7 +173,20 @@ def _array(tensor: Tensor) -> np.ndarray:
     return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def find_pictures(places: Iterable[Path | str], *, listing: TextIO | None = None) -> list[Picture]:
+class FoundPictures(list[Picture]):
+    """Pictures that were found, and what beside them was left out."""
+
+    def __init__(self, pictures: Iterable[Picture] = ()) -> None:
+        super().__init__(pictures)
+        self.left_out = LeftOut()
+
+    def take(self, other: FoundPictures) -> None:
+        """Add what was found elsewhere."""
+        self += other
+        self.left_out.add(other.left_out)
+
+
+def find_pictures(places: Iterable[Path | str], *, listing: TextIO | None = None) -> FoundPictures:
     """Pictures in `places`: files as they are, folders with their subfolders, globs, tars; "-" reads a list.
 
     Args:
@@ -149,18 +196,25 @@ def find_pictures(places: Iterable[Path | str], *, listing: TextIO | None = None
         UserError: a place does not exist, a tar cannot be read, or there is no picture at all.
     """
     names = [str(place) for place in places]
-    found: list[Picture] = []
+    found = FoundPictures()
     for place in names:
         if place == STDIN:
-            lines = (line.strip() for line in (listing or sys.stdin))
-            for line in filter(None, lines):
+            for line in filter(None, map(str.strip, listing or _standard_input())):
                 # A line of the list that leads nowhere is one broken picture, not the end of the rest.
-                found += _at(line, strict=False)
+                found.take(_at(line, strict=False))
         else:
-            found += _at(place)
+            found.take(_at(place))
     if not found:
-        raise UserError(f"there is no picture in {', '.join(names)}")
+        lines = found.left_out.lines()
+        but = f", but {'; '.join(lines)}" if lines else ""
+        raise UserError(f"there is no picture in {', '.join(names)}{but}")
     return found
+
+
+def _standard_input() -> Iterator[str]:
+    """The lines of standard input as paths, which need not be UTF-8."""
+    for line in sys.stdin.buffer:
+        yield os.fsdecode(line.removeprefix(codecs.BOM_UTF8))
 
 
 def find_images(places: Iterable[Path | str]) -> list[str]:
@@ -168,36 +222,75 @@ def find_images(places: Iterable[Path | str]) -> list[str]:
     return [picture.name for picture in find_pictures(places)]
 
 
-def _at(place: str, *, strict: bool = True) -> list[Picture]:
+def _at(place: str, *, strict: bool = True) -> FoundPictures:
+    place = local_path(place)
     path = Path(place)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        inner = (_members(p) if p.suffix == ".tar" else [Picture(str(p), p)] for p in files if _wanted(p))
-        return [picture for pictures in inner for picture in pictures]
+        return _below(path)
     if path.is_file():
-        return _members(path) if path.suffix == ".tar" else [Picture(str(path), path)]
-    if any(c in place for c in "*?["):
-        root = Path(path.anchor or ".")
-        return [picture for p in sorted(root.glob(str(path.relative_to(path.anchor)))) for picture in _at(str(p))]
+        return _members(path) if path.suffix.lower() == ".tar" else FoundPictures([Picture(str(path), path)])
+    if any(c in place for c in "*?[") and not os.path.lexists(place):
+        return _matches(place)
     if strict:
         check_picture(place)
-    return [Picture(place, path)]
+    return FoundPictures([Picture(place, path)])
 
 
-def _wanted(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES or path.suffix == ".tar"
+def _below(folder: Path) -> FoundPictures:
+    walked = walk(folder)
+    found = FoundPictures()
+    found.left_out.add(walked.left_out, str(folder))
+    for name in sorted((*walked.images, *walked.tars)):
+        path = folder / name
+        if name.lower().endswith(".tar"):
+            found.take(_members(path))
+        else:
+            found.append(Picture(str(path), path))
+    return found
 
 
-def _members(tar: Path) -> list[Picture]:
+def _matches(pattern: str) -> FoundPictures:
+    """What a glob matches, each file once; hidden and system files only where the pattern itself names such."""
+    found, path = FoundPictures(), Path(pattern)
+    dots = any(part.startswith(".") and any(c in part for c in "*?[") for part in path.parts)
+    seen: set[str] = set()
+    # Unlike the module glob, pathlib follows no links where `**` stands.
+    for match in sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))):
+        odd = [part for part in match.parts if is_hidden(part) and part not in path.parts]
+        if _real(match) in seen or any(not (dots and part.startswith(".")) for part in odd):
+            continue
+        if match.is_file() and found.left_out.take(str(match)):
+            seen.add(_real(match))
+            continue
+        more = _at(str(match), strict=False)  # `**` matches folders as well as what is in them
+        more[:] = [picture for picture in more if _real(picture.name) not in seen]
+        seen |= {_real(match), *(_real(picture.name) for picture in more)}
+        found.take(more)
+    for ending, names in found.left_out.files.items():
+        found.left_out.files[ending] = list(dict.fromkeys(names))
+    return found
+
+
+def _real(name: Path | str) -> str:
+    """What tells a file from others; two links beside each other to one file are two files all the same."""
+    return os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
+
+
+def _members(tar: Path) -> FoundPictures:
     try:
         members = list(read_members(tar))
     except BrokenSample as broken:
         raise UserError(f"{tar} cannot be read ({broken.cause}): {broken.detail}") from broken
-    return [
-        Picture(f"{tar}/{member.name}", TarMember(tar, member))
-        for member in members
-        if Path(member.name).suffix.lower() in IMAGE_SUFFIXES
-    ]
+    found = FoundPictures()
+    for member in members:
+        if is_hidden(member.name):
+            continue
+        name = f"{tar}/{member.name}"
+        if ending_of(member.name) in IMAGE_SUFFIXES:
+            found.append(Picture(name, TarMember(tar, member)))
+        else:
+            found.left_out.take(name)
+    return found
 
 
 def decoded(

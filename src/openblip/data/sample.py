@@ -61,6 +61,7 @@ class BrokenSample(Exception):
     """
 
     def __init__(self, cause: str, key: str = "", detail: str = "") -> None:
+        detail = detail.replace("\n", "\\n")  # as names in it may hold
         super().__init__(cause, key, detail)
         self.cause, self.key, self.detail = cause, key, detail
 

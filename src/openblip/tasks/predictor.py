@@ -224,7 +224,7 @@ class Predictor:
         model = self._need(Blip, "likelihoods of captions")
         begin = self.prompt if prompt is None else prompt
         own = OwnTexts.of(texts)
-        self.check_texts(text for group in own.groups for text in group)
+        self.check_texts((text for group in own.groups for text in group), wordless=True)
         results: list[list[Likelihood]] = []
         for batch in self.whole(pictures):
             memory = model.remember(self.encode(batch))
@@ -320,7 +320,7 @@ class Predictor:
         if candidates is not None:
             if not candidates:
                 raise UserError("there are no answers to choose from; name some, or none at all to write freely")
-            self.check_texts(candidates)
+            self.check_texts(candidates, wordless=True)
         results: list[list[Answered]] = []
         for batch in self.whole(pictures):
             memory = model.remember(self.encode(batch))
@@ -392,11 +392,17 @@ class Predictor:
         how = self.info.get("clean", "simplify")
         return text if how == "none" else clean(text, None, simplify=how == "simplify")
 
-    def check_texts(self, texts: Iterable[str]) -> None:
-        """Refuse texts that the model cannot read: longer than it takes, or none of it in its vocabulary."""
+    def check_texts(self, texts: Iterable[str], *, wordless: bool = False) -> None:
+        """Refuse texts that the model cannot read: longer than it takes, all unknown to it, or without a word.
+
+        Args:
+            wordless: accept texts without a word.
+        """
         limit, unknown = self.model.config.text.max_positions, self.tokenizer.unk_id
         for text in texts:
             ids = self.tokenizer.encode([self.clean(text)]).input_ids[0]
+            if len(ids) <= 2 and not wordless:  # [CLS] and [SEP]
+                raise UserError(f'the text {_short(text)} holds no word; give one such as "a red bus"')
             if len(ids) > limit:
                 raise UserError(
                     f"the text {_short(text)} has {len(ids)} tokens, and the model takes {limit}; shorten it"

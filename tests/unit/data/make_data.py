@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 from PIL import Image
@@ -35,3 +36,23 @@ def contents(source: Source) -> list[tuple[int, tuple[str, ...], str]]:
         pixels = np.asarray(decode_image(sample)).transpose(2, 0, 1)
         found.append((number_of(pixels), sample.texts, sample.image_id))
     return found
+
+
+def tiff(bands: int, bits: int, kind: int, values: bytes | None = None, side: int = 4) -> bytes:
+    """A TIFF that Pillow may not read. kind: 1 unsigned, 2 signed, 3 floats, 6 complex."""
+    pixels = values if values is not None else bytes(side * side * bands * bits // 8)
+    first = 8 + 2 + 12 * 10 + 4
+    lists = struct.pack(f"<{bands}H", *[bits] * bands), struct.pack(f"<{bands}H", *[kind] * bands)
+
+    def stored(data: bytes, place: int) -> bytes:
+        return data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<I", place)
+
+    second = first + len(lists[0])
+    tags = [(256, side), (257, side), (259, 1), (262, 2 if bands >= 3 else 1), (277, bands), (278, side)]
+    entries = {tag: struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags}
+    entries[258] = struct.pack("<HHI", 258, 3, bands) + stored(lists[0], first)
+    entries[339] = struct.pack("<HHI", 339, 3, bands) + stored(lists[1], second)
+    entries[273] = struct.pack("<HHII", 273, 4, 1, second + len(lists[1]))
+    entries[279] = struct.pack("<HHII", 279, 4, 1, len(pixels))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + b"\0" * 4
+    return b"II*\0" + struct.pack("<I", 8) + directory + lists[0] + lists[1] + pixels

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_data import encoded, picture
+from make_data import encoded, picture, tiff
 from PIL import Image
 
 from openblip.data.images import decode_image
@@ -178,3 +178,34 @@ def test_broken_sample_survives_pickling() -> None:
     again = pickle.loads(pickle.dumps(broken))
     assert (again.cause, again.key, again.detail) == ("missing", "k", "no file")
     assert str(again) == "missing: k: no file"
+
+
+@pytest.mark.parametrize(
+    ("bands", "bits", "kind", "expected"),
+    [
+        (5, 8, 1, "a TIFF of 5 bands of 8-bit unsigned integers"),
+        (5, 16, 1, "a TIFF of 5 bands of 16-bit unsigned integers"),
+        (3, 32, 3, "a TIFF of 3 bands of 32-bit floats"),
+        (1, 64, 3, "a TIFF of 1 band of 64-bit floats"),
+        (1, 16, 3, "a TIFF of 1 band of 16-bit floats"),
+        (1, 64, 6, "a TIFF of 1 band of 64-bit complex floats"),
+    ],
+)
+def test_a_tiff_of_another_kind_is_named_and_not_called_truncated(
+    bands: int, bits: int, kind: int, expected: str
+) -> None:
+    data = tiff(bands, bits, kind)
+    with pytest.raises(BrokenSample) as caught:
+        decode_image(data, key="k")
+    assert (caught.value.cause, caught.value.key) == ("unreadable", "k")
+    assert caught.value.detail.startswith(f"it is {expected}, which is not read; save it as")
+    with pytest.raises(BrokenSample) as caught:
+        decode_image(data[:40], key="k")
+    assert caught.value.cause == "truncated"
+
+
+def test_floats_and_three_bands_of_tiff_are_read() -> None:
+    floats = np.full((4, 4), 0.5, np.float32)
+    assert center(decode_image(tiff(1, 32, 3, floats.tobytes()))) == (128, 128, 128)
+    colors = np.full((4, 4, 3), (10, 20, 30), np.uint8)
+    assert center(decode_image(tiff(3, 8, 1, colors.tobytes()))) == (10, 20, 30)

@@ -40,6 +40,7 @@ def test_every_setting_is_known_here() -> None:
 def sources(image_folder: Path, tmp_path: Path, write_tar: Any) -> dict[str, str]:
     row = {"image": "images/1.png", "caption": "one", "split": "train"}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    (image_folder / "1.txt").write_text("one")
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     return {
         "folder": str(image_folder),
@@ -52,7 +53,7 @@ def sources(image_folder: Path, tmp_path: Path, write_tar: Any) -> dict[str, str
 
 OF_TABLES = {"split", "image_root", "absolute_paths", "image_column", "text_column", "id_column", "meta_columns"}
 READ = {
-    "folder": set[str](),
+    "folder": {"text_column"},
     "tars": {"image_column", "text_column", "id_column", "meta_columns"},
     "table": OF_TABLES,
     "parquet": OF_TABLES,
@@ -66,6 +67,8 @@ def test_settings_without_effect_are_refused(sources: dict[str, str], kind: str,
     value = GIVEN[setting]
     if kind == "tars":
         value = {"image_column": "png", "id_column": "url"}.get(setting, value)
+    if kind == "folder" and setting == "text_column":
+        value = "txt"
     config = SourceConfig(path=sources[kind], **{setting: value})
     if setting in READ[kind]:
         assert len(open_source(config))

@@ -12,7 +12,6 @@ the same pairs give the same bytes.
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from openblip.core.files import atomic_path, remove_quietly, write_folder, write_text
+from openblip.core.files import atomic_path, remove_quietly, write_bytes, write_folder
+from openblip.core.text import json_bytes, text_bytes
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sinks.tables import write_rows
 
@@ -122,7 +122,7 @@ def write_shard(layout: Layout, folder: Path, parts: Path, name: str, pairs: Ite
                 "image": encoded_picture(pair.image)[0],
                 "captions": pair.texts,
                 "image_id": pair.image_id,
-                "record": json.dumps(pair.record, ensure_ascii=False),
+                "record": json_bytes(pair.record).decode(),
             }
             for pair in pairs
         )
@@ -130,16 +130,15 @@ def write_shard(layout: Layout, folder: Path, parts: Path, name: str, pairs: Ite
     elif layout == "folder":
         with write_folder(folder / name) as target:
             for pair in pairs:
-                (target / _write_picture(target, pair)).with_suffix(".txt").write_text(
-                    pair.lines(), encoding="utf-8"
-                )
+                text = (target / _write_picture(target, pair)).with_suffix(".txt")
+                text.write_bytes(text_bytes(pair.lines()))
     else:
         lines = []
         with write_folder(folder / "images" / name) as target:
             for pair in pairs:
                 image = f"images/{name}/{_write_picture(target, pair)}"
-                lines.append(json.dumps({"image": image, **pair.fields()}, ensure_ascii=False) + "\n")
-        write_text(parts / f"{name}.jsonl", "".join(lines))
+                lines.append(json_bytes({"image": image, **pair.fields()}) + b"\n")
+        write_bytes(parts / f"{name}.jsonl", b"".join(lines))
 
 
 def _write_picture(folder: Path, pair: Pair) -> str:
@@ -175,5 +174,5 @@ def _add_to_tar(tar: tarfile.TarFile, pair: Pair) -> None:
 def _members(pair: Pair) -> Iterator[tuple[str, bytes]]:
     data, ending = encoded_picture(pair.image)
     yield ending, data
-    yield "txt", pair.lines().encode()
-    yield "json", json.dumps({"key": pair.name, **pair.fields()}, ensure_ascii=False).encode()
+    yield "txt", text_bytes(pair.lines())
+    yield "json", json_bytes({"key": pair.name, **pair.fields()})

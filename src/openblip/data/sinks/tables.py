@@ -58,7 +58,20 @@ def write_rows(
     rows = iter(rows)
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, types, compression="zstd") as writer:
         while group := list(islice(rows, rows_in_group)):
-            writer.write_table(pa.Table.from_pylist(group, schema=types))
+            try:
+                table = pa.Table.from_pylist(group, schema=types)
+            except UnicodeEncodeError:
+                table = pa.Table.from_pylist([_utf8(row) for row in group], schema=types)
+            writer.write_table(table)
+
+
+def _utf8(value: Any) -> Any:
+    """`value` with the names of files that are not UTF-8 escaped, "caf\\udce9.jpg": parquet holds UTF-8 alone."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {name: _utf8(inner) for name, inner in value.items()}
+    return [_utf8(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def read_rows(

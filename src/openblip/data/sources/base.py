@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ __all__ = [
     "find_column",
     "refuse_unread",
     "string_array",
+    "string_of",
 ]
 
 COLUMN_SETTINGS = ("image_column", "text_column", "id_column", "answer_column", "meta_columns")
@@ -230,13 +232,31 @@ def _quoted(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "no columns"
 
 
-def string_array(values: Sequence[str | bytes]) -> pa.Array:
+def string_array(values: Sequence[str | bytes], *, paths: bool = False) -> pa.Array:
     """Return a large_string array of str or UTF-8 bytes.
 
     `pa.array` would do the same and import pandas on the way, where that is installed.
+
+    Args:
+        paths: bytes of file names that are not UTF-8 stay what they are; `string_of` gives them back.
     """
-    encoded = [value.encode("utf-8", "replace") if isinstance(value, str) else value for value in values]
+    encoded = [_encoded(value, paths) if isinstance(value, str) else value for value in values]
     offsets = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
     return pa.Array.from_buffers(pa.large_string(), len(encoded), buffers)
+
+
+def _encoded(value: str, path: bool) -> bytes:
+    if path:
+        with suppress(UnicodeEncodeError):
+            return value.encode("utf-8", "surrogateescape")
+    return value.encode("utf-8", "replace")
+
+
+def string_of(cell: pa.Scalar) -> str:
+    """A cell of strings, in which bytes that are not UTF-8 are kept as the system keeps them in names of files."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return bytes(cell.as_buffer()).decode("utf-8", "surrogateescape")

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from openblip.core.errors import UserError
 from openblip.core.text import encoding_of, open_text
-from openblip.data.images import IMAGE_SUFFIXES
+from openblip.data.formats import IMAGE_SUFFIXES
 from openblip.data.sample import BrokenSample
 
 __all__ = ["read_delimited"]

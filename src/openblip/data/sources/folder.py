@@ -1,52 +1,64 @@
-"""A folder of pictures, each with its captions in a .txt of the same name, one caption on a line."""
+"""A folder of images, each with its captions in a .txt or .caption of the same name, one caption on a line."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from openblip.core.errors import UserError
+import numpy as np
+import pyarrow as pa
+
+from openblip.core.errors import UserError, nearest
 from openblip.core.text import read_lines
-from openblip.data.images import IMAGE_SUFFIXES
+from openblip.data.formats import ending_of
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig, string_array
+from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.walk import walk
 
-__all__ = ["FolderSource", "list_images"]
+__all__ = ["TEXT_ENDINGS", "FolderSource", "with_texts"]
+
+TEXT_ENDINGS = (".txt", ".caption", ".cap")
+"""of texts beside images, in any case; where an image has several, the first that is there"""
 
 
-def list_images(folder: Path) -> list[str]:
-    """Return the pictures under `folder` as sorted relative paths; hidden files and folders are left out."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = os.path.relpath(parent, folder)
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                found.append(name if inside == "." else os.path.join(inside, name))
-    return sorted(found)
+def with_texts(images: Iterable[Path], files: Iterable[Path]) -> bool:
+    """Whether one of the images has a text among the files beside it."""
+    stems = {file.with_suffix("") for file in files if file.suffix.lower() in TEXT_ENDINGS}
+    return any(image.with_suffix("") in stems for image in images)
 
 
 class FolderSource(Source):
-    """Pictures of a folder and its subfolders; `a/b.jpg` has its captions in `a/b.txt`."""
+    """Images of a folder and its subfolders; `a/b.jpg` has its captions in `a/b.txt`."""
+
+    reads = frozenset(("text_column",))
 
     def __init__(self, folder: Path, config: SourceConfig) -> None:
         super().__init__()
         self.name = config.name or config.path
         self._folder = folder
-        names = list_images(folder)
-        if not names:
+        endings = (f".{config.text_column.lower().lstrip('.')}",) if config.text_column else TEXT_ENDINGS
+        found = walk(folder, beside=endings)
+        self._left_out = found.left_out.lines()
+        self.bad_rows = found.left_out.broken()
+        if not found.images:
+            but = f", but {'; '.join(self._left_out)}" if self._left_out else ""
             raise UserError(
-                f"{folder} holds no pictures, tars or captions files; "
+                f"{folder} holds no pictures, tars or captions files{but}; "
                 "give a folder of images with .txt files beside them, or a captions file"
             )
-        self._names = string_array(names)
+        texts = [found.beside.get(name[: len(name) - len(ending_of(name))], "") for name in found.images]
+        if config.text_column and not any(texts):
+            known = {ending.lstrip(".") for ending in found.other_endings if ending}
+            close = nearest(endings[0][1:], known) if known else ""
+            raise UserError(f'no image in {folder} has a text that ends in "{endings[0]}" beside it{close}')
+        self._names, self._text_names = _names(found.images), _names(texts)
 
-    def _name(self, image: int) -> str:
-        return self._names[image].as_py()
-
-    def _texts(self, name: str) -> tuple[str, ...]:
-        path = (self._folder / name).with_suffix(".txt")
+    def _texts(self, name: str, beside: str) -> tuple[str, ...]:
+        if not beside:
+            return ()
+        path = self._folder / beside
         try:
             lines = read_lines(path)
         except FileNotFoundError:
@@ -54,15 +66,26 @@ class FolderSource(Source):
         except UserError as error:
             raise BrokenSample("bad-text", name, str(error)) from error
         except OSError as error:
-            raise BrokenSample("bad-text", name, f"{path.name}: {error}") from error
+            raise BrokenSample("bad-text", name, f"{path}: {error.strerror}") from error
         return tuple(line.strip() for line in lines if line.strip())
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
-        name = self._name(index)
-        return Sample(key=name, image=self._folder / name, texts=self._texts(name), image_id=name)
+        name = os.fsdecode(self._names[index].as_py())
+        texts = self._texts(name, os.fsdecode(self._text_names[index].as_py()))
+        return Sample(key=name, image=self._folder / name, texts=texts, image_id=name)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "kind": "folder"}
+        left_out = {"left_out": self._left_out} if self._left_out else {}
+        return {**super().describe(), "kind": "folder", **left_out}
+
+
+def _names(names: Sequence[str]) -> pa.Array:
+    """Paths as the bytes that they are for the system, which need not be UTF-8."""
+    encoded = [os.fsencode(name) for name in names]
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.large_binary(), len(encoded), buffers)

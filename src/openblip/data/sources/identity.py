@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from openblip.data.sources.base import string_array
+from openblip.data.sources.base import string_array, string_of
 from openblip.data.sources.cells import given_id
 
 __all__ = ["id_strings", "image_ids", "image_name", "labels_of", "needs_name", "settle_ids"]
@@ -52,7 +52,7 @@ def settle_ids(ids: pa.Array, names_of: Callable[[np.ndarray], Sequence[str]]) -
         return ids
     names = np.full(len(ids), "", dtype=object)
     names[rows] = list(names_of(rows))
-    return image_ids(ids, string_array(list(names)))
+    return image_ids(ids, string_array(list(names), paths=True))
 
 
 def image_ids(ids: pa.Array, names: pa.Array) -> pa.Array:
@@ -87,8 +87,8 @@ def image_ids(ids: pa.Array, names: pa.Array) -> pa.Array:
 def _completed(ids: pa.Array, names: pa.Array, rows: np.ndarray) -> pa.Array:
     """`ids` with those of `rows` completed by the image's name, where they stand at several images indeed."""
     where = pa.array(rows)
-    given = ids.take(where).to_pylist()
-    own = [os.path.normpath(name) if name else "" for name in names.take(where).to_pylist()]  # ./a.png is a.png
+    given = [string_of(cell) for cell in ids.take(where)]
+    own = [os.path.normpath(name) if name else "" for name in map(string_of, names.take(where))]  # ./a.png is a.png
     images: dict[str, set[str]] = {}
     for image_id, name in zip(given, own, strict=True):
         images.setdefault(image_id, set()).add(name)
@@ -96,7 +96,7 @@ def _completed(ids: pa.Array, names: pa.Array, rows: np.ndarray) -> pa.Array:
     mask = np.zeros(len(ids), bool)
     mask[rows[keep]] = True
     full = [f"{i} {n}" for i, n in zip(given, own, strict=True) if len(images[i]) > 1]
-    return pc.replace_with_mask(ids, pa.array(mask), string_array(full)) if full else ids
+    return pc.replace_with_mask(ids, pa.array(mask), string_array(full, paths=True)) if full else ids
 
 
 def _without_point(ids: pa.Array) -> pa.Array:

@@ -19,14 +19,15 @@ from openblip.core.config import from_dict
 from openblip.core.errors import UserError, nearest
 from openblip.core.kinds import looks_like, read_head
 from openblip.core.places import QUERY, missing_data
-from openblip.data.images import IMAGE_SUFFIXES
+from openblip.data.formats import IMAGE_SUFFIXES
 from openblip.data.sources.base import PairsSource, Source, SourceConfig, refuse_unread
-from openblip.data.sources.folder import FolderSource
+from openblip.data.sources.folder import FolderSource, with_texts
 from openblip.data.sources.hub import HubSource
 from openblip.data.sources.parquet import open_parquet
 from openblip.data.sources.paths import local_path
 from openblip.data.sources.table import open_records
 from openblip.data.sources.tars import TarSource
+from openblip.data.walk import is_hidden
 
 __all__ = ["SourceParts", "open_source", "parse_spec", "source_parts"]
 
@@ -199,7 +200,7 @@ def _open_folder(folder: Path, config: SourceConfig) -> Source:
         return _open_files([folder / "captions.txt"], config)
     if len(named) == 1:
         return _open_files(named, config)
-    if any(path.suffix.lower() in IMAGE_SUFFIXES and path.with_suffix(".txt").exists() for path in entries):
+    if with_texts([path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES], entries):
         return FolderSource(folder, config)
     tables = [path for path in tables if path.suffix.lower() != ".json" or path in named]
     if len(tables) == 1:
@@ -217,7 +218,7 @@ def _is_table_of_images(path: Path) -> bool:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name))
 
 
 def _packed_files(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from openblip.core.errors import UserError
 from openblip.core.kinds import read_head, refuse_other_kinds
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sources.answers import question_texts
-from openblip.data.sources.base import SourceConfig, string_array
+from openblip.data.sources.base import SourceConfig, string_array, string_of
 from openblip.data.sources.cells import as_texts, one_image
 from openblip.data.sources.identity import id_strings, image_ids, image_name, labels_of, settle_ids
 from openblip.data.sources.paths import image_roots, locate_image
@@ -36,6 +36,15 @@ _CACHE_BYTES = 256 << 20
 
 def open_parquet(paths: Sequence[Path], config: SourceConfig) -> TableSource:
     """Open one parquet file, or several with the same columns."""
+    try:
+        return _open(paths, config)
+    except UnicodeDecodeError as error:  # names of columns, and cells of nested types
+        raise UserError(f"{paths[0]} holds text that is not UTF-8: {error}") from error
+    except pa.ArrowException as error:
+        raise UserError(f"{paths[0]} cannot be read as parquet: {_first_line(error)}") from error
+
+
+def _open(paths: Sequence[Path], config: SourceConfig) -> TableSource:
     try:
         schema = pq.read_schema(paths[0])
     except (pa.ArrowException, OSError) as error:
@@ -67,7 +76,7 @@ def open_parquet(paths: Sequence[Path], config: SourceConfig) -> TableSource:
             pc.fill_null(pc.equal(_strings(table["split"]), config.split), False).to_numpy(zero_copy_only=False)
         )
         if not len(rows):
-            seen = [str(split) for split in pc.unique(table["split"]).to_pylist()]
+            seen = [string_of(split) for split in pc.unique(_strings(table["split"])).drop_null()]
             raise no_such_split(config.split, seen, str(paths[0]))
         table = table.take(pa.array(rows))
     bad_rows: list[BrokenSample] = []
@@ -158,7 +167,11 @@ class GroupedImages:
         group = int(self._group_of(np.asarray(place)))
         file = self._groups[group][0]
         key = f"{self._labels[file]}:{place - int(self._starts[self._first_group(file)])}"
-        return key, one_image(self._read(group, key)[place - int(self._starts[group])].as_py(), key)
+        try:
+            cell = self._read(group, key)[place - int(self._starts[group])].as_py()
+        except UnicodeDecodeError as error:
+            raise BrokenSample("bad-row", key, f"its path is not UTF-8: {error}") from error
+        return key, one_image(cell, key)
 
     def names_of(self, rows: np.ndarray) -> list[str]:
         """Return what tells the images of `rows` apart, the row's key where there is none; reads the images."""
@@ -248,19 +261,21 @@ def _with_path(table: pa.Table, column: str, file: str) -> tuple[pa.Table, pa.Ar
     bad: list[BrokenSample] = []
     if _is_text(table[column].type) or pa.types.is_dictionary(table[column].type):
         places = _strings(table[column])
-        given = pc.fill_null(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(places)), 0), False)
+        given = _holds_something(places)
         empty = np.flatnonzero(~given.to_numpy(zero_copy_only=False))
         bad = [BrokenSample("bad-row", f"{file}:{row}", f'no path under "{column}"') for row in empty]
         return (table.filter(given), places.filter(given), bad) if bad else (table, places, bad)
     found: list[str] = []
     rows: list[int] = []
-    for number, cell in enumerate(table[column].to_pylist()):
+    for number, cell in enumerate(table[column]):
         try:
-            found.append(row_path(cell, column, f"{file}:{number}"))
+            found.append(row_path(cell.as_py(), column, f"{file}:{number}"))
             rows.append(number)
         except BrokenSample as broken:
             bad.append(broken)
-    return table.take(pa.array(rows, pa.int64())), string_array(found), bad
+        except UnicodeDecodeError as error:
+            bad.append(BrokenSample("bad-row", f"{file}:{number}", f"its path is not UTF-8: {error}"))
+    return table.take(pa.array(rows, pa.int64())), string_array(found, paths=True), bad
 
 
 def _flatten(column: pa.ChunkedArray | None, file: str) -> tuple[pa.Array, np.ndarray, list[BrokenSample]]:
@@ -304,8 +319,16 @@ def _questions(
     return string_array(texts), np.array(rows, np.int64), bad
 
 
+def _holds_something(texts: pa.Array) -> pa.Array:
+    try:
+        trimmed = pc.utf8_trim_whitespace(texts)
+    except pa.ArrowInvalid:  # bytes that are not UTF-8
+        trimmed = pc.ascii_trim_whitespace(texts)
+    return pc.fill_null(pc.greater(pc.binary_length(trimmed), 0), False)
+
+
 def _without_blanks(texts: pa.Array, rows: np.ndarray) -> tuple[pa.Array, np.ndarray]:
-    given = pc.fill_null(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0), False)
+    given = _holds_something(texts)
     keep = given.to_numpy(zero_copy_only=False)
     return (texts, rows) if keep.all() else (texts.filter(given), rows[keep])
 

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import unquote
 
 from openblip.core.errors import UserError
-from openblip.core.places import missing_data
+from openblip.core.places import local_path, missing_data
 from openblip.data.sample import BrokenSample
 
 __all__ = ["image_roots", "local_path", "locate_image"]
-
-_FILE = "file://"
-
-
-def local_path(name: str) -> str:
-    """`name` without "file://" and its escapes."""
-    if not name.startswith(_FILE):
-        return name
-    return unquote(name[len(_FILE) :].removeprefix("localhost"))
 
 
 def image_roots(given: str, default: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from openblip.data.sources.answers import (
     WEIGHT_COLUMNS,
     question_texts,
 )
-from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, find_column, string_array
+from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, find_column, string_array, string_of
 from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, as_texts, given_id, one_image
 from openblip.data.sources.identity import image_ids
 from openblip.data.sources.paths import image_roots, locate_image
@@ -78,7 +78,7 @@ class ImagePaths:
         self.absolute = absolute
 
     def __getitem__(self, row: int) -> tuple[str, ImageLike]:
-        name = self.names[row].as_py()
+        name = string_of(self.names[row])
         return name, locate_image(name, self.roots, key=name, absolute=self.absolute)
 
 
@@ -142,8 +142,11 @@ class TableSource(Source):
         columns = self._columns
         row, numbers = self._grouping[index]
         key, image = columns.images[row]
-        image_id = columns.ids[row].as_py() if columns.ids is not None else key
-        texts = tuple(columns.texts[number].as_py() for number in numbers)
+        image_id = string_of(columns.ids[row]) if columns.ids is not None else key
+        try:
+            texts = tuple(columns.texts[number].as_py() for number in numbers)
+        except UnicodeDecodeError as error:
+            raise BrokenSample("bad-text", key, f"its text is not UTF-8: {error}") from error
         meta = {name: json.loads(cells[row].as_py()) for name, cells in columns.meta.items()}
         return Sample(key=key, image=image, texts=texts, image_id=image_id, meta=meta)
 
@@ -179,7 +182,7 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
         why = f" ({broken.key}: {broken.detail})" if broken else ""
         raise UserError(f"{path} has no rows that can be read{why}")
     names = choose_columns(seen, config, str(path))
-    images, texts, ids = _Strings(), _Strings(), _Strings()
+    images, texts, ids = _Strings(paths=True), _Strings(), _Strings(paths=True)
     meta = {name: _Strings() for name in config.meta_columns}
     text_row = array("q")
     bad_rows: list[BrokenSample] = []
@@ -225,7 +228,8 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
 class _Strings:
     """A list of strings that is packed into Arrow as it grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, paths: bool = False) -> None:
+        self._paths = paths
         self._open: list[str] = []
         self._parts: list[pa.Array] = []
 
@@ -235,11 +239,11 @@ class _Strings:
     def append(self, text: str) -> None:
         self._open.append(text)
         if len(self._open) == _CHUNK:
-            self._parts.append(string_array(self._open))
+            self._parts.append(string_array(self._open, paths=self._paths))
             self._open.clear()
 
     def finish(self) -> pa.Array:
-        return pa.concat_arrays([*self._parts, string_array(self._open)])
+        return pa.concat_arrays([*self._parts, string_array(self._open, paths=self._paths)])
 
 
 def row_path(cell: Any, column: str, label: str) -> str:

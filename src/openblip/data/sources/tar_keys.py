@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 from openblip.core.errors import UserError, nearest
-from openblip.data.images import IMAGE_SUFFIXES
+from openblip.data.formats import IMAGE_SUFFIXES, LEFT_OUT
 from openblip.data.sample import BrokenSample
 from openblip.data.sources.cells import TEXT_COLUMNS
 from openblip.data.sources.tar_members import Member
+from openblip.data.walk import is_hidden
 
 __all__ = ["KeyReader", "Places"]
 
@@ -69,7 +70,7 @@ class KeyReader:
         for member in members:
             folder, name = os.path.split(member.name)
             first, _, ending = name.partition(".")
-            if not first:
+            if not first or is_hidden(member.name):
                 continue  # hidden files, as some archivers add them
             key = os.path.join(folder, first)
             files = keys.setdefault(key, {})
@@ -91,7 +92,9 @@ class KeyReader:
                     found.append((key, (*_place(files, image), *_place(files, text), *_place(files, fields))))
                 elif text or fields or (self._choices and _images(files)):
                     what = f'no image "{self._image_column}" among {", ".join(files)}' if self._choices else ""
-                    bad.append(BrokenSample("missing", f"{label}/{key}", what or "no picture in the tar"))
+                    bad.append(BrokenSample("missing", f"{label}/{key}", what or _why_none(files)))
+                elif why := _unread(files):
+                    bad.append(BrokenSample("unreadable", f"{label}/{key}", why))
         for told, count in several.items():
             what = f"{count} samples hold several images: {told}; image_column chooses another"
             bad.append(BrokenSample("several-images", label, what))
@@ -162,6 +165,16 @@ class KeyReader:
         lower = {ending.lower(): ending for ending in reversed(files)}
         stem = image.lower().rpartition(".")[0]
         return next((lower[ending] for ending in ("json", f"{stem}.json") if ending in lower), "")
+
+
+def _unread(files: Iterable[str]) -> str:
+    """What an image is among files with these endings that is not read here."""
+    kinds = (LEFT_OUT.get(f".{ending.rpartition('.')[2].lower()}") for ending in files)
+    return next((f"its image is {kind}" for kind in kinds if kind and kind.image), "")
+
+
+def _why_none(files: Iterable[str]) -> str:
+    return _unread(files) or "no picture in the tar"
 
 
 def _images(files: Iterable[str]) -> list[str]:

@@ -281,12 +281,14 @@ class Blip2Predictor(Predictor):
 
     # What is refused --------------------------------------------------------------------------------------
 
-    def check_texts(self, texts: Iterable[str]) -> None:
-        """Refuse texts that the Q-Former cannot read: longer than it takes, or none of it in its vocabulary."""
+    def check_texts(self, texts: Iterable[str], *, wordless: bool = False) -> None:
+        """Refuse texts that the Q-Former cannot read, as `Predictor.check_texts`."""
         assert self.tokenizer is not None
         limit, unknown = self.model.config.qformer.max_positions, self.tokenizer.unk_id
         for text in texts:
             ids = self.tokenizer.encode([self.clean(text)]).input_ids[0]
+            if len(ids) <= 2 and not wordless:  # [CLS] and [SEP]
+                raise UserError(f'the text "{text[:40]}" holds no word; give one such as "a red bus"')
             if len(ids) > limit:
                 raise UserError(f"a text has {len(ids)} tokens, and the Q-Former takes {limit}; shorten it")
             if unknown is not None and len(ids) > 2 and bool((ids[1:-1] == unknown).all()):
