@@ -22,7 +22,7 @@ from openblip.checkpoints.hub import locate
 from openblip.checkpoints.recognise import AnyConfig, describe, format_of
 from openblip.checkpoints.state import Checkpoint, read_checkpoint, read_state
 from openblip.core.config import from_dict, to_dict
-from openblip.core.errors import UserError, nearest
+from openblip.core.errors import UserError, about, nearest
 from openblip.core.files import write_folder, write_json, write_tensors, write_text
 from openblip.core.places import adapter_folder
 from openblip.core.text import read_json
@@ -122,24 +122,25 @@ def open_model(
         UserError: there is nothing at `source`, it is damaged, or it is of another model.
     """
     path = locate(source)
-    if path.is_dir():
-        description = _read_description(path)
-        if description.get("model_type") in (BLIP2, "blip-2"):
-            return _open_blip2(path, description, str(source), tokenizer, image_size, vision, language)
-        if description.get("format") == FORMAT:
-            return _open_own(path, description, image_size, tokenizer)
-        return _open_transformers(path, description, str(source), tokenizer, image_size, like)
-    found = read_checkpoint(path)
-    state = found.state
-    if "query_tokens" in state and any(key.startswith("Qformer.") for key in state):
-        from openblip.checkpoints.blip2_store import open_lavis
+    with about(source, path):
+        if path.is_dir():
+            description = _read_description(path)
+            if description.get("model_type") in (BLIP2, "blip-2"):
+                return _open_blip2(path, description, str(source), tokenizer, image_size, vision, language)
+            if description.get("format") == FORMAT:
+                return _open_own(path, description, image_size, tokenizer)
+            return _open_transformers(path, description, str(source), tokenizer, image_size, like)
+        found = read_checkpoint(path)
+        state = found.state
+        if "query_tokens" in state and any(key.startswith("Qformer.") for key in state):
+            from openblip.checkpoints.blip2_store import open_lavis
 
-        words = tokenizer or PUBLISHED_TOKENIZER
-        frozen = {"vision": vision, "language": language}
-        return open_lavis(path, state, tokenizer=words, heads=heads, notes=found.notes, **frozen)
-    if format_of(state, path.name) == "transformers":
-        raise UserError(f"{path} holds the weights of a transformers model; give its folder, with config.json")
-    return _open_original(path, found, tokenizer, image_size, heads)
+            words = tokenizer or PUBLISHED_TOKENIZER
+            frozen = {"vision": vision, "language": language}
+            return open_lavis(path, state, tokenizer=words, heads=heads, notes=found.notes, **frozen)
+        if format_of(state, path.name) == "transformers":
+            raise UserError(f"{path} holds the weights of a transformers model; give its folder, with config.json")
+        return _open_original(path, found, tokenizer, image_size, heads)
 
 
 def _open_blip2(
