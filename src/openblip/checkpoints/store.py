@@ -254,6 +254,11 @@ def _read_description(folder: Path) -> dict[str, Any]:
     description = read_json(file)
     if not isinstance(description, dict):
         raise UserError(f"{file} is no description of a model")
+    for name in ("info", "frozen"):
+        if not isinstance(description.get(name, {}), dict):
+            raise UserError(f'{file} is damaged: its "{name}" is {description[name]!r:.80}, not a table')
+    if not isinstance(description.get("itc_temperature", 1.0), int | float):
+        raise UserError(f'{file} is damaged: its "itc_temperature" is no number')
     return description
 
 
@@ -276,7 +281,7 @@ def _open_own(
         raise UserError(f'{folder} holds a model of the unknown type "{kind}"{nearest(kind, known)}')
     if not weights.is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; the model was not saved whole")
-    config: Any = from_dict(config_class, description["model"], where="model")
+    config: Any = from_dict(config_class, description.get("model"), where="model")
     source_grid = config.vision.grid
     if image_size is not None:
         config = replace(config, vision=replace(config.vision, image_size=image_size))
@@ -305,7 +310,11 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
             return read_state(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            parts = sorted(set(read_json(index)["weight_map"].values()))
+            names = read_json(index)
+            names = names.get("weight_map") if isinstance(names, dict) else None
+            if not isinstance(names, dict) or not all(isinstance(part, str) for part in names.values()):
+                raise UserError(f'{index} is damaged: it has no "weight_map" of tensors and files')
+            parts = sorted(set(names.values()))
             missing = [part for part in parts if not (folder / part).is_file()]
             if missing:
                 raise UserError(f"{folder} has no {missing[0]}, which its {index.name} names; fetch it again")
