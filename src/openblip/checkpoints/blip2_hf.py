@@ -90,8 +90,13 @@ def open_transformers_blip2(
     """
     from transformers import Blip2Config as TheirConfig
 
-    theirs: Any = TheirConfig.from_dict(dict(description))
-    config = _our_config(theirs, state, folder, image_size)
+    try:
+        theirs: Any = TheirConfig.from_dict(dict(description))
+        config = _our_config(theirs, state, folder, image_size)
+    except UserError:
+        raise
+    except Exception as error:  # transformers checks values by kinds of its own, or not at all
+        raise UserError(f"its config.json cannot be used: {' '.join(str(error).split())}") from error
     language = None if config.language is None else open_language(config.language)
     model = build_blip2(config, vision=make_tower(config.vision), language=language)
     _load(model, state, theirs, name)

@@ -140,7 +140,7 @@ def open_own_blip2(
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; the model was not saved whole")
-    config = from_dict(Blip2Config, description["model"], where="model")
+    config = from_dict(Blip2Config, description.get("model"), where="model")
     if vision is not None:
         config = replace(
             config, vision=replace(as_tower(vision, config.vision), drop_layers=config.vision.drop_layers)

@@ -103,12 +103,17 @@ def config_from_transformers(description: Mapping[str, Any], state: Mapping[str,
     Raises:
         UserError: it asks for what BLIP does not have.
     """
-    theirs: Any = TheirConfig.from_dict(dict(description))
-    vision, text = theirs.vision_config, theirs.text_config
-    for part in (vision, text):
-        if part.hidden_act != "gelu":
-            raise UserError(f'its config.json asks for the activation "{part.hidden_act}"; BLIP has "gelu"')
-    config = _sizes(vision, text, like)
+    try:
+        theirs: Any = TheirConfig.from_dict(dict(description))
+        vision, text = theirs.vision_config, theirs.text_config
+        for part in (vision, text):
+            if part.hidden_act != "gelu":
+                raise UserError(f'its config.json asks for the activation "{part.hidden_act}"; BLIP has "gelu"')
+        config = _sizes(vision, text, like)
+    except UserError:
+        raise
+    except Exception as error:  # transformers checks values by kinds of its own, or not at all
+        raise UserError(f"its config.json cannot be used: {' '.join(str(error).split())}") from error
     keys = set(state)
     if "visual_projection.weight" in keys:
         return DualConfig(**config, embed_dim=theirs.projection_dim)

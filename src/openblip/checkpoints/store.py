@@ -22,7 +22,7 @@ from openblip.checkpoints.hub import locate
 from openblip.checkpoints.recognise import AnyConfig, describe, format_of
 from openblip.checkpoints.state import Checkpoint, read_checkpoint, read_state
 from openblip.core.config import from_dict, to_dict
-from openblip.core.errors import UserError, nearest
+from openblip.core.errors import UserError, about, nearest
 from openblip.core.files import write_folder, write_json, write_tensors, write_text
 from openblip.core.places import model_description, nested_model
 from openblip.core.text import read_json
@@ -122,24 +122,25 @@ def open_model(
         UserError: there is nothing at `source`, it is damaged, or it is of another model.
     """
     path = locate(source)
-    if path.is_dir():
-        description = _read_description(path)
-        if description.get("model_type") in (BLIP2, "blip-2"):
-            return _open_blip2(path, description, str(source), tokenizer, image_size, vision, language)
-        if description.get("format") == FORMAT:
-            return _open_own(path, description, image_size, tokenizer)
-        return _open_transformers(path, description, str(source), tokenizer, image_size, like)
-    found = read_checkpoint(path)
-    state = found.state
-    if "query_tokens" in state and any(key.startswith("Qformer.") for key in state):
-        from openblip.checkpoints.blip2_store import open_lavis
+    with about(source, path):
+        if path.is_dir():
+            description = _read_description(path)
+            if description.get("model_type") in (BLIP2, "blip-2"):
+                return _open_blip2(path, description, str(source), tokenizer, image_size, vision, language)
+            if description.get("format") == FORMAT:
+                return _open_own(path, description, image_size, tokenizer)
+            return _open_transformers(path, description, str(source), tokenizer, image_size, like)
+        found = read_checkpoint(path)
+        state = found.state
+        if "query_tokens" in state and any(key.startswith("Qformer.") for key in state):
+            from openblip.checkpoints.blip2_store import open_lavis
 
-        words = tokenizer or PUBLISHED_TOKENIZER
-        frozen = {"vision": vision, "language": language}
-        return open_lavis(path, state, tokenizer=words, heads=heads, notes=found.notes, **frozen)
-    if format_of(state, path.name) == "transformers":
-        raise UserError(f"{path} holds the weights of a transformers model; give its folder, with config.json")
-    return _open_original(path, found, tokenizer, image_size, heads)
+            words = tokenizer or PUBLISHED_TOKENIZER
+            frozen = {"vision": vision, "language": language}
+            return open_lavis(path, state, tokenizer=words, heads=heads, notes=found.notes, **frozen)
+        if format_of(state, path.name) == "transformers":
+            raise UserError(f"{path} holds the weights of a transformers model; give its folder, with config.json")
+        return _open_original(path, found, tokenizer, image_size, heads)
 
 
 def _open_blip2(
@@ -249,6 +250,11 @@ def _read_description(folder: Path) -> dict[str, Any]:
     description = read_json(file)
     if not isinstance(description, dict):
         raise UserError(f"{file} is no description of a model")
+    for name in ("info", "frozen"):
+        if not isinstance(description.get(name, {}), dict):
+            raise UserError(f'{file} is damaged: its "{name}" is {description[name]!r:.80}, not a table')
+    if not isinstance(description.get("itc_temperature", 1.0), int | float):
+        raise UserError(f'{file} is damaged: its "itc_temperature" is no number')
     return description
 
 
@@ -265,7 +271,7 @@ def _open_own(
         raise UserError(f'{folder} holds a model of the unknown type "{kind}"{nearest(kind, known)}')
     if not weights.is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; the model was not saved whole")
-    config: Any = from_dict(config_class, description["model"], where="model")
+    config: Any = from_dict(config_class, description.get("model"), where="model")
     source_grid = config.vision.grid
     if image_size is not None:
         config = replace(config, vision=replace(config.vision, image_size=image_size))
@@ -294,7 +300,11 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
             return read_state(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            parts = sorted(set(read_json(index)["weight_map"].values()))
+            names = read_json(index)
+            names = names.get("weight_map") if isinstance(names, dict) else None
+            if not isinstance(names, dict) or not all(isinstance(part, str) for part in names.values()):
+                raise UserError(f'{index} is damaged: it has no "weight_map" of tensors and files')
+            parts = sorted(set(names.values()))
             missing = [part for part in parts if not (folder / part).is_file()]
             if missing:
                 raise UserError(f"{folder} has no {missing[0]}, which its {index.name} names; fetch it again")

@@ -37,7 +37,7 @@ def to_dict(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def from_dict(cls: type[Config], data: dict[str, Any], *, where: str = "") -> Config:
+def from_dict(cls: type[Config], data: Any, *, where: str = "") -> Config:
     """Build the dataclass `cls` from plain data, checking every key and type.
 
     Args:
@@ -64,7 +64,7 @@ def from_dict(cls: type[Config], data: dict[str, Any], *, where: str = "") -> Co
         return cls(**values)
     except UserError:
         raise
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:  # a width that is divided by no heads
         raise UserError(f"{where or cls.__name__}: {error}") from error
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import PurePath
 from types import ModuleType
 
-__all__ = ["MissingExtra", "UserError", "first_line", "nearest", "require"]
+__all__ = ["MissingExtra", "UserError", "about", "first_line", "nearest", "require"]
 
 
 class UserError(ValueError):
@@ -25,6 +27,22 @@ class MissingExtra(UserError):
         super().__init__(f'{package} is not installed; run: pip install "openblip[{extra}]"')
         self.package = package
         self.extra = extra
+
+
+@contextmanager
+def about(*places: object) -> Iterator[None]:
+    """Let every `UserError` from inside name the file or folder that it is about.
+
+    Args:
+        places: what it may be called in messages; a message with none of these names is put after the first.
+    """
+    try:
+        yield
+    except UserError as error:
+        known = [name for place in places for name in (str(place), PurePath(str(place)).name) if name]
+        if type(error) is not UserError or any(name in str(error) for name in known):
+            raise
+        raise UserError(f"{places[0]}: {error}") from error
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, first_line
 from openblip.core.kinds import HEAD, instead_of_text
 
 __all__ = [
@@ -126,6 +126,10 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path} cannot be read as JSON: {told}") from error
     except RecursionError as error:
         raise UserError(f"{path} is JSON that is nested too deep to be read") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read as JSON: {first_line(error)}") from error  # numbers too long
 
 
 def text_bytes(text: str) -> bytes:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from tokenizers import decoders as token_decoders
 from torch import Tensor
 
-from openblip.core.errors import UserError, first_line
+from openblip.core.errors import UserError, about, first_line
 from openblip.core.files import write_text
 from openblip.core.kinds import instead_of_text, looks_like, read_head
 from openblip.core.text import read_json, read_lines, read_text
@@ -167,7 +167,21 @@ class TextTokenizer:
 
         tokenizer_config.json beside vocab.txt says, as for transformers, whether case and accents count
         (do_lower_case, strip_accents), and how Chinese is cut (tokenize_chinese_chars).
+
+        Raises:
+            UserError: there is none, or its files are damaged.
         """
+        try:
+            with about(source):
+                return cls._load(source)
+        except UserError:
+            raise
+        except Exception as error:  # values of other kinds than a tokenizer's files hold
+            told = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{source} holds no tokenizer that can be read ({told}); fetch it again") from error
+
+    @classmethod
+    def _load(cls, source: Path | str) -> TextTokenizer:
         folder = Path(source)
         if folder.is_file():
             if folder.name == "tokenizer_config.json" or folder.suffix not in (".txt", ".json"):
@@ -318,7 +332,10 @@ def _names(settings: dict[str, Any]) -> dict[str, str]:
 def _added(folder: Path, settings: dict[str, Any]) -> list[tuple[str, int]]:
     """Tokens that were added to a vocabulary, in the order of their ids."""
     file = folder / "added_tokens.json"
-    added = {str(name): int(number) for name, number in read_json(file).items()} if file.is_file() else {}
+    stored = read_json(file) if file.is_file() else {}
+    if not isinstance(stored, dict) or not all(type(number) is int for number in stored.values()):
+        raise UserError(f"{file} holds no added tokens: it must be a JSON object of tokens and their ids")
+    added: dict[str, int] = dict(stored)
     for number, token in (settings.get("added_tokens_decoder") or {}).items():
         added.setdefault(_content(token), int(number))
     return sorted(added.items(), key=lambda pair: pair[1])

@@ -44,6 +44,13 @@ class TextConfig:
     pad_id: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "num_heads", "inner_width", "max_positions"):
+            if (size := getattr(self, name)) < 1:
+                raise UserError(f"{name} of the text transformer must be at least 1, not {size}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be from 0 to below 1, not {self.dropout}")
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise UserError(f"pad_id must be an id of the {self.vocab_size} in the vocabulary, not {self.pad_id}")
         if self.width % self.num_heads:
             raise UserError(f"text width {self.width} is not a multiple of {self.num_heads} heads")
 

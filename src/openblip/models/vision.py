@@ -54,6 +54,9 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         patch = self.patch_size
+        for name in ("patch_size", "width", "num_heads"):
+            if (size := getattr(self, name)) < 1:
+                raise UserError(f"{name} of the vision tower must be at least 1, not {size}")
         if wrong := [side for side in self.pixels if side % patch or side < patch]:
             below, above = wrong[0] // patch * patch, max(wrong[0] // patch + 1, 1) * patch
             raise UserError(
