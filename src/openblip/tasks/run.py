@@ -301,6 +301,7 @@ def evaluate_model(
             keep=config.answering.keep,
             clean=config.clean,
             max_length=config.max_length,
+            rule=config.answering.rule,
         )
         model.train(was_training)
         return numbers | used.numbers, records
