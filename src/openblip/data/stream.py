@@ -16,6 +16,7 @@ generator, and reported once, when its own turn in the epoch comes; what measure
 
 from __future__ import annotations
 
+import functools
 import math
 import queue
 import re
@@ -183,9 +184,15 @@ class Loader:
             "seed": self._seed,
             "quotas": self._order.quotas,
             "sizes": [len(source) for source in self._sources],
+            "data": self._fingerprints,
             "global_batch": self._global_batch,
             "skipped": self.skipped.state_dict(),
         }
+
+    @functools.cached_property
+    def _fingerprints(self) -> list[str]:
+        """Of each source; made when a position is first saved, so that nobody else waits for it."""
+        return [source.fingerprint() for source in self._sources]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; the number of ranks and workers may differ.
@@ -206,6 +213,15 @@ class Loader:
                     f"cannot resume: {words} was {state[name]} and is now {mine[name]}; "
                     "resume with the same data settings, or start a new run from the saved model"
                 )
+        # A run saved by an earlier version holds no fingerprints.
+        before = state.get("data", mine["data"])
+        if before != mine["data"]:
+            pairs = zip(self._sources, before, mine["data"], strict=True)
+            changed = [source.name for source, old, new in pairs if old != new]
+            raise UserError(
+                f"cannot resume: the data of {' and '.join(changed)} have changed since the run was saved (names, "
+                "texts, ids or sizes); resume with the data as they were, or start a new run from the saved model"
+            )
         self.epoch, self._delivered = int(state["epoch"]), int(state["delivered"])
         self.skipped.load_state_dict(state["skipped"])
 

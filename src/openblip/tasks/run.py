@@ -25,6 +25,7 @@ from openblip.data.batches import CleanText, TextMode
 from openblip.data.measured import Measured
 from openblip.data.sample import Batch, Sample
 from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source
 from openblip.data.sources.questions import open_questions
 from openblip.data.stream import Loader
@@ -253,6 +254,9 @@ class FirstSamples(Source):
 
     def __getitem__(self, index: int) -> Sample:
         return self._source[index]
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        self._source.digest(digest, span, texts=texts)
 
 
 @torch.no_grad()

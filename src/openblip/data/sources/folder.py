@@ -10,6 +10,7 @@ from openblip.core.errors import UserError
 from openblip.data.images import IMAGE_SUFFIXES
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source, SourceConfig, string_array
+from openblip.data.sources.digest import MOST_SIZES, MOST_TEXTS, Digest, spread
 
 __all__ = ["FolderSource", "list_images"]
 
@@ -58,6 +59,16 @@ class FolderSource(Source):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        digest.strings(self._names[span.start : span.stop])
+        for index in spread(span, MOST_TEXTS if texts else MOST_SIZES):
+            try:
+                sample = self[index]
+                digest.image_size(sample)
+                digest.add(sample.texts if texts else ())
+            except BrokenSample as broken:
+                digest.broken(broken)
 
     def __getitem__(self, index: int) -> Sample:
         name = self._name(index)

@@ -33,6 +33,7 @@ from openblip.data.sources.base import (
     locate_image,
     string_array,
 )
+from openblip.data.sources.digest import MOST_SIZES, Digest, pieces, spread
 from openblip.data.sources.records import Row, read_records
 
 __all__ = ["Columns", "Grouping", "TableSource", "choose_columns", "no_such_split", "open_records", "row_texts"]
@@ -137,6 +138,30 @@ class TableSource(Source):
         texts = tuple(columns.texts[number].as_py() for number in numbers)
         meta = {name: json.loads(cells[row].as_py()) for name, cells in columns.meta.items()}
         return Sample(key=key, image=image, texts=texts, image_id=image_id, meta=meta)
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        columns, grouping = self._columns, self._grouping
+        for piece in pieces(span):
+            rows, ends = grouping.row[piece.start : piece.stop], grouping.start[piece.start : piece.stop + 1]
+            if isinstance(columns.images, ImagePaths):
+                digest.strings(columns.images.names.take(pa.array(rows)))
+            else:
+                columns.images.digest(digest, rows)
+            if not texts:
+                continue
+            digest.numbers(np.diff(ends))
+            numbers = np.arange(ends[0], ends[-1])
+            numbers = numbers if grouping.text_order is None else grouping.text_order[numbers]
+            digest.strings(columns.texts.take(pa.array(numbers)))
+            for column in (columns.ids, *columns.meta.values()):
+                if column is not None:
+                    digest.strings(column.take(pa.array(rows)))
+        for index in spread(span, MOST_SIZES) if isinstance(columns.images, ImagePaths) else ():
+            try:
+                key, image = columns.images[int(grouping.row[index])]
+                digest.image_size(Sample(key, image))
+            except BrokenSample as broken:
+                digest.broken(broken)
 
     def describe(self) -> dict[str, Any]:
         columns = self._columns

@@ -29,6 +29,7 @@ from openblip.core.fingerprint import fingerprint
 from openblip.core.interrupt import Stopped, StopSignals
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source
+from openblip.data.sources.digest import Digest
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform, normalize
 from openblip.models.tower import FrozenTower
@@ -184,6 +185,9 @@ class _Slice(Source):
     def __getitem__(self, index: int) -> Sample:
         return self._source[self._first + index]
 
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        self._source.digest(digest, range(self._first + span.start, self._first + span.stop), texts=texts)
+
 
 def _read(file: Path) -> Any:
     if not file.is_file():
@@ -270,6 +274,9 @@ class _CachedSource(Source):
 
     def text_counts(self) -> np.ndarray:
         return self._source.text_counts()
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        self._source.digest(digest, span, texts=texts)
 
     def describe(self) -> dict[str, Any]:
         return self._source.describe()
