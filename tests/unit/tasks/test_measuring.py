@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import small
 import spoiled
 
 from openblip.checkpoints.store import save_model
-from openblip.cli.use import evaluate
+from openblip.cli.use import ask, caption, embed, evaluate, match, retrieve
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.data.measured import Measured
@@ -165,3 +166,29 @@ def test_evaluation_in_training_notes_what_it_left_out(tmp_path: Path) -> None:
     assert found["num_left_out"] == 2
     listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert {(one["key"], one["use"]) for one in listed} == {("1.jpg", "validation"), ("3.jpg", "validation")}
+
+
+def used(
+    capfd: pytest.CaptureFixture[str], command: Callable[..., None], *words: object, **options: Any
+) -> list[str]:
+    """What a command gives results for, in order; it says that something was left out."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command(*words, device="cpu", **options)
+    said = capfd.readouterr()
+    assert ended.value.code == 1
+    assert "3 pictures done, 2 skipped" in said.err
+    records = [json.loads(line) for line in said.out.splitlines()]
+    return [Path(record.get("image") or record["item"]).name for record in records if "text" not in record]
+
+
+def test_no_command_puts_another_image_in_the_place_of_a_broken_one(
+    blip: Path, vqa: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoiled.write(tmp_path / "data")
+    folder, good = (str(tmp_path / "data"),), [f"{n}.jpg" for n in spoiled.GOOD]
+    assert used(capfd, caption, folder, model=str(blip), beams=1, max_new_tokens=5) == good
+    assert used(capfd, match, folder, model=str(blip), text=("two dogs",)) == good
+    assert used(capfd, embed, folder, model=str(blip)) == good
+    assert used(capfd, ask, folder, model=str(vqa), question=("what is red?",), beams=1) == good
+    assert sorted(used(capfd, retrieve, "two dogs", folder, model=str(blip), top=5, rerank=2)) == good

@@ -28,9 +28,14 @@ _PIECE = 1 << 18
 
 
 class Digest:
-    """A hash that takes strings, numbers and columns; what was added apart cannot run together."""
+    """A hash that takes strings, numbers and columns; what was added apart cannot run together.
+
+    Attributes:
+        sizes: whether sizes of image files count; they do not where images are not read.
+    """
 
     def __init__(self) -> None:
+        self.sizes = True
         self._hash = hashlib.blake2b(digest_size=16)
 
     def add(self, *values: Any) -> None:
@@ -64,6 +69,8 @@ class Digest:
 
     def image_size(self, sample: Sample) -> None:
         """Add how large the image's file is, -1 where there is none."""
+        if not self.sizes:
+            return
         try:
             self.numbers(np.array(os.stat(sample.image).st_size))  # type: ignore[arg-type]
         except (OSError, TypeError, ValueError):
