@@ -67,6 +67,16 @@ class Digest:
         ends = np.frombuffer(offsets, np.int64, len(array) + 1, array.offset * 8) if offsets is not None else [0]
         self._bytes(memoryview(data)[int(ends[0]) : int(ends[-1])] if data is not None else b"")
 
+    def images(self, column: pa.ChunkedArray) -> None:
+        """Add the sizes of images inside a table, and the paths of others."""
+        for chunk in column.chunks:
+            parts = [chunk.field(name) for name in ("bytes", "path")] if pa.types.is_struct(chunk.type) else [chunk]
+            for part in parts:
+                if pa.types.is_binary(part.type) or pa.types.is_large_binary(part.type):
+                    self.numbers(pc.fill_null(pc.binary_length(part), -1).to_numpy(zero_copy_only=False))
+                elif pa.types.is_string(part.type) or pa.types.is_large_string(part.type):
+                    self.strings(part)
+
     def image_size(self, sample: Sample) -> None:
         """Add how large the image's file is, -1 where there is none."""
         if not self.sizes:

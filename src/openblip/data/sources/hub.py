@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from openblip.core.errors import UserError, nearest, require
 from openblip.data.sample import BrokenSample, Sample
@@ -21,9 +19,6 @@ from openblip.data.sources.digest import Digest, pieces
 from openblip.data.sources.table import choose_columns, row_texts
 
 __all__ = ["HubSource"]
-
-_PIECE = 10_000
-"""rows whose texts are in memory at a time for a fingerprint"""
 
 
 class HubSource(Source):
@@ -70,10 +65,10 @@ class HubSource(Source):
         kept = [name for name in self._rows.column_names if name != image] if texts else []
         # Where the library keeps a choice of rows, reading their images would copy them all.
         kept += [image] if self._rows._indices is None else []
-        for piece in pieces(span, _PIECE) if kept else ():
+        for piece in pieces(span, 10_000) if kept else ():
             table = self._rows.select_columns(kept).with_format("arrow")[piece.start : piece.stop]
             for name in kept:
-                digest.strings(table[name]) if name != image else _digest_images(digest, table[name])
+                digest.strings(table[name]) if name != image else digest.images(table[name])
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
@@ -93,17 +88,6 @@ class HubSource(Source):
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "kind": "hf", "columns": self._columns}
-
-
-def _digest_images(digest: Digest, column: pa.ChunkedArray) -> None:
-    """Add the sizes of images inside, and the paths of others."""
-    for chunk in column.chunks:
-        parts = [chunk.field(name) for name in ("bytes", "path")] if pa.types.is_struct(chunk.type) else [chunk]
-        for part in parts:
-            if pa.types.is_binary(part.type) or pa.types.is_large_binary(part.type):
-                digest.numbers(pc.fill_null(pc.binary_length(part), -1).to_numpy(zero_copy_only=False))
-            elif pa.types.is_string(part.type) or pa.types.is_large_string(part.type):
-                digest.strings(part)
 
 
 def _load(datasets: Any, name: str, split: str) -> Any:
