@@ -58,7 +58,7 @@ def test_its_rows_are_read_as_it_says(
 
 def test_its_settings_exist_with_their_defaults() -> None:
     config = vqa_finetune(("questions.jsonl",), model="base")
-    rows = re.findall(r"^\| `answering\.(\w+)` \| ?([\d.]*) \|", PAGE, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `answering\.(\w+)` \| ?([\w.]*) \|", PAGE, flags=re.MULTILINE)
     assert {name for name, _ in rows} == to_dict(config.answering).keys()
     for name, default in rows:
         value = to_dict(config.answering)[name]

@@ -4,6 +4,9 @@ A chunk is a range of samples of one part of the source (a tar, a parquet file, 
 writes, each whole or not at all and in this order: its piece of the result table, its shard of the training set,
 and a marker that says it is done. Until then its rows are kept a batch at a time, and whoever takes it up again
 goes on after the last of them: a chunk depends on nothing but the source, the settings and the models.
+
+The marker, and the rows of a chunk that is not done, hold the fingerprint of the samples that they were made from:
+where these have changed, the chunk is done anew.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +29,7 @@ from openblip.core.files import append_jsonl, read_jsonl, write_json
 from openblip.data.sample import BrokenSample
 from openblip.data.sinks.sets import LAYOUTS, Layout, Pair, encoded_picture, remove_shard, write_shard
 from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source, source_parts
 from openblip.generation.types import DecodeConfig
 
@@ -138,8 +142,25 @@ class Places:
         return self.tables / f".{chunk}.jsonl.tmp"
 
     def marker(self, chunk: str) -> Path:
-        """What says that a chunk is done, for which output, and what it took."""
+        """What says that a chunk is done, of which samples and for which output, and what it took."""
         return self.own / "done" / f"{chunk}.json"
+
+    def unfinished(self) -> None:
+        """Take back that the run is complete, and what was reported of it."""
+        for file in (self.totals, self.report, self.report.with_suffix(".json")):
+            file.unlink(missing_ok=True)
+
+    def remove_others(self, chunks: Collection[str]) -> None:
+        """Remove what was made of chunks that the source does not have any more."""
+        files = (*self.marker("").parent.glob("*.json"), *self.tables.glob("*.parquet"))
+        others = {file.stem for file in files} - set(chunks)
+        if others:
+            self.unfinished()
+        for chunk in sorted(others):
+            for layout in LAYOUTS:
+                remove_shard(layout, self.root, self.parts, chunk)
+            self.table(chunk).unlink(missing_ok=True)
+            self.marker(chunk).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +173,8 @@ class Chunk:
     stop: int
     trouble: str = ""
     """why the part cannot be opened at all"""
+    input: str = ""
+    """fingerprint of the samples; "" where the table is decided on again, whatever the source has become"""
 
 
 @dataclass(slots=True)
@@ -184,19 +207,28 @@ def plan(config: CapFiltConfig, shard: Shard | None = None) -> Iterator[Chunk]:
         if by_part and number % shard.count != shard.number:
             continue
         try:
-            count = len(open_part(part))
+            source = open_part(part)
         except UserError as error:
             failures.append((number, error))
             continue
         opened = True
-        for place, start in enumerate(range(0, count, config.chunk_size)):
+        for place, start in enumerate(range(0, len(source), config.chunk_size)):
             if by_part or place % shard.count == shard.number:
-                stop = min(start + config.chunk_size, count)
-                yield Chunk(f"{number:05d}-{place:05d}", part, start, stop)
+                stop = min(start + config.chunk_size, len(source))
+                mark = _fingerprint(source, range(start, stop))
+                yield Chunk(f"{number:05d}-{place:05d}", part, start, stop, input=mark)
     if failures and not opened:
         raise failures[0][1]
     for number, failure in failures:
-        yield Chunk(f"{number:05d}-00000", parts[number], 0, 0, str(failure))
+        yield Chunk(f"{number:05d}-00000", parts[number], 0, 0, str(failure), str(failure))
+
+
+def _fingerprint(source: Source, span: range) -> str:
+    """Of the samples of a chunk; what could not be read when the source was opened belongs to the first."""
+    bad = [] if span.start else [(broken.cause, broken.key) for broken in source.bad_rows]
+    digest = Digest()
+    digest.add(source.fingerprint(span), bad)
+    return digest.value()
 
 
 @functools.lru_cache(maxsize=2)
@@ -232,7 +264,19 @@ class Worker:
         places, began = self.places, time.perf_counter()
         wanted = to_dict(self.output)
         marker = places.marker(chunk.name)
-        before = json.loads(marker.read_text()) if marker.exists() else None
+        before = _read_marker(marker)
+        made_from = chunk.input or _input_of(_read_marker(self._earlier.marker(chunk.name)))
+        if before is not None and _input_of(before) not in (made_from, ""):
+            if chunk.trouble:
+                raise UserError(
+                    f"{chunk.part.path} was done before and cannot be opened now: {chunk.trouble}; make it "
+                    "readable again, or take it away to have its samples removed from the result"
+                )
+            places.unfinished()
+            # The samples have changed. The marker goes last: until then it says of which samples all this is.
+            for stale in (places.table(chunk.name), places.begun(chunk.name), marker):
+                stale.unlink(missing_ok=True)
+            before = None
         if before is not None and before["output"] == wanted:
             return Done(**before["done"], fresh=False)
         if before is not None:
@@ -240,12 +284,13 @@ class Worker:
             write_json(marker, {**before, "output": None})
         seconds: dict[str, float] = {}
         known = self._earlier.table(chunk.name)
-        rows = read_table(known) if known.exists() else self._compute(chunk, seconds)
+        # A table without a marker is left by a kill: nothing says of which samples it is.
+        trusted = known.exists() and (before is not None or not chunk.input)
+        rows = read_table(known) if trusted else self._compute(chunk, seconds)
         for row in rows:
             if row.status == "ok":
                 decide(row.texts, self.output.policy)
         write_table(places.table(chunk.name), rows)
-        places.begun(chunk.name).unlink(missing_ok=True)
         for layout in LAYOUTS:
             if layout != self.output.layout:
                 remove_shard(layout, places.root, places.parts, chunk.name)
@@ -254,14 +299,15 @@ class Worker:
         done = _count(chunk, rows)
         done.seconds = round(time.perf_counter() - began, 3)
         stored = {name: value for name, value in to_dict(done).items() if name != "fresh"}
-        write_json(
-            marker, {"output": wanted, "done": stored, "stages": seconds or (before or {}).get("stages", {})}
-        )
+        stages = seconds or (before or {}).get("stages", {})
+        write_json(marker, {"output": wanted, "done": stored, "stages": stages, "input": made_from})
+        places.begun(chunk.name).unlink(missing_ok=True)
         return done
 
     def _compute(self, chunk: Chunk, seconds: dict[str, float]) -> list[Row]:
         """The rows of a chunk, by the models."""
         part = chunk.part.path
+        self.places.unfinished()
         if chunk.trouble:
             return [Row(key=Path(part).name, index=-1, part=part, status="unreadable", detail=chunk.trouble)]
         source = open_part(chunk.part)
@@ -272,10 +318,15 @@ class Worker:
         pipeline.seconds.clear()
         begun = self.places.begun(chunk.name)
         begun.parent.mkdir(parents=True, exist_ok=True)
+        first, *batches = read_jsonl(begun) or [{}]
+        if first.get("input") != chunk.input:
+            begun.unlink(missing_ok=True)
+            append_jsonl(begun, {"input": chunk.input})
+            batches = []
         found = pipeline.rows(
             source,
             range(chunk.start, chunk.stop),
-            known=[row_from(plain) for batch in read_jsonl(begun) for plain in batch["rows"]],
+            known=[row_from(plain) for batch in batches for plain in batch["rows"]],
             on_batch=lambda rows: append_jsonl(begun, {"rows": [plain_row(row) for row in rows]}),
         )
         for row in found:
@@ -304,10 +355,19 @@ class Worker:
         return gone > 0
 
 
+def _read_marker(marker: Path) -> dict[str, Any] | None:
+    return json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else None
+
+
+def _input_of(marker: dict[str, Any] | None) -> str:
+    """Of which samples a chunk was made; "" where nothing says so, as earlier versions noted nothing."""
+    return str((marker or {}).get("input", ""))
+
+
 def _pair(row: Row, source: Source) -> Pair:
     changed = UserError(
         f'sample {row.index} of {row.part} is not "{row.key}" any more; the source has changed since its texts '
-        "were scored: start again in a new folder"
+        "were scored: let openblip capfilt run again, which scores what has changed"
     )
     if row.index >= len(source):
         raise changed

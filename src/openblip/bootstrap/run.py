@@ -4,6 +4,7 @@
     decide_again("clean", Output(policy=Policy(threshold=0.7)))
 
 The same call on the same folder goes on where complete chunks end; when nothing is left to do it does nothing.
+Where the source has changed, chunks that have changed are done anew, and those that are gone are removed.
 """
 
 from __future__ import annotations
@@ -111,11 +112,19 @@ def run_capfilt(
     chunks = plan(config, shard)
     opened = models if engine.name == "local" and workers == 1 else None
     del models  # other processes open their own
+    names: set[str] = set()
+
+    def note(done: Done, totals: Totals) -> None:
+        names.add(done.chunk)
+        if on_chunk is not None:
+            on_chunk(done, totals)
+
     totals = _work(
         partial(make_worker, output=output, target=target, models=opened), config, chunks, engine, workers, threads,
-        on_chunk,
+        note,
     )  # fmt: skip
     if shard is None or shard.count == 1:
+        Places(target).remove_others(names)
         _finish(Places(target), output, totals)
     return totals
 
@@ -150,9 +159,14 @@ def decide_again(
     _begin(places, output)
     worker = Worker(config, output, target, _no_models, tables=run if target != run else None)
     totals = Totals()
-    for table in sorted(Places(run).tables.glob("*.parquet")):
+    tables = sorted(Places(run).tables.glob("*.parquet"))
+    if tables and int(tables[-1].stem.partition("-")[0]) >= len(parts):
+        raise UserError(f"files of {config.source.path} are gone since the run; let openblip capfilt run again")
+    for table in tables:
         chunk = Chunk(table.stem, parts[int(table.stem.partition("-")[0])], 0, 0)
         _tell(worker(chunk), totals, on_chunk)
+    if target != run:
+        places.remove_others([table.stem for table in tables])
     _finish(places, output, totals)
     return totals
 
@@ -202,7 +216,7 @@ def _work(
     engine: Engine,
     workers: int,
     threads: int,
-    on_chunk: Callable[[Done, Totals], None] | None,
+    on_chunk: Callable[[Done, Totals], None],
 ) -> Totals:
     if engine.name == "ray":
         found = run_ray(make, config, chunks, workers=workers, threads=threads, address=engine.address)
@@ -256,6 +270,8 @@ def _same_described(places: Places, described: dict[str, Any]) -> None:
             raise UserError(
                 f"{places.root} holds a run with other settings ({changed[0]}); choose a new folder or delete it"
             )
+    if before["missing_files"] != described["missing_files"]:
+        write_json(places.run, {**before, "missing_files": described["missing_files"]})
 
 
 def _identity(value: Any) -> Any:

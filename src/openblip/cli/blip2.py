@@ -195,6 +195,9 @@ def cache_features(
     )
     for done, total in progress:
         print(f"openblip: {done} of {total} pictures", file=sys.stderr)
+    if left_out := sum(map(len, sources)) - features.count_features(out):
+        why = f"{out / 'skipped.jsonl'} says why"
+        print(f"openblip: {left_out} of them cannot be used and have no features; {why}", file=sys.stderr)
     print(f"The features are in {out}; train with --set 'features=[\"{out}\"]'")
 
 

@@ -6,6 +6,7 @@ On a terminal they print lines to read; into a pipe or a file they print JSON, o
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ from openblip.core.errors import UserError
 from openblip.core.text import json_bytes
 
 if TYPE_CHECKING:
+    from openblip.data.measured import Measured
     from openblip.data.pictures import PictureBatch
     from openblip.generation.types import DecodeConfig
 
@@ -35,6 +37,8 @@ __all__ = ["ask", "caption", "embed", "evaluate", "match", "retrieve"]
 
 WHAT_PICTURES = "the pictures: files, folders, globs, tars, or - for a list on standard input"
 Prompt = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+_MOST_TOLD = 5
+"""of what a measure had to leave out, one by one"""
 Share = Annotated[float | None, arg(metavar="P", help_behavior_hint="")]
 
 
@@ -334,10 +338,11 @@ def evaluate(
         beams: of the captions, or answers.
         max_new_tokens: longest caption, or answer.
         answers: of a VQA model: rank the lines of this file; left out, the answers that it was trained with.
-        out: folder for metrics.json and predictions.jsonl.
+        out: folder for metrics.json and predictions.jsonl; what had to be left out is listed, and the exit code 1.
     """
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
+    from openblip.data.measured import Measured
     from openblip.generation.types import DecodeConfig
     from openblip.models.blip2 import Blip2
     from openblip.models.vqa import BlipVqa
@@ -347,6 +352,7 @@ def evaluate(
     from openblip.tasks.run import RunConfig, as_sources, evaluate_model
 
     predictor = Predictor.load(model, tokenizer=tokenizer, device=device, dtype="float32")
+    measured = Measured()
     if isinstance(predictor.model, Blip2):
         numbers, records = evaluate_any_blip2(
             predictor,
@@ -354,8 +360,9 @@ def evaluate(
             samples=samples,
             rerank_k=rerank,
             decode=_decoding(beams, 1, max_new_tokens=max_new_tokens),
+            measured=measured,
         )
-        _report_measures(model, data, samples, numbers, records, out)
+        _report_measures(model, data, samples, numbers, records, measured, out)
         return
     asks = isinstance(predictor.model, BlipVqa)
     candidates = predictor.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
@@ -369,8 +376,10 @@ def evaluate(
         clean=predictor.info.get("clean", "simplify"),
         decode=DecodeConfig(num_beams=beams, max_new_tokens=max_new_tokens, min_new_tokens=0 if asks else 2),
     )
-    numbers, records = evaluate_model(config, predictor.model, predictor.tokenizer, answers=candidates)
-    _report_measures(model, data, samples, numbers, records, out)
+    numbers, records = evaluate_model(
+        config, predictor.model, predictor.tokenizer, answers=candidates, measured=measured
+    )
+    _report_measures(model, data, samples, numbers, records, measured, out)
 
 
 def _report_measures(
@@ -379,18 +388,39 @@ def _report_measures(
     samples: int,
     numbers: dict[str, float],
     records: list[dict[str, object]],
+    measured: Measured,
     out: Path | None,
 ) -> None:
+    """Write and print the figures; exit with 1 when the measure had to leave something out."""
     from openblip.core.files import write_bytes, write_json
 
+    left_out = {"left_out": measured.left_out} if measured.left_out else {}
     if out is not None:
-        write_json(out / "metrics.json", {"model": model, "data": list(data), "samples": samples, **numbers})
+        about = {"model": model, "data": list(data), "samples": samples, "images": measured.num_images}
+        write_json(out / "metrics.json", {**about, **numbers, **left_out})
         write_bytes(out / "predictions.jsonl", b"".join(json_bytes(record) + b"\n" for record in records))
     if person():
         rows = {name: f"{value:.4f}" for name, value in numbers.items()}
         show_table(f"{model} on {', '.join(data)}", ("measure", "value"), rows)
     else:
-        print(json.dumps(numbers))
+        print(json.dumps({**numbers, **left_out}, ensure_ascii=False))
+    if measured.left_out:
+        _tell_left_out(measured, out)
+        raise SystemExit(1)
+
+
+def _tell_left_out(measured: Measured, out: Path | None) -> None:
+    """Say on standard error what a measure was made without."""
+    from openblip.data.sample import BrokenSample
+
+    found = measured.left_out
+    for one in found[:_MOST_TOLD]:
+        tell(BrokenSample(one["cause"], one["key"], one["detail"]))
+    causes = ", ".join(f"{count} {cause}" for cause, count in measured.counts.most_common())
+    where = f"; {out / 'metrics.json'} lists all" if out is not None else ""
+    used = f"{measured.num_images} picture{'s' * (measured.num_images != 1)}"
+    without = f"without {len(found)} that cannot be used ({causes})"
+    print(f"openblip: measured on {used}, {without}{where}", file=sys.stderr)
 
 
 def _decoding(beams: int, number: int, nucleus: float | None = None, **more: Any) -> DecodeConfig:

@@ -1,4 +1,4 @@
-"""Making one batch: read the samples, decode, transform, choose and clean a text, replace what is broken.
+"""Making one batch: read the samples, decode, transform, choose and clean a text; and what becomes of broken ones.
 
 This is the part of the loader that runs in worker processes. A batch depends on the request alone: every random
 choice for a sample comes from a generator made of (seed, epoch, position).
@@ -42,7 +42,10 @@ class Request:
 
 @dataclass(slots=True)
 class Reply:
-    """What a worker sends back: the batch and the samples that were broken, or why there is no batch."""
+    """What a worker sends back: the batch and the samples that were broken, or why there is no batch.
+
+    There is neither where every sample of a request was left out.
+    """
 
     batch: Batch | None
     skipped: list[tuple[BrokenSample, str]] = field(default_factory=list)
@@ -68,10 +71,12 @@ class BatchMaker(Dataset[Reply]):
         max_words: int | None,
         max_pixels: int,
         max_substitutes: int,
+        leave_out: bool,
     ) -> None:
         self._sources, self._transform, self._seed = list(sources), transform, seed
         self._text_mode, self._clean, self._max_words = text_mode, clean, max_words
         self._max_pixels, self._max_substitutes = max_pixels, max_substitutes
+        self._leave_out = leave_out
         self._min_side = getattr(transform, "min_side", None)
 
     def __getitem__(self, request: Request) -> Reply:
@@ -81,16 +86,21 @@ class BatchMaker(Dataset[Reply]):
             source = 0 if request.sources is None else int(request.sources[place])
             rng = np.random.default_rng([self._seed, _AUGMENT, request.epoch, int(position)])
             row = self._make(source, int(request.indices[place]), rng, reply)
-            if row is None:
+            if row is not None:
+                rows.append(row)
+            elif reply.failure:
                 return reply
-            rows.append(row)
-        reply.batch = collate(rows)
+        if rows:
+            reply.batch = collate(rows)
         return reply
 
     def _make(
         self, number: int, index: int, rng: np.random.Generator, reply: Reply
     ) -> tuple[Sample, Tensor, tuple[str, ...]] | None:
-        """Return the sample, or the first good substitute; None and a failure where there seems to be none."""
+        """Return the sample, or the first good substitute; None and a failure where there seems to be none.
+
+        None alone for a broken sample that is to be left out.
+        """
         source = self._sources[number]
         causes: Counter[str] = Counter()
         for attempt in range(self._max_substitutes + 1):
@@ -101,6 +111,8 @@ class BatchMaker(Dataset[Reply]):
                 broken.key = broken.key or f"{source.name}[{index}]"
                 if attempt == 0:  # a substitute that fails is reported when its own turn comes
                     reply.skipped.append((broken, source.name))
+                if self._leave_out:
+                    return None
                 causes[broken.cause] += 1
                 last = broken
             index = int(rng.integers(len(source)))

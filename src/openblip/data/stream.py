@@ -11,11 +11,12 @@ nor a stop and resume changes a single pixel, and the state to save is the numbe
 
 With worker processes, batches cross by shared memory; with `num_workers=0` a thread decodes ahead (image codecs
 let go of Python's lock). A broken sample is replaced by another of the same source, drawn from the same
-generator, and reported once, when its own turn in the epoch comes.
+generator, and reported once, when its own turn in the epoch comes; what measures leaves it out instead.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import queue
 import re
@@ -51,14 +52,16 @@ class Loader:
             the r-th slice, so that the samples of a step do not depend on how many ranks share it.
         num_workers: processes that decode; 0 decodes in a thread of this process.
         drop_last: leave out the last, smaller global batch of an epoch. Else it is shared out evenly; ranks
-            that would get nothing take a copy of its first sample.
+            that would get nothing take a copy of its first sample (with `leave_out` they take nothing).
         text_mode: one text for each image at "random" or the "first", "all" (see `Batch.image_index`), "none".
         clean: "simplify" as the papers do, "spaces" for other languages and cased vocabularies, "none".
         max_words: captions are cut after so many words (not with clean="none").
         length: samples in an epoch; default: the sum of the sizes.
         max_pixels: larger pictures are "too-large".
         max_substitutes: how many samples in a row may be broken before the source counts as broken.
-        skip_log: a file for the broken samples, one JSON line each; all ranks may share it.
+        leave_out: nothing takes the place of a broken sample, as a measure demands: its batch is smaller, or is not
+            given where it would be empty, so that ranks may give unequal numbers of batches.
+        skip_log: a file for the broken samples, one JSON line each; all ranks may share it. Or a log.
         prefetch: batches made ahead (by each worker).
 
     Raises:
@@ -84,7 +87,8 @@ class Loader:
         length: int | None = None,
         max_pixels: int = MAX_PIXELS,
         max_substitutes: int = 200,
-        skip_log: Path | str | None = None,
+        leave_out: bool = False,
+        skip_log: SkipLog | Path | str | None = None,
         prefetch: int = 2,
         pin_memory: bool = False,
     ) -> None:
@@ -97,7 +101,7 @@ class Loader:
         parts = [Part(len(source), source.blocks, source.window) for source in self._sources]
         self._order = Order(parts, seed=seed, shuffle=shuffle, weights=weights, length=length)
         self._batch_size, self._rank, self._world_size, self._seed = batch_size, rank, world_size, seed
-        self._drop_last = drop_last
+        self._drop_last, self._leave_out = drop_last, leave_out
         if drop_last and self._order.num_samples < self._global_batch:
             raise UserError(
                 f"an epoch holds {self._order.num_samples} samples, too few for one batch of {self._global_batch}"
@@ -112,11 +116,12 @@ class Loader:
             max_words=max_words,
             max_pixels=max_pixels,
             max_substitutes=max_substitutes,
+            leave_out=leave_out,
         )
         self._engine = _Workers(maker, self._requests, num_workers, prefetch, pin_memory)
         self.epoch = 0
         """The epoch that is being read, or the next one between two epochs."""
-        self.skipped = SkipLog(skip_log)
+        self.skipped = skip_log if isinstance(skip_log, SkipLog) else SkipLog(skip_log)
         self._delivered = 0  # global samples of this epoch that have left the loader
 
     @property
@@ -153,10 +158,11 @@ class Loader:
             for reply in replies:
                 for broken, source in reply.skipped:
                     self.skipped.add(broken, epoch=self.epoch, source=source)
-                if reply.batch is None:
+                if reply.failure:
                     raise UserError(reply.failure)
                 self._delivered = min(self._delivered + self._global_batch, self._order.num_samples)
-                yield reply.batch
+                if reply.batch is not None:
+                    yield reply.batch
         finally:
             replies.close()
         self.epoch += 1
@@ -178,9 +184,15 @@ class Loader:
             "seed": self._seed,
             "quotas": self._order.quotas,
             "sizes": [len(source) for source in self._sources],
+            "data": self._fingerprints,
             "global_batch": self._global_batch,
             "skipped": self.skipped.state_dict(),
         }
+
+    @functools.cached_property
+    def _fingerprints(self) -> list[str]:
+        """Of each source; made when a position is first saved, so that nobody else waits for it."""
+        return [source.fingerprint() for source in self._sources]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; the number of ranks and workers may differ.
@@ -201,6 +213,15 @@ class Loader:
                     f"cannot resume: {words} was {state[name]} and is now {mine[name]}; "
                     "resume with the same data settings, or start a new run from the saved model"
                 )
+        # A run saved by an earlier version holds no fingerprints.
+        before = state.get("data", mine["data"])
+        if before != mine["data"]:
+            pairs = zip(self._sources, before, mine["data"], strict=True)
+            changed = [source.name for source, old, new in pairs if old != new]
+            raise UserError(
+                f"cannot resume: the data of {' and '.join(changed)} have changed since the run was saved (names, "
+                "texts, ids or sizes); resume with the data as they were, or start a new run from the saved model"
+            )
         self.epoch, self._delivered = int(state["epoch"]), int(state["delivered"])
         self.skipped.load_state_dict(state["skipped"])
 
@@ -222,7 +243,7 @@ class Loader:
         """Return this rank's slice of the global batch first..last."""
         bounds = np.linspace(first, last, self._world_size + 1).round().astype(np.int64)
         positions = np.arange(bounds[self._rank], bounds[self._rank + 1])
-        if not len(positions):
+        if not len(positions) and not self._leave_out:
             positions = np.array([first])
         sources = None if order.sources is None else order.sources[positions]
         return Request(epoch, positions, sources, order.indices[positions])

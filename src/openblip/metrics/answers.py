@@ -3,19 +3,27 @@
     answer_accuracy("two", ["2", "two", "3", ...])           # one question
     mean_answer_accuracy(predictions, answers)
 
-Answers are compared after `normalise_answer`, which holds the evaluation program's rules and its quirks, so that
-figures are comparable with published ones.
+Answers are compared by the rules of the official program, quirks included, so that figures are comparable
+with published ones. One of them: it applies `normalise_answer` only where the answers to a question are not all
+equal, so that "Yes." is wrong where all ten people said "yes". Other programs always normalise; that is a rule of
+its own here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal, get_args
 
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, nearest
 
-__all__ = ["answer_accuracy", "exact_match", "mean_answer_accuracy", "normalise_answer"]
+__all__ = ["RULES", "AccuracyRule", "answer_accuracy", "exact_match", "mean_answer_accuracy", "normalise_answer"]
 
+AccuracyRule = Literal["official", "normalised"]
+RULES: tuple[AccuracyRule, ...] = get_args(AccuracyRule)
+
+_FEW = 3
+"""answers of which the share that agrees is taken: leaving one person out says nothing of so few"""
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {"none": "0"} | {word: str(value) for value, word in enumerate(_DIGITS)}
 _ARTICLES = frozenset(("a", "an", "the"))
@@ -56,7 +64,7 @@ def normalise_answer(answer: str) -> str:
     A mark is dropped where it stands beside a blank, or anywhere if the answer has a comma between
     digits; else it becomes a blank. A full stop is kept before a digit only.
     """
-    answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    answer = _one_line(answer)
     has_number_comma = _NUMBER_COMMA.search(answer) is not None
     cleaned = answer
     for mark in _MARKS:
@@ -67,28 +75,43 @@ def normalise_answer(answer: str) -> str:
     return " ".join(_SPELLINGS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
+def _one_line(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def answer_accuracy(prediction: str, answers: Sequence[str], *, rule: AccuracyRule = "official") -> float:
     """min(1, people who gave this answer / 3), averaged over leaving out one person at a time.
 
     `answers` are those of several people (ten in VQA). Where there are three or fewer, the share that agrees
-    with the prediction, so that a single true answer gives 0 or 1.
+    with the prediction after `normalise_answer`, so that a single true answer gives 0 or 1.
+
+    Args:
+        rule: "official" compares unanimous answers as given (line breaks, tabs and outer blanks aside) and
+            others after `normalise_answer`; "normalised" compares all after it.
     """
+    if rule not in RULES:
+        raise UserError(f'there is no rule "{rule}" of VQA accuracy{nearest(rule, RULES)}')
     if isinstance(answers, str) or len(answers) == 0:
         raise UserError("a question has no list of answers to compare with; give at least one")
-    predicted = normalise_answer(prediction)
-    agreeing = sum(normalise_answer(answer) == predicted for answer in answers)
     count = len(answers)
-    if count <= 3:
+    given, predicted = [_one_line(answer) for answer in answers], _one_line(prediction)
+    if rule == "normalised" or count <= _FEW or len(set(given)) > 1:
+        given, predicted = [normalise_answer(answer) for answer in given], normalise_answer(predicted)
+    agreeing = given.count(predicted)
+    if count <= _FEW:
         return agreeing / count
     # Leaving out one who agrees leaves one fewer; there are `agreeing` such ways of `count`.
     without_agreeing = min(1.0, max(0, agreeing - 1) / 3)
     return (agreeing * without_agreeing + (count - agreeing) * min(1.0, agreeing / 3)) / count
 
 
-def mean_answer_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+def mean_answer_accuracy(
+    predictions: Sequence[str], answers: Sequence[Sequence[str]], *, rule: AccuracyRule = "official"
+) -> float:
     """Mean of `answer_accuracy` over questions, a fraction."""
     _check(predictions, answers)
-    return sum(map(answer_accuracy, predictions, answers)) / len(predictions)
+    pairs = zip(predictions, answers, strict=True)
+    return sum(answer_accuracy(prediction, given, rule=rule) for prediction, given in pairs) / len(predictions)
 
 
 def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:

@@ -19,7 +19,7 @@ from openblip.data.transforms import clean_question, normalize
 from openblip.generation.decode import decode
 from openblip.generation.rank import rank_two_step
 from openblip.generation.types import DecodeConfig
-from openblip.metrics.answers import answer_accuracy, normalise_answer
+from openblip.metrics.answers import AccuracyRule, answer_accuracy, normalise_answer
 from openblip.models.layers import ImageMemory
 from openblip.models.stepper import DecoderStepper
 from openblip.models.vqa import BlipVqa
@@ -154,14 +154,17 @@ def rank_answers(
     return [tuple(Answer(candidates[i], p, share) for i, p, share in zip(*row, strict=True)) for row in rows]
 
 
-def score_answer(prediction: str, given: GivenAnswers) -> float:
+def score_answer(prediction: str, given: GivenAnswers, *, rule: AccuracyRule = "official") -> float:
     """How right an answer is, 0 to 1.
 
     Of answers by several people VQA's accuracy: right if three gave it. Where they have weights of their own: the
     share of these that agrees with the prediction.
+
+    Args:
+        rule: as of `answer_accuracy`.
     """
     if len(set(given.weights)) == 1:
-        return answer_accuracy(prediction, given.texts)
+        return answer_accuracy(prediction, given.texts, rule=rule)
     predicted = normalise_answer(prediction)
     agreeing = sum(w for text, w in given.merged.items() if normalise_answer(text) == predicted)
     return agreeing / sum(given.weights)
@@ -179,12 +182,14 @@ def evaluate_answers(
     clean: str = "simplify",
     max_length: int = MAX_LENGTH,
     max_rows: int = 64,
+    rule: AccuracyRule = "official",
 ) -> tuple[dict[str, float], list[dict[str, object]]]:
     """Answer every question freely, and by ranking `candidates` where there are any.
 
     Args:
         batches: with all questions of every picture (`text_mode="all"`).
         max_rows: questions that are answered at once.
+        rule: of accuracy, as of `answer_accuracy`.
 
     Returns:
         numbers by name: "accuracy_generated", "accuracy_ranked", and "accuracy_most": that of ranking if it never
@@ -193,7 +198,9 @@ def evaluate_answers(
     device = next(model.parameters()).device
     records: list[dict[str, object]] = []
     totals: dict[str, float] = {}
-    known = {normalise_answer(text) for text in candidates}
+    known: dict[str, list[str]] = {}
+    for text in dict.fromkeys(candidates):
+        known.setdefault(normalise_answer(text), []).append(text)
     for batch in batches:
         memory = model.remember(model.encode_image(normalize(batch.images.to(device))))
         given = [answers_of(meta) for meta in batch.meta]
@@ -208,13 +215,13 @@ def evaluate_answers(
             )
             for owner, question, (free, *_), chosen in zip(owners.tolist(), texts, written, ranked, strict=True):
                 right = given[owner][question]
-                scores = {"generated": score_answer(free.text, right)}
+                scores = {"generated": score_answer(free.text, right, rule=rule)}
                 record = {"key": batch.keys[owner], "question": question, "answers": list(right.texts)}
                 record |= {"generated": free.text, "log_prob": free.log_prob}
                 if chosen:
-                    scores["ranked"] = score_answer(chosen[0].text, right)
-                    there = [text for text in right.texts if normalise_answer(text) in known]
-                    scores["most"] = max((score_answer(text, right) for text in there), default=0.0)
+                    scores["ranked"] = score_answer(chosen[0].text, right, rule=rule)
+                    there = {near for text in right.texts for near in known.get(normalise_answer(text), ())}
+                    scores["most"] = max((score_answer(text, right, rule=rule) for text in there), default=0.0)
                     record |= {"ranked": chosen[0].text, "probability": chosen[0].probability}
                 for name, value in scores.items():
                     totals[name] = totals.get(name, 0.0) + value

@@ -18,11 +18,14 @@ from torch import nn
 
 from openblip.checkpoints.store import save_model
 from openblip.core.config import to_dict
+from openblip.core.errors import UserError
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.batches import CleanText, TextMode
+from openblip.data.measured import Measured
 from openblip.data.sample import Batch, Sample
 from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source
 from openblip.data.sources.questions import open_questions
 from openblip.data.stream import Loader
@@ -157,7 +160,10 @@ def run_training(
     )
 
     def evaluate(_module: nn.Module, _step: int) -> dict[str, float]:
-        numbers = evaluate_model(config, model, tokenizer, answers=task.answers)[0] if config.validation else {}
+        measured = Measured(out / "skipped.jsonl" if rank() == 0 else None)
+        numbers: dict[str, float] = {}
+        if config.validation:
+            numbers, _ = evaluate_model(config, model, tokenizer, answers=task.answers, measured=measured)
         return numbers | (evaluator(model, tokenizer) if evaluator is not None else {})
 
     try:
@@ -193,9 +199,18 @@ def evaluation_batches(
     samples: int,
     batch_size: int = 64,
     clean: Any,
+    measured: Measured | None = None,
 ) -> Iterator[Batch]:
-    """The first `samples` pictures in order, each with all its texts, resized whole."""
+    """The first `samples` pictures in order, each with all its texts, resized whole.
+
+    Nothing takes the place of a broken sample: it is left out and noted in `measured`.
+
+    Raises:
+        UserError: no picture can be used, or one cannot and there is no `measured` to note it in.
+    """
     opened: list[Source] = []
+    log = measured if measured is not None else Measured()
+    log.num_images = 0
     left = samples
     for source in (s if isinstance(s, Source) else open_source(s) for s in sources):
         if left > 0:
@@ -210,8 +225,20 @@ def evaluation_batches(
         text_mode="all",
         clean=clean,
         max_words=None,
+        leave_out=True,
+        skip_log=log,
     )
-    yield from loader
+    for batch in loader:
+        if measured is None and log.left_out:
+            break
+        log.num_images += len(batch)
+        yield batch
+    if log.left_out and (measured is None or not log.num_images):
+        first = log.left_out[0]
+        said = f"{first['key']}, {first['cause']}: {first['detail']}"
+        if measured is None:
+            raise UserError(f"a measure cannot use a sample of {first['source']} ({said}); repair or remove it")
+        raise UserError(f"there is nothing to measure on: no sample of {first['source']} can be used ({said})")
 
 
 class FirstSamples(Source):
@@ -219,7 +246,7 @@ class FirstSamples(Source):
 
     def __init__(self, source: Source, count: int) -> None:
         super().__init__()
-        self.name = source.name
+        self.name, self.bad_rows = source.name, source.bad_rows
         self._source, self._count = source, min(count, len(source))
 
     def __len__(self) -> int:
@@ -228,20 +255,31 @@ class FirstSamples(Source):
     def __getitem__(self, index: int) -> Sample:
         return self._source[index]
 
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        self._source.digest(digest, span, texts=texts)
+
 
 @torch.no_grad()
 def evaluate_model(
-    config: RunConfig, model: Blip | BlipVqa, tokenizer: TextTokenizer, *, answers: Sequence[str] = ()
+    config: RunConfig,
+    model: Blip | BlipVqa,
+    tokenizer: TextTokenizer,
+    *,
+    answers: Sequence[str] = (),
+    measured: Measured | None = None,
 ) -> tuple[dict[str, float], list[dict[str, object]]]:
     """Measure a model on the validation sources: what it can write, what it can match, how it answers.
 
     Args:
         answers: to choose from when the answers to questions are ranked; none leaves ranking out.
+        measured: where samples that cannot be used are noted; their number is always given.
 
     Returns:
-        numbers by name, and one record for each picture when captions were written, or for each question.
+        numbers by name ("num_left_out" among them where anything could not be used), and one record for each
+        picture when captions were written, or for each question.
     """
     was_training = model.training
+    used = measured if measured is not None else Measured()
     model.eval()
 
     asks = isinstance(model, BlipVqa)
@@ -252,6 +290,7 @@ def evaluate_model(
             model.config.vision.image_size,
             samples=config.validation_samples,
             clean="none" if asks else config.clean,
+            measured=used,
         )
 
     numbers: dict[str, float] = {}
@@ -266,9 +305,10 @@ def evaluate_model(
             keep=config.answering.keep,
             clean=config.clean,
             max_length=config.max_length,
+            rule=config.answering.rule,
         )
         model.train(was_training)
-        return numbers, records
+        return numbers | used.numbers, records
     if model.config.encoder:
         numbers |= evaluate_retrieval(
             model, tokenizer, batches(), rerank_k=config.rerank_k, max_length=config.max_length
@@ -277,4 +317,4 @@ def evaluate_model(
         scores, records = evaluate_captions(model, tokenizer, batches(), config.decode, prompt=config.prompt)
         numbers |= scores
     model.train(was_training)
-    return numbers, records
+    return numbers | used.numbers, records

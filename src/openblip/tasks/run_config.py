@@ -16,6 +16,7 @@ from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import parse_spec
 from openblip.data.transforms import ImageTransformConfig
 from openblip.generation.types import DecodeConfig
+from openblip.metrics.answers import AccuracyRule
 from openblip.objectives.pretraining import ObjectiveConfig
 from openblip.training.config import TrainConfig
 
@@ -34,6 +35,9 @@ class AnsweringConfig:
     """of the training data, the most frequent ones (the paper: those given more than 8 times)"""
     keep: int = 128
     """answers that are read whole for each question, chosen by their first token"""
+    rule: AccuracyRule = "official"
+    """of accuracy: "official" compares unanimous answers as they were given, as the VQA program does; "normalised"
+    without regard to case, articles and marks, like all others"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -103,7 +107,14 @@ class RunConfig:
             raise UserError("batch_size must be at least 1, num_workers not negative, max_length at least 3")
 
 
-MAY_CHANGE = ("run.validation*", "run.num_workers", "run.decode*", "run.rerank_k", "run.answering.keep")
+MAY_CHANGE = (
+    "run.validation*",
+    "run.num_workers",
+    "run.decode*",
+    "run.rerank_k",
+    "run.answering.keep",
+    "run.answering.rule",
+)
 """Settings of a run that a resumed one may have otherwise."""
 
 

@@ -131,6 +131,42 @@ def copy_of(root: Path, name: str, number: int) -> Path:
     return shutil.copytree(root / name, root / f"{name}-{number}")
 
 
+@pytest.mark.slow
+def test_data_that_change_after_a_kill_are_seen(models: Models, tmp_path: Path) -> None:
+    """What a killed run left of the old texts, in whatever file, is not taken for that of the new ones."""
+    web, made = tmp_path / "web", output(threshold=0.2)
+    settings = config(models, web, chunk_size=2, batch_size=1, captioner="")
+    old = write_tar(tmp_path / "old" / "0.tar", 0, 3).read_bytes()
+    new = write_tar(tmp_path / "new" / "0.tar", 4, 3).read_bytes()
+    assert len(old) == len(new)
+    web.mkdir()
+    (web / "0.tar").write_bytes(new)
+    run(settings, tmp_path / "quiet", made)
+    wanted, points = contents(tmp_path / "quiet"), 0
+    while True:
+        (web / "0.tar").write_bytes(old)
+        target = tmp_path / f"killed-{points}"
+        killed = killed_at(points + 1, partial(run, settings, target, made))
+        (web / "0.tar").write_bytes(new)
+        if not killed:
+            break
+        run(settings, target, made)
+        assert contents(target) == wanted, f"killed before operation {points}"
+        points += 1
+    assert points > 10
+    done = tmp_path / f"killed-{points}"  # with all of the old ones; the new ones are killed at every point too
+    for again in range(1, 60):
+        target = shutil.copytree(done, tmp_path / f"again-{again}")
+        killed = killed_at(again, partial(run, settings, target, made))
+        if again > 1 and Places(target).totals.exists():
+            assert contents(target) == wanted, "the old totals still say that all is done"
+        run(settings, target, made)
+        assert contents(target) == wanted, f"killed again before operation {again}"
+        if not killed:
+            break
+    assert again > 10
+
+
 def test_killed_again_and_again(web: Path, models: Models, tmp_path: Path) -> None:
     """By a timer that counts the process's own time, so that a busy machine changes nothing."""
     settings, made = config(models, web, chunk_size=1), output(threshold=0.2)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from openblip.core.errors import UserError, nearest
 from openblip.data.sample import BrokenSample, Sample
+from openblip.data.sources.digest import Digest
 
 __all__ = [
     "COLUMN_SETTINGS",
@@ -122,6 +123,23 @@ class Source(ABC):
 
         return np.fromiter(map(count, range(len(self))), np.int64, len(self))
 
+    def fingerprint(self, span: range | None = None, *, texts: bool = True) -> str:
+        """Return what tells these samples from others: names, texts, ids and sizes, never times of files.
+
+        Args:
+            span: of which samples; None is all.
+            texts: False leaves out all but what says which images these are.
+        """
+        digest = Digest()
+        span = range(len(self)) if span is None else span
+        digest.add(len(span))
+        self.digest(digest, span, texts=texts)
+        return digest.value()
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        """Add the samples of a span to a fingerprint; a source that says nothing is told by its size alone."""
+        digest.add(type(self).__name__, len(self))
+
     def describe(self) -> dict[str, Any]:
         """Return what a person wants to know: kind, path, number of samples, columns."""
         return {"kind": type(self).__name__, "name": self.name, "num_samples": len(self)}
@@ -185,6 +203,13 @@ class PairsSource(Source):
             texts=sample.texts[number * self._each : (number + 1) * self._each],
             image_id=sample.image_id or sample.key,
         )
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        if not span:
+            return
+        first, last = (int(np.searchsorted(self._ends, place, side="right")) for place in (span[0], span[-1]))
+        digest.add("pairs", self._each, span[0] - (int(self._ends[first - 1]) if first else 0))
+        self._source.digest(digest, range(first, last + 1), texts=texts)
 
     def describe(self) -> dict[str, Any]:
         return {**self._source.describe(), "num_samples": len(self), "num_images": len(self._source)}

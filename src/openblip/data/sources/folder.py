@@ -15,6 +15,7 @@ from openblip.core.text import read_lines
 from openblip.data.formats import ending_of
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.digest import MOST_SIZES, MOST_TEXTS, Digest, spread
 from openblip.data.walk import walk
 
 __all__ = ["TEXT_ENDINGS", "FolderSource", "with_texts"]
@@ -71,6 +72,16 @@ class FolderSource(Source):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        digest.strings(self._names[span.start : span.stop])
+        for index in spread(span, MOST_TEXTS if texts else MOST_SIZES):
+            try:
+                sample = self[index]
+                digest.image_size(sample)
+                digest.add(sample.texts if texts else ())
+            except BrokenSample as broken:
+                digest.broken(broken)
 
     def __getitem__(self, index: int) -> Sample:
         name = os.fsdecode(self._names[index].as_py())

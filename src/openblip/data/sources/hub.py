@@ -20,6 +20,7 @@ from openblip.core.errors import UserError, first_line, nearest, require
 from openblip.data.sample import BrokenSample, ImageLike, Sample
 from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, string_array
 from openblip.data.sources.cells import is_missing, one_image
+from openblip.data.sources.digest import Digest, pieces
 from openblip.data.sources.identity import id_strings, image_name, settle_ids
 from openblip.data.sources.paths import image_roots, local_path, locate_image
 from openblip.data.sources.table import choose_columns, row_texts
@@ -82,6 +83,16 @@ class HubSource(Source):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        image = self._columns["image"]
+        kept = [name for name in self._rows.column_names if name != image] if texts else []
+        # Where the library keeps a choice of rows, reading their images would copy them all.
+        kept += [image] if self._rows._indices is None else []
+        for piece in pieces(span, 10_000) if kept else ():
+            table = self._rows.select_columns(kept).with_format("arrow")[piece.start : piece.stop]
+            for name in kept:
+                digest.strings(table[name]) if name != image else digest.images(table[name])
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]

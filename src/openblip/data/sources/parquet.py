@@ -6,6 +6,7 @@ groups is kept, so samples are shuffled among the groups that fit (`Source.windo
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sources.answers import question_texts
 from openblip.data.sources.base import SourceConfig, string_array, string_of
 from openblip.data.sources.cells import as_texts, one_image
+from openblip.data.sources.digest import Digest
 from openblip.data.sources.identity import id_strings, image_ids, image_name, labels_of, settle_ids
 from openblip.data.sources.paths import image_roots, locate_image
 from openblip.data.sources.table import Columns, ImagePaths, TableSource, choose_columns, no_such_split, row_path
@@ -183,6 +185,26 @@ class GroupedImages:
                 key, image = broken.key, None
             found.append(image_name(image) or key)
         return found
+
+    def digest(self, digest: Digest, rows: np.ndarray) -> None:
+        """Add where the pictures of `rows` lie, and how large the row groups are that hold them."""
+        places = self._rows[rows]
+        groups = np.unique(self._group_of(places))
+        digest.numbers(places - (self._starts[groups[0]] if len(groups) else 0))
+        digest.numbers(self._group_sizes[groups])
+        digest.numbers(np.diff(self._starts)[groups])
+
+    @functools.cached_property
+    def _group_sizes(self) -> np.ndarray:
+        """Bytes of the pictures of each row group, int64 [groups]."""
+        sizes: list[int] = []
+        for path in self._paths:
+            metadata = pq.read_metadata(path)
+            for group in map(metadata.row_group, range(metadata.num_row_groups)):
+                chunks = (group.column(number) for number in range(group.num_columns))
+                own = (chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == self._column)
+                sizes.append(sum(chunk.total_uncompressed_size for chunk in own))
+        return np.array(sizes, np.int64)
 
     def _first_group(self, file: int) -> int:
         return next(number for number, (owner, _) in enumerate(self._groups) if owner == file)

@@ -20,6 +20,7 @@ from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.answers import GivenAnswers, question_texts, read_questions
 from openblip.data.sources.base import PairsSource, Source, SourceConfig
+from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source, parse_spec
 
 __all__ = ["QuestionSource", "answers_of", "open_questions"]
@@ -58,6 +59,10 @@ class QuestionSource(Source):
 
     def text_counts(self) -> np.ndarray:
         return super().text_counts() if self._column else self._source.text_counts()
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        digest.add("questions", self._column)
+        self._source.digest(digest, span, texts=texts)
 
     def describe(self) -> dict[str, Any]:
         return self._source.describe()

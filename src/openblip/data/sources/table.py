@@ -29,6 +29,7 @@ from openblip.data.sources.answers import (
 )
 from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, find_column, string_array, string_of
 from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, as_texts, given_id, one_image
+from openblip.data.sources.digest import MOST_SIZES, Digest, pieces, spread
 from openblip.data.sources.identity import image_ids
 from openblip.data.sources.paths import image_roots, locate_image
 from openblip.data.sources.records import Row, read_records
@@ -149,6 +150,30 @@ class TableSource(Source):
             raise BrokenSample("bad-text", key, f"its text is not UTF-8: {error}") from error
         meta = {name: json.loads(cells[row].as_py()) for name, cells in columns.meta.items()}
         return Sample(key=key, image=image, texts=texts, image_id=image_id, meta=meta)
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        columns, grouping = self._columns, self._grouping
+        for piece in pieces(span):
+            rows, ends = grouping.row[piece.start : piece.stop], grouping.start[piece.start : piece.stop + 1]
+            if isinstance(columns.images, ImagePaths):
+                digest.strings(columns.images.names.take(pa.array(rows)))
+            else:
+                columns.images.digest(digest, rows)
+            if not texts:
+                continue
+            digest.numbers(np.diff(ends))
+            numbers = np.arange(ends[0], ends[-1])
+            numbers = numbers if grouping.text_order is None else grouping.text_order[numbers]
+            digest.strings(columns.texts.take(pa.array(numbers)))
+            for column in (columns.ids, *columns.meta.values()):
+                if column is not None:
+                    digest.strings(column.take(pa.array(rows)))
+        for index in spread(span, MOST_SIZES) if isinstance(columns.images, ImagePaths) else ():
+            try:
+                key, image = columns.images[int(grouping.row[index])]
+                digest.image_size(Sample(key, image))
+            except BrokenSample as broken:
+                digest.broken(broken)
 
     def describe(self) -> dict[str, Any]:
         columns = self._columns

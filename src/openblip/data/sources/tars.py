@@ -24,6 +24,7 @@ from openblip.core.text import decode, lines_of
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source, SourceConfig, string_array
 from openblip.data.sources.cells import TEXT_COLUMNS, as_texts, given_id
+from openblip.data.sources.digest import MOST_TEXTS, Digest, pieces, spread
 from openblip.data.sources.identity import labels_of
 from openblip.data.sources.tar_keys import KeyReader
 from openblip.data.sources.tar_members import Member, read_members
@@ -144,6 +145,20 @@ class TarSource(Source):
 
     def __len__(self) -> int:
         return len(self._index)
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        for piece in pieces(span):
+            rows = self._index[piece.start : piece.stop]
+            digest.strings(self._keys[piece.start : piece.stop])
+            digest.numbers(rows[:, 0] - rows[0, 0])
+            digest.numbers(rows[:, 2::2] if texts else rows[:, 2])  # sizes; where they lie in the tar is no matter
+        for sample in spread(span, MOST_TEXTS) if texts else ():
+            tar, _, _, *places = (int(number) for number in self._index[sample])
+            for offset, size in (places[:2], places[2:]):
+                try:
+                    digest.raw(self._read(tar, offset, size, "") if size > 0 else b"")
+                except BrokenSample as broken:
+                    digest.broken(broken)
 
     def __getitem__(self, index: int) -> Sample:
         config = self._config

@@ -32,6 +32,7 @@ from openblip.core.interrupt import end_with_parent, starting_workers
 from openblip.core.runtime import versions
 from openblip.data.sample import Sample
 from openblip.data.sources.base import Source
+from openblip.data.sources.digest import Digest
 from openblip.data.world.draw import draw_scene
 from openblip.data.world.language import Length, caption
 from openblip.data.world.noise import NoiseConfig, web_text
@@ -146,6 +147,10 @@ class WorldSource(Source):
             asked = questions(scene, rng, config.questions_per_image, novel=config.split == "novel")
             meta["questions"] = [question.to_dict() for question in asked]
         return Sample(key=key, image=self._paint(scene, index), texts=tuple(texts), image_id=key, meta=meta)
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        drawn = {name: value for name, value in to_dict(self.config).items() if name != "num_samples"}
+        digest.add("world", VERSION, drawn, span.start, span.stop)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), **to_dict(self.config), "world_version": VERSION, "mirror_safe": False}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from openblip.checkpoints.blip2_store import StoredBlip2
 from openblip.core.tokenizer import TextTokenizer
+from openblip.data.measured import Measured
 from openblip.data.sample import Batch
 from openblip.data.sources.open import open_source
 from openblip.data.sources.questions import answers_of, open_questions
@@ -69,8 +70,13 @@ class Matcher(nn.Module):
 
 
 @torch.no_grad()
-def evaluate_blip2(config: Blip2RunConfig, stored: StoredBlip2) -> tuple[dict[str, float], list[dict[str, object]]]:
+def evaluate_blip2(
+    config: Blip2RunConfig, stored: StoredBlip2, *, measured: Measured | None = None
+) -> tuple[dict[str, float], list[dict[str, object]]]:
     """Measure a model on the validation sources; as `tasks.run.evaluate_model`.
+
+    Args:
+        measured: where samples that cannot be used are noted; their number is always given.
 
     Returns:
         stage 1: recall by ITC and after ITM, "itm_accuracy", "itm_auc", "itg_perplexity"; stage 2: the scores of
@@ -80,6 +86,7 @@ def evaluate_blip2(config: Blip2RunConfig, stored: StoredBlip2) -> tuple[dict[st
     was_training = model.training
     model.eval()
     asks = config.task == "questions"
+    used = measured if measured is not None else Measured()
 
     def batches() -> Iterator[Batch]:
         opener: Any = open_questions if asks else open_source
@@ -88,6 +95,7 @@ def evaluate_blip2(config: Blip2RunConfig, stored: StoredBlip2) -> tuple[dict[st
             model.vision.pixels,
             samples=config.validation_samples,
             clean="none" if asks else config.clean,
+            measured=used,
         )
 
     numbers: dict[str, float] = {}
@@ -104,7 +112,7 @@ def evaluate_blip2(config: Blip2RunConfig, stored: StoredBlip2) -> tuple[dict[st
         found = _answers(config, stored, batches()) if asks else _captions(config, stored, batches())
         numbers, records = numbers | found[0], found[1]
     model.train(was_training)
-    return numbers, records
+    return numbers | used.numbers, records
 
 
 def _memory(model: Blip2, batch: Batch) -> ImageMemory:

@@ -4,7 +4,8 @@
     cache = FeatureCache.open(["features/"], fingerprint_of(tower))     # refuses those of another tower
     cache.source(open_source("photos/"))                                # a source whose samples name their features
 
-A folder holds cache.json, keys-NNNNN.json and features-NNNNN.safetensors ([n, N, D], in the tower's dtype).
+A folder holds cache.json, keys-NNNNN.json and features-NNNNN.safetensors ([n, N, D], in the tower's dtype), and
+inputs.json: the fingerprint of the images of each shard. A shard whose images have changed is made anew.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from openblip.core.fingerprint import fingerprint
 from openblip.core.interrupt import Stopped, StopSignals
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source
+from openblip.data.sources.digest import Digest
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform, normalize
 from openblip.models.tower import FrozenTower
 
-__all__ = ["FeatureCache", "NoPixels", "cache_features", "fingerprint_of"]
+__all__ = ["FeatureCache", "NoPixels", "cache_features", "count_features", "fingerprint_of"]
 
 FORMAT = "openblip-features"
 _ROW = "feature_row"
@@ -55,12 +57,12 @@ def cache_features(
     num_workers: int = 1,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[int, int]]:
-    """Compute what is not there yet; yields (pictures done, of how many) after each shard.
+    """Compute what is not there yet, or has changed; yields (pictures done, of how many) after each shard made.
 
     Pictures are resized whole, nothing random. Those that cannot be read are left out and listed in skipped.jsonl.
 
     Raises:
-        UserError: the folder holds features of another tower or of other data, or two pictures have one key.
+        UserError: the folder holds features of another tower, two pictures have one key, or none can be read.
         Stopped: SIGINT or SIGTERM came; what is computed is kept, in a shard that is not whole as well.
     """
     folder = Path(folder)
@@ -77,19 +79,22 @@ def cache_features(
         "shard_size": shard_size,
     }
     known = _read(folder / "cache.json")
-    if known is None:
+    for name in described if known is not None else ():
+        if name != "sources" and known.get(name) != described[name]:
+            raise UserError(
+                f"{folder} holds other features: its {name} is {known.get(name)}, not {described[name]}; "
+                "choose a new folder"
+            )
+    bounds = [(first, min(total, first + shard_size)) for first in range(0, total, shard_size)]
+    inputs = [_images_of(sources, *bound) for bound in bounds]
+    made = _keep_unchanged(folder, inputs, trusted=known is not None and known["sources"] == described["sources"])
+    if known != described:
         write_json(folder / "cache.json", described)
-    elif known != described:
-        name = next(name for name in described if known.get(name) != described[name])
-        raise UserError(
-            f"{folder} holds other features: its {name} is {known.get(name)}, not {described[name]}; "
-            "choose a new folder"
-        )
-    done = len(list(folder.glob("keys-*.json")))
     tower.to(device)
-    seen = {key for keys in map(_read, sorted(folder.glob("keys-*.json"))) for key in keys or ()}
-    for shard in range(done, -(-total // shard_size)):
-        first, last = shard * shard_size, min(total, (shard + 1) * shard_size)
+    seen = {key for file in folder.glob("keys-*.json") for key in _read(file)}
+    for shard, (first, last) in enumerate(bounds):
+        if str(shard) in made:
+            continue
         begun = _Begun(folder / f".begun-{shard:05d}.safetensors")
         loader = Loader(
             [_Slice(source, *span) for source, span in _spans(sources, first, last)],
@@ -100,9 +105,9 @@ def cache_features(
             text_mode="none",
             num_workers=num_workers,
             skip_log=folder / "skipped.jsonl",
-            max_substitutes=shard_size,
+            leave_out=True,
         )
-        begun.read(loader)
+        begun.read(loader, inputs[shard])
         keys, parts = begun.keys, begun.parts
         with StopSignals() as signals, closing(loader):
             for batch in loader:
@@ -110,20 +115,57 @@ def cache_features(
                 parts.append(tower(pixels).cpu())
                 keys += batch.keys
                 if signals.received:
-                    begun.write(loader)
+                    begun.write(loader, inputs[shard])
                     place = f"{first + len(keys)} of {total} pictures"
                     raise Stopped(f"stopped after {place}; their features are in {folder}", signals.received)
-        rows = _first_of_each(keys)  # a substitute for a picture that cannot be read stands there twice
+        rows = _first_of_each(keys)
         keys = [keys[row] for row in rows]
         if twice := seen.intersection(keys):
             raise UserError(f'two pictures have the key "{min(twice)}"; cache each source in a folder of its own')
         seen.update(keys)
-        file = folder / f"features-{shard:05d}.safetensors"
-        with atomic_path(file) as temporary:
-            write_tensors(temporary, {"features": torch.cat(parts)[rows].contiguous()})
+        if keys:
+            with atomic_path(folder / f"features-{shard:05d}.safetensors") as temporary:
+                write_tensors(temporary, {"features": torch.cat(parts)[rows].contiguous()})
+        made[str(shard)] = inputs[shard]
+        write_json(folder / "inputs.json", made)
         write_json(folder / f"keys-{shard:05d}.json", keys, indent=None)
         begun.file.unlink(missing_ok=True)
         yield last, total
+    if not seen:
+        names = " and ".join(source.name for source in sources)
+        raise UserError(f"no image of {names} can be read; {folder / 'skipped.jsonl'} says what is wrong with each")
+
+
+def count_features(folder: Path | str) -> int:
+    """How many pictures have features in a folder."""
+    return sum(len(_read(file)) for file in Path(folder).glob("keys-*.json"))
+
+
+def _images_of(sources: Sequence[Source], first: int, last: int) -> str:
+    """Fingerprint of the images of samples `first` to `last` of all; their texts do not matter to features."""
+    digest = Digest()
+    for source, span in _spans(sources, first, last):
+        digest.add(source.fingerprint(range(*span), texts=False))
+    return digest.value()
+
+
+def _keep_unchanged(folder: Path, inputs: Sequence[str], *, trusted: bool) -> dict[str, str]:
+    """Remove the shards whose images have changed or are gone; return the inputs of the others by shard.
+
+    Args:
+        trusted: a folder of an earlier version, which does not say what it was made of, is of these images.
+    """
+    noted = _read(folder / "inputs.json")
+    kept = {}
+    for keys in sorted(folder.glob("keys-*.json")):
+        shard = int(keys.stem.removeprefix("keys-"))
+        same = trusted if noted is None else shard < len(inputs) and noted.get(str(shard)) == inputs[shard]
+        if same:
+            kept[str(shard)] = inputs[shard]
+            continue
+        for name in (keys.name, f"features-{shard:05d}.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+    return kept
 
 
 @dataclass
@@ -135,19 +177,21 @@ class _Begun:
     parts: list[Tensor] = field(default_factory=list)
     """features [n, N, D]"""
 
-    def read(self, loader: Loader) -> None:
-        """Go on where the file was written; with another batch size, from the shard's beginning."""
+    def read(self, loader: Loader, images: str) -> None:
+        """Go on where the file was written; with another batch size or other images, from the shard's beginning."""
         if not self.file.is_file():
             return
         found = load_file(self.file)
         state = json.loads(found["state"].numpy().tobytes())
-        if state["loader"]["global_batch"] == loader.state_dict()["global_batch"]:
+        if (state["loader"]["global_batch"], state.get("input")) == (loader.state_dict()["global_batch"], images):
             loader.load_state_dict(state["loader"])
             self.keys, self.parts = state["keys"], [found["features"]]
 
-    def write(self, loader: Loader) -> None:
+    def write(self, loader: Loader, images: str) -> None:
         """Keep what is computed."""
-        state = json.dumps({"keys": self.keys, "loader": loader.state_dict()}).encode()
+        place = loader.state_dict()
+        del place["data"]  # texts do not matter
+        state = json.dumps({"keys": self.keys, "loader": place, "input": images}).encode()
         plain = torch.frombuffer(bytearray(state), dtype=torch.uint8)
         with atomic_path(self.file) as temporary:
             write_tensors(temporary, {"features": torch.cat(self.parts), "state": plain})
@@ -183,6 +227,9 @@ class _Slice(Source):
 
     def __getitem__(self, index: int) -> Sample:
         return self._source[self._first + index]
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        self._source.digest(digest, range(self._first + span.start, self._first + span.stop), texts=texts)
 
 
 def _read(file: Path) -> Any:
@@ -270,6 +317,11 @@ class _CachedSource(Source):
 
     def text_counts(self) -> np.ndarray:
         return self._source.text_counts()
+
+    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
+        before, digest.sizes = digest.sizes, False
+        self._source.digest(digest, span, texts=texts)
+        digest.sizes = before
 
     def describe(self) -> dict[str, Any]:
         return self._source.describe()

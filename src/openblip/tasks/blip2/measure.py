@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from openblip.data.measured import Measured
 from openblip.generation.types import DecodeConfig
 from openblip.tasks.blip2.config import Blip2RunConfig
 from openblip.tasks.blip2.evaluate import evaluate_blip2
@@ -13,12 +14,19 @@ __all__ = ["evaluate_any_blip2"]
 
 
 def evaluate_any_blip2(
-    predictor: Any, data: tuple[str, ...], *, samples: int, rerank_k: int, decode: DecodeConfig
+    predictor: Any,
+    data: tuple[str, ...],
+    *,
+    samples: int,
+    rerank_k: int,
+    decode: DecodeConfig,
+    measured: Measured | None = None,
 ) -> tuple[dict[str, float], list[dict[str, object]]]:
     """`evaluate_blip2` with the settings that the model was trained with.
 
     Args:
         predictor: a `Blip2Predictor`.
+        measured: as for `evaluate_blip2`.
     """
     asks = predictor.info.get("task") == "questions"
     config = Blip2RunConfig(
@@ -33,4 +41,4 @@ def evaluate_any_blip2(
         clean=predictor.info.get("clean", "simplify"),
         decode=decode,
     )
-    return evaluate_blip2(config, predictor.stored)
+    return evaluate_blip2(config, predictor.stored, measured=measured)

@@ -18,6 +18,7 @@ from torch import nn
 from openblip.checkpoints.blip2_store import StoredBlip2, save_blip2
 from openblip.core.config import to_dict
 from openblip.core.runtime import rank, seed_everything, world_size
+from openblip.data.measured import Measured
 from openblip.data.sources.base import Source, SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.sources.questions import open_questions
@@ -79,7 +80,8 @@ def run_blip2(
     )
 
     def evaluate(_module: nn.Module, _step: int) -> dict[str, float]:
-        numbers = evaluate_blip2(config, stored)[0] if config.validation else {}
+        measured = Measured(out / "skipped.jsonl" if rank() == 0 else None)
+        numbers = evaluate_blip2(config, stored, measured=measured)[0] if config.validation else {}
         return numbers | (evaluator(stored) if evaluator is not None else {})
 
     section = to_dict(config)

@@ -1,0 +1,194 @@
+"""A measure over data some of which cannot be used: nothing is put in its place, and everybody is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import spoiled
+
+from openblip.checkpoints.store import save_model
+from openblip.cli.use import ask, caption, embed, evaluate, match, retrieve
+from openblip.core.config import override
+from openblip.core.errors import UserError
+from openblip.data.measured import Measured
+from openblip.data.sources.open import open_source
+from openblip.data.stream import Loader
+from openblip.data.transforms import evaluation_transform
+from openblip.recipes import small_pretrain
+from openblip.tasks.run import as_sources, evaluation_batches, run_training
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "blip"
+    save_model(folder, small.model(), small.tokenizer())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "vqa"
+    save_model(folder, small.vqa_model(), small.vqa_tokenizer(), {"task": "vqa", "answers": list(small.ANSWERS)})
+    return folder
+
+
+def measure(
+    capsys: pytest.CaptureFixture[str], model: Path, data: Path | str, **options: Any
+) -> tuple[Any, str, int]:
+    """The JSON that `openblip evaluate` prints, what it says on standard error, and its exit code."""
+    capsys.readouterr()
+    code = 0
+    try:
+        evaluate((str(data),), model=str(model), device="cpu", beams=1, max_new_tokens=5, rerank=2, **options)
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    said = capsys.readouterr()
+    return json.loads(said.out), said.err, code
+
+
+@pytest.mark.parametrize("kind", ["blip", "vqa"])
+def test_figures_are_those_of_what_can_be_used(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five images, two of them broken: three records, never one image twice; captions, retrieval and answers."""
+    every, good = spoiled.write(tmp_path / "data", questions=kind == "vqa")
+    model = request.getfixturevalue(kind)
+    numbers, said, code = measure(capsys, model, every, out=tmp_path / "out")
+    wanted, quiet, fine = measure(capsys, model, good, out=tmp_path / "fine")
+    assert (code, fine) == (1, 0)
+    left_out = numbers.pop("left_out")
+    assert numbers.pop("num_left_out") == 2
+    assert numbers == wanted
+    assert {(one["key"], one["cause"]) for one in left_out} == {(f"{n}.jpg", c) for n, c in spoiled.BROKEN.items()}
+    assert all(one["detail"] and one["source"] == str(every) for one in left_out)
+    records = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [record["key"] for record in records] == [f"{n}.jpg" for n in spoiled.GOOD]
+    stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (stored["images"], stored["num_left_out"], stored["left_out"]) == (3, 2, left_out)
+    assert "skipped 1.jpg (truncated)" in said
+    assert "measured on 3 pictures, without 2 that cannot be used (1 truncated, 1 not-an-image)" in said
+    assert str(tmp_path / "out" / "metrics.json") in said
+    assert quiet == ""
+    assert json.loads((tmp_path / "fine" / "metrics.json").read_text())["images"] == 3
+
+
+def test_rows_and_images_without_words_count_too(
+    blip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every, _ = spoiled.write(tmp_path / "data")
+    lines = every.read_text().splitlines()
+    every.write_text(
+        "\n".join([lines[0], '{"image": "2.jpg", "capti', json.dumps({"image": "4.jpg", "caption": "..."})])
+    )
+    numbers, _, code = measure(capsys, blip, every)
+    assert code == 1
+    assert [(one["cause"], one["key"]) for one in numbers["left_out"]] == [
+        ("bad-row", "all.jsonl line 2"),
+        ("no-text", "4.jpg"),
+    ]
+
+
+def test_only_so_many_are_told_one_by_one(blip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every, _ = spoiled.write(tmp_path / "data")
+    with open(every, "a") as file:
+        file.writelines(json.dumps({"image": f"gone{n}.jpg", "caption": "a dog"}) + "\n" for n in range(20))
+    numbers, said, code = measure(capsys, blip, every)
+    assert code == 1
+    assert len(numbers["left_out"]) == 22
+    assert said.count("skipped ") == 5
+    assert "without 22 that cannot be used (20 missing, 1 truncated, 1 not-an-image)" in said
+
+
+def test_nothing_left_to_measure_is_an_error(blip: Path, tmp_path: Path) -> None:
+    every, _ = spoiled.write(tmp_path / "data")
+    for path in every.parent.glob("*.jpg"):
+        path.unlink()
+    with pytest.raises(
+        UserError, match=r"nothing to measure on: no sample of .*all\.jsonl can be used \(0\.jpg, missing"
+    ):
+        evaluate((str(every),), model=str(blip), device="cpu")
+
+
+def test_samples_beyond_those_asked_for_take_no_place(tmp_path: Path) -> None:
+    """Of the first four, two are broken: two are measured on, and the fifth is not read in their place."""
+    every, _ = spoiled.write(tmp_path / "data")
+    measured = Measured()
+    batches = evaluation_batches(
+        as_sources((str(every),)), 32, samples=4, batch_size=2, clean="none", measured=measured
+    )
+    assert [batch.keys for batch in batches] == [["0.jpg"], ["2.jpg"]]
+    assert (measured.num_images, len(measured.left_out)) == (2, 2)
+
+
+def test_who_notes_nothing_is_stopped(tmp_path: Path) -> None:
+    every, good = spoiled.write(tmp_path / "data")
+    with pytest.raises(UserError, match=r"cannot use a sample of .*all\.jsonl \(1\.jpg, truncated"):
+        list(evaluation_batches(as_sources((str(every),)), 32, samples=5, clean="none"))
+    assert len(list(evaluation_batches(as_sources((str(good),)), 32, samples=5, clean="none"))) == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_the_good_samples_without_doubles(tmp_path: Path, world_size: int, num_workers: int) -> None:
+    """Of seven samples each good one comes once, on one rank; a smaller last batch is not filled up."""
+    every, _ = spoiled.write(tmp_path / "data")
+    for number in (5, 6):
+        (every.parent / f"{number}.jpg").write_bytes(spoiled.image(number))
+    with open(every, "a") as file:
+        file.writelines(json.dumps({"image": f"{n}.jpg", "caption": "a dog"}) + "\n" for n in (5, 6))
+    keys, skipped = [], 0
+    for rank in range(world_size):
+        loader = Loader(
+            open_source(str(every)), evaluation_transform(32), 1, rank=rank, world_size=world_size, shuffle=False,
+            drop_last=False, text_mode="all", leave_out=True, num_workers=num_workers,
+        )  # fmt: skip
+        keys += [key for batch in loader for key in batch.keys]
+        skipped += loader.skipped.total
+        loader.close()
+    assert sorted(keys) == [f"{n}.jpg" for n in (0, 2, 4, 5, 6)]
+    assert skipped == 2
+
+
+def test_evaluation_in_training_notes_what_it_left_out(tmp_path: Path) -> None:
+    every, good = spoiled.write(tmp_path / "data")
+    config = small_pretrain((str(good),), size="nano", validation=(str(every),), steps=1)
+    quiet = ("batch_size=2", "num_workers=0", "train.trackers=[]", "image_size=32", "rerank_k=2", "vocab_size=60")
+    config = override(config, (*quiet, "decode.num_beams=1", "decode.max_new_tokens=4"))
+    run_training(replace(config, train=replace(config.train, device="cpu")), tmp_path / "run", show=False)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (found,) = [record for record in records if record["split"] == "eval"]
+    assert found["num_left_out"] == 2
+    listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert {(one["key"], one["use"]) for one in listed} == {("1.jpg", "validation"), ("3.jpg", "validation")}
+
+
+def used(
+    capfd: pytest.CaptureFixture[str], command: Callable[..., None], *words: object, **options: Any
+) -> list[str]:
+    """What a command gives results for, in order; it says that something was left out."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command(*words, device="cpu", **options)
+    said = capfd.readouterr()
+    assert ended.value.code == 1
+    assert "3 pictures done, 2 skipped" in said.err
+    records = [json.loads(line) for line in said.out.splitlines()]
+    return [Path(record.get("image") or record["item"]).name for record in records if "text" not in record]
+
+
+def test_no_command_puts_another_image_in_the_place_of_a_broken_one(
+    blip: Path, vqa: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoiled.write(tmp_path / "data")
+    folder, good = (str(tmp_path / "data"),), [f"{n}.jpg" for n in spoiled.GOOD]
+    assert used(capfd, caption, folder, model=str(blip), beams=1, max_new_tokens=5) == good
+    assert used(capfd, match, folder, model=str(blip), text=("two dogs",)) == good
+    assert used(capfd, embed, folder, model=str(blip)) == good
+    assert used(capfd, ask, folder, model=str(vqa), question=("what is red?",), beams=1) == good
+    assert sorted(used(capfd, retrieve, "two dogs", folder, model=str(blip), top=5, rerank=2)) == good
