@@ -151,7 +151,8 @@ def _cards(
     for (image, texts, scene), captions in zip(rows, captioner.caption(images, MOST_PROBABLE), strict=True):
         text = captions[0].text
         verdict = judge(text, scene)
-        score = matcher.match(image, text)[0][0].itm_probability
+        # A captioner that has hardly begun to learn writes nothing, which matches nothing.
+        score = matcher.match(image, text)[0][0].itm_probability if text.strip() else None
         written = CardText(text=text, verdict=_word(verdict), reason=verdict.reason, score=score, score_name="ITM")
         cards.append(Card(picture=picture(image, alt=texts[0]), texts=[written], truth=list(texts[:2])))
     return cards
