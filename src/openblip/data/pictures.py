@@ -213,8 +213,9 @@ def find_pictures(places: Iterable[Path | str], *, listing: TextIO | None = None
 
 def _standard_input() -> Iterator[str]:
     """The lines of standard input as paths, which need not be UTF-8."""
-    for line in sys.stdin.buffer:
-        yield os.fsdecode(line.removeprefix(codecs.BOM_UTF8))
+    lines: Iterable[bytes | str] = getattr(sys.stdin, "buffer", sys.stdin)  # a notebook's has no bytes
+    for line in lines:
+        yield os.fsdecode(line.removeprefix(codecs.BOM_UTF8) if isinstance(line, bytes) else line)
 
 
 def find_images(places: Iterable[Path | str]) -> list[str]:
