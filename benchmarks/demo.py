@@ -67,7 +67,7 @@ def _column(demo: dict[str, Any]) -> dict[str, str]:
     asked = stages["zero-shot"]["test"]
     steps = ", ".join(f"{stages[name]['steps']:,}" for name in ("pretrain", "captioner", "matcher"))
     finds = f"a text finds its image among {test['pictures']}: by ITC, re-ranked by ITM"
-    learners = [again[name]["truth"] for name in ("as found", "cleaned") if name in again]
+    learners = [again[name] for name in ("as found", "cleaned") if name in again]
     return {
         "minutes planned, taken": f"{demo['minutes']:g}, {minutes(demo):.1f}",
         "model; steps of pre-training, captioner, matcher": f"{plan['model']}; {steps}",
@@ -80,7 +80,15 @@ def _column(demo: dict[str, Any]) -> dict[str, str]:
         "CapFilt's filter on web texts: precision, recall": _shares(
             judged.get("precision_web"), judged.get("recall_web")
         ),
-        "captioners of web pairs as found, cleaned: true in every fact": _shares(*learners),
+        "captioners of web pairs as found, cleaned: objects named rightly": _shares(
+            *(learner["coverage"] for learner in learners)
+        ),
+        "their captions: true in every fact; facts": "; ".join(
+            (
+                _shares(*(learner["truth"] for learner in learners)),
+                ", ".join(f"{learner['mean_facts']:.1f}" for learner in learners),
+            )
+        ),
         "questions that BLIP-2 answers; without the image; by guessing": _shares(
             asked["decoder"]["sees"]["answers_all"], asked["decoder"]["blind"]["all"], asked["guessing"]["all"]
         ),

@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks import published
 from benchmarks.harness import THREADS, result_of
 
-__all__ = ["MOST_OF_HELP", "run"]
+__all__ = ["MOST_OF_HELP", "lines", "run"]
 
 MOST_OF_HELP = 2.0
 BEAMS, NEW = 3, 20
@@ -55,6 +55,22 @@ def run(quick: bool) -> dict[str, Any]:
         Image.fromarray(pixels).save(image)
         rows = [_first_caption(published.folder(), image, repeats), *_mistakes(published.folder(), image, repeats)]
     return result_of("startup", rows, imports=IMPORTS)
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The table of docs/performance.md."""
+    rows = [("", "openblip", "beside", "ratio"), ("---", "---:", "---:", "---:")]
+    for row in result["rows"]:
+        if "peer_s" in row:
+            ratio = f"{row['ours_s'] / row['peer_s']:.2f}"
+            rows.append((row["case"], f"{row['ours_s']:.2f} s", f"{row['peer_s']:.2f} s (transformers)", ratio))
+            whole = (f"{row['ours_whole_s']:.2f} s", f"{row['peer_whole_s']:.2f} s (transformers)")
+            ratio = f"{row['ours_whole_s'] / row['peer_whole_s']:.2f}"
+            rows.append(("the first caption, imports included", *whole, ratio))
+        else:
+            beside = f"{row['help_s']:.2f} s (--help)"
+            rows.append((f"a mistake: {row['case']}", f"{row['ours_s']:.2f} s", beside, f"{row['ratio']:.2f}"))
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _first_caption(model: Path, image: Path, repeats: int) -> dict[str, Any]:

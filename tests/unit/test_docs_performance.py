@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks import startup
 from benchmarks.pointing import STORED
 from benchmarks.tables import RESULTS, lines
 
@@ -40,6 +41,14 @@ def test_the_pointing_game_is_the_stored_one() -> None:
         assert [named, other, chance] == [f"{100 * row[name]:.1f}" for name in ("named", "other", "chance")]
     assert f"in {result['pictures']} clean pictures" in PAGE
     assert max(row["deviation"] for row in result["rows"]) <= 0.036
+
+
+def test_starting_up_is_the_stored_one() -> None:
+    result = json.loads((RESULTS / f"startup-{MACHINE}.json").read_text())
+    assert "\n".join(startup.lines(result)) in PAGE
+    first, *mistakes = result["rows"]
+    assert first["outputs_agree"]
+    assert all(row["goal_met"] for row in mistakes)
 
 
 def test_the_step_is_the_stored_one() -> None:

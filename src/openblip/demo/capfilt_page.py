@@ -68,12 +68,15 @@ def _sentences(cleaned: dict[str, Any], again: dict[str, Any]) -> list[str]:
     )
     if "cleaned" not in again:
         return [first, "That is too little for a new model to learn from: the matcher has learned too short.", link]
-    truth = {name: again[name]["truth"] for name in LEARNERS}
+    truth = {name: f"{again[name]['truth']:.0%}" for name in LEARNERS}
+    says = {name: f"{again[name]['mean_facts']:.1f} facts a caption" for name in LEARNERS}
+    objects = {name: f"{again[name]['coverage']:.0%}" for name in LEARNERS}
     return [
         first,
         f"Two captioners were fine-tuned from the pre-trained model for {again['cleaned']['steps']:,} steps with "
-        f"nothing but web pairs: of the captions of the one that saw them as found {truth['as found']:.0%} are "
-        f"true, of the other's {truth['cleaned']:.0%}.",
+        f"nothing but web pairs. The one that saw them as found names {objects['as found']} of the objects "
+        f"rightly, and {truth['as found']} of its captions are true in every fact ({says['as found']}); the other names "
+        f"{objects['cleaned']}, and {truth['cleaned']} are true ({says['cleaned']}).",
         link,
     ]
 
