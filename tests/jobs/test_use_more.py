@@ -137,7 +137,7 @@ def test_a_drawing_of_where_the_model_looks(
     )
     assert "there is no layer 7" in refuse("explain", image, "--model", model, "--layer", 7, *more)
     assert "name the file" in refuse("explain", image, "--model", model, "--out", tmp_path / "none.pdf")
-    assert "cannot be used (missing)" in refuse("explain", tmp_path / "no.png", "--model", model, *more)
+    assert "there is no picture or folder" in refuse("explain", tmp_path / "no.png", "--model", model, *more)
     assert "pip install" in refuse(
         "explain", image, "--model", model, *more, before="import sys; sys.modules['matplotlib'] = None"
     )

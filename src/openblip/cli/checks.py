@@ -64,11 +64,13 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     Raises:
         UserError: a model, images or data are not where they are said to be, or a result would be written over.
     """
-    bound = inspect.signature(function).bind(*args, **options)
-    given = bound.arguments
+    signature = inspect.signature(function)
+    bound = signature.bind(*args, **options).arguments
+    # What was left out is the command's own to tell.
+    given = {name: value for name, value in bound.items() if value != signature.parameters[name].default}
     check_file(given.get("config"))
     # A configuration file may take the place of arguments; a bootstrap that goes on reads only what is not done.
-    if given.get("config") is not None or (command == "bootstrap" and given["out"].exists()):
+    if given.get("config") is not None or (command == "bootstrap" and bound["out"].exists()):
         return
     for name, value in given.items():
         check = _OF_COMMANDS.get((command, name)) or _CHECKS.get(name)
