@@ -53,6 +53,8 @@ class CapFiltConfig:
     """how written texts begin; None is what the captioner was trained with"""
     image_size: int | None = None
     """pixels; None is what each model was trained with"""
+    tokenizer: str | None = None
+    """of a model that brings none: a folder, a file or a hub name"""
     max_length: int = 40
     """tokens of a text that the filter reads"""
     ranker: str = ""

@@ -104,19 +104,23 @@ def open_models(
     filter: str,
     *,
     image_size: int | None = None,
+    tokenizer: str | None = None,
 ) -> Models:
     """Open the two models, "" for no captioner; the same path is opened once.
+
+    Args:
+        tokenizer: of a model that brings none.
 
     Raises:
         UserError: one cannot be opened, or cannot do what it is needed for.
     """
-    judge = _open(filter, image_size)
+    judge = _open(filter, image_size, tokenizer)
     _require(
         filter, "--filter", judge.model.text_encoder is not None, "only writes; it has no ITM head to judge with"
     )
     writer: Part | None = None
     if captioner:
-        writer = judge if captioner == filter else _open(captioner, image_size)
+        writer = judge if captioner == filter else _open(captioner, image_size, tokenizer)
         _require(captioner, "--captioner", writer.model.text_decoder is not None, "only matches; it cannot write")
     one_model = writer is not None and (writer is judge or writer.fingerprint == judge.fingerprint)
     one_vision = writer is not None and (one_model or _same_weights(writer.model.vision, judge.model.vision))
@@ -125,8 +129,8 @@ def open_models(
     return Models(writer, judge, one_vision, one_model).to("cpu", torch.float32)
 
 
-def _open(path: str, image_size: int | None) -> Part:
-    stored = open_model(path, image_size=image_size)
+def _open(path: str, image_size: int | None, tokenizer: str | None) -> Part:
+    stored = open_model(path, tokenizer=tokenizer, image_size=image_size)
     model = stored.blip
     return Part(model, stored.tokenizer, stored.info, fingerprint(model, model.config))
 

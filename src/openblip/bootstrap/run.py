@@ -104,7 +104,7 @@ def run_capfilt(
     open_part.cache_clear()
     device = choose_device(config.device)
     config = replace(config, dtype=str(choose_dtype(config.dtype, device)).removeprefix("torch."))
-    models = open_models(config.captioner, config.filter, image_size=config.image_size)
+    models = open_models(config.captioner, config.filter, image_size=config.image_size, tokenizer=config.tokenizer)
     _same_run(Places(target), config, models)
     _begin(Places(target), output)
     workers = engine.workers or max(1, torch.cuda.device_count() if device.type == "cuda" else 1)
@@ -194,7 +194,9 @@ def make_pipeline(config: CapFiltConfig, models: Models | None = None) -> Pipeli
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     if models is None:
-        models = open_models(config.captioner, config.filter, image_size=config.image_size)
+        models = open_models(
+            config.captioner, config.filter, image_size=config.image_size, tokenizer=config.tokenizer
+        )
     return Pipeline(
         models.to(device, dtype),
         config.decode,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Device, Dtype, OptionalPath, person
+from openblip.cli.arguments import Device, Dtype, OptionalPath, Tokenizer, person
 from openblip.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def capfilt(
     *,
     filter: Annotated[str, arg(metavar="MODEL", help_behavior_hint="(required)")],
     captioner: Annotated[str, arg(metavar="MODEL", help_behavior_hint="")] = "",
+    tokenizer: Tokenizer = None,
     num_captions: int = 1,
     nucleus: float = 0.9,
     beams: Annotated[int, arg(help_behavior_hint="")] = 0,
@@ -110,6 +111,7 @@ def capfilt(
         decode=decode,
         prompt=prompt,
         image_size=image_size,
+        tokenizer=tokenizer,
         max_length=max_length,
         ranker=ranker,
         batch_size=batch_size,
