@@ -75,8 +75,8 @@ def _sentences(cleaned: dict[str, Any], again: dict[str, Any]) -> list[str]:
         first,
         f"Two captioners were fine-tuned from the pre-trained model for {again['cleaned']['steps']:,} steps with "
         f"nothing but web pairs. The one that saw them as found names {objects['as found']} of the objects "
-        f"rightly, and {truth['as found']} of its captions are true in every fact ({says['as found']}); the other names "
-        f"{objects['cleaned']}, and {truth['cleaned']} are true ({says['cleaned']}).",
+        f"rightly, and {truth['as found']} of its captions are true in every fact ({says['as found']}); the other "
+        f"names {objects['cleaned']}, and {truth['cleaned']} are true ({says['cleaned']}).",
         link,
     ]
 
