@@ -59,7 +59,8 @@ def test_nan_as_a_word_is_no_caption(image_folder: Path, name: str) -> None:
     elif name == "c.jsonl":
         written(image_folder, name, "\n".join(json.dumps({"image": a, "caption": b}) for a, b in rows))
     else:
-        pq.write_table(pa.table({"image": [a for a, _ in rows], "caption": [b for _, b in rows]}), image_folder / name)
+        table = pa.table({"image": [a for a, _ in rows], "caption": [b for _, b in rows]})
+        pq.write_table(table, image_folder / name)
     texts = [texts for _, texts, _ in read(open_source(str(image_folder / name)))]
     assert texts == [(), (), (), ("nan bread",), ("None",)]
 
