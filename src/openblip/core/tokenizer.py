@@ -206,9 +206,9 @@ class TextTokenizer:
         names = _names(settings)
         tokenizer = _bert_tokenizer(
             models.WordPiece(read_vocab(path), unk_token=_content(settings.get("unk_token") or "[UNK]")),
-            lowercase=settings.get("do_lower_case", True) is not False,
-            strip_accents=settings.get("strip_accents"),
-            chinese=settings.get("tokenize_chinese_chars", True) is not False,
+            lowercase=_flag(path, settings, "do_lower_case", True) is not False,
+            strip_accents=_flag(path, settings, "strip_accents", None),
+            chinese=_flag(path, settings, "tokenize_chinese_chars", True) is not False,
             ends=(names.get("cls", "[CLS]"), names.get("sep", "[SEP]")),
         )
         for name, number in _added(path.parent, settings):
@@ -323,6 +323,16 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{file} holds no settings of a tokenizer: it must be a JSON object")
     return settings
+
+
+def _flag(path: Path, settings: dict[str, Any], name: str, default: bool | None) -> bool | None:
+    """A setting that is true or false, as it changes which ids a text has."""
+    value = settings.get(name, default)
+    if value is not default and not isinstance(value, bool):
+        raise UserError(
+            f"{name} in {path.parent / 'tokenizer_config.json'} must be true or false, not {json.dumps(value)}"
+        )
+    return value
 
 
 def _names(settings: dict[str, Any]) -> dict[str, str]:

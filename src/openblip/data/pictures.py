@@ -120,6 +120,9 @@ def as_pictures(pictures: Pictures) -> list[Picture]:
     one = one or hasattr(pictures, "read")
     if isinstance(pictures, np.ndarray | Tensor):
         one = pictures.ndim < 4
+        one = one and pictures.dtype.kind not in "OUS" if isinstance(pictures, np.ndarray) else one  # of a table
+    if not one and not isinstance(pictures, Iterable):
+        raise UserError(f"{_type_of(pictures)} is no image; {_GIVE}")
     many: list[Any] = [pictures] if one else list(cast(Sequence[Any], pictures))
     return [_named(picture, position) for position, picture in enumerate(many)]
 
@@ -138,7 +141,16 @@ def _named(picture: Any, position: int) -> Picture:
     if hasattr(picture, "read"):
         own = getattr(picture, "name", None)
         return Picture(own if isinstance(own, str) and own else name, _content(picture))
+    if not isinstance(picture, bytes | Image.Image | np.ndarray | Tensor):
+        raise UserError(f"image {name} is {_type_of(picture)}; {_GIVE}")
     return Picture(name, picture)
+
+
+_GIVE = "give paths, open files, PIL images, uint8 arrays, tensors or encoded bytes, one or a list of them"
+
+
+def _type_of(value: Any) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
 
 
 def _content(file: Any) -> bytes:
@@ -229,7 +241,11 @@ def _at(place: str, *, strict: bool = True) -> FoundPictures:
     if path.is_dir():
         return _below(path)
     if path.is_file():
-        return _members(path) if path.suffix.lower() == ".tar" else FoundPictures([Picture(str(path), path)])
+        return (
+            _members(path, strict=strict)
+            if path.suffix.lower() == ".tar"
+            else FoundPictures([Picture(str(path), path)])
+        )
     if any(c in place for c in "*?[") and not os.path.lexists(place):
         return _matches(place)
     if strict:
@@ -244,7 +260,7 @@ def _below(folder: Path) -> FoundPictures:
     for name in sorted((*walked.images, *walked.tars)):
         path = folder / name
         if name.lower().endswith(".tar"):
-            found.take(_members(path))
+            found.take(_members(path, strict=False))
         else:
             found.append(Picture(str(path), path))
     return found
@@ -277,12 +293,22 @@ def _real(name: Path | str) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
 
 
-def _members(tar: Path) -> FoundPictures:
-    try:
-        members = list(read_members(tar))
-    except BrokenSample as broken:
-        raise UserError(f"{tar} cannot be read ({broken.cause}): {broken.detail}") from broken
+def _members(tar: Path, *, strict: bool) -> FoundPictures:
+    """The images of a tar; of one that is cut those before the cut, where it is one of many places (not strict)."""
     found = FoundPictures()
+    members: list[Member] = []
+    try:
+        for member in read_members(tar):
+            members.append(member)
+    except BrokenSample as broken:
+        if strict:
+            raise UserError(f"{tar} cannot be read ({broken.cause}): {broken.detail}") from broken
+        left = f"what follows where it cannot be read ({broken.detail})"
+        found.left_out.folders.append(BrokenSample(broken.cause, str(tar), left))
+    except OSError as error:
+        if strict:
+            raise UserError(f"{tar} cannot be read: {error}") from error
+        found.left_out.folders.append(BrokenSample("unreadable", str(tar), f"it cannot be read: {error}"))
     for member in members:
         if is_hidden(member.name):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -267,3 +268,11 @@ def test_a_file_may_stand_for_its_folder(tmp_path: Path) -> None:
     assert TextTokenizer.load(folder / "vocab.txt").encode(["Cat"]).input_ids[0, 1] == PIECES.index("Cat")
     with pytest.raises(UserError, match=r"tokenizer_config\.json is no tokenizer; give a folder"):
         TextTokenizer.load(folder / "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("name", ["do_lower_case", "strip_accents", "tokenize_chinese_chars"])
+@pytest.mark.parametrize("value", ["false", 0, 1, []])
+def test_a_setting_that_is_neither_true_nor_false_is_told(tmp_path: Path, name: str, value: Any) -> None:
+    folder = _vocabulary(tmp_path, PIECES, **{name: value})
+    with pytest.raises(UserError, match=f"{name} in .*tokenizer_config.json must be true or false, not "):
+        TextTokenizer.load(folder)

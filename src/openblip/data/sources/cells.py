@@ -11,6 +11,7 @@ from openblip.data.sample import BrokenSample
 __all__ = [
     "ID_COLUMNS",
     "IMAGE_COLUMNS",
+    "NO_TEXT",
     "TEXT_COLUMNS",
     "as_texts",
     "given_id",
@@ -33,6 +34,8 @@ ID_COLUMNS = ("image_id", "img_id", "imgid", "cocoid")
 
 _TEXT_FIELDS = ("raw", "caption", "text", "sentence", "description", "value")
 _NO_ID = frozenset({"", "nan", "none", "null", "<na>"})
+NO_TEXT = frozenset({"nan", "NaN", "<NA>"})
+"""What str() and the csv module make of pandas' missing captions; "None" is an answer that people give."""
 _MISSING_TYPES = ("NAType", "NaTType")
 """of pandas, which is not imported for them"""
 _ANSWERING = frozenset({"gpt", "assistant", "model"})
@@ -70,7 +73,7 @@ def as_texts(value: Any) -> tuple[str, ...]:
         BrokenSample: "bad-text", bytes that are not UTF-8.
     """
     if isinstance(value, str):
-        return (value,) if value.strip() else ()
+        return (value,) if value.strip() and value.strip() not in NO_TEXT else ()
     if isinstance(value, bytes):
         try:
             return as_texts(value.decode("utf-8"))

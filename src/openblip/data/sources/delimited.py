@@ -20,11 +20,13 @@ from openblip.core.text import encoding_of, open_text
 from openblip.data.formats import IMAGE_SUFFIXES
 from openblip.data.sample import BrokenSample
 
-__all__ = ["read_delimited"]
+__all__ = ["has_header", "read_delimited"]
 
 _DELIMITERS = ("\t", ";", "|", ",")
 _PLAIN = ("\t", "|")
 """Where quotes mean nothing, but one pair around a whole value is removed."""
+_SEPARATOR = re.compile(r'^"?sep=(.)"?\s*$', re.IGNORECASE)
+"""Excel's line before the names, which says what the delimiter is."""
 _NUMBERED = re.compile(r"^(.*\.\w+)#\d+$")
 """Flickr8k and Flickr30k write the number of the caption behind the image's name."""
 
@@ -49,16 +51,25 @@ def read_delimited(path: Path, head: bytes, known: Collection[str]) -> Iterator[
         raise UserError(f"{path} is not {encoding.upper()} text: {error}") from error
 
 
+def has_header(line: str, known: Collection[str]) -> bool:
+    """Whether a line holds several known names of columns and a delimiter between them, as no JSON does."""
+    delimiter = _delimiter_of(line, ",", known)
+    return sum(name.strip().strip('"').lower() in known for name in line.strip().split(delimiter)) > 1
+
+
 def _rows(file: TextIO, path: Path, known: Collection[str]) -> Iterator[tuple[str, Any]]:
-    first = file.readline()
     usual = "," if path.suffix.lower() == ".csv" else "\t"
+    number_of_first, first = 1, file.readline()
+    while first and (not first.strip() or _SEPARATOR.match(first)):
+        usual = named[1] if (named := _SEPARATOR.match(first)) else usual
+        number_of_first, first = number_of_first + 1, file.readline()
     delimiter = _delimiter_of(first, usual, known)
     plain = delimiter in _PLAIN
     padded = re.search(re.escape(delimiter) + " ", first) is not None  # image_name| comment_number| comment
-    rows = _CsvRows(chain([first], file), delimiter, plain=plain, padded=padded)
+    rows = _CsvRows(chain([first], file), delimiter, number_of_first, plain=plain, padded=padded)
     number, names = next(rows, (0, []))
     if isinstance(names, str):
-        raise UserError(f"{path} line 1: {names}")
+        raise UserError(f"{path} line {number}: {names}")
     header = [name.strip() for name in names]
     if plain:
         header = [_unquote(name) for name in header]
@@ -66,6 +77,8 @@ def _rows(file: TextIO, path: Path, known: Collection[str]) -> Iterator[tuple[st
     if columns:
         header = columns
         rows = chain([(number, names)], rows)  # type: ignore[assignment]
+    else:
+        _check_twice(header, known, path)
     for number, values in rows:
         label = f"{path.name} line {number}"
         if isinstance(values, str):
@@ -84,6 +97,16 @@ def _rows(file: TextIO, path: Path, known: Collection[str]) -> Iterator[tuple[st
             if columns and (numbered := _NUMBERED.match(row["image"].strip())):
                 row["image"] = numbered[1]
             yield label, row
+
+
+def _check_twice(header: list[str], known: Collection[str], path: Path) -> None:
+    """Refuse a known name that stands twice, as one column would hide the other."""
+    twice = next((name for name in header if header.count(name) > 1 and name.lower() in known), None)
+    if twice is not None:
+        raise UserError(
+            f'{path} has {header.count(twice)} columns called "{twice}"; give each a name of its own in the first '
+            "line, or write each row's values on lines of their own"
+        )
 
 
 def _delimiter_of(line: str, usual: str, known: Collection[str]) -> str:
@@ -143,7 +166,7 @@ class _CsvRows:
     line after it.
     """
 
-    def __init__(self, lines: Iterable[str], delimiter: str, *, plain: bool, padded: bool) -> None:
+    def __init__(self, lines: Iterable[str], delimiter: str, number: int, *, plain: bool, padded: bool) -> None:
         self._lines = iter(lines)
         self._again: deque[str] = deque()
         self._settings: dict[str, Any] = {
@@ -153,7 +176,7 @@ class _CsvRows:
             # strict: else two stray quotes, thousands of lines apart, would make one value of all between them
             "strict": True,
         }
-        self._number = 1
+        self._number = number
         self._row: list[str] = []
         self._start()
 

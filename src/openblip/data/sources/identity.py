@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from openblip.data.sources.base import string_array, string_of
 from openblip.data.sources.cells import given_id
 
-__all__ = ["id_strings", "image_ids", "image_name", "labels_of", "needs_name", "settle_ids"]
+__all__ = ["id_strings", "image_ids", "image_name", "labels_of", "needs_name", "same_names", "settle_ids"]
 
 
 def image_name(image: bytes | str | None) -> str:
@@ -62,7 +62,7 @@ def image_ids(ids: pa.Array, names: pa.Array) -> pa.Array:
         ids: large_string [R] as given, "" where missing.
         names: large_string [R], see `image_name`; "" only where `needs_name` is False.
     """
-    ids = _without_point(ids)
+    ids, names = _without_point(ids), same_names(names)
     names_code = _codes(names)
     missing = pc.equal(ids, "").to_numpy(zero_copy_only=False)
     if missing.any():
@@ -84,11 +84,23 @@ def image_ids(ids: pa.Array, names: pa.Array) -> pa.Array:
     return _completed(ids, names, np.flatnonzero(shared[codes]))
 
 
+def same_names(names: pa.Array) -> pa.Array:
+    """Paths in one way of writing, so that ./a.jpg and b//../a.jpg are a.jpg."""
+    try:
+        odd = pc.match_substring_regex(names, r"(^|/)\.{1,2}/|//")
+    except pa.ArrowInvalid:  # bytes that are not UTF-8
+        odd = pa.array([".." in name or "./" in name or "//" in name for name in map(string_of, names)])
+    if not pc.any(odd, min_count=0).as_py():
+        return names
+    written = [os.path.normpath(string_of(name)) for name in names.filter(odd)]
+    return pc.replace_with_mask(names, odd, string_array(written, paths=True))
+
+
 def _completed(ids: pa.Array, names: pa.Array, rows: np.ndarray) -> pa.Array:
     """`ids` with those of `rows` completed by the image's name, where they stand at several images indeed."""
     where = pa.array(rows)
     given = [string_of(cell) for cell in ids.take(where)]
-    own = [os.path.normpath(name) if name else "" for name in map(string_of, names.take(where))]  # ./a.png is a.png
+    own = [string_of(name) for name in names.take(where)]
     images: dict[str, set[str]] = {}
     for image_id, name in zip(given, own, strict=True):
         images.setdefault(image_id, set()).add(name)

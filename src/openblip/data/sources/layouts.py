@@ -9,8 +9,9 @@ from typing import Any
 
 from openblip.core.errors import UserError
 from openblip.core.text import read_json
+from openblip.data.sample import BrokenSample
 from openblip.data.sources.base import SourceConfig
-from openblip.data.sources.cells import IMAGE_COLUMNS
+from openblip.data.sources.cells import IMAGE_COLUMNS, given_id
 from openblip.data.sources.paths import image_roots
 
 __all__ = ["rows_of_object"]
@@ -26,15 +27,21 @@ def rows_of_object(content: Mapping[str, Any], path: Path, config: SourceConfig)
     if _is_vqa(content, "questions") or _is_vqa(content, "annotations"):
         yield from _vqa(content, path, config)
     elif isinstance(images, list) and isinstance(annotations, list) and (annotations or not config.need_texts):
-        known = {_key(image.get("id")): image for image in images if isinstance(image, dict)}
+        known = _by_id(images)
         if not annotations:
-            yield from ({"image": image.get("file_name"), "image_id": key} for key, image in known.items())
-        for row in annotations:
-            if isinstance(row, dict):
-                owner = known.get(_key(row.get("image_id")), {})
-                yield {"image": owner.get("file_name"), **row}
-            else:
+            yield from (
+                {"image": i.get("file_name"), "image_id": i.get("id")} for i in images if isinstance(i, dict)
+            )
+        for number, row in enumerate(annotations):
+            if not isinstance(row, dict):
                 yield row
+                continue
+            owners = known.get(given_id(row.get("image_id")), [])
+            if len({owner.get("file_name") for owner in owners}) > 1:
+                label = f"{path.name}[{number}]"
+                yield BrokenSample("bad-row", label, f"several images have its image_id, {row['image_id']!r}")
+            else:
+                yield {"image": owners[0].get("file_name") if owners else None, **row}
     elif isinstance(images, list):
         yield from _images_alone(images, path, config)
     elif isinstance(annotations, list):
@@ -48,8 +55,13 @@ def rows_of_object(content: Mapping[str, Any], path: Path, config: SourceConfig)
         )
 
 
-def _key(value: Any) -> str:
-    return str(value)
+def _by_id(images: list[Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Images by their id as text; those without one belong to no annotation."""
+    known: dict[str, list[Mapping[str, Any]]] = {}
+    for image in images:
+        if isinstance(image, dict) and (key := given_id(image.get("id"))):
+            known.setdefault(key, []).append(image)
+    return known
 
 
 def _images_alone(images: list[Any], path: Path, config: SourceConfig) -> Iterator[Any]:
@@ -88,7 +100,7 @@ def _vqa(content: Mapping[str, Any], path: Path, config: SourceConfig) -> Iterat
     other = _partner(content, path, here, there)
     pair = {here: content, there: other}
     answers = {
-        _key(row.get("question_id")): row for row in pair["annotations"]["annotations"] if isinstance(row, dict)
+        given_id(row.get("question_id")): row for row in pair["annotations"]["annotations"] if isinstance(row, dict)
     }
     kind = content.get("data_type", other.get("data_type", "mscoco"))
     subset = str(content.get("data_subtype", other.get("data_subtype", "")))
@@ -99,14 +111,15 @@ def _vqa(content: Mapping[str, Any], path: Path, config: SourceConfig) -> Iterat
         if not isinstance(row, dict):
             yield row
             continue
-        number = _key(row.get("image_id"))
+        number = given_id(row.get("image_id"))
         name = f"{folder}{prefix}_{subset}_{number:0>12}.{ending}" if number.isdecimal() else None
-        yield {**answers.get(_key(row.get("question_id")), {}), **row, "image": name}
+        asked = given_id(row.get("question_id"))
+        yield {**(answers.get(asked, {}) if asked else {}), **row, "image": name}
 
 
 def _partner(content: Mapping[str, Any], path: Path, here: str, there: str) -> Mapping[str, Any]:
     """The other file of the pair: beside `path`, of the same subset, with the same questions."""
-    mine = {_key(row.get("question_id")) for row in content[here][:50] if isinstance(row, dict)}
+    mine = {given_id(row.get("question_id")) for row in content[here][:50] if isinstance(row, dict)}
     usual = path.name.replace("OpenEnded_", "").replace(here, there)
     beside = (p for p in sorted(path.parent.glob("*.json")) if p != path and there in p.name.lower())
     for place in sorted(beside, key=lambda p: p.name.replace("OpenEnded_", "") != usual):
@@ -115,7 +128,7 @@ def _partner(content: Mapping[str, Any], path: Path, here: str, there: str) -> M
         except (UserError, OSError):
             continue
         if isinstance(found, dict) and _is_vqa(found, there):
-            theirs = {_key(row.get("question_id")) for row in found[there] if isinstance(row, dict)}
+            theirs = {given_id(row.get("question_id")) for row in found[there] if isinstance(row, dict)}
             subsets = {part.get("data_subtype") for part in (content, found)} - {None}
             if mine & theirs and len(subsets) < 2:
                 return found

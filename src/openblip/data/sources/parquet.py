@@ -24,9 +24,16 @@ from openblip.core.kinds import read_head, refuse_other_kinds
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sources.answers import question_texts
 from openblip.data.sources.base import SourceConfig, string_array, string_of
-from openblip.data.sources.cells import as_texts, one_image
+from openblip.data.sources.cells import NO_TEXT, as_texts, one_image
 from openblip.data.sources.digest import Digest
-from openblip.data.sources.identity import id_strings, image_ids, image_name, labels_of, settle_ids
+from openblip.data.sources.identity import (
+    id_strings,
+    image_ids,
+    image_name,
+    labels_of,
+    same_names,
+    settle_ids,
+)
 from openblip.data.sources.paths import image_roots, locate_image
 from openblip.data.sources.table import Columns, ImagePaths, TableSource, choose_columns, no_such_split, row_path
 
@@ -67,7 +74,7 @@ def _open(paths: Sequence[Path], config: SourceConfig) -> TableSource:
                 f"{path} cannot be read, or lacks columns that {paths[0]} has: {_first_line(error)}"
             ) from error
     try:
-        table = pa.concat_tables(tables, promote_options="permissive")
+        table = pa.concat_tables(map(_without_views, tables), promote_options="permissive")
     except pa.ArrowException as error:
         raise UserError(
             f"{paths[0]} and the files beside it have different columns: {_first_line(error)}"
@@ -105,7 +112,7 @@ def _open(paths: Sequence[Path], config: SourceConfig) -> TableSource:
         texts=texts,
         text_row=text_row,
         num_rows=num_rows,
-        ids=images.names if ids is None and isinstance(images, ImagePaths) else ids,
+        ids=same_names(images.names) if ids is None and isinstance(images, ImagePaths) else ids,
         meta={name: _as_json(table[name]) for name in config.meta_columns},
         names=names,
         bad_rows=bad_rows,
@@ -256,6 +263,14 @@ def _only_paths(paths: Sequence[Path], column: str) -> bool:
     return True
 
 
+def _without_views(table: pa.Table) -> pa.Table:
+    """The table with its columns of string views, for which Arrow lacks functions, as large strings."""
+    for number, column in enumerate(table.schema):
+        if column.type == pa.string_view():
+            table = table.set_column(number, column.name, pc.cast(table[number], pa.large_string()))
+    return table
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
@@ -350,7 +365,7 @@ def _holds_something(texts: pa.Array) -> pa.Array:
 
 
 def _without_blanks(texts: pa.Array, rows: np.ndarray) -> tuple[pa.Array, np.ndarray]:
-    given = _holds_something(texts)
+    given = pc.and_(_holds_something(texts), pc.invert(pc.is_in(texts, pa.array(NO_TEXT, texts.type))))
     keep = given.to_numpy(zero_copy_only=False)
     return (texts, rows) if keep.all() else (texts.filter(given), rows[keep])
 

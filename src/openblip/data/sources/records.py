@@ -8,6 +8,7 @@ by its ending. Nothing is held in memory but the row at hand (objects as COCO's 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,13 +20,14 @@ from openblip.data.sample import BrokenSample
 from openblip.data.sources.answers import ANSWER_COLUMNS, QUESTION_COLUMNS
 from openblip.data.sources.base import URL_COLUMNS, SourceConfig
 from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS
-from openblip.data.sources.delimited import read_delimited
+from openblip.data.sources.delimited import has_header, read_delimited
 from openblip.data.sources.layouts import rows_of_object
 
 __all__ = ["DELIMITED", "RECORDS", "Row", "read_records"]
 
 Row = tuple[str, dict[str, Any] | BrokenSample]
 
+_JSON_START = re.compile(r'\{\s*"|\[\s*\{')
 _LINES = (".jsonl", ".ndjson")
 DELIMITED = (".csv", ".tsv", ".txt", ".token")
 RECORDS = (*_LINES, ".json", *DELIMITED)
@@ -45,12 +47,16 @@ def read_records(path: Path, config: SourceConfig) -> Iterator[Row]:
     suffix = path.suffix.lower()
     head = read_head(path)
     refuse_other_kinds(path, head, "a captions file")
-    if suffix in DELIMITED:
-        named = (config.image_column, config.text_column, config.id_column, config.answer_column)
-        return read_delimited(path, head, _USUAL_COLUMNS | {"split", *(name.lower() for name in named if name)})
     if suffix not in RECORDS:
         raise UserError(f"{path} is no captions file that can be read: give {', '.join(RECORDS)} or .parquet")
     encoding = encoding_of(head)
+    named = (config.image_column, config.text_column, config.id_column, config.answer_column)
+    known = _USUAL_COLUMNS | {"split", *(name.lower() for name in named if name)}
+    start = head.decode(encoding, "ignore").lstrip()
+    if suffix in DELIMITED and not _JSON_START.match(start):
+        return read_delimited(path, head, known)
+    if suffix not in DELIMITED and has_header(start.partition("\n")[0], known):
+        return read_delimited(path, head, known)
     try:
         layout = _json_layout(path, encoding)
     except UnicodeError as error:
@@ -68,7 +74,7 @@ def _spoken(encoding: str) -> str:
 
 def _json_layout(path: Path, encoding: str) -> str:
     """Whether the JSON in a file is "lines", a "list" or an "object"; by its ending only where both could be."""
-    by_ending = "lines" if path.suffix.lower() in _LINES else "object"
+    by_ending = "object" if path.suffix.lower() == ".json" else "lines"
     with open_text(path, encoding) as file:
         lines = (line for line in file if line.strip())
         first = next(lines, "").strip()
@@ -158,7 +164,7 @@ def _read_json(path: Path, encoding: str, layout: str, config: SourceConfig) -> 
 def _label(path: Path, rows: Iterable[Any]) -> Iterator[Row]:
     for number, row in enumerate(rows):
         label = f"{path.name}[{number}]"
-        if isinstance(row, dict):
+        if isinstance(row, dict | BrokenSample):
             yield label, row
         else:
             yield label, BrokenSample("bad-row", label, f"not a JSON object: {str(row)[:40]!r}")

@@ -30,7 +30,7 @@ from openblip.data.sources.answers import (
 from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, find_column, string_array, string_of
 from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, as_texts, given_id, one_image
 from openblip.data.sources.digest import MOST_SIZES, Digest, pieces, spread
-from openblip.data.sources.identity import image_ids
+from openblip.data.sources.identity import image_ids, same_names
 from openblip.data.sources.paths import image_roots, locate_image
 from openblip.data.sources.records import Row, read_records
 
@@ -243,7 +243,7 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
         texts=texts.finish(),
         text_row=np.array(text_row, dtype=np.int64),
         num_rows=len(paths),
-        ids=image_ids(ids.finish(), paths) if "id" in names else paths,
+        ids=image_ids(ids.finish(), paths) if "id" in names else same_names(paths),
         meta={name: cells.finish() for name, cells in meta.items()},
         names=names,
         bad_rows=bad_rows,

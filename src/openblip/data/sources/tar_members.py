@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,9 @@ __all__ = ["Member", "read_members"]
 _BLOCK = 512
 _READ_AHEAD = 1 << 13
 _LONGEST_HEADER = 1 << 20
-_MAX_OPEN = 256
+_LONGEST_CHAIN = 8
+"""links to links that are followed"""
+_HARD_LINK, _SYMBOLIC_LINK = b"1", b"2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +32,39 @@ class Member:
 
 
 def read_members(path: Path) -> Iterator[Member]:
-    """Yield the regular files of a tar by reading headers only (ustar, GNU and pax).
+    """Yield the files of a tar by reading headers only (ustar, GNU and pax), links to files in it last.
+
+    Archivers write a file that has two names as a file and a link. A link that leads out of the tar is a file
+    without a byte, so that its sample is counted as broken.
 
     Raises:
         BrokenSample: "truncated" or "unreadable" where the tar stops making sense; what came before is good.
     """
+    links: dict[str, str] = {}
+    wrong: BrokenSample | None = None
+    try:
+        yield from _regular(path, links)
+    except BrokenSample as broken:
+        wrong = broken
+    if links:
+        files: dict[str, Member] = {}
+        with suppress(BrokenSample):  # told below
+            files.update((posixpath.normpath(member.name), member) for member in _regular(path, {}))
+        for name in links:
+            target = posixpath.normpath(name)
+            for _ in range(_LONGEST_CHAIN):
+                target = links.get(target, target)
+            found = files.get(target)
+            yield Member(name, found.offset if found else 0, found.size if found else 0)
+    if wrong:
+        raise wrong
+
+
+def _regular(path: Path, links: dict[str, str]) -> Iterator[Member]:
+    """Yield the regular files, and note in `links` where each link leads, both as normalised names."""
     total = os.path.getsize(path)
     with open(path, "rb", buffering=_READ_AHEAD) as file:
-        position, long_name, long_size = 0, "", -1
+        position, long_name, long_link, long_size = 0, "", "", -1
         while position + _BLOCK <= total:
             file.seek(position)
             header = file.read(_BLOCK)
@@ -45,24 +74,33 @@ def read_members(path: Path) -> Iterator[Member]:
                 raise BrokenSample("unreadable", path.name, f"no tar header at byte {position}")
             kind, size = header[156:157], _number(header[124:136])
             start = position + _BLOCK
-            if kind in b"xL" and kind:
+            if kind in b"xLK" and kind:
                 if size > _LONGEST_HEADER:
                     raise BrokenSample("unreadable", path.name, f"a header of {size} bytes at byte {position}")
                 content = file.read(size)
                 if kind == b"L":
                     long_name = content.rstrip(b"\0").decode("utf-8", "backslashreplace")
+                elif kind == b"K":
+                    long_link = content.rstrip(b"\0").decode("utf-8", "backslashreplace")
                 else:
                     fields = _pax_fields(content)
                     long_name = fields.get("path", long_name)
+                    long_link = fields.get("linkpath", long_link)
                     long_size = int(fields.get("size", -1))
             elif kind in (b"0", b"\0", b"7"):
                 size = long_size if long_size >= 0 else size
                 if start + size > total:
                     raise BrokenSample("truncated", path.name, f"the tar is cut inside {_name(header)}")
                 yield Member(long_name or _name(header), start, size)
-                long_name, long_size = "", -1
+                long_name, long_link, long_size = "", "", -1
             else:
-                long_name, long_size = "", -1  # a folder, a link or a global header: nothing to read
+                if kind in (_HARD_LINK, _SYMBOLIC_LINK):
+                    name = posixpath.normpath(long_name or _name(header))
+                    target = long_link or header[157:257].split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+                    folder = posixpath.dirname(name) if kind == _SYMBOLIC_LINK else ""
+                    links[name] = posixpath.normpath(posixpath.join(folder, target))
+                    size = 0  # some archivers give that of the file, which does not follow
+                long_name, long_link, long_size = "", "", -1  # a folder or a global header: nothing to read
             position = start + -(-size // _BLOCK) * _BLOCK
         raise BrokenSample("truncated", path.name, "the tar has no end mark: it was cut, or never finished")
 
