@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from openblip.cli.arguments import person
 from openblip.core.errors import UserError
 from openblip.core.places import check_new_file
-from openblip.core.text import json_bytes, lines_of, read_text
+from openblip.core.text import json_bytes, read_list
 
 if TYPE_CHECKING:
     from openblip.data.pictures import FoundPictures, PictureBatch
@@ -183,10 +183,10 @@ def check_counts(**counts: int) -> None:
 
 
 def read_lines(file: Path, what: str) -> list[str]:
-    """The lines of a text file that hold something, stripped."""
+    """The entries of a list in a file, see `read_list`."""
     if not file.is_file():
         raise UserError(f"there is no file {file} with {what}")
-    lines = [line.strip() for line in lines_of(read_text(file)) if line.strip()]
+    lines = read_list(file)
     if not lines:
         raise UserError(f"{file} holds no text")
     return lines

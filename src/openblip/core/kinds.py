@@ -7,12 +7,12 @@ from pathlib import Path
 
 from openblip.core.errors import UserError
 
-__all__ = ["HEAD", "instead_of_model", "instead_of_text", "looks_like", "read_head", "refuse_other_kinds"]
+__all__ = ["HEAD", "LFS", "instead_of_model", "instead_of_text", "looks_like", "read_head", "refuse_other_kinds"]
 
 HEAD = 1024
 """bytes that tell what a file is"""
 
-_LFS = b"version https://git-lfs.github.com/spec/"
+LFS = b"version https://git-lfs.github.com/spec/"
 _HTML = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|script)\b", re.I | re.S
 )
@@ -107,7 +107,7 @@ def _placeholder(head: bytes) -> str | None:
     """What stands in the place of a file that was not fetched whole."""
     if not head:
         return "is empty: fetch it again"
-    if head.startswith(_LFS):
+    if head.startswith(LFS):
         return "is a git-lfs pointer: run `git lfs pull` where it was cloned"
     if _HTML.match(head):
         return "is an HTML page, such as a site's error message: fetch the file itself"

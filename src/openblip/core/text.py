@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from openblip.core.errors import UserError, first_line
-from openblip.core.kinds import HEAD, instead_of_text
+from openblip.core.kinds import HEAD, LFS, instead_of_text
 
 __all__ = [
     "decode",
@@ -22,6 +22,7 @@ __all__ = [
     "open_text",
     "read_json",
     "read_lines",
+    "read_list",
     "read_text",
     "text_bytes",
 ]
@@ -68,8 +69,10 @@ def decode(data: bytes, name: Path | str, *, paths: bool = False) -> str:
         paths: bytes that are not UTF-8 are kept as the operating system keeps them in the names of files.
 
     Raises:
-        UserError: it is not such text; says at which byte.
+        UserError: it is not such text, says at which byte; or it is a git-lfs pointer.
     """
+    if data.startswith(LFS):  # else its first line would be a caption or an answer
+        raise UserError(f"{name} is no text: it {instead_of_text(data[:HEAD])}")
     begin = 0
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
     if data.startswith(codecs.BOM_UTF8):
@@ -108,6 +111,28 @@ def read_text(path: Path | str, *, paths: bool = False) -> str:
 def read_lines(path: Path | str, *, paths: bool = False) -> list[str]:
     """The lines of a text file, as `lines_of`; raises as `read_text`."""
     return lines_of(read_text(path, paths=paths))
+
+
+def read_list(path: Path | str) -> list[str]:
+    """The entries of a list, one on each line or a JSON list (as BLIP's answer_list.json), stripped, none empty.
+
+    Raises:
+        UserError: it is no such list; says what it is instead.
+        OSError: it cannot be read.
+    """
+    text = read_text(path)
+    if found := instead_of_text(text[:HEAD].encode("utf-8", "replace")):
+        raise UserError(f"{path} is no list: it {found}")
+    entries: list[Any] = lines_of(text)
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):  # lines that begin so
+            value = entries
+        if not isinstance(value, list) or not all(isinstance(entry, str | int | float) for entry in value):
+            raise UserError(f"{path} holds JSON that is no list of texts; write one text on each line")
+        entries = value
+    return [entry for entry in (str(entry).strip() for entry in entries) if entry]
 
 
 def read_json(path: Path | str) -> Any:

@@ -14,7 +14,7 @@ from openblip.checkpoints.store import StoredModel, open_model
 from openblip.core.errors import UserError
 from openblip.core.files import write_text
 from openblip.core.runtime import rank
-from openblip.core.text import read_lines
+from openblip.core.text import read_list
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import BrokenSample
 from openblip.data.sources.base import Source
@@ -132,10 +132,10 @@ def answer_list(config: RunConfig, sources: Sequence[Source], out: Path) -> list
     file = Path(named) if named else out / "answers.txt"
     if named or file.is_file():
         try:
-            lines = read_lines(file)
+            lines = read_list(file)
         except OSError as error:
             raise UserError(f"{file} cannot be read as a list of answers: {error}") from error
-        if answers := list(dict.fromkeys(line.strip() for line in lines if line.strip())):
+        if answers := list(dict.fromkeys(lines)):
             return answers
         raise UserError(f"{file} holds no answers; write one on each line")
     counts = Counter(" ".join(answer.split()) for answer in _all_answers(sources))

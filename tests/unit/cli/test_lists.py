@@ -7,13 +7,17 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from openblip.cli.results import _sink, read_lines
 from openblip.core.config import override
 from openblip.core.errors import UserError
+from openblip.data.sample import BrokenSample
+from openblip.data.sources import open_source
 from openblip.recipes import small_vqa
 from openblip.tasks.build import answer_list
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1234\n"
 ANSWERS = ["red", "two\u2028parts", "naïve", "a\x0bb"]
 
 
@@ -45,3 +49,40 @@ def test_results_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
     lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
     assert [json.loads(line)["image"] for line in lines] == [name, "naïve.png"]
     assert os.fsencode(json.loads(lines[0])["image"]) == b"caf\xe9.png"
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_list_of_answers(indent: int | None, tmp_path: Path) -> None:
+    """BLIP's answer_list.json was one answer, and the ranked accuracy 0."""
+    file = tmp_path / "answer_list.json"
+    file.write_text("\ufeff" + json.dumps([*ANSWERS, " ", 2], indent=indent), encoding="utf-8")
+    assert read_lines(file, "answers") == [*ANSWERS, "2"]
+    config = override(small_vqa(("world:train",)), [f"answering.answers={file}"])
+    assert answer_list(config, [], tmp_path) == [*ANSWERS, "2"]
+    file.write_text("[a] red\n{b}\n")
+    assert read_lines(file, "answers") == ["[a] red", "{b}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (LFS, "git-lfs pointer"),
+        ("<!DOCTYPE html>\n<html></html>", "HTML page"),
+        ('{"red": 0}', "no list of texts"),
+        ('[{"answer": "red"}]', "no list of texts"),
+    ],
+)
+def test_what_is_no_list_is_told(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "answers.txt"
+    file.write_text(text)
+    config = override(small_vqa(("world:train",)), [f"answering.answers={file}"])
+    for read in (lambda: read_lines(file, "answers"), lambda: answer_list(config, [], tmp_path)):
+        with pytest.raises(UserError, match=says):
+            read()
+
+
+def test_a_pointer_in_place_of_a_caption_is_told(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_text(LFS)
+    with pytest.raises(BrokenSample, match=r"bad-text.*git-lfs pointer"):
+        open_source(str(tmp_path))[0]
