@@ -90,7 +90,7 @@ def run_local(
 
 
 def _context() -> BaseContext:
-    """Of processes that share nothing with this one, forked where that can be from one that imports for all."""
+    """How workers start: where the system can, forked from a server that has imported the libraries once."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

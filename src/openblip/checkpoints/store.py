@@ -24,7 +24,7 @@ from openblip.checkpoints.state import Checkpoint, read_checkpoint, read_state
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError, about, nearest
 from openblip.core.files import write_folder, write_json, write_tensors, write_text
-from openblip.core.places import model_description, nested_model
+from openblip.core.places import description_file, nested_model
 from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
@@ -246,7 +246,7 @@ def _empty_model(config: AnyConfig) -> Any:
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    file = model_description(folder)
+    file = description_file(folder)
     description = read_json(file)
     if not isinstance(description, dict):
         raise UserError(f"{file} is no description of a model")

@@ -9,9 +9,9 @@ from typing import Any
 from openblip.core.errors import require
 from openblip.core.places import (
     QUERY,
+    check_config_file,
     check_data,
     check_device,
-    check_file,
     check_model,
     check_new_file,
     check_picture,
@@ -68,7 +68,7 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     bound = signature.bind(*args, **options).arguments
     # What was left out is the command's own to tell.
     given = {name: value for name, value in bound.items() if value != signature.parameters[name].default}
-    check_file(given.get("config"))
+    check_config_file(given.get("config"))
     # A configuration file may take the place of arguments; a bootstrap that goes on reads only what is not done.
     if given.get("config") is not None or (command == "bootstrap" and bound["out"].exists()):
         return

@@ -405,11 +405,11 @@ def _report_measures(
     else:
         print(json.dumps({**numbers, **left_out}, ensure_ascii=False))
     if measured.left_out:
-        _tell_left_out(measured, out)
+        _tell_incomplete(measured, out)
         raise SystemExit(1)
 
 
-def _tell_left_out(measured: Measured, out: Path | None) -> None:
+def _tell_incomplete(measured: Measured, out: Path | None) -> None:
     """Say on standard error what a measure was made without."""
     from openblip.data.sample import BrokenSample
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_json
-from openblip.core.places import check_file
+from openblip.core.places import check_config_file
 from openblip.core.text import read_json, read_text
 
 __all__ = ["differences", "from_dict", "load", "override", "read_table", "save", "to_dict"]
@@ -126,7 +126,7 @@ def _convert_sequence(origin: Any, args: tuple[Any, ...], value: Any, path: str)
 def read_table(path: Path | str) -> dict[str, Any]:
     """Read the plain data of a .toml or .json file."""
     path = Path(path)
-    check_file(path)
+    check_config_file(path)
     try:
         data = tomllib.loads(read_text(path)) if path.suffix == ".toml" else read_json(path)
     except tomllib.TOMLDecodeError as error:

@@ -17,15 +17,15 @@ from openblip.core.text import read_json
 __all__ = [
     "QUERY",
     "adapter_folder",
+    "check_config_file",
     "check_data",
     "check_device",
-    "check_file",
     "check_model",
     "check_new_file",
     "check_picture",
+    "description_file",
     "local_path",
     "missing_data",
-    "model_description",
     "nested_model",
     "wrong_place",
 ]
@@ -56,10 +56,10 @@ def check_model(source: Path | str) -> None:
     if not path.exists() and (not _HUB_NAME.fullmatch(str(source)) or path.suffix in _WEIGHTS):
         raise UserError(f"there is no model at {path}; give a model's folder, a checkpoint file or a hub name")
     if path.is_dir():
-        model_description(path)
+        description_file(path)
 
 
-def model_description(folder: Path) -> Path:
+def description_file(folder: Path) -> Path:
     """The config.json of a model's folder.
 
     Raises:
@@ -175,7 +175,7 @@ def missing_data(place: str) -> str:
     return f"there is no file or folder {place}{close if 'did you mean' in close else ''}"
 
 
-def check_file(path: Path | None) -> None:
+def check_config_file(path: Path | None) -> None:
     """Refuse a file of settings that is not here.
 
     Raises:

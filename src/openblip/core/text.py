@@ -121,7 +121,7 @@ def read_list(path: Path | str) -> list[str]:
         OSError: it cannot be read.
     """
     text = read_text(path)
-    if found := instead_of_text(text[:HEAD].encode("utf-8", "replace")):
+    if found := instead_of_text(text[:HEAD].encode()):
         raise UserError(f"{path} is no list: it {found}")
     entries: list[Any] = lines_of(text)
     if text.lstrip().startswith(("[", "{")):

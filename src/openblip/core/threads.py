@@ -2,8 +2,8 @@
 
 GNU's OpenMP, which torch brings on Linux, lets a thread that waits spin for millions of rounds before it sleeps.
 Where anything else runs on the cores (a worker that decodes images, another job), the thread it waits for does not
-get on meanwhile: on two cores with one other busy process a training step of a small model took 5.0 s, and 0.3 s
-with few rounds; with nothing else running it took 0.36 s and 0.31 s.
+get on meanwhile: on two cores with one other busy process a training step of a small model took 5.0 s, and 0.3 to
+0.7 s with few rounds. With nothing else running it took 0.28 s and 0.31 to 0.33 s.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The book of a measure: how many images it used, and what of the data it had to leave out."""
+"""What a measure notes about its data: how many images it used, and what it had to leave out."""
 
 from __future__ import annotations
 

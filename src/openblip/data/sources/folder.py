@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
 
 from openblip.core.errors import UserError, nearest
 from openblip.core.text import read_lines
 from openblip.data.formats import ending_of
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.base import Source, SourceConfig, string_array, string_of
 from openblip.data.sources.digest import MOST_SIZES, MOST_TEXTS, Digest, spread
 from openblip.data.walk import walk
 
@@ -54,7 +50,7 @@ class FolderSource(Source):
             known = {ending.lstrip(".") for ending in found.other_endings if ending}
             close = nearest(endings[0][1:], known) if known else ""
             raise UserError(f'no image in {folder} has a text that ends in "{endings[0]}" beside it{close}')
-        self._names, self._text_names = _names(found.images), _names(texts)
+        self._names, self._text_names = string_array(found.images, paths=True), string_array(texts, paths=True)
 
     def _texts(self, name: str, beside: str) -> tuple[str, ...]:
         if not beside:
@@ -84,19 +80,10 @@ class FolderSource(Source):
                 digest.broken(broken)
 
     def __getitem__(self, index: int) -> Sample:
-        name = os.fsdecode(self._names[index].as_py())
-        texts = self._texts(name, os.fsdecode(self._text_names[index].as_py()))
+        name = string_of(self._names[index])
+        texts = self._texts(name, string_of(self._text_names[index]))
         return Sample(key=name, image=self._folder / name, texts=texts, image_id=name)
 
     def describe(self) -> dict[str, Any]:
         left_out = {"left_out": self._left_out} if self._left_out else {}
         return {**super().describe(), "kind": "folder", **left_out}
-
-
-def _names(names: Sequence[str]) -> pa.Array:
-    """Paths as the bytes that they are for the system, which need not be UTF-8."""
-    encoded = [os.fsencode(name) for name in names]
-    offsets = np.zeros(len(encoded) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
-    return pa.Array.from_buffers(pa.large_binary(), len(encoded), buffers)

@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from openblip.core.errors import UserError, first_line, nearest, require
+from openblip.core.places import local_path
 from openblip.data.sample import BrokenSample, ImageLike, Sample
 from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, string_array
 from openblip.data.sources.cells import is_missing, one_image
 from openblip.data.sources.digest import Digest, pieces
 from openblip.data.sources.identity import id_strings, image_name, settle_ids
-from openblip.data.sources.paths import image_roots, local_path, locate_image
+from openblip.data.sources.paths import image_roots, locate_image
 from openblip.data.sources.table import choose_columns, row_texts
 
 __all__ = ["HubSource"]

@@ -18,13 +18,12 @@ from urllib.parse import parse_qsl
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError, nearest
 from openblip.core.kinds import looks_like, read_head
-from openblip.core.places import QUERY, missing_data
+from openblip.core.places import QUERY, local_path, missing_data
 from openblip.data.formats import IMAGE_SUFFIXES
 from openblip.data.sources.base import PairsSource, Source, SourceConfig, refuse_unread
 from openblip.data.sources.folder import FolderSource, with_texts
 from openblip.data.sources.hub import HubSource
 from openblip.data.sources.parquet import open_parquet
-from openblip.data.sources.paths import local_path
 from openblip.data.sources.table import open_records
 from openblip.data.sources.tars import TarSource
 from openblip.data.walk import is_hidden

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, first_line
 from openblip.core.kinds import read_head, refuse_other_kinds
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sources.answers import question_texts
@@ -50,7 +50,7 @@ def open_parquet(paths: Sequence[Path], config: SourceConfig) -> TableSource:
     except UnicodeDecodeError as error:  # names of columns, and cells of nested types
         raise UserError(f"{paths[0]} holds text that is not UTF-8: {error}") from error
     except pa.ArrowException as error:
-        raise UserError(f"{paths[0]} cannot be read as parquet: {_first_line(error)}") from error
+        raise UserError(f"{paths[0]} cannot be read as parquet: {first_line(error)}") from error
 
 
 def _open(paths: Sequence[Path], config: SourceConfig) -> TableSource:
@@ -59,7 +59,7 @@ def _open(paths: Sequence[Path], config: SourceConfig) -> TableSource:
     except (pa.ArrowException, OSError) as error:
         if not (head := read_head(paths[0])).startswith(b"PAR1"):
             refuse_other_kinds(paths[0], head, "a parquet file")
-        raise UserError(f"{paths[0]} cannot be read as parquet: {_first_line(error)}") from error
+        raise UserError(f"{paths[0]} cannot be read as parquet: {first_line(error)}") from error
     names = choose_columns(schema.names, config, str(paths[0]))
     image_type = schema.field(names["image"]).type
     inside = _is_inside(image_type) and not _only_paths(paths, names["image"])
@@ -71,13 +71,13 @@ def _open(paths: Sequence[Path], config: SourceConfig) -> TableSource:
             tables.append(pq.read_table(path, columns=sorted(wanted)))
         except (pa.ArrowException, OSError) as error:
             raise UserError(
-                f"{path} cannot be read, or lacks columns that {paths[0]} has: {_first_line(error)}"
+                f"{path} cannot be read, or lacks columns that {paths[0]} has: {first_line(error)}"
             ) from error
     try:
         table = pa.concat_tables(map(_without_views, tables), promote_options="permissive")
     except pa.ArrowException as error:
         raise UserError(
-            f"{paths[0]} and the files beside it have different columns: {_first_line(error)}"
+            f"{paths[0]} and the files beside it have different columns: {first_line(error)}"
         ) from error
     rows = np.arange(sum(pq.read_metadata(path).num_rows for path in paths))
     if config.split:
@@ -225,15 +225,11 @@ class GroupedImages:
             with pq.ParquetFile(self._paths[file]) as parquet:
                 column = parquet.read_row_group(number, columns=[self._column]).column(0)
         except (pa.ArrowException, OSError) as error:
-            raise BrokenSample("unreadable", key, _first_line(error)) from error
+            raise BrokenSample("unreadable", key, first_line(error)) from error
         self._cache[group] = column
         while len(self._cache) > self.num_kept:
             self._cache.popitem(last=False)
         return column
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().split("\n") or [type(error).__name__])[0]
 
 
 def _is_inside(kind: pa.DataType) -> bool:

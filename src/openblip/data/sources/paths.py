@@ -9,7 +9,7 @@ from openblip.core.errors import UserError
 from openblip.core.places import local_path, missing_data
 from openblip.data.sample import BrokenSample
 
-__all__ = ["image_roots", "local_path", "locate_image"]
+__all__ = ["image_roots", "locate_image"]
 
 
 def image_roots(given: str, default: str) -> tuple[str, ...]:
