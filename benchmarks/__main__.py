@@ -6,7 +6,7 @@
                               NAME: openstax, openstax-web, openstax-filter, easyvqa
 
 Each benchmark is a module with `run(quick: bool) -> dict`, which gives the object that `--json` prints; `real` are
-experiments on real data (`benchmarks.real`).
+experiments on real data (`openblip.experiments.real`).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _real(options: argparse.Namespace) -> int:
-    from benchmarks.real import easyvqa, experiment, find_data, openstax, openstax_filter
+    from openblip.experiments.real import easyvqa, experiment, find_data, openstax, openstax_filter
 
     known: dict[str, Any] = {**openstax.SETTINGS, **openstax_filter.SETTINGS, **easyvqa.SETTINGS}
     owners: tuple[Any, ...] = (openstax_filter, easyvqa)

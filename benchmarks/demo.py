@@ -15,7 +15,7 @@ from typing import Any
 
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
-from openblip.demo.stages import STAGES
+from openblip.experiments.demo.stages import STAGES
 
 __all__ = ["KINDS", "collect", "lines", "stored"]
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.pointing runs/demo/matcher/model [--pictures 500] [--store]
 
-The game is `openblip.explain.pointing`: clean pictures of the test split with two or more objects, one of them
-named by colour and shape. Every layer is measured; the one that `openblip explain` shows by default is marked.
+The game is `openblip.experiments.judges.pointing`: clean images of the test split with two or more objects, one of
+them named by colour and shape. Every layer is measured; the one that `openblip explain` shows by default is marked.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 
 from openblip.core.files import write_json
 from openblip.data.world.dataset import WorldSource
+from openblip.experiments.judges.pointing import measure_pointing
 from openblip.explain.cam import default_layer
-from openblip.explain.pointing import measure_pointing
 from openblip.tasks.predictor import Predictor
 
 __all__ = ["measure"]

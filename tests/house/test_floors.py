@@ -24,9 +24,10 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"generation", "objectives", "checkpoints"}),
     frozenset({"training"}),
     frozenset({"tasks"}),
-    frozenset({"bootstrap", "explain", "search"}),
-    frozenset({"report", "recipes", "serve"}),
-    frozenset({"demo", "experiments"}),
+    frozenset({"recipes", "explain"}),
+    frozenset({"bootstrap", "search"}),
+    frozenset({"report"}),
+    frozenset({"serve", "experiments"}),
     frozenset({"cli"}),
 )
 FACADE = "openblip"
@@ -40,7 +41,7 @@ NEVER = {"generation": ("data",), "objectives": ("data",), "checkpoints": ("data
 OWNERS: dict[str, tuple[str, ...]] = {
     "timm": ("models.vision", "models.tower"),
     "transformers": (
-        *("models.language", "models.fresh_language", "models.tower"),
+        *("models.language", "experiments.judges.small_language", "models.tower"),
         *("core.tokenizer", "core.language_tokenizer", "checkpoints"),
     ),
     "tokenizers": ("core.tokenizer", "core.language_tokenizer"),

@@ -53,7 +53,7 @@ forward = FrozenTower.forward
 FrozenTower.forward = lambda self, pixels: (time.sleep(0.15), forward(self, pixels))[1]
 """
 TINY_DEMO = """
-from openblip.demo import DemoPlan, plan
+from openblip.experiments.demo import DemoPlan, plan
 plan.calibrate = lambda minutes: plan.Calibration(draw=0.002, step={}, write=0.001, seconds=0.0)
 plan.make_plan = lambda minutes, timed, seed: DemoPlan(
     model="nano", web_pictures=40, human_pictures=40, simple_pictures=20, test_pictures=12,

@@ -39,9 +39,8 @@ def explain(
     require("matplotlib", "report")
     from openblip.data.pictures import Picture
     from openblip.data.sample import BrokenSample
-    from openblip.explain.cam import caption_maps, default_layer, match_maps
+    from openblip.explain.cam import caption_maps, default_layer, match_maps, peak_of
     from openblip.explain.drawing import draw_maps
-    from openblip.explain.pointing import peak_of
 
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype="float32", batch_size=1)
     blip = predictor.blip

@@ -85,7 +85,7 @@ def demo(
         again: run stages even if they are finished.
         seed: of the world and of training.
     """
-    from openblip.demo import run_demo
+    from openblip.experiments.demo import run_demo
 
     if minutes < 1:
         raise UserError(f"the demo needs at least a minute, not {minutes:g}")

@@ -29,14 +29,14 @@ from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
 from openblip.experiments.common import Numbers, Tables, once, result_of, same_experiment, world_pretraining
+from openblip.experiments.judges import blip2_stages as world
+from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about, descriptions, guessing
 from openblip.models.qformer import QFormerConfig
 from openblip.objectives.blip2 import Stage1Config
-from openblip.tasks.blip2 import world
 from openblip.tasks.blip2.build import open_blip2
 from openblip.tasks.blip2.config import Blip2RunConfig
 from openblip.tasks.blip2.recipes import SHORT_STAGE1
 from openblip.tasks.blip2.run import run_blip2
-from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about, descriptions, guessing
 from openblip.tasks.run import RunConfig, run_training
 
 __all__ = [

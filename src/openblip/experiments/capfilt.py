@@ -21,7 +21,6 @@ from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.loop import BootstrapConfig, run_bootstrap
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again, run_capfilt
-from openblip.bootstrap.truth import judge_rows
 from openblip.checkpoints.store import open_model
 from openblip.core.files import write_json
 from openblip.core.text import read_json
@@ -37,6 +36,7 @@ from openblip.experiments.common import (
     same_experiment,
     world_pretraining,
 )
+from openblip.experiments.judges.capfilt_rows import judge_rows
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.recipes import SHORT_CAPTIONER, SHORT_FILTER, SHORT_RUN

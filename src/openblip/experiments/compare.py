@@ -25,8 +25,8 @@ from openblip.data.world.dataset import scene_from_meta
 from openblip.experiments.blip2 import Blip2Experiment, Seed
 from openblip.experiments.common import Numbers, Tables, measure_blip, once, result_of, same_experiment
 from openblip.experiments.cost import step_cost
+from openblip.experiments.judges.zero_shot import CHOICES, accuracy, ask_about
 from openblip.models.blip import Blip
-from openblip.tasks.blip2.zero_shot import CHOICES, accuracy, ask_about
 from openblip.tasks.predictor import Predictor
 from openblip.tasks.run import RunConfig, run_training
 

@@ -27,7 +27,7 @@ from openblip.models.layers import CrossAttention, ImageMemory, split_heads
 from openblip.models.text import TextTransformer
 from openblip.objectives.language import token_log_probs
 
-__all__ = ["WordMap", "attention_gradients", "caption_maps", "default_layer", "match_maps"]
+__all__ = ["WordMap", "attention_gradients", "caption_maps", "default_layer", "match_maps", "peak_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +158,10 @@ def _by_word(model: Blip, tokenizer: TextTokenizer, weights: Tensor, ids: Tensor
         words[-1][0].append(number)
         words[-1][1].append(row)
     return [WordMap(tokenizer.decode(pieces), torch.stack(maps).mean(0)) for pieces, maps in words]
+
+
+def peak_of(weights: Tensor) -> tuple[float, float]:
+    """Centre (x, y) of the patch with the largest weight of a map [h, w], in shares of the picture's sides."""
+    rows, columns = weights.shape
+    place = int(weights.argmax())
+    return (place % columns + 0.5) / columns, (place // columns + 0.5) / rows

@@ -18,8 +18,8 @@ from openblip.experiments.blip2 import FIRST, QUICK, SECOND, run_blip2_experimen
 from openblip.experiments.blip2_page import _verdict, blip2_page
 from openblip.experiments.compare import MODELS, compare_models
 from openblip.experiments.compare_page import compare_page
+from openblip.experiments.judges.blip2_stages import _mean_cosine
 from openblip.report import write_report
-from openblip.tasks.blip2.world import _mean_cosine
 
 REPO = Path(__file__).resolve().parents[3]
 PAGE = (REPO / "docs" / "blip2-proof.md").read_text(encoding="utf-8")

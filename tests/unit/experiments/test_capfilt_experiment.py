@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from openblip.bootstrap.table import Row, Text
-from openblip.bootstrap.truth import judge_rows
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.data.world.dataset import WorldSource
 from openblip.experiments.capfilt import QUICK, VARIANTS, run_experiment
+from openblip.experiments.judges.capfilt_rows import judge_rows
 from openblip.experiments.page import capfilt_page
 from openblip.report import write_report
 

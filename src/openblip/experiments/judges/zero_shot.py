@@ -22,10 +22,10 @@ from openblip.data.transforms import clean_caption
 from openblip.data.world.documents import ASKED, describe
 from openblip.data.world.questions import Question, check_answer, questions
 from openblip.data.world.scene import COLOURS, SHAPES, TEXTURES, Scene, random_stream
+from openblip.experiments.judges.text_only import BETWEEN_LINES
 from openblip.generation.types import DecodeConfig
 from openblip.models.language import FrozenLanguage
 from openblip.tasks.blip2.predictor import QUESTIONS
-from openblip.tasks.blip2.text_only import BETWEEN_LINES
 from openblip.tasks.blip2.write import write_after
 
 __all__ = ["CHOICES", "Asked", "accuracy", "answers", "ask_about", "descriptions", "guessing"]

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.real.measures import DECODING, chance
-from benchmarks.real.openstax import STAGES, Settings, pictures_read, run_config, run_seed, unseen
 from openblip.core.config import to_dict
 from openblip.core.runtime import machine, versions
+from openblip.experiments.real.measures import DECODING, chance
+from openblip.experiments.real.openstax import STAGES, Settings, pictures_read, run_config, run_seed, unseen
 
 __all__ = ["cell", "run", "spread", "table", "told_of_run"]
 

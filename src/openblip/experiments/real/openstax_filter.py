@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.real.experiment import spread, told_of_run
-from benchmarks.real.measures import wrong_pictures
-from benchmarks.real.openstax import Settings, run_seed, source
 from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.run import run_capfilt
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
+from openblip.experiments.real.experiment import spread, told_of_run
+from openblip.experiments.real.measures import wrong_pictures
+from openblip.experiments.real.openstax import Settings, run_seed, source
 from openblip.metrics.scores import roc_auc
 
 __all__ = ["KINDS", "PAPER", "SETTINGS", "judged", "run", "table", "write_noisy"]

@@ -11,8 +11,8 @@ from openblip.bootstrap.table import Row
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.noise import NOISE_KINDS
 from openblip.data.world.truth import judge
-from openblip.demo.capfilt import LEARNERS, PAGE
-from openblip.demo.config import left_by
+from openblip.experiments.demo.capfilt import LEARNERS, PAGE
+from openblip.experiments.demo.config import left_by
 from openblip.report import Card, Column, Gallery, Section, Table, Text
 from openblip.report.capfilt import sample_card
 from openblip.report.content import Block

@@ -8,12 +8,12 @@ from typing import Any
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.truth import judge
-from openblip.demo.blip2 import FOLDER
-from openblip.demo.config import left_by
+from openblip.experiments.demo.blip2 import FOLDER
+from openblip.experiments.demo.config import left_by
+from openblip.experiments.judges.blip2_stages import GREEDY
+from openblip.experiments.judges.zero_shot import ask_about, check_answer
 from openblip.report import Card, CardText, Cell, Column, Gallery, Section, Table, Text, picture
 from openblip.tasks.blip2.predictor import Blip2Predictor
-from openblip.tasks.blip2.world import GREEDY
-from openblip.tasks.blip2.zero_shot import ask_about, check_answer
 from openblip.tasks.predictor import Predictor
 
 __all__ = ["blip2_section"]

@@ -17,10 +17,10 @@ from openblip.core.errors import MissingExtra, UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.world.dataset import WorldSource
 from openblip.data.world.scene import Object
-from openblip.explain import pointing
-from openblip.explain.cam import WordMap
+from openblip.experiments.judges import pointing
+from openblip.experiments.judges.pointing import measure_pointing
+from openblip.explain.cam import WordMap, peak_of
 from openblip.explain.drawing import draw_maps
-from openblip.explain.pointing import measure_pointing, peak_of
 from openblip.models.blip import Blip, blip_config
 
 WORLD = WorldSource(split="test", num_samples=400, size=32)

@@ -18,14 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.real.experiment import spread, told_of_run
 from openblip.checkpoints.store import open_model
 from openblip.core.config import differences, to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import write_json, write_text
+from openblip.core.text import read_json
 from openblip.data.sample import Batch
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.questions import open_questions
+from openblip.experiments.real.experiment import spread, told_of_run
 from openblip.recipes import small_vqa
 from openblip.tasks.answering import evaluate_answers
 from openblip.tasks.run import RunConfig, evaluation_batches, run_training
@@ -64,7 +65,7 @@ def write_rows(data: Path, out: Path) -> None:
     """
     lines = []
     for folder in ("train", "test"):
-        for question, answer, number in json.loads((data / folder / "questions.json").read_text(encoding="utf-8")):
+        for question, answer, number in read_json(data / folder / "questions.json"):
             split = "val" if folder == "train" and number % _HELD_OUT == _HELD_OUT - 1 else folder
             row = {"image": f"{folder}/images/{number}.png", "question": question, "answer": answer, "split": split}
             lines.append(json.dumps(row) + "\n")
@@ -118,7 +119,7 @@ def run_seed(data: Path, out: Path, seed: int, settings: Settings, *, show: bool
         numbers, records = measure(folder / "model", config, sources(data, out, settings, train=False))
         found = {"steps": trained.steps, "seconds": round(trained.seconds, 1), "test": numbers}
         write_json(finished, {**found, "answered": records})
-    result: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+    result: dict[str, Any] = read_json(finished)
     return result
 
 
@@ -165,9 +166,7 @@ def _kind(record: dict[str, Any]) -> str:
 def _guessing(data: Path) -> dict[str, float]:
     """Accuracy on `test` of who always gives the most frequent answer, and of who knows the question alone."""
     asked = {
-        folder: [
-            tuple(row[:2]) for row in json.loads((data / folder / "questions.json").read_text(encoding="utf-8"))
-        ]
+        folder: [tuple(row[:2]) for row in read_json(data / folder / "questions.json")]
         for folder in ("train", "test")
     }
     usual = Counter(answer for _, answer in asked["train"]).most_common(1)[0][0]
@@ -219,7 +218,7 @@ def _same_settings(out: Path, settings: dict[str, Any]) -> None:
     path = out / "settings.json"
     if not path.is_file():
         write_json(path, settings)
-    changed = differences(json.loads(path.read_text(encoding="utf-8")), settings)
+    changed = differences(read_json(path), settings)
     if changed:
         raise UserError(f"{out} holds a run with other settings ({changed[0]}); choose another --out")
 

@@ -16,7 +16,7 @@ from openblip.data.transforms import ImageTransformConfig, normalize
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
 from openblip.data.world.scene import Scene
 from openblip.data.world.truth import caption_report, retrieval_ceiling
-from openblip.demo.config import PICTURES_IN_A_TAR, SPLITS, DemoPlan
+from openblip.experiments.demo.config import PICTURES_IN_A_TAR, SPLITS, DemoPlan
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.objectives.pretraining import ObjectiveConfig

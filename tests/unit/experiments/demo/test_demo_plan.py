@@ -11,10 +11,10 @@ import pytest
 
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
-from openblip.demo import plan as plans
-from openblip.demo.config import DemoPlan, tars_of
-from openblip.demo.plan import SHARES, Calibration, make_plan, plan_rows, plan_table, planned, time_for
-from openblip.demo.stages import STAGES
+from openblip.experiments.demo import plan as plans
+from openblip.experiments.demo.config import DemoPlan, tars_of
+from openblip.experiments.demo.plan import SHARES, Calibration, make_plan, plan_rows, plan_table, planned, time_for
+from openblip.experiments.demo.stages import STAGES
 
 FAST = Calibration(draw=0.002, step={"micro": 0.4, "nano": 0.1}, write=0.0015, seconds=4.0)
 OLD = Calibration(draw=0.004, step={"micro": 2.5, "nano": 0.6}, write=0.008, seconds=20.0)

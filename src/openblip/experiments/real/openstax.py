@@ -11,7 +11,6 @@ weights and decides nothing. A finished stage is not run again, one that was sto
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,18 +18,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.real.measures import Unseen, caption_numbers, likelihood_numbers, matching_numbers
 from openblip.checkpoints.store import open_model, save_model
 from openblip.core.config import differences, to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.core.runtime import seed_everything
+from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.augment import COLOR_KEEPING_OPS
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import ImageTransformConfig, evaluation_transform
+from openblip.experiments.real.measures import Unseen, caption_numbers, likelihood_numbers, matching_numbers
 from openblip.models.blip import Blip, blip_config
 from openblip.objectives.pretraining import ObjectiveConfig
 from openblip.tasks.run import RunConfig, evaluation_batches, run_training, training_texts
@@ -148,7 +148,7 @@ def run_seed(data: Path, out: Path, seed: int, settings: Settings, *, show: bool
             stored = open_model(out / stage / ("model" if stage == "before" else "best"))
             numbers, records = _measure(stored.model, stored.tokenizer, test, settings, seed)
             write_json(finished, {**trained, "test": numbers, "captions": records})
-        found = json.loads(finished.read_text(encoding="utf-8"))
+        found = read_json(finished)
         records = found.pop("captions")
         result["stages"][stage] = found
         if stage == "captioner":
@@ -160,7 +160,7 @@ def _same_settings(out: Path, settings: dict[str, Any]) -> None:
     path = out / "settings.json"
     if not path.is_file():
         write_json(path, settings)
-    changed = differences(json.loads(path.read_text(encoding="utf-8")), settings)
+    changed = differences(read_json(path), settings)
     if changed:
         raise UserError(f"{out} holds a run with other settings ({changed[0]}); choose another --out")
 

@@ -25,7 +25,7 @@ from openblip.core.text import read_json
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.transforms import normalize
 from openblip.data.world.dataset import WorldSource
-from openblip.demo.config import DemoPlan
+from openblip.experiments.demo.config import DemoPlan
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config

@@ -15,12 +15,12 @@ from openblip.checkpoints.blip2_parts import as_language, open_language, open_la
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
-from openblip.demo.blip import world_source
-from openblip.demo.config import SPLITS, DemoPlan, tars_of
-from openblip.tasks.blip2 import world
+from openblip.experiments.demo.blip import world_source
+from openblip.experiments.demo.config import SPLITS, DemoPlan, tars_of
+from openblip.experiments.judges import blip2_stages as world
+from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about, descriptions, guessing
 from openblip.tasks.blip2.build import open_blip2
 from openblip.tasks.blip2.run import run_blip2
-from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about, descriptions, guessing
 
 __all__ = ["FOLDER", "ask", "first_stage", "read_texts", "second_stage"]
 

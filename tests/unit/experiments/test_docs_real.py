@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import RESULTS
-from benchmarks.real.experiment import cell
-from benchmarks.real.openstax import SETTINGS, STAGES
-from benchmarks.real.openstax_filter import KINDS
-from benchmarks.real.openstax_filter import SETTINGS as FILTER
+from openblip.experiments.real.experiment import cell
+from openblip.experiments.real.openstax import SETTINGS, STAGES
+from openblip.experiments.real.openstax_filter import KINDS
+from openblip.experiments.real.openstax_filter import SETTINGS as FILTER
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "real-data.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "real-data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S))
 """the page's parts; an experiment's is headed by its name"""
 MEASURED = [name for name in SETTINGS if name in SECTIONS]

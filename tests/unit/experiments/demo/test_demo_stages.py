@@ -15,10 +15,10 @@ from openblip.core.errors import UserError
 from openblip.core.files import read_jsonl, write_json
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.truth import judge
-from openblip.demo import STAGES, DemoPlan, run_demo
-from openblip.demo.blip2_page import blip2_section
-from openblip.demo.capfilt import PAGE
-from openblip.demo.capfilt_page import capfilt_section
+from openblip.experiments.demo import STAGES, DemoPlan, run_demo
+from openblip.experiments.demo.blip2_page import blip2_section
+from openblip.experiments.demo.capfilt import PAGE
+from openblip.experiments.demo.capfilt_page import capfilt_section
 from openblip.report import Gallery, Table, Text
 
 SMALL = DemoPlan(

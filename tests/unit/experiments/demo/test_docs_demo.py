@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.demo import KINDS, lines, minutes, stored
 
-README = Path(__file__).resolve().parents[3] / "README.md"
+README = Path(__file__).resolve().parents[4] / "README.md"
 
 
 def test_the_readme_holds_what_the_demo_reached() -> None:

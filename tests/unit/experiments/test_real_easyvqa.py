@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.real import BESIDE
-from benchmarks.real.easyvqa import QUICK, SETTINGS, _guessing, run, run_config, sources, table, write_rows
 from openblip.core.errors import UserError
 from openblip.data.sources.questions import open_questions
+from openblip.experiments.real import BESIDE
+from openblip.experiments.real.easyvqa import (
+    QUICK,
+    SETTINGS,
+    _guessing,
+    run,
+    run_config,
+    sources,
+    table,
+    write_rows,
+)
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 

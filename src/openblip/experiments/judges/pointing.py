@@ -13,17 +13,16 @@ from math import hypot
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.transforms import evaluation_transform, normalize
 from openblip.data.world.dataset import WorldSource
 from openblip.data.world.scene import Object
-from openblip.explain.cam import WordMap, caption_maps, match_maps
+from openblip.explain.cam import WordMap, caption_maps, match_maps, peak_of
 from openblip.models.blip import Blip
 
-__all__ = ["Pointing", "measure_pointing", "peak_of"]
+__all__ = ["Pointing", "measure_pointing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +83,6 @@ def measure_pointing(
         if asked == pictures:
             return Pointing(asked, named / asked, other / asked, chance / asked)
     raise UserError(f"{world.name} has {asked} pictures that are plain enough to ask about, not {pictures}")
-
-
-def peak_of(weights: Tensor) -> tuple[float, float]:
-    """Centre (x, y) of the patch with the largest weight of a map [h, w], in shares of the picture's sides."""
-    rows, columns = weights.shape
-    place = int(weights.argmax())
-    return (place % columns + 0.5) / columns, (place // columns + 0.5) / rows
 
 
 def _plain(world: WorldSource) -> Iterator[tuple[int, Object, Object]]:

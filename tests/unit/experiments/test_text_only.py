@@ -17,9 +17,9 @@ from openblip.data.world.documents import ASKED, document, documents
 from openblip.data.world.questions import Question, check_answer, questions
 from openblip.data.world.scene import random_stream, sample_scene
 from openblip.data.world.truth import judge
-from openblip.models.fresh_language import FreshLanguage
-from openblip.tasks.blip2.text_only import TextRunConfig, _pad, _parts, _whole, train_language
-from openblip.tasks.blip2.zero_shot import CHOICES, Asked, accuracy, answers, ask_about, guessing
+from openblip.experiments.judges.small_language import FreshLanguage
+from openblip.experiments.judges.text_only import TextRunConfig, _pad, _parts, _whole, train_language
+from openblip.experiments.judges.zero_shot import CHOICES, Asked, accuracy, answers, ask_about, guessing
 
 ASKS = "Question: {} Answer:"
 LINES = [("", "a red star"), ("Question: what color is the star? Answer:", "red")]

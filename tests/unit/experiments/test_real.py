@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import main
-from benchmarks.real import BESIDE, VARIABLE, find_data
-from benchmarks.real.experiment import spread
-from benchmarks.real.measures import (
+from openblip.core.errors import UserError
+from openblip.core.tokenizer import TextTokenizer
+from openblip.data.sample import Batch
+from openblip.experiments.real import BESIDE, VARIABLE, find_data
+from openblip.experiments.real.experiment import spread
+from openblip.experiments.real.measures import (
     Unseen,
     caption_numbers,
     chance,
@@ -24,11 +27,8 @@ from benchmarks.real.measures import (
     recalls,
     wrong_pictures,
 )
-from benchmarks.real.openstax import QUICK, SETTINGS, STAGES, pictures_read, run_config, unseen
-from benchmarks.real.openstax_filter import judged
-from openblip.core.errors import UserError
-from openblip.core.tokenizer import TextTokenizer
-from openblip.data.sample import Batch
+from openblip.experiments.real.openstax import QUICK, SETTINGS, STAGES, pictures_read, run_config, unseen
+from openblip.experiments.real.openstax_filter import judged
 from openblip.models.blip import Blip, blip_config
 
 WORDS = ("map", "man", "red", "tree", "chart", "two", "house", "boat")

@@ -20,8 +20,10 @@ from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.documents import documents
 from openblip.data.world.scene import Scene
 from openblip.data.world.truth import caption_report
+from openblip.experiments.judges.small_language import FreshLanguage
+from openblip.experiments.judges.text_only import TextRunConfig, train_language
+from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about
 from openblip.generation.types import DecodeConfig
-from openblip.models.fresh_language import FreshLanguage
 from openblip.models.qformer import QFormerConfig
 from openblip.tasks.blip2.config import Blip2RunConfig
 from openblip.tasks.blip2.evaluate import evaluate_blip2
@@ -29,9 +31,7 @@ from openblip.tasks.blip2.features import cache_features
 from openblip.tasks.blip2.predictor import QUESTIONS
 from openblip.tasks.blip2.recipes import small_blip2
 from openblip.tasks.blip2.step import encode_pixels
-from openblip.tasks.blip2.text_only import TextRunConfig, train_language
 from openblip.tasks.blip2.write import write_after
-from openblip.tasks.blip2.zero_shot import accuracy, answers, ask_about
 from openblip.tasks.run import evaluation_batches
 from openblip.training.config import within
 from openblip.training.loop import TrainResult

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from openblip.core.config import to_dict
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.runtime import seed_everything
-from openblip.models.fresh_language import FreshLanguage, fresh_language, save_language
+from openblip.experiments.judges.small_language import FreshLanguage, fresh_language, save_language
 from openblip.training.config import TrainConfig
 from openblip.training.launch import start
 from openblip.training.loop import TrainResult, train

@@ -12,11 +12,11 @@ from typing import Any
 
 from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.run import run_capfilt
-from openblip.bootstrap.truth import judge_rows
 from openblip.checkpoints.store import open_model
 from openblip.data.sources.base import SourceConfig
-from openblip.demo.blip import measure_model, run_config
-from openblip.demo.config import DemoPlan, left_by, tars_of
+from openblip.experiments.demo.blip import measure_model, run_config
+from openblip.experiments.demo.config import DemoPlan, left_by, tars_of
+from openblip.experiments.judges.capfilt_rows import judge_rows
 from openblip.recipes import SHORT_CAPTIONER
 from openblip.report import write_report
 from openblip.report.capfilt import capfilt_report

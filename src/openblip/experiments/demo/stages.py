@@ -20,10 +20,10 @@ from rich.console import Console
 
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_json
-from openblip.demo import blip, blip2, capfilt
-from openblip.demo.config import DemoPlan
-from openblip.demo.page import unpack_pictures, write_demo_report
-from openblip.demo.plan import plan_table, planned, time_for
+from openblip.experiments.demo import blip, blip2, capfilt
+from openblip.experiments.demo.config import DemoPlan
+from openblip.experiments.demo.page import unpack_pictures, write_demo_report
+from openblip.experiments.demo.plan import plan_table, planned, time_for
 
 __all__ = ["STAGES", "run_demo"]
 

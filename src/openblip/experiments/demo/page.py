@@ -15,11 +15,11 @@ from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.scene import Scene
 from openblip.data.world.truth import Verdict, judge
-from openblip.demo.blip import MOST_PROBABLE
-from openblip.demo.blip2_page import blip2_section
-from openblip.demo.capfilt_page import capfilt_section
-from openblip.demo.config import DemoPlan, left_by
-from openblip.demo.plan import plan_rows
+from openblip.experiments.demo.blip import MOST_PROBABLE
+from openblip.experiments.demo.blip2_page import blip2_section
+from openblip.experiments.demo.capfilt_page import capfilt_section
+from openblip.experiments.demo.config import DemoPlan, left_by
+from openblip.experiments.demo.plan import plan_rows
 from openblip.report import (
     Card,
     CardText,
