@@ -29,7 +29,9 @@ from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.data.sources.base import SourceConfig
 from openblip.generation.types import DecodeConfig
-from openblip.tasks.run import Evaluator, RunConfig, evaluate_model, run_training
+from openblip.tasks.config import RunConfig
+from openblip.tasks.registry import adapt
+from openblip.tasks.training import Evaluator, evaluate_model, run_training
 
 __all__ = ["STAGES", "BootstrapConfig", "clean_sources", "run_bootstrap"]
 
@@ -152,12 +154,11 @@ def _clean(config: BootstrapConfig, out: Path) -> dict[str, Any]:
 
 
 def _measure(config: BootstrapConfig, run: Path, evaluator: Evaluator | None) -> dict[str, float]:
-    stored = open_model(run / "model")
-    model = stored.blip.eval()
-    numbers: dict[str, float] = {}
+    adapter = adapt(open_model(run / "model"))
+    metrics: dict[str, float] = {}
     if config.pretrain.validation:
-        numbers |= evaluate_model(replace(config.pretrain, sources=config.human), model, stored.tokenizer)[0]
-    return numbers | (evaluator(model, stored.tokenizer) if evaluator is not None else {})
+        metrics |= evaluate_model(replace(config.pretrain, sources=config.human), adapter)[0]
+    return metrics | (evaluator(adapter) if evaluator is not None else {})
 
 
 def _same_loop(out: Path, config: BootstrapConfig) -> None:

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from openblip.checkpoints.store import open_model, unique_state
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
-from openblip.core.tokenizer import TextTokenizer
-from openblip.data.transforms import clean_caption
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
+from openblip.tasks.families.blip import BlipAdapter
 
 __all__ = ["Models", "Part", "fingerprint", "open_models"]
 
@@ -26,27 +25,22 @@ __all__ = ["Models", "Part", "fingerprint", "open_models"]
 class Part:
     """A model with what is needed to use it."""
 
-    model: Blip
-    tokenizer: TextTokenizer
-    info: dict[str, Any]
+    adapter: BlipAdapter
     fingerprint: str
+
+    @property
+    def model(self) -> Blip:
+        """The model itself."""
+        return self.adapter.model
 
     @property
     def image_size(self) -> int | tuple[int, int]:
         """Pixels that the vision tower reads."""
-        return self.model.config.vision.image_size
-
-    @property
-    def prompt(self) -> str:
-        """How the model was trained to begin its texts."""
-        return str(self.info.get("prompt", ""))
+        return self.adapter.image_size
 
     def clean(self, texts: Sequence[str]) -> list[str]:
         """Texts as the model saw them in training."""
-        how = self.info.get("clean", "simplify")
-        if how == "none":
-            return list(texts)
-        return [clean_caption(text, None, simplify=how == "simplify") for text in texts]
+        return [self.adapter.clean(text) for text in texts]
 
 
 @dataclass
@@ -132,7 +126,7 @@ def open_models(
 def _open(path: str, image_size: int | None, tokenizer: str | None) -> Part:
     stored = open_model(path, tokenizer=tokenizer, image_size=image_size)
     model = stored.blip
-    return Part(model, stored.tokenizer, stored.info, fingerprint(model, model.config))
+    return Part(BlipAdapter(model, stored.tokenizer, stored.info), fingerprint(model, model.config))
 
 
 def _require(path: str, option: str, able: bool, lack: str) -> None:

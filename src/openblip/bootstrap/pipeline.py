@@ -27,8 +27,9 @@ from openblip.bootstrap.table import Row, Text
 from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample, Sample, stable_id
 from openblip.data.sources.base import Source
-from openblip.data.transforms import evaluation_transform, normalize
+from openblip.data.transforms import evaluation_transform
 from openblip.generation.types import DecodeConfig
+from openblip.models.pixels import normalize
 
 __all__ = ["Pipeline"]
 
@@ -194,15 +195,15 @@ class Pipeline:
         if models.captioner is not None and writer_memory is not None:
             keys = torch.tensor([stable_id(ready.row.key) for ready in batch], device=self._device)
             captioner = models.captioner
-            prompt = captioner.prompt if self.prompt is None else self.prompt
-            written = write(captioner.model, captioner.tokenizer, writer_memory, keys, self.decode, prompt=prompt)
+            prompt = captioner.adapter.prompt if self.prompt is None else self.prompt
+            written = write(captioner.adapter, writer_memory, keys, self.decode, prompt=prompt)
             began = self._spent("write", began)
         for ready, own in zip(batch, written, strict=True):
             ready.row.texts = [Text(text, "web") for text in ready.texts] + own
         judge = models.filter
         texts = [[text.text for text in ready.row.texts] for ready in batch]
         cleaned = [judge.clean(own) for own in texts]
-        scores = score(judge.model, judge.tokenizer, embeds, memory, cleaned, max_length=self.max_length)
+        scores = score(judge.adapter, embeds, memory, cleaned, max_length=self.max_length)
         for ready, own_scores in zip(batch, scores, strict=True):
             for text, (itm, itc) in zip(ready.row.texts, own_scores, strict=True):
                 text.itm, text.itc = itm, itc

@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from openblip.cli import blip2, bootstrap, capfilt, experiments, explain, make, models, train, use
+from openblip.cli import bootstrap, capfilt, experiments, explain, features, make, models, train, use
 from openblip.cli.checks import check_arguments
 from openblip.core.errors import UserError, nearest
 from openblip.core.interrupt import AGAIN, RESUME, Stopped, Terminated, ending_at_once
@@ -27,8 +27,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.replace("_", "-"): command
     for command in (
-        *(train.pretrain, train.finetune),
-        *(blip2.pretrain_blip2_stage1, blip2.pretrain_blip2_stage2, blip2.finetune_blip2, blip2.cache_features),
+        *(train.train, train.recipes, features.cache_features),
         *(use.evaluate, use.caption, use.match, use.ask, use.embed, use.retrieve),
         *(explain.explain, models.info, models.convert),
         *(capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
@@ -108,6 +107,8 @@ def _read(arguments: list[str]) -> Callable[[], None]:
         return functools.partial(print, f"openblip {__version__}")
     arguments = _joined(arguments)
     _check_names(arguments)
+    if arguments[:1] == ["train"] and _recipe_of_help(arguments):
+        return functools.partial(train.show_recipe, _recipe_of_help(arguments))
     app = tyro.extras.SubcommandApp()
     for name, command in COMMANDS.items():
         app.command(_later(name, command), name=name)
@@ -131,6 +132,13 @@ def _joined(arguments: list[str]) -> list[str]:
     """A command of two words as one: "capfilt decide" is capfilt-decide."""
     name = "-".join(arguments[:2])
     return [name, *arguments[2:]] if name in COMMANDS else arguments
+
+
+def _recipe_of_help(arguments: list[str]) -> str:
+    """The recipe whose help is requested: `openblip train RECIPE --help`."""
+    named = arguments[1:2]
+    wanted = {"-h", "--help"}.intersection(arguments)
+    return named[0] if wanted and named and not named[0].startswith("-") and not train.is_file(named[0]) else ""
 
 
 def _later(name: str, command: Callable[..., None]) -> Any:

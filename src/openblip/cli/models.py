@@ -25,13 +25,12 @@ def info(source: Source, /, *, tokenizer: Tokenizer = None, heads: Heads = ()) -
     """
     from openblip.checkpoints.recognise import describe
     from openblip.checkpoints.store import open_model
-    from openblip.cli.blip2 import describe_blip2
     from openblip.core.config import to_dict
     from openblip.models.blip2 import Blip2
 
     stored = open_model(source, tokenizer=tokenizer, heads=heads)
     if isinstance(stored.model, Blip2):
-        print(json.dumps(describe_blip2(stored), indent=2, ensure_ascii=False))
+        print(json.dumps(_describe_blip2(stored), indent=2, ensure_ascii=False))
         return
     model, config = stored.model, stored.model.config
     vision, text = config.vision, config.text
@@ -128,3 +127,28 @@ def _abilities(model: Any) -> list[str]:
         return ["judge"]
     matching = ["match", "embed", "retrieve"] if model.config.encoder else []
     return (["caption"] if model.config.decoder else []) + matching
+
+
+def _describe_blip2(stored: Any) -> dict[str, Any]:
+    """What `openblip info` says of a BLIP-2 model."""
+    from openblip.checkpoints.blip2_parts import fingerprints
+    from openblip.checkpoints.recognise import describe
+    from openblip.core.config import to_dict
+
+    model = stored.model
+    counts = {
+        name: sum(parameter.numel() for parameter in part.parameters()) for name, part in model.named_children()
+    }
+    able = ["caption", "ask"] if model.language is not None else []
+    able += ["match", "embed", "retrieve"] if model.config.matches else []
+    return {
+        "is": describe(model.config),
+        "can": able,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_parameters": model.num_trained(),
+        "parameters_by_part": counts,
+        "frozen": fingerprints(model),
+        "ignored_keys": stored.ignored,
+        "model": to_dict(model.config),
+        "info": stored.info,
+    }

@@ -52,12 +52,12 @@ def open_predictor(
     import torch
 
     from openblip.core.runtime import usable_cores
-    from openblip.tasks.predictor import Predictor
+    from openblip.tasks.load import load
 
     check_counts(batch_size=batch_size)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    return Predictor.load(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
+    return load(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
 
 def each_batch(

@@ -16,11 +16,12 @@ from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.data.sources.base import SourceConfig
-from openblip.data.transforms import ImageTransformConfig, normalize
+from openblip.data.transforms import ImageTransformConfig
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.truth import caption_report
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
+from openblip.models.pixels import normalize
 from openblip.recipes import small_pretrain
 from openblip.tasks.caption import write_captions
 from openblip.tasks.retrieval import evaluate_retrieval

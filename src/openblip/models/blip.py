@@ -113,6 +113,10 @@ class Blip(nn.Module):
             self.itm_head = nn.Linear(config.text.width, 2)
             self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
 
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """uint8 images [B, 3, H, W] -> image_embeds [B, N, Dv], normalised as the vision tower wants them."""
+        return self.encode_image(self.vision.normalize(pixels))
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first."""
         return self.vision(images)
@@ -153,6 +157,11 @@ class Blip(nn.Module):
 
     def _any_text(self) -> TextTransformer:
         return self.text_encoder if self.text_encoder is not None else self.decoder.transformer
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Blocks of the vision tower and of the text transformer, for layer-wise decay."""
+        return self.config.vision.depth, self.config.text.depth
 
     def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
         """Trade time for memory: recompute every block in the backward pass."""

@@ -85,6 +85,12 @@ class Blip2(nn.Module):
         if language is not None:
             self.language_proj = nn.Linear(width, language.width)
 
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """uint8 images [B, 3, H, W], or the tower's features [B, N, Dv] of them -> image_embeds [B, N, Dv]."""
+        if pixels.dtype == torch.uint8:
+            return self.encode_image(self.vision.normalize(pixels))
+        return self.normalize_features(pixels)
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv]."""
         return self.normalize_features(self.vision(images))
@@ -146,6 +152,11 @@ class Blip2(nn.Module):
     def _need_heads(self) -> None:
         if not self.config.matches:
             raise UserError("this model only writes; matching and embeddings need a model with stage 1's heads")
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Blocks of the vision tower and of the Q-Former, for layer-wise decay."""
+        return self.vision.depth, self.config.qformer.depth
 
     def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
         """Trade time for memory: recompute the blocks of Q-Former and language model in the backward pass."""

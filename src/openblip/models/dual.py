@@ -55,6 +55,10 @@ class BlipDual(nn.Module):
         self.text_proj = nn.Linear(config.text.width, config.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """uint8 images [B, 3, H, W] -> image_embeds [B, N, Dv], normalised as the vision tower wants them."""
+        return self.encode_image(self.vision.normalize(pixels))
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first."""
         return self.vision(images)

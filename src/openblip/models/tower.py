@@ -19,14 +19,11 @@ from torch import Tensor, nn
 from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError, first_line
 from openblip.core.places import wrong_place
+from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, Triple, normalize
 from openblip.models.products import use_onednn
 from openblip.models.vision import VisionConfig, VisionEncoder
 
 __all__ = ["FrozenTower", "TowerConfig", "drop_last_blocks", "make_tower"]
-
-Triple = tuple[float, float, float]
-CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +82,8 @@ class FrozenTower(nn.Module):
         *,
         width: int,
         pixels: tuple[int, int],
-        mean: Triple = CLIP_MEAN,
-        std: Triple = CLIP_STD,
+        mean: Triple = IMAGE_MEAN,
+        std: Triple = IMAGE_STD,
     ) -> None:
         super().__init__()
         config = replace(config, dtype=frozen_dtype(config.dtype))
@@ -112,6 +109,10 @@ class FrozenTower(nn.Module):
         if not self.config.trained:
             self.encoder.eval()
         return self
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> what `forward` takes, in the tower's dtype."""
+        return normalize(pixels, self.dtype, mean=self.mean, std=self.std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> tokens [B, N, D], in the tower's dtype."""
@@ -257,8 +258,8 @@ def _processor_numbers(name: str) -> tuple[Triple, Triple]:
     try:
         found, _ = BaseImageProcessor.get_image_processor_dict(name)
     except (OSError, ValueError):
-        return CLIP_MEAN, CLIP_STD
-    mean, std = found.get("image_mean", CLIP_MEAN), found.get("image_std", CLIP_STD)
+        return IMAGE_MEAN, IMAGE_STD
+    mean, std = found.get("image_mean", IMAGE_MEAN), found.get("image_std", IMAGE_STD)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 

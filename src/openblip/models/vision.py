@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from openblip.core.compute import uses_fused_attention
 from openblip.core.errors import UserError
 from openblip.models.layers import scale_narrow
+from openblip.models.pixels import normalize
 from openblip.models.products import use_onednn
 
 __all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions"]
@@ -142,6 +143,10 @@ class VisionEncoder(nn.Module):
     def width(self) -> int:
         """D of the tokens."""
         return self.config.width
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 [..., 3, H, W] -> what `forward` takes, in the dtype of the weights."""
+        return normalize(pixels, next(self.parameters()).dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> [B, 1 + N, D]."""

@@ -10,17 +10,8 @@ import torch
 from PIL import Image
 
 from openblip.data.augment import COLOR_KEEPING_OPS, REFERENCE_OPS, augment
-from openblip.data.transforms import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    ImageTransform,
-    ImageTransformConfig,
-    clean_caption,
-    evaluation_transform,
-    finetuning_transform,
-    normalize,
-    pretraining_transform,
-)
+from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD, ImageTransform, ImageTransformConfig, clean_caption, evaluation_transform, finetuning_transform, pretraining_transform
+from openblip.models.pixels import normalize
 
 
 def noisy_photo(width: int = 120, height: int = 90) -> Image.Image:

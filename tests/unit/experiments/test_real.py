@@ -142,7 +142,7 @@ def test_pictures_that_are_all_alike_are_worth_nothing(nano: tuple[Blip, TextTok
 
 def test_likelihood_sees_which_picture_it_is_given(nano: tuple[Blip, TextTokenizer]) -> None:
     """The measure against sums made picture by picture, on pictures that differ."""
-    from openblip.data.transforms import normalize
+    from openblip.models.pixels import normalize
     from openblip.tasks.caption import caption_log_likelihood
 
     model, tokenizer = nano

@@ -7,7 +7,8 @@ import small
 import torch
 
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.transforms import clean_question, normalize
+from openblip.data.transforms import clean_question
+from openblip.models.pixels import normalize
 from openblip.generation.types import DecodeConfig
 from openblip.models.layers import ImageMemory
 from openblip.models.vqa import BlipVqa

@@ -12,7 +12,7 @@ import torch
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
-from openblip.data.transforms import normalize
+from openblip.models.pixels import normalize
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.models.dual import BlipDual, DualConfig

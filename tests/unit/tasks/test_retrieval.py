@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
-from openblip.data.transforms import normalize
+from openblip.models.pixels import normalize
 from openblip.models.blip import Blip
 from openblip.tasks.retrieval import collect, evaluate_retrieval, match_logits, rerank, similarity
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.data.sources.answers import GivenAnswers
-from openblip.data.transforms import normalize
+from openblip.models.pixels import normalize
 from openblip.generation.types import DecodeConfig
 from openblip.models.vqa import BlipVqa
 from openblip.objectives.answering import VqaObjective

@@ -12,13 +12,14 @@ from openblip.core.runtime import usable_cores
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
-from openblip.data.transforms import ImageTransformConfig, normalize
+from openblip.data.transforms import ImageTransformConfig
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
 from openblip.data.world.scene import Scene
 from openblip.data.world.truth import caption_report, retrieval_ceiling
 from openblip.experiments.demo.config import PICTURES_IN_A_TAR, SPLITS, DemoPlan
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
+from openblip.models.pixels import normalize
 from openblip.objectives.pretraining import ObjectiveConfig
 from openblip.recipes import SHORT_CAPTIONER, SHORT_FILTER, SHORT_RUN
 from openblip.tasks.caption import write_captions

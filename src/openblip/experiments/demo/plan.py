@@ -23,12 +23,12 @@ from openblip.core.files import write_json
 from openblip.core.runtime import machine, seed_everything, usable_cores, versions
 from openblip.core.text import read_json
 from openblip.core.tokenizer import TokenBatch
-from openblip.data.transforms import normalize
 from openblip.data.world.dataset import WorldSource
 from openblip.experiments.demo.config import DemoPlan
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
+from openblip.models.pixels import normalize
 from openblip.models.stepper import DecoderStepper
 from openblip.objectives.pretraining import BlipPretraining
 from openblip.recipes import SHORT_RUN, small_pretrain

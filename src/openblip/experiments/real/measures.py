@@ -20,13 +20,13 @@ from torch import Tensor
 
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
-from openblip.data.transforms import normalize
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.caption import caption_scores, cider
 from openblip.metrics.retrieval import rank_of_relevant, rank_scores
 from openblip.metrics.scores import roc_auc
 from openblip.metrics.words import split_words
 from openblip.models.blip import Blip
+from openblip.models.pixels import normalize
 from openblip.tasks.caption import caption_log_likelihood, write_captions
 from openblip.tasks.retrieval import Collection, collect, match_logits, rerank, similarity
 

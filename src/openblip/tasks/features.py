@@ -32,7 +32,8 @@ from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source
 from openblip.data.sources.digest import Digest
 from openblip.data.stream import Loader
-from openblip.data.transforms import evaluation_transform, normalize
+from openblip.data.transforms import evaluation_transform
+from openblip.models.pixels import normalize
 from openblip.models.tower import FrozenTower
 
 __all__ = ["FeatureCache", "NoPixels", "cache_features", "count_features", "fingerprint_of"]
