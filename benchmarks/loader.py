@@ -29,7 +29,14 @@ from benchmarks.photographs import write_tars
 from benchmarks.plain_pipeline import make_loader
 from openblip.data.sources import open_source
 from openblip.data.stream import Loader
-from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD, ImageTransform, ImageTransformConfig, evaluation_transform, pretraining_transform
+from openblip.data.transforms import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    ImageTransform,
+    ImageTransformConfig,
+    evaluation_transform,
+    pretraining_transform,
+)
 from openblip.models.pixels import normalize
 
 SIZE, BATCH = 224, 32

@@ -20,7 +20,7 @@ from openblip.core.files import write_json
 from openblip.data.world.dataset import WorldSource
 from openblip.experiments.judges.pointing import measure_pointing
 from openblip.explain.cam import default_layer
-from openblip.tasks.predictor import Predictor
+from openblip.tasks.load import load
 
 __all__ = ["measure"]
 
@@ -29,7 +29,7 @@ STORED = Path(__file__).parent / "results" / "pointing.json"
 
 def measure(model: str, pictures: int) -> dict[str, Any]:
     """Play with every part and every layer of a model; returns the object that is stored."""
-    predictor = Predictor.load(model, device="cpu", dtype="float32")
+    predictor = load(model, device="cpu", dtype="float32")
     blip = predictor.blip
     depth = blip.config.text.depth
     world = WorldSource(split="test", num_samples=10 * pictures, size=64, seed=1, disturb=0.0)

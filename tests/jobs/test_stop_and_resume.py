@@ -19,7 +19,7 @@ RUN = (*RUN, "--set", "train.learning_rate=2e-3", "--set", "train.warmup_steps=4
 # Each step waits a little, so that there is a moment to send a signal in.
 SLOWLY = """
 import time
-from openblip.tasks.step import BlipStep
+from openblip.tasks.pairs import BlipStep
 forward = BlipStep.forward
 BlipStep.forward = lambda self, batch: (time.sleep(0.1), forward(self, batch))[1]
 """

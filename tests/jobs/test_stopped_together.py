@@ -23,7 +23,7 @@ RUN = (*NANO, *SMALL, "--steps", 10, "--set", "train.log_every=1", "--set", "tra
 RUN = (*RUN, "--set", "train.trackers=[]")
 SLOWLY = """
 import time
-from openblip.tasks.step import BlipStep
+from openblip.tasks.pairs import BlipStep
 forward = BlipStep.forward
 BlipStep.forward = lambda self, batch: (time.sleep(0.15), forward(self, batch))[1]
 """

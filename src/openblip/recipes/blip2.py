@@ -6,6 +6,7 @@ Values are from Li et al. 2023 (arXiv 2301.12597), sections 3 and 4 and appendix
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from openblip.checkpoints.blip2_parts import as_language, as_tower
 from openblip.data.transforms import ImageTransformConfig
@@ -88,7 +89,15 @@ def blip2_stage2(
 
 
 def _finetune(
-    task: TaskName, data: tuple[str, ...], model: str, validation: tuple[str, ...], monitor: str, layer_decay: float
+    task: TaskName,
+    data: tuple[str, ...],
+    model: str,
+    validation: tuple[str, ...],
+    monitor: str,
+    *,
+    layer_decay: float = 0.95,
+    max_length: int = 32,
+    **more: Any,
 ) -> RunConfig:
     """What the fine-tunings share: the tower is trained too, with a rate that falls by layer."""
     return RunConfig(
@@ -101,7 +110,7 @@ def _finetune(
         transform=_CROPS,
         batch_size=16,
         num_workers=4,
-        max_length=32,
+        max_length=max_length,
         max_words=50,
         train=replace(
             _PRETRAIN,
@@ -116,13 +125,14 @@ def _finetune(
             gradient_checkpointing=True,
             monitor=monitor if validation else None,
         ),
+        **more,
     )
 
 
 def blip2_caption(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
     """Fine-tune a model of stage 2 for captions: prompt "a photo of", the tower trained too, 5 epochs at 1e-5."""
-    config = _finetune("captioning", data, model, validation, "CIDEr", 0.95)
-    return replace(config, prompt=PROMPT, decode=DecodeConfig(num_beams=5, min_new_tokens=8, max_new_tokens=30))
+    decode = DecodeConfig(num_beams=5, min_new_tokens=8, max_new_tokens=30)
+    return _finetune("captioning", data, model, validation, "CIDEr", prompt=PROMPT, decode=decode)
 
 
 def blip2_vqa(
@@ -133,13 +143,22 @@ def blip2_vqa(
     Args:
         language: the language model behind a model of stage 1; one of stage 2 has its own.
     """
-    config = _finetune("answering", data, model, validation, "accuracy_generated", 0.9)
-    decode = DecodeConfig(num_beams=5, max_new_tokens=10, length_penalty=0.0)
-    config = replace(config, prompt=QUESTION, max_length=48, decode=decode)
-    return replace(config, language=as_language(language)) if language else config
+    more: dict[str, Any] = {"language": as_language(language)} if language else {}
+    return _finetune(
+        "answering",
+        data,
+        model,
+        validation,
+        "accuracy_generated",
+        layer_decay=0.9,
+        max_length=48,
+        prompt=QUESTION,
+        decode=DecodeConfig(num_beams=5, max_new_tokens=10, length_penalty=0.0),
+        **more,
+    )
 
 
 def blip2_retrieval(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
     """Fine-tune a model of stage 1 for retrieval: image ids, re-ranking of 128, the tower trained too."""
-    config = _finetune("retrieval", data, model, validation, "t2i_recall_itm@1", 0.95)
-    return replace(config, stage1=Stage1Config(use_image_ids=True), rerank_k=128)
+    stage1 = Stage1Config(use_image_ids=True)
+    return _finetune("retrieval", data, model, validation, "t2i_recall_itm@1", stage1=stage1, rerank_k=128)

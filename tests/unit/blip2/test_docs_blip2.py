@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import pytest
 import torch
+from openblip.tasks.blip2.recipes import blip2_finetune, small_blip2
 from safetensors.torch import load_file
 from small_blip2 import model, picture, write_language
 from test_store import stored
@@ -22,8 +23,8 @@ from openblip.checkpoints.blip2_store import save_blip2
 from openblip.checkpoints.convert import convert_model
 from openblip.cli.entry import COMMANDS, _read
 from openblip.core.config import override
-from openblip.tasks.blip2.config import Blip2RunConfig
-from openblip.tasks.blip2.recipes import blip2_finetune, blip2_stage1, blip2_stage2, small_blip2
+from openblip.recipes.blip2 import blip2_stage1, blip2_stage2
+from openblip.tasks.config import RunConfig
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "blip2.md").read_text(encoding="utf-8")
 FLAT = " ".join(PAGE.split())
@@ -42,7 +43,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(match.group(1)) for match in found if match]
 
 
-def recipe(words: list[str]) -> Blip2RunConfig | None:
+def recipe(words: list[str]) -> RunConfig | None:
     """The configuration that a training command begins from."""
     data = ("captions.jsonl",)
     if words[:2] == ["finetune", "blip2"]:

@@ -19,7 +19,7 @@ from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.open import open_source
 from openblip.models.blip import Blip, blip_config
 from openblip.models.tower import FrozenTower
-from openblip.tasks.blip2.features import FeatureCache, cache_features, count_features, fingerprint_of
+from openblip.tasks.features import FeatureCache, cache_features, count_features, fingerprint_of
 
 
 @pytest.fixture(scope="module")

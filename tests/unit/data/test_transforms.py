@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 
 from openblip.data.augment import COLOR_KEEPING_OPS, REFERENCE_OPS, augment
-from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD, ImageTransform, ImageTransformConfig, clean_caption, evaluation_transform, finetuning_transform, pretraining_transform
+from openblip.data.transforms import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    ImageTransform,
+    ImageTransformConfig,
+    clean_caption,
+    evaluation_transform,
+    finetuning_transform,
+    pretraining_transform,
+)
 from openblip.models.pixels import normalize
 
 

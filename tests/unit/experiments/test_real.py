@@ -142,8 +142,9 @@ def test_pictures_that_are_all_alike_are_worth_nothing(nano: tuple[Blip, TextTok
 
 def test_likelihood_sees_which_picture_it_is_given(nano: tuple[Blip, TextTokenizer]) -> None:
     """The measure against sums made picture by picture, on pictures that differ."""
-    from openblip.models.pixels import normalize
     from openblip.tasks.caption import caption_log_likelihood
+
+    from openblip.models.pixels import normalize
 
     model, tokenizer = nano
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

@@ -34,7 +34,7 @@ FEW = DecodeConfig(num_beams=2, max_new_tokens=6)
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(small.model(), small.tokenizer(), batch_size=3)
+    return small.predictor(small.model(), small.tokenizer(), batch_size=3)
 
 
 @pytest.fixture(scope="module")

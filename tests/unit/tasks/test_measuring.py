@@ -20,8 +20,10 @@ from openblip.data.measured import Measured
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
-from openblip.recipes import small_pretrain
-from openblip.tasks.run import as_sources, evaluation_batches, run_training
+from openblip.recipes.small import small_pretrain
+from openblip.tasks.config import as_sources
+from openblip.tasks.evaluation import evaluation_batches
+from openblip.tasks.training import run_training
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ def test_ranks_share_the_good_samples_without_doubles(tmp_path: Path, world_size
 
 def test_evaluation_in_training_notes_what_it_left_out(tmp_path: Path) -> None:
     every, good = spoiled.write(tmp_path / "data")
-    config = small_pretrain((str(good),), size="nano", validation=(str(every),), steps=1)
+    config = small_pretrain((str(good),), model="nano", validation=(str(every),), steps=1)
     quiet = ("batch_size=2", "num_workers=0", "train.trackers=[]", "image_size=32", "rerank_k=2", "vocab_size=60")
     config = override(config, (*quiet, "decode.num_beams=1", "decode.max_new_tokens=4"))
     run_training(replace(config, train=replace(config.train, device="cpu")), tmp_path / "run", show=False)

@@ -18,8 +18,10 @@ from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip, blip_config
 from openblip.models.vqa import BlipVqa
-from openblip.recipes import small_vqa, vqa_finetune
-from openblip.tasks.run import RunConfig, as_sources, load_run_config, run_training
+from openblip.recipes.blip import vqa_finetune
+from openblip.recipes.small import small_vqa
+from openblip.tasks.config import RunConfig, as_sources, load_run_config
+from openblip.tasks.training import run_training
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
 ASKED = "what color is it?"
@@ -71,10 +73,10 @@ def test_it_learns_to_answer_both_ways_and_the_best_model_is_kept(data: Path, tm
     assert result.best["name"] == "accuracy_generated"
     stored = open_model(tmp_path / "run" / "best")
     assert isinstance(stored.model, BlipVqa)
-    assert stored.info["task"] == "vqa"
+    assert stored.info["task"] == "answering"
     assert set(stored.info["answers"]) == {*COLOURS, "yes", "no", "dark"}
     assert stored.info["answers"] == (tmp_path / "run" / "answers.txt").read_text().splitlines()
-    assert load_run_config(tmp_path / "run" / "config.json").task == "vqa"
+    assert load_run_config(tmp_path / "run" / "config.json").task == "answering"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -151,4 +153,6 @@ def test_the_recipe_is_the_papers_for_its_sizes_and_gentle_for_small_models(tmp_
     words = small.tokenizer()
     save_model(tmp_path / "nano", Blip(blip_config("nano", vocab_size=words.vocab_size)), words)
     for model in ("micro", str(tmp_path / "nano")):
-        assert vqa_finetune(("vqa.jsonl",), model=model) == small_vqa(("vqa.jsonl",), model=model)
+        assert vqa_finetune(("vqa.jsonl",), model=model).image_size is None, "it keeps its own"
+    gentle = small_vqa(("vqa.jsonl",), model="micro")
+    assert (gentle.train.learning_rate, gentle.transform.flip, gentle.transform.crop_scale) == (4e-3, False, None)
