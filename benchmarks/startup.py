@@ -105,7 +105,7 @@ def _mistakes(model: Path, image: Path, repeats: int) -> list[dict[str, Any]]:
         "no such model": _openblip("caption", str(image), "--model", "no/such/place"),
         "no such image": _openblip("caption", "no/such/image.png", "--model", str(model)),
         "no such option": _openblip("caption", str(image), "--model", str(model), "--beam", "3"),
-        "no such data": _openblip("pretrain", "no/such/data", "--out", "no/such/run"),
+        "no such data": _openblip("train", "small-pretrain", "no/such/data", "--out", "no/such/run"),
     }
     times, printed = _in_turn(commands, repeats, fails=True)
     return [
