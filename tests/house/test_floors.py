@@ -40,7 +40,6 @@ NEVER = {"generation": ("data",), "objectives": ("data",), "checkpoints": ("data
 
 KNOWN_LOOPS: tuple[frozenset[str], ...] = (
     frozenset({"tasks.predictor", "tasks.finding", "tasks.blip2.predictor"}),
-    frozenset(f"checkpoints.{name}" for name in ("store", "blip2_store", "blip2_parts", "blip2_hf")),
 )
 """Loops that are still there; one that is gone must go from here as well."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -199,31 +199,6 @@ def cache_features(
         why = f"{out / 'skipped.jsonl'} says why"
         print(f"openblip: {left_out} of them cannot be used and have no features; {why}", file=sys.stderr)
     print(f"The features are in {out}; train with --set 'features=[\"{out}\"]'")
-
-
-def describe_blip2(stored: Any) -> dict[str, Any]:
-    """What `openblip info` says of a BLIP-2 model."""
-    from openblip.checkpoints.blip2_parts import fingerprints
-    from openblip.checkpoints.recognise import describe
-    from openblip.core.config import to_dict
-
-    model = stored.model
-    counts = {
-        name: sum(parameter.numel() for parameter in part.parameters()) for name, part in model.named_children()
-    }
-    able = ["caption", "ask"] if model.language is not None else []
-    able += ["match", "embed", "retrieve"] if model.config.matches else []
-    return {
-        "is": describe(model.config),
-        "can": able,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trained_parameters": model.num_trained(),
-        "parameters_by_part": counts,
-        "frozen": fingerprints(model),
-        "ignored_keys": stored.ignored,
-        "model": to_dict(model.config),
-        "info": stored.info,
-    }
 
 
 def _from_file(file: Path, data: tuple[str, ...], validation: tuple[str, ...]) -> Blip2RunConfig:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
 from openblip.core.runtime import rank, seed_everything, world_size
@@ -174,7 +174,7 @@ def run_training(
             out,
             prepare=task.prepare,
             evaluate=evaluate if config.validation or evaluator is not None else None,
-            export=lambda folder: save_model(folder, model, tokenizer, task.info),
+            export=lambda folder: save_model(folder, StoredModel(model, tokenizer, task.info)),
             resume=resume,
             sections={"run": _section(config), "model": to_dict(model.config)},
             may_change=MAY_CHANGE,

@@ -13,12 +13,12 @@ from PIL import Image
 from small_blip2 import PIXELS, write_language
 
 from openblip.checkpoints.blip2_parts import as_language
-from openblip.checkpoints.blip2_store import StoredBlip2
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.measured import Measured
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
+from openblip.models.blip2 import Blip2
 from openblip.tasks.blip2.evaluate import evaluate_blip2
 from openblip.tasks.blip2.recipes import blip2_finetune, small_blip2
 from openblip.tasks.blip2.run import run_blip2
@@ -52,7 +52,10 @@ def test_all_of_its_measures(tmp_path: Path) -> None:
     captions, good_captions, questions, good_questions = write(tmp_path / "data")
     words = TextTokenizer.train(["a dog what is it"], vocab_size=60)
     torch.manual_seed(0)
-    save_model(tmp_path / "blip", Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words)
+    save_model(
+        tmp_path / "blip",
+        StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words),
+    )
     tower, llm = f"openblip:{tmp_path / 'blip'}", write_language(tmp_path / "llm", "opt")
     shared: dict[str, Any] = {
         "batch_size": 2,
@@ -73,7 +76,7 @@ def test_all_of_its_measures(tmp_path: Path) -> None:
     cases = (("one", one, captions, good_captions), ("two", two, captions, good_captions))
     for name, config, every, good in (*cases, ("asks", asks, questions, good_questions)):
         stored, measured = open_model(tmp_path / name / "model"), Measured()
-        assert isinstance(stored, StoredBlip2)
+        assert isinstance(stored.model, Blip2)
         found, records = evaluate_blip2(
             replace(config, validation=as_sources((str(every),))), stored, measured=measured
         )

@@ -10,8 +10,7 @@ import torch
 
 from openblip.checkpoints.bert import load_bert_into_qformer
 from openblip.checkpoints.blip2_parts import build_blip2, open_language, open_language_tokenizer, open_tower
-from openblip.checkpoints.blip2_store import StoredBlip2
-from openblip.checkpoints.store import open_model
+from openblip.checkpoints.store import StoredModel, open_model
 from openblip.core.errors import UserError
 from openblip.core.runtime import rank
 from openblip.core.tokenizer import TextTokenizer
@@ -25,7 +24,7 @@ __all__ = ["build", "open_blip2"]
 _MOST_TEXTS = 200_000
 
 
-def build(config: Blip2RunConfig, sources: Sequence[Source], out: Path) -> StoredBlip2:
+def build(config: Blip2RunConfig, sources: Sequence[Source], out: Path) -> StoredModel:
     """What is trained.
 
     Args:
@@ -52,25 +51,25 @@ def build(config: Blip2RunConfig, sources: Sequence[Source], out: Path) -> Store
     return made
 
 
-def open_blip2(source: Path | str, tokenizer: str | None = None) -> StoredBlip2:
+def open_blip2(source: Path | str, tokenizer: str | None = None) -> StoredModel:
     """Open a BLIP-2 model from anywhere; `tokenizer` as for `open_model`.
 
     Raises:
         UserError: as `open_model`, or it is a model of another kind.
     """
     stored = open_model(source, tokenizer=tokenizer)
-    if not isinstance(stored, StoredBlip2):
+    if not isinstance(stored.model, Blip2):
         raise UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")
     return stored
 
 
-def _with_heads(stored: StoredBlip2, source: str) -> StoredBlip2:
+def _with_heads(stored: StoredModel, source: str) -> StoredModel:
     if not stored.model.config.matches:
         raise UserError(f"{source} has no heads for ITC and ITM; stage 1 goes on from a model of stage 1")
     return stored
 
 
-def _fresh(config: Blip2RunConfig, sources: Sequence[Source], out: Path) -> StoredBlip2:
+def _fresh(config: Blip2RunConfig, sources: Sequence[Source], out: Path) -> StoredModel:
     tokenizer = _tokenizer(config, sources, out)
     tower = open_tower(config.vision)
     sizes = replace(config.qformer, memory_width=tower.width, vocab_size=tokenizer.vocab_size)
@@ -78,7 +77,7 @@ def _fresh(config: Blip2RunConfig, sources: Sequence[Source], out: Path) -> Stor
     if config.text_pretrained:
         load_bert_into_qformer(model.qformer, config.text_pretrained)
     _start_query_layers(model)
-    return StoredBlip2(model, tokenizer)
+    return StoredModel(model, tokenizer)
 
 
 @torch.no_grad()
@@ -89,7 +88,7 @@ def _start_query_layers(model: Blip2) -> None:
             block.query_feed_forward.load_state_dict(block.text_feed_forward.state_dict())
 
 
-def _with_options(stored: StoredBlip2, config: Blip2RunConfig) -> StoredBlip2:
+def _with_options(stored: StoredModel, config: Blip2RunConfig) -> StoredModel:
     """A model of stage 2 whose language model gets LoRA, or fewer bits, where the configuration asks for them."""
     model, wanted = stored.model, config.language
     kept = model.llm.config
@@ -107,8 +106,8 @@ def _with_options(stored: StoredBlip2, config: Blip2RunConfig) -> StoredBlip2:
 
 
 def _before_language(
-    config: Blip2RunConfig, stored: StoredBlip2 | None, sources: Sequence[Source], out: Path
-) -> StoredBlip2:
+    config: Blip2RunConfig, stored: StoredModel | None, sources: Sequence[Source], out: Path
+) -> StoredModel:
     """Stage 2: the Q-Former of stage 1, or a fresh one, before a language model."""
     started = _fresh(config, sources, out) if stored is None else stored
     first, language = started.model, open_language(config.language)
@@ -121,7 +120,7 @@ def _before_language(
     kept = {name: value for name, value in first.state_dict().items() if name in wanted}
     model.load_state_dict(kept, strict=False)
     words = open_language_tokenizer(config.language)
-    return StoredBlip2(model, started.tokenizer if reads else None, {}, [], words)
+    return StoredModel(model, started.tokenizer if reads else None, {}, [], words)
 
 
 def _unfreeze(model: Blip2) -> None:

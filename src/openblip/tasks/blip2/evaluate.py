@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openblip.checkpoints.blip2_store import StoredBlip2
+from openblip.checkpoints.store import StoredModel
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.measured import Measured
 from openblip.data.sample import Batch
@@ -71,7 +71,7 @@ class Matcher(nn.Module):
 
 @torch.no_grad()
 def evaluate_blip2(
-    config: Blip2RunConfig, stored: StoredBlip2, *, measured: Measured | None = None
+    config: Blip2RunConfig, stored: StoredModel, *, measured: Measured | None = None
 ) -> tuple[dict[str, float], list[dict[str, object]]]:
     """Measure a model on the validation sources; as `tasks.run.evaluate_model`.
 
@@ -134,7 +134,7 @@ def _itg_perplexity(model: Blip2, tokenizer: TextTokenizer, batches: Iterable[Ba
 
 
 def _captions(
-    config: Blip2RunConfig, stored: StoredBlip2, batches: Iterable[Batch]
+    config: Blip2RunConfig, stored: StoredModel, batches: Iterable[Batch]
 ) -> tuple[dict[str, float], list[dict[str, object]]]:
     model, words = stored.model, stored.language_tokenizer
     assert words is not None
@@ -166,7 +166,7 @@ def _captions(
 
 
 def _answers(
-    config: Blip2RunConfig, stored: StoredBlip2, batches: Iterable[Batch]
+    config: Blip2RunConfig, stored: StoredModel, batches: Iterable[Batch]
 ) -> tuple[dict[str, float], list[dict[str, object]]]:
     records: list[dict[str, object]] = []
     given: list[list[str]] = []
@@ -186,7 +186,7 @@ def _answers(
 
 
 def answer(
-    stored: StoredBlip2, memory: ImageMemory, questions: list[str], config: DecodeConfig, *, prompt: str
+    stored: StoredModel, memory: ImageMemory, questions: list[str], config: DecodeConfig, *, prompt: str
 ) -> list[str]:
     """The likeliest answer to each of R questions about the images in `memory`, R rows of them."""
     words = stored.language_tokenizer

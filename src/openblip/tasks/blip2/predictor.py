@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.blip2_store import StoredBlip2
 from openblip.checkpoints.recognise import describe
+from openblip.checkpoints.store import StoredModel
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.tokenizer import TokenBatch
@@ -57,7 +57,7 @@ class Blip2Predictor(Predictor):
 
     def __init__(
         self,
-        stored: StoredBlip2,
+        stored: StoredModel,
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,

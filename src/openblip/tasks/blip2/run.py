@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from openblip.checkpoints.blip2_store import StoredBlip2, save_blip2
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.config import to_dict
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.data.measured import Measured
@@ -37,7 +37,7 @@ from openblip.training.step import Prepare
 
 __all__ = ["Blip2Evaluator", "loop_config", "make_step", "run_blip2"]
 
-Blip2Evaluator = Callable[[StoredBlip2], dict[str, float]]
+Blip2Evaluator = Callable[[StoredModel], dict[str, float]]
 """Further numbers of a model during training, e.g. the truth of captions in the synthetic world."""
 
 
@@ -94,7 +94,7 @@ def run_blip2(
             out,
             prepare=prepare,
             evaluate=evaluate if config.validation or evaluator is not None else None,
-            export=lambda folder: save_blip2(folder, stored, whole=config.save_whole),
+            export=lambda folder: save_model(folder, stored, whole=config.save_whole),
             resume=resume,
             sections={"run": section, "model": to_dict(stored.model.config)},
             may_change=MAY_CHANGE,
@@ -117,7 +117,7 @@ def _open(spec: SourceConfig, config: Blip2RunConfig) -> Source:
     return open_questions(replace(spec, pairs=True)) if config.task == "questions" else open_source(spec)
 
 
-def make_step(config: Blip2RunConfig, stored: StoredBlip2, cache: FeatureCache | None) -> tuple[Blip2Step, Prepare]:
+def make_step(config: Blip2RunConfig, stored: StoredModel, cache: FeatureCache | None) -> tuple[Blip2Step, Prepare]:
     """The step of a run and what prepares its batches; a `cache` gives features in place of pictures."""
     tokenizer, words, length = stored.tokenizer, stored.language_tokenizer, config.max_length
     if config.stage == "stage1":
