@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.checkpoints import store
+from openblip.checkpoints import blip_store
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import COMMANDS
 from openblip.core.tokenizer import TextTokenizer
@@ -44,7 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     vision = VisionConfig(image_size=32, width=64, depth=2, num_heads=1)  # as other formats have it: heads of 64
     text = TextConfig(vocab_size=words.vocab_size, width=64, depth=2, num_heads=1, inner_width=128, memory_width=64)
     save_model(tmp_path / "models" / "published", StoredModel(Blip(BlipConfig(vision=vision, text=text)), words))
-    monkeypatch.setattr(store, "PUBLISHED_TOKENIZER", str(tmp_path / "models" / "published"))
+    monkeypatch.setattr(blip_store, "PUBLISHED_TOKENIZER", str(tmp_path / "models" / "published"))
     (tmp_path / "photos").mkdir()
     for number in (1, 2):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
