@@ -11,7 +11,7 @@ import torch
 from job_commands import CommandServer
 from job_world import World, same_numbers
 
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, blip_config
 
@@ -32,7 +32,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("blip") / "model"
     words = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
     torch.manual_seed(0)
-    save_model(folder, Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32)), words)
+    save_model(folder, StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32)), words))
     return folder
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.checkpoints import store
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints import blip_store
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import COMMANDS
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig, blip_config
@@ -37,12 +37,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     words = TextTokenizer.train(list(WORDS) * 3, vocab_size=100)
     sizes = blip_config("nano", vocab_size=words.vocab_size, image_size=32)
-    save_model(tmp_path / "models" / "pretrained", Blip(sizes), words)
-    save_model(tmp_path / "models" / "vqa", BlipVqa(VqaConfig(vision=sizes.vision, text=sizes.text)), words)
+    save_model(tmp_path / "models" / "pretrained", StoredModel(Blip(sizes), words))
+    save_model(
+        tmp_path / "models" / "vqa", StoredModel(BlipVqa(VqaConfig(vision=sizes.vision, text=sizes.text)), words)
+    )
     vision = VisionConfig(image_size=32, width=64, depth=2, num_heads=1)  # as other formats have it: heads of 64
     text = TextConfig(vocab_size=words.vocab_size, width=64, depth=2, num_heads=1, inner_width=128, memory_width=64)
-    save_model(tmp_path / "models" / "published", Blip(BlipConfig(vision=vision, text=text)), words)
-    monkeypatch.setattr(store, "PUBLISHED_TOKENIZER", str(tmp_path / "models" / "published"))
+    save_model(tmp_path / "models" / "published", StoredModel(Blip(BlipConfig(vision=vision, text=text)), words))
+    monkeypatch.setattr(blip_store, "PUBLISHED_TOKENIZER", str(tmp_path / "models" / "published"))
     (tmp_path / "photos").mkdir()
     for number in (1, 2):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.blip2_parts import as_language, open_language, open_language_tokenizer
-from openblip.checkpoints.blip2_store import StoredBlip2
+from openblip.checkpoints.store import StoredModel
 from openblip.core.files import read_jsonl, write_json
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
@@ -302,7 +302,7 @@ class Seed:
         rows = [record for record in records if record["split"] == "eval"]
         return {key: [float(row[key]) for row in rows] for key in ("step", "truth", "answers_all")}
 
-    def _quick_look(self, stored: StoredBlip2) -> Numbers:
+    def _quick_look(self, stored: StoredModel) -> Numbers:
         return world.measure_stage2(stored, self.world("val"), min(_LOOKED_AT, self.config.test_pictures))
 
     def language_alone(self) -> dict[str, Numbers]:

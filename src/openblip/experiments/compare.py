@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.files import read_jsonl, write_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.base import SourceConfig
@@ -74,7 +74,7 @@ def _blip_run(seed: Seed) -> RunConfig:
         stored = open_model(seed.tower.removeprefix("openblip:"))
         fresh = Blip(replace(stored.blip.config, encoder=True, decoder=True))
         fresh.vision.load_state_dict(stored.blip.vision.state_dict())
-        save_model(start, fresh, stored.tokenizer, {})
+        save_model(start, StoredModel(fresh, stored.tokenizer, {}))
     steps = seed.config.stage1_steps + seed.config.stage2_steps
     run = replace(seed.blip(seed.world("train"), steps, seed=seed.number), model=str(start))
     return replace(run, train=replace(run.train, evaluate_every_steps=max(1, steps // 8)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.recognise import describe
+from openblip.checkpoints.store import StoredModel
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
 from openblip.data.transforms import clean_caption
@@ -177,6 +178,13 @@ class Adapter:
     ) -> None:
         self.model, self.tokenizer, self.language_tokenizer = model, tokenizer, language_tokenizer
         self.info, self.ignored = info or {}, list(ignored)
+
+    @property
+    def stored(self) -> StoredModel:
+        """The model as `save_model` takes it."""
+        return StoredModel(
+            self.model, self.tokenizer, self.info, self.ignored, language_tokenizer=self.language_tokenizer
+        )
 
     @property
     def first(self) -> First:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from openblip.checkpoints.store import StoredModel
 from openblip.core.errors import UserError
 from openblip.tasks.answering import ANSWERING
 from openblip.tasks.captioning import CAPTIONING
@@ -27,16 +26,15 @@ TASKS: dict[TaskName, Task] = {
 }
 
 
-def adapt(stored: Any) -> Adapter:
+def adapt(stored: StoredModel) -> Adapter:
     """The adapter of a model as it was opened (`StoredModel`)."""
     for family in FAMILIES.values():
         if (adapter := family.adapters.get(type(stored.model))) is not None:
-            language_tokenizer = getattr(stored, "language_tokenizer", None)
             return adapter(
                 stored.model,
                 stored.tokenizer,
                 stored.info,
-                language_tokenizer=language_tokenizer,
+                language_tokenizer=stored.language_tokenizer,
                 ignored=stored.ignored,
             )
     raise UserError(f"no family knows a {type(stored.model).__name__}; known are {', '.join(FAMILIES)}")

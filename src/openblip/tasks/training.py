@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from openblip.checkpoints.store import save_model
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
 from openblip.core.runtime import rank, seed_everything, world_size
@@ -113,7 +114,7 @@ def run_training(
             out,
             prepare=training.prepare,
             evaluate=evaluate if config.validation or evaluator is not None else None,
-            export=lambda folder: family.save(adapter, folder, whole=config.save_whole),
+            export=lambda folder: save_model(folder, adapter.stored, whole=config.save_whole),
             resume=resume,
             sections={"run": section, "model": to_dict(adapter.model.config)},
             may_change=MAY_CHANGE,

@@ -11,7 +11,7 @@ from small_blip2 import Kind, model, picture, tokenizer, write_language
 from test_store import stored
 
 import openblip
-from openblip.checkpoints.blip2_store import save_blip2
+from openblip.checkpoints.store import save_model
 from openblip.core.errors import UserError
 from openblip.generation.types import DecodeConfig
 from openblip.tasks.families.blip2 import Blip2Adapter
@@ -27,7 +27,7 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Predictor]:
     for kind in KINDS:
         folder = tmp_path_factory.mktemp(kind)
         llm = write_language(folder / "llm", kind)
-        save_blip2(folder / "m", stored(model(language=llm, matches=False, qformer={"vocab_size": None}), llm))
+        save_model(folder / "m", stored(model(language=llm, matches=False, qformer={"vocab_size": None}), llm))
         made[kind] = openblip.load(folder / "m", device="cpu", dtype="float32", batch_size=2)
         assert isinstance(made[kind].adapter, Blip2Adapter)
     return made
@@ -36,7 +36,7 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Predictor]:
 @pytest.fixture(scope="module")
 def matcher(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     folder = tmp_path_factory.mktemp("matcher")
-    save_blip2(folder / "m", stored(model()))
+    save_model(folder / "m", stored(model()))
     found = openblip.load(folder / "m", device="cpu", dtype="float32", batch_size=2)
     assert isinstance(found.adapter, Blip2Adapter)
     return found
@@ -155,7 +155,7 @@ def test_stage_1_captions_with_its_own_head(matcher: Predictor) -> None:
 
 
 def test_dtypes(tmp_path: Path) -> None:
-    save_blip2(tmp_path / "m", stored(model()))
+    save_model(tmp_path / "m", stored(model()))
     half = openblip.load(tmp_path / "m", device="cpu", dtype="bfloat16")
     assert half.model.qformer.queries.dtype == torch.bfloat16
     (match,) = half.match(PICTURES[0], ["a red bus"])[0]

@@ -19,8 +19,8 @@ from small_blip2 import model, picture, write_language
 from test_store import stored
 
 from benchmarks import blip2_memory
-from openblip.checkpoints.blip2_store import save_blip2
 from openblip.checkpoints.convert import convert_model
+from openblip.checkpoints.store import save_model
 from openblip.cli.entry import COMMANDS, _read
 from openblip.core.config import override
 from openblip.recipes.blip2 import blip2_stage1, blip2_stage2
@@ -91,8 +91,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     llm = write_language(folder / "models" / "llm", "opt")
     writer = model(language=llm, matches=False, qformer={"vocab_size": None}, vision_norm_eps=1e-6)
-    save_blip2(folder / "models" / "stage2", stored(writer, llm))
-    save_blip2(folder / "models" / "stage1", stored(model()))
+    save_model(folder / "models" / "stage2", stored(writer, llm))
+    save_model(folder / "models" / "stage1", stored(model()))
     (folder / "photos").mkdir()
     for number in (1, 2):
         picture(number).save(folder / "photos" / f"000{number}.png")

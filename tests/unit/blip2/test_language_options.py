@@ -17,9 +17,8 @@ from test_run import TRAIN, losses
 from test_store import numbers, stored
 from torch import Tensor
 
-from openblip.checkpoints.blip2_store import StoredBlip2, save_blip2
 from openblip.checkpoints.convert import convert_model
-from openblip.checkpoints.store import open_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
@@ -125,10 +124,10 @@ def test_lora_goes_where_it_is_told(folders: dict[str, Path]) -> None:
         make_language(replace(config, lora_targets=("no_such_layer",)))
 
 
-def stage2(folder: Path, llm: Path) -> StoredBlip2:
+def stage2(folder: Path, llm: Path) -> StoredModel:
     made = model(language=llm, matches=False, qformer={"vocab_size": None}, vision_norm_eps=1e-6)
     found = stored(made, llm)
-    save_blip2(folder, found)
+    save_model(folder, found)
     return found
 
 
@@ -139,7 +138,7 @@ def test_models_with_lora_on_disk(folders: dict[str, Path], tmp_path: Path) -> N
     found.model.language = trained_lora(folders["llama"])
     found.model.config = replace(found.model.config, language=found.model.llm.config)
     expected = numbers(found.model)
-    save_blip2(tmp_path / "m", found)
+    save_model(tmp_path / "m", found)
     names = set(load_file(tmp_path / "m" / "model.safetensors"))
     assert all(".lora_" in name for name in names if name.startswith("language."))
     assert any(name.startswith("language.") for name in names)
@@ -208,7 +207,7 @@ def test_models_in_fewer_bits_on_disk(folders: dict[str, Path], tmp_path: Path) 
     found.model.language = make_language(LanguageConfig(source=str(folders["opt"]), quantize="4bit"))
     found.model.config = replace(found.model.config, language=found.model.llm.config)
     expected = numbers(found.model)  # the matrices are packed for the processor now
-    save_blip2(tmp_path / "m", found)
+    save_model(tmp_path / "m", found)
     again = open_model(tmp_path / "m")
     torch.testing.assert_close(numbers(again.model), expected)
     with pytest.raises(UserError, match="not written whole"):

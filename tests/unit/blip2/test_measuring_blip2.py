@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from small_blip2 import PIXELS, write_language
 
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.measured import Measured
 from openblip.generation.types import DecodeConfig
@@ -51,7 +51,10 @@ def test_all_of_its_measures(tmp_path: Path) -> None:
     captions, good_captions, questions, good_questions = write(tmp_path / "data")
     words = TextTokenizer.train(["a dog what is it"], vocab_size=60)
     torch.manual_seed(0)
-    save_model(tmp_path / "blip", Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words)
+    save_model(
+        tmp_path / "blip",
+        StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words),
+    )
     tower, llm = f"openblip:{tmp_path / 'blip'}", write_language(tmp_path / "llm", "opt")
     shared: dict[str, Any] = {
         "batch_size": 2,

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from openblip.checkpoints import hub
 from openblip.checkpoints.hub import locate, push_folder
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, blip_config
@@ -26,7 +26,9 @@ def folder(tmp_path: Path) -> Path:
     words = TextTokenizer.train(["a red bus", "two dogs"] * 3, vocab_size=50)
     torch.manual_seed(0)
     model = Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32))
-    save_model(tmp_path / "model", model, words, {"task": "pretrain", "steps": 40, "learning_rate": 0.003})
+    save_model(
+        tmp_path / "model", StoredModel(model, words, {"task": "pretrain", "steps": 40, "learning_rate": 0.003})
+    )
     return tmp_path / "model"
 
 

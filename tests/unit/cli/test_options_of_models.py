@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     vision = VisionConfig(image_size=32, patch_size=8, width=32, depth=1, num_heads=2)
     stored = StoredModel(Blip(BlipConfig(vision=vision, text=text, embed_dim=8, encoder=False)).eval(), words)
-    save_model(folder / "own", stored.model, words)
+    save_model(folder / "own", StoredModel(stored.model, words))
     convert_model(stored, folder / "theirs", to="transformers")
     for file in (folder / "theirs").glob("token*"):
         file.unlink()

@@ -15,7 +15,7 @@ import small
 import torch
 
 from openblip.bootstrap.table import Row, read_table, write_table
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli import use
 from openblip.cli.entry import main
 from openblip.core.errors import UserError
@@ -40,7 +40,7 @@ def predictor() -> Predictor:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "model"
-    save_model(folder, small.model(), small.tokenizer())
+    save_model(folder, StoredModel(small.model(), small.tokenizer()))
     return folder
 
 

@@ -12,7 +12,7 @@ import pytest
 import small
 import spoiled
 
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.use import ask, caption, embed, evaluate, match, retrieve
 from openblip.core.config import override
 from openblip.core.errors import UserError
@@ -29,14 +29,17 @@ from openblip.tasks.training import run_training
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "blip"
-    save_model(folder, small.model(), small.tokenizer())
+    save_model(folder, StoredModel(small.model(), small.tokenizer()))
     return folder
 
 
 @pytest.fixture(scope="module")
 def vqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "vqa"
-    save_model(folder, small.vqa_model(), small.vqa_tokenizer(), {"task": "vqa", "answers": list(small.ANSWERS)})
+    save_model(
+        folder,
+        StoredModel(small.vqa_model(), small.vqa_tokenizer(), {"task": "vqa", "answers": list(small.ANSWERS)}),
+    )
     return folder
 
 

@@ -13,7 +13,7 @@ import small
 import torch
 from PIL import Image
 
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip, blip_config
@@ -97,7 +97,7 @@ def test_it_starts_from_a_pretrained_model_and_from_one_that_answers(data: Path,
     torch.manual_seed(1)
     words = small.vqa_tokenizer()
     blip = Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32))
-    save_model(tmp_path / "blip", blip, words)
+    save_model(tmp_path / "blip", StoredModel(blip, words))
     still = ("train.max_steps=1", "train.warmup_steps=0", "train.min_learning_rate=0", "train.learning_rate=1e-12")
     run_training(config(data, *still, model=str(tmp_path / "blip")), tmp_path / "first", show=False)
     stored = open_model(tmp_path / "first" / "model")
@@ -109,7 +109,7 @@ def test_it_starts_from_a_pretrained_model_and_from_one_that_answers(data: Path,
     torch.testing.assert_close(
         open_model(tmp_path / "second" / "model").model.state_dict(), stored.model.state_dict()
     )
-    save_model(tmp_path / "captioner", blip.part(encoder=False, decoder=True), words)
+    save_model(tmp_path / "captioner", StoredModel(blip.part(encoder=False, decoder=True), words))
     with pytest.raises(UserError, match="this model only writes captions"):
         run_training(config(data, model=str(tmp_path / "captioner")), tmp_path / "third", show=False)
 
@@ -151,7 +151,7 @@ def test_the_recipe_is_the_papers_for_its_sizes_and_gentle_for_small_models(tmp_
     assert paper.sources[0].pairs
     assert (paper.answering.label_smoothing, paper.answering.keep, paper.decode.num_beams) == (0.1, 128, 3)
     words = small.tokenizer()
-    save_model(tmp_path / "nano", Blip(blip_config("nano", vocab_size=words.vocab_size)), words)
+    save_model(tmp_path / "nano", StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size)), words))
     for model in ("micro", str(tmp_path / "nano")):
         assert vqa_finetune(("vqa.jsonl",), model=model).image_size is None, "it keeps its own"
     gentle = small_vqa(("vqa.jsonl",), model="micro")

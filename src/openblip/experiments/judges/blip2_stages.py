@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.blip2_parts import as_language, as_tower, open_tower
-from openblip.checkpoints.blip2_store import StoredBlip2
+from openblip.checkpoints.store import StoredModel
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.transforms import ImageTransformConfig
@@ -163,7 +163,7 @@ class Seen:
 
 
 @torch.no_grad()
-def look(stored: StoredBlip2, source: SourceConfig, samples: int) -> Seen:
+def look(stored: StoredModel, source: SourceConfig, samples: int) -> Seen:
     """Read the first pictures of `source`."""
     model = stored.model.eval()
     soft, scenes, captions, keys = [], [], [], []
@@ -177,7 +177,7 @@ def look(stored: StoredBlip2, source: SourceConfig, samples: int) -> Seen:
 
 
 @torch.no_grad()
-def query_likeness(stored: StoredBlip2, source: SourceConfig, samples: int) -> float:
+def query_likeness(stored: StoredModel, source: SourceConfig, samples: int) -> float:
     """Mean cosine of two queries' outputs for one picture: 1 when all of them say the same."""
     model, found = stored.model.eval(), []
     for batch in evaluation_batches((source,), model.vision.pixels, samples=samples, batch_size=100, clean="none"):
@@ -194,7 +194,7 @@ def _mean_cosine(queries: Tensor) -> Tensor:
 
 
 def measure_stage1(
-    stored: StoredBlip2, run: Blip2RunConfig, source: SourceConfig, samples: int
+    stored: StoredModel, run: Blip2RunConfig, source: SourceConfig, samples: int
 ) -> dict[str, float]:
     """Recall by ITC and after ITM, ITM's accuracy, ITG's perplexity."""
     config = replace(run, validation=(source,), validation_samples=samples)
@@ -204,7 +204,7 @@ def measure_stage1(
 
 
 def measure_stage2(
-    stored: StoredBlip2, source: SourceConfig, samples: int, *, novel: bool = False
+    stored: StoredModel, source: SourceConfig, samples: int, *, novel: bool = False
 ) -> dict[str, float]:
     """How true its captions are, and zero-shot answers by kind of question."""
     seen = look(stored, source, samples)

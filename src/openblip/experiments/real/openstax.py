@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.config import differences, to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
@@ -180,7 +180,7 @@ def _begin(data: Path, folder: Path, seed: int, settings: Settings) -> None:
         vision=replace(sizes.vision, drop_path=settings.drop_path),
         text=replace(sizes.text, dropout=settings.dropout),
     )
-    save_model(folder, Blip(sizes), tokenizer)
+    save_model(folder, StoredModel(Blip(sizes), tokenizer))
 
 
 def run_config(stage: str, data: Path, out: Path, seed: int, settings: Settings) -> RunConfig:

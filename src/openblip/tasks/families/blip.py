@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.bert import load_bert
-from openblip.checkpoints.store import StoredModel, open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import First, TokenBatch
 from openblip.data.sources.base import Source
@@ -294,13 +294,8 @@ def _from_scratch(
     return BlipAdapter(model, tokenizer)
 
 
-def _save(adapter: Adapter, folder: Path, *, whole: bool = False) -> None:
-    save_model(folder, adapter.model, adapter.tokenizer, adapter.info)
-
-
 BLIP = Family(
     name="blip",
     build=build,
-    save=_save,
     adapters={Blip: BlipAdapter, BlipVqa: VqaAdapter, BlipNlvr: NlvrAdapter, BlipDual: DualAdapter},
 )

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from openblip.checkpoints.bert import load_bert_into_qformer
 from openblip.checkpoints.blip2_parts import build_blip2, open_language, open_language_tokenizer, open_tower
-from openblip.checkpoints.blip2_store import StoredBlip2, save_blip2
 from openblip.checkpoints.recognise import describe
-from openblip.checkpoints.store import open_model
+from openblip.checkpoints.store import StoredModel, open_model
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.tokenizer import TokenBatch
@@ -309,25 +308,25 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     return Blip2Adapter(made.model, made.tokenizer, made.info, language_tokenizer=made.language_tokenizer)
 
 
-def open_blip2(source: Path | str, tokenizer: str | None = None) -> StoredBlip2:
+def open_blip2(source: Path | str, tokenizer: str | None = None) -> StoredModel:
     """Open a BLIP-2 model from anywhere; `tokenizer` as for `open_model`.
 
     Raises:
         UserError: as `open_model`, or it is a model of another kind.
     """
     stored = open_model(source, tokenizer=tokenizer)
-    if not isinstance(stored, StoredBlip2):
+    if not isinstance(stored.model, Blip2):
         raise UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")
     return stored
 
 
-def _with_heads(stored: StoredBlip2, source: str) -> StoredBlip2:
+def _with_heads(stored: StoredModel, source: str) -> StoredModel:
     if not stored.model.config.matches:
         raise UserError(f"{source} has no heads for ITC and ITM; stage 1 starts from a model of stage 1")
     return stored
 
 
-def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> StoredBlip2:
+def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> StoredModel:
     tokenizer = tokenizer_from_scratch(config, sources, out, default="train")
     tower = open_tower(config.vision)
     sizes = replace(config.qformer, memory_width=tower.width, vocab_size=tokenizer.vocab_size)
@@ -335,7 +334,7 @@ def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> St
     if config.text_pretrained:
         load_bert_into_qformer(model.qformer, config.text_pretrained)
     _start_query_layers(model)
-    return StoredBlip2(model, tokenizer)
+    return StoredModel(model, tokenizer)
 
 
 @torch.no_grad()
@@ -346,7 +345,7 @@ def _start_query_layers(model: Blip2) -> None:
             block.query_feed_forward.load_state_dict(block.text_feed_forward.state_dict())
 
 
-def _with_options(stored: StoredBlip2, config: RunConfig) -> StoredBlip2:
+def _with_options(stored: StoredModel, config: RunConfig) -> StoredModel:
     """A model of stage 2 whose language model gets LoRA, or is quantized, where the configuration asks for them."""
     model, wanted = stored.model, config.language
     kept = model.llm.config
@@ -364,8 +363,8 @@ def _with_options(stored: StoredBlip2, config: RunConfig) -> StoredBlip2:
 
 
 def _before_language(
-    config: RunConfig, stored: StoredBlip2 | None, sources: Sequence[Source], out: Path
-) -> StoredBlip2:
+    config: RunConfig, stored: StoredModel | None, sources: Sequence[Source], out: Path
+) -> StoredModel:
     """Stage 2: the Q-Former of stage 1, or one from scratch, before a language model."""
     started = _from_scratch(config, sources, out) if stored is None else stored
     first, language = started.model, open_language(config.language)
@@ -378,7 +377,7 @@ def _before_language(
     kept = {name: value for name, value in first.state_dict().items() if name in wanted}
     model.load_state_dict(kept, strict=False)
     words = open_language_tokenizer(config.language)
-    return StoredBlip2(model, started.tokenizer if reads else None, {}, [], words)
+    return StoredModel(model, started.tokenizer if reads else None, language_tokenizer=words)
 
 
 def _unfreeze(model: Blip2) -> None:
@@ -388,9 +387,4 @@ def _unfreeze(model: Blip2) -> None:
     model.config = replace(model.config, vision=tower.config)
 
 
-def _save(adapter: Adapter, folder: Path, *, whole: bool = False) -> None:
-    stored = StoredBlip2(adapter.model, adapter.tokenizer, adapter.info, [], adapter.language_tokenizer)
-    save_blip2(folder, stored, whole=whole)
-
-
-BLIP2 = Family(name="blip2", build=build, save=_save, adapters={Blip2: Blip2Adapter})
+BLIP2 = Family(name="blip2", build=build, adapters={Blip2: Blip2Adapter})

@@ -1,21 +1,16 @@
-"""What a family of models says of itself: how it is built for training, saved, and adapted to the tasks."""
+"""What a family of models says of itself: how it is built for training and adapted to the tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from openblip.data.sources.base import Source
 from openblip.tasks.config import RunConfig
 from openblip.tasks.protocols import Adapter
 
 __all__ = ["Family"]
-
-
-class _Save(Protocol):
-    def __call__(self, adapter: Adapter, folder: Path, *, whole: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +20,5 @@ class Family:
     name: str
     build: Callable[[RunConfig, Sequence[Source], Path], Adapter]
     """The model that a run trains; the path is the run's folder."""
-    save: _Save
-    """Write the usable model into a folder; `whole` includes frozen parts."""
     adapters: dict[type, type[Adapter]]
     """For each class of model its adapter."""

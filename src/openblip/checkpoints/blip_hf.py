@@ -9,40 +9,35 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.blip.configuration_blip import BlipConfig as TheirConfig
 
 from openblip.checkpoints.blip import IGNORED, rules_for, transformer_rules, vision_rules
 from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
 from openblip.checkpoints.recognise import AnyConfig, describe
+from openblip.checkpoints.stored import Like
 from openblip.core.errors import UserError
 from openblip.core.files import write_tensors
 from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import TEMPERATURE, BlipConfig
 from openblip.models.dual import DualConfig
-from openblip.models.nlvr import NlvrConfig
 from openblip.models.text import TextConfig
 from openblip.models.vision import VisionConfig, interpolate_positions
 from openblip.models.vqa import VqaConfig
 
 __all__ = [
-    "Like",
     "config_from_transformers",
     "load_transformers_state",
     "rename_vision",
     "transformers_rules",
     "write_transformers",
 ]
-
-Like = Literal["reference", "transformers"]
-"""whose way of computing to follow where the two differ"""
 
 POSITIONS = "vision_model.embeddings.position_embedding"
 _RENAMED = (
@@ -65,24 +60,8 @@ def rename_vision(name: str) -> str:
 
 
 def transformers_rules(config: AnyConfig) -> list[Rule]:
-    """All rules of a model in transformers' names; tied tensors stand once in their files.
-
-    Raises:
-        UserError: transformers has no class for such a model.
-    """
-    if isinstance(config, DualConfig):
-        rules = vision_rules(config.vision.depth)
-        rules += transformer_rules(config.text.depth, "text_encoder", "text_model")
-        names = {
-            "pooler.weight": "text_model.pooler.dense.weight",
-            "pooler.bias": "text_model.pooler.dense.bias",
-            "vision_proj.weight": "visual_projection.weight",
-            "text_proj.weight": "text_projection.weight",
-            "logit_scale": "logit_scale",
-        }
-        rules += [Rule(ours, (theirs,)) for ours, theirs in names.items()]
-    else:
-        rules = rules_for(config)
+    """All rules of a model in transformers' names; tied tensors stand once in their files."""
+    rules = _dual_rules(config) if type(config) is DualConfig else rules_for(config)
     return [
         replace(
             rule,
@@ -91,6 +70,20 @@ def transformers_rules(config: AnyConfig) -> list[Rule]:
         )
         for rule in rules
     ]
+
+
+def _dual_rules(config: DualConfig) -> list[Rule]:
+    """A model that transformers alone has."""
+    rules = vision_rules(config.vision.depth)
+    rules += transformer_rules(config.text.depth, "text_encoder", "text_model")
+    names = {
+        "pooler.weight": "text_model.pooler.dense.weight",
+        "pooler.bias": "text_model.pooler.dense.bias",
+        "vision_proj.weight": "visual_projection.weight",
+        "text_proj.weight": "text_projection.weight",
+        "logit_scale": "logit_scale",
+    }
+    return rules + [Rule(ours, (theirs,)) for ours, theirs in names.items()]
 
 
 def config_from_transformers(description: Mapping[str, Any], state: Mapping[str, Tensor], like: Like) -> AnyConfig:
@@ -103,6 +96,8 @@ def config_from_transformers(description: Mapping[str, Any], state: Mapping[str,
     Raises:
         UserError: it asks for what BLIP does not have.
     """
+    from transformers.models.blip.configuration_blip import BlipConfig as TheirConfig  # seconds
+
     try:
         theirs: Any = TheirConfig.from_dict(dict(description))
         vision, text = theirs.vision_config, theirs.text_config
@@ -210,7 +205,7 @@ def _note_dtype(path: Path) -> None:
 
 def _architecture(config: AnyConfig) -> str:
     """The class of theirs for a model of ours, or why there is none."""
-    vision, text = config.vision, config.text
+    vision = config.vision
     if vision.stem != "patch":
         raise UserError(
             'transformers\' BLIP cuts images into patches by one convolution, this model has stem = "conv"; '
@@ -221,17 +216,21 @@ def _architecture(config: AnyConfig) -> str:
             f"transformers' BLIP takes square images, this model {vision.pixels[0]} x {vision.pixels[1]}; "
             "open it with a square image_size to export it"
         )
-    if isinstance(config, NlvrConfig):
+    if type(config) not in _CLASSES:
         raise UserError("transformers has no class for BLIP's NLVR2 model; convert it --to blip or openblip")
-    if isinstance(config, VqaConfig):
-        if text.width != vision.width:
-            raise UserError(
-                f"transformers' BlipForQuestionAnswering needs text as wide as the vision tower; here it is "
-                f"{text.width} and {vision.width}"
-            )
-        return "BlipForQuestionAnswering"
-    if isinstance(config, DualConfig):
-        return "BlipModel"
+    return _CLASSES[type(config)](config)
+
+
+def _vqa_class(config: VqaConfig) -> str:
+    if config.text.width != config.vision.width:
+        raise UserError(
+            f"transformers' BlipForQuestionAnswering needs text as wide as the vision tower; here it is "
+            f"{config.text.width} and {config.vision.width}"
+        )
+    return "BlipForQuestionAnswering"
+
+
+def _blip_class(config: BlipConfig) -> str:
     if config.encoder and config.decoder:
         raise UserError(
             f"this is {describe(config)}, and transformers has one class for captions and another for matching; "
@@ -240,9 +239,19 @@ def _architecture(config: AnyConfig) -> str:
     return "BlipForImageTextRetrieval" if config.encoder else "BlipForConditionalGeneration"
 
 
-def _their_config(config: AnyConfig, tokenizer: TextTokenizer) -> TheirConfig:
+_CLASSES: dict[type, Callable[[Any], str]] = {
+    BlipConfig: _blip_class,
+    VqaConfig: _vqa_class,
+    DualConfig: lambda _: "BlipModel",
+}
+"""transformers' class for each kind that it has"""
+
+
+def _their_config(config: AnyConfig, tokenizer: TextTokenizer) -> Any:
+    from transformers.models.blip.configuration_blip import BlipConfig as TheirConfig
+
     vision, text = config.vision, config.text
-    embed_dim = 256 if isinstance(config, VqaConfig | NlvrConfig) else config.embed_dim
+    embed_dim = getattr(config, "embed_dim", 256)  # of models without projections it is not read
     return TheirConfig(
         vision_config={
             "hidden_size": vision.width,
