@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from openblip.experiments.blip2 import CURVES
-from openblip.experiments.common import spread_of
 from openblip.experiments.page import details, measures_table
+from openblip.experiments.results import spread_of
 from openblip.report.content import Cell, Chart, Charts, Column, Report, Section, Series, Table, Text
 
 __all__ = ["blip2_page", "verdicts"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from openblip.experiments.common import spread_of
 from openblip.experiments.compare import MODELS
 from openblip.experiments.page import details, measures_table
+from openblip.experiments.results import spread_of
 from openblip.report.content import Chart, Charts, Column, Report, Section, Series, Table, Text
 
 __all__ = ["compare_page"]

@@ -15,7 +15,6 @@ from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.experiments.real import BESIDE, VARIABLE, find_data
-from openblip.experiments.real.experiment import spread
 from openblip.experiments.real.measures import (
     Unseen,
     caption_numbers,
@@ -29,6 +28,7 @@ from openblip.experiments.real.measures import (
 )
 from openblip.experiments.real.openstax import QUICK, SETTINGS, STAGES, pictures_read, run_config, unseen
 from openblip.experiments.real.openstax_filter import judged
+from openblip.experiments.results import spread
 from openblip.models.blip import Blip, blip_config
 
 WORDS = ("map", "man", "red", "tree", "chart", "two", "house", "boat")
