@@ -25,7 +25,7 @@ from typing import Any
 from openblip.checkpoints.blip2_parts import as_language, open_language, open_language_tokenizer
 from openblip.checkpoints.blip2_store import StoredBlip2
 from openblip.core.config import keep_settings
-from openblip.core.files import read_jsonl, write_json
+from openblip.core.files import read_jsonl
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
@@ -134,7 +134,7 @@ _LOOKED_AT = 60
 def run_blip2_experiment(
     out: Path | str, config: Blip2Experiment, *, seeds: int = 3, on_stage: Tell | None = None
 ) -> dict[str, Any]:
-    """Run what is not done yet; writes results.json.
+    """Run what is not done yet.
 
     Returns:
         as `experiments.results.result_of`, with "curves": of each seed, how stage 2 learned
@@ -153,9 +153,7 @@ def run_blip2_experiment(
         second = {name: seed.measured_second(name) for name in SECOND}
         tables.append({"stage 1": first, "stage 2": second, "language": seed.language_alone()})
         curves.append({name: seed.curve(name) for name in CURVES})
-    result = result_of(config, tables, curves=curves)
-    write_json(out / "results.json", result)
-    return result
+    return result_of(config, tables, curves=curves)
 
 
 class Seed:

@@ -24,7 +24,6 @@ from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again, run_capfilt
 from openblip.checkpoints.store import open_model
 from openblip.core.config import keep_settings
-from openblip.core.files import write_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.base import SourceConfig
 from openblip.data.world.dataset import WorldConfig, write_world
@@ -76,7 +75,7 @@ QUICK = CapFiltExperiment(
 def run_experiment(
     out: Path | str, config: CapFiltExperiment, *, seeds: int = 3, on_stage: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Run what is not done yet; writes results.json.
+    """Run what is not done yet.
 
     Returns:
         as `experiments.results.result_of`
@@ -92,9 +91,7 @@ def run_experiment(
         once(folder / "numbers.json", partial(_one_seed, folder, config, seed, tell))
         for seed, folder in enumerate(folders)
     ]
-    result = result_of(config, found)
-    write_json(out / "results.json", result)
-    return result
+    return result_of(config, found)
 
 
 def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[str], None]) -> Tables:

@@ -1,6 +1,6 @@
 """BLIP against BLIP-2 on the same pictures: what each trains, what a step costs, what comes of it.
 
-    openblip experiments compare               # writes runs/experiments/blip2/compare-results.json and compare.html
+    openblip experiments compare               # writes compare-results.json and compare-report.html
 
 Both begin from the same vision tower: BLIP trains it on, with a text transformer from scratch, on ITC, ITM and LM;
 BLIP-2 leaves it frozen and trains a Q-Former over it, in stage 1 and before a frozen language model in stage 2.
@@ -18,7 +18,7 @@ from typing import Any
 
 from openblip.checkpoints.store import open_model, save_model
 from openblip.core.config import keep_settings
-from openblip.core.files import read_jsonl, write_json
+from openblip.core.files import read_jsonl
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
@@ -42,7 +42,7 @@ _STAGE2 = {"BLIP-2, stage 2, decoder": "whole", "BLIP-2, stage 2, encoder-decode
 def compare_models(
     out: Path | str, config: Blip2Experiment, *, seeds: int = 3, on_stage: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Run what is not done yet; writes compare-results.json.
+    """Run what is not done yet.
 
     Returns:
         as `run_blip2_experiment`, with the tables "cost" (measured once) and "models", and for each model in
@@ -62,9 +62,7 @@ def compare_models(
         tables.append({"models": models})
         curves.append({"BLIP": _curve(seed), **{name: seed.curve(variant) for name, variant in _STAGE2.items()}})
     tables[0]["cost"] = _costs(Seed(out, config, 0, on_stage or (lambda _: None)))
-    result = result_of(config, tables, curves=curves)
-    write_json(out / "compare-results.json", result)
-    return result
+    return result_of(config, tables, curves=curves)
 
 
 # BLIP ----------------------------------------------------------------------------------------------------

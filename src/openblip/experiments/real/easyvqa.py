@@ -1,6 +1,6 @@
 """easyvqa: a small BLIP learns to answer 38,575 questions about 4,000 pictures, measured on 1,000 others.
 
-    python -m benchmarks real easyvqa --seeds 3
+    openblip experiments easyvqa
 
 Each seed is a run of `openblip finetune vqa` from the model that the demo pre-trained (`openblip demo`), or from
 random weights (`--set start=micro`). Optimiser and rate were chosen on a tenth of the training pictures, left out

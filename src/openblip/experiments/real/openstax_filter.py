@@ -33,7 +33,7 @@ PAPER = 0.5
 """the paper's threshold"""
 
 SETTINGS = {"openstax-filter": Settings()}
-"""the models are those of `benchmarks real openstax`, and taken up where that left them in the same --out"""
+"""the models are those of `openblip experiments openstax`, in the same folder"""
 
 Scores = list[dict[str, float]]
 """for each picture the ITM probability of its text of each kind that it has"""
