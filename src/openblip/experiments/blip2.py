@@ -1,4 +1,4 @@
-"""Does BLIP-2 do what its paper claims? Questions over seeds, in the drawn world.
+"""Does BLIP-2 do what its paper claims? Questions over seeds, in the scene world.
 
     openblip experiments blip2      # writes runs/experiments/blip2/results.json and report.html
 

@@ -1,4 +1,4 @@
-"""Does CapFilt do what the BLIP paper claims? Four questions, over seeds, in the drawn world.
+"""Does CapFilt do what the BLIP paper claims? Four questions, over seeds, in the scene world.
 
     openblip experiments capfilt                  # writes runs/experiments/capfilt/results.json and report.html
 

@@ -278,7 +278,7 @@ def test_a_captioner_and_a_matcher_come_from_the_pretrained_model() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["openstaks"], "openstax"),
+        (["openstaks"], "openstaks"),
         (["openstax", "--seeds", "0"], "--seeds must be at least 1"),
         (["openstax", "--quick", "--store", "result.json"], "leave out --quick"),
         (["openstax", "--tower", "runs/x"], "--tower is of the experiments blip2 and compare"),

@@ -1,4 +1,4 @@
-"""The demo: BLIP learns from scratch in a drawn world where truth is known, and shows what it learned.
+"""The demo: BLIP learns from scratch in a scene world where truth is known, and shows what it learned.
 
     openblip demo                 # planned for 15 minutes on this machine, then open runs/demo/report.html
     openblip demo --minutes 60    # learns more
@@ -111,4 +111,4 @@ def run_demo(
 def _timed(stage: Stage, out: Path, plan: DemoPlan, seconds: float | None) -> dict[str, Any]:
     began = time.perf_counter()
     found = stage(out, plan, seconds)
-    return {"seconds": round(time.perf_counter() - began, 1), **found}
+    return {**found, "seconds": round(time.perf_counter() - began, 1)}
