@@ -68,7 +68,7 @@ class CapFiltExperiment:
 
 
 QUICK = CapFiltExperiment(
-    web_pictures=48, human_pictures=48, test_pictures=16, size="nano", steps=6, tune_steps=4, batch_size=16
+    web_pictures=48, human_pictures=48, test_pictures=16, size="nano", steps=4, tune_steps=4, batch_size=16
 )
 
 

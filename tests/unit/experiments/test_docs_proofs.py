@@ -36,7 +36,7 @@ def test_a_page_holds_what_was_found(name: str) -> None:
 
 
 def test_what_is_stored_names_no_folder_of_the_machine(tmp_path: Path) -> None:
-    result = {"config": {"tower": "/home/me/model", "batch_size": 8}, "mean": {}}
+    result = {"config": {"tower": "runs/elsewhere/model", "batch_size": 8}, "mean": {}}
     store(result, tmp_path / "stored.json")
     assert read_json(tmp_path / "stored.json") == {**result, "config": {"tower": TOWER, "batch_size": 8}}
     store({"rows": []}, tmp_path / "stored.json")

@@ -46,9 +46,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:
     keep_settings(path, _Settings(), "a run")
     before = path.read_bytes()
     keep_settings(path, _Settings(), "a run")
-    with pytest.raises(
-        UserError, match=r"holds a run with other settings \(steps: 3 -> 4\); choose another folder"
-    ):
+    with pytest.raises(UserError, match=r"other settings \(steps: 3 -> 4\); choose another folder"):
         keep_settings(path, _Settings(steps=4), "a run")
     assert path.read_bytes() == before
 
