@@ -30,6 +30,7 @@ from benchmarks.plain_pipeline import make_loader
 from openblip.data.sources import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import (
+from openblip.models.pixels import 
     IMAGE_MEAN,
     IMAGE_STD,
     ImageTransform,

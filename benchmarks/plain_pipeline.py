@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
+from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD
 
 __all__ = ["make_loader", "make_transform"]
 

@@ -22,6 +22,7 @@ from openblip.core.errors import UserError
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.data.measured import Measured
 from openblip.data.sample import Batch
+from openblip.data.sources.base import Source
 from openblip.data.stream import Loader
 from openblip.data.transforms import ImageTransform
 from openblip.tasks.config import MAY_CHANGE, RunConfig
@@ -29,11 +30,12 @@ from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.features import FeatureCache, NoPixels, fingerprint_of
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.registry import FAMILIES, TASKS
+from openblip.tasks.step import Training
 from openblip.tasks.task import Evaluation, RunData
 from openblip.training.launch import start
 from openblip.training.loop import TrainResult, train
 
-__all__ = ["Evaluator", "evaluate_model", "run_training"]
+__all__ = ["Evaluator", "evaluate_model", "run_training", "set_up"]
 
 Evaluator = Callable[[Adapter], dict[str, float]]
 """Further metrics of a model during training, e.g. the truth of captions in the scene world."""
@@ -61,26 +63,11 @@ def run_training(
     """
     device = start(config.train.device)
     out = Path(out)
-    task, family = TASKS[config.task], FAMILIES[config.family]
-    if config.family not in task.train:
-        raise UserError(
-            f'the task "{config.task}" is not available for {config.family}, but for {", ".join(task.train)}'
-        )
-    single = config.family in task.single
-    sources = [task.open(replace(source, pairs=True) if single else source) for source in config.sources]
-    seed_everything(config.train.seed)
-    adapter = family.build(config, sources, out)
-    cache = FeatureCache.open(config.features, fingerprint_of(adapter.model.vision)) if config.features else None
-    if cache is not None:
-        sources = [cache.source(source) for source in sources]
-    training = task.train[config.family](config, adapter, RunData(sources, out, cache))
-    adapter.info |= {"task": config.task, "prompt": config.prompt, "clean": config.clean}
-    if training.answers:
-        adapter.info["answers"] = list(training.answers)
+    adapter, sources, training = set_up(config, out)
     transform = ImageTransform(replace(config.transform, image_size=adapter.image_size))
     loader = Loader(
         sources,
-        transform if cache is None else NoPixels(),
+        transform if not config.features else NoPixels(),
         config.batch_size,
         seed=config.train.seed,
         rank=rank(),
@@ -124,6 +111,31 @@ def run_training(
         )
     finally:
         loader.close()
+
+
+def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Training]:
+    """The model, the data and the training step of a run, before anything is learned.
+
+    Args:
+        out: the run's folder, where a tokenizer that is learned is kept.
+    """
+    task, family = TASKS[config.task], FAMILIES[config.family]
+    if config.family not in task.train:
+        raise UserError(
+            f'the task "{config.task}" is not available for {config.family}, but for {", ".join(task.train)}'
+        )
+    single = config.family in task.single
+    sources = [task.open(replace(source, pairs=True) if single else source) for source in config.sources]
+    seed_everything(config.train.seed)
+    adapter = family.build(config, sources, out)
+    cache = FeatureCache.open(config.features, fingerprint_of(adapter.model.vision)) if config.features else None
+    if cache is not None:
+        sources = [cache.source(source) for source in sources]
+    training = task.train[config.family](config, adapter, RunData(sources, out, cache))
+    adapter.info |= {"task": config.task, "prompt": config.prompt, "clean": config.clean}
+    if training.answers:
+        adapter.info["answers"] = list(training.answers)
+    return adapter, sources, training
 
 
 @torch.no_grad()

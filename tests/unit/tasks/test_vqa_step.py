@@ -18,13 +18,7 @@ from openblip.generation.types import DecodeConfig
 from openblip.models.pixels import normalize
 from openblip.models.vqa import BlipVqa
 from openblip.objectives.answering import VqaObjective
-from openblip.tasks.answering import (
-    VqaStep,
-    encode_questions,
-    evaluate_answers,
-    prepare_questions,
-    score_answer,
-)
+from openblip.tasks.answering import VqaStep, encode_questions, evaluate_answers, prepare_questions, score_answer
 from openblip.tasks.families.blip import VqaAdapter
 from openblip.training.config import TrainConfig
 from openblip.training.optim import make_optimizer

@@ -18,7 +18,7 @@ from torch import Tensor
 from openblip.checkpoints.bert import load_bert_into_qformer
 from openblip.checkpoints.blip2_parts import build_blip2, open_language, open_language_tokenizer, open_tower
 from openblip.checkpoints.recognise import describe
-from openblip.checkpoints.store import StoredModel, open_model
+from openblip.checkpoints.store import open_model
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.tokenizer import TokenBatch
@@ -305,10 +305,10 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
         )
     if config.unfreeze_vision:
         _unfreeze(made.model)
-    return Blip2Adapter(made.model, made.tokenizer, made.info, language_tokenizer=made.language_tokenizer)
+    return made
 
 
-def open_blip2(source: Path | str, tokenizer: str | None = None) -> StoredModel:
+def open_blip2(source: Path | str, tokenizer: str | None = None) -> Blip2Adapter:
     """Open a BLIP-2 model from anywhere; `tokenizer` as for `open_model`.
 
     Raises:
@@ -317,16 +317,17 @@ def open_blip2(source: Path | str, tokenizer: str | None = None) -> StoredModel:
     stored = open_model(source, tokenizer=tokenizer)
     if not isinstance(stored.model, Blip2):
         raise UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")
-    return stored
+    words, ignored = stored.language_tokenizer, stored.ignored
+    return Blip2Adapter(stored.model, stored.tokenizer, stored.info, language_tokenizer=words, ignored=ignored)
 
 
-def _with_heads(stored: StoredModel, source: str) -> StoredModel:
+def _with_heads(stored: Blip2Adapter, source: str) -> Blip2Adapter:
     if not stored.model.config.matches:
         raise UserError(f"{source} has no heads for ITC and ITM; stage 1 starts from a model of stage 1")
     return stored
 
 
-def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> StoredModel:
+def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> Blip2Adapter:
     tokenizer = tokenizer_from_scratch(config, sources, out, default="train")
     tower = open_tower(config.vision)
     sizes = replace(config.qformer, memory_width=tower.width, vocab_size=tokenizer.vocab_size)
@@ -334,7 +335,7 @@ def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> St
     if config.text_pretrained:
         load_bert_into_qformer(model.qformer, config.text_pretrained)
     _start_query_layers(model)
-    return StoredModel(model, tokenizer)
+    return Blip2Adapter(model, tokenizer)
 
 
 @torch.no_grad()
@@ -345,7 +346,7 @@ def _start_query_layers(model: Blip2) -> None:
             block.query_feed_forward.load_state_dict(block.text_feed_forward.state_dict())
 
 
-def _with_options(stored: StoredModel, config: RunConfig) -> StoredModel:
+def _with_options(stored: Blip2Adapter, config: RunConfig) -> Blip2Adapter:
     """A model of stage 2 whose language model gets LoRA, or is quantized, where the configuration asks for them."""
     model, wanted = stored.model, config.language
     kept = model.llm.config
@@ -363,8 +364,8 @@ def _with_options(stored: StoredModel, config: RunConfig) -> StoredModel:
 
 
 def _before_language(
-    config: RunConfig, stored: StoredModel | None, sources: Sequence[Source], out: Path
-) -> StoredModel:
+    config: RunConfig, stored: Blip2Adapter | None, sources: Sequence[Source], out: Path
+) -> Blip2Adapter:
     """Stage 2: the Q-Former of stage 1, or one from scratch, before a language model."""
     started = _from_scratch(config, sources, out) if stored is None else stored
     first, language = started.model, open_language(config.language)
@@ -377,7 +378,7 @@ def _before_language(
     kept = {name: value for name, value in first.state_dict().items() if name in wanted}
     model.load_state_dict(kept, strict=False)
     words = open_language_tokenizer(config.language)
-    return StoredModel(model, started.tokenizer if reads else None, language_tokenizer=words)
+    return Blip2Adapter(model, started.tokenizer if reads else None, language_tokenizer=words)
 
 
 def _unfreeze(model: Blip2) -> None:
