@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from openblip.cli.arguments import OptionalPath, Sets, person
-from openblip.core.errors import MissingExtra, UserError
+from openblip.core.errors import UserError
 
 __all__ = ["compare", "experiments"]
 
@@ -79,15 +78,13 @@ def compare(
     """
     from openblip.experiments.compare import compare_models
     from openblip.experiments.compare_page import compare_page
-    from openblip.report import write_report
-    from openblip.report.figures import save_figures
+    from openblip.report import save_figures, write_report
 
     folder = out or Path("runs/experiments") / ("blip2" + "-quick" * quick)
     result = compare_models(folder, _blip2_settings(quick, tower, set), seeds=_checked(seeds), on_stage=_say)
     page = compare_page(result)
     write_report(folder / "compare.html", page)
-    with suppress(MissingExtra):
-        save_figures(page, folder / "figures", file_format="png")
+    save_figures(page, folder / "figures")
     _tell(result, folder / "compare.html")
 
 
@@ -121,17 +118,11 @@ def _say(stage: str) -> None:
 
 
 def _show(rows: dict[str, dict[str, list[float | None]]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from openblip.report import Cell, Column, Table, print_table
 
-    table = Table()
-    table.add_column("measure")
-    for name in rows:
-        table.add_column(name, justify="right")
-    for measure in dict.fromkeys(measure for numbers in rows.values() for measure in numbers):
-        cells = []
-        for numbers in rows.values():
-            mean, spread = numbers.get(measure, [None, None])
-            cells.append("" if mean is None else f"{mean:.3f}" + (f" ±{spread:.3f}" if spread is not None else ""))
-        table.add_row(measure, *cells)
-    Console().print(table)
+    measures = dict.fromkeys(measure for values in rows.values() for measure in values)
+    cells: list[list[Cell | float | str | None]] = []
+    for measure in measures:
+        found = [values.get(measure, (None, None)) for values in rows.values()]
+        cells.append([measure, *(Cell(value=mean, spread=spread) for mean, spread in found)])
+    print_table(Table(columns=[Column(name=name) for name in ("measure", *rows)], rows=cells))
