@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.proofs import PAGES, TOWER, load, markdown, page_of, tables
+from benchmarks.proofs import PAGES, TOWER, load, page_of, tables
 from openblip.core.config import to_dict
 from openblip.experiments.blip2 import Blip2Experiment
 from openblip.experiments.capfilt import CapFiltExperiment
-from openblip.report.content import Cell, Column, Table
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 TOLD = {"capfilt": "capfilt.md", "blip2": "blip2-proof.md", "compare": "blip2-proof.md"}
@@ -34,16 +33,3 @@ def test_a_page_holds_what_was_found(name: str) -> None:
     assert result["config"] == to_dict(DEFAULTS[name]), "what the page's command runs"
     assert len(result["seeds"]) == 3
     assert result["versions"]["torch"]
-
-
-def test_a_table_in_markdown() -> None:
-    table = Table(
-        columns=[Column(name=""), Column(name="share", unit="fraction"), Column(name="nothing"), Column(name="n")],
-        rows=[["one", Cell(value=0.5, spread=0.012), None, 2.5], ["two", 0.25, None, Cell(value=None)]],
-    )
-    assert markdown(table) == [
-        "|  | share | n |",
-        "|---|---:|---:|",
-        "| one | 50.0% ±\u20091.2 | 2.5 |",
-        "| two | 25.0% | \u2013 |",
-    ]
