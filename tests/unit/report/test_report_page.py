@@ -184,12 +184,11 @@ def test_templates_escape_everything() -> None:
     for name in names:
         assert found.loader is not None
         source = found.loader.get_source(found, name)[0]
-        assert not re.search(r"\|\s*safe|autoescape|=\{\{", source), name
+        assert not re.search(r"\|\s*safe|autoescape", source), name
+        assert name.endswith(".css") or "={{" not in source, f"{name} has an attribute without quotes"
 
 
-@pytest.mark.parametrize(
-    "text", ["</style>", "</title><img src=x onerror=alert(1)>", "{{ 7 * 7 }}{% raw %}", "a\0b"]
-)
+@pytest.mark.parametrize("text", ["</style>", "</title><img src=x onerror=f()>", "{{ 7 * 7 }}{% raw %}", "a\0b"])
 def test_a_text_stays_the_text_that_it_is(text: str) -> None:
     plain, page = Page(render(full_report())), Page(render(full_report(text)))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
