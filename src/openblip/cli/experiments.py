@@ -118,11 +118,12 @@ def _say(stage: str) -> None:
 
 
 def _show(rows: dict[str, dict[str, list[float | None]]]) -> None:
-    from openblip.report import Cell, Column, Table, print_table
+    from openblip.report import Column, Table, print_table
 
-    measures = dict.fromkeys(measure for values in rows.values() for measure in values)
-    cells: list[list[Cell | float | str | None]] = []
-    for measure in measures:
-        found = [values.get(measure, (None, None)) for values in rows.values()]
-        cells.append([measure, *(Cell(value=mean, spread=spread) for mean, spread in found)])
-    print_table(Table(columns=[Column(name=name) for name in ("measure", *rows)], rows=cells))
+    def shown(mean: float | None, spread: float | None) -> str:
+        return "" if mean is None else f"{mean:.3f}" + (f" ±{spread:.3f}" if spread is not None else "")
+
+    names = dict.fromkeys(name for values in rows.values() for name in values)
+    cells = [[name, *(shown(*values.get(name, (None, None))) for values in rows.values())] for name in names]
+    columns = [Column(name="measure"), *(Column(name=name, align="right") for name in rows)]
+    print_table(Table(columns=columns, rows=cells))
