@@ -31,6 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from benchmarks.tables import text_table
 from openblip.checkpoints.blip2_parts import as_tower
 from openblip.core.files import write_json
 from openblip.core.language_tokenizer import LanguageBatch
@@ -321,17 +322,19 @@ def run(vision: TowerConfig, languages: dict[str, Make], tokens: int = TOKENS) -
 
 def table(result: dict[str, Any]) -> list[str]:
     """The result as a table for docs/blip2.md, by lines."""
-    cards = " | ".join(f"{card} GB" for card in CARDS)
-    lines = [
-        f"| | trained | frozen | weights and moments | each picture | {cards} |",
-        "|---|---|---|---|---|" + "---|" * len(CARDS),
+    head = ("", "trained", "frozen", "weights and moments", "each picture", *(f"{card} GB" for card in CARDS))
+    rows = [
+        (
+            row["case"],
+            f"{row['trained_parameters'] / 1e6:.1f}M",
+            f"{row['frozen_parameters'] / 1e6:,.0f}M",
+            f"{row['frozen_gib'] + row['trained_gib']:.1f} GiB",
+            f"{row['each_mib']:.0f} MiB",
+            *(str(row["largest_batch"][str(card)] or "none") for card in CARDS),
+        )
+        for row in result["rows"]
     ]
-    for row in result["rows"]:
-        held = row["frozen_gib"] + row["trained_gib"]
-        counts = f"{row['trained_parameters'] / 1e6:.1f}M | {row['frozen_parameters'] / 1e6:,.0f}M"
-        fits = " | ".join(str(row["largest_batch"][str(card)] or "none") for card in CARDS)
-        lines.append(f"| {row['case']} | {counts} | {held:.1f} GiB | {row['each_mib']:.0f} MiB | {fits} |")
-    return lines
+    return text_table(head, rows, left=len(head))
 
 
 def main() -> None:

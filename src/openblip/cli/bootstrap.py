@@ -95,19 +95,19 @@ def _say(stage: str) -> None:
 
 
 def _show(found: dict[str, Any], out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from openblip.report import Column, Table, print_table
 
     clean = found["clean"]
-    table = Table(
-        title=f"{clean['texts']} texts of {clean['pictures']} pictures kept, of {clean['samples']} noisy ones"
+    print_table(
+        Table(
+            title=f"{clean['texts']} texts of {clean['pictures']} pictures kept, of {clean['samples']} noisy ones",
+            columns=[
+                Column(name="measure"),
+                *(Column(name=name, align="right") for name in ("noisy pairs", "CapFilt")),
+            ],
+            rows=[[k, f"{v:.4f}", f"{found['second'][k]:.4f}"] for k, v in found["first"].items()],
+        )
     )
-    table.add_column("measure")
-    for name in ("noisy pairs", "CapFilt"):
-        table.add_column(name, justify="right")
-    for name, value in found["first"].items():
-        table.add_row(name, f"{value:.4f}", f"{found['second'][name]:.4f}")
-    Console().print(table)
     print(
         f"The new model is in {out / 'second' / 'model'}; openblip report {out / 'clean' / '0'} shows what was kept"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from openblip.cli.arguments import OptionalPath, Sets, person
-from openblip.core.errors import MissingExtra, UserError
+from openblip.core.errors import UserError
 
 if TYPE_CHECKING:
     from openblip.report import Report
@@ -58,8 +57,7 @@ def experiments(
     from openblip.core.files import write_json
     from openblip.experiments.catalogue import EXPERIMENTS
     from openblip.experiments.real import find_data
-    from openblip.report import write_report
-    from openblip.report.figures import save_figures
+    from openblip.report import save_figures, write_report
 
     if data is not None and not EXPERIMENTS[name].data:
         raise UserError(f"--data is of experiments on real data; {name} makes its own")
@@ -75,8 +73,7 @@ def experiments(
     if page is not None:
         write_report(folder / f"{made.files}report.html", page)
         if made.figures:
-            with suppress(MissingExtra):
-                save_figures(page, folder / f"{made.files}figures", file_format="png")
+            save_figures(page, folder / f"{made.files}figures")
     if store is not None:
         _store(result, page, store)
     elif not person():
@@ -104,19 +101,13 @@ def _say(stage: str) -> None:
 
 
 def _show(rows: dict[str, dict[str, list[float | None]]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from openblip.experiments.labels import label
+    from openblip.report import Column, Table, print_table
 
-    table = Table()
-    table.add_column("metric")
-    for name in rows:
-        table.add_column(name, justify="right")
-    for measure in dict.fromkeys(measure for numbers in rows.values() for measure in numbers):
-        cells = []
-        for numbers in rows.values():
-            mean, spread = numbers.get(measure, [None, None])
-            cells.append("" if mean is None else f"{mean:.3f}" + (f" ±{spread:.3f}" if spread is not None else ""))
-        table.add_row(label(measure), *cells)
-    Console().print(table)
+    def shown(mean: float | None, spread: float | None) -> str:
+        return "" if mean is None else f"{mean:.3f}" + (f" ±{spread:.3f}" if spread is not None else "")
+
+    names = dict.fromkeys(name for values in rows.values() for name in values)
+    cells = [[label(name), *(shown(*values.get(name, (None, None))) for values in rows.values())] for name in names]
+    columns = [Column(name="metric"), *(Column(name=name, align="right") for name in rows)]
+    print_table(Table(columns=columns, rows=cells))

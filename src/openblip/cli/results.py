@@ -194,12 +194,6 @@ def read_lines(file: Path, what: str) -> list[str]:
 
 def show_table(title: str, columns: tuple[str, str], rows: dict[str, str]) -> None:
     """Two columns on a terminal."""
-    from rich.console import Console
-    from rich.table import Table
+    from openblip.report import Column, Table, print_table
 
-    table = Table(title=title, title_justify="left")
-    table.add_column(columns[0], no_wrap=True)
-    table.add_column(columns[1])
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console().print(table)
+    print_table(Table(title=title, columns=[Column(name=name) for name in columns], rows=list(rows.items())))

@@ -9,8 +9,7 @@ import pytest
 from openblip.core.config import override, to_dict
 from openblip.core.text import read_json
 from openblip.experiments.catalogue import EXPERIMENTS
-from openblip.experiments.storing import TOWER, markdown, store, tables
-from openblip.report.content import Cell, Column, Table
+from openblip.experiments.storing import TOWER, store, tables
 
 REPO = Path(__file__).resolve().parents[3]
 DOCS, RESULTS = REPO / "docs", REPO / "benchmarks" / "results"
@@ -41,16 +40,3 @@ def test_what_is_stored_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     assert read_json(tmp_path / "stored.json") == {**result, "config": {"tower": TOWER, "batch_size": 8}}
     store({"rows": []}, tmp_path / "stored.json")
     assert read_json(tmp_path / "stored.json") == {"rows": []}
-
-
-def test_a_table_in_markdown() -> None:
-    table = Table(
-        columns=[Column(name=""), Column(name="share", unit="fraction"), Column(name="nothing"), Column(name="n")],
-        rows=[["one", Cell(value=0.5, spread=0.012), None, 2.5], ["two", 0.25, None, Cell(value=None)]],
-    )
-    assert markdown(table) == [
-        "|  | share | n |",
-        "|---|---:|---:|",
-        "| one | 50.0% ±\u20091.2 | 2.5 |",
-        "| two | 25.0% | \u2013 |",
-    ]

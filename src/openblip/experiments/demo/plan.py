@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.table import Table
 
 from openblip.core.compute import choose_dtype
 from openblip.core.config import from_dict, refuse_others, to_dict
@@ -32,6 +31,7 @@ from openblip.models.pixels import normalize
 from openblip.models.stepper import DecoderStepper
 from openblip.objectives.pretraining import BlipPretraining
 from openblip.recipes.small import SHORT_RUN
+from openblip.report import Column, Table
 from openblip.training.log import format_duration
 from openblip.training.optim import make_optimizer
 
@@ -274,23 +274,24 @@ def reached_steps(reported: dict[str, Any]) -> int | None:
 
 def plan_table(out: Path, plan: DemoPlan) -> Table:
     """The plan, for a terminal."""
-    table = Table(title=f"The plan: model {plan.model}, batch {plan.batch_size}", title_justify="left")
-    table.add_column("stage")
-    table.add_column("steps", justify="right")
-    table.add_column("time", justify="right")
-    table.add_column("on")
-    for row in plan_rows(out, plan):
-        steps = (
-            ""
-            if row.planned_steps is None
-            else f"about {row.planned_steps:,}"
-            if plan.seconds
-            else f"{row.planned_steps:,}"
-        )
-        table.add_row(
-            row.stage, steps, "" if row.planned_seconds is None else format_duration(row.planned_seconds), row.does
-        )
-    return table
+    about = "about " if plan.seconds else ""
+    return Table(
+        title=f"The plan: model {plan.model}, batch {plan.batch_size}",
+        columns=[
+            Column(name="stage"),
+            *(Column(name=name, align="right") for name in ("steps", "time")),
+            Column(name="on"),
+        ],
+        rows=[
+            [
+                row.stage,
+                "" if row.planned_steps is None else f"{about}{row.planned_steps:,}",
+                "" if row.planned_seconds is None else format_duration(row.planned_seconds),
+                row.does,
+            ]
+            for row in plan_rows(out, plan)
+        ],
+    )
 
 
 def time_for(out: Path, plan: DemoPlan, stage: str) -> float | None:

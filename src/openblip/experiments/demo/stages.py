@@ -25,6 +25,7 @@ from openblip.experiments.demo.config import DemoPlan
 from openblip.experiments.demo.page import unpack_pictures, write_demo_report
 from openblip.experiments.demo.plan import plan_table, planned, time_for
 from openblip.experiments.stages import once
+from openblip.report import print_table
 
 __all__ = ["STAGES", "run_demo"]
 
@@ -82,7 +83,7 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     plan = planned(out, minutes, seed, plan)
-    console.print(plan_table(out, plan))
+    print_table(plan_table(out, plan))
     for number, (name, stage) in enumerate(STAGES.items(), 1):
         marker = out / "stages" / f"{name}.json"
         if only and name not in only:
