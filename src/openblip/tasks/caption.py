@@ -18,7 +18,7 @@ from openblip.metrics.caption import caption_scores
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
 from openblip.models.stepper import DecoderStepper
-from openblip.objectives.language import IGNORED, language_targets, token_log_probs
+from openblip.objectives.language import IGNORED, language_loss, language_targets
 
 __all__ = ["Caption", "caption_log_likelihood", "evaluate_captions", "score_captions", "write_captions"]
 
@@ -103,7 +103,7 @@ def caption_log_likelihood(
     tokens = tokenizer.encode([prompt + text for text in texts], first="dec", max_length=max_length).to(device)
     logits = model.decoder(tokens.input_ids, tokens.attention_mask, memory=memory)
     targets = language_targets(tokens.input_ids, tokens.attention_mask, prompt_length)
-    return token_log_probs(logits, targets).sum(1), (targets[:, 1:] != IGNORED).sum(1)
+    return -language_loss(logits, targets, label_smoothing=0.0, per_text=True), (targets[:, 1:] != IGNORED).sum(1)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from openblip.models.blip2 import Blip2
 from openblip.models.language import CausalStepper, FrozenLanguage, Seq2SeqStepper
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.stepper import QFormerStepper
-from openblip.objectives.language import language_targets, token_log_probs
+from openblip.objectives.language import language_loss, language_targets
 from openblip.tasks.caption import Caption
 
 __all__ = ["itg_log_likelihood", "log_likelihood", "write_after", "write_texts", "write_with_qformer"]
@@ -159,4 +159,5 @@ def itg_log_likelihood(model: Blip2, text: TokenBatch, memory: ImageMemory, dec_
     ids[:, 0] = dec_id
     targets = language_targets(ids, text.attention_mask)
     logits = model.write(ids, text.attention_mask, cache)
-    return token_log_probs(logits, targets).sum(1), text.attention_mask[:, 1:].sum(1)
+    scores = -language_loss(logits, targets, label_smoothing=0.0, per_text=True)
+    return scores, text.attention_mask[:, 1:].sum(1)
