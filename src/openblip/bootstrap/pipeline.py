@@ -6,7 +6,6 @@ so a range computed anew, by whichever worker, gives the same rows.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import defaultdict, deque
@@ -24,6 +23,7 @@ from openblip.bootstrap.models import Models
 from openblip.bootstrap.ranker import Ranker
 from openblip.bootstrap.stages import score, write
 from openblip.bootstrap.table import Row, Text
+from openblip.core.fingerprint import short_hash
 from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample, Sample, stable_id
 from openblip.data.sources.base import Source
@@ -164,7 +164,7 @@ class Pipeline:
         except BrokenSample as broken:
             return _broken(broken, index, sample.key)
         pixels = {size: transform(image, _NO_RANDOM) for size, transform in self._transforms.items()}
-        digest = hashlib.blake2b(next(iter(pixels.values())).numpy().tobytes(), digest_size=8).hexdigest()
+        digest = short_hash(next(iter(pixels.values())).numpy().tobytes())
         row = Row(
             key=sample.key,
             index=index,

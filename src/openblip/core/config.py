@@ -12,7 +12,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -161,7 +161,7 @@ def save(config: Any, path: Path | str) -> None:
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
-    """Apply `["train.lr=1e-4", ...]`; values are read as JSON, else as strings."""
+    """Apply `["train.lr=1e-4", ...]`; a value is read as JSON, as text, or as items between commas, as fits."""
     data = to_dict(config)
     for assignment in assignments:
         dotted, separator, text = assignment.partition("=")
@@ -176,8 +176,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         if last not in table:
             raise UserError(f'unknown setting "{dotted}"{nearest(last, table)}')
         error: UserError | None = None
-        # A text may look like a number: after the value is read as JSON it is tried as it was written.
-        for value in (_parse(text.strip()), text.strip()):
+        for value in _readings(text.strip()):
             table[last] = value
             try:
                 config = from_dict(type(config), data)
@@ -188,6 +187,16 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             assert error is not None
             raise error
     return config
+
+
+def _readings(text: str) -> Iterator[Any]:
+    """What a value may mean, the likeliest first: a text may look like a number, and "0" mean false."""
+    yield _parse(text)
+    yield text
+    if text in ("0", "1"):
+        yield text == "1"
+    if not text.startswith("["):
+        yield [part for part in text.split(",") if part]
 
 
 def _parse(text: str) -> Any:

@@ -38,7 +38,6 @@ from openblip.objectives.blip2 import Stage1Config
 from openblip.recipes.small import SHORT_STAGE1
 from openblip.tasks.config import RunConfig
 from openblip.tasks.families.blip2 import open_blip2
-from openblip.tasks.protocols import Adapter
 from openblip.tasks.training import run_training
 
 __all__ = [
@@ -312,7 +311,7 @@ class Seed:
         rows = [record for record in records if record["split"] == "eval"]
         return {key: [float(row[key]) for row in rows] for key in ("step", "truth", "answers_all")}
 
-    def _quick_look(self, adapter: Adapter) -> Numbers:
+    def _quick_look(self, adapter: Any) -> Numbers:
         return world.measure_stage2(adapter, self.world("val"), min(_LOOKED_AT, self.config.test_pictures))
 
     def language_alone(self) -> dict[str, Numbers]:

@@ -6,7 +6,10 @@ the cache, N image tokens, D width, H heads, d = D / H. Masks are bool, True = m
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -152,14 +155,16 @@ def attend(
     mask: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,
+    observe: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Scaled dot-product attention of queries [R, H, T, d] over keys and values [R, H, S, d]; returns [R, H, T, d].
 
     Args:
         mask: bool, broadcastable to [R, H, T, S]; each query may attend to at least one key.
         causal: query t attends to keys 0..t; not together with `mask`.
+        observe: called with the probabilities [R, H, T, S]; what it returns is used in their place.
     """
-    if uses_fused_attention(query.device, query.dtype):
+    if observe is None and uses_fused_attention(query.device, query.dtype):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, dropout_p=dropout
         )
@@ -171,7 +176,16 @@ def attend(
         scores += torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device).masked_fill_(
             ~mask, torch.finfo(scores.dtype).min
         )
-    return F.dropout(scores.softmax(-1), dropout, dropout > 0) @ value
+    probabilities = scores.softmax(-1)
+    if observe is not None:
+        probabilities = observe(probabilities)
+    return F.dropout(probabilities, dropout, dropout > 0) @ value
+
+
+def _observe_rows(observer: Callable[[Tensor], Tensor], length: int, folded: Tensor) -> Tensor:
+    """Pass [B, H, R / B * T, N], an image's rows folded into one, through `observer` as [R, H, T, N]."""
+    rows = folded.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+    return observer(rows).unflatten(0, (len(folded), -1)).transpose(1, 2).flatten(2, 3)
 
 
 class SelfAttention(nn.Module):
@@ -241,6 +255,20 @@ class CrossAttention(nn.Module):
         self.key_value = Linear(memory_width, 2 * width)
         self.output = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=eps)
+        self._observer: Callable[[Tensor], Tensor] | None = None
+
+    @contextmanager
+    def observed(self, observer: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within, each reading passes its attention probabilities [R, H, T, N] through `observer`.
+
+        What `observer` returns is used in their place, so that it may record them, replace them, or return a leaf
+        whose gradient is wanted. The probabilities are computed in full; fused attention never holds them.
+        """
+        before, self._observer = self._observer, observer
+        try:
+            yield
+        finally:
+            self._observer = before
 
     def project(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """[B, N, memory_width] -> keys and values, [B, H, N, d] each."""
@@ -264,6 +292,7 @@ class CrossAttention(nn.Module):
             value,
             mask=None if mask is None else mask[:, None, None, :],
             dropout=self.dropout if self.training else 0.0,
+            observe=None if self._observer is None else partial(_observe_rows, self._observer, length),
         )
         return self.output(_merge_heads(context).view(rows, length, width))
 

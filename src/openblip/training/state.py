@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import random
 import re
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from openblip.core.errors import UserError
 from openblip.core.files import remove_quietly, write_folder, write_json, write_tensors, write_text
+from openblip.core.fingerprint import fingerprint
 from openblip.core.text import read_json, read_text
 from openblip.training.launch import on_main
 from openblip.training.step import HasFrozenNames
@@ -243,14 +243,9 @@ def save_checkpoint(
 
 
 def frozen_fingerprint(module: nn.Module) -> str:
-    """Tells the frozen parts, which no checkpoint holds, from other ones: a digest of the beginning of each."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Tells the frozen parts, which no checkpoint holds, from other ones."""
     names = module.frozen_parameter_names() if isinstance(module, HasFrozenNames) else set()
-    for name, parameter in module.named_parameters():
-        if name in names:
-            beginning = parameter.detach().reshape(-1)[:64].float().cpu()
-            digest.update(f"{name} {tuple(parameter.shape)}".encode() + beginning.numpy().tobytes())
-    return digest.hexdigest()
+    return fingerprint((name, parameter) for name, parameter in module.named_parameters() if name in names)
 
 
 def point_at(out_dir: Path, pointer: str, checkpoint: Path) -> None:

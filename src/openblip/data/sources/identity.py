@@ -7,7 +7,6 @@ that no image takes the place of another.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from openblip.core.fingerprint import short_hash
 from openblip.data.sources.base import string_array, string_of
 from openblip.data.sources.cells import given_id
 
@@ -25,7 +25,7 @@ def image_name(image: bytes | str | None) -> str:
     """What tells an image from others: its path, or the hash of its bytes; "" for none."""
     if image is None or isinstance(image, str):
         return image or ""
-    return hashlib.blake2b(image, digest_size=8).hexdigest()
+    return short_hash(image)
 
 
 def id_strings(column: pa.ChunkedArray | pa.Array) -> pa.Array:

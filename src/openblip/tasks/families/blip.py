@@ -27,7 +27,7 @@ from openblip.models.layers import ImageMemory
 from openblip.models.nlvr import BlipNlvr
 from openblip.models.stepper import DecoderStepper
 from openblip.models.vqa import BlipVqa, VqaConfig
-from openblip.objectives.language import IGNORED, language_targets, token_log_probs
+from openblip.objectives.language import IGNORED, language_loss, language_targets
 from openblip.tasks.config import RunConfig
 from openblip.tasks.families.family import Family
 from openblip.tasks.protocols import Adapter
@@ -112,7 +112,8 @@ class BlipAdapter(_Embeds):
         tokens = self.tokens([prompt + text for text in texts], first="dec", max_length=max_length)
         logits = self.model.decoder(tokens.input_ids, tokens.attention_mask, memory=memory)
         targets = language_targets(tokens.input_ids, tokens.attention_mask, prompt_length)
-        return token_log_probs(logits, targets).sum(1), (targets[:, 1:] != IGNORED).sum(1)
+        scores = -language_loss(logits, targets, label_smoothing=0.0, per_text=True)
+        return scores, (targets[:, 1:] != IGNORED).sum(1)
 
     @torch.no_grad()
     def score_all(self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "") -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from openblip.generation.types import DecodeConfig
 from openblip.models.blip2 import Blip2, Blip2Config, best_query
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.stepper import QFormerStepper
-from openblip.objectives.language import language_targets, token_log_probs
+from openblip.objectives.language import language_loss, language_targets
 from openblip.tasks.config import RunConfig
 from openblip.tasks.families.family import Family
 from openblip.tasks.protocols import Adapter
@@ -271,7 +271,8 @@ def itg_log_likelihood(model: Blip2, text: TokenBatch, memory: ImageMemory, dec_
     ids[:, 0] = dec_id
     targets = language_targets(ids, text.attention_mask)
     logits = model.write(ids, text.attention_mask, cache)
-    return token_log_probs(logits, targets).sum(1), text.attention_mask[:, 1:].sum(1)
+    scores = -language_loss(logits, targets, label_smoothing=0.0, per_text=True)
+    return scores, text.attention_mask[:, 1:].sum(1)
 
 
 def _answers(texts: Sequence[str], log_probs: Sequence[float]) -> tuple[Answer, ...]:
