@@ -41,9 +41,9 @@ class Ranking:
     """Candidates of each prompt, the most likely first."""
 
     indices: Tensor
-    """int64 [R, K] into the candidates"""
+    """int64 [R, K], indices into the candidates."""
     log_probs: Tensor
-    """float32 [R, K] log-likelihood of the candidate's tokens after the prompt"""
+    """float32 [R, K], log-likelihood of the candidate's tokens after the prompt."""
 
     @property
     def probabilities(self) -> Tensor:

@@ -31,11 +31,11 @@ class BlipConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     embed_dim: int = 256
-    """width of the shared image-text space of ITC"""
+    """Width of the joint image-text space of ITC."""
     encoder: bool = True
-    """whether texts can be embedded and matched"""
+    """Whether texts can be embedded and matched."""
     decoder: bool = True
-    """whether texts can be written; with an encoder, everything but self-attention is shared with it"""
+    """Whether texts can be written; beside an encoder the decoder shares everything but self-attention with it."""
 
     def __post_init__(self) -> None:
         if not (self.encoder or self.decoder):

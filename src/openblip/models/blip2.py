@@ -35,13 +35,13 @@ class Blip2Config:
     vision: TowerConfig = field(default_factory=TowerConfig)
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     matches: bool = True
-    """whether it has stage 1's heads: embeddings for ITC, and ITM"""
+    """Whether the model has stage 1's heads: embeddings for ITC, and ITM."""
     embed_dim: int = 256
-    """width of the shared image-text space of ITC"""
+    """Width of the joint image-text space of ITC."""
     language: LanguageConfig | None = None
-    """the frozen language model of stage 2"""
+    """The frozen language model of stage 2; None builds a model of stage 1."""
     vision_norm_eps: float = 1e-5
-    """of the trained LayerNorm over the tower; transformers' folders have 1e-6"""
+    """Epsilon of the trained LayerNorm over the tower; transformers' folders have 1e-6."""
 
     def __post_init__(self) -> None:
         if self.matches and self.qformer.vocab_size is None:

@@ -29,7 +29,7 @@ class DualConfig:
     vision: VisionConfig = field(default_factory=lambda: VisionConfig(image_size=384))
     text: TextConfig = field(default_factory=TextConfig)
     embed_dim: int = 512
-    """width of the shared space"""
+    """Width of the joint image-text space."""
 
     def __post_init__(self) -> None:
         if self.text.memory_width != self.vision.width:

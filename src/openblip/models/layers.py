@@ -37,11 +37,11 @@ class ImageMemory:
     """
 
     keys: tuple[Tensor, ...]
-    """for each cross-attention layer [B, H, N, d]"""
+    """Keys of each cross-attention layer, [B, H, N, d]."""
     values: tuple[Tensor, ...]
-    """as `keys`"""
+    """Values of each cross-attention layer, [B, H, N, d]."""
     mask: Tensor | None = None
-    """bool [B, N], True for tokens that may be read; None when all may"""
+    """bool [B, N], True for tokens that may be read; None where all may."""
 
     @property
     def batch_size(self) -> int:
@@ -75,14 +75,14 @@ class KVCache:
     """
 
     keys: list[Tensor] = field(default_factory=list)
-    """for each layer [R, H, S, d]"""
+    """Keys of each layer, [R, H, S, d]."""
     values: list[Tensor] = field(default_factory=list)
     mask: Tensor | None = None
-    """bool [R, S]"""
+    """bool [R, S], True for slots that hold real tokens."""
     lengths: Tensor | None = None
-    """int64 [R]"""
+    """int64 [R], number of real tokens of each row."""
     padded: bool = False
-    """whether some slot of the mask is False, so that attention needs the mask"""
+    """Whether some slot of the mask is False, so that attention needs the mask."""
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values [R, H, T, d] of new tokens; return all [R, H, S + T, d]."""

@@ -43,15 +43,15 @@ class QFormerConfig:
     depth: int = 12
     num_heads: int = 12
     inner_width: int = 3072
-    """of the feed-forward layers"""
+    """Width of the feed-forward layers."""
     cross_attention_every: int = 2
-    """the first layer of so many reads the image"""
+    """The first of every so many layers reads the image."""
     memory_width: int = 1408
-    """width of the frozen encoder's features"""
+    """Width of the frozen encoder's features."""
     vocab_size: int | None = 30523
-    """BERT's 30,522 pieces and [DEC]; None builds no text side, as in published stage-2 models"""
+    """BERT's 30,522 pieces and [DEC]; None builds no text side, as in published stage-2 models."""
     writes: bool = True
-    """whether it has the language head of ITG"""
+    """Whether the Q-Former has the language head of ITG."""
     max_positions: int = 512
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12

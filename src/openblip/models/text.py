@@ -30,15 +30,15 @@ class TextConfig:
     """Sizes of the text transformer; the defaults are BERT-base's."""
 
     vocab_size: int = 30524
-    """BERT's 30,522 pieces, [DEC] and [ENC]"""
+    """BERT's 30,522 pieces, [DEC] and [ENC]."""
     width: int = 768
     depth: int = 12
     num_heads: int = 12
     inner_width: int = 3072
-    """of the feed-forward layers"""
+    """Width of the feed-forward layers."""
     max_positions: int = 512
     memory_width: int | None = 768
-    """width of what cross-attention reads (the vision width); None builds no cross-attention"""
+    """Width of what cross-attention reads (the vision width); None builds no cross-attention."""
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12
     pad_id: int = 0

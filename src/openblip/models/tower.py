@@ -34,18 +34,19 @@ class TowerConfig:
     """Which frozen vision tower; the default is the paper's EVA-CLIP ViT-g/14 without its last block."""
 
     source: str = "timm:eva_giant_patch14_clip_224"
-    """timm:NAME, hf:NAME (a vision model of transformers, by hub name or folder), openblip:FOLDER (the vision
-    tower of a BLIP model of ours), or "own": `own` says the sizes and the model's file holds the weights"""
+    """timm:NAME, hf:NAME (a vision model of transformers, by hub name or folder), openblip:FOLDER (the vision tower
+    of a BLIP model of ours), or "own": `own` gives the sizes and the model's file holds the weights."""
     drop_layers: int = 1
-    """blocks left out at the end; with 0 the tower's final norm stays"""
+    """Blocks left out at the end; with 0 the tower's final norm stays."""
     image_size: int | None = None
-    """pixels; None is what the tower was trained with"""
+    """Side of the images in pixels; None is what the tower was trained with."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """that it is kept and computes in while it is frozen; "auto" becomes bfloat16 where that is native,
-    else float32, when the tower is built"""
+    """The dtype in which a frozen tower is kept and computes; "auto" becomes bfloat16 where that is native, else
+    float32, when the tower is built."""
     trained: bool = False
-    """not frozen: fine-tuned with the rest, in float32"""
+    """Whether the tower is fine-tuned with the rest, in float32, in place of frozen."""
     own: VisionConfig | None = None
+    """Sizes of the tower where `source` is "own"."""
 
     def __post_init__(self) -> None:
         kind = self.source.partition(":")[0]

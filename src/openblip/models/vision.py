@@ -35,22 +35,25 @@ class VisionConfig:
     """Sizes of the vision tower; the defaults are ViT-B/16's."""
 
     image_size: int | tuple[int, int] = 224
-    """height and width in pixels; one number for squares"""
+    """Height and width in pixels; one number for squares."""
     patch_size: int = 16
     width: int = 768
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
     stem: Literal["patch", "conv"] = "patch"
-    """"patch" is one strided convolution, as in the papers; "conv" is a stack of 3x3 convolutions, which
-    learns faster from few pictures (Xiao et al. 2021, arXiv 2106.14881)"""
+    """"patch" is one strided convolution, as in the papers; "conv" is a stack of 3x3 convolutions, which learns
+    faster from few images (Xiao et al. 2021, arXiv 2106.14881)."""
     drop_path: float = 0.0
     layer_norm_eps: float = 1e-6
-    """as the original repository has it; transformers' BLIP computes with 1e-5 unless told otherwise"""
+    """Epsilon of the LayerNorms, as in the original repository; transformers' BLIP computes with 1e-5 by
+    default."""
     final_norm: bool = True
-    """False where another norm follows, as after BLIP-2's frozen towers"""
+    """Whether the tower ends with a LayerNorm; False where another norm follows, as after BLIP-2's frozen
+    towers."""
     pretrained: str | None = None
-    """timm model to take the weights from when training starts, for example "vit_base_patch16_224.augreg_in1k" """
+    """The timm model to take the weights from when training starts, for example
+    "vit_base_patch16_224.augreg_in1k"."""
 
     def __post_init__(self) -> None:
         patch = self.patch_size
