@@ -64,11 +64,13 @@ def blip_config(size: str, *, vocab_size: int = 30524, image_size: int | None = 
         vision = VisionConfig(image_size=image_size or 224)
         text = TextConfig(vocab_size=vocab_size)
     elif size == "large":
+        # Stochastic depth of 0.1 is the reference's for ViT-L; its ViT-B has none.
         vision = VisionConfig(image_size=image_size or 224, width=1024, depth=24, num_heads=16, drop_path=0.1)
         text = TextConfig(vocab_size=vocab_size, memory_width=1024)
     else:
         width, depth, layers, embed_dim = (128, 4, 3, 64) if size == "micro" else (64, 2, 2, 32)
         pixels = image_size or 64
+        # Patches of 16 would leave an image of 64 pixels with 4 x 4 tokens.
         patch = 8 if pixels <= 96 else 16
         vision = VisionConfig(
             image_size=pixels, patch_size=patch, width=width, depth=depth, num_heads=4, stem="conv"
@@ -166,6 +168,7 @@ class Blip(nn.Module):
 
         It has the device, the dtype and the mode (training or not) of the whole.
         """
+        # The properties raise where the model lacks the part.
         if encoder:
             assert self.encoder is not None
         if decoder:

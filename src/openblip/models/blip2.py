@@ -91,6 +91,7 @@ class Blip2(nn.Module):
 
     def normalize_features(self, features: Tensor) -> Tensor:
         """The tower's features [B, N, Dv], as a cache may hold them, -> image_embeds, by the trained LayerNorm."""
+        # The frozen tower and its cache may be in half precision; this norm is trained, in float32.
         return self.vision_norm(features.to(self.vision_norm.weight.dtype))
 
     def remember(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageMemory:

@@ -65,6 +65,7 @@ class BlipDual(nn.Module):
 
     def image_features(self, image_embeds: Tensor) -> Tensor:
         """[B, N, Dv] -> normalised [B, E]."""
+        # The tower has applied this norm already; transformers' `BlipModel` applies it to the pooled token again.
         return F.normalize(self.vision_proj(self.vision.vit.norm(image_embeds[:, 0])), dim=-1)
 
     def text_features(

@@ -111,17 +111,22 @@ class KVCache:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         else:
+            # Whether the mask has a False is not looked up, which would wait for the device.
             self.padded = self.padded or length > 1
         start = torch.zeros(rows, dtype=torch.int64, device=input_ids.device) if first else self.lengths
         assert start is not None
+        # Positions count real tokens: after a padded prompt a row continues at its own length, not at the slot's
+        # index.
         positions = start[:, None] + torch.arange(length, device=input_ids.device)
         before = 0 if self.mask is None else self.mask.shape[1]
         self.extend_mask(attention_mask)
         assert self.mask is not None
         if first:
+            # Padding is on the right, so the causal mask alone hides it from every real token.
             return positions, None, True
         if length == 1:
             return positions, self.mask[:, None, None, :] if self.padded else None, False
+        # New token t attends to all cached slots and to new tokens 0..t: the diagonal starts after the cache.
         order = torch.ones(length, before + length, dtype=torch.bool, device=input_ids.device).tril(before)
         return positions, self.mask[:, None, None, :] & order, False
 
@@ -210,6 +215,7 @@ class SelfAttention(nn.Module):
             first_only: give the first token's row alone, [R, 1, D].
         """
         if first_only:
+            # `qkv` stacks query, key and value: all tokens need keys and values, the first alone needs a query.
             width, weight, bias = hidden.shape[-1], self.qkv.weight, self.qkv.bias
             parts = linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
             hidden = hidden[:, :1]
@@ -315,6 +321,7 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[R, T, D] -> [R, T, D]."""
+        # The exact GELU (erf), as BERT's, not the tanh approximation.
         projected = F.dropout(self.output(F.gelu(self.inner(hidden))), self.dropout, self.training)
         return self.norm(hidden + projected)
 

@@ -162,6 +162,7 @@ class QFormer(nn.Module):
         self.checkpointing = False
         self.queries = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
         nn.init.normal_(self.queries, std=0.02)
+        # One LayerNorm for queries and text, as in the reference, where both pass BERT's embedding layer.
         self.embed_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.blocks = nn.ModuleList(
             QFormerBlock(config, reads_image=i % config.cross_attention_every == 0) for i in range(config.depth)
@@ -239,8 +240,12 @@ class QFormer(nn.Module):
         count = self.config.num_queries
         if not grow:
             real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
+            # Only the text's rows of the mask: the cache has the queries' keys and values, and their outputs are
+            # not read.
             mask: Tensor | None = qformer_mask("itg", count, real)[:, :, count:]
             return self._run(self._embed_text(input_ids), 0, mask, past=cache)
+        # `place` counts text tokens only, while the keys begin with the queries' slots, which every token may
+        # attend to: a causal mask is built with them, any other mask is extended by them.
         positions, mask, causal = cache.place(input_ids, attention_mask)
         if causal:
             mask = qformer_mask("itg", count, torch.ones_like(input_ids[:1], dtype=torch.bool))[:, :, count:]
@@ -249,6 +254,7 @@ class QFormer(nn.Module):
         return self._run(self._embed_text(input_ids, positions), 0, mask, past=cache, keep=cache)
 
     def _embed_queries(self, rows: int) -> Tensor:
+        # Computed once and expanded without a copy, so all rows share one dropout mask.
         queries = F.dropout(self.embed_norm(self.queries), self.config.dropout, self.training)
         return queries.expand(rows, -1, -1)
 
@@ -273,6 +279,7 @@ class QFormer(nn.Module):
     ) -> Tensor:
         keys: list[Tensor] = []
         values: list[Tensor] = []
+        # The memory has entries only for the layers that read the image.
         reading = 0
         for layer, block in enumerate(self.qformer_blocks):
             read: Read | None = None

@@ -138,6 +138,7 @@ class TextTransformer(nn.Module):
 
         Only its self-attention is its own, initialised anew.
         """
+        # Without __init__, which would build and initialise modules of its own in place of the shared ones.
         twin = TextTransformer.__new__(TextTransformer)
         nn.Module.__init__(twin)
         twin.config, twin.causal, twin.checkpointing = self.config, True, self.checkpointing
@@ -221,6 +222,7 @@ class LanguageHead(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.apply(init_bert)
+        # Assigned after `apply`, which would initialise the shared embedding again.
         self.word = word
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -118,6 +118,7 @@ class FrozenTower(nn.Module):
         """Normalised images [B, 3, H, W] -> tokens [B, N, D], in the tower's dtype."""
         if self.config.trained:
             return self.encoder(images)
+        # Autocast would compute in the training's dtype in place of the tower's own.
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self.encoder(images.to(self.dtype))
 
@@ -143,6 +144,7 @@ class _TransformersEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.drop_layers:
+            # hidden_states begins with the embeddings, so [-1] is the last block's output, before the final norm.
             return self.model(pixel_values=images, output_hidden_states=True).hidden_states[-1 - self.drop_layers]
         return self.model(pixel_values=images).last_hidden_state
 

@@ -95,6 +95,7 @@ class ConvStem(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         stages = patch_size.bit_length() - 1
         assert 2**stages == patch_size, f"the conv stem needs a patch size that is a power of 2, not {patch_size}"
+        # Each stage halves the sides and doubles the channels, up to embed_dim.
         widths = [max(embed_dim >> (stages - 1 - i), 16) for i in range(stages)]
         layers: list[nn.Module] = []
         channels = in_chans
@@ -156,6 +157,7 @@ class VisionEncoder(nn.Module):
         return self.vit.forward_features(images)
 
     def _choose_attention(self, images: Tensor) -> None:
+        # timm chooses when a block is built; device and dtype under autocast are known only when it runs.
         kind = images.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else images.dtype
         fused = uses_fused_attention(images.device, dtype)

@@ -64,6 +64,8 @@ def contrastive_loss(
     Returns:
         the mean of image-to-text and text-to-image losses, scalar, float32.
     """
+    # Similarities are divided by a temperature down to 0.001: bfloat16's 8 significant bits would not separate
+    # them.
     with torch.autocast(image_features.device.type, enabled=False):
         image_features, text_features = image_features.float(), text_features.float()
         all_images, all_texts = targets.all_image_features.float(), targets.all_text_features.float()

@@ -56,5 +56,6 @@ def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target given what stands before it, [R, T - 1]; zero where it is -100."""
     log_probs = torch.log_softmax(logits[:, :-1].float(), dim=-1)
     wanted = targets[:, 1:]
+    # -100 is no index: any valid one serves, since these positions are set to 0 below.
     picked = log_probs.gather(-1, wanted.clamp(min=0)[..., None]).squeeze(-1)
     return picked.masked_fill(wanted == IGNORED, 0.0)

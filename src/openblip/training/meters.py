@@ -34,6 +34,7 @@ class Meters:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # float64, so that sums over many steps lose no digits; Apple's GPUs have float32 only.
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.totals: dict[tuple[str, ...], Tensor] = {}
         self.counts: dict[tuple[str, ...], int] = {}

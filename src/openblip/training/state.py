@@ -248,6 +248,7 @@ def frozen_fingerprint(module: nn.Module) -> str:
     names = module.frozen_parameter_names() if isinstance(module, HasFrozenNames) else set()
     for name, parameter in module.named_parameters():
         if name in names:
+            # The beginnings tell models apart; to hash every weight of a large language model takes far longer.
             beginning = parameter.detach().reshape(-1)[:64].float().cpu()
             digest.update(f"{name} {tuple(parameter.shape)}".encode() + beginning.numpy().tobytes())
     return digest.hexdigest()
@@ -350,6 +351,7 @@ def _copy(source: Tensor, target: Tensor, what: str) -> None:
         raise UserError(f"{what} has shape {tuple(source.shape)}, and this model needs {tuple(target.shape)}")
     if isinstance(target, DTensor):
         source = source.to(target.device)
+        # Every process has read the file itself, so nothing is broadcast.
         target.copy_(distribute_tensor(source, target.device_mesh, target.placements, src_data_rank=None))
     else:
         target.copy_(source)
