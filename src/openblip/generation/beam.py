@@ -119,6 +119,7 @@ def beam_search(
         num_open = 0 if last else int((~search.done).sum())  # the one host synchronisation of a step
         if num_open == 0:
             break
+        # The stepper's row of a beam is prompt * K + beam.
         index = torch.arange(num_alive, device=beam.device)[:, None] * num_beams + beam  # [B, K]
         # Dropping copies what is left of cache and memory, so it waits until it halves the work.
         if num_open <= num_alive // 2:

@@ -134,6 +134,7 @@ def _decode_rows(
                 top_k=config.top_k,
                 top_p=config.top_p,
             )
+        # Under the model itself: the rules decide which token is written, not its reported likelihood.
         log_prob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(dim=-1)
         # A finished sequence stays in the batch as padding until all sequences of its prompt are done: the stepper
         # needs equally many rows for each prompt.

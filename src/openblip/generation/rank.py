@@ -111,6 +111,7 @@ def log_likelihood(
             # Column t scores token t + 1, so a prompt of p tokens covers p - 1 columns.
             scored[:, : num_prompt_tokens - 1] = False
             sums[block] = values.masked_fill(~scored, 0.0).sum(dim=1).view(ids.shape[:2])
+    # Back to the order in which the texts were given.
     return torch.empty_like(sums).scatter_(1, order, sums)
 
 

@@ -96,6 +96,7 @@ def forbid_repeated_ngrams(scores: Tensor, history: History, size: int) -> Tenso
     if length < size:
         return scores
     windows = history.tokens.unfold(1, size, 1)  # [S, L-size+1, size]
+    # A window that reaches into padding is no n-gram of the row.
     whole = history.real.unfold(1, size, 1).all(dim=-1)
     tail = history.tokens[:, length - size + 1 :]
     seen = (windows[..., :-1] == tail[:, None, :]).all(dim=-1) & whole

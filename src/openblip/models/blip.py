@@ -154,6 +154,7 @@ class Blip(nn.Module):
         return self.text_decoder
 
     def _any_text(self) -> TextTransformer:
+        # Encoder and decoder share cross-attention, so both project the same memory.
         return self.text_encoder if self.text_encoder is not None else self.decoder.transformer
 
     def gradient_checkpointing_enable(self, enabled: bool = True) -> None:

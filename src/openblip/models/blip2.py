@@ -135,6 +135,7 @@ class Blip2(nn.Module):
             raise UserError("this model has no language model; answers and captions by one need stage 2")
         if input_ids is None:
             return self.language_proj(self.qformer.read_image(memory))
+        # Under ITM's mask the queries attend to the question, so the soft prompt is specific to it.
         return self.language_proj(self.qformer.read_pair(input_ids, attention_mask, memory))
 
     @property

@@ -53,6 +53,7 @@ class BlipDual(nn.Module):
         self.pooler = nn.Linear(config.text.width, config.text.width).apply(init_bert)
         self.vision_proj = nn.Linear(config.vision.width, config.embed_dim, bias=False)
         self.text_proj = nn.Linear(config.text.width, config.embed_dim, bias=False)
+        # The inverse of the usual first temperature of 0.07, as a logarithm.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -86,6 +86,7 @@ class KVCache:
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values [R, H, T, d] of new tokens; return all [R, H, S + T, d]."""
+        # Layers run in order, so a layer that is not there yet is the next one, at the text's first tokens.
         if layer == len(self.keys):
             self.keys.append(key)
             self.values.append(value)
@@ -263,6 +264,7 @@ class CrossAttention(nn.Module):
         rows, length, width = hidden.shape
         images = key.shape[0]
         assert rows % images == 0, f"{rows} rows cannot be shared out over {images} images"
+        # Queries do not attend to each other here, so the rows of an image can stand in one sequence.
         query = self.query(hidden).view(images, rows // images * length, width)
         context = attend(
             split_heads(query, self.num_heads),

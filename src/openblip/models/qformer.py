@@ -103,6 +103,7 @@ def qformer_mask(kind: Literal["itc", "itm", "itg"], num_queries: int, text_mask
     elif kind == "itm":
         may = torch.ones(whole, whole, dtype=torch.bool, device=device)
     else:
+        # All rows attend to the queries; text rows also attend to the text up to their own position.
         may = ~seen | (seeing & torch.ones(whole, whole, dtype=torch.bool, device=device).tril())
     real = torch.cat((text_mask.new_ones(rows, num_queries), text_mask), dim=1)
     own = torch.eye(whole, dtype=torch.bool, device=device)  # no row is left without anything to see
@@ -293,6 +294,7 @@ class QFormer(nn.Module):
                 hidden, key, value = block(hidden, num_queries, mask, read, before)
             keys.append(key)
             values.append(value)
+        # Kept after the pass, since a checkpointed block runs twice and would append twice.
         if keep is not None:
             keep.keys, keep.values = keys, values
         return hidden

@@ -54,6 +54,7 @@ class DecoderStepper:
         self.images = self.images[index]
         # Rows of one image are adjacent and images keep their order, so `left` is sorted for `searchsorted`.
         left = torch.unique_consecutive(self.images)
+        # Selecting copies the memory, so it waits until an image is done.
         if len(left) != self.memory.batch_size:
             self.memory = self.memory.select(left)
             self.images = torch.searchsorted(left, self.images)

@@ -205,6 +205,8 @@ class TextTransformer(nn.Module):
         hidden = self.embeddings(input_ids, positions)
         for layer, block in enumerate(self.text_blocks):
             read = None if memory is None else (memory.keys[layer], memory.values[layer], memory.mask)
+            # Only the last block may omit the other tokens: those before it give the keys and values that the first
+            # reads.
             first = first_only and layer == len(self.blocks) - 1
             if self.checkpointing and self.training:
                 hidden = checkpoint(block, hidden, mask, causal, read, cache, layer, first, use_reentrant=False)

@@ -90,6 +90,7 @@ class FrozenTower(nn.Module):
         std: Triple = CLIP_STD,
     ) -> None:
         super().__init__()
+        # "auto" is resolved here, so that the stored configuration names the dtype that was used.
         config = replace(config, dtype=frozen_dtype(config.dtype))
         self.config, self.width, self.pixels, self.mean, self.std = config, width, pixels, mean, std
         self.encoder = encoder
@@ -268,6 +269,7 @@ def _processor_numbers(name: str) -> tuple[Triple, Triple]:
 @torch.no_grad()
 def _check_tokens(tower: FrozenTower) -> None:
     """Refuse a tower that does not give tokens [1, N, D] of the width it says, which a picture shows."""
+    # On the device "meta" there are no values to run.
     if next(tower.parameters()).is_meta:
         return
     trained = tower.encoder.training

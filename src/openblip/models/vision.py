@@ -102,6 +102,7 @@ class ConvStem(nn.Module):
         for width in widths:
             layers += [
                 StdConv2d(channels, width, 3, stride=2, padding=1, bias=False),
+                # At most 8 groups, in a number that divides the channels.
                 nn.GroupNorm(math.gcd(8, width), width),
                 nn.GELU(),
             ]
@@ -130,6 +131,7 @@ class VisionEncoder(nn.Module):
             depth=config.depth,
             num_heads=config.num_heads,
             mlp_ratio=config.mlp_ratio,
+            # Neither classified nor pooled, since cross-attention reads every token.
             num_classes=0,
             global_pool="",
             drop_path_rate=config.drop_path,
@@ -216,6 +218,7 @@ def interpolate_positions(
         raise UserError(f"{count} position embeddings do not fill a grid of {source_grid[0]} x {source_grid[1]}")
     if source_grid == tuple(grid):
         return positions
+    # [CLS] is outside the grid and keeps its embedding.
     cls, patches = positions[:, :1], positions[:, 1:]
     square = patches.reshape(1, *source_grid, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(square.float(), size=tuple(grid), mode="bicubic", align_corners=False)

@@ -53,6 +53,7 @@ def fitted_steps(
         return None
     step = progress.train_seconds / measured
     if config.evaluate_every_steps:
+        # Each step carries its part of the evaluations between steps.
         step += evaluation / config.evaluate_every_steps
     left = 60 * config.fit_minutes - spent - evaluation
     return progress.step + max(1, round(left / step))

@@ -54,6 +54,7 @@ class Meters:
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
         if self.totals:
+            # One reduction and one transfer for all names.
             flat = torch.cat(list(self.totals.values()))
             if world_size() > 1:
                 dist.all_reduce(flat)

@@ -110,6 +110,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 def _hidden_matrices(module: nn.Module) -> set[Tensor]:
     """What Muon is for: matrices between hidden layers, neither embeddings nor heads of few classes."""
+    # A head's weight may be an embedding too, whose rows are looked up one by one: it is not Muon's.
     embeddings = {layer.weight for layer in module.modules() if isinstance(layer, nn.Embedding)}
     return {
         layer.weight
