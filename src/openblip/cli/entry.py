@@ -25,16 +25,17 @@ from openblip.core.interrupt import AGAIN, RESUME, Stopped, Terminated, ending_a
 
 __all__ = ["COMMANDS", "main"]
 
+GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
+    "train": (train.train, train.recipes, features.cache_features),
+    "use": (use.caption, use.match, use.ask, use.embed, use.retrieve, use.evaluate, explain.explain),
+    "models": (models.info, models.convert),
+    "bootstrap": (capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
+    "data": (make.world, make.tokenizer),
+    "show": (make.demo, experiments.experiments, make.report),
+}
+"""as `openblip --help` lists them"""
 COMMANDS: dict[str, Callable[..., None]] = {
-    command.__name__.replace("_", "-"): command
-    for command in (
-        *(train.train, train.recipes, features.cache_features),
-        *(use.evaluate, use.caption, use.match, use.ask, use.embed, use.retrieve),
-        *(explain.explain, models.info, models.convert),
-        *(capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
-        experiments.experiments,
-        *(make.tokenizer, make.world, make.demo, make.report),
-    )
+    command.__name__.replace("_", "-"): command for group in GROUPS.values() for command in group
 }
 
 
@@ -107,16 +108,7 @@ def _read(arguments: list[str]) -> Callable[[], None]:
 
         return functools.partial(print, f"openblip {__version__}")
     if not arguments or arguments[0] in ("-h", "--help"):
-        app: Any = tyro.extras.SubcommandApp()
-        for name, command in COMMANDS.items():
-            app.command(command, name=name)
-        return app.cli(
-            prog="openblip",
-            description="BLIP, maintained and complete: train it, use it, measure it. openblip COMMAND --help "
-            "says more; openblip --version is for reports of bugs.",
-            args=["--help"],
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        return _overview
     name, *words = _joined(arguments)
     _check_names(name, words)
     if name == "train" and _recipe_of_help(words):
@@ -138,6 +130,23 @@ def _read(arguments: list[str]) -> Callable[[], None]:
     if surplus:
         raise UserError(f"unrecognized arguments: {', '.join(surplus)}; openblip {name} --help says more")
     return run
+
+
+def _overview() -> None:
+    """Print what `openblip --help` says: all commands in groups."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for group, commands in GROUPS.items():
+        table.add_row(f"\n{group}")
+        for command in commands:
+            summary = (inspect.getdoc(command) or "").partition("\n\n")[0].replace("\n", " ")
+            table.add_row(f"  {command.__name__.replace('_', '-')}", summary)
+    console = Console(highlight=False)
+    console.print("openblip COMMAND ...: train, use, bootstrap and evaluate BLIP and BLIP-2.")
+    console.print(table)
+    console.print("\nopenblip COMMAND --help says more; openblip --version is for bug reports.")
 
 
 def _asks_for_help(words: list[str]) -> bool:

@@ -118,10 +118,10 @@ def recipes() -> None:
     from openblip.recipes.catalogue import RECIPES
 
     table = Table(box=None, pad_edge=False)
-    for column in ("recipe", "trains", "settings from"):
+    for column in ("recipe", "trains", "settings of"):
         table.add_column(column)
     for recipe in RECIPES.values():
-        table.add_row(recipe.name, recipe.summary, recipe.source)
+        table.add_row(recipe.name, recipe.summary, recipe.source.partition(",")[0])
     Console().print(table)
     print("\nopenblip train RECIPE --help shows a recipe's options and settings.")
 

@@ -150,6 +150,7 @@ class Decoded:
         steps = torch.arange(self.ids.shape[1], device=self.ids.device)
         ids = torch.cat([prompt_ids[self.rows], self.ids], dim=1)
         real = torch.cat([attention_mask[self.rows], steps < self.lengths[:, None]], dim=1)
+        # Real tokens sort first and keep their order, so every gap moves to the right end.
         order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
         ids = ids.masked_fill(~real, pad_id).gather(1, order)
         return ids[:, : int(real.sum(dim=1).max())]

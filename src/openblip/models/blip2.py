@@ -35,13 +35,13 @@ class Blip2Config:
     vision: TowerConfig = field(default_factory=TowerConfig)
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     matches: bool = True
-    """whether it has stage 1's heads: embeddings for ITC, and ITM"""
+    """Whether the model has stage 1's heads: embeddings for ITC, and ITM."""
     embed_dim: int = 256
-    """width of the shared image-text space of ITC"""
+    """Width of the joint image-text space of ITC."""
     language: LanguageConfig | None = None
-    """the frozen language model of stage 2"""
+    """The frozen language model of stage 2; None builds a model of stage 1."""
     vision_norm_eps: float = 1e-5
-    """of the trained LayerNorm over the tower; transformers' folders have 1e-6"""
+    """Epsilon of the trained LayerNorm over the tower; transformers' folders have 1e-6."""
 
     def __post_init__(self) -> None:
         if self.matches and self.qformer.vocab_size is None:
@@ -97,6 +97,7 @@ class Blip2(nn.Module):
 
     def normalize_features(self, features: Tensor) -> Tensor:
         """The tower's features [B, N, Dv], as a cache may hold them, -> image_embeds, by the trained LayerNorm."""
+        # The frozen tower and its cache may be in half precision; this norm is trained, in float32.
         return self.vision_norm(features.to(self.vision_norm.weight.dtype))
 
     def remember(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageMemory:
@@ -140,6 +141,7 @@ class Blip2(nn.Module):
             raise UserError("this model has no language model; answers and captions by one need stage 2")
         if input_ids is None:
             return self.language_proj(self.qformer.read_image(memory))
+        # Under ITM's mask the queries attend to the question, so the soft prompt is specific to it.
         return self.language_proj(self.qformer.read_pair(input_ids, attention_mask, memory))
 
     @property
