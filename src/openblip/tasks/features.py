@@ -28,6 +28,7 @@ from openblip.core.errors import UserError
 from openblip.core.files import atomic_path, write_json, write_tensors
 from openblip.core.fingerprint import fingerprint
 from openblip.core.interrupt import Stopped, StopSignals
+from openblip.core.text import read_json
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source
 from openblip.data.sources.digest import Digest
@@ -237,9 +238,9 @@ def _read(file: Path) -> Any:
     if not file.is_file():
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is damaged: {error}; remove the folder and cache the features again") from error
+        return read_json(file)
+    except UserError as error:
+        raise UserError(f"{error}; remove the folder and cache the features again") from error
 
 
 @dataclass
