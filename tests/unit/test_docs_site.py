@@ -36,7 +36,7 @@ def test_both_languages_have_the_same_blocks_and_links() -> None:
 def test_the_examples_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With random models under the names of the demo: each example prints as many lines and percentages as shown."""
+    """With random models under the names of the demo: each prints as many lines and percentages as shown."""
     torch.manual_seed(0)
     tokenizer = TextTokenizer.train([*TEXTS, *QUESTIONS] * 3, vocab_size=100)
     sizes = blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=32)
