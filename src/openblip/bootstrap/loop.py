@@ -24,7 +24,7 @@ from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import run_capfilt
 from openblip.checkpoints.store import open_model
-from openblip.core.config import differences, to_dict
+from openblip.core.config import keep_settings
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.data.sources.base import SourceConfig
@@ -80,7 +80,7 @@ def run_bootstrap(
         Interrupted: a signal came; everything is saved.
     """
     out = Path(out)
-    _same_loop(out, config)
+    keep_settings(out / "bootstrap.json", config, "a loop")
     stages: dict[str, Callable[[], dict[str, Any]]] = {
         "first": lambda: _train(config.pretrain, (*config.web, *config.human), out / "first", evaluator),
         "captioner": lambda: _tune(config.captioner, config, out, "captioner", evaluator),
@@ -158,13 +158,3 @@ def _measure(config: BootstrapConfig, run: Path, evaluator: Evaluator | None) ->
     if config.pretrain.validation:
         numbers |= evaluate_model(replace(config.pretrain, sources=config.human), model, stored.tokenizer)[0]
     return numbers | (evaluator(model, stored.tokenizer) if evaluator is not None else {})
-
-
-def _same_loop(out: Path, config: BootstrapConfig) -> None:
-    path, settings = out / "bootstrap.json", to_dict(config)
-    if path.exists():
-        changed = differences(json.loads(path.read_text(encoding="utf-8")), settings)
-        if changed:
-            raise UserError(f"{out} holds a loop with other settings ({changed[0]}); choose another folder")
-    else:
-        write_json(path, settings)

@@ -52,6 +52,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], None]] = {
     ("convert", "source"): check_model,
     ("capfilt", "source"): _data,
     ("capfilt", "engine"): _engine,
+    ("experiments", "data"): lambda folder: None,  # holds data sets, each looked for by its name
     ("explain", "picture"): check_picture,
     ("explain", "out"): check_new_file,
     **{(command, "out"): check_new_file for command in ("caption", "match", "ask", "embed")},

@@ -32,13 +32,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
         *(use.evaluate, use.caption, use.match, use.ask, use.embed, use.retrieve),
         *(explain.explain, models.info, models.convert),
         *(capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
-        *(experiments.experiments, experiments.compare),
+        experiments.experiments,
         *(make.tokenizer, make.world, make.demo, make.report),
     )
 }
 
 
-_GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments", "compare"}
+_GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments"}
 """commands that go on by themselves when they are run again"""
 
 

@@ -21,7 +21,17 @@ from openblip.core.files import write_json
 from openblip.core.places import check_config_file
 from openblip.core.text import read_json, read_text
 
-__all__ = ["differences", "from_dict", "load", "override", "read_table", "save", "to_dict"]
+__all__ = [
+    "differences",
+    "from_dict",
+    "keep_settings",
+    "load",
+    "override",
+    "read_table",
+    "refuse_others",
+    "save",
+    "to_dict",
+]
 
 Config = TypeVar("Config")
 
@@ -200,3 +210,25 @@ def differences(old: Any, new: Any, *, where: str = "") -> list[str]:
             found += differences(old.get(key), new.get(key), where=path)
         return found
     return [] if old == new else [f"{where}: {old!r} -> {new!r}"]
+
+
+def keep_settings(path: Path, config: Any, what: str) -> None:
+    """Write the settings of `what` to the file `path`, or check that the file holds the same ones.
+
+    Raises:
+        UserError: it holds other settings.
+    """
+    if path.exists():
+        refuse_others(path.parent, read_json(path), config, what)
+    else:
+        save(config, path)
+
+
+def refuse_others(folder: Path, kept: Any, config: Any, what: str) -> None:
+    """Check that the settings `kept` in a folder are those of `config`.
+
+    Raises:
+        UserError: they differ; names the first difference.
+    """
+    if changed := differences(kept, config):
+        raise UserError(f"{folder} holds {what} with other settings ({changed[0]}); choose another folder (--out)")

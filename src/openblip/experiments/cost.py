@@ -19,7 +19,7 @@ from openblip.core.runtime import seed_everything
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
-from openblip.experiments.common import Numbers
+from openblip.experiments.results import Numbers
 from openblip.objectives.pretraining import BlipPretraining
 from openblip.tasks.blip2.build import build
 from openblip.tasks.blip2.config import Blip2RunConfig

@@ -20,6 +20,7 @@ from openblip.experiments.demo.blip2_page import blip2_section
 from openblip.experiments.demo.capfilt_page import capfilt_section
 from openblip.experiments.demo.config import DemoPlan, left_by
 from openblip.experiments.demo.plan import plan_rows
+from openblip.experiments.labels import label
 from openblip.report import (
     Card,
     CardText,
@@ -237,23 +238,23 @@ def _curves(out: Path, measured: dict[str, Any]) -> Charts:
 
 def _table(measured: dict[str, Any]) -> Table:
     rows: list[list[Cell | float | str | None]] = []
-    for label, run, name in (
-        ("captions true, after pre-training, greedy", "pretrain", "truth"),
-        ("captions true, captioner, greedy", "captioner", "truth"),
-        ("captions true, captioner, beam search", "captioner_beam", "truth"),
-        ("facts true, captioner, greedy", "captioner", "fact_accuracy"),
-        ("facts true, captioner, beam search", "captioner_beam", "fact_accuracy"),
-        ("objects named rightly, captioner, greedy", "captioner", "coverage"),
-        ("objects named rightly, captioner, beam search", "captioner_beam", "coverage"),
-        ("ITM accuracy, after pre-training", "pretrain", "itm_accuracy"),
-        ("ITM accuracy, matcher", "matcher", "itm_accuracy"),
-        ("text finds picture, recall@1, after pre-training, ITC", "pretrain", "t2i_recall@1"),
-        ("text finds picture, recall@1, matcher, ITC", "matcher", "t2i_recall@1"),
-        ("text finds picture, recall@1, matcher, with ITM", "matcher", "t2i_recall_itm@1"),
-        ("text finds picture, recall@10, matcher, with ITM", "matcher", "t2i_recall_itm@10"),
-        ("picture finds text, recall@1, matcher, with ITM", "matcher", "i2t_recall_itm@1"),
+    for name, run, of in (
+        ("truth", "pretrain", "after pre-training, greedy"),
+        ("truth", "captioner", "captioner, greedy"),
+        ("truth", "captioner_beam", "captioner, beam search"),
+        ("fact_accuracy", "captioner", "captioner, greedy"),
+        ("fact_accuracy", "captioner_beam", "captioner, beam search"),
+        ("coverage", "captioner", "captioner, greedy"),
+        ("coverage", "captioner_beam", "captioner, beam search"),
+        ("itm_accuracy", "pretrain", "after pre-training"),
+        ("itm_accuracy", "matcher", "matcher"),
+        ("t2i_recall@1", "pretrain", "recall@1 after pre-training"),
+        ("t2i_recall@1", "matcher", "recall@1 of the matcher"),
+        ("t2i_recall_itm@1", "matcher", "recall@1 of the matcher"),
+        ("t2i_recall_itm@10", "matcher", "recall@10 of the matcher"),
+        ("i2t_recall_itm@1", "matcher", "recall@1 of the matcher"),
     ):
-        rows.append([label, *(measured[split][run][name] for split in NAMES)])
+        rows.append([f"{label(name)}, {of}", *(measured[split][run][name] for split in NAMES)])
     ceiling = [measured[split]["retrieval_ceiling@1"] for split in NAMES]
     rows.append(["most that knowing the truth gives at recall@1", *ceiling])
     columns = [

@@ -17,8 +17,7 @@ import torch
 from rich.table import Table
 
 from openblip.core.compute import choose_dtype
-from openblip.core.config import differences, from_dict, to_dict
-from openblip.core.errors import UserError
+from openblip.core.config import from_dict, refuse_others, to_dict
 from openblip.core.files import write_json
 from openblip.core.runtime import machine, seed_everything, usable_cores, versions
 from openblip.core.text import read_json
@@ -26,12 +25,12 @@ from openblip.core.tokenizer import TokenBatch
 from openblip.data.transforms import normalize
 from openblip.data.world.dataset import WorldSource
 from openblip.experiments.demo.config import DemoPlan
+from openblip.experiments.presets import OBJECTIVES, SCENE_VOCABULARY, short_train
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
 from openblip.models.stepper import DecoderStepper
 from openblip.objectives.pretraining import BlipPretraining
-from openblip.recipes import SHORT_RUN, small_pretrain
 from openblip.training.log import format_duration
 from openblip.training.optim import make_optimizer
 
@@ -68,7 +67,7 @@ CALIBRATION_SHARE = 0.03
 """of the demo's time, that timing the larger model may take"""
 MICRO_PER_NANO = 4.0
 """how many times as long a step of the larger model takes"""
-_BATCH, _TOKENS, _VOCAB = 64, 16, 1000
+_BATCH, _TOKENS, _VOCAB = 64, 16, SCENE_VOCABULARY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +102,8 @@ def _time_model(size: str) -> tuple[float, float]:
     """Seconds of a step of pre-training, and of a caption in a batch."""
     seed_everything(0)
     model = Blip(blip_config(size, vocab_size=_VOCAB))
-    module = BlipPretraining(model, SHORT_RUN, enc_id=1, dec_id=2)
-    optimizer = make_optimizer(module, small_pretrain(("world:train",), size=size).train)
+    module = BlipPretraining(model, OBJECTIVES["both"], enc_id=1, dec_id=2)
+    optimizer = make_optimizer(module, short_train(LEAST_STEPS))
     images = normalize(torch.randint(256, (_BATCH, 3, 64, 64), dtype=torch.uint8))
     ids = torch.randint(5, _VOCAB, (_BATCH, _TOKENS))
     text = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -201,8 +200,7 @@ def planned(out: Path, minutes: float, seed: int, plan: DemoPlan | None = None) 
     wanted = {"minutes": minutes, "seed": seed} if plan is None else {"plan": to_dict(plan)}
     if path.exists():
         kept = read_json(path)
-        if changed := differences({name: kept.get(name) for name in wanted}, wanted):
-            raise UserError(f"{out} holds a demo with other settings ({changed[0]}); choose another --out")
+        refuse_others(out, {name: kept.get(name) for name in wanted}, wanted, "a demo")
         found: DemoPlan = from_dict(DemoPlan, kept["plan"])
         return found
     if plan is None:

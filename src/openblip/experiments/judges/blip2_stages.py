@@ -15,14 +15,14 @@ from openblip.checkpoints.blip2_parts import as_language, as_tower, open_tower
 from openblip.checkpoints.blip2_store import StoredBlip2
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
-from openblip.data.transforms import ImageTransformConfig
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.documents import documents
 from openblip.data.world.scene import Scene
 from openblip.data.world.truth import caption_report
-from openblip.experiments.judges.small_language import FreshLanguage
-from openblip.experiments.judges.text_only import TextRunConfig, train_language
+from openblip.experiments.judges.small_language import LanguageSizes
+from openblip.experiments.judges.text_only import TextRunConfig, small_train, train_language
 from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about
+from openblip.experiments.presets import LEARNING_RATE, SCENE_VOCABULARY, WHOLE_IMAGE
 from openblip.generation.types import DecodeConfig
 from openblip.models.qformer import QFormerConfig
 from openblip.tasks.blip2.config import Blip2RunConfig
@@ -33,7 +33,6 @@ from openblip.tasks.blip2.recipes import small_blip2
 from openblip.tasks.blip2.step import encode_pixels
 from openblip.tasks.blip2.write import write_after
 from openblip.tasks.run import evaluation_batches
-from openblip.training.config import within
 from openblip.training.loop import TrainResult
 
 __all__ = [
@@ -53,9 +52,9 @@ __all__ = [
 QFORMER = QFormerConfig(
     num_queries=16, width=96, depth=4, num_heads=3, inner_width=384, max_positions=64, dropout=0.0
 )
-LANGUAGES: dict[str, FreshLanguage] = {
-    "decoder": FreshLanguage(kind="llama", width=96, num_heads=3),
-    "encoder-decoder": FreshLanguage(kind="t5", width=96, depth=3, num_heads=3),
+LANGUAGES: dict[str, LanguageSizes] = {
+    "decoder": LanguageSizes(kind="llama", width=96, num_heads=3),
+    "encoder-decoder": LanguageSizes(kind="t5", width=96, depth=3, num_heads=3),
 }
 GREEDY = DecodeConfig(max_new_tokens=40)
 """how captions are written to be judged"""
@@ -81,11 +80,13 @@ def train_world_language(
         for lines in documents(count, seed=1000 + seed)
     ]
     # A decoder's rows are whole documents, an encoder-decoder's single lines with what stands before them.
-    config = TextRunConfig(language=sizes, batch_size=batch_size if reads else max(1, batch_size // 2))
-    train = replace(config.train, max_steps=steps, warmup_steps=min(50, steps // 5), seed=seed)
     if seconds is not None:
         seconds -= time.perf_counter() - began
-    config = replace(config, train=within(train, seconds))
+    config = TextRunConfig(
+        language=sizes,
+        batch_size=batch_size if reads else max(1, batch_size // 2),
+        train=small_train(steps, seed=seed, seconds=seconds),
+    )
     return train_language(told, config, out, resume=True, title=f"{name}, text alone", show=show)
 
 
@@ -107,7 +108,7 @@ def world_run(
     language: str = "",
     qformer: QFormerConfig = QFORMER,
     batch_size: int = 64,
-    learning_rate: float = 4e-3,
+    learning_rate: float = LEARNING_RATE,
     seed: int = 0,
     seconds: float | None = None,
 ) -> Blip2RunConfig:
@@ -124,29 +125,13 @@ def world_run(
         qformer=qformer,
         embed_dim=64,
         language=as_language(language) if language else base.language,
-        # "To the left of" is false in a mirror, counts are false in a crop.
-        transform=ImageTransformConfig(crop_scale=None, flip=False, ops=()),
-        vocab_size=1000,
+        transform=WHOLE_IMAGE,
+        vocab_size=SCENE_VOCABULARY,
         batch_size=batch_size,
         num_workers=0,  # there is nothing to decode
         max_length=48,
         max_words=48,
-        train=within(
-            replace(
-                base.train,
-                optimizer="muon",
-                learning_rate=learning_rate,
-                min_learning_rate=1e-5,
-                warmup_steps=min(30, steps // 5),
-                warmup_learning_rate=1e-5,
-                seed=seed,
-                precision="float32",  # so small a model is no faster in bfloat16 on a processor
-                evaluate_every_steps=0,
-                checkpoint_every=max(100, steps // 2),
-                keep_checkpoints=1,
-            ),
-            seconds,
-        ),
+        train=small_train(steps, warmup_steps=30, learning_rate=learning_rate, seed=seed, seconds=seconds),
     )
 
 

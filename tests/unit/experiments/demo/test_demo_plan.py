@@ -62,7 +62,7 @@ def test_a_plan_is_kept_and_other_settings_are_refused(tmp_path: Path, monkeypat
     kept = json.loads((tmp_path / "plan.json").read_text())
     assert kept["calibration"]["step"] == FAST.step
     assert {"machine", "versions", "minutes", "seed"} <= kept.keys()
-    with pytest.raises(UserError, match=r"other settings.*minutes.*choose another --out"):
+    with pytest.raises(UserError, match=r"other settings.*minutes.*choose another folder"):
         planned(tmp_path, 20, 0)
     with pytest.raises(UserError, match=r"other settings.*seed"):
         planned(tmp_path, 15, 1)
