@@ -38,7 +38,7 @@ def test_the_pointing_game_is_the_stored_one() -> None:
     ]
     for (*_, named, other, chance), row in zip(told, result["rows"], strict=True):
         assert [named, other, chance] == [f"{100 * row[name]:.1f}" for name in ("named", "other", "chance")]
-    assert f"in {result['pictures']} clean pictures" in PAGE
+    assert f"in {result['pictures']} clean images" in PAGE
     assert max(row["deviation"] for row in result["rows"]) <= 0.036
 
 
