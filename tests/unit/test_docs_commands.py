@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import COMMANDS, _read, main
 from openblip.core.config import override
 from openblip.core.tokenizer import TextTokenizer
@@ -142,11 +142,11 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = {"width": 64, "depth": 2, "num_heads": 1, "inner_width": 128, "memory_width": 64}
     sizes = BlipConfig(vision=vision, text=TextConfig(vocab_size=tokenizer.vocab_size, **size))
     for name in ("runs/first/model", "runs/blip/model", "runs/matcher/model", "matcher/model", "MODEL", "F"):
-        save_model(folder / name, Blip(sizes), tokenizer)
+        save_model(folder / name, StoredModel(Blip(sizes), tokenizer))
     for name in ("runs/captioner/model", "captioner/model", "C"):
-        save_model(folder / name, Blip(replace(sizes, encoder=False)), tokenizer)
+        save_model(folder / name, StoredModel(Blip(replace(sizes, encoder=False)), tokenizer))
     for name in ("VQA", "runs/vqa/model", "runs/vqa/best"):
-        save_model(folder / name, BlipVqa(VqaConfig(vision=sizes.vision, text=sizes.text)), tokenizer)
+        save_model(folder / name, StoredModel(BlipVqa(VqaConfig(vision=sizes.vision, text=sizes.text)), tokenizer))
     for name in ("photos", "photos/images", "new", "web"):
         (folder / name).mkdir()
         for number in range(1, 9):

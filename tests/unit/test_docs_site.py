@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, blip_config
 from openblip.models.vqa import BlipVqa, VqaConfig
@@ -41,9 +41,9 @@ def test_the_examples_of_the_readme_run(
     tokenizer = TextTokenizer.train([*TEXTS, *QUESTIONS] * 3, vocab_size=100)
     sizes = blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=32)
     for name in ("captioner", "matcher"):
-        save_model(tmp_path / "runs" / "demo" / name / "model", Blip(sizes), tokenizer)
+        save_model(tmp_path / "runs" / "demo" / name / "model", StoredModel(Blip(sizes), tokenizer))
     answerer = BlipVqa(VqaConfig(vision=sizes.vision, text=sizes.text))
-    save_model(tmp_path / "runs" / "demo" / "blip2" / "stage2-decoder" / "model", answerer, tokenizer)
+    save_model(tmp_path / "runs" / "demo" / "blip2" / "stage2-decoder" / "model", StoredModel(answerer, tokenizer))
     (tmp_path / "photos" / "images").mkdir(parents=True)
     for number in (1, 2, 11):
         Image.new("RGB", (32, 32), (number, 9, 9)).save(tmp_path / f"photos/images/test-0-{number:08d}.png")
