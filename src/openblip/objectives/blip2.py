@@ -133,7 +133,7 @@ class Blip2Stage1(nn.Module):
 
     def _itg(self, text: TokenBatch, cache: KVCache, num_tokens: Tensor | None) -> Tensor:
         input_ids = text.input_ids.clone()
-        input_ids[:, 0] = self.dec_id
+        input_ids[:, 0].fill_(self.dec_id)
         logits = self.model.write(input_ids, text.attention_mask, cache)
         targets = language_targets(input_ids, text.attention_mask)
         return language_loss(logits, targets, label_smoothing=self.config.label_smoothing, num_tokens=num_tokens)

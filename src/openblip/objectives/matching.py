@@ -100,8 +100,7 @@ def matching_loss(logits: Tensor, valid: Tensor, num_rows: Tensor | None = None)
     """
     pairs = valid.shape[0]
     assert logits.shape == (3 * pairs, 2), f"expected {3 * pairs} rows of 2 logits, got {tuple(logits.shape)}"
-    labels = torch.zeros(3 * pairs, dtype=torch.int64, device=logits.device)
-    labels[:pairs] = 1
+    labels = (torch.arange(3 * pairs, device=logits.device) < pairs).long()
     weights = torch.cat((torch.ones_like(valid), valid, valid)).float()
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return (losses * weights).sum() / (weights.sum() if num_rows is None else num_rows)

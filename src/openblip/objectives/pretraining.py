@@ -165,7 +165,7 @@ class BlipPretraining(nn.Module):
                         similarity_t2i, similarity_i2t, ids, hard_share=self.config.hard_share
                     )
                 input_ids = text.input_ids.clone()
-                input_ids[:, 0] = self.enc_id
+                input_ids[:, 0].fill_(self.enc_id)
                 losses["loss_itm"], losses["itm_accuracy"] = match_pairs(
                     self.model.match, input_ids, text.attention_mask, memory, negatives
                 )
@@ -217,7 +217,7 @@ class BlipPretraining(nn.Module):
 
     def _lm(self, memory: ImageMemory, text: TokenBatch, prompt_length: int, num_tokens: Tensor | None) -> Tensor:
         input_ids = text.input_ids.clone()
-        input_ids[:, 0] = self.dec_id
+        input_ids[:, 0].fill_(self.dec_id)
         logits = self.model.decoder(input_ids, text.attention_mask, memory=memory)
         targets = language_targets(input_ids, text.attention_mask, prompt_length)
         smoothing = self.config.label_smoothing
