@@ -30,7 +30,7 @@ BlipStep.forward = lambda self, batch: (time.sleep(0.15), forward(self, batch))[
 # Says when an evaluation has begun, and takes long.
 LONG_EVALUATION = """
 import pathlib, time
-from openblip.tasks import run
+from openblip.tasks import training as run
 evaluate = run.evaluate_model
 def slowly(*words, **options):
     pathlib.Path("evaluating").touch()

@@ -132,7 +132,7 @@ def test_a_drawing_of_where_the_model_looks(
     assert " ".join(word["word"] for word in written["words"]).split()[0] == written["text"].split()[0]
     refuse = openblip.refuse
     more = ("--out", tmp_path / "none.png")
-    assert "only writes captions" in refuse(
+    assert "this is a BLIP captioning model" in refuse(
         "explain", image, "--model", captioner, "--text", "a red circle", "--by", "match", *more
     )
     assert "there is no layer 7" in refuse("explain", image, "--model", model, "--layer", 7, *more)

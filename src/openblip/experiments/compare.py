@@ -146,7 +146,7 @@ def _costs(seed: Seed) -> dict[str, Numbers]:
         seed.tell(f"cost of a step, {name}")
         run, scratch = runs[name], seed.out / "cost"
         cost = step_cost(run, scratch)
-        if isinstance(run, RunConfig):
+        if not run.features:
             return cost
         cached = {f"cached_{key}": cost[key] for key in ("seconds", "gflops", "peak_mb")}
         return step_cost(replace(run, features=()), scratch) | cached

@@ -98,7 +98,9 @@ class Blip2Adapter(Adapter):
 
     @property
     def question_prompt(self) -> str:
-        """How the language model is asked, the question in place of {}."""
+        """How the language model is asked, the question in place of {}; "" without one."""
+        if self.model.language is None:
+            return ""
         prompt = str(self.info.get("prompt", ""))
         return prompt if "{}" in prompt else QUESTIONS[self.model.llm.is_encoder_decoder]
 
