@@ -18,14 +18,32 @@ import pyarrow.compute as pc
 from openblip.data.sources.base import string_array, string_of
 from openblip.data.sources.cells import given_id
 
-__all__ = ["id_strings", "image_ids", "image_name", "labels_of", "needs_name", "same_names", "settle_ids"]
+__all__ = [
+    "id_strings",
+    "image_ids",
+    "image_name",
+    "joined_names",
+    "labels_of",
+    "needs_name",
+    "same_names",
+    "settle_ids",
+]
 
 
-def image_name(image: bytes | str | None) -> str:
-    """What tells an image from others: its path, or the hash of its bytes; "" for none."""
-    if image is None or isinstance(image, str):
-        return image or ""
-    return hashlib.blake2b(image, digest_size=8).hexdigest()
+def image_name(*images: bytes | str) -> str:
+    """What tells the images of a row from others: the path of each, or the hash of its bytes; "" for none."""
+    return ",".join(
+        image if isinstance(image, str) else hashlib.blake2b(image, digest_size=8).hexdigest() for image in images
+    )
+
+
+def joined_names(columns: Sequence[pa.Array]) -> pa.Array:
+    """What names all images of a row: their names, joined by commas where a row has several."""
+    return (
+        columns[0]
+        if len(columns) == 1
+        else pc.binary_join_element_wise(*columns, pa.scalar(",", pa.large_string()))
+    )
 
 
 def id_strings(column: pa.ChunkedArray | pa.Array) -> pa.Array:
