@@ -146,7 +146,7 @@ def test_the_number_of_columns_has_to_be_that_of_images(image_folder: Path, tmp_
         open_source(f"{path}?image_column=left,right")
     with pytest.raises(UserError, match="image_column names 2 columns, and a sample has 3 images here"):
         open_source(f"{path}?image_column=left,right&num_images=3")
-    with pytest.raises(UserError, match="num_images of source .* must be at least 1, not 0"):
+    with pytest.raises(UserError, match=r"num_images of source .* must be at least 1, not 0"):
         SourceConfig(path="a.jsonl", num_images=0)
     source = open_source(f"{path}?image_column=left,right&num_images=2")
     with pytest.raises(UserError, match="has 2 images for each sample, and 1 are read here"):

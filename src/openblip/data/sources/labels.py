@@ -1,10 +1,10 @@
 """Statements with their labels in a row of data, as NLVR2 and its relatives write them.
 
-    {"identifier": "dev-850-0-1", "sentence": "both images show two dogs", "label": "True"}      (NLVR2's own files)
-    {"images": ["dev/dev-850-0-img0.png", ...], "sentence": "both images ...", "label": "True"}  (BLIP's nlvr_dev.json)
+    {"identifier": "dev-850-0-1", "sentence": "both images show two dogs", "label": "True"}    (NLVR2's own files)
+    {"images": ["dev/dev-850-0-img0.png", ...], "sentence": "both ...", "label": "True"}  (BLIP's nlvr_dev.json)
 
-NLVR2's own rows name their images by their identifier, SPLIT-SET-PAIR-SENTENCE: SPLIT-SET-PAIR-img0.png and -img1.png,
-in the sub-folder `directory` where a row has one, as those of train do.
+NLVR2's own rows name their images by their identifier, SPLIT-SET-PAIR-SENTENCE: SPLIT-SET-PAIR-img0.png and
+-img1.png, in the sub-folder `directory` where a row has one, as those of train do.
 """
 
 from __future__ import annotations

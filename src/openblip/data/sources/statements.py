@@ -19,7 +19,7 @@ import numpy as np
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import PairsSource, Source, SourceConfig
+from openblip.data.sources.base import Source, SourceConfig
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.labels import Statement, read_statements
 from openblip.data.sources.open import open_source, parse_spec

@@ -379,9 +379,7 @@ def _choose_images(seen: Sequence[str], config: SourceConfig, where: str) -> dic
         wanted = [known[name] for name in usual[0]] if usual else wanted
     guesses = IMAGE_COLUMNS if count == 1 else ("images", *IMAGE_COLUMNS)
     found = [find_column(name, guesses, seen, what="image", where=where) for name in wanted]
-    return {
-        f"image{number or ''}": column for number, column in zip((0, *range(2, count + 1)), found, strict=False)
-    }
+    return {f"image{number if number > 1 else ''}": column for number, column in enumerate(found, 1)}
 
 
 def _question_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dict[str, str]:
