@@ -165,7 +165,7 @@ def normalize(
     mean: tuple[float, float, float] = IMAGE_MEAN,
     std: tuple[float, float, float] = IMAGE_STD,
 ) -> Tensor:
-    """Turn uint8 [..., 3, H, W] into normalised floats of the same shape, on the same device.
+    """Turn uint8 [B, 3, H, W] into normalised floats of the same shape, on the same device.
 
     The arithmetic is float32 whatever `dtype` is; the result is rounded once. `mean` and `std` (of values from 0
     to 1) are BLIP's, which are CLIP's; another frozen tower may want its own.
