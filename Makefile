@@ -14,7 +14,7 @@ NUMBERS := tests/golden tests/parity $(addprefix tests/unit/,core models generat
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-quick test test-fast test-old-cpu test-old-cpu-numbers \
-	lint types bench constraints clean
+	lint types docs bench constraints clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -57,6 +57,9 @@ lint: setup ## ruff, rules and format
 types: setup ## mypy
 	@$(BIN)/mypy
 
+docs: setup ## the documentation as a site: build/site/index.html; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 bench: setup ## every benchmark, beside its peer
 	@$(BIN)/python -m benchmarks compare blip-pretrain
 	@$(BIN)/python -m benchmarks compare loader
@@ -65,4 +68,4 @@ constraints: setup ## write the installed versions to constraints.txt
 	@$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' | grep -vE '^(uv|nvidia|cuda|triton)' > constraints.txt
 
 clean: ## remove the environment, caches and the runs folder
-	rm -rf .venv runs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-oldest runs build .pytest_cache .ruff_cache .mypy_cache

@@ -2,11 +2,8 @@
 
     python -m benchmarks list
     python -m benchmarks compare blip-pretrain [--quick] [--dtype D] [--json] [--out FILE | --store]
-    python -m benchmarks real NAME [--data FOLDER] [--seeds 3] [--json] [--store]
-                              NAME: openstax, openstax-web, openstax-filter, easyvqa
 
-Each benchmark is a module with `run(quick: bool) -> dict`, which gives the object that `--json` prints; `real` are
-experiments on real data (`openblip.experiments.real`).
+Each benchmark is a module with `run(quick: bool) -> dict`, which gives the object that `--json` prints.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine_slug, table
-from openblip.core.config import override
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_json
 
@@ -59,22 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     compare.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     compare.add_argument("--out", type=Path, help="write the result to this file")
     compare.add_argument("--store", action="store_true", help="write it to benchmarks/results/NAME-MACHINE.json")
-    real = commands.add_parser("real", help="train and measure on real data, see docs/real-data.md")
-    real.add_argument("name")
-    real.add_argument("--data", type=Path, help="the folder that holds the data sets; default $OPENBLIP_REAL")
-    real.add_argument("--seeds", type=int, default=3)
-    real.add_argument("--out", type=Path, help="the folder for models and logs; default runs/real/NAME")
-    real.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings")
-    real.add_argument("--quick", action="store_true", help="a few steps of a tiny model, to see that it runs")
-    real.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
-    real.add_argument("--store", action="store_true", help="write it to benchmarks/results/NAME-MACHINE.json")
     options = parser.parse_args(arguments)
     if options.command == "list":
         for name, (_, subject) in BENCHMARKS.items():
             print(f"{name:16} {subject}")
         return 0
-    if options.command == "real":
-        return _real(options)
     try:
         if options.name not in BENCHMARKS:
             raise UserError(f'there is no benchmark "{options.name}"{nearest(options.name, BENCHMARKS)}')
@@ -95,39 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(out, result)
     print(json.dumps(result, indent=2) if options.json else table(result))
     return 0 if all(row.get("outputs_agree", True) for row in result["rows"]) else 1
-
-
-def _real(options: argparse.Namespace) -> int:
-    from openblip.experiments.real import easyvqa, experiment, find_data, openstax, openstax_filter
-
-    known: dict[str, Any] = {**openstax.SETTINGS, **openstax_filter.SETTINGS, **easyvqa.SETTINGS}
-    owners: tuple[Any, ...] = (openstax_filter, easyvqa)
-    made: Any = next((module for module in owners if options.name in module.SETTINGS), experiment)
-    asks = made is easyvqa
-    quick: Any = easyvqa.QUICK if asks else openstax.QUICK
-    try:
-        if options.name not in known:
-            raise UserError(f'there is no experiment "{options.name}"{nearest(options.name, known)}')
-        if options.seeds < 1:
-            raise UserError(f"--seeds must be at least 1, not {options.seeds}")
-        if options.store and (options.quick or options.set):
-            raise UserError("only the experiment as it is described is stored; leave out --quick, --set or --store")
-        result = made.run(
-            options.name,
-            find_data("easyvqa" if asks else "openstax", options.data),
-            options.out or Path("runs") / "real" / (options.name + "-quick" * options.quick),
-            options.seeds,
-            override(quick if options.quick else known[options.name], options.set),
-            command=f"python -m benchmarks real {options.name} --seeds {options.seeds}",
-            show=not options.json,
-        )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if options.store:
-        write_json(RESULTS / f"{options.name}-{machine_slug()}.json", result)
-    print(json.dumps(result, indent=2) if options.json else made.table(result))
-    return 0
 
 
 def other_rows(stored: Path, dtype: str) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from benchmarks.tables import text_table
 from openblip.checkpoints.blip2_parts import as_tower
 from openblip.core.files import write_json
 from openblip.core.language_tokenizer import LanguageBatch
@@ -40,7 +41,9 @@ from openblip.models.language import FrozenLanguage, LanguageConfig
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import FrozenTower, TowerConfig, make_tower
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config
-from openblip.tasks.blip2.step import Blip2Batch, Blip2Step
+from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
+from openblip.tasks.pairs import Stage1Step
+from openblip.tasks.step import PairBatch
 
 GIB = 2**30
 CARDS = (24, 40, 80)
@@ -164,7 +167,7 @@ def step_memory(
         llm = None if language is None else FrozenLanguage(language(), config.language or LanguageConfig())
         model = Blip2(config, tower, llm).train()
     objective = Blip2Stage1(model, Stage1Config(), dec_id=30522) if llm is None else Blip2Stage2(model, eos_id=1)
-    step = Blip2Step(objective)
+    step: nn.Module = Stage1Step(objective) if llm is None else Stage2Step(objective)
     with _without_numbers() as meter:
         _give_storage(step)
         features = None
@@ -209,19 +212,19 @@ def _give_storage(module: nn.Module) -> None:
 
 def _batch(
     tower: FrozenTower, llm: FrozenLanguage | None, rows: int, tokens: int, features: Tensor | None
-) -> Blip2Batch:
+) -> PairBatch:
     """A batch of texts of equally many tokens; an encoder-decoder's are split in the middle."""
     pictures = torch.zeros(rows, 3, *tower.pixels, dtype=torch.uint8) if features is None else features
     ids = torch.zeros(rows, tokens, dtype=torch.int64)
     mask = torch.ones(rows, tokens, dtype=torch.bool)
     image_ids = torch.zeros(rows, dtype=torch.int64)
     if llm is None:
-        return Blip2Batch(pictures, TokenBatch(ids, mask), image_ids)
+        return PairBatch(pictures, TokenBatch(ids, mask), image_ids)
     if not llm.is_encoder_decoder:
-        return Blip2Batch(pictures, LanguageBatch(ids, mask, mask, mask), image_ids)
+        return LanguagePairBatch(pictures, LanguageBatch(ids, mask, mask, mask), image_ids)
     half = slice(0, tokens // 2)
     part = LanguageBatch(ids[:, half], mask[:, half], mask[:, half], mask[:, half])
-    return Blip2Batch(pictures, part, image_ids, prefix=part)
+    return LanguagePairBatch(pictures, part, image_ids, prefix=part)
 
 
 def largest_batch(few: Memory, many: Memory, card: float) -> int:
@@ -319,17 +322,19 @@ def run(vision: TowerConfig, languages: dict[str, Make], tokens: int = TOKENS) -
 
 def table(result: dict[str, Any]) -> list[str]:
     """The result as a table for docs/blip2.md, by lines."""
-    cards = " | ".join(f"{card} GB" for card in CARDS)
-    lines = [
-        f"| | trained | frozen | weights and moments | each picture | {cards} |",
-        "|---|---|---|---|---|" + "---|" * len(CARDS),
+    head = ("", "trained", "frozen", "weights and moments", "each picture", *(f"{card} GB" for card in CARDS))
+    rows = [
+        (
+            row["case"],
+            f"{row['trained_parameters'] / 1e6:.1f}M",
+            f"{row['frozen_parameters'] / 1e6:,.0f}M",
+            f"{row['frozen_gib'] + row['trained_gib']:.1f} GiB",
+            f"{row['each_mib']:.0f} MiB",
+            *(str(row["largest_batch"][str(card)] or "none") for card in CARDS),
+        )
+        for row in result["rows"]
     ]
-    for row in result["rows"]:
-        held = row["frozen_gib"] + row["trained_gib"]
-        counts = f"{row['trained_parameters'] / 1e6:.1f}M | {row['frozen_parameters'] / 1e6:,.0f}M"
-        fits = " | ".join(str(row["largest_batch"][str(card)] or "none") for card in CARDS)
-        lines.append(f"| {row['case']} | {counts} | {held:.1f} GiB | {row['each_mib']:.0f} MiB | {fits} |")
-    return lines
+    return text_table(head, rows, left=len(head))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.capfilt import CASES, NEW
-from benchmarks.tables import RESULTS
+from benchmarks.tables import RESULTS, text_table
 from openblip.models.blip import blip_config
 
 __all__ = [
@@ -100,7 +100,7 @@ def plan(capfilt: dict[str, Any], loader: dict[str, Any]) -> list[Cost]:
 def plan_table(capfilt: dict[str, Any], loader: dict[str, Any]) -> list[str]:
     """The plan as lines of the page."""
     head = ["each picture", "GPU", "ms a picture", *(f"on {n}" for n in COUNTS), "cores that decode for one"]
-    return _lines(
+    return text_table(
         head,
         [
             [
@@ -109,13 +109,14 @@ def plan_table(capfilt: dict[str, Any], loader: dict[str, Any]) -> list[str]:
             ]
             for cost in plan(capfilt, loader)
         ],
+        left=2,
     )  # fmt: skip
 
 
 def speed_table(capfilt: dict[str, Any]) -> list[str]:
     """The command against the plain loop, as lines of the page."""
     head = ["each picture", "numbers", "ours", "plain loop", "times faster", "for 1,000 pictures"]
-    return _lines(
+    return text_table(
         head,
         [
             [
@@ -125,12 +126,8 @@ def speed_table(capfilt: dict[str, Any]) -> list[str]:
             ]
             for row in capfilt["rows"]
         ],
+        left=2,
     )  # fmt: skip
-
-
-def _lines(head: list[str], rows: list[list[str]]) -> list[str]:
-    marks = ["---", "---", *["---:"] * (len(head) - 2)]
-    return [f"| {' | '.join(cells)} |" for cells in (head, marks, *rows)]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import text_table
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.experiments.demo.stages import STAGES
@@ -52,11 +53,9 @@ def minutes(demo: dict[str, Any]) -> float:
 
 def lines(demos: dict[str, dict[str, Any]]) -> list[str]:
     """The table of the README."""
-    columns = [_column(demo) for demo in demos.values()]
-    head = ["", *(KINDS[kind] for kind in demos)]
-    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
-    marks = "|".join(["---", *["---:"] * len(columns)])
-    return [f"| {' | '.join(head)} |", f"|{marks}|", *(f"| {' | '.join(row)} |" for row in rows)]
+    found = [_column(demo) for demo in demos.values()]
+    rows = [[name, *(column[name] for column in found)] for name in found[0]]
+    return text_table(["", *(KINDS[kind] for kind in demos)], rows)
 
 
 def _column(demo: dict[str, Any]) -> dict[str, str]:

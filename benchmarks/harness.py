@@ -181,15 +181,18 @@ def machine_slug() -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for a reader."""
-    told = result["machine"]
-    lines = [f"{result['name']} on {told['processor']}, {told.get('threads', told['cores'])} threads"]
-    for row in result["rows"]:
-        lines.append("  " + ", ".join(f"{key} {value}" for key, value in row.items()))
-    lines += [
-        f"  {key}: {value}" for key, value in result.items() if key not in ("name", "machine", "versions", "rows")
+    """The result for a reader: a column for each case, in Markdown."""
+    from benchmarks.tables import text_table  # not in the processes that are measured
+
+    told, rows = result["machine"], result["rows"]
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "case"]
+    cells = [[key, *(str(row.get(key, "")) for row in rows)] for key in keys]
+    lines = [f"{result['name']} on {told['processor']}, {told.get('threads', told['cores'])} threads", ""]
+    lines += text_table(["case", *(str(row["case"]) for row in rows)], cells)
+    more = [
+        f"{key}: {value}" for key, value in result.items() if key not in ("name", "machine", "versions", "rows")
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *([""] if more else []), *more])
 
 
 def _serve(module: str, case: str, side: str, dtype: str, quick: str) -> None:

@@ -30,14 +30,12 @@ from benchmarks.plain_pipeline import make_loader
 from openblip.data.sources import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import (
-    IMAGE_MEAN,
-    IMAGE_STD,
     ImageTransform,
     ImageTransformConfig,
     evaluation_transform,
-    normalize,
     pretraining_transform,
 )
+from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, normalize
 
 SIZE, BATCH = 224, 32
 TARGET = 400

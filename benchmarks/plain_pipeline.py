@@ -19,13 +19,13 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 
-from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
+from openblip.core.errors import require
+from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD
 
 __all__ = ["make_loader", "make_transform"]
 
+transforms = require("torchvision.transforms", "benchmarks")
 LEVEL = 0.5
 """strength of the operations: magnitude 5 of 10"""
 GREY = (128, 128, 128)
@@ -33,7 +33,7 @@ GREY = (128, 128, 128)
 
 def make_transform(kind: str, size: int) -> Callable[[Image.Image], Tensor]:
     """The transform called "evaluation", "crop and flip" or "pre-training", as torchvision composes it."""
-    cubic = InterpolationMode.BICUBIC
+    cubic = transforms.InterpolationMode.BICUBIC
     if kind == "evaluation":
         head: list[Callable[..., object]] = [transforms.Resize((size, size), interpolation=cubic)]
     else:

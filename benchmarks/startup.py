@@ -23,6 +23,7 @@ from PIL import Image
 
 from benchmarks import published
 from benchmarks.harness import THREADS, result_of
+from benchmarks.tables import text_table
 
 __all__ = ["MOST_OF_HELP", "lines", "run"]
 
@@ -59,7 +60,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The table of docs/performance.md."""
-    rows = [("", "openblip", "beside", "ratio"), ("---", "---:", "---:", "---:")]
+    rows: list[tuple[str, ...]] = []
     for row in result["rows"]:
         if "peer_s" in row:
             ratio = f"{row['ours_s'] / row['peer_s']:.2f}"
@@ -70,7 +71,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         else:
             beside = f"{row['help_s']:.2f} s (--help)"
             rows.append((f"a mistake: {row['case']}", f"{row['ours_s']:.2f} s", beside, f"{row['ratio']:.2f}"))
-    return [f"| {' | '.join(row)} |" for row in rows]
+    return text_table(("", "openblip", "beside", "ratio"), rows)
 
 
 def _first_caption(model: Path, image: Path, repeats: int) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def _mistakes(model: Path, image: Path, repeats: int) -> list[dict[str, Any]]:
         "no such model": _openblip("caption", str(image), "--model", "no/such/place"),
         "no such image": _openblip("caption", "no/such/image.png", "--model", str(model)),
         "no such option": _openblip("caption", str(image), "--model", str(model), "--beam", "3"),
-        "no such data": _openblip("pretrain", "no/such/data", "--out", "no/such/run"),
+        "no such data": _openblip("train", "small-pretrain", "no/such/data", "--out", "no/such/run"),
     }
     times, printed = _in_turn(commands, repeats, fails=True)
     return [

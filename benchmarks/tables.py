@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["lines"]
+from openblip.report import Column, Table, markdown
+
+__all__ = ["lines", "text_table"]
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = ("float32", "bfloat16", "default")
@@ -20,7 +22,7 @@ _HEAD = ("what", "numbers", "ours", "transformers", "times faster", "peak memory
 
 def lines(names: Sequence[str], machine: str) -> list[str]:
     """A table of the results of `names` that were stored for a machine (`harness.machine_slug`)."""
-    rows: list[tuple[str, ...]] = [_HEAD, ("---", "---", "---:", "---:", "---:", "---:")]
+    rows: list[tuple[str, ...]] = []
     for name in names:
         path = RESULTS / f"{name}-{machine}.json"
         if path.exists():
@@ -29,7 +31,13 @@ def lines(names: Sequence[str], machine: str) -> list[str]:
                 _row(name, row)
                 for row in sorted(result["rows"], key=lambda row: (row["case"], DTYPES.index(row["dtype"])))
             ]
-    return [f"| {' | '.join(row)} |" for row in rows]
+    return text_table(_HEAD, rows, left=2)
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+    """Lines of a table of texts in Markdown; the columns after the first `left` are aligned at the right."""
+    columns = [Column(name=name, align="left" if i < left else "right") for i, name in enumerate(head)]
+    return markdown(Table(columns=columns, rows=rows))
 
 
 def _row(name: str, row: dict[str, Any]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import openblip
 model = openblip.load("runs/demo/captioner/model")
-model.caption("picture.jpg")
+model.caption("photo.jpg")
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def load(
     vision: str | None = None,
     language: str | None = None,
 ) -> Predictor:
-    """Open a model to use: a folder, a checkpoint file or a hub name; see `tasks.predictor.Predictor.load`."""
-    from openblip.tasks.predictor import Predictor  # torch is imported only when a model is asked for
+    """Open a model to use: a folder, a checkpoint file or a hub name; see `tasks.load.load`."""
+    from openblip.tasks.load import load as load_predictor  # torch is imported only when a model is requested
 
-    return Predictor.load(
+    return load_predictor(
         source,
         device=device,
         dtype=dtype,

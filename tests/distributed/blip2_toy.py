@@ -27,7 +27,8 @@ from openblip.models.tower import TowerConfig, make_tower
 from openblip.models.vision import VisionConfig
 from openblip.objectives import blip2 as objectives
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config, split_prefix
-from openblip.tasks.blip2.step import Blip2Batch, Blip2Step
+from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
+from openblip.tasks.pairs import Stage1Step
 from openblip.training import start, train
 
 EOS = 2
@@ -36,21 +37,16 @@ EOS = 2
 class Stage1Loader(PairLoader):
     """Pairs for stage 1."""
 
-    @staticmethod
-    def rows(indices: np.ndarray) -> Blip2Batch:  # type: ignore[override]
-        batch = PairLoader.rows(indices)
-        return Blip2Batch(batch.images, batch.text, batch.image_ids)
-
 
 class DecoderLoader(PairLoader):
     """Pairs for stage 2 before a decoder; the first two tokens are a prompt."""
 
     @staticmethod
-    def rows(indices: np.ndarray) -> Blip2Batch:  # type: ignore[override]
+    def rows(indices: np.ndarray) -> LanguagePairBatch:  # type: ignore[override]
         batch = PairLoader.rows(indices)
         scored = batch.text.attention_mask.clone()
         scored[:, :2] = False
-        return Blip2Batch(
+        return LanguagePairBatch(
             batch.images, _words(batch.text.input_ids, batch.text.attention_mask, scored), batch.image_ids
         )
 
@@ -59,7 +55,7 @@ class QuestionLoader(PairLoader):
     """As `DecoderLoader`, with questions for the Q-Former to read too."""
 
     @staticmethod
-    def rows(indices: np.ndarray) -> Blip2Batch:  # type: ignore[override]
+    def rows(indices: np.ndarray) -> LanguagePairBatch:  # type: ignore[override]
         return replace(DecoderLoader.rows(indices), questions=PairLoader.rows((indices + 5) % 24).text)
 
 
@@ -67,14 +63,14 @@ class EncoderDecoderLoader(PairLoader):
     """Pairs for stage 2 before an encoder-decoder, split at places drawn from the pairs' numbers."""
 
     @staticmethod
-    def rows(indices: np.ndarray) -> Blip2Batch:  # type: ignore[override]
+    def rows(indices: np.ndarray) -> LanguagePairBatch:  # type: ignore[override]
         batch = PairLoader.rows(indices)
         mask = batch.text.attention_mask
         words = _words(batch.text.input_ids, mask, mask)
         cuts = torch.zeros_like(mask)
         cuts[torch.arange(len(indices)), torch.from_numpy(1 + indices % 2)] = True
         prefix, rest = split_prefix(LanguageBatch(words.input_ids, mask, mask, cuts), eos_id=EOS)
-        return Blip2Batch(batch.images, rest, batch.image_ids, prefix=prefix)
+        return LanguagePairBatch(batch.images, rest, batch.image_ids, prefix=prefix)
 
 
 def _words(ids: Tensor, mask: Tensor, scored: Tensor) -> LanguageBatch:
@@ -106,7 +102,7 @@ def language(kind: str) -> FrozenLanguage:
     return FrozenLanguage(model, LanguageConfig(source=kind))
 
 
-def build(kind: str, seed: int = 0, parts: tuple[str, ...] = ("itc", "itm", "itg")) -> Blip2Step:
+def build(kind: str, seed: int = 0, parts: tuple[str, ...] = ("itc", "itm", "itg")) -> Stage1Step | Stage2Step:
     """The step of stage 1, of stage 2 before a small "opt" or "t5", or of "vqa", before an OPT with questions."""
     first = kind == "stage1"
     own = VisionConfig(image_size=16, patch_size=8, width=32, depth=1, num_heads=2, final_norm=False)
@@ -122,8 +118,8 @@ def build(kind: str, seed: int = 0, parts: tuple[str, ...] = ("itc", "itm", "itg
     seed_everything(seed)
     model = Blip2(config, make_tower(config.vision), llm)
     if first:
-        return Blip2Step(Blip2Stage1(model, Stage1Config(objectives=parts, use_image_ids=True), dec_id=DEC))
-    return Blip2Step(Blip2Stage2(model, eos_id=EOS))
+        return Stage1Step(Blip2Stage1(model, Stage1Config(objectives=parts, use_image_ids=True), dec_id=DEC))
+    return Stage2Step(Blip2Stage2(model, eos_id=EOS))
 
 
 def main(arguments: list[str], environment: dict[str, str] | None = None) -> None:

@@ -22,7 +22,8 @@ from openblip.models.blip import Blip, blip_config
 from openblip.objectives import pretraining
 from openblip.objectives.matching import Negatives
 from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
-from openblip.tasks.step import BlipStep, TrainBatch
+from openblip.tasks.pairs import BlipStep
+from openblip.tasks.step import PairBatch
 from openblip.training import start, train
 
 DEC, ENC, PAD = 38, 39, 0
@@ -34,7 +35,7 @@ class PairLoader(ToyLoader):
     """24 pairs of 12 pictures, shuffled and shared out as `ToyLoader` does."""
 
     @staticmethod
-    def rows(indices: np.ndarray) -> TrainBatch:  # type: ignore[override]
+    def rows(indices: np.ndarray) -> PairBatch:  # type: ignore[override]
         lengths = [3 + int(index) * 7 % 10 for index in indices]
         ids = torch.full((len(indices), max(lengths)), PAD)
         images = torch.empty(len(indices), 3, 16, 16, dtype=torch.uint8)
@@ -44,7 +45,7 @@ class PairLoader(ToyLoader):
             generator.manual_seed(int(index) % 12)
             images[row] = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=generator)
         mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        return TrainBatch(images, TokenBatch(ids, mask), torch.from_numpy(indices % 12))
+        return PairBatch(images, TokenBatch(ids, mask), torch.from_numpy(indices % 12))
 
 
 def chosen_negatives(

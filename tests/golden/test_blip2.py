@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openblip.checkpoints.blip2 import load_lavis_state, qformer_from_state
-from openblip.checkpoints.blip2_store import _lavis_vision
+from openblip.checkpoints.blip2 import _vision, load_lavis_state, qformer_from_state
 from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.generation.decode import DecodeConfig, decode
@@ -274,7 +273,7 @@ def test_every_key_of_the_real_file_has_its_place(part: str) -> None:
     state = {name: torch.empty(shapes[name], device="meta") for name in names}
     qformer = qformer_from_state(state)
     assert qformer == QFormerConfig(vocab_size=qformer.vocab_size)
-    tower = _lavis_vision(state, None, qformer.memory_width, FOLDER)
+    tower = _vision(state, None, qformer.memory_width, FOLDER)
     assert (tower.kind == "own") == (part == "whole")
     with torch.device("meta"):
         model = Blip2(Blip2Config(vision=tower, qformer=qformer), make_tower(tower, pretrained=False))

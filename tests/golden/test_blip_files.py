@@ -11,8 +11,8 @@ import torch
 from golden_files import ROOT, GoldenBlip
 from torch import Tensor
 
-from openblip.checkpoints.blip import IGNORED, config_from_state, load_blip_state
-from openblip.checkpoints.convert import convert_model, original_state
+from openblip.checkpoints.blip import IGNORED, config_from_state, load_blip_state, original_state
+from openblip.checkpoints.convert import convert_model
 from openblip.checkpoints.recognise import describe, format_of
 from openblip.checkpoints.store import StoredModel, open_model, read_state
 from openblip.models.blip import Blip, BlipConfig

@@ -12,8 +12,6 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "openblip"
 
 OWNER = "core/text.py"
 OWN_FILES = {
-    "report/page.py": "its style sheet, from the package",
-    "tasks/blip2/features.py": "JSON that it wrote",
     "bootstrap/job.py": "JSON that it wrote",
     "bootstrap/loop.py": "JSON that it wrote",
     "bootstrap/run.py": "JSON that it wrote",

@@ -34,7 +34,7 @@ def pretrained(openblip: CommandServer, world: World, make_once: MakeOnce) -> Pa
 
     def fill(folder: Path) -> None:
         openblip(
-            *("pretrain", world.folder, "--out", folder / "first", *NANO, "--steps", 40, *settings),
+            *("train", "small-pretrain", world.folder, "--out", folder / "first", *NANO, "--steps", 40, *settings),
             *("--validation", world.folder, "--set", "validation_samples=12", "--set", "train.log_every=5"),
         )
 
@@ -52,7 +52,7 @@ def captioner(openblip: CommandServer, world: World, model: Path, make_once: Mak
 
     def fill(folder: Path) -> None:
         openblip(
-            *("finetune", "caption", world.folder, "--model", model, "--out", folder / "captioner", *SMALL),
+            *("train", "blip-caption", world.folder, "--model", model, "--out", folder / "captioner", *SMALL),
             *("--set", "train.epochs=1", "--set", "train.learning_rate=1e-3", "--set", "train.log_every=5"),
             *("--validation", world.folder, "--set", "validation_samples=12"),
         )

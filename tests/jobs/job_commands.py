@@ -22,7 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ("openblip.tasks.run", "openblip.tasks.predictor", "openblip.recipes", "openblip.report", "tensorboard")
+PRELOAD = (
+    "openblip.tasks.training",
+    "openblip.tasks.load",
+    "openblip.recipes.small",
+    "openblip.report",
+    "tensorboard",
+)
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 

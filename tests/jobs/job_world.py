@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-NANO = ("--size", "nano", "--set", "image_size=32", "--set", "batch_size=8")
+TRAIN = ("train", "small-pretrain")
+NANO = ("--model", "nano", "--set", "image_size=32", "--set", "batch_size=8")
 SMALL = ("--set", "image_size=32", "--set", "batch_size=8", "--set", "num_workers=0")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from job_commands import CommandServer
-from job_world import NANO, SMALL, World
+from job_world import NANO, SMALL, TRAIN, World
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def test_broken_pictures_are_skipped_counted_and_listed_in_training(openblip: Co
         (photos / name).with_suffix(".txt").write_text("a picture\n")
     shutil.copy(next(photos.glob("train*.png")), photos / "lonely.png")  # has no text
     run = photos.parent / "run"
-    openblip("pretrain", photos, *NANO, *SMALL, "--steps", 4, "--out", run, "--set", "train.log_every=4")
+    openblip(*TRAIN, photos, *NANO, *SMALL, "--steps", 4, "--out", run, "--set", "train.log_every=4")
     listed = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
     found = {Path(line["key"]).stem: line["cause"] for line in listed}
     print(found)
@@ -112,8 +112,8 @@ def test_a_damaged_model(openblip: CommandServer, world: World, model: Path, tmp
 
 def test_what_a_model_cannot_do(openblip: CommandServer, world: World, captioner: Path) -> None:
     told = openblip.refuse("match", world.images[0], "--text", "a dog", "--model", captioner)
-    assert "only writes captions" in told
-    told = openblip.refuse("finetune", "retrieval", world.folder, "--model", captioner, "--out", "run")
+    assert "this is a BLIP captioning model" in told
+    told = openblip.refuse("train", "blip-retrieval", world.folder, "--model", captioner, "--out", "run")
     assert "only writes captions" in told
 
 
@@ -130,7 +130,7 @@ def test_a_captions_file_without_what_is_needed(
     openblip: CommandServer, tmp_path: Path, text: str, told: str
 ) -> None:
     (tmp_path / "captions.csv").write_text(text)
-    sentence = openblip.refuse("pretrain", "captions.csv", *PRETRAIN, cwd=tmp_path)
+    sentence = openblip.refuse(*TRAIN, "captions.csv", *PRETRAIN, cwd=tmp_path)
     assert sentence.startswith(f"captions.csv {told}")
 
 
@@ -140,7 +140,7 @@ def test_broken_rows_are_skipped_and_listed(openblip: CommandServer, world: Worl
     rows = [*lines, *bad]
     (tmp_path / "broken.jsonl").write_text("\n".join(rows) + "\n")
     data = f"{tmp_path / 'broken.jsonl'}?image_root={world.folder}"
-    openblip("pretrain", data, *NANO, *SMALL, "--steps", 4, "--out", tmp_path / "run")
+    openblip(*TRAIN, data, *NANO, *SMALL, "--steps", 4, "--out", tmp_path / "run")
     listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert sorted(line["cause"] for line in listed) == ["bad-row", "bad-row", "missing"]
 
@@ -153,8 +153,8 @@ def test_data_that_are_none(openblip: CommandServer, tmp_path: Path) -> None:
         "emty": 'no file or folder emty (did you mean "empty"?)',
         "world:tarin": 'did you mean "train"',
     }.items():
-        assert told in openblip.refuse("pretrain", data, *PRETRAIN, cwd=tmp_path)
-    assert "name the data" in openblip.refuse("pretrain", *PRETRAIN, cwd=tmp_path)
+        assert told in openblip.refuse(*TRAIN, data, *PRETRAIN, cwd=tmp_path)
+    assert "name the data" in openblip.refuse(*TRAIN, *PRETRAIN, cwd=tmp_path)
 
 
 def test_unknown_names_come_with_the_nearest(
@@ -162,18 +162,24 @@ def test_unknown_names_come_with_the_nearest(
 ) -> None:
     (tmp_path / "settings.toml").write_text("[train]\nlearning_rat = 1e-3\n[[sources]]\npath = 'x'\n")
     cases = [
-        (("pretrian", world.folder), 'did you mean "pretrain"'),
-        (("pretrain", world.folder, *PRETRAIN, "--stpes", 3), 'did you mean "--steps"'),
-        (("pretrain", world.folder, *PRETRAIN, "--size", "nona"), "nano"),
-        (("pretrain", world.folder, *PRETRAIN, "--steps", "many"), "many"),
-        (("pretrain", world.folder, *PRETRAIN, "--set", "train.learning_rat=1"), 'did you mean "learning_rate"'),
-        (("pretrain", world.folder, *PRETRAIN, "--set", "train.learning_rate=x"), "must be float, not 'x'"),
-        (("pretrain", world.folder, *PRETRAIN, "--set", "train.learning_rate"), "write NAME=VALUE"),
-        (("pretrain", world.folder, *PRETRAIN, "--set", "model=nona"), "nona"),
-        (("pretrain", f"{world.folder}?text_colum=alt", *PRETRAIN), 'did you mean "text_column"'),
-        (("pretrain", "--config", "settings.toml", "--out", "run"), 'did you mean "learning_rate"'),
-        (("pretrain", "--config", "none.toml", "--out", "run"), "no configuration file none.toml"),
-        (("finetune", "captions", world.folder, "--model", "m", "--out", "run"), "caption"),
+        (("trian", world.folder), 'did you mean "train"'),
+        ((*TRAIN, world.folder, *PRETRAIN, "--stpes", 3), 'did you mean "--steps"'),
+        (("train", "small-pretrian", world.folder, *PRETRAIN), 'did you mean "small-pretrain"'),
+        ((*TRAIN, world.folder, *PRETRAIN, "--steps", "many"), "many"),
+        (
+            (*TRAIN, world.folder, *PRETRAIN, "--set", "train.learning_rat=1"),
+            'did you mean "learning_rate"',
+        ),
+        (
+            (*TRAIN, world.folder, *PRETRAIN, "--set", "train.learning_rate=x"),
+            "must be float, not 'x'",
+        ),
+        ((*TRAIN, world.folder, *PRETRAIN, "--set", "train.learning_rate"), "write NAME=VALUE"),
+        ((*TRAIN, world.folder, *PRETRAIN, "--set", "model=nona"), "nona"),
+        ((*TRAIN, f"{world.folder}?text_colum=alt", *PRETRAIN), 'did you mean "text_column"'),
+        (("train", "settings.toml", "--out", "run"), 'did you mean "learning_rate"'),
+        (("train", "none.toml", "--out", "run"), "no configuration file none.toml"),
+        (("train", "blip-captions", world.folder, "--model", "m", "--out", "run"), "caption"),
         (("evaluate", world.folder, "--model", model, "--device", "gpu"), 'unknown device "gpu"'),
     ]
     for arguments, told in cases:
@@ -184,10 +190,10 @@ def test_unknown_names_come_with_the_nearest(
 def test_what_would_overwrite_is_refused(
     openblip: CommandServer, world: World, pretrained: Path, tmp_path: Path
 ) -> None:
-    assert "already holds a run" in openblip.refuse("pretrain", world.folder, *NANO, "--out", pretrained)
+    assert "already holds a run" in openblip.refuse(*TRAIN, world.folder, *NANO, "--out", pretrained)
     assert "exists already" in openblip.refuse("world", tmp_path)
     (tmp_path / "file").write_text("")
-    assert "file" in openblip.refuse("pretrain", world.folder, *NANO, "--out", tmp_path / "file" / "run")
+    assert "file" in openblip.refuse(*TRAIN, world.folder, *NANO, "--out", tmp_path / "file" / "run")
 
 
 def test_a_run_is_not_resumed_with_another_configuration(
@@ -195,7 +201,7 @@ def test_a_run_is_not_resumed_with_another_configuration(
 ) -> None:
     before = (pretrained / "config.json").read_bytes()
     told = openblip.refuse(
-        *("pretrain", "--config", pretrained / "config.json", "--out", pretrained, "--resume"),
+        *("train", pretrained / "config.json", "--out", pretrained, "--resume"),
         *("--set", "train.learning_rate=1e-5"),
     )
     assert "holds a run of another configuration (train.learning_rate: 0.003 -> 1e-05)" in told

@@ -11,7 +11,7 @@ import torch
 from job_commands import CommandServer
 from job_world import World, same_numbers
 
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, blip_config
 
@@ -32,7 +32,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("blip") / "model"
     words = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
     torch.manual_seed(0)
-    save_model(folder, Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32)), words)
+    save_model(folder, StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32)), words))
     return folder
 
 
@@ -42,18 +42,18 @@ def stage1(openblip: CommandServer, world: World, blip: Path, tmp_path_factory: 
     features, out = tmp_path_factory.mktemp("features") / "f", tmp_path_factory.mktemp("runs") / "stage1"
     tower = f"openblip:{blip}"
     done = openblip("cache-features", world.folder, "--vision", tower, "--out", features, "--num-workers", 0)
-    assert "48 of 48 pictures" in done.err
+    assert "48 of 48 images" in done.err
     assert str(features) in done.out
     openblip(
         *(
-            "pretrain",
-            "blip2-stage1",
+            "train",
+            "small-stage1",
             world.folder,
             "--out",
             out,
             "--vision",
             tower,
-            "--size",
+            "--model",
             "nano",
             "--steps",
             6,
@@ -68,8 +68,8 @@ def stage2(openblip: CommandServer, world: World, stage1: Path, tmp_path_factory
     folder = tmp_path_factory.mktemp("stage2")
     llm = write_language(folder / "llm", "opt")
     openblip(
-        *("pretrain", "blip2-stage2", world.folder, "--out", folder / "run", "--model", stage1 / "model"),
-        *("--language", llm, "--size", "nano", "--steps", 4, *RUN, "--set", "prompt=a photo of"),
+        *("train", "small-stage2", world.folder, "--out", folder / "run", "--model", stage1 / "model"),
+        *("--language", llm, "--steps", 4, *RUN, "--set", "prompt=a photo of"),
     )
     return folder / "run"
 
@@ -111,15 +111,15 @@ def test_stage_2_captions_and_answers(openblip: CommandServer, world: World, sta
 
 def test_a_run_goes_on(openblip: CommandServer, world: World, stage2: Path) -> None:
     done = openblip(
-        *("pretrain", "blip2-stage2", "--config", stage2 / "config.json", "--out", stage2, "--resume"),
-        *("--model", "whatever", "--set", "train.max_steps=5"),
+        *("train", stage2 / "config.json", "--out", stage2, "--resume"),
+        *("--set", "train.max_steps=5"),
     )
     assert "going on from step 4 of 5" in done.err + done.out
 
 
 def test_mistakes(openblip: CommandServer, world: World, stage1: Path, blip: Path, tmp_path: Path) -> None:
     blip2, data = stage1 / "model", world.folder
-    assert "answers need a language model" in openblip.refuse(
+    assert "answers need a BLIP VQA model" in openblip.refuse(
         "ask", world.images[0], "--model", blip2, "--question", "what", "--device", "cpu"
     )
     for model in (blip, blip2):
@@ -129,11 +129,11 @@ def test_mistakes(openblip: CommandServer, world: World, stage1: Path, blip: Pat
     assert "--vision, or" in openblip.refuse("cache-features", data, "--out", tmp_path / "f")
     assert "timm:NAME, hf:NAME" in openblip.refuse("cache-features", data, "--out", tmp_path / "f", "--vision", "x")
     assert "is no BLIP-2 model" in openblip.refuse(
-        "finetune", "blip2", "retrieval", data, "--model", blip, "--out", tmp_path / "r"
+        "train", "blip2-retrieval", data, "--model", blip, "--out", tmp_path / "r"
     )
     assert "language model" in openblip.refuse(
-        *("pretrain", "blip2-stage2", data, "--model", blip2, "--language", tmp_path, "--out", tmp_path / "s")
+        *("train", "small-stage2", data, "--model", blip2, "--language", tmp_path, "--out", tmp_path / "s")
     )
     assert 'unknown setting "features2"' in openblip.refuse(
-        *("finetune", "blip2", "retrieval", data, "--model", blip2, "--out", tmp_path / "t", "--set", "features2=1")
+        *("train", "blip2-retrieval", data, "--model", blip2, "--out", tmp_path / "t", "--set", "features2=1")
     )

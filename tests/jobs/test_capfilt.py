@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from job_commands import CommandServer
-from job_world import NANO, World
+from job_world import NANO, TRAIN, World
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def test_from_a_folder_to_a_new_model(
     assert decided["kept_texts"] == decided["pictures"] == 11
     lines = (tmp_path / "best" / "captions.jsonl").read_text().splitlines()
     assert [len(json.loads(line)["captions"]) for line in lines] == [1] * 11
-    openblip("pretrain", tmp_path / "best", "--out", tmp_path / "run", *NANO, "--steps", 2)
+    openblip(*TRAIN, tmp_path / "best", "--out", tmp_path / "run", *NANO, "--steps", 2)
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     openblip("report", tmp_path / "best")
 

@@ -11,7 +11,7 @@ import torch
 from job_commands import CommandServer
 from job_world import World, same_numbers
 
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
 from openblip.models.text import TextConfig
@@ -36,7 +36,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("published") / "model"
-    save_model(folder, Blip(config), words, {"task": "pretrain"})
+    save_model(folder, StoredModel(Blip(config), words, {"task": "pretrain"}))
     return folder
 
 

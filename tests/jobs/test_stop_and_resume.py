@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from job_commands import CommandServer, Running
-from job_world import NANO, SMALL, World
+from job_world import NANO, SMALL, TRAIN, World
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ RUN = (*RUN, "--set", "train.learning_rate=2e-3", "--set", "train.warmup_steps=4
 # Each step waits a little, so that there is a moment to send a signal in.
 SLOWLY = """
 import time
-from openblip.tasks.step import BlipStep
+from openblip.tasks.pairs import BlipStep
 forward = BlipStep.forward
 BlipStep.forward = lambda self, batch: (time.sleep(0.1), forward(self, batch))[1]
 """
@@ -61,14 +61,14 @@ def reach(running: Running, run: Path, steps: int) -> None:
 def whole(openblip: CommandServer, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody stops."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    openblip("pretrain", world.folder, *RUN, "--out", run)
+    openblip(*TRAIN, world.folder, *RUN, "--out", run)
     assert [record["step"] for record in records(run)] == list(range(1, 25))
     return run
 
 
 def goes_on(openblip: CommandServer, world: World, run: Path, whole: Path) -> None:
     """The same command with --resume ends where the undisturbed run ends, bit for bit."""
-    openblip("pretrain", world.folder, *RUN, "--out", run, "--resume")
+    openblip(*TRAIN, world.folder, *RUN, "--out", run, "--resume")
     assert records(run) == records(whole)
     assert weights(run) == weights(whole)
 
@@ -77,7 +77,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     openblip: CommandServer, world: World, whole: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    running = openblip.start("pretrain", world.folder, *RUN, "--out", run, before=SLOWLY)
+    running = openblip.start(*TRAIN, world.folder, *RUN, "--out", run, before=SLOWLY)
     reach(running, run, 7)
     running.signal(signal.SIGINT)
     done = running.wait()
@@ -97,7 +97,7 @@ def test_killed_and_resumed_it_gives_the_same_losses_bit_for_bit(
 ) -> None:
     run = tmp_path / "run"
     for steps in (8, 17):
-        running = openblip.start("pretrain", world.folder, *RUN, "--out", run, "--resume", before=SLOWLY)
+        running = openblip.start(*TRAIN, world.folder, *RUN, "--out", run, "--resume", before=SLOWLY)
         reach(running, run, steps)
         running.signal(signal.SIGKILL)
         assert running.wait().code == -signal.SIGKILL
@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_good(
     openblip: CommandServer, world: World, whole: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    done = openblip("pretrain", world.folder, *RUN, "--out", run, code=2, before=FULL)
+    done = openblip(*TRAIN, world.folder, *RUN, "--out", run, code=2, before=FULL)
     said = done.err.strip().splitlines()[-1]
     assert said.startswith("openblip: the disk is full: ")
     assert "step-00000010 was not written (what stood there before is untouched)" in said
@@ -123,7 +123,7 @@ def test_a_file_that_may_not_grow_is_told_like_any_trouble_with_files(
 ) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
     ignore = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    done = openblip("pretrain", world.folder, *RUN, "--out", tmp_path / "run", code=2, before=ignore + limit)
+    done = openblip(*TRAIN, world.folder, *RUN, "--out", tmp_path / "run", code=2, before=ignore + limit)
     said = done.err.strip().splitlines()[-1]
     assert said.startswith("openblip: ")
     assert "step-00000005" in said

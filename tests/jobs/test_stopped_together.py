@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from job_commands import ENVIRONMENT, CommandServer, Done, Running
-from job_world import NANO, SMALL, World
+from job_world import NANO, SMALL, TRAIN, World
 
 from openblip.core.interrupt import AGAIN, RESUME
 
@@ -23,7 +23,7 @@ RUN = (*NANO, *SMALL, "--steps", 10, "--set", "train.log_every=1", "--set", "tra
 RUN = (*RUN, "--set", "train.trackers=[]")
 SLOWLY = """
 import time
-from openblip.tasks.step import BlipStep
+from openblip.tasks.pairs import BlipStep
 forward = BlipStep.forward
 BlipStep.forward = lambda self, batch: (time.sleep(0.15), forward(self, batch))[1]
 """
@@ -118,7 +118,7 @@ def files(folder: Path, *endings: str) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def whole(openblip: CommandServer, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    openblip("pretrain", world.folder, *RUN, "--out", run)
+    openblip(*TRAIN, world.folder, *RUN, "--out", run)
     return run
 
 
@@ -127,7 +127,16 @@ def whole(openblip: CommandServer, world: World, tmp_path_factory: pytest.TempPa
 def test_training(
     openblip: CommandServer, world: World, whole: Path, tmp_path: Path, workers: int, signum: int, code: int
 ) -> None:
-    command = ("pretrain", world.folder, *RUN, "--set", f"num_workers={workers}", "--out", tmp_path / "run")
+    command = (
+        "train",
+        "small-pretrain",
+        world.folder,
+        *RUN,
+        "--set",
+        f"num_workers={workers}",
+        "--out",
+        tmp_path / "run",
+    )
     running = openblip.start(*command, before=SLOWLY)
     reach(running, tmp_path / "run", 2)
     assert len(left_of(running.pid)) >= 1 + workers
@@ -142,7 +151,7 @@ def test_training(
 def test_training_while_its_workers_start(
     openblip: CommandServer, world: World, whole: Path, tmp_path: Path, moment: float
 ) -> None:
-    command = ("pretrain", world.folder, *RUN, "--set", "num_workers=2", "--out", tmp_path / "run")
+    command = (*TRAIN, world.folder, *RUN, "--set", "num_workers=2", "--out", tmp_path / "run")
     running = openblip.start(*command)
     running.await_file(tmp_path / "run" / "log.txt")
     time.sleep(moment)
@@ -154,8 +163,8 @@ def test_training_while_its_workers_start(
 def test_training_in_an_evaluation_that_takes_long(openblip: CommandServer, world: World, tmp_path: Path) -> None:
     more = ("--validation", world.folder, "--set", "validation_samples=6", "--set", "train.evaluate_every_steps=5")
     more = (*more, "--set", "rerank_k=2")
-    openblip("pretrain", world.folder, *RUN, *more, "--out", tmp_path / "whole")
-    command = ("pretrain", world.folder, *RUN, *more, "--out", tmp_path / "run")
+    openblip(*TRAIN, world.folder, *RUN, *more, "--out", tmp_path / "whole")
+    command = (*TRAIN, world.folder, *RUN, *more, "--out", tmp_path / "run")
     running = openblip.start(*command, before=LONG_EVALUATION, cwd=tmp_path)
     running.await_file(tmp_path / "evaluating")
     began = time.monotonic()
@@ -167,7 +176,7 @@ def test_training_in_an_evaluation_that_takes_long(openblip: CommandServer, worl
 
 
 def test_no_worker_outlives_a_killed_command(openblip: CommandServer, world: World, tmp_path: Path) -> None:
-    command = ("pretrain", world.folder, *RUN, "--set", "num_workers=2", "--out", tmp_path / "run")
+    command = (*TRAIN, world.folder, *RUN, "--set", "num_workers=2", "--out", tmp_path / "run")
     running = openblip.start(*command, before=SLOWLY)
     reach(running, tmp_path / "run", 2)
     assert len(left_of(running.pid)) >= 3
@@ -178,7 +187,7 @@ def test_no_worker_outlives_a_killed_command(openblip: CommandServer, world: Wor
 
 def test_a_second_ctrl_c_interrupts_at_once(openblip: CommandServer, world: World, tmp_path: Path) -> None:
     slow = SLOWLY.replace("0.15", "20 if (__import__('pathlib').Path('slow').exists()) else 0")
-    command = ("pretrain", world.folder, *RUN, "--out", tmp_path / "run")
+    command = (*TRAIN, world.folder, *RUN, "--out", tmp_path / "run")
     running = openblip.start(*command, before=slow, cwd=tmp_path)
     reach(running, tmp_path / "run", 1)
     (tmp_path / "slow").touch()
@@ -290,7 +299,7 @@ def test_training_under_torchrun(world: World, tmp_path: Path) -> None:
     """
     run, slow = tmp_path / "run", tmp_path / "slow.py"
     slow.write_text(SLOWLY + "from openblip.cli import main\nraise SystemExit(main())\n")
-    words = [str(word) for word in ("pretrain", world.folder, *RUN, "--set", "num_workers=1")]
+    words = [str(word) for word in (*TRAIN, world.folder, *RUN, "--set", "num_workers=1")]
 
     def launch(folder: Path, *more: str) -> subprocess.Popen[str]:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

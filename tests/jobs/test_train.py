@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from job_commands import CommandServer
-from job_world import NANO, SMALL, World
+from job_world import NANO, SMALL, TRAIN, World
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def test_a_run_is_repeated_from_its_own_configuration(
     openblip: CommandServer, pretrained: Path, tmp_path: Path
 ) -> None:
     openblip(
-        *("pretrain", "--config", pretrained / "config.json", "--out", tmp_path / "again"),
+        *("train", pretrained / "config.json", "--out", tmp_path / "again"),
         *("--set", "train.max_steps=10", "--set", "train.schedule=cosine"),
     )
     first, again = ((run / "metrics.jsonl").read_text().splitlines() for run in (pretrained, tmp_path / "again"))
@@ -55,7 +55,7 @@ def test_every_kind_of_data_trains(openblip: CommandServer, world: World, tmp_pa
         "tar": lambda: world.as_tar(tmp_path / "00000.tar"),
         "world": lambda: "world:train?n=48&size=32",
     }[kind]()
-    done = openblip("pretrain", data, "--out", "run", *NANO, *SMALL, "--steps", 2, cwd=tmp_path)
+    done = openblip(*TRAIN, data, "--out", "run", *NANO, *SMALL, "--steps", 2, cwd=tmp_path)
     assert "The model is in run/model" in done.out
     (record,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert record["step"] == 2
@@ -69,7 +69,19 @@ def test_a_tokenizer_is_learned_and_used(openblip: CommandServer, world: World, 
     assert len(vocabulary) <= 150
     assert done.out.startswith("15")
     openblip(
-        *("pretrain", world.folder, "--out", "run", *NANO, *SMALL, "--steps", 1, "--set", "tokenizer=words"),
+        *(
+            "train",
+            "small-pretrain",
+            world.folder,
+            "--out",
+            "run",
+            *NANO,
+            *SMALL,
+            "--steps",
+            1,
+            "--set",
+            "tokenizer=words",
+        ),
         cwd=tmp_path,
     )
     told = json.loads(openblip("info", "run/model", cwd=tmp_path).out)
@@ -91,7 +103,7 @@ def test_fine_tuning_for_retrieval_keeps_what_matches(
     openblip: CommandServer, world: World, model: Path, tmp_path: Path
 ) -> None:
     openblip(
-        *("finetune", "retrieval", world.folder, "--model", model, "--out", "run", *SMALL),
+        *("train", "blip-retrieval", world.folder, "--model", model, "--out", "run", *SMALL),
         *("--set", "train.epochs=1", "--set", "objective.queue_size=32"),
         cwd=tmp_path,
     )

@@ -11,7 +11,7 @@ from job_commands import CommandServer
 from job_world import World
 
 from openblip import load
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.vqa import BlipVqa, VqaConfig
 
@@ -36,7 +36,7 @@ def asker(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     vqa = BlipVqa(VqaConfig(vision=stored.model.config.vision, text=stored.model.config.text))
     vqa.start_from(stored.model)
     folder = tmp_path_factory.mktemp("vqa") / "model"
-    save_model(folder, vqa, words, {"task": "vqa"})
+    save_model(folder, StoredModel(vqa, words, {"task": "vqa"}))
     return folder
 
 

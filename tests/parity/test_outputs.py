@@ -18,8 +18,8 @@ from their_models import BASE, DEEP, ODD, TINY, Theirs
 from transformers import AutoProcessor
 from transformers.models.blip import modeling_blip
 
-from openblip.checkpoints.hf import write_transformers
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.blip_hf import write_transformers
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the reference's code sums float32 in another order"""
@@ -122,7 +122,7 @@ def test_our_own_folder_in_between_keeps_every_bit(
 ) -> None:
     source = theirs(kind, TINY)
     opened = open_model(source.folder, like="transformers")
-    save_model(tmp_path / "own", opened.model, opened.tokenizer, opened.info)
+    save_model(tmp_path / "own", StoredModel(opened.model, opened.tokenizer, opened.info))
     own = open_model(tmp_path / "own")
     assert own.model.config == opened.model.config
     state = opened.model.state_dict()

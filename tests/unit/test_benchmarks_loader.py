@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from benchmarks.__main__ import main
 from benchmarks.harness import machine_slug
 from benchmarks.photographs import photograph, write_tars
 from benchmarks.plain_pipeline import OPERATIONS, TarPairs, clean, make_transform
+from openblip.core.errors import MissingExtra
 from openblip.data.augment import REFERENCE_OPS
 from openblip.data.transforms import clean_caption
 
@@ -93,3 +96,10 @@ def test_the_peer_is_the_papers_pipeline(tmp_path: Path) -> None:
     assert {tuple(tensor.shape) for tensor, _ in pairs} == {(3, 32, 32)}
     for text in ('A "Dog" (brown).', "  what?  is, this-thing  ", "x " * 40):
         assert clean(text) == clean_caption(text)
+
+
+def test_without_torchvision_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.plain_pipeline")
+    with pytest.raises(MissingExtra, match=r'pip install "openblip\[benchmarks\]"'):
+        importlib.import_module("benchmarks.plain_pipeline")

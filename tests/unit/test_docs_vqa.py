@@ -12,7 +12,7 @@ from PIL import Image
 
 from openblip.core.config import override, to_dict
 from openblip.data.sources.questions import answers_of, open_questions
-from openblip.recipes import vqa_finetune
+from openblip.recipes.blip import vqa_finetune
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "docs" / "vqa.md").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import fields
@@ -9,18 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from openblip import recipes
 from openblip.core.config import from_dict, override, save, to_dict
 from openblip.core.errors import UserError
-from openblip.tasks.run import RunConfig, load_run_config
+from openblip.recipes.blip import blip_pretrain, caption_finetune, retrieval_finetune
+from openblip.recipes.catalogue import RECIPES as CATALOGUE
+from openblip.recipes.catalogue import recipe_named
+from openblip.recipes.small import small_pretrain
+from openblip.tasks.config import RunConfig, load_run_config
 
 DATA = ("photos/", "more.jsonl?text_column=alt&weight=2")
 RECIPES: dict[str, Callable[[], RunConfig]] = {
-    "base": lambda: recipes.blip_pretrain(DATA, validation=("world:val",)),
-    "large": lambda: recipes.blip_pretrain(DATA, size="large"),
-    "small": lambda: recipes.small_pretrain(DATA, steps=77),
-    "caption": lambda: recipes.caption_finetune(DATA, model="m", validation=("world:val",)),
-    "retrieval": lambda: recipes.retrieval_finetune(DATA, model="m", large=True),
+    "base": lambda: blip_pretrain(DATA, validation=("world:val",)),
+    "large": lambda: blip_pretrain(DATA, model="large"),
+    "small": lambda: small_pretrain(DATA, steps=77),
+    "caption": lambda: caption_finetune(DATA, model="m", validation=("world:val",)),
+    "retrieval": lambda: retrieval_finetune(DATA, model="m", large=True),
 }
 
 
@@ -49,7 +53,7 @@ def test_every_setting_can_be_set_anew(name: str) -> None:
 
 
 def test_pretraining_is_the_papers() -> None:
-    base, large = recipes.blip_pretrain(DATA), recipes.blip_pretrain(DATA, size="large")
+    base, large = blip_pretrain(DATA), blip_pretrain(DATA, model="large")
     assert (base.train.learning_rate, large.train.learning_rate) == (3e-4, 2e-4)
     assert base.train.epochs == 20
     assert base.train.weight_decay == 0.05
@@ -64,21 +68,21 @@ def test_pretraining_is_the_papers() -> None:
 
 
 def test_fine_tuning_is_the_papers() -> None:
-    caption = recipes.caption_finetune(DATA, model="m")
+    caption = caption_finetune(DATA, model="m")
     assert (caption.image_size, caption.train.learning_rate, caption.train.epochs) == (384, 1e-5, 5)
-    assert (caption.prompt, caption.objective.objectives) == ("a picture of ", ("lm",))
+    assert (caption.prompt, caption.task) == ("a picture of ", "captioning")
     assert (caption.decode.num_beams, caption.decode.min_new_tokens, caption.decode.max_new_tokens) == (3, 5, 20)
-    retrieval = recipes.retrieval_finetune(DATA, model="m")
+    retrieval = retrieval_finetune(DATA, model="m")
     assert (retrieval.image_size, retrieval.train.learning_rate, retrieval.train.epochs) == (384, 1e-5, 6)
-    assert recipes.retrieval_finetune(DATA, model="m", large=True).train.learning_rate == 5e-6
+    assert retrieval_finetune(DATA, model="m", large=True).train.learning_rate == 5e-6
     assert retrieval.objective.use_image_ids
-    assert retrieval.objective.objectives == ("itc", "itm")
+    assert retrieval.task == "retrieval"
     assert (retrieval.objective.alpha, retrieval.objective.queue_size) == (0.4, 57600)
     assert retrieval.rerank_k == 128
     assert all(source.pairs for source in (*caption.sources, *retrieval.sources)), "each caption is a sample"
 
 
-@pytest.mark.parametrize("made", [recipes.caption_finetune, recipes.retrieval_finetune])
+@pytest.mark.parametrize("made", [caption_finetune, retrieval_finetune])
 @pytest.mark.parametrize(
     ("described", "expected"),
     [
@@ -99,9 +103,36 @@ def test_small_models_keep_their_resolution(
     assert made(DATA, model=str(tmp_path)).image_size == expected
 
 
-@pytest.mark.parametrize("made", [recipes.caption_finetune, recipes.retrieval_finetune])
+@pytest.mark.parametrize("made", [caption_finetune, retrieval_finetune])
 @pytest.mark.parametrize(
     ("model", "expected"), [("nano", None), ("micro", None), ("base", 384), ("someone/blip", 384)]
 )
 def test_small_sizes_start_at_theirs(made: Callable[..., RunConfig], model: str, expected: int | None) -> None:
     assert made(DATA, model=model).image_size == expected
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_recipe_of_the_catalogue_gives_its_configuration(name: str) -> None:
+    recipe = CATALOGUE[name]
+    needed = [option for option, default in recipe.options.items() if default is inspect.Parameter.empty]
+    assert needed == list(recipe.needs), "what the command line asks for before torch is imported"
+    given = dict.fromkeys(recipe.needs, "m")
+    config = recipe.config(DATA, steps=7, validation=("world:val",), **given)
+    assert config.train.max_steps == 7
+    assert [source.path for source in config.sources] == ["photos/", "more.jsonl"]
+    assert len(config.validation) == 1
+    assert config.family == ("blip2" if "blip2" in name or "stage" in name else "blip")
+    assert from_dict(RunConfig, to_dict(config)) == config
+    with pytest.raises(UserError, match="has no option --colour"):
+        recipe.config(DATA, colour="red", **given)
+    for option in recipe.needs:
+        with pytest.raises(UserError, match=f"needs --{option}"):
+            recipe.config(DATA)
+
+
+def test_the_papers_numbers_of_every_recipe_are_those_of_its_family() -> None:
+    sources = {name.partition("-")[0]: recipe.source for name, recipe in CATALOGUE.items()}
+    assert "2201.12086" in sources["blip"]
+    assert "2301.12597" in sources["blip2"]
+    with pytest.raises(UserError, match='did you mean "blip-caption"'):
+        recipe_named("blip-captions")

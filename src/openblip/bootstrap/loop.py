@@ -24,12 +24,14 @@ from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import run_capfilt
 from openblip.checkpoints.store import open_model
-from openblip.core.config import differences, to_dict
+from openblip.core.config import keep_settings
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.data.sources.base import SourceConfig
 from openblip.generation.types import DecodeConfig
-from openblip.tasks.run import Evaluator, RunConfig, evaluate_model, run_training
+from openblip.tasks.config import RunConfig
+from openblip.tasks.registry import adapt
+from openblip.tasks.training import Evaluator, evaluate_model, run_training
 
 __all__ = ["STAGES", "BootstrapConfig", "clean_sources", "run_bootstrap"]
 
@@ -80,7 +82,7 @@ def run_bootstrap(
         Interrupted: a signal came; everything is saved.
     """
     out = Path(out)
-    _same_loop(out, config)
+    keep_settings(out / "bootstrap.json", config, "a loop")
     stages: dict[str, Callable[[], dict[str, Any]]] = {
         "first": lambda: _train(config.pretrain, (*config.web, *config.human), out / "first", evaluator),
         "captioner": lambda: _tune(config.captioner, config, out, "captioner", evaluator),
@@ -152,19 +154,8 @@ def _clean(config: BootstrapConfig, out: Path) -> dict[str, Any]:
 
 
 def _measure(config: BootstrapConfig, run: Path, evaluator: Evaluator | None) -> dict[str, float]:
-    stored = open_model(run / "model")
-    model = stored.blip.eval()
-    numbers: dict[str, float] = {}
+    adapter = adapt(open_model(run / "model"))
+    metrics: dict[str, float] = {}
     if config.pretrain.validation:
-        numbers |= evaluate_model(replace(config.pretrain, sources=config.human), model, stored.tokenizer)[0]
-    return numbers | (evaluator(model, stored.tokenizer) if evaluator is not None else {})
-
-
-def _same_loop(out: Path, config: BootstrapConfig) -> None:
-    path, settings = out / "bootstrap.json", to_dict(config)
-    if path.exists():
-        changed = differences(json.loads(path.read_text(encoding="utf-8")), settings)
-        if changed:
-            raise UserError(f"{out} holds a loop with other settings ({changed[0]}); choose another folder")
-    else:
-        write_json(path, settings)
+        metrics |= evaluate_model(replace(config.pretrain, sources=config.human), adapter)[0]
+    return metrics | (evaluator(adapter) if evaluator is not None else {})

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,39 +11,34 @@ from torch import Tensor, nn
 from openblip.checkpoints.store import open_model, unique_state
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
-from openblip.core.tokenizer import TextTokenizer
-from openblip.data.transforms import clean_caption
+from openblip.core.fingerprint import fingerprint
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
+from openblip.tasks.families.blip import BlipAdapter
 
-__all__ = ["Models", "Part", "fingerprint", "open_models"]
+__all__ = ["Models", "Part", "open_models"]
 
 
 @dataclass
 class Part:
     """A model with what is needed to use it."""
 
-    model: Blip
-    tokenizer: TextTokenizer
-    info: dict[str, Any]
+    adapter: BlipAdapter
     fingerprint: str
+
+    @property
+    def model(self) -> Blip:
+        """The model itself."""
+        return self.adapter.model
 
     @property
     def image_size(self) -> int | tuple[int, int]:
         """Pixels that the vision tower reads."""
-        return self.model.config.vision.image_size
-
-    @property
-    def prompt(self) -> str:
-        """How the model was trained to begin its texts."""
-        return str(self.info.get("prompt", ""))
+        return self.adapter.image_size
 
     def clean(self, texts: Sequence[str]) -> list[str]:
         """Texts as the model saw them in training."""
-        how = self.info.get("clean", "simplify")
-        if how == "none":
-            return list(texts)
-        return [clean_caption(text, None, simplify=how == "simplify") for text in texts]
+        return [self.adapter.clean(text) for text in texts]
 
 
 @dataclass
@@ -90,15 +82,6 @@ class Models:
         return writer.remember(own), embeds, memory
 
 
-def fingerprint(model: nn.Module, config: Any) -> str:
-    """Return 16 hex digits that name weights and sizes, whatever file they came from."""
-    digest = hashlib.blake2b(json.dumps(to_dict(config), sort_keys=True).encode(), digest_size=8)
-    for name, value in sorted(unique_state(model).items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def open_models(
     captioner: str,
     filter: str,
@@ -132,7 +115,10 @@ def open_models(
 def _open(path: str, image_size: int | None, tokenizer: str | None) -> Part:
     stored = open_model(path, tokenizer=tokenizer, image_size=image_size)
     model = stored.blip
-    return Part(model, stored.tokenizer, stored.info, fingerprint(model, model.config))
+    # Every value counts: captions are made anew where the model that made them is another one.
+    named = sorted(unique_state(model).items())
+    mark = fingerprint(named, config=to_dict(model.config), whole=True)
+    return Part(BlipAdapter(model, stored.tokenizer, stored.info), mark)
 
 
 def _require(path: str, option: str, able: bool, lack: str) -> None:

@@ -6,7 +6,6 @@ so a range computed anew, by whichever worker, gives the same rows.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import defaultdict, deque
@@ -24,11 +23,13 @@ from openblip.bootstrap.models import Models
 from openblip.bootstrap.ranker import Ranker
 from openblip.bootstrap.stages import score, write
 from openblip.bootstrap.table import Row, Text
+from openblip.core.fingerprint import short_hash
 from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample, Sample, stable_id
 from openblip.data.sources.base import Source
-from openblip.data.transforms import evaluation_transform, normalize
+from openblip.data.transforms import evaluation_transform
 from openblip.generation.types import DecodeConfig
+from openblip.models.pixels import normalize
 
 __all__ = ["Pipeline"]
 
@@ -163,7 +164,7 @@ class Pipeline:
         except BrokenSample as broken:
             return _broken(broken, index, sample.key)
         pixels = {size: transform(image, _NO_RANDOM) for size, transform in self._transforms.items()}
-        digest = hashlib.blake2b(next(iter(pixels.values())).numpy().tobytes(), digest_size=8).hexdigest()
+        digest = short_hash(next(iter(pixels.values())).numpy().tobytes())
         row = Row(
             key=sample.key,
             index=index,
@@ -194,15 +195,15 @@ class Pipeline:
         if models.captioner is not None and writer_memory is not None:
             keys = torch.tensor([stable_id(ready.row.key) for ready in batch], device=self._device)
             captioner = models.captioner
-            prompt = captioner.prompt if self.prompt is None else self.prompt
-            written = write(captioner.model, captioner.tokenizer, writer_memory, keys, self.decode, prompt=prompt)
+            prompt = captioner.adapter.prompt if self.prompt is None else self.prompt
+            written = write(captioner.adapter, writer_memory, keys, self.decode, prompt=prompt)
             began = self._spent("write", began)
         for ready, own in zip(batch, written, strict=True):
             ready.row.texts = [Text(text, "web") for text in ready.texts] + own
         judge = models.filter
         texts = [[text.text for text in ready.row.texts] for ready in batch]
         cleaned = [judge.clean(own) for own in texts]
-        scores = score(judge.model, judge.tokenizer, embeds, memory, cleaned, max_length=self.max_length)
+        scores = score(judge.adapter, embeds, memory, cleaned, max_length=self.max_length)
         for ready, own_scores in zip(batch, scores, strict=True):
             for text, (itm, itc) in zip(ready.row.texts, own_scores, strict=True):
                 text.itm, text.itc = itm, itc

@@ -15,19 +15,16 @@ import torch
 from torch import Tensor
 
 from openblip.bootstrap.table import Text
-from openblip.core.tokenizer import TextTokenizer
 from openblip.generation.types import DecodeConfig
-from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
-from openblip.tasks.caption import write_captions
-from openblip.tasks.retrieval import embed_texts, match_probability
+from openblip.tasks.protocols import Generates, Matches
+from openblip.tasks.retrieval import begin_matching, embed_texts, match_probability
 
 __all__ = ["score", "write"]
 
 
 def write(
-    model: Blip,
-    tokenizer: TextTokenizer,
+    model: Generates,
     memory: ImageMemory,
     keys: Tensor,
     config: DecodeConfig,
@@ -40,7 +37,7 @@ def write(
         memory: of B pictures.
         keys: int64 [B], name the pictures for sampling.
     """
-    written = write_captions(model, tokenizer, memory, config, prompts=prompt, keys=keys)
+    written = model.generate(memory, config, [prompt] * memory.batch_size, keys)
     return [
         [
             Text(
@@ -58,8 +55,7 @@ def write(
 
 @torch.no_grad()
 def score(
-    model: Blip,
-    tokenizer: TextTokenizer,
+    model: Matches,
     image_embeds: Tensor,
     memory: ImageMemory,
     texts: Sequence[Sequence[str]],
@@ -81,10 +77,9 @@ def score(
         return [[] for _ in texts]
     device = image_embeds.device
     owner = torch.tensor([i for i, own in enumerate(texts) for _ in own], device=device)
-    tokens, features = embed_texts(model, tokenizer, flat, max_length=max_length)
+    tokens, features = embed_texts(model, flat, max_length=max_length)
     cosine = (model.image_features(image_embeds).float()[owner] * features).sum(1)
-    ids = tokens.input_ids.clone()
-    ids[:, 0] = tokenizer.enc_id
+    ids = begin_matching(model, tokens)
     lengths = tokens.attention_mask.sum(1)
     probability = torch.empty(len(flat), device=device)
     # The rows of a block read one picture each: equal counts fold over the memory, else it is gathered.

@@ -8,14 +8,14 @@ needs.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.keymap import Rule, load_by_rules
+from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
 from openblip.core.errors import UserError
 from openblip.models.blip import TEMPERATURE, Blip, BlipConfig
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
@@ -32,6 +32,7 @@ __all__ = [
     "heads_of",
     "load_blip_state",
     "momentum_state",
+    "original_state",
     "read_notes",
     "rules_for",
     "write_notes",
@@ -205,11 +206,22 @@ def nlvr_rules(config: NlvrConfig) -> list[Rule]:
     return rules + _pairs("head.0", "cls_head.0") + _pairs("head.2", "cls_head.2")
 
 
-def rules_for(config: BlipConfig | VqaConfig | NlvrConfig) -> list[Rule]:
-    """All rules of a model in the original repository's names."""
-    if isinstance(config, VqaConfig):
-        return vqa_rules(config)
-    return nlvr_rules(config) if isinstance(config, NlvrConfig) else blip_rules(config)
+_RULES: dict[type, Callable[[Any], list[Rule]]] = {
+    BlipConfig: blip_rules,
+    VqaConfig: vqa_rules,
+    NlvrConfig: nlvr_rules,
+}
+
+
+def rules_for(config: Any) -> list[Rule]:
+    """All rules of a model in the original repository's names.
+
+    Raises:
+        UserError: it has no such model.
+    """
+    if type(config) not in _RULES:
+        raise UserError("the original repository has no two-tower model; convert it --to transformers or openblip")
+    return _RULES[type(config)](config)
 
 
 @dataclass(frozen=True)
@@ -352,14 +364,35 @@ def load_blip_state(
         UserError: a key is missing, unexpected or of another shape.
     """
     ignored = [key for key in state if IGNORED.match(key)]
-    state = dict(state)
-    if isinstance(model, Blip) and model.config.encoder and "temp" not in state:
+    state, rules = dict(state), rules_for(model.config)
+    if any(rule.theirs == ("temp",) for rule in rules):
         # The original matching checkpoints do not keep the temperature: ITC similarities there are cosines.
-        state["temp"] = torch.tensor(TEMPERATURE)
+        state.setdefault("temp", torch.tensor(TEMPERATURE))
     positions = "visual_encoder.pos_embed"
     state[positions] = interpolate_positions(state[positions], model.config.vision.grid, source_grid)
-    load_by_rules(model, rules_for(model.config), state, source=source, ignored=ignored)
+    load_by_rules(model, rules, state, source=source, ignored=ignored)
     return ignored
+
+
+def original_state(model: Blip | BlipVqa | BlipNlvr) -> dict[str, Tensor]:
+    """The state dict that the original repository would have written, tied tensors and index buffers included.
+
+    Raises:
+        UserError: it has no such model.
+    """
+    config = model.config
+    rules = rules_for(config)
+    if config.vision.stem != "patch":
+        raise UserError(
+            'the original vision tower cuts images into patches by one convolution, this model has stem = "conv"; '
+            "such a model cannot be exported"
+        )
+    theirs = export_state(rules, {key: value.detach() for key, value in model.state_dict().items()})
+    for key in list(theirs):
+        if key.endswith("embeddings.position_embeddings.weight"):
+            positions = torch.arange(config.text.max_positions).expand(1, -1).clone()
+            theirs[key.replace("position_embeddings.weight", "position_ids")] = positions
+    return theirs
 
 
 def momentum_state(state: Mapping[str, Tensor], config: BlipConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

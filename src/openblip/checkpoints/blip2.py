@@ -1,4 +1,4 @@
-"""Names of LAVIS' BLIP-2 checkpoints: stage 1 and stage 2, whole or with the trained part alone.
+"""LAVIS' BLIP-2 checkpoints: stage 1 and stage 2, whole or with the trained part alone.
 
 Published files hold the trained part: frozen vision and language come from their own sources. Sizes of the Q-Former
 are read off the tensors.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,16 +18,29 @@ from openblip.checkpoints.blip import (
     embedding_rules,
     head_rules,
     heads_of,
+    read_notes,
     self_attention_rules,
     shared_block_rules,
     vision_rules,
 )
+from openblip.checkpoints.blip2_parts import (
+    as_language,
+    as_tower,
+    build_blip2,
+    open_language_tokenizer,
+    open_tokenizer,
+)
 from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
+from openblip.checkpoints.state import Checkpoint
+from openblip.checkpoints.stored import PUBLISHED_TOKENIZER, Options, StoredModel
 from openblip.core.errors import UserError
-from openblip.models.blip2 import TEMPERATURE, Blip2
+from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
+from openblip.models.language import LanguageConfig
 from openblip.models.qformer import QFormerConfig
+from openblip.models.tower import TowerConfig
+from openblip.models.vision import VisionConfig
 
-__all__ = ["lavis_rules", "lavis_state", "load_lavis_state", "qformer_from_state"]
+__all__ = ["lavis_rules", "lavis_state", "load_lavis_state", "open_lavis", "qformer_from_state"]
 
 _LAYER = "Qformer.bert.encoder.layer."
 _PROJECTIONS = ("opt_proj", "t5_proj", "llm_proj")
@@ -190,3 +205,92 @@ def _load_language(model: Blip2, frozen: Mapping[str, Tensor]) -> set[str]:
 
 def _name_of(root: torch.nn.Module, wanted: torch.nn.Module) -> str:
     return next(f"{name}.weight" for name, module in root.named_modules() if module is wanted)
+
+
+_VISION_OF_WIDTH = {
+    1408: TowerConfig(),
+    1024: TowerConfig(source="timm:vit_large_patch14_clip_quickgelu_224.openai"),
+}
+"""the published models' towers by their width: EVA-CLIP ViT-g/14 and CLIP ViT-L/14"""
+_LANGUAGE_OF_WIDTH = {
+    ("opt_proj", 2560): LanguageConfig(source="facebook/opt-2.7b", end="\n"),
+    ("opt_proj", 4096): LanguageConfig(source="facebook/opt-6.7b", end="\n"),
+    ("t5_proj", 2048): LanguageConfig(source="google/flan-t5-xl", dtype="bfloat16"),
+    ("t5_proj", 4096): LanguageConfig(source="google/flan-t5-xxl", dtype="bfloat16"),
+}
+
+
+def open_lavis(path: Path, file: Checkpoint, options: Options) -> StoredModel:
+    """Open a BLIP-2 checkpoint of LAVIS, stage 1 or stage 2; frozen parts come from their own sources.
+
+    Args:
+        options: `vision` and `language` are by default the published parts of the checkpoint's widths, `heads` what
+            the file's notes tell, or else that of the published models.
+
+    Raises:
+        UserError: no published part has the width, and none is named; the file is incomplete.
+    """
+    state, heads = file.state, options.heads
+    num_heads = heads[-1] if heads else read_notes(file.notes).text_heads
+    qformer = qformer_from_state(state, num_heads=num_heads, source=path.name)
+    matches = "itm_head.weight" in state and qformer.vocab_size is not None
+    config = Blip2Config(
+        vision=_vision(state, options.vision, qformer.memory_width, path, heads[0] if heads else None),
+        qformer=qformer if matches else replace(qformer, vocab_size=None, writes=False),
+        matches=matches,
+        embed_dim=state["vision_proj.weight"].shape[0] if matches else 256,
+        language=_language(state, options.language, path),
+    )
+    model = build_blip2(config)
+    ignored = load_lavis_state(model, state, source=path.name)
+    info = {"source": path.name, "source_format": "lavis"}
+    return StoredModel(
+        model.eval(),
+        open_tokenizer(config, options.tokenizer or PUBLISHED_TOKENIZER, named=path.name),
+        info,
+        ignored,
+        None if config.language is None else open_language_tokenizer(config.language),
+    )
+
+
+def _vision(
+    state: Mapping[str, Tensor], named: str | None, width: int, path: Path, heads: int | None = None
+) -> TowerConfig:
+    if named is not None:
+        return as_tower(named)
+    if "visual_encoder.pos_embed" in state:  # fine-tuned files hold the tower as well
+        first = state["visual_encoder.patch_embed.proj.weight"]
+        blocks = {key.split(".")[2] for key in state if key.startswith("visual_encoder.blocks.")}
+        side = round((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5) * first.shape[-1]
+        own = VisionConfig(
+            image_size=side,
+            patch_size=first.shape[-1],
+            width=width,
+            depth=len(blocks),
+            num_heads=heads or (16 if width == 1408 else heads_of(width, "vision tower", path.name)),
+            mlp_ratio=state["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0] / width,
+            final_norm=False,
+        )
+        return TowerConfig(source="own", own=own, drop_layers=0)
+    if width not in _VISION_OF_WIDTH:
+        raise UserError(
+            f"{path.name} was trained over a vision tower {width} wide, which none of the published ones is; "
+            'name it: vision="timm:NAME"'
+        )
+    return _VISION_OF_WIDTH[width]
+
+
+def _language(state: Mapping[str, Tensor], named: str | None, path: Path) -> LanguageConfig | None:
+    kind = next((name for name in ("opt_proj", "t5_proj", "llm_proj") if f"{name}.weight" in state), None)
+    if kind is None:
+        return None
+    width = state[f"{kind}.weight"].shape[0]
+    like = _LANGUAGE_OF_WIDTH.get((kind, width))
+    if named is not None:
+        return as_language(named, LanguageConfig(end="\n") if kind == "opt_proj" else like)
+    if like is None:
+        raise UserError(
+            f"{path.name} was trained with a language model {width} wide, which none of the published ones is; "
+            'name it: language="FOLDER or hub name"'
+        )
+    return like

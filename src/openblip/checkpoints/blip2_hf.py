@@ -11,27 +11,32 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from openblip.checkpoints.blip import vision_rules
 from openblip.checkpoints.blip2 import lavis_rules
-from openblip.checkpoints.blip2_parts import build_blip2, open_language, open_language_tokenizer
-from openblip.checkpoints.blip2_store import StoredBlip2
-from openblip.checkpoints.hf import rename_vision
+from openblip.checkpoints.blip2_parts import (
+    build_blip2,
+    open_language,
+    open_language_tokenizer,
+    open_tokenizer,
+)
+from openblip.checkpoints.blip_hf import rename_vision
 from openblip.checkpoints.keymap import Rule, export_state, import_state
+from openblip.checkpoints.state import Found, read_folder
+from openblip.checkpoints.stored import Options, Part, StoredModel
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
-from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
 from openblip.models.language import LanguageConfig
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig, make_tower
 from openblip.models.vision import VisionConfig, VisionEncoder, interpolate_positions
 
-__all__ = ["open_transformers_blip2", "write_transformers_blip2"]
+__all__ = ["open_transformers_blip2", "write_transformers"]
 
 IMAGE_TOKEN = "<image>"
 _VISION = "vision.encoder.vit"
@@ -70,41 +75,36 @@ def _rules(model: Blip2) -> list[Rule]:
 # From transformers -----------------------------------------------------------------------------------------
 
 
-def open_transformers_blip2(
-    folder: Path,
-    description: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    *,
-    name: str,
-    tokenizer: TextTokenizer | str | None = None,
-    image_size: int | None = None,
-) -> StoredBlip2:
+def open_transformers_blip2(found: Found, options: Options) -> StoredModel:
     """Open a folder of one of the three classes; its keys say which.
 
-    Args:
-        state: its tensors; those of the language model may be missing, it is read by transformers.
-        image_size: pixels to use it at; position embeddings are interpolated.
+    The tensors of the language model may be missing from it: that is read by transformers.
 
     Raises:
         UserError: a key is missing, unexpected or of another shape, or it asks for what BLIP-2 does not have.
     """
     from transformers import Blip2Config as TheirConfig
 
+    if isinstance(options.image_size, tuple):
+        raise UserError(f"{found.name} takes square images: give image_size one number")
+    folder, state = found.path, read_folder(found.path)
     try:
-        theirs: Any = TheirConfig.from_dict(dict(description))
-        config = _our_config(theirs, state, folder, image_size)
+        theirs: Any = TheirConfig.from_dict(dict(found.description))
+        config = _our_config(theirs, state, folder, options.image_size)
     except UserError:
         raise
     except Exception as error:  # transformers checks values by kinds of its own, or not at all
         raise UserError(f"its config.json cannot be used: {' '.join(str(error).split())}") from error
     language = None if config.language is None else open_language(config.language)
     model = build_blip2(config, vision=make_tower(config.vision), language=language)
-    _load(model, state, theirs, name)
-    words: TextTokenizer | None = None
-    if config.qformer.vocab_size is not None:
-        words = tokenizer if isinstance(tokenizer, TextTokenizer) else TextTokenizer.load(tokenizer or folder)
-    llm = None if config.language is None else open_language_tokenizer(config.language)
-    return StoredBlip2(model.eval(), words, {"source": name, "source_format": "transformers"}, [], llm)
+    _load(model, state, theirs, found.name)
+    return StoredModel(
+        model.eval(),
+        open_tokenizer(config, options.tokenizer or folder),
+        {"source": found.name, "source_format": "transformers"},
+        [],
+        None if config.language is None else open_language_tokenizer(config.language),
+    )
 
 
 def _our_config(theirs: Any, state: Mapping[str, Tensor], folder: Path, image_size: int | None) -> Blip2Config:
@@ -177,9 +177,7 @@ def _load(model: Blip2, state: Mapping[str, Tensor], theirs: Any, name: str) -> 
 # To transformers -------------------------------------------------------------------------------------------
 
 
-def write_transformers_blip2(
-    folder: Path, stored: StoredBlip2, *, part: Literal["caption", "match"] | None = None
-) -> None:
+def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> None:
     """Write a folder that transformers' `from_pretrained` opens: weights, configuration, processor, tokenizer.
 
     A model with a language model becomes a Blip2ForConditionalGeneration (which Blip2Model reads too), one of
@@ -372,7 +370,7 @@ def _generation(model: Blip2, words: LanguageTokenizer | None, image_id: int) ->
     )
 
 
-def _write_processor(folder: Path, stored: StoredBlip2, model: Blip2, tokenizer: Any) -> None:
+def _write_processor(folder: Path, stored: StoredModel, model: Blip2, tokenizer: Any) -> None:
     from transformers import AutoTokenizer, Blip2Processor, BlipImageProcessor
 
     own = model.config.vision.own

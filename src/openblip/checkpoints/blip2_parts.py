@@ -9,15 +9,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from openblip.core.errors import UserError
+from openblip.checkpoints.blip_store import open_found as open_blip
+from openblip.checkpoints.recognise import family_of
+from openblip.checkpoints.state import find
+from openblip.checkpoints.stored import Options
+from openblip.core.errors import UserError, about
 from openblip.core.fingerprint import fingerprint
 from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.language import FrozenLanguage, LanguageConfig, make_language
 from openblip.models.tower import FrozenTower, TowerConfig, make_tower
 from openblip.models.vision import VisionEncoder
 
-__all__ = ["as_language", "as_tower", "build_blip2", "fingerprints", "open_language_tokenizer", "open_tower"]
+__all__ = [
+    "as_language",
+    "as_tower",
+    "build_blip2",
+    "fingerprints",
+    "open_language",
+    "open_language_tokenizer",
+    "open_tokenizer",
+    "open_tower",
+]
 
 
 def open_tower(config: TowerConfig, *, base: Path | None = None, pretrained: bool = True) -> FrozenTower:
@@ -34,12 +48,13 @@ def open_tower(config: TowerConfig, *, base: Path | None = None, pretrained: boo
     return tower
 
 
-def _vision_of(folder: str) -> VisionEncoder:
-    from openblip.checkpoints.store import open_model  # which opens BLIP-2 models by this module
-
-    vision = open_model(folder).model.vision
-    if not isinstance(vision, VisionEncoder):
-        raise UserError(f"{folder} is a BLIP-2 model; name its vision tower itself, {vision.config.source}")
+def _vision_of(source: str) -> VisionEncoder:
+    """The vision tower of a BLIP model, in whichever format it is."""
+    found = find(source)
+    with about(source, found.path):
+        if family_of(found) != "blip":
+            raise UserError(f"{source} is a BLIP-2 model; name its vision tower itself, which openblip info shows")
+        vision: VisionEncoder = open_blip(found, Options()).model.vision
     return vision
 
 
@@ -53,6 +68,30 @@ def open_language(config: LanguageConfig, *, base: Path | None = None) -> Frozen
 def open_language_tokenizer(config: LanguageConfig, *, base: Path | None = None) -> LanguageTokenizer:
     """The tokenizer of the language model that `config` names."""
     return LanguageTokenizer.load(_place(config.source, base), end=config.end)
+
+
+def open_tokenizer(
+    config: Blip2Config, given: TextTokenizer | Path | str, *, named: str | None = None
+) -> TextTokenizer | None:
+    """The tokenizer of the Q-Former's text side; None where it has none.
+
+    Args:
+        named: what to call the model, if the tokenizer is to be compared with its vocabulary; else None.
+
+    Raises:
+        UserError: it has another number of tokens than the model was trained with.
+    """
+    vocab_size = config.qformer.vocab_size
+    if vocab_size is None:
+        return None
+    tokenizer = given if isinstance(given, TextTokenizer) else TextTokenizer.load(given)
+    # LAVIS adds [DEC] to BERT's 30,522 pieces and no [ENC], which ours adds after it.
+    if named is not None and not vocab_size <= tokenizer.vocab_size <= vocab_size + 1:
+        raise UserError(
+            f"{named} was trained with {vocab_size} tokens, the tokenizer has {tokenizer.vocab_size}; "
+            "name the tokenizer it was trained with"
+        )
+    return tokenizer
 
 
 def _place(source: str, base: Path | None) -> str:

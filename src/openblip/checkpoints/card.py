@@ -5,6 +5,7 @@ The hub shows it as the model's page, so it begins with the hub's table of facts
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.recognise import AnyConfig, describe
@@ -36,46 +37,32 @@ def model_card(config: AnyConfig | Blip2Config, info: dict[str, Any], *, library
         info: what its folder tells of it; every entry becomes a line.
         library: whose format the folder has, "openblip" or "transformers".
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
     task, uses = _uses(config)
-    parameters = "\n".join(f"- {key}: {_value(value)}" for key, value in info.items())
     kind = describe(config)
-    commands = "\n".join(command.format(name="FOLDER") for command, _ in uses if command)
-    calls = "\n".join(call for _, call in uses)
-    shell = f"```\n{commands}\n```\n\n" if commands else ""
     if isinstance(config, Blip2Config):
         tag, about = "blip-2", _about_blip2(config)
     else:
-        text = config.text
-        tag = "blip"
-        about = (
-            f"The text side is {text.width} wide, {text.depth} deep, with {text.vocab_size:,} tokens. The model is "
-            "BLIP's (Li et\nal., ICML 2022, arXiv 2201.12086)."
-        )
-    return f"""---
-library_name: {library}
-pipeline_tag: {task}
-tags:
-- {tag}
-- image-text
----
+        tag, about = "blip", _about_blip(config)
+    card = ModelCard.from_template(
+        ModelCardData(library_name=library, pipeline_tag=task, tags=[tag, "image-text"]),
+        template_path=str(Path(__file__).with_name("card.md")),
+        title=f"{kind[2:3].upper()}{kind[3:]}",
+        about=about,
+        commands=[command.format(name="FOLDER") for command, _ in uses if command],
+        calls=[call for _, call in uses],
+        origin=[f"{key}: {_value(value)}" for key, value in info.items()] or ["nothing was noted"],
+    )
+    return str(card)
 
-# {kind[2:3].upper()}{kind[3:]}
 
-{about}
-
-## Use
-
-{shell}```python
-import openblip
-
-model = openblip.load("FOLDER")
-{calls}
-```
-
-## Origin
-
-{parameters or "- nothing was noted"}
-"""
+def _about_blip(config: AnyConfig) -> str:
+    text = config.text
+    return (
+        f"The text side is {text.width} wide, {text.depth} deep, with {text.vocab_size:,} tokens. The model is "
+        "BLIP's (Li et\nal., ICML 2022, arXiv 2201.12086)."
+    )
 
 
 def _about_blip2(config: Blip2Config) -> str:

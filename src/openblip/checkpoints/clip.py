@@ -6,7 +6,6 @@ model([image], [["a red bus", "two dogs"]])                  # [[0.27, 0.11]]
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.core.errors import UserError, first_line
+from openblip.core.fingerprint import fingerprint
 from openblip.core.places import wrong_place
 
 __all__ = ["ClipLike", "open_clip_like"]
@@ -31,10 +31,7 @@ class ClipLike:
 
     def __init__(self, model: Any, processor: Any, device: torch.device | str) -> None:
         self._model, self._processor = model.to(device).eval(), processor
-        digest = hashlib.blake2b(digest_size=8)
-        for name, value in sorted(model.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = fingerprint(sorted(model.state_dict().items()), whole=True)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:

@@ -1,19 +1,25 @@
-"""What a checkpoint is, from its keys alone, and what to call it in messages."""
+"""What kinds of models there are: of which a stored one is, what to call it in messages, and what it can do."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from openblip.core.errors import UserError
-from openblip.models.blip import BlipConfig
-from openblip.models.blip2 import Blip2Config
-from openblip.models.dual import DualConfig
-from openblip.models.nlvr import NlvrConfig
-from openblip.models.vqa import VqaConfig
+from torch import nn
 
-__all__ = ["AnyConfig", "describe", "format_of"]
+from openblip.checkpoints.state import Found
+from openblip.core.errors import UserError, nearest
+from openblip.core.places import nested_model
+from openblip.models.blip import Blip, BlipConfig
+from openblip.models.blip2 import Blip2, Blip2Config
+from openblip.models.dual import BlipDual, DualConfig
+from openblip.models.nlvr import BlipNlvr, NlvrConfig
+from openblip.models.vqa import BlipVqa, VqaConfig
+
+__all__ = ["KINDS", "AnyConfig", "Kind", "describe", "family_of", "format_of"]
 
 AnyConfig = BlipConfig | VqaConfig | NlvrConfig | DualConfig
 """of a BLIP model; BLIP-2's is another"""
@@ -48,22 +54,92 @@ def format_of(keys: Iterable[str], source: str) -> Literal["blip", "transformers
     raise UserError(f"{source} is no BLIP checkpoint; it looks like {stranger or 'an empty file'}")
 
 
+def family_of(found: Found) -> str:
+    """Which family of models it is of: "blip" or "blip2".
+
+    Raises:
+        UserError: it is of none, or a file of tensors that needs the folder around it.
+    """
+    if found.file is not None:
+        state = found.file.state
+        if "query_tokens" in state and any(key.startswith("Qformer.") for key in state):
+            return "blip2"
+        if format_of(state, found.path.name) == "transformers":
+            raise UserError(
+                f"{found.path} holds the weights of a transformers model; give its folder, with config.json"
+            )
+        return "blip"
+    kind = str(found.description.get("model_type", "unknown"))
+    if found.own:
+        families = {known.name: known.family for known in KINDS.values()}
+        if kind not in families:
+            raise UserError(f'{found.path} holds a model of the unknown type "{kind}"{nearest(kind, families)}')
+        return families[kind]
+    if kind not in _OF_TRANSFORMERS:
+        said = f'its config.json says "{kind}", not {" or ".join(map(json.dumps, _OF_TRANSFORMERS))}'
+        raise UserError(f"{found.name} is a model of another kind: {said}{nested_model(found.path)}")
+    return _OF_TRANSFORMERS[kind]
+
+
 def describe(config: AnyConfig | Blip2Config) -> str:
     """What a model is, in a few words: "a BLIP captioning model (vision 768 wide, 12 deep, 384 x 384 px)"."""
-    if isinstance(config, Blip2Config):
-        language = "" if config.language is None else f" and {config.language.source}"
-        stage = "BLIP-2 stage 1 model" if config.language is None else "BLIP-2 model"
-        return f"a {stage} ({config.qformer.num_queries} queries between {config.vision.source}{language})"
-    if isinstance(config, VqaConfig):
-        kind = "BLIP VQA model"
-    elif isinstance(config, NlvrConfig):
-        kind = "BLIP NLVR2 model"
-    elif isinstance(config, DualConfig):
-        kind = "two-tower BLIP model (transformers' BlipModel)"
-    elif config.encoder and config.decoder:
-        kind = "BLIP pre-training model"
-    else:
-        kind = "BLIP matching model" if config.encoder else "BLIP captioning model"
-    vision = config.vision
-    height, width = vision.pixels
-    return f"a {kind} (vision {vision.width} wide, {vision.depth} deep, {height} x {width} px)"
+    return KINDS[type(config)].describe(config)
+
+
+def _with_vision(title: Callable[[Any], str]) -> Callable[[Any], str]:
+    def describe_kind(config: Any) -> str:
+        vision = config.vision
+        height, width = vision.pixels
+        return f"a {title(config)} (vision {vision.width} wide, {vision.depth} deep, {height} x {width} px)"
+
+    return describe_kind
+
+
+def _blip_title(config: BlipConfig) -> str:
+    if config.encoder and config.decoder:
+        return "BLIP pre-training model"
+    return "BLIP matching model" if config.encoder else "BLIP captioning model"
+
+
+def _describe_blip2(config: Blip2Config) -> str:
+    language = "" if config.language is None else f" and {config.language.source}"
+    stage = "BLIP-2 stage 1 model" if config.language is None else "BLIP-2 model"
+    return f"a {stage} ({config.qformer.num_queries} queries between {config.vision.source}{language})"
+
+
+def _blip_can(config: BlipConfig) -> list[str]:
+    return (["caption"] if config.decoder else []) + (_MATCHING if config.encoder else [])
+
+
+def _blip2_can(config: Blip2Config) -> list[str]:
+    return (["caption", "ask"] if config.language is not None else []) + (_MATCHING if config.matches else [])
+
+
+_DUAL = "two-tower BLIP model (transformers' BlipModel)"
+_MATCHING = ["match", "embed", "retrieve"]
+_JUDGE = "judge pairs of images (in Python: Predictor.judge)"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of models: those of one class."""
+
+    name: str
+    """"model_type" in our config.json"""
+    family: str
+    model: type[nn.Module]
+    describe: Callable[[Any], str]
+    can: Callable[[Any], list[str]]
+    """the commands for a model of a configuration, and what it can do in Python alone"""
+
+
+KINDS: dict[type, Kind] = {
+    BlipConfig: Kind("blip", "blip", Blip, _with_vision(_blip_title), _blip_can),
+    VqaConfig: Kind("blip-vqa", "blip", BlipVqa, _with_vision(lambda _: "BLIP VQA model"), lambda _: ["ask"]),
+    NlvrConfig: Kind("blip-nlvr", "blip", BlipNlvr, _with_vision(lambda _: "BLIP NLVR2 model"), lambda _: [_JUDGE]),
+    DualConfig: Kind("blip-dual", "blip", BlipDual, _with_vision(lambda _: _DUAL), lambda _: ["embed"]),
+    Blip2Config: Kind("blip2", "blip2", Blip2, _describe_blip2, _blip2_can),
+}
+"""every kind by its class of configuration"""
+_OF_TRANSFORMERS = {"blip": "blip", "blip-2": "blip2"}
+"""families by transformers' "model_type" """

@@ -1,6 +1,7 @@
-"""Tensors out of files: of whatever kind by their first bytes, unwrapped, under the names of the model itself.
+"""Models' files read: a folder's description, and tensors unwrapped, under the names of the model itself.
 
-Nothing is unpickled but plain tensors: what torch wrote is read with its `weights_only`.
+A file is of the kind that its first bytes say. Nothing is unpickled but plain tensors: what torch wrote is read
+with its `weights_only`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openblip.core.errors import UserError, first_line
+from openblip.checkpoints.hub import locate
+from openblip.core.errors import UserError, about, first_line
 from openblip.core.kinds import instead_of_model, is_safetensors, read_head
+from openblip.core.places import description_file
+from openblip.core.text import read_json
 
-__all__ = ["NOTES", "Checkpoint", "read_checkpoint", "read_state"]
+__all__ = [
+    "FORMAT",
+    "NOTES",
+    "WEIGHTS",
+    "Checkpoint",
+    "Found",
+    "find",
+    "read_checkpoint",
+    "read_folder",
+    "read_state",
+]
 
+FORMAT = "openblip"
+"""what "format" is in the config.json of our own folders"""
+WEIGHTS = "model.safetensors"
 NOTES = "openblip"
 """entry beside "model" for what the tensors do not tell; the original's and LAVIS' loaders read "model" alone"""
 _WRAPPED = ("model", "state_dict", "model_state_dict", "module", "net", "network")
@@ -44,6 +61,73 @@ class Checkpoint:
     state: dict[str, Tensor]
     notes: Mapping[str, Any] = field(default_factory=dict)
     """what we wrote beside the tensors: numbers of heads, image size"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies where a model was looked for: a folder whose config.json has been read, or a file of tensors."""
+
+    name: str
+    """as it was named: a path, or a name on the hub"""
+    path: Path
+    description: dict[str, Any] = field(default_factory=dict)
+    """config.json of a folder; empty for a file"""
+    file: Checkpoint | None = None
+    """what a file holds; None for a folder"""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a folder that `store.save_model` wrote."""
+        return self.description.get("format") == FORMAT
+
+
+def find(source: Path | str) -> Found:
+    """Locate a model, on the hub where it is not on this machine, and read what says which model it is.
+
+    Raises:
+        UserError: there is nothing at `source`, or its description or file is damaged.
+    """
+    path = locate(source)
+    with about(source, path):
+        if path.is_dir():
+            return Found(str(source), path, description=_read_description(path))
+        return Found(str(source), path, file=read_checkpoint(path))
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    file = description_file(folder)
+    description = read_json(file)
+    if not isinstance(description, dict):
+        raise UserError(f"{file} is no description of a model")
+    for name in ("info", "frozen"):
+        if not isinstance(description.get(name, {}), dict):
+            raise UserError(f'{file} is damaged: its "{name}" is {description[name]!r:.80}, not a table')
+    if not isinstance(description.get("itc_temperature", 1.0), int | float):
+        raise UserError(f'{file} is damaged: its "itc_temperature" is no number')
+    return description
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a model's folder, ours or transformers', from one file or several.
+
+    Raises:
+        UserError: there are none, or a file is missing or damaged.
+    """
+    for name in (WEIGHTS, "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return read_state(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            names = read_json(index)
+            names = names.get("weight_map") if isinstance(names, dict) else None
+            if not isinstance(names, dict) or not all(isinstance(part, str) for part in names.values()):
+                raise UserError(f'{index} is damaged: it has no "weight_map" of tensors and files')
+            parts = sorted(set(names.values()))
+            missing = [part for part in parts if not (folder / part).is_file()]
+            if missing:
+                raise UserError(f"{folder} has no {missing[0]}, which its {index.name} names; fetch it again")
+            return {key: value for part in parts for key, value in read_state(folder / part).items()}
+    raise UserError(f"{folder} has neither {WEIGHTS} nor pytorch_model.bin; the model was not saved whole")
 
 
 def read_state(path: Path | str) -> dict[str, Tensor]:

@@ -65,15 +65,9 @@ def _recipe(
     tune_steps: int,
 ) -> BootstrapConfig:
     from openblip.bootstrap.loop import BootstrapConfig
-    from openblip.recipes import (
-        SHORT_CAPTIONER,
-        SHORT_FILTER,
-        blip_pretrain,
-        caption_finetune,
-        retrieval_finetune,
-        small_pretrain,
-    )
-    from openblip.tasks.run import as_sources
+    from openblip.recipes.blip import blip_pretrain, caption_finetune, retrieval_finetune
+    from openblip.recipes.small import small_pretrain
+    from openblip.tasks.config import as_sources
 
     need(web, 'the noisy pairs: --web "cc3m/{00000..00331}.tar"')
     need(human, "the pairs that people have written: --human coco/train.jsonl")
@@ -82,16 +76,16 @@ def _recipe(
     if size in ("base", "large"):
         return BootstrapConfig(
             **sources,
-            pretrain=blip_pretrain(data, size=size, validation=validation),
+            pretrain=blip_pretrain(data, model=size, validation=validation),
             captioner=caption_finetune(human, model=size, validation=validation),
             filter=retrieval_finetune(human, model=size, validation=validation, large=size == "large"),
         )
-    tune = small_pretrain(human, size=size, validation=validation, steps=tune_steps)
+    tune = small_pretrain(human, model=size, validation=validation, steps=tune_steps)
     return BootstrapConfig(
         **sources,
-        pretrain=small_pretrain(data, size=size, validation=validation, steps=steps),
-        captioner=replace(tune, parts="captioner", objective=SHORT_CAPTIONER),
-        filter=replace(tune, parts="matcher", objective=SHORT_FILTER),
+        pretrain=small_pretrain(data, model=size, validation=validation, steps=steps),
+        captioner=replace(tune, task="captioning"),
+        filter=replace(tune, task="retrieval"),
     )
 
 
@@ -101,19 +95,19 @@ def _say(stage: str) -> None:
 
 
 def _show(found: dict[str, Any], out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from openblip.report import Column, Table, print_table
 
     clean = found["clean"]
-    table = Table(
-        title=f"{clean['texts']} texts of {clean['pictures']} pictures kept, of {clean['samples']} noisy ones"
+    print_table(
+        Table(
+            title=f"{clean['texts']} texts of {clean['pictures']} pictures kept, of {clean['samples']} noisy ones",
+            columns=[
+                Column(name="measure"),
+                *(Column(name=name, align="right") for name in ("noisy pairs", "CapFilt")),
+            ],
+            rows=[[k, f"{v:.4f}", f"{found['second'][k]:.4f}"] for k, v in found["first"].items()],
+        )
     )
-    table.add_column("measure")
-    for name in ("noisy pairs", "CapFilt"):
-        table.add_column(name, justify="right")
-    for name, value in found["first"].items():
-        table.add_row(name, f"{value:.4f}", f"{found['second'][name]:.4f}")
-    Console().print(table)
     print(
         f"The new model is in {out / 'second' / 'model'}; openblip report {out / 'clean' / '0'} shows what was kept"
     )

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from openblip.cli.train import check_train
 from openblip.core.errors import require
 from openblip.core.places import (
     QUERY,
@@ -52,6 +53,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], None]] = {
     ("convert", "source"): check_model,
     ("capfilt", "source"): _data,
     ("capfilt", "engine"): _engine,
+    ("experiments", "data"): lambda folder: None,  # holds data sets, each looked for by its name
     ("explain", "picture"): check_picture,
     ("explain", "out"): check_new_file,
     **{(command, "out"): check_new_file for command in ("caption", "match", "ask", "embed")},
@@ -69,6 +71,8 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     # What was left out is the command's own to tell.
     given = {name: value for name, value in bound.items() if value != signature.parameters[name].default}
     check_config_file(given.get("config"))
+    if command == "train":
+        check_train(bound["recipe"], given)
     # A configuration file may take the place of arguments; a bootstrap that goes on reads only what is not done.
     if given.get("config") is not None or (command == "bootstrap" and bound["out"].exists()):
         return

@@ -17,28 +17,29 @@ from typing import Any
 
 import tyro
 
-from openblip.cli import blip2, bootstrap, capfilt, experiments, explain, make, models, train, use
+from openblip.cli import bootstrap, capfilt, experiments, explain, features, make, models, train, use
 from openblip.cli.checks import check_arguments
+from openblip.cli.refusals import refusal
 from openblip.core.errors import UserError, nearest
 from openblip.core.interrupt import AGAIN, RESUME, Stopped, Terminated, ending_at_once
 
 __all__ = ["COMMANDS", "main"]
 
+GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
+    "train": (train.train, train.recipes, features.cache_features),
+    "use": (use.caption, use.match, use.ask, use.embed, use.retrieve, use.evaluate, explain.explain),
+    "models": (models.info, models.convert),
+    "bootstrap": (capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
+    "data": (make.world, make.tokenizer),
+    "show": (make.demo, experiments.experiments, make.report),
+}
+"""as `openblip --help` lists them"""
 COMMANDS: dict[str, Callable[..., None]] = {
-    command.__name__.replace("_", "-"): command
-    for command in (
-        *(train.pretrain, train.finetune),
-        *(blip2.pretrain_blip2_stage1, blip2.pretrain_blip2_stage2, blip2.finetune_blip2, blip2.cache_features),
-        *(use.evaluate, use.caption, use.match, use.ask, use.embed, use.retrieve),
-        *(explain.explain, models.info, models.convert),
-        *(capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
-        *(experiments.experiments, experiments.compare),
-        *(make.tokenizer, make.world, make.demo, make.report),
-    )
+    command.__name__.replace("_", "-"): command for group in GROUPS.values() for command in group
 }
 
 
-_GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments", "compare"}
+_GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments"}
 """commands that go on by themselves when they are run again"""
 
 
@@ -106,31 +107,63 @@ def _read(arguments: list[str]) -> Callable[[], None]:
         from openblip import __version__
 
         return functools.partial(print, f"openblip {__version__}")
-    arguments = _joined(arguments)
-    _check_names(arguments)
-    app = tyro.extras.SubcommandApp()
-    for name, command in COMMANDS.items():
-        app.command(_later(name, command), name=name)
-    complaint = io.StringIO()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return _overview
+    name, *words = _joined(arguments)
+    _check_names(name, words)
+    if name == "train" and _recipe_of_help(words):
+        return functools.partial(train.show_recipe, _recipe_of_help(words))
     try:
-        with contextlib.redirect_stderr(complaint):
-            return app.cli(
-                prog="openblip",
-                description="BLIP, maintained and complete: train it, use it, measure it. openblip COMMAND --help "
-                "says more; openblip --version is for reports of bugs.",
-                args=arguments or ["--help"],
+        # What tyro prints about a mistake goes nowhere: `refusal` says it.
+        with contextlib.redirect_stderr(io.StringIO()):
+            run, surplus = tyro.cli(
+                _later(name, COMMANDS[name]),
+                prog=f"openblip {name}",
+                args=words,
                 config=(tyro.conf.FlagCreatePairsOff,),
+                return_unknown_args=True,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_sentence(complaint.getvalue(), arguments[0])) from None
+        raise UserError(f"{refusal(name, COMMANDS[name], words)}; openblip {name} --help says more") from None
+    if surplus:
+        raise UserError(f"unrecognized arguments: {', '.join(surplus)}; openblip {name} --help says more")
+    return run
+
+
+def _overview() -> None:
+    """Print what `openblip --help` says: all commands in groups."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for group, commands in GROUPS.items():
+        table.add_row(f"\n{group}")
+        for command in commands:
+            summary = (inspect.getdoc(command) or "").partition("\n\n")[0].replace("\n", " ")
+            table.add_row(f"  {command.__name__.replace('_', '-')}", summary)
+    console = Console(highlight=False)
+    console.print("openblip COMMAND ...: train, use, bootstrap and evaluate BLIP and BLIP-2.")
+    console.print(table)
+    console.print("\nopenblip COMMAND --help says more; openblip --version is for bug reports.")
+
+
+def _asks_for_help(words: list[str]) -> bool:
+    return "-h" in words or "--help" in words
 
 
 def _joined(arguments: list[str]) -> list[str]:
     """A command of two words as one: "capfilt decide" is capfilt-decide."""
     name = "-".join(arguments[:2])
     return [name, *arguments[2:]] if name in COMMANDS else arguments
+
+
+def _recipe_of_help(arguments: list[str]) -> str:
+    """The recipe whose help is requested: `openblip train RECIPE --help`."""
+    named = arguments[:1]
+    wanted = {"-h", "--help"}.intersection(arguments)
+    return named[0] if wanted and named and not named[0].startswith("-") and not train.is_file(named[0]) else ""
 
 
 def _later(name: str, command: Callable[..., None]) -> Any:
@@ -148,32 +181,21 @@ def _later(name: str, command: Callable[..., None]) -> Any:
     return collect
 
 
-def _check_names(arguments: list[str]) -> None:
+def _check_names(name: str, words: list[str]) -> None:
     """Refuse unknown commands and options, naming the nearest, and name options that are missing."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        return
-    name, *rest = arguments
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
         raise UserError(f'unknown {kind} "{name}"{nearest(name, COMMANDS)}; openblip --help lists them')
-    if "-h" in rest or "--help" in rest:
+    if _asks_for_help(words):
         return
     options = {
         "--" + parameter.name.replace("_", "-"): parameter.default is parameter.empty
         for parameter in inspect.signature(COMMANDS[name]).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    given = {word.partition("=")[0].replace("_", "-") for word in rest if word.startswith("--") and word != "--"}
+    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--") and word != "--"}
     for option in sorted(given - options.keys()):
         raise UserError(f'openblip {name} has no option "{option}"{nearest(option, options)}')
     missing = [option for option, required in options.items() if required and option not in given]
     if missing:
         raise UserError(f"openblip {name} needs {' and '.join(missing)}; openblip {name} --help says more")
-
-
-def _sentence(box: str, command: str) -> str:
-    """The first paragraph of tyro's framed complaint, as a sentence."""
-    lines = [line.strip("│ ").strip() for line in box.split("\n") if not line.startswith(("╭", "╰"))]
-    ruled = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
-    text = " ".join(line for line in lines[:ruled] if line).rstrip(".")
-    return f"{text[:1].lower()}{text[1:]}; openblip {command} --help says more"

@@ -1,137 +1,113 @@
-"""The commands that put claims of the papers to the test: `experiments`, `compare`."""
+"""The command that puts claims of the papers to the test: `experiments`."""
 
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from openblip.cli.arguments import OptionalPath, Sets, person
-from openblip.core.errors import MissingExtra, UserError
+from openblip.core.errors import UserError
 
-__all__ = ["compare", "experiments"]
+if TYPE_CHECKING:
+    from openblip.report import Report
+
+__all__ = ["experiments"]
+
+Name = Literal["capfilt", "blip2", "compare", "pointing", "openstax", "openstax-web", "openstax-filter", "easyvqa"]
 
 
 def experiments(
-    name: Annotated[Positional[Literal["capfilt", "blip2"]], arg(help_behavior_hint="")],
+    name: Annotated[Positional[Name], arg(help_behavior_hint="")],
     /,
     *,
     out: OptionalPath = None,
     seeds: int = 3,
     quick: bool = False,
     tower: OptionalPath = None,
+    data: OptionalPath = None,
     set: Sets = (),
+    store: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
 ) -> None:
-    """Put a paper's claims to the test in the drawn world, over seeds; ends with tables and a page.
+    """Put a paper's claims to the test in the scene world, or train and measure on small real data, over seeds.
 
     Args:
         name: capfilt: noisy pairs, captioner, filter, both; nucleus against beam; tuned apart against tied. blip2:
             with and without stage 1, its objectives, queries, both kinds of language model, zero-shot answers.
-        out: folder of the experiment; left out, runs/experiments/NAME. The same command goes on in it.
-        seeds: how often all is done anew.
+            compare: BLIP beside BLIP-2 on the same images, with the models of blip2. pointing: Grad-CAM maps.
+            openstax, openstax-web, openstax-filter, easyvqa: real data (docs/real-data.md, docs/vqa.md).
+        out: folder of the experiment; left out, its own in runs/experiments. The same command resumes in it.
+        seeds: how often everything is repeated.
         quick: the smallest form, to see that it runs; it shows nothing.
-        tower: blip2: folder of a BLIP model whose vision tower is frozen, such as runs/demo/pretrain/model; left
-            out, a short one is trained first.
+        tower: blip2 and compare: folder of a BLIP model whose vision tower is frozen, such as
+            runs/demo/pretrain/model; left out, a short one is trained first.
+        data: the folder that holds the real data sets; left out, that of the environment variable OPENBLIP_REAL.
+        store: write the result to this file too, and print its tables in Markdown.
     """
-    from openblip.core.config import override
-    from openblip.report import write_report
-
-    if tower is not None and name != "blip2":
-        raise UserError("--tower is of the experiment blip2")
-    folder = out or Path("runs/experiments") / (name + "-quick" * quick)
-    if name == "capfilt":
-        from openblip.experiments import capfilt
-        from openblip.experiments.page import capfilt_page
-
-        settings = override(capfilt.QUICK if quick else capfilt.CapFiltExperiment(), set)
-        result = capfilt.run_experiment(folder, settings, seeds=_checked(seeds), on_stage=_say)
-        page = capfilt_page(result)
-    else:
-        from openblip.experiments.blip2 import run_blip2_experiment
-        from openblip.experiments.blip2_page import blip2_page
-
-        chosen = _blip2_settings(quick, tower, set)
-        result = run_blip2_experiment(folder, chosen, seeds=_checked(seeds), on_stage=_say)
-        page = blip2_page(result)
-    write_report(folder / "report.html", page)
-    _tell(result, folder / "report.html")
-
-
-def compare(
-    *,
-    out: OptionalPath = None,
-    seeds: int = 3,
-    quick: bool = False,
-    tower: OptionalPath = None,
-    set: Sets = (),
-) -> None:
-    """Put BLIP beside BLIP-2 on the same pictures: cost of a step, captions, retrieval, zero-shot answers.
-
-    Args:
-        out: folder; left out, that of `openblip experiments blip2`, whose models are taken.
-        seeds: how often all is done anew.
-        quick: the smallest form, to see that it runs; it shows nothing.
-        tower: as for `openblip experiments blip2`.
-    """
-    from openblip.experiments.compare import compare_models
-    from openblip.experiments.compare_page import compare_page
-    from openblip.report import write_report
-    from openblip.report.figures import save_figures
-
-    folder = out or Path("runs/experiments") / ("blip2" + "-quick" * quick)
-    result = compare_models(folder, _blip2_settings(quick, tower, set), seeds=_checked(seeds), on_stage=_say)
-    page = compare_page(result)
-    write_report(folder / "compare.html", page)
-    with suppress(MissingExtra):
-        save_figures(page, folder / "figures", file_format="png")
-    _tell(result, folder / "compare.html")
-
-
-def _blip2_settings(quick: bool, tower: Path | None, set: tuple[str, ...]) -> Any:
-    from openblip.core.config import override
-    from openblip.experiments.blip2 import QUICK, Blip2Experiment
-
-    base = QUICK if quick else Blip2Experiment()
-    return override(replace(base, tower="" if tower is None else str(tower)), set)
-
-
-def _checked(seeds: int) -> int:
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {seeds}")
-    return seeds
+    if tower is not None and name not in ("blip2", "compare"):
+        raise UserError("--tower is of the experiments blip2 and compare")
+    if store is not None and (quick or set):
+        raise UserError("only the experiment as it is described is stored; leave out --quick, --set or --store")
+    from openblip.core.config import override
+    from openblip.core.files import write_json
+    from openblip.experiments.catalogue import EXPERIMENTS
+    from openblip.experiments.real import find_data
+    from openblip.report import save_figures, write_report
+
+    if data is not None and not EXPERIMENTS[name].data:
+        raise UserError(f"--data is of experiments on real data; {name} makes its own")
+    made = EXPERIMENTS[name]
+    settings: Any = made.quick if quick else made.settings
+    if tower is not None:
+        settings = replace(settings, tower=str(tower))
+    folder = out or Path("runs/experiments") / (made.folder + "-quick" * quick)
+    more = {"data": find_data(made.data, data)} if made.data else {}
+    result = made.run(folder, override(settings, set), seeds=seeds, on_stage=_say if person() else None, **more)
+    write_json(folder / f"{made.files}results.json", result)
+    page = made.page(result) if made.page is not None else None
+    if page is not None:
+        write_report(folder / f"{made.files}report.html", page)
+        if made.figures:
+            save_figures(page, folder / f"{made.files}figures")
+    if store is not None:
+        _store(result, page, store)
+    elif not person():
+        print(json.dumps(result["mean"] if page is not None else result))
+    elif made.table is not None:
+        print(made.table(result))
+    else:
+        for table in result["mean"].values():
+            _show(table)
+    if person():
+        print(f"The result is in {folder}")
 
 
-def _tell(result: dict[str, Any], page: Path) -> None:
-    """The tables for a person, one line of JSON for a program."""
-    if not person():
-        print(json.dumps(result["mean"]))
-        return
-    for table in result["mean"].values():
-        _show(table)
-    print(f"The page is in {page}")
+def _store(result: dict[str, Any], page: Report | None, file: Path) -> None:
+    from openblip.experiments.storing import store, tables
+
+    store(result, file)
+    if page is not None:
+        print("\n".join(f"- {line}" for line in page.summary))
+        print("\n\n".join("\n".join(lines) for lines in tables(page)))
 
 
 def _say(stage: str) -> None:
-    if person():
-        print(f"[{stage}]", flush=True)
+    print(f"[{stage}]", flush=True)
 
 
 def _show(rows: dict[str, dict[str, list[float | None]]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from openblip.experiments.labels import label
+    from openblip.report import Column, Table, print_table
 
-    table = Table()
-    table.add_column("measure")
-    for name in rows:
-        table.add_column(name, justify="right")
-    for measure in dict.fromkeys(measure for numbers in rows.values() for measure in numbers):
-        cells = []
-        for numbers in rows.values():
-            mean, spread = numbers.get(measure, [None, None])
-            cells.append("" if mean is None else f"{mean:.3f}" + (f" ±{spread:.3f}" if spread is not None else ""))
-        table.add_row(measure, *cells)
-    Console().print(table)
+    def shown(mean: float | None, spread: float | None) -> str:
+        return "" if mean is None else f"{mean:.3f}" + (f" ±{spread:.3f}" if spread is not None else "")
+
+    names = dict.fromkeys(name for values in rows.values() for name in values)
+    cells = [[label(name), *(shown(*values.get(name, (None, None))) for values in rows.values())] for name in names]
+    columns = [Column(name="metric"), *(Column(name=name, align="right") for name in rows)]
+    print_table(Table(columns=columns, rows=cells))

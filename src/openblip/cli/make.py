@@ -24,7 +24,7 @@ def tokenizer(data: Data = (), /, *, out: Folder, vocab_size: int = 8000, keep_c
     """
     from openblip.core.tokenizer import TextTokenizer
     from openblip.data.sources.open import open_source
-    from openblip.tasks.run import training_texts
+    from openblip.tasks.vocabulary import training_texts
 
     need(data, "the data whose captions are learned from: a folder, a captions file, tars, hf:NAME or world:train")
     texts = training_texts([open_source(spec) for spec in data], clean="spaces", limit=10**9)

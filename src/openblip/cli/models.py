@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -23,46 +23,23 @@ def info(source: Source, /, *, tokenizer: Tokenizer = None, heads: Heads = ()) -
     Args:
         source: a folder of ours or of transformers, a checkpoint of the original or of LAVIS, or a hub name.
     """
-    from openblip.checkpoints.recognise import describe
-    from openblip.checkpoints.store import open_model
-    from openblip.cli.blip2 import describe_blip2
-    from openblip.core.config import to_dict
-    from openblip.models.blip2 import Blip2
+    from openblip.checkpoints.store import family, model_facts, open_model
 
     stored = open_model(source, tokenizer=tokenizer, heads=heads)
-    if isinstance(stored.model, Blip2):
-        print(json.dumps(describe_blip2(stored), indent=2, ensure_ascii=False))
-        return
-    model, config = stored.model, stored.model.config
-    vision, text = config.vision, config.text
-    parts = {
-        "vision tower": [model.vision],
-        "text": [part for name, part in model.named_children() if name.startswith("text_") and "proj" not in name],
-    }
-    counts = {name: _count(modules) for name, modules in parts.items()}
-    described: dict[str, Any] = {
-        "is": describe(config),
-        "can": _abilities(model),
-        "parameters": _count([model]),
-        "parameters_by_part": counts,
-        "vocab_size": stored.tokenizer.vocab_size,
-        "ignored_keys": stored.ignored,
-        "model": to_dict(config),
-        "info": stored.info,
-    }
+    facts = model_facts(stored)
     if not person():
-        print(json.dumps(described, indent=2, ensure_ascii=False))
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    height, width = vision.pixels
+    frozen = facts.get("frozen", {}).items()
     rows = {
-        "is": describe(config),
-        "can": ", ".join(described["can"]),
-        "parameters": f"{described['parameters']:,}",
-        **{f"  of the {name}": f"{count:,}" for name, count in counts.items()},
-        "pictures": f"{height} x {width} pixels, patches of {vision.patch_size}",
-        "vision tower": f"{vision.width} wide, {vision.depth} deep, {vision.num_heads} heads",
-        "text": f"{text.width} wide, {text.depth} deep, {text.num_heads} heads, up to {text.max_positions} tokens",
-        "vocabulary": f"{stored.tokenizer.vocab_size:,} tokens",
+        "is": facts["is"],
+        "can": ", ".join(facts["can"]),
+        "parameters": f"{facts['parameters']:,}",
+        **({"  trained": f"{facts['trained_parameters']:,}"} if "trained_parameters" in facts else {}),
+        **{f"  of the {name}": f"{count:,}" for name, count in facts["parameters_by_part"].items()},
+        **family(stored).sizes(stored.model.config),
+        **{f"frozen {name}": f"{part['source']} ({part['fingerprint']})" for name, part in frozen},
+        "vocabulary": f"{stored.tokenizer.vocab_size:,} tokens" if stored.tokenizer is not None else "none",
         "keys not needed": f"{len(stored.ignored)}: {', '.join(stored.ignored[:4])}" if stored.ignored else "none",
         **{name: str(value) for name, value in stored.info.items()},
     }
@@ -108,23 +85,3 @@ def convert(
     print(f"{describe(stored.model.config)} is in {written}{told}")
     if push is not None:
         print(f"it is at {push_folder(written, push)}")
-
-
-def _count(modules: list[Any]) -> int:
-    """Parameters of modules, each shared one once."""
-    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
-
-
-def _abilities(model: Any) -> list[str]:
-    from openblip.models.blip import Blip
-    from openblip.models.dual import BlipDual
-    from openblip.models.vqa import BlipVqa
-
-    if isinstance(model, BlipVqa):
-        return ["ask"]
-    if isinstance(model, BlipDual):
-        return ["embed"]
-    if not isinstance(model, Blip):
-        return ["judge"]
-    matching = ["match", "embed", "retrieve"] if model.config.encoder else []
-    return (["caption"] if model.config.decoder else []) + matching

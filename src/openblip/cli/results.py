@@ -52,12 +52,12 @@ def open_predictor(
     import torch
 
     from openblip.core.runtime import usable_cores
-    from openblip.tasks.predictor import Predictor
+    from openblip.tasks.load import load
 
     check_counts(batch_size=batch_size)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    return Predictor.load(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
+    return load(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
 
 def each_batch(
@@ -194,12 +194,6 @@ def read_lines(file: Path, what: str) -> list[str]:
 
 def show_table(title: str, columns: tuple[str, str], rows: dict[str, str]) -> None:
     """Two columns on a terminal."""
-    from rich.console import Console
-    from rich.table import Table
+    from openblip.report import Column, Table, print_table
 
-    table = Table(title=title, title_justify="left")
-    table.add_column(columns[0], no_wrap=True)
-    table.add_column(columns[1])
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console().print(table)
+    print_table(Table(title=title, columns=[Column(name=name) for name in columns], rows=list(rows.items())))

@@ -1,117 +1,206 @@
-"""Commands that train: `pretrain` and `finetune`."""
+"""Commands that train: `train` for every run, `recipes` for the catalogue."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Config, Data, Folder, Model, Sets, Tokenizer, Validation, need
+from openblip.cli.arguments import Data, Folder, Sets, Validation, need
+from openblip.core.errors import UserError
 
 if TYPE_CHECKING:
-    from openblip.tasks.run import RunConfig
+    from openblip.recipes.catalogue import Recipe
+    from openblip.tasks.config import RunConfig
 
-__all__ = ["finetune", "pretrain"]
+__all__ = ["check_train", "is_file", "recipes", "show_recipe", "train"]
 
 WHAT_DATA = (
-    "the data: a folder of pictures with .txt files, a captions file, tars, hf:NAME, or world:train to try it out"
+    "the data: a folder of images with .txt files, a captions file, tars, hf:NAME, or world:train to try it out"
 )
+Start = Annotated[
+    str | None,
+    arg(metavar="MODEL", help="the model to start from, or a size to train from scratch", help_behavior_hint=""),
+]
+Place = Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")]
+Steps = Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")]
 
 
-def pretrain(
+def train(
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help_behavior_hint="")],
     data: Data = (),
     /,
     *,
     out: Folder,
-    size: Literal["nano", "micro", "base", "large"] = "micro",
-    steps: int = 1000,
+    model: Start = None,
     validation: Validation = (),
-    config: Config = None,
+    steps: Steps = None,
+    tokenizer: Place = None,
+    vision: Place = None,
+    language: Place = None,
     set: Sets = (),
     resume: bool = False,
 ) -> None:
-    """Train a BLIP model from images with captions: ITC + ITM + LM.
+    """Train a model by a recipe: pre-training and fine-tuning, of BLIP and of BLIP-2.
 
     Args:
+        recipe: a name of `openblip recipes`, or a TOML or JSON file of settings (every run writes config.json).
         data: folders, captions files, tars, hf:NAME or world:SPLIT; settings follow a question mark, as in
             "a.jsonl?text_column=alt".
-        out: folder of the run, a new one or with --resume; the model will be in FOLDER/model.
-        size: base and large are the paper's, nano and micro are for few pictures and no GPU.
-        steps: of nano and micro; base and large train for 20 epochs (--set train.epochs=...).
-        resume: go on from the newest checkpoint in the run's folder.
-    """
-    from openblip.recipes import blip_pretrain, small_pretrain
-
-    if config is not None:
-        _train(_from_file(config, data, validation), set, out, resume=resume, title="pre-training")
-        return
-    need(data, WHAT_DATA)
-    if size in ("base", "large"):
-        recipe = blip_pretrain(data, size=size, validation=validation)
-    else:
-        recipe = small_pretrain(data, size=size, validation=validation, steps=steps)
-    _train(recipe, set, out, resume=resume, title="pre-training")
-
-
-def finetune(
-    task: Annotated[Positional[Literal["caption", "retrieval", "vqa"]], arg(help_behavior_hint="")],
-    data: Data = (),
-    /,
-    *,
-    model: Model,
-    tokenizer: Tokenizer = None,
-    out: Folder,
-    validation: Validation = (),
-    config: Config = None,
-    set: Sets = (),
-    resume: bool = False,
-) -> None:
-    """Fine-tune a model to caption (LM), for retrieval (ITC + ITM with image ids), or to answer questions (vqa).
-
-    Args:
-        task: what for.
-        data: as for pretrain; for vqa with columns "question" and "answer", see docs/vqa.md.
-        out: folder of the run, a new one or with --resume; the last model will be in FOLDER/model, with
-            --validation the best one in FOLDER/best.
-        resume: go on from the newest checkpoint in the run's folder.
+        out: folder of the run, a new one or with --resume; the model will be in FOLDER/model, with --validation
+            and a recipe that monitors a metric the best one in FOLDER/best.
+        steps: steps of the optimizer, in place of the recipe's length.
+        tokenizer: a folder or hub name, or "train" to learn one from the captions.
+        vision: BLIP-2's frozen tower: timm:NAME, hf:NAME or openblip:FOLDER, with @1 read before its last block.
+        language: BLIP-2's frozen language model: a folder or hub name of transformers.
+        resume: continue from the newest checkpoint in the run's folder.
     """
     from dataclasses import replace
 
-    from openblip.recipes import caption_finetune, retrieval_finetune, vqa_finetune
-
-    title = f"fine-tuning ({task})"
-    if config is not None:
-        made = replace(_from_file(config, data, validation), model=model)
-    else:
-        need(data, WHAT_DATA)
-        recipes = {"caption": caption_finetune, "retrieval": retrieval_finetune, "vqa": vqa_finetune}
-        made = recipes[task](data, model=model, validation=validation)
-    if tokenizer is not None:
-        made = replace(made, tokenizer=tokenizer)
-    _train(made, set, out, resume=resume, title=title)
-
-
-def _from_file(file: Path, data: tuple[str, ...], validation: tuple[str, ...]) -> RunConfig:
-    """The configuration in `file`; data named on the command line stand in place of its own."""
-    from dataclasses import replace
-
-    from openblip.tasks.run import as_sources, load_run_config
-
-    config = load_run_config(file)
-    if data:
-        config = replace(config, sources=as_sources(data))
-    return replace(config, validation=as_sources(validation)) if validation else config
-
-
-def _train(config: RunConfig, settings: tuple[str, ...], out: Path, *, resume: bool, title: str) -> None:
     from openblip.core.config import override
-    from openblip.tasks.run import run_training
+    from openblip.recipes.catalogue import recipe_named
 
-    result = run_training(override(config, settings), out, resume=resume, title=title)
+    if is_file(recipe):
+        named = {"model": model, "vision": vision, "language": language, "steps": steps}
+        config = _from_file(Path(recipe), data, validation, named)
+    else:
+        found = recipe_named(recipe)
+        options = {"model": model, "validation": validation, "vision": vision, "language": language}
+        config = found.config(data, steps=steps, **options)
+    if tokenizer is not None:
+        config = replace(config, tokenizer=tokenizer)
+    _run(override(config, set), out, resume=resume, title=Path(recipe).stem)
+
+
+def is_file(recipe: str) -> bool:
+    """Whether a recipe is given as a file of settings, and not by its name."""
+    return Path(recipe).suffix in (".toml", ".json") or "/" in recipe
+
+
+def _from_file(file: Path, data: tuple[str, ...], validation: tuple[str, ...], named: dict[str, Any]) -> RunConfig:
+    """The configuration in `file`; what the command line names stands in place of its own."""
+    from dataclasses import replace
+
+    from openblip.checkpoints.blip2_parts import as_language, as_tower
+    from openblip.tasks.config import load_run_config
+
+    config = load_run_config(file, data=data, validation=validation)
+    if named["model"] is not None:
+        config = replace(config, model=named["model"])
+    if named["vision"] is not None:
+        config = replace(config, vision=as_tower(named["vision"]))
+    if named["language"] is not None:
+        config = replace(config, language=as_language(named["language"]))
+    if named["steps"] is not None:
+        config = replace(config, train=replace(config.train, max_steps=named["steps"]))
+    return config
+
+
+def _run(config: RunConfig, out: Path, *, resume: bool, title: str) -> None:
+    from openblip.tasks.training import run_training
+
+    result = run_training(config, out, resume=resume, title=title)
     if int(os.environ.get("RANK", "0")) != 0:
         return
     print(f"The model is in {out / 'model'}; its curves: openblip report {out}")
     if result.best:
         print(f"The best one ({result.best['name']} {result.best['value']:.4g}) is in {out / 'best'}")
+
+
+def recipes() -> None:
+    """List the recipes of `openblip train`; openblip train RECIPE --help shows the settings of one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from openblip.recipes.catalogue import RECIPES
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "trains", "settings of"):
+        table.add_column(column)
+    for recipe in RECIPES.values():
+        table.add_row(recipe.name, recipe.summary, recipe.source.partition(",")[0])
+    Console().print(table)
+    print("\nopenblip train RECIPE --help shows a recipe's options and settings.")
+
+
+def show_recipe(name: str) -> None:
+    """Print what a recipe takes and sets, as `openblip train NAME --help` does."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from openblip.core.config import to_dict
+    from openblip.recipes.catalogue import recipe_named
+    from openblip.tasks.config import RunConfig, foreign_settings
+
+    recipe = recipe_named(name)
+    config = _example(recipe)
+    usual = _flat(to_dict(RunConfig(sources=config.sources, family=config.family, prompt=config.prompt)))
+    values = _flat(to_dict(config))
+    console = Console(highlight=False)
+    console.print(f"openblip train {name} DATA ... --out FOLDER [options]\n")
+    console.print((inspect.getdoc(recipe.make) or "").partition("\n\n")[0].replace("\n", " "))
+    console.print(f"Settings from {recipe.source}.\n")
+    options = Table(box=None, pad_edge=False, show_header=False)
+    for option, default in recipe.options.items():
+        shown = "(required)" if default is inspect.Parameter.empty else f"(default: {_shown(default)})"
+        options.add_row(f"  --{option}", shown)
+    if "steps" not in recipe.options:
+        options.add_row("  --steps", "(default: the epochs or steps below)")
+    options.add_row("  --tokenizer, --set NAME=VALUE, --resume", "as of every recipe: openblip train --help")
+    console.print(options)
+    left_out = {"sources", "validation", "model", *foreign_settings(config.family)}
+    table = Table(title="\nsettings (--set NAME=VALUE)", title_justify="left", box=None, pad_edge=False)
+    for column in ("name", "value", "default of other runs"):
+        table.add_column(column)
+    for key, value in sorted(values.items(), key=lambda item: (item[1] == usual.get(item[0]), item[0])):
+        if key.partition(".")[0] not in left_out:
+            same = value == usual.get(key)
+            table.add_row(key, _shown(value), "" if same else _shown(usual.get(key)), style="dim" if same else None)
+    console.print(table)
+
+
+def _example(recipe: Recipe) -> RunConfig:
+    """The recipe's configuration for data and models that need not exist."""
+    needed: dict[str, Any] = {
+        name: "MODEL" for name, default in recipe.options.items() if default is inspect.Parameter.empty
+    }
+    return recipe.config(("DATA",), **needed)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return '""' if value == "" else ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def check_train(recipe: str, given: dict[str, Any]) -> None:
+    """Refuse a recipe that does not exist or lacks an option that it needs, without importing torch.
+
+    Args:
+        given: the other arguments of `train` that were given.
+
+    Raises:
+        UserError: see above.
+    """
+    from openblip.core.places import check_config_file
+    from openblip.recipes.catalogue import recipe_named
+
+    if is_file(recipe):
+        check_config_file(Path(recipe))
+        return
+    if Path(recipe).exists():
+        raise UserError(
+            f"the first argument of train is a recipe (openblip recipes lists them), and {recipe} is data"
+        )
+    needed = recipe_named(recipe).needs
+    if missing := [name for name in needed if name not in given]:
+        raise UserError(f"openblip train {recipe} needs --{missing[0]}; openblip train {recipe} --help says more")
+    need(given.get("data", ()), WHAT_DATA)

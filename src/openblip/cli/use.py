@@ -182,19 +182,17 @@ def ask(
     from dataclasses import replace
 
     from openblip.data.pictures import find_pictures
-    from openblip.tasks.blip2.predictor import Blip2Predictor
 
     config = _decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
     candidates = None if answers is None else read_lines(answers, "answers to choose from")
     found = find_pictures(pictures)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
-    by_language_model = isinstance(predictor, Blip2Predictor)
-    if prompt is not None and not (by_language_model and "{}" in prompt):
+    usual = predictor.adapter
+    if prompt is not None and not (usual.question_prompt and "{}" in prompt):
         raise UserError(
             '--prompt tells BLIP-2\'s language model a question, with {} in its place: "Question: {} Answer:"'
         )
-    usual = 0.0 if by_language_model else 1.0
-    penalty = usual if length_penalty is None else length_penalty
+    penalty = usual.answering.length_penalty if length_penalty is None else length_penalty
     how: dict[str, Any] = {"config": replace(config, length_penalty=penalty), "keep": keep}
     if prompt is not None:
         how["prompt"] = prompt
@@ -332,7 +330,7 @@ def evaluate(
     """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy; accuracy of answers.
 
     Args:
-        data: image-text data, as for pretrain; for a VQA model questions with answers, as for finetune vqa.
+        data: image-text data, as for train; for a VQA model questions with answers.
         samples: pictures to use, from the first.
         rerank: candidates that ITM reads for each query; 0 leaves re-ranking out.
         beams: of the captions, or answers.
@@ -343,43 +341,32 @@ def evaluate(
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
     from openblip.data.measured import Measured
-    from openblip.generation.types import DecodeConfig
-    from openblip.models.blip2 import Blip2
-    from openblip.models.vqa import BlipVqa
     from openblip.tasks.answering import MAX_LENGTH
-    from openblip.tasks.blip2.measure import evaluate_any_blip2
-    from openblip.tasks.predictor import Predictor
-    from openblip.tasks.run import RunConfig, as_sources, evaluate_model
+    from openblip.tasks.config import RunConfig, as_sources
+    from openblip.tasks.load import load
+    from openblip.tasks.registry import task_of
+    from openblip.tasks.training import evaluate_model
 
-    predictor = Predictor.load(model, tokenizer=tokenizer, device=device, dtype="float32")
-    measured = Measured()
-    if isinstance(predictor.model, Blip2):
-        numbers, records = evaluate_any_blip2(
-            predictor,
-            data,
-            samples=samples,
-            rerank_k=rerank,
-            decode=_decoding(beams, 1, max_new_tokens=max_new_tokens),
-            measured=measured,
-        )
-        _report_measures(model, data, samples, numbers, records, measured, out)
-        return
-    asks = isinstance(predictor.model, BlipVqa)
-    candidates = predictor.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
+    predictor = load(model, tokenizer=tokenizer, device=device, dtype="float32")
+    adapter, task = predictor.adapter, task_of(predictor.adapter)
+    asks = task == "answering"
+    candidates = adapter.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
+    least = 0 if asks else min(2, adapter.captioning.min_new_tokens)
     config = RunConfig(
+        family=adapter.family,
+        task=task,
         sources=as_sources(data),
         validation=as_sources(data),
         validation_samples=samples,
         rerank_k=rerank,
-        prompt=predictor.prompt,
-        max_length=min(MAX_LENGTH if asks else 64, predictor.model.config.text.max_positions),
-        clean=predictor.info.get("clean", "simplify"),
-        decode=DecodeConfig(num_beams=beams, max_new_tokens=max_new_tokens, min_new_tokens=0 if asks else 2),
+        prompt=adapter.question_prompt if asks else adapter.prompt,
+        max_length=min(MAX_LENGTH if asks else 64, adapter.max_positions),
+        clean=adapter.info.get("clean", "simplify"),
+        decode=_decoding(beams, 1, max_new_tokens=max_new_tokens, min_new_tokens=least),
     )
-    numbers, records = evaluate_model(
-        config, predictor.model, predictor.tokenizer, answers=candidates, measured=measured
-    )
-    _report_measures(model, data, samples, numbers, records, measured, out)
+    measured = Measured()
+    metrics, records = evaluate_model(config, adapter, answers=candidates, measured=measured)
+    _report_measures(model, data, samples, metrics, records, measured, out)
 
 
 def _report_measures(

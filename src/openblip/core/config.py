@@ -12,7 +12,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -21,7 +21,17 @@ from openblip.core.files import write_json
 from openblip.core.places import check_config_file
 from openblip.core.text import read_json, read_text
 
-__all__ = ["differences", "from_dict", "load", "override", "read_table", "save", "to_dict"]
+__all__ = [
+    "differences",
+    "from_dict",
+    "keep_settings",
+    "load",
+    "override",
+    "read_table",
+    "refuse_others",
+    "save",
+    "to_dict",
+]
 
 Config = TypeVar("Config")
 
@@ -151,7 +161,7 @@ def save(config: Any, path: Path | str) -> None:
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
-    """Apply `["train.lr=1e-4", ...]`; values are read as JSON, else as strings."""
+    """Apply `["train.lr=1e-4", ...]`; a value is read as JSON, as text, or as items between commas, as fits."""
     data = to_dict(config)
     for assignment in assignments:
         dotted, separator, text = assignment.partition("=")
@@ -166,8 +176,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         if last not in table:
             raise UserError(f'unknown setting "{dotted}"{nearest(last, table)}')
         error: UserError | None = None
-        # A text may look like a number: after the value is read as JSON it is tried as it was written.
-        for value in (_parse(text.strip()), text.strip()):
+        for value in _readings(text.strip()):
             table[last] = value
             try:
                 config = from_dict(type(config), data)
@@ -178,6 +187,16 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             assert error is not None
             raise error
     return config
+
+
+def _readings(text: str) -> Iterator[Any]:
+    """What a value may mean, the likeliest first: a text may look like a number, and "0" mean false."""
+    yield _parse(text)
+    yield text
+    if text in ("0", "1"):
+        yield text == "1"
+    if not text.startswith("["):
+        yield [part for part in text.split(",") if part]
 
 
 def _parse(text: str) -> Any:
@@ -200,3 +219,25 @@ def differences(old: Any, new: Any, *, where: str = "") -> list[str]:
             found += differences(old.get(key), new.get(key), where=path)
         return found
     return [] if old == new else [f"{where}: {old!r} -> {new!r}"]
+
+
+def keep_settings(path: Path, config: Any, what: str) -> None:
+    """Write the settings of `what` to the file `path`, or check that the file holds the same ones.
+
+    Raises:
+        UserError: it holds other settings.
+    """
+    if path.exists():
+        refuse_others(path.parent, read_json(path), config, what)
+    else:
+        save(config, path)
+
+
+def refuse_others(folder: Path, kept: Any, config: Any, what: str) -> None:
+    """Check that the settings `kept` in a folder are those of `config`.
+
+    Raises:
+        UserError: they differ; names the first difference.
+    """
+    if changed := differences(kept, config):
+        raise UserError(f"{folder} holds {what} with other settings ({changed[0]}); choose another folder (--out)")

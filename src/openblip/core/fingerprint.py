@@ -1,21 +1,62 @@
-"""Tells one set of weights from another without reading all of it."""
+"""Digests that tell one thing from another: weights, data, images. All are BLAKE2b, in hexadecimal."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import numpy as np
 
-__all__ = ["fingerprint"]
+if TYPE_CHECKING:
+    from torch import Tensor  # data are opened without torch
+
+__all__ = ["Digest", "fingerprint", "short_hash"]
 
 _BEGINNING = 64
 
 
-def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
-    """A digest of names, shapes and the beginning of each tensor, in hexadecimal; the order counts."""
-    digest = hashlib.blake2b(digest_size=16)
+def short_hash(data: Any) -> str:
+    """16 hex digits that tell bytes (or any buffer) from others."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def fingerprint(named: Iterable[tuple[str, Tensor]], *, config: Any = None, whole: bool = False) -> str:
+    """32 hex digits that tell one set of weights from another; the order counts.
+
+    Args:
+        config: plain data that counts too.
+        whole: read every value; otherwise names, shapes and the beginning of each tensor stand for it, which is
+            enough to tell a model from one trained apart from it, and takes no time.
+    """
+    digest = hashlib.blake2b(b"" if config is None else json.dumps(config, sort_keys=True).encode(), digest_size=16)
     for name, tensor in named:
-        beginning = tensor.detach().reshape(-1)[:_BEGINNING].float().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + beginning.numpy().tobytes())
+        values = tensor.detach().reshape(-1)[: None if whole else _BEGINNING].float().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+class Digest:
+    """A hash that takes plain values, bytes and arrays; what was added apart cannot run together."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, *values: Any) -> None:
+        """Add plain values."""
+        self.raw(json.dumps(values, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
+
+    def raw(self, data: Any) -> None:
+        """Add bytes, or a buffer of bytes."""
+        self._hash.update(len(data).to_bytes(8, "little"))
+        self._hash.update(data)
+
+    def numbers(self, values: np.ndarray) -> None:
+        """Add an array, whatever integers it is made of."""
+        self.raw(np.ascontiguousarray(values, dtype="<i8").tobytes())
+
+    def value(self) -> str:
+        """The digest, 32 hex digits."""
+        return self._hash.hexdigest()

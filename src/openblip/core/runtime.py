@@ -26,7 +26,6 @@ __all__ = [
     "average",
     "choose_device",
     "gather",
-    "gather_with_grad",
     "is_main",
     "machine",
     "rank",
@@ -77,27 +76,6 @@ def whole(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-class _GatherWithGrad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return gather(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad.chunk(world_size())[rank()]
-
-
-def gather_with_grad(tensor: Tensor) -> Tensor:
-    """Concatenate [B, ...] over ranks to [W * B, ...]; each rank's slice receives the gradients of all ranks.
-
-    Data-parallel training averages gradients over ranks, so the loss each rank computes must be the mean
-    over its own rows for the result to equal one process with the whole batch.
-    """
-    return tensor if world_size() == 1 else _GatherWithGrad.apply(tensor)
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -10,7 +10,6 @@ sample is requested), S side in pixels.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from openblip.core.files import append_jsonl
+from openblip.core.fingerprint import short_hash
 
 if TYPE_CHECKING:
     import torch
@@ -183,8 +183,7 @@ class Batch:
 
 def stable_id(name: str) -> int:
     """Return a 63-bit hash of `name` that is the same in every process and on every machine."""
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return int(short_hash(name.encode("utf-8", "surrogatepass")), 16) >> 1
 
 
 def collate(rows: Iterable[tuple[Sample, Tensor, tuple[str, ...]]]) -> Batch:

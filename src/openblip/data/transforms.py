@@ -1,6 +1,6 @@
 """Image and caption transforms of the papers, as pure functions of their input and a random generator.
 
-Pictures come in as RGB images and leave as uint8 [3, H, W]; the model's side calls `normalize` on the device,
+Pictures come in as RGB images and leave as uint8 [3, H, W]; the model normalises them on the device,
 so that a quarter of the bytes travels. Every random choice comes from the generator that is passed in: the
 loader derives one for each position of the stream, and so an augmentation depends on nothing else.
 
@@ -24,8 +24,6 @@ from openblip.data.augment import COLOR_KEEPING_OPS, MAX_MAGNITUDE, REFERENCE_OP
 
 __all__ = [
     "COLOR_KEEPING_OPS",
-    "IMAGE_MEAN",
-    "IMAGE_STD",
     "REFERENCE_OPS",
     "ImageTransform",
     "ImageTransformConfig",
@@ -33,12 +31,8 @@ __all__ = [
     "clean_question",
     "evaluation_transform",
     "finetuning_transform",
-    "normalize",
     "pretraining_transform",
 ]
-
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _ASPECT = (3 / 4, 4 / 3)
 _CROP_TRIES = 10
@@ -156,28 +150,6 @@ def _resize(image: Image.Image, box: tuple[int, int, int, int] | None, size: tup
         return pixels.permute(2, 0, 1)
     channels_last = pixels.permute(2, 0, 1)[None]  # a view; the fast filter reads this layout
     return functional.interpolate(channels_last, size, mode="bicubic", antialias=True)[0]
-
-
-def normalize(
-    images: Tensor,
-    dtype: torch.dtype = torch.float32,
-    *,
-    mean: tuple[float, float, float] = IMAGE_MEAN,
-    std: tuple[float, float, float] = IMAGE_STD,
-) -> Tensor:
-    """Turn uint8 [B, 3, H, W] into normalised floats of the same shape, on the same device.
-
-    The arithmetic is float32 whatever `dtype` is; the result is rounded once. `mean` and `std` (of values from 0
-    to 1) are BLIP's, which are CLIP's; another frozen tower may want its own.
-    """
-    if images.dtype != torch.uint8:
-        raise ValueError(f"normalize takes uint8 pictures, not {images.dtype}")
-    # Filled on the device: numbers copied to it would make the host wait for all that it has still to do.
-    middle, spread = (
-        torch.cat([torch.full((1, 1, 1), value, device=images.device) for value in values]) * 255.0
-        for values in (mean, std)
-    )
-    return images.to(torch.float32).sub_(middle).div_(spread).to(dtype)
 
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")

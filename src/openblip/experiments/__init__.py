@@ -1,1 +1,1 @@
-"""Claims of the papers, put to the test in the drawn world, where the truth of every text is known."""
+"""Claims of the papers in the scene world, where the truth of every text is known; the demo; runs on real data."""

@@ -1,4 +1,4 @@
-"""Does BLIP-2 do what its paper claims? Questions over seeds, in the drawn world.
+"""Does BLIP-2 do what its paper claims? Questions over seeds, in the scene world.
 
     openblip experiments blip2      # writes runs/experiments/blip2/results.json and report.html
 
@@ -11,7 +11,7 @@
 
 The frozen parts are made once for all seeds: the tower of a BLIP, and language models that have seen text alone.
 Each seed has pictures of its own. Every training is done once, whatever builds on it, and every row of a table is
-written as soon as it is known; the same call goes on where it was stopped.
+written as soon as it is known; the same call resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.blip2_parts import as_language, open_language, open_language_tokenizer
-from openblip.checkpoints.blip2_store import StoredBlip2
-from openblip.core.files import read_jsonl, write_json
+from openblip.core.config import keep_settings
+from openblip.core.files import read_jsonl
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
-from openblip.experiments.common import Numbers, Tables, once, result_of, same_experiment, world_pretraining
 from openblip.experiments.judges import blip2_stages as world
 from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about, descriptions, guessing
+from openblip.experiments.presets import LEARNING_RATE, scene_blip
+from openblip.experiments.results import Numbers, Tables, result_of
+from openblip.experiments.stages import once, trained
 from openblip.models.qformer import QFormerConfig
 from openblip.objectives.blip2 import Stage1Config
-from openblip.tasks.blip2.build import open_blip2
-from openblip.tasks.blip2.config import Blip2RunConfig
-from openblip.tasks.blip2.recipes import SHORT_STAGE1
-from openblip.tasks.blip2.run import run_blip2
-from openblip.tasks.run import RunConfig, run_training
+from openblip.recipes.small import SHORT_STAGE1
+from openblip.tasks.config import RunConfig
+from openblip.tasks.families.blip2 import open_blip2
+from openblip.tasks.training import run_training
 
 __all__ = [
     "CURVES",
@@ -48,6 +49,7 @@ __all__ = [
     "First",
     "Second",
     "Seed",
+    "folder_name",
     "run_blip2_experiment",
 ]
 
@@ -73,7 +75,7 @@ class Blip2Experiment:
     stage1_steps: int = 250
     stage2_steps: int = 250
     batch_size: int = 64
-    learning_rate: float = 4e-3
+    learning_rate: float = LEARNING_RATE
 
 
 QUICK = Blip2Experiment(
@@ -130,16 +132,16 @@ _LOOKED_AT = 60
 def run_blip2_experiment(
     out: Path | str, config: Blip2Experiment, *, seeds: int = 3, on_stage: Tell | None = None
 ) -> dict[str, Any]:
-    """Run what is not done yet; writes results.json.
+    """Run what is not done yet.
 
     Returns:
-        as `experiments.common.result_of`, with "curves": of each seed, how stage 2 learned
+        as `experiments.results.result_of`, with "curves": of each seed, how stage 2 learned
 
     Raises:
         UserError: the folder holds an experiment with other settings.
     """
     out = Path(out)
-    same_experiment(out, config)
+    keep_settings(out / "experiment.json", config, "an experiment")
     tell = on_stage or (lambda _: None)
     tables: list[Tables] = []
     curves = []
@@ -149,9 +151,7 @@ def run_blip2_experiment(
         second = {name: seed.measured_second(name) for name in SECOND}
         tables.append({"stage 1": first, "stage 2": second, "language": seed.language_alone()})
         curves.append({name: seed.curve(name) for name in CURVES})
-    result = result_of(config, tables, curves=curves)
-    write_json(out / "results.json", result)
-    return result
+    return result_of(config, tables, curves=curves)
 
 
 class Seed:
@@ -165,6 +165,11 @@ class Seed:
         """Say what is done now."""
         self._tell(f"seed {self.number}: {what}")
 
+    def once(self, name: str, measure: Callable[[], Numbers]) -> Numbers:
+        """What the seed's file of this name holds; `measure` gives it the first time."""
+        found: Numbers = once(self.out / "results" / f"{name}.json", measure)
+        return found
+
     # Frozen parts, the same for all seeds -----------------------------------------------------------------
 
     @cached_property
@@ -172,25 +177,27 @@ class Seed:
         """The frozen vision tower, by its source."""
         if self.config.tower:
             return f"openblip:{self.config.tower}"
-        run = self.root / "tower"
-        if not (run / "model").exists():
+
+        def train(run: Path) -> None:
             self.tell("a BLIP for its vision tower")
-            made = self.world("train", self.root / "tower-world", seed=1)
-            run_training(
-                self.blip(made, self.config.tower_steps, seed=0), run, resume=True, title="BLIP", show=False
+            made = self.blip(
+                self.world("train", self.root / "tower-world", seed=1), self.config.tower_steps, seed=0
             )
-        return f"openblip:{run / 'model'}"
+            run_training(made, run, resume=True, title="BLIP", show=False)
+
+        return f"openblip:{trained(self.root / 'tower', train)}"
 
     def language(self, name: str) -> Path:
         """The folder of a language model that has seen text alone."""
-        run = self.root / f"language-{name}"
-        if not (run / "model").exists():
+
+        def train(run: Path) -> None:
             self.tell(f"a language model ({name}) from text alone")
             steps = self.config.language_steps[list(world.LANGUAGES).index(name)]
             world.train_world_language(
                 name, run, count=self.config.documents, steps=steps, batch_size=self.config.batch_size, show=False
             )
-        return run / "model"
+
+        return trained(self.root / f"language-{name}", train)
 
     # Pictures ---------------------------------------------------------------------------------------------
 
@@ -213,31 +220,33 @@ class Seed:
 
     def first(self, name: str) -> Path:
         """The model of a variant of stage 1, by its folder."""
-        run = self.out / "stage1" / _folder(name)
-        if not (run / "model").exists():
+
+        def train(run: Path) -> None:
             config = self.first_config(name)
             self.tell(f"stage 1, {name}")
-            run_blip2(config, run, resume=True, title="stage 1", show=False)
-        return run / "model"
+            run_training(config, run, resume=True, title="stage 1", show=False)
 
-    def first_config(self, name: str) -> Blip2RunConfig:
+        return trained(self.out / "stage1" / folder_name(name), train)
+
+    def first_config(self, name: str) -> RunConfig:
         """The run of a variant of stage 1."""
         variant = FIRST[name]
         made = self._run("stage1", self.config.stage1_steps, self._qformer(variant.queries), tower=self.tower)
         rate = self.config.learning_rate * variant.rate
-        return replace(made, objective=variant.objective, train=replace(made.train, learning_rate=rate))
+        return replace(made, stage1=variant.objective, train=replace(made.train, learning_rate=rate))
 
     def second(self, name: str) -> Path:
         """The model of a variant of stage 2, by its folder."""
-        run = self.out / "stage2" / _folder(name)
-        if not (run / "model").exists():
+
+        def train(run: Path) -> None:
             config = self.second_config(name)
             self.tell(f"stage 2, {name}")
             look = self._quick_look if name in CURVES else None
-            run_blip2(config, run, resume=True, title="stage 2", evaluator=look, show=False)
-        return run / "model"
+            run_training(config, run, resume=True, title="stage 2", evaluator=look, show=False)
 
-    def second_config(self, name: str) -> Blip2RunConfig:
+        return trained(self.out / "stage2" / folder_name(name), train)
+
+    def second_config(self, name: str) -> RunConfig:
         """The run of a variant of stage 2."""
         variant = SECOND[name]
         model = str(self.first(variant.first)) if variant.first else ""
@@ -248,7 +257,7 @@ class Seed:
         every = max(1, self.config.stage2_steps // 5) if name in CURVES else 0
         return replace(made, train=replace(made.train, evaluate_every_steps=every))
 
-    def _run(self, stage: Any, steps: int, qformer: QFormerConfig, **frozen: Any) -> Blip2RunConfig:
+    def _run(self, stage: Any, steps: int, qformer: QFormerConfig, **frozen: Any) -> RunConfig:
         config = self.config
         return world.world_run(
             stage, self.world("train"), features=self.features, steps=steps, qformer=qformer, seed=self.number,
@@ -260,8 +269,8 @@ class Seed:
 
     def blip(self, source: SourceConfig, steps: int, *, seed: int) -> RunConfig:
         """A BLIP from scratch, with the settings of the runs here."""
-        return world_pretraining(
-            source, size=self.config.tower_size, steps=steps, batch_size=self.config.batch_size,
+        return scene_blip(
+            (source,), size=self.config.tower_size, steps=steps, batch_size=self.config.batch_size,
             learning_rate=self.config.learning_rate, seed=seed,
         )  # fmt: skip
 
@@ -280,7 +289,7 @@ class Seed:
                 "query_likeness": world.query_likeness(stored, self.world("test"), count),
             }
 
-        return once(self.out / "results" / f"stage1-{_folder(name)}.json", measure)
+        return self.once(f"stage1-{folder_name(name)}", measure)
 
     def measured_second(self, name: str) -> Numbers:
         """Captions and zero-shot answers after a variant of stage 2, on the two splits."""
@@ -294,16 +303,16 @@ class Seed:
             likeness = {"query_likeness": world.query_likeness(stored, self.world("test"), count)}
             return found | likeness | {f"novel_{name}": new[name] for name in ("truth", "answers_all")}
 
-        return once(self.out / "results" / f"stage2-{_folder(name)}.json", measure)
+        return self.once(f"stage2-{folder_name(name)}", measure)
 
     def curve(self, name: str) -> dict[str, list[float]]:
         """A variant of stage 2 as it learned: steps, captions true, answers right."""
-        records = read_jsonl(self.out / "stage2" / _folder(name) / "metrics.jsonl")
+        records = read_jsonl(self.out / "stage2" / folder_name(name) / "metrics.jsonl")
         rows = [record for record in records if record["split"] == "eval"]
         return {key: [float(row[key]) for row in rows] for key in ("step", "truth", "answers_all")}
 
-    def _quick_look(self, stored: StoredBlip2) -> Numbers:
-        return world.measure_stage2(stored, self.world("val"), min(_LOOKED_AT, self.config.test_pictures))
+    def _quick_look(self, adapter: Any) -> Numbers:
+        return world.measure_stage2(adapter, self.world("val"), min(_LOOKED_AT, self.config.test_pictures))
 
     def language_alone(self) -> dict[str, Numbers]:
         """What is answered without a picture: by guessing, by each language model, and by one that is told."""
@@ -322,11 +331,12 @@ class Seed:
 
         rows = {"guessing": guessing(asked)}
         for name in world.LANGUAGES:
-            both = once(self.out / "results" / f"language-{name}.json", partial(measure, name))
+            both = self.once(f"language-{name}", partial(measure, name))
             rows[f"{name}, nothing seen"] = {k: v for k, v in both.items() if not k.startswith("told_")}
             rows[f"{name}, told"] = {k[5:]: v for k, v in both.items() if k.startswith("told_")}
         return {row: {f"answers_{kind}": share for kind, share in numbers.items()} for row, numbers in rows.items()}
 
 
-def _folder(name: str) -> str:
+def folder_name(name: str) -> str:
+    """The name of a row as that of a file."""
     return name.lower().replace(", ", "-").replace(" ", "-")

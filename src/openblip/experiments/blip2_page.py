@@ -4,40 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from openblip.data.world.documents import ASKED
 from openblip.experiments.blip2 import CURVES
-from openblip.experiments.common import spread_of
+from openblip.experiments.labels import labels
 from openblip.experiments.page import details, measures_table
+from openblip.experiments.results import spread_of
 from openblip.report.content import Cell, Chart, Charts, Column, Report, Section, Series, Table, Text
 
 __all__ = ["blip2_page", "verdicts"]
 
-_FIRST = {
-    "t2i_recall@1": "text finds picture, ITC",
-    "t2i_recall_itm@1": "text finds picture, ITM",
-    "i2t_recall_itm@1": "picture finds text, ITM",
-    "itm_accuracy": "ITM accuracy",
-    "query_likeness": "cosine of two queries",
-}
-_WRITTEN = {
-    "truth": "captions true",
-    "fact_accuracy": "facts true",
-    "mean_facts": "facts a caption",
-    "coverage": "objects named",
-    "novel_truth": "captions true, new combinations",
-}
-_ANSWERED = {
-    "answers_all": "answers right",
-    "novel_answers_all": "answers right, new combinations",
-    "query_likeness": "cosine of two queries",
-}
-_ANSWERS = {
-    "answers_all": "all",
-    "answers_colour": "colour",
-    "answers_shape": "shape",
-    "answers_texture": "texture",
-    "answers_count": "count",
-    "answers_exists": "is there",
-}
+_FIRST = labels("t2i_recall@1", "t2i_recall_itm@1", "i2t_recall_itm@1", "itm_accuracy", "query_likeness")
+_WRITTEN = labels("truth", "fact_accuracy", "mean_facts", "coverage", "novel_truth")
+_ANSWERED = labels("answers_all", "novel_answers_all", "query_likeness")
+_ANSWERS = {"answers_all": "all", **labels(*(f"answers_{kind}" for kind in ASKED))}
 _KINDS = {"whole": "BLIP-2, decoder", "encoder-decoder": "BLIP-2, encoder-decoder"}
 
 

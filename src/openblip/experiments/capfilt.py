@@ -1,4 +1,4 @@
-"""Does CapFilt do what the BLIP paper claims? Four questions, over seeds, in the drawn world.
+"""Does CapFilt do what the BLIP paper claims? Four questions, over seeds, in the scene world.
 
     openblip experiments capfilt                  # writes runs/experiments/capfilt/results.json and report.html
 
@@ -7,13 +7,14 @@
 (c) Written texts by nucleus sampling against beam search.
 (d) A captioner and a filter tuned apart against one model tuned for both.
 
-Every training and every table is made once; the same call goes on where it was stopped.
+Every training and every table is made once; the same call resumes where it was stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,20 @@ from openblip.bootstrap.loop import BootstrapConfig, run_bootstrap
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again, run_capfilt
 from openblip.checkpoints.store import open_model
-from openblip.core.files import write_json
-from openblip.core.text import read_json
-from openblip.core.tokenizer import TextTokenizer
+from openblip.core.config import keep_settings
 from openblip.data.sources.base import SourceConfig
 from openblip.data.world.dataset import WorldConfig, write_world
 from openblip.data.world.noise import NoiseConfig
-from openblip.experiments.common import (
-    Numbers,
-    Tables,
-    measure_blip,
-    result_of,
-    same_experiment,
-    world_pretraining,
-)
+from openblip.experiments.judges.blip import measure_blip
 from openblip.experiments.judges.capfilt_rows import judge_rows
+from openblip.experiments.presets import LEARNING_RATE, scene_blip
+from openblip.experiments.results import Numbers, Tables, kept, result_of
+from openblip.experiments.stages import once
 from openblip.generation.types import DecodeConfig
-from openblip.models.blip import Blip
-from openblip.recipes import SHORT_CAPTIONER, SHORT_FILTER, SHORT_RUN
-from openblip.tasks.run import RunConfig, run_training
+from openblip.tasks.config import RunConfig
+from openblip.tasks.protocols import Adapter
+from openblip.tasks.registry import adapt
+from openblip.tasks.training import run_training
 
 __all__ = ["QUICK", "VARIANTS", "CapFiltExperiment", "run_experiment"]
 
@@ -69,43 +65,42 @@ class CapFiltExperiment:
     tune_steps: int = 300
     """of the captioner, of the filter, and of the model tuned for both"""
     batch_size: int = 64
-    learning_rate: float = 4e-3
+    learning_rate: float = LEARNING_RATE
 
 
 QUICK = CapFiltExperiment(
-    web_pictures=48, human_pictures=48, test_pictures=16, size="nano", steps=6, tune_steps=4, batch_size=16
+    web_pictures=48, human_pictures=48, test_pictures=16, size="nano", steps=4, tune_steps=4, batch_size=16
 )
 
 
 def run_experiment(
     out: Path | str, config: CapFiltExperiment, *, seeds: int = 3, on_stage: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Run what is not done yet; writes results.json.
+    """Run what is not done yet.
 
     Returns:
-        as `experiments.common.result_of`
+        as `experiments.results.result_of`
 
     Raises:
         UserError: the folder holds an experiment with other settings.
     """
     out = Path(out)
-    same_experiment(out, config)
-    found = [_one_seed(out / f"seed-{seed}", config, seed, on_stage or (lambda _: None)) for seed in range(seeds)]
-    result = result_of(config, found)
-    write_json(out / "results.json", result)
-    return result
+    keep_settings(out / "experiment.json", config, "an experiment")
+    tell = on_stage or (lambda _: None)
+    folders = [out / f"seed-{seed}" for seed in range(seeds)]
+    found: list[Tables] = [
+        once(folder / "numbers.json", partial(_one_seed, folder, config, seed, tell))
+        for seed, folder in enumerate(folders)
+    ]
+    return result_of(config, found)
 
 
 def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[str], None]) -> Tables:
-    done = out / "numbers.json"
-    if done.exists():
-        found: Tables = read_json(done)
-        return found
     _make_world(out / "world", config, seed)
 
-    def measure(model: Blip, tokenizer: TextTokenizer) -> Numbers:
+    def measure(adapter: Adapter) -> Numbers:
         test = SourceConfig(path=str(out / "world" / "test"), text_column="captions", meta_columns=("scene",))
-        return measure_blip(model, tokenizer, test, config.test_pictures)
+        return kept(measure_blip(adapter, test, config.test_pictures))
 
     loop = _loop(out, config, seed)
 
@@ -127,8 +122,8 @@ def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[s
 
     say("beam search, and a tied model")
     captioner, judge = (str(out / "loop" / name / "model") for name in ("captioner", "filter"))
-    tied = replace(loop.filter, parts="both", objective=SHORT_RUN, model=str(out / "loop" / "first" / "model"))
-    run_training(replace(tied, sources=loop.human), out / "tied" / "run", resume=True, title="tuning a tied model")
+    tied = replace(loop.filter, task="pretraining", model=str(out / "loop" / "first" / "model"), sources=loop.human)
+    run_training(tied, out / "tied" / "run", resume=True, title="tuning a tied model")
     one = str(out / "tied" / "run" / "model")
     beam = DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=NUCLEUS.max_new_tokens)
     judged = {"nucleus, apart": judge_rows(Places(clean).rows())}
@@ -142,10 +137,8 @@ def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[s
         target = out / name.replace(", ", "-")
         run_capfilt(settings, target, Output(layout="none"))
         judged[name] = judge_rows(Places(target).rows())
-    kept = {name: float(value) for name, value in both["clean"].items() if name != "seconds"}
-    numbers = {"models": table, "texts": judged, "clean": {"both": kept}}
-    write_json(done, numbers)
-    return numbers
+    cleaned = {name: float(value) for name, value in both["clean"].items() if name != "seconds"}
+    return {"models": table, "texts": judged, "clean": {"both": cleaned}}
 
 
 def _make_world(out: Path, config: CapFiltExperiment, seed: int) -> None:
@@ -167,8 +160,8 @@ def _loop(out: Path, config: CapFiltExperiment, seed: int) -> BootstrapConfig:
     human = SourceConfig(path=str(world / "human"), text_column="captions", weight=1.0)
 
     def run(steps: int) -> RunConfig:
-        return world_pretraining(
-            human, size=config.size, steps=steps, batch_size=config.batch_size,
+        return scene_blip(
+            (human,), size=config.size, steps=steps, batch_size=config.batch_size,
             learning_rate=config.learning_rate, seed=seed,
         )  # fmt: skip
 
@@ -177,13 +170,12 @@ def _loop(out: Path, config: CapFiltExperiment, seed: int) -> BootstrapConfig:
         web=(web,),
         human=(human,),
         pretrain=run(config.steps),
-        captioner=replace(tune, parts="captioner", objective=SHORT_CAPTIONER),
-        filter=replace(tune, parts="matcher", objective=SHORT_FILTER),
+        captioner=replace(tune, task="captioning"),
+        filter=replace(tune, task="retrieval"),
         decode=replace(NUCLEUS, max_new_tokens=36, seed=seed),
         batch_size=64,
     )
 
 
-def _measured(run: Path, measure: Callable[[Blip, TextTokenizer], Numbers]) -> Numbers:
-    stored = open_model(run / "model")
-    return measure(stored.blip.eval(), stored.tokenizer)
+def _measured(run: Path, measure: Callable[[Adapter], Numbers]) -> Numbers:
+    return measure(adapt(open_model(run / "model")))

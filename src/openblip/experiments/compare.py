@@ -1,6 +1,6 @@
 """BLIP against BLIP-2 on the same pictures: what each trains, what a step costs, what comes of it.
 
-    openblip compare               # writes runs/experiments/blip2/compare-results.json and compare.html
+    openblip experiments compare               # writes compare-results.json and compare-report.html
 
 Both begin from the same vision tower: BLIP trains it on, with a text transformer from scratch, on ITC, ITM and LM;
 BLIP-2 leaves it frozen and trains a Q-Former over it, in stage 1 and before a frozen language model in stage 2.
@@ -16,19 +16,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openblip.checkpoints.store import open_model, save_model
-from openblip.core.files import read_jsonl, write_json
-from openblip.core.tokenizer import TextTokenizer
+from openblip.checkpoints.store import StoredModel, open_model, save_model
+from openblip.core.config import keep_settings
+from openblip.core.files import read_jsonl
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
-from openblip.experiments.blip2 import Blip2Experiment, Seed
-from openblip.experiments.common import Numbers, Tables, measure_blip, once, result_of, same_experiment
+from openblip.experiments.blip2 import Blip2Experiment, Seed, folder_name
 from openblip.experiments.cost import step_cost
+from openblip.experiments.judges.blip import measure_blip
 from openblip.experiments.judges.zero_shot import CHOICES, accuracy, ask_about
+from openblip.experiments.results import Numbers, Tables, kept, result_of
+from openblip.experiments.stages import trained
 from openblip.models.blip import Blip
+from openblip.tasks.config import RunConfig
+from openblip.tasks.load import load
 from openblip.tasks.predictor import Predictor
-from openblip.tasks.run import RunConfig, run_training
+from openblip.tasks.protocols import Adapter
+from openblip.tasks.training import run_training
 
 __all__ = ["MODELS", "compare_models"]
 
@@ -39,7 +44,7 @@ _STAGE2 = {"BLIP-2, stage 2, decoder": "whole", "BLIP-2, stage 2, encoder-decode
 def compare_models(
     out: Path | str, config: Blip2Experiment, *, seeds: int = 3, on_stage: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Run what is not done yet; writes compare-results.json.
+    """Run what is not done yet.
 
     Returns:
         as `run_blip2_experiment`, with the tables "cost" (measured once) and "models", and for each model in
@@ -49,7 +54,7 @@ def compare_models(
         UserError: the folder holds an experiment with other settings.
     """
     out = Path(out)
-    same_experiment(out, config)
+    keep_settings(out / "experiment.json", config, "an experiment")
     tables: list[Tables] = []
     curves = []
     for number in range(seeds):
@@ -59,9 +64,7 @@ def compare_models(
         tables.append({"models": models})
         curves.append({"BLIP": _curve(seed), **{name: seed.curve(variant) for name, variant in _STAGE2.items()}})
     tables[0]["cost"] = _costs(Seed(out, config, 0, on_stage or (lambda _: None)))
-    result = result_of(config, tables, curves=curves)
-    write_json(out / "compare-results.json", result)
-    return result
+    return result_of(config, tables, curves=curves)
 
 
 # BLIP ----------------------------------------------------------------------------------------------------
@@ -74,34 +77,35 @@ def _blip_run(seed: Seed) -> RunConfig:
         stored = open_model(seed.tower.removeprefix("openblip:"))
         fresh = Blip(replace(stored.blip.config, encoder=True, decoder=True))
         fresh.vision.load_state_dict(stored.blip.vision.state_dict())
-        save_model(start, fresh, stored.tokenizer, {})
+        save_model(start, StoredModel(fresh, stored.tokenizer))
     steps = seed.config.stage1_steps + seed.config.stage2_steps
     run = replace(seed.blip(seed.world("train"), steps, seed=seed.number), model=str(start))
     return replace(run, train=replace(run.train, evaluate_every_steps=max(1, steps // 8)))
 
 
 def _measured_blip(seed: Seed) -> Numbers:
-    def quick(model: Blip, tokenizer: TextTokenizer) -> Numbers:
-        return measure_blip(model, tokenizer, seed.world("val"), min(100, seed.config.test_pictures))
+    def quick(adapter: Adapter) -> Numbers:
+        return kept(measure_blip(adapter, seed.world("val"), min(100, seed.config.test_pictures)))
+
+    def train(run: Path) -> None:
+        config = _blip_run(seed)
+        seed.tell("BLIP from the same tower")
+        run_training(config, run, resume=True, title="BLIP", evaluator=quick, show=False)
 
     def measure() -> Numbers:
-        run = seed.out / "blip" / "run"
-        if not (run / "model").exists():
-            config = _blip_run(seed)
-            seed.tell("BLIP from the same tower")
-            run_training(config, run, resume=True, title="BLIP", evaluator=quick, show=False)
+        model = trained(seed.out / "blip" / "run", train)
         seed.tell("BLIP: measured")
-        predictor = Predictor.load(run / "model", device="cpu", dtype="float32")
+        predictor = load(model, device="cpu", dtype="float32")
         count = seed.config.test_pictures
-        found = measure_blip(predictor.model, predictor.tokenizer, seed.world("test"), count)
-        new = measure_blip(predictor.model, predictor.tokenizer, seed.world("novel"), count)
+        found = kept(measure_blip(predictor.adapter, seed.world("test"), count))
+        new = measure_blip(predictor.adapter, seed.world("novel"), count)
         return found | {
             "novel_truth": new["truth"],
             "answers_all": _chosen_answers(predictor, seed.world("test"), novel=False),
             "novel_answers_all": _chosen_answers(predictor, seed.world("novel"), novel=True),
         }
 
-    return once(seed.out / "results" / "blip.json", measure)
+    return seed.once("blip", measure)
 
 
 def _chosen_answers(predictor: Predictor, source: SourceConfig, *, novel: bool) -> float:
@@ -147,7 +151,4 @@ def _costs(seed: Seed) -> dict[str, Numbers]:
         cached = {f"cached_{key}": cost[key] for key in ("seconds", "gflops", "peak_mb")}
         return step_cost(replace(run, features=()), scratch) | cached
 
-    def file(name: str) -> Path:
-        return seed.out / "results" / f"cost-{name.lower().replace(', ', '-').replace(' ', '-')}.json"
-
-    return {name: once(file(name), partial(measure, name)) for name in runs}
+    return {name: seed.once(f"cost-{folder_name(name)}", partial(measure, name)) for name in runs}

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from openblip.experiments.common import spread_of
 from openblip.experiments.compare import MODELS
+from openblip.experiments.labels import labels, unit
 from openblip.experiments.page import details, measures_table
+from openblip.experiments.results import spread_of
 from openblip.report.content import Chart, Charts, Column, Report, Section, Series, Table, Text
 
 __all__ = ["compare_page"]
 
-_COST: dict[str, tuple[str, str, float]] = {
-    "trained_parameters": ("trained parameters", "count", 1.0),
-    "parameters": ("parameters in all", "count", 1.0),
-    "gflops": ("GFLOPs a step", "", 1.0),
-    "cached_gflops": ("from cached features", "", 1.0),
-    "seconds": ("seconds a step", "", 1.0),
-    "cached_seconds": ("from cached features", "", 1.0),
-    "peak_mb": ("peak memory, MB", "", 1.0),
-    "cached_peak_mb": ("from cached features", "", 1.0),
-}
+_COST = labels(
+    *("trained_parameters", "parameters", "gflops", "cached_gflops"),
+    *("seconds", "cached_seconds", "peak_mb", "cached_peak_mb"),
+)
 _ALL = {name: name for name in MODELS}
 _WRITERS = {name: name for name in MODELS if name != "BLIP-2, stage 1"}
-_WRITTEN = {
-    "truth": "captions true",
-    "fact_accuracy": "facts true",
-    "mean_facts": "facts a caption",
-    "coverage": "objects named",
-    "novel_truth": "captions true, new combinations",
-}
-_USED = {
-    "t2i_recall_itm@1": "text finds picture, ITM",
-    "itm_accuracy": "ITM accuracy",
-    "answers_all": "zero-shot answers right",
-    "novel_answers_all": "zero-shot answers right, new combinations",
-}
+_WRITTEN = labels("truth", "fact_accuracy", "mean_facts", "coverage", "novel_truth")
+_USED = labels("t2i_recall_itm@1", "itm_accuracy", "answers_all", "novel_answers_all")
 
 
 def compare_page(result: dict[str, Any]) -> Report:
@@ -69,14 +53,8 @@ def compare_page(result: dict[str, Any]) -> Report:
 
 
 def _cost_table(costs: dict[str, Any], batch_size: int) -> Table:
-    rows: list[Any] = []
-    for name in MODELS:
-        row: list[Any] = [name]
-        for measure, (_, _, scale) in _COST.items():
-            value, _ = costs[name].get(measure, (None, None))
-            row.append(None if value is None else value * scale)
-        rows.append(row)
-    columns = [Column(name=""), *(Column(name=label, unit=unit) for label, unit, _ in _COST.values())]
+    rows: list[Any] = [[name, *(costs[name].get(measure, [None])[0] for measure in _COST)] for name in MODELS]
+    columns = [Column(name=""), *(Column(name=label, unit=unit(name)) for name, label in _COST.items())]
     note = "Forward, backward and the optimiser; memory is by how much a process grows that does nothing else."
     return Table(title=f"One step, {batch_size} pictures", columns=columns, rows=rows, note=note)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.core.memory import peak_mb
 from openblip.core.runtime import seed_everything
-from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
-from openblip.experiments.common import Numbers
-from openblip.objectives.pretraining import BlipPretraining
-from openblip.tasks.blip2.build import build
-from openblip.tasks.blip2.config import Blip2RunConfig
-from openblip.tasks.blip2.features import FeatureCache, fingerprint_of
-from openblip.tasks.blip2.run import make_step
-from openblip.tasks.blip2.step import Blip2Step
-from openblip.tasks.build import build_blip
-from openblip.tasks.run_config import RunConfig
-from openblip.tasks.step import BlipStep, make_prepare
+from openblip.experiments.results import Numbers
+from openblip.tasks.config import RunConfig
+from openblip.tasks.features import NoPixels
+from openblip.tasks.step import TrainingStep
+from openblip.tasks.training import set_up
 from openblip.training.optim import make_optimizer
 
 __all__ = ["step_cost"]
 
-Made = tuple[BlipStep | Blip2Step, Any]
-"""a step and its batch"""
 
-
-def step_cost(config: RunConfig | Blip2RunConfig, out: Path, *, repeats: int = 5) -> Numbers:
+def step_cost(config: RunConfig, out: Path, *, repeats: int = 5) -> Numbers:
     """Cost of one optimiser step of a run on one batch of its own data.
 
     Args:
@@ -54,11 +44,11 @@ def step_cost(config: RunConfig | Blip2RunConfig, out: Path, *, repeats: int = 5
         return pool.submit(_measure, config, out, repeats, torch.get_num_threads()).result()
 
 
-def _measure(config: RunConfig | Blip2RunConfig, out: Path, repeats: int, threads: int) -> Numbers:
+def _measure(config: RunConfig, out: Path, repeats: int, threads: int) -> Numbers:
     torch.set_num_threads(threads)
     seed_everything(0)
     before = peak_mb()
-    step, batch = _blip(config, out) if isinstance(config, RunConfig) else _blip2(config, out)
+    step, batch = _set_up(config, out)
     step.train()
     optimizer = make_optimizer(step, config.train)
     seconds = []
@@ -82,29 +72,11 @@ def _measure(config: RunConfig | Blip2RunConfig, out: Path, repeats: int, thread
     }
 
 
-def _blip(config: RunConfig, out: Path) -> Made:
-    sources = [open_source(source) for source in config.sources]
-    model, tokenizer = build_blip(config, sources, out)
-    objective = BlipPretraining(model, config.objective, enc_id=tokenizer.enc_id, dec_id=tokenizer.dec_id)
-    prepare = make_prepare(tokenizer, max_length=config.max_length)
-    return BlipStep(objective), _batch(config, model.config.vision.image_size, prepare)
-
-
-def _blip2(config: Blip2RunConfig, out: Path) -> Made:
-    stored = build(config, [open_source(source) for source in config.sources], out)
-    cache = FeatureCache.open(config.features, fingerprint_of(stored.model.vision)) if config.features else None
-    step, prepare = make_step(config, stored, cache)
-    return step, _batch(config, stored.model.vision.pixels, prepare, cache)
-
-
-def _batch(config: Any, pixels: Any, prepare: Callable[[Any], Any], cache: FeatureCache | None = None) -> Any:
-    sources = [open_source(source) for source in config.sources]
-    loader = Loader(
-        sources if cache is None else [cache.source(source) for source in sources],
-        evaluation_transform(pixels),
-        config.batch_size,
-        max_words=config.max_words,
-    )
-    batch = prepare(next(iter(loader)))
+def _set_up(config: RunConfig, out: Path) -> tuple[TrainingStep[Any], Any]:
+    """The step of a run and its first batch, images resized whole."""
+    adapter, sources, training = set_up(config, out)
+    transform = NoPixels() if config.features else evaluation_transform(adapter.image_size)
+    loader = Loader(sources, transform, config.batch_size, max_words=config.max_words)
+    batch = training.prepare(next(iter(loader)))
     loader.close()
-    return batch
+    return training.step, batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from openblip.data.world.noise import NOISE_KINDS
+from openblip.experiments.labels import labels, unit
 from openblip.report.content import Cell, Column, Details, Fact, Report, Section, Table
 
 __all__ = ["capfilt_page", "details", "measures_table"]
@@ -15,40 +16,18 @@ _TEXTS = {
     "beam, apart": "beam search, tuned apart",
     "nucleus, tied": "nucleus, one model tuned for both",
 }
-_MEASURES = {
-    "truth": "captions true",
-    "fact_accuracy": "facts true",
-    "mean_facts": "facts a caption",
-    "coverage": "objects named",
-    "t2i_recall@1": "text finds picture, ITC",
-    "t2i_recall_itm@1": "text finds picture, ITM",
-    "i2t_recall_itm@1": "picture finds text, ITM",
-    "itm_accuracy": "ITM accuracy",
-}
-_PLAIN = ("mean_facts", "query_likeness")
-"""measures that are no shares"""
-_JUDGED = {
-    "true_web": "web texts true",
-    "precision_web": "of the kept, true",
-    "recall_web": "of the true, kept",
-    "auc_web": "AUC",
-    "auc_half_true": "AUC, half-true texts alone",
-    "itm_of_true_web": "mean ITM of the true",
-    "itm_of_false_web": "of the false",
-}
-_WRITTEN = {
-    "true_synthetic": "written texts true",
-    "kept_synthetic": "kept",
-    "precision_synthetic": "of the kept, true",
-    "recall_synthetic": "of the true, kept",
-    "distinct_synthetic": "different texts",
-}
-_WEIGHED = {
-    "auc_synthetic": "AUC of ITM",
-    "itm_of_true_synthetic": "mean ITM of the true",
-    "itm_of_false_synthetic": "of the false",
-    "auc_log_prob_synthetic": "AUC of the captioner's log-probability",
-}
+_MODEL = labels(
+    *("truth", "fact_accuracy", "mean_facts", "coverage"),
+    *("t2i_recall@1", "t2i_recall_itm@1", "i2t_recall_itm@1", "itm_accuracy"),
+)
+_JUDGED = labels(
+    *("true_web", "precision_web", "recall_web", "auc_web"),
+    *("auc_half_true", "itm_of_true_web", "itm_of_false_web"),
+)
+_WRITTEN = labels(
+    "true_synthetic", "kept_synthetic", "precision_synthetic", "recall_synthetic", "distinct_synthetic"
+)
+_WEIGHED = labels("auc_synthetic", "itm_of_true_synthetic", "itm_of_false_synthetic", "auc_log_prob_synthetic")
 
 
 def capfilt_page(result: dict[str, Any]) -> Report:
@@ -62,7 +41,7 @@ def capfilt_page(result: dict[str, Any]) -> Report:
             Section(
                 title="New models from cleaned pairs",
                 intro="The paper's first table in small: four models, pre-trained anew for as many steps.",
-                blocks=[measures_table("", mean["models"], _MODELS, _MEASURES)],
+                blocks=[measures_table("", mean["models"], _MODELS, _MODEL)],
             ),
             Section(
                 title="The filter as a judge of truth",
@@ -92,8 +71,7 @@ def measures_table(title: str, rows: dict[str, Any], names: dict[str, str], meas
             value, spread = rows[name].get(measure, (None, None))
             row.append(Cell(value=value, spread=spread))
         cells.append(row)
-    units = {name: "" if name in _PLAIN else "fraction" for name in measures}
-    columns = [Column(name=""), *(Column(name=label, unit=units[name]) for name, label in measures.items())]
+    columns = [Column(name=""), *(Column(name=label, unit=unit(name)) for name, label in measures.items())]
     return Table(title=title, columns=columns, rows=cells)
 
 

@@ -13,8 +13,7 @@ Shapes: T tokens, H heads, N image tokens ([CLS] first), h x w patches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +21,10 @@ from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
+from openblip.generation.rank import token_log_probs
 from openblip.models.blip import Blip
-from openblip.models.layers import CrossAttention, ImageMemory, split_heads
+from openblip.models.layers import ImageMemory
 from openblip.models.text import TextTransformer
-from openblip.objectives.language import token_log_probs
 
 __all__ = ["WordMap", "attention_gradients", "caption_maps", "default_layer", "match_maps", "peak_of"]
 
@@ -47,26 +46,6 @@ def default_layer(depth: int) -> int:
     return max(min(depth * 2 // 3, depth - 2), 0)
 
 
-@contextmanager
-def _recorded(attention: CrossAttention, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let `attention` read by probabilities [R, H, T, N] that `replace` has seen and may give anew."""
-
-    def read(hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        rows, length, width = hidden.shape
-        query = split_heads(attention.query(hidden), attention.num_heads)
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # one image: broadcast over the rows
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
-        context = replace(scores.softmax(-1)) @ value
-        return attention.output(context.transpose(1, 2).reshape(rows, length, width))
-
-    attention.read = read  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del attention.read
-
-
 def attention_gradients(text: TextTransformer, layer: int, score: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
     """Attention probabilities [R, H, T, N] of a layer, and the gradient of `score()` by them.
 
@@ -83,11 +62,11 @@ def attention_gradients(text: TextTransformer, layer: int, score: Callable[[], T
     assert attention is not None, "a text transformer without cross-attention looks nowhere"
     seen: list[Tensor] = []
 
-    def replace(probabilities: Tensor) -> Tensor:
+    def observer(probabilities: Tensor) -> Tensor:
         seen.append(probabilities.detach().requires_grad_())
         return seen[0]
 
-    with torch.enable_grad(), _recorded(attention, replace):
+    with torch.enable_grad(), attention.observed(observer):
         value = score()
         (gradient,) = torch.autograd.grad(value, seen)
     return seen[0].detach(), gradient

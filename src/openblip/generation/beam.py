@@ -106,6 +106,7 @@ def beam_search(
     """Search from the scores `logits` [R, V] that followed the prompts in `history`; see `decode`."""
     num_beams, num_prompts = config.num_beams, logits.shape[0]
     spread = torch.arange(num_prompts, device=logits.device).repeat_interleave(num_beams)
+    # From here on the stepper's rows are beams; those of one prompt share its image memory.
     stepper.reorder(spread)
     search = _begin(history, config, pad_id)
     logits, history = logits[spread], history.select(spread)
@@ -118,6 +119,7 @@ def beam_search(
         num_open = 0 if last else int((~search.done).sum())  # the one host synchronisation of a step
         if num_open == 0:
             break
+        # The stepper's row of a beam is prompt * K + beam.
         index = torch.arange(num_alive, device=beam.device)[:, None] * num_beams + beam  # [B, K]
         # Dropping copies what is left of cache and memory, so it waits until it halves the work.
         if num_open <= num_alive // 2:
@@ -157,6 +159,8 @@ def _advance(
     num_prompts, num_beams = search.running.scores.shape
     vocab_size = logits.shape[1]
     last = step + 1 == config.max_new_tokens
+    # float32: in half precision the sums of many tokens would tie texts that differ. The rules change which texts
+    # win, not the log-probabilities that are reported.
     model_log_probs = torch.log_softmax(logits.float(), dim=-1)
     ruled = apply_rules(model_log_probs, history, step, config, eos)
     totals = search.running.scores[:, :, None] + ruled.view(num_prompts, num_beams, vocab_size)
@@ -191,6 +195,7 @@ def _finish_reference(
     full = worst > MINUS_INFINITY
     search.done = search.done | (full if config.early_stopping else full & (worst >= scores[:, 0]))
     if last:
+        # Open texts have no end token, so all of their tokens count.
         scores = search.running.scores / (length + 1) ** config.length_penalty
         scores = scores.masked_fill(search.done[:, None], MINUS_INFINITY)
         search.finished = search.finished.merge(search.running, scores)
@@ -218,6 +223,7 @@ def _collect(searches: list[_Search], num_sequences: int, eos: Tensor) -> Decode
     lengths = texts.lengths[:, :num_sequences].reshape(-1)
     longest = int(lengths.max())
     ids = texts.ids[:, :num_sequences].reshape(-1, max_new)
+    # A prompt without any finished text has length 0: `ended` masks what is gathered for it.
     final = ids.gather(1, (lengths[:, None] - 1).clamp(min=0))[:, 0]
     return Decoded(
         ids=ids[:, :longest],

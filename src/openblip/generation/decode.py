@@ -58,6 +58,7 @@ def decode(
     if prompt_ids.shape[0] == 0:
         return _nothing(prompt_ids)
     prompt_lengths = attention_mask.sum(dim=1)
+    # One transfer for both, since each waits for the device.
     shortest, longest = torch.stack([prompt_lengths.min(), prompt_lengths.max()]).tolist()
     assert shortest > 0, "every prompt needs at least one real token"
     _check_room(stepper.max_length, longest, config.max_new_tokens)
@@ -70,6 +71,7 @@ def decode(
         if keys is None:
             keys = torch.arange(prompt_ids.shape[0], device=prompt_ids.device)
         decoded = _decode_rows(stepper, logits, history, config, eos=eos, pad_id=pad_id, keys=keys)
+    # The choice of tokens does not fail on NaN: it returns an arbitrary text, so the scores are checked.
     if bool(decoded.token_log_probs.isnan().any()):
         raise UserError("the model gave scores that are not numbers; check its weights or use dtype float32")
     return decoded
@@ -132,7 +134,10 @@ def _decode_rows(
                 top_k=config.top_k,
                 top_p=config.top_p,
             )
+        # Under the model itself: the rules decide which token is written, not its reported likelihood.
         log_prob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        # A finished sequence stays in the batch as padding until all sequences of its prompt are done: the stepper
+        # needs equally many rows for each prompt.
         token = token.masked_fill(finished, pad_id)
         ids[alive, step] = token
         log_probs[alive, step] = log_prob.masked_fill(finished, 0.0)

@@ -41,9 +41,9 @@ class Ranking:
     """Candidates of each prompt, the most likely first."""
 
     indices: Tensor
-    """int64 [R, K] into the candidates"""
+    """int64 [R, K], indices into the candidates."""
     log_probs: Tensor
-    """float32 [R, K] log-likelihood of the candidate's tokens after the prompt"""
+    """float32 [R, K], log-likelihood of the candidate's tokens after the prompt."""
 
     @property
     def probabilities(self) -> Tensor:
@@ -101,14 +101,17 @@ def log_likelihood(
         for text in range(0, num_texts, texts_at_once):
             block = slice(prompt, prompt + prompts_at_once), slice(text, text + texts_at_once)
             mask = attention_mask[block]
+            # At least two tokens, so that there is a prediction to slice where all texts are empty.
             longest = max(2, int(mask.sum(dim=2).max()))
             ids, mask = input_ids[block][..., :longest], mask[..., :longest]
             rows = torch.arange(prompt, prompt + ids.shape[0], device=ids.device)
             logits = read(ids.flatten(0, 1), mask.flatten(0, 1), rows)
             values = token_log_probs(logits, ids.flatten(0, 1), label_smoothing=label_smoothing)
             scored = mask.flatten(0, 1)[:, 1:].clone()
+            # Column t scores token t + 1, so a prompt of p tokens covers p - 1 columns.
             scored[:, : num_prompt_tokens - 1] = False
             sums[block] = values.masked_fill(~scored, 0.0).sum(dim=1).view(ids.shape[:2])
+    # Back to the order in which the texts were given.
     return torch.empty_like(sums).scatter_(1, order, sums)
 
 
@@ -155,6 +158,7 @@ def rank_two_step(
     for start in range(0, num_rows, max_rows):
         rows = torch.arange(start, min(num_rows, start + max_rows), device=candidate_ids.device)
         ids = prompt.expand(len(rows), -1)
+        # The shared prompt is read alone: its last position predicts the first token of every candidate at once.
         logits = read(ids, torch.ones_like(ids, dtype=torch.bool), rows)[:, -1].float()
         likely = logits[:, first_tokens].argsort(dim=1, descending=True, stable=True)
         kept.append(likely[:, :keep])

@@ -47,6 +47,7 @@ class History:
     @classmethod
     def from_prompts(cls, prompt_ids: Tensor, attention_mask: Tensor) -> History:
         """Collect the real tokens of every row at the right end, whichever side the padding was on."""
+        # False sorts before True, and a stable sort keeps the order of the real tokens.
         order = attention_mask.to(torch.uint8).argsort(dim=1, stable=True)
         return cls(prompt_ids.gather(1, order), attention_mask.gather(1, order))
 
@@ -95,6 +96,7 @@ def forbid_repeated_ngrams(scores: Tensor, history: History, size: int) -> Tenso
     if length < size:
         return scores
     windows = history.tokens.unfold(1, size, 1)  # [S, L-size+1, size]
+    # A window that reaches into padding is no n-gram of the row.
     whole = history.real.unfold(1, size, 1).all(dim=-1)
     tail = history.tokens[:, length - size + 1 :]
     seen = (windows[..., :-1] == tail[:, None, :]).all(dim=-1) & whole
@@ -127,6 +129,7 @@ def draw(scores: Tensor, uniforms: Tensor, *, temperature: float, top_k: int, to
         probabilities = torch.softmax(values, dim=-1)
     else:
         probabilities, order = _sorted_probabilities(scores, top_p)
+    # A token is kept while those before it fall short of top_p, so the token that crosses it is kept too.
     before = probabilities.cumsum(dim=-1) - probabilities
     kept = before < top_p
     kept[:, 0] = True
@@ -168,6 +171,7 @@ def row_uniforms(seed: int, keys: Tensor, num_sequences: int, num_steps: int) ->
     rows = _mix(base ^ keys.to("cpu", torch.int64))
     sequences = _mix(rows[:, None] + torch.arange(1, num_sequences + 1))
     steps = _mix(sequences.reshape(-1, 1) + torch.arange(1, num_steps + 1))
+    # The upper 24 bits: float32 holds them exactly, so no number rounds up to 1.
     return (_shift_right(steps, 40).to(torch.float32) / 2.0**24).to(keys.device)
 
 

@@ -8,6 +8,7 @@ Shapes: R prompts (rows), T prompt tokens, V vocabulary, N new tokens at most, S
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -136,6 +137,12 @@ class Decoded:
         """float32 [S] log-probability of the whole text under the model, the end token included."""
         return self.token_log_probs.sum(dim=1)
 
+    def texts(self) -> Iterator[tuple[int, list[int], float, bool]]:
+        """Each text: its prompt's row, its ids without padding, its log-probability, whether the end token came."""
+        columns = (self.rows, self.ids, self.lengths, self.log_probs, self.ended)
+        for row, ids, length, log_prob, ended in zip(*(column.tolist() for column in columns), strict=True):
+            yield row, ids[:length], log_prob, ended
+
     def with_prompts(self, prompt_ids: Tensor, attention_mask: Tensor | None = None, *, pad_id: int = 0) -> Tensor:
         """int64 [S, T + L] prompt and text of each row with no gap between them, padded on the right."""
         if attention_mask is None:
@@ -143,6 +150,7 @@ class Decoded:
         steps = torch.arange(self.ids.shape[1], device=self.ids.device)
         ids = torch.cat([prompt_ids[self.rows], self.ids], dim=1)
         real = torch.cat([attention_mask[self.rows], steps < self.lengths[:, None]], dim=1)
+        # Real tokens sort first and keep their order, so every gap moves to the right end.
         order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
         ids = ids.masked_fill(~real, pad_id).gather(1, order)
         return ids[:, : int(real.sum(dim=1).max())]

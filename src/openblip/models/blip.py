@@ -31,11 +31,11 @@ class BlipConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     embed_dim: int = 256
-    """width of the shared image-text space of ITC"""
+    """Width of the joint image-text space of ITC."""
     encoder: bool = True
-    """whether texts can be embedded and matched"""
+    """Whether texts can be embedded and matched."""
     decoder: bool = True
-    """whether texts can be written; with an encoder, everything but self-attention is shared with it"""
+    """Whether texts can be written; beside an encoder the decoder shares everything but self-attention with it."""
 
     def __post_init__(self) -> None:
         if not (self.encoder or self.decoder):
@@ -64,11 +64,13 @@ def blip_config(size: str, *, vocab_size: int = 30524, image_size: int | None = 
         vision = VisionConfig(image_size=image_size or 224)
         text = TextConfig(vocab_size=vocab_size)
     elif size == "large":
+        # Stochastic depth of 0.1 is the reference's for ViT-L; its ViT-B has none.
         vision = VisionConfig(image_size=image_size or 224, width=1024, depth=24, num_heads=16, drop_path=0.1)
         text = TextConfig(vocab_size=vocab_size, memory_width=1024)
     else:
         width, depth, layers, embed_dim = (128, 4, 3, 64) if size == "micro" else (64, 2, 2, 32)
         pixels = image_size or 64
+        # Patches of 16 would leave an image of 64 pixels with 4 x 4 tokens.
         patch = 8 if pixels <= 96 else 16
         vision = VisionConfig(
             image_size=pixels, patch_size=patch, width=width, depth=depth, num_heads=4, stem="conv"
@@ -113,6 +115,10 @@ class Blip(nn.Module):
             self.itm_head = nn.Linear(config.text.width, 2)
             self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
 
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """uint8 images [B, 3, H, W] -> image_embeds [B, N, Dv], normalised as the vision tower wants them."""
+        return self.encode_image(self.vision.normalize(pixels))
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first."""
         return self.vision(images)
@@ -152,7 +158,13 @@ class Blip(nn.Module):
         return self.text_decoder
 
     def _any_text(self) -> TextTransformer:
+        # Encoder and decoder share cross-attention, so both project the same memory.
         return self.text_encoder if self.text_encoder is not None else self.decoder.transformer
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Blocks of the vision tower and of the text transformer, for layer-wise decay."""
+        return self.config.vision.depth, self.config.text.depth
 
     def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
         """Trade time for memory: recompute every block in the backward pass."""
@@ -166,6 +178,7 @@ class Blip(nn.Module):
 
         It has the device, the dtype and the mode (training or not) of the whole.
         """
+        # The properties raise where the model lacks the part.
         if encoder:
             assert self.encoder is not None
         if decoder:

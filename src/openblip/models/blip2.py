@@ -35,13 +35,13 @@ class Blip2Config:
     vision: TowerConfig = field(default_factory=TowerConfig)
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     matches: bool = True
-    """whether it has stage 1's heads: embeddings for ITC, and ITM"""
+    """Whether the model has stage 1's heads: embeddings for ITC, and ITM."""
     embed_dim: int = 256
-    """width of the shared image-text space of ITC"""
+    """Width of the joint image-text space of ITC."""
     language: LanguageConfig | None = None
-    """the frozen language model of stage 2"""
+    """The frozen language model of stage 2; None builds a model of stage 1."""
     vision_norm_eps: float = 1e-5
-    """of the trained LayerNorm over the tower; transformers' folders have 1e-6"""
+    """Epsilon of the trained LayerNorm over the tower; transformers' folders have 1e-6."""
 
     def __post_init__(self) -> None:
         if self.matches and self.qformer.vocab_size is None:
@@ -85,12 +85,19 @@ class Blip2(nn.Module):
         if language is not None:
             self.language_proj = nn.Linear(width, language.width)
 
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """uint8 images [B, 3, H, W], or the tower's features [B, N, Dv] of them -> image_embeds [B, N, Dv]."""
+        if pixels.dtype == torch.uint8:
+            return self.encode_image(self.vision.normalize(pixels))
+        return self.normalize_features(pixels)
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv]."""
         return self.normalize_features(self.vision(images))
 
     def normalize_features(self, features: Tensor) -> Tensor:
         """The tower's features [B, N, Dv], as a cache may hold them, -> image_embeds, by the trained LayerNorm."""
+        # The frozen tower and its cache may be in half precision; this norm is trained, in float32.
         return self.vision_norm(features.to(self.vision_norm.weight.dtype))
 
     def remember(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageMemory:
@@ -134,6 +141,7 @@ class Blip2(nn.Module):
             raise UserError("this model has no language model; answers and captions by one need stage 2")
         if input_ids is None:
             return self.language_proj(self.qformer.read_image(memory))
+        # Under ITM's mask the queries attend to the question, so the soft prompt is specific to it.
         return self.language_proj(self.qformer.read_pair(input_ids, attention_mask, memory))
 
     @property
@@ -146,6 +154,11 @@ class Blip2(nn.Module):
     def _need_heads(self) -> None:
         if not self.config.matches:
             raise UserError("this model only writes; matching and embeddings need a model with stage 1's heads")
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Blocks of the vision tower and of the Q-Former, for layer-wise decay."""
+        return self.vision.depth, self.config.qformer.depth
 
     def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
         """Trade time for memory: recompute the blocks of Q-Former and language model in the backward pass."""

@@ -29,7 +29,7 @@ class DualConfig:
     vision: VisionConfig = field(default_factory=lambda: VisionConfig(image_size=384))
     text: TextConfig = field(default_factory=TextConfig)
     embed_dim: int = 512
-    """width of the shared space"""
+    """Width of the joint image-text space."""
 
     def __post_init__(self) -> None:
         if self.text.memory_width != self.vision.width:
@@ -53,7 +53,12 @@ class BlipDual(nn.Module):
         self.pooler = nn.Linear(config.text.width, config.text.width).apply(init_bert)
         self.vision_proj = nn.Linear(config.vision.width, config.embed_dim, bias=False)
         self.text_proj = nn.Linear(config.text.width, config.embed_dim, bias=False)
+        # The inverse of the usual first temperature of 0.07, as a logarithm.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """uint8 images [B, 3, H, W] -> image_embeds [B, N, Dv], normalised as the vision tower wants them."""
+        return self.encode_image(self.vision.normalize(pixels))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first."""
@@ -65,6 +70,7 @@ class BlipDual(nn.Module):
 
     def image_features(self, image_embeds: Tensor) -> Tensor:
         """[B, N, Dv] -> normalised [B, E]."""
+        # The tower has applied this norm already; transformers' `BlipModel` applies it to the pooled token again.
         return F.normalize(self.vision_proj(self.vision.vit.norm(image_embeds[:, 0])), dim=-1)
 
     def text_features(

@@ -65,6 +65,7 @@ class FrozenLanguage(nn.Module):
         super().__init__()
         self.config = config = replace(config, dtype=frozen_dtype(config.dtype))
         self.hf = model
+        self._recomputed: list[nn.Module] = []  # blocks; not registered a second time
         use_onednn(model)
         described = model.config.get_text_config()
         self.is_encoder_decoder = bool(described.is_encoder_decoder)
@@ -121,34 +122,40 @@ class FrozenLanguage(nn.Module):
         return base, state
 
     def train(self, mode: bool = True) -> FrozenLanguage:
-        """Stay in evaluation mode whatever the parent does."""
+        """Stay in evaluation mode whatever the parent does, but for the mark that blocks are to be recomputed."""
         super().train(mode)
         self.hf.eval()
+        self._mark_recomputed(mode)
         return self
 
     def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
         """Recompute its blocks in the backward pass, which needs them for the soft prompts' gradient."""
-        if not enabled:
-            self.hf.gradient_checkpointing_disable()
-            return
-        # transformers recomputes in training mode only; nothing here differs in it but that, dropout being off.
-        for module in self.hf.modules():
-            for name, value in list(vars(module).items()):
-                if isinstance(value, float) and (name == "p" or "drop" in name):
-                    setattr(module, name, 0.0)
-        self.hf.gradient_checkpointing_enable({"use_reentrant": False})
-        for module in self.hf.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = True
-        self.train = self._train_checkpointed  # type: ignore[method-assign]
+        from transformers.modeling_layers import GradientCheckpointingLayer
 
-    def _train_checkpointed(self, mode: bool = True) -> FrozenLanguage:
-        nn.Module.train(self, mode)
-        self.hf.eval()
-        for module in self.hf.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = mode
-        return self
+        if enabled:
+            self.hf.gradient_checkpointing_enable(
+                {"use_reentrant": False, "context_fn": lambda: (self._evaluating(), self._evaluating())}
+            )
+        else:
+            self.hf.gradient_checkpointing_disable()
+        self._mark_recomputed(False)
+        blocks = (part for part in self.hf.modules() if isinstance(part, GradientCheckpointingLayer))
+        self._recomputed = [block for block in blocks if enabled]
+        self._mark_recomputed(self.training)
+
+    def _mark_recomputed(self, training: bool) -> None:
+        """transformers recomputes the blocks whose own flag says training; what is inside them stays as it is."""
+        for block in self._recomputed:
+            block.training = training
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Around a recomputed block, forward and backward: without dropout, as everything else here."""
+        self._mark_recomputed(False)
+        try:
+            yield
+        finally:
+            self._mark_recomputed(self.training)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[R, T] -> [R, T, L]."""

@@ -6,7 +6,10 @@ the cache, N image tokens, D width, H heads, d = D / H. Masks are bool, True = m
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +40,11 @@ class ImageMemory:
     """
 
     keys: tuple[Tensor, ...]
-    """for each cross-attention layer [B, H, N, d]"""
+    """Keys of each cross-attention layer, [B, H, N, d]."""
     values: tuple[Tensor, ...]
-    """as `keys`"""
+    """Values of each cross-attention layer, [B, H, N, d]."""
     mask: Tensor | None = None
-    """bool [B, N], True for tokens that may be read; None when all may"""
+    """bool [B, N], True for tokens that may be read; None where all may."""
 
     @property
     def batch_size(self) -> int:
@@ -75,17 +78,18 @@ class KVCache:
     """
 
     keys: list[Tensor] = field(default_factory=list)
-    """for each layer [R, H, S, d]"""
+    """Keys of each layer, [R, H, S, d]."""
     values: list[Tensor] = field(default_factory=list)
     mask: Tensor | None = None
-    """bool [R, S]"""
+    """bool [R, S], True for slots that hold real tokens."""
     lengths: Tensor | None = None
-    """int64 [R]"""
+    """int64 [R], number of real tokens of each row."""
     padded: bool = False
-    """whether some slot of the mask is False, so that attention needs the mask"""
+    """Whether some slot of the mask is False, so that attention needs the mask."""
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values [R, H, T, d] of new tokens; return all [R, H, S + T, d]."""
+        # Layers run in order, so a layer that is not there yet is the next one, at the text's first tokens.
         if layer == len(self.keys):
             self.keys.append(key)
             self.values.append(value)
@@ -111,17 +115,22 @@ class KVCache:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
         else:
+            # Whether the mask has a False is not looked up, which would wait for the device.
             self.padded = self.padded or length > 1
         start = torch.zeros(rows, dtype=torch.int64, device=input_ids.device) if first else self.lengths
         assert start is not None
+        # Positions count real tokens: after a padded prompt a row continues at its own length, not at the slot's
+        # index.
         positions = start[:, None] + torch.arange(length, device=input_ids.device)
         before = 0 if self.mask is None else self.mask.shape[1]
         self.extend_mask(attention_mask)
         assert self.mask is not None
         if first:
+            # Padding is on the right, so the causal mask alone hides it from every real token.
             return positions, None, True
         if length == 1:
             return positions, self.mask[:, None, None, :] if self.padded else None, False
+        # New token t attends to all cached slots and to new tokens 0..t: the diagonal starts after the cache.
         order = torch.ones(length, before + length, dtype=torch.bool, device=input_ids.device).tril(before)
         return positions, self.mask[:, None, None, :] & order, False
 
@@ -152,14 +161,16 @@ def attend(
     mask: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,
+    observe: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Scaled dot-product attention of queries [R, H, T, d] over keys and values [R, H, S, d]; returns [R, H, T, d].
 
     Args:
         mask: bool, broadcastable to [R, H, T, S]; each query may attend to at least one key.
         causal: query t attends to keys 0..t; not together with `mask`.
+        observe: called with the probabilities [R, H, T, S]; what it returns is used in their place.
     """
-    if uses_fused_attention(query.device, query.dtype):
+    if observe is None and uses_fused_attention(query.device, query.dtype):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, dropout_p=dropout
         )
@@ -171,7 +182,16 @@ def attend(
         scores += torch.zeros(mask.shape, dtype=scores.dtype, device=scores.device).masked_fill_(
             ~mask, torch.finfo(scores.dtype).min
         )
-    return F.dropout(scores.softmax(-1), dropout, dropout > 0) @ value
+    probabilities = scores.softmax(-1)
+    if observe is not None:
+        probabilities = observe(probabilities)
+    return F.dropout(probabilities, dropout, dropout > 0) @ value
+
+
+def _observe_rows(observer: Callable[[Tensor], Tensor], length: int, folded: Tensor) -> Tensor:
+    """Pass [B, H, R / B * T, N], an image's rows folded into one, through `observer` as [R, H, T, N]."""
+    rows = folded.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+    return observer(rows).unflatten(0, (len(folded), -1)).transpose(1, 2).flatten(2, 3)
 
 
 class SelfAttention(nn.Module):
@@ -210,6 +230,7 @@ class SelfAttention(nn.Module):
             first_only: give the first token's row alone, [R, 1, D].
         """
         if first_only:
+            # `qkv` stacks query, key and value: all tokens need keys and values, the first alone needs a query.
             width, weight, bias = hidden.shape[-1], self.qkv.weight, self.qkv.bias
             parts = linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
             hidden = hidden[:, :1]
@@ -241,6 +262,20 @@ class CrossAttention(nn.Module):
         self.key_value = Linear(memory_width, 2 * width)
         self.output = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=eps)
+        self._observer: Callable[[Tensor], Tensor] | None = None
+
+    @contextmanager
+    def observed(self, observer: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within, each reading passes its attention probabilities [R, H, T, N] through `observer`.
+
+        What `observer` returns is used in their place, so that it may record them, replace them, or return a leaf
+        whose gradient is wanted. The probabilities are computed in full; fused attention never holds them.
+        """
+        before, self._observer = self._observer, observer
+        try:
+            yield
+        finally:
+            self._observer = before
 
     def project(self, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """[B, N, memory_width] -> keys and values, [B, H, N, d] each."""
@@ -257,6 +292,7 @@ class CrossAttention(nn.Module):
         rows, length, width = hidden.shape
         images = key.shape[0]
         assert rows % images == 0, f"{rows} rows cannot be shared out over {images} images"
+        # Queries do not attend to each other here, so the rows of an image can stand in one sequence.
         query = self.query(hidden).view(images, rows // images * length, width)
         context = attend(
             split_heads(query, self.num_heads),
@@ -264,6 +300,7 @@ class CrossAttention(nn.Module):
             value,
             mask=None if mask is None else mask[:, None, None, :],
             dropout=self.dropout if self.training else 0.0,
+            observe=None if self._observer is None else partial(_observe_rows, self._observer, length),
         )
         return self.output(_merge_heads(context).view(rows, length, width))
 
@@ -315,6 +352,7 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[R, T, D] -> [R, T, D]."""
+        # The exact GELU (erf), as BERT's, not the tanh approximation.
         projected = F.dropout(self.output(F.gelu(self.inner(hidden))), self.dropout, self.training)
         return self.norm(hidden + projected)
 

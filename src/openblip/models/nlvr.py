@@ -59,6 +59,10 @@ class BlipNlvr(nn.Module):
             ).apply(init_bert)
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
 
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """uint8 images [B, 3, H, W] -> image_embeds [B, N, Dv], normalised as the vision tower wants them."""
+        return self.encode_image(self.vision.normalize(pixels))
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first."""
         return self.vision(images)
@@ -86,6 +90,11 @@ class BlipNlvr(nn.Module):
             if twin in own:
                 own[twin] = value
         self.text_encoder.load_state_dict(own)
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Blocks of the vision tower and of the text transformer, for layer-wise decay."""
+        return self.config.vision.depth, self.config.text.depth
 
     def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
         """Trade time for memory: recompute every block in the backward pass."""

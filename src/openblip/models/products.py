@@ -56,10 +56,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Make every plain linear layer of a model from another library one of these; weights and names stay."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = Linear
+    """Put one of these in the place of every plain linear layer of a model from another library.
+
+    The parameters are the same objects under the same names, so that ties and state dicts are unchanged.
+    """
+    plain = {name: part for name, part in model.named_modules(remove_duplicate=False) if type(part) is nn.Linear}
+    ours = {part: _same_parameters(part) for part in plain.values()}
+    for name, part in plain.items():
+        if name:  # a model that is itself a linear layer has no parent to swap it in
+            model.set_submodule(name, ours[part])
+
+
+def _same_parameters(layer: nn.Linear) -> Linear:
+    """A `Linear` over the parameters of `layer`."""
+    made = Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    made.weight, made.bias = layer.weight, layer.bias
+    return made.train(layer.training)
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:

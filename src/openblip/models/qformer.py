@@ -43,15 +43,15 @@ class QFormerConfig:
     depth: int = 12
     num_heads: int = 12
     inner_width: int = 3072
-    """of the feed-forward layers"""
+    """Width of the feed-forward layers."""
     cross_attention_every: int = 2
-    """the first layer of so many reads the image"""
+    """The first of every so many layers reads the image."""
     memory_width: int = 1408
-    """width of the frozen encoder's features"""
+    """Width of the frozen encoder's features."""
     vocab_size: int | None = 30523
-    """BERT's 30,522 pieces and [DEC]; None builds no text side, as in published stage-2 models"""
+    """BERT's 30,522 pieces and [DEC]; None builds no text side, as in published stage-2 models."""
     writes: bool = True
-    """whether it has the language head of ITG"""
+    """Whether the Q-Former has the language head of ITG."""
     max_positions: int = 512
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12
@@ -103,6 +103,7 @@ def qformer_mask(kind: Literal["itc", "itm", "itg"], num_queries: int, text_mask
     elif kind == "itm":
         may = torch.ones(whole, whole, dtype=torch.bool, device=device)
     else:
+        # All rows attend to the queries; text rows also attend to the text up to their own position.
         may = ~seen | (seeing & torch.ones(whole, whole, dtype=torch.bool, device=device).tril())
     real = torch.cat((text_mask.new_ones(rows, num_queries), text_mask), dim=1)
     own = torch.eye(whole, dtype=torch.bool, device=device)  # no row is left without anything to see
@@ -162,6 +163,7 @@ class QFormer(nn.Module):
         self.checkpointing = False
         self.queries = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
         nn.init.normal_(self.queries, std=0.02)
+        # One LayerNorm for queries and text, as in the reference, where both pass BERT's embedding layer.
         self.embed_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.blocks = nn.ModuleList(
             QFormerBlock(config, reads_image=i % config.cross_attention_every == 0) for i in range(config.depth)
@@ -239,8 +241,12 @@ class QFormer(nn.Module):
         count = self.config.num_queries
         if not grow:
             real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
+            # Only the text's rows of the mask: the cache has the queries' keys and values, and their outputs are
+            # not read.
             mask: Tensor | None = qformer_mask("itg", count, real)[:, :, count:]
             return self._run(self._embed_text(input_ids), 0, mask, past=cache)
+        # `place` counts text tokens only, while the keys begin with the queries' slots, which every token may
+        # attend to: a causal mask is built with them, any other mask is extended by them.
         positions, mask, causal = cache.place(input_ids, attention_mask)
         if causal:
             mask = qformer_mask("itg", count, torch.ones_like(input_ids[:1], dtype=torch.bool))[:, :, count:]
@@ -249,6 +255,7 @@ class QFormer(nn.Module):
         return self._run(self._embed_text(input_ids, positions), 0, mask, past=cache, keep=cache)
 
     def _embed_queries(self, rows: int) -> Tensor:
+        # Computed once and expanded without a copy, so all rows share one dropout mask.
         queries = F.dropout(self.embed_norm(self.queries), self.config.dropout, self.training)
         return queries.expand(rows, -1, -1)
 
@@ -273,6 +280,7 @@ class QFormer(nn.Module):
     ) -> Tensor:
         keys: list[Tensor] = []
         values: list[Tensor] = []
+        # The memory has entries only for the layers that read the image.
         reading = 0
         for layer, block in enumerate(self.qformer_blocks):
             read: Read | None = None
@@ -286,6 +294,7 @@ class QFormer(nn.Module):
                 hidden, key, value = block(hidden, num_queries, mask, read, before)
             keys.append(key)
             values.append(value)
+        # Kept after the pass, since a checkpointed block runs twice and would append twice.
         if keep is not None:
             keep.keys, keep.values = keys, values
         return hidden

@@ -36,9 +36,11 @@ class DecoderStepper:
         """Read prompts int64 [B, T], one for each image; logits [B, V] after each one's last real token."""
         assert prompt_ids.shape[0] == self.memory.batch_size, "one prompt for each image"
         ids, mask = _pad_right(prompt_ids, attention_mask)
+        # Without padding neither this pass nor any step needs a mask.
         full = bool(mask.all())
         hidden = self.decoder.transformer(ids, None if full else mask, memory=self.memory, cache=self.cache)
         last = mask.sum(1) - 1
+        # The head multiplies by the whole vocabulary, so it runs at each row's last position only.
         return self.decoder.head(hidden[torch.arange(len(ids), device=ids.device), last])
 
     def step(self, token: Tensor) -> Tensor:
@@ -50,7 +52,9 @@ class DecoderStepper:
         """Make row i what row `index[i]` was; int64 [R'], may repeat rows or drop whole images."""
         self.cache.reorder(index)
         self.images = self.images[index]
+        # Rows of one image are adjacent and images keep their order, so `left` is sorted for `searchsorted`.
         left = torch.unique_consecutive(self.images)
+        # Selecting copies the memory, so it waits until an image is done.
         if len(left) != self.memory.batch_size:
             self.memory = self.memory.select(left)
             self.images = torch.searchsorted(left, self.images)

@@ -30,15 +30,15 @@ class TextConfig:
     """Sizes of the text transformer; the defaults are BERT-base's."""
 
     vocab_size: int = 30524
-    """BERT's 30,522 pieces, [DEC] and [ENC]"""
+    """BERT's 30,522 pieces, [DEC] and [ENC]."""
     width: int = 768
     depth: int = 12
     num_heads: int = 12
     inner_width: int = 3072
-    """of the feed-forward layers"""
+    """Width of the feed-forward layers."""
     max_positions: int = 512
     memory_width: int | None = 768
-    """width of what cross-attention reads (the vision width); None builds no cross-attention"""
+    """Width of what cross-attention reads (the vision width); None builds no cross-attention."""
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12
     pad_id: int = 0
@@ -138,6 +138,7 @@ class TextTransformer(nn.Module):
 
         Only its self-attention is its own, initialised anew.
         """
+        # Without __init__, which would build and initialise modules of its own in place of the shared ones.
         twin = TextTransformer.__new__(TextTransformer)
         nn.Module.__init__(twin)
         twin.config, twin.causal, twin.checkpointing = self.config, True, self.checkpointing
@@ -204,6 +205,8 @@ class TextTransformer(nn.Module):
         hidden = self.embeddings(input_ids, positions)
         for layer, block in enumerate(self.text_blocks):
             read = None if memory is None else (memory.keys[layer], memory.values[layer], memory.mask)
+            # Only the last block may omit the other tokens: those before it give the keys and values that the first
+            # reads.
             first = first_only and layer == len(self.blocks) - 1
             if self.checkpointing and self.training:
                 hidden = checkpoint(block, hidden, mask, causal, read, cache, layer, first, use_reentrant=False)
@@ -221,6 +224,7 @@ class LanguageHead(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.apply(init_bert)
+        # Assigned after `apply`, which would initialise the shared embedding again.
         self.word = word
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -19,14 +19,11 @@ from torch import Tensor, nn
 from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError, first_line
 from openblip.core.places import wrong_place
+from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, Triple, normalize
 from openblip.models.products import use_onednn
 from openblip.models.vision import VisionConfig, VisionEncoder
 
 __all__ = ["FrozenTower", "TowerConfig", "drop_last_blocks", "make_tower"]
-
-Triple = tuple[float, float, float]
-CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +31,19 @@ class TowerConfig:
     """Which frozen vision tower; the default is the paper's EVA-CLIP ViT-g/14 without its last block."""
 
     source: str = "timm:eva_giant_patch14_clip_224"
-    """timm:NAME, hf:NAME (a vision model of transformers, by hub name or folder), openblip:FOLDER (the vision
-    tower of a BLIP model of ours), or "own": `own` says the sizes and the model's file holds the weights"""
+    """timm:NAME, hf:NAME (a vision model of transformers, by hub name or folder), openblip:FOLDER (the vision tower
+    of a BLIP model of ours), or "own": `own` gives the sizes and the model's file holds the weights."""
     drop_layers: int = 1
-    """blocks left out at the end; with 0 the tower's final norm stays"""
+    """Blocks left out at the end; with 0 the tower's final norm stays."""
     image_size: int | None = None
-    """pixels; None is what the tower was trained with"""
+    """Side of the images in pixels; None is what the tower was trained with."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """that it is kept and computes in while it is frozen; "auto" becomes bfloat16 where that is native,
-    else float32, when the tower is built"""
+    """The dtype in which a frozen tower is kept and computes; "auto" becomes bfloat16 where that is native, else
+    float32, when the tower is built."""
     trained: bool = False
-    """not frozen: fine-tuned with the rest, in float32"""
+    """Whether the tower is fine-tuned with the rest, in float32, in place of frozen."""
     own: VisionConfig | None = None
+    """Sizes of the tower where `source` is "own"."""
 
     def __post_init__(self) -> None:
         kind = self.source.partition(":")[0]
@@ -85,10 +83,11 @@ class FrozenTower(nn.Module):
         *,
         width: int,
         pixels: tuple[int, int],
-        mean: Triple = CLIP_MEAN,
-        std: Triple = CLIP_STD,
+        mean: Triple = IMAGE_MEAN,
+        std: Triple = IMAGE_STD,
     ) -> None:
         super().__init__()
+        # "auto" is resolved here, so that the stored configuration names the dtype that was used.
         config = replace(config, dtype=frozen_dtype(config.dtype))
         self.config, self.width, self.pixels, self.mean, self.std = config, width, pixels, mean, std
         self.encoder = encoder
@@ -113,10 +112,15 @@ class FrozenTower(nn.Module):
             self.encoder.eval()
         return self
 
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> what `forward` takes, in the tower's dtype."""
+        return normalize(pixels, self.dtype, mean=self.mean, std=self.std)
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> tokens [B, N, D], in the tower's dtype."""
         if self.config.trained:
             return self.encoder(images)
+        # Autocast would compute in the training's dtype in place of the tower's own.
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self.encoder(images.to(self.dtype))
 
@@ -142,6 +146,7 @@ class _TransformersEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.drop_layers:
+            # hidden_states begins with the embeddings, so [-1] is the last block's output, before the final norm.
             return self.model(pixel_values=images, output_hidden_states=True).hidden_states[-1 - self.drop_layers]
         return self.model(pixel_values=images).last_hidden_state
 
@@ -257,14 +262,15 @@ def _processor_numbers(name: str) -> tuple[Triple, Triple]:
     try:
         found, _ = BaseImageProcessor.get_image_processor_dict(name)
     except (OSError, ValueError):
-        return CLIP_MEAN, CLIP_STD
-    mean, std = found.get("image_mean", CLIP_MEAN), found.get("image_std", CLIP_STD)
+        return IMAGE_MEAN, IMAGE_STD
+    mean, std = found.get("image_mean", IMAGE_MEAN), found.get("image_std", IMAGE_STD)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
 @torch.no_grad()
 def _check_tokens(tower: FrozenTower) -> None:
     """Refuse a tower that does not give tokens [1, N, D] of the width it says, which a picture shows."""
+    # On the device "meta" there are no values to run.
     if next(tower.parameters()).is_meta:
         return
     trained = tower.encoder.training

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from openblip.core.compute import uses_fused_attention
 from openblip.core.errors import UserError
 from openblip.models.layers import scale_narrow
+from openblip.models.pixels import normalize
 from openblip.models.products import use_onednn
 
 __all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions"]
@@ -35,22 +36,25 @@ class VisionConfig:
     """Sizes of the vision tower; the defaults are ViT-B/16's."""
 
     image_size: int | tuple[int, int] = 224
-    """height and width in pixels; one number for squares"""
+    """Height and width in pixels; one number for squares."""
     patch_size: int = 16
     width: int = 768
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
     stem: Literal["patch", "conv"] = "patch"
-    """"patch" is one strided convolution, as in the papers; "conv" is a stack of 3x3 convolutions, which
-    learns faster from few pictures (Xiao et al. 2021, arXiv 2106.14881)"""
+    """"patch" is one strided convolution, as in the papers; "conv" is a stack of 3x3 convolutions, which learns
+    faster from few images (Xiao et al. 2021, arXiv 2106.14881)."""
     drop_path: float = 0.0
     layer_norm_eps: float = 1e-6
-    """as the original repository has it; transformers' BLIP computes with 1e-5 unless told otherwise"""
+    """Epsilon of the LayerNorms, as in the original repository; transformers' BLIP computes with 1e-5 by
+    default."""
     final_norm: bool = True
-    """False where another norm follows, as after BLIP-2's frozen towers"""
+    """Whether the tower ends with a LayerNorm; False where another norm follows, as after BLIP-2's frozen
+    towers."""
     pretrained: str | None = None
-    """timm model to take the weights from when training starts, for example "vit_base_patch16_224.augreg_in1k" """
+    """The timm model to take the weights from when training starts, for example
+    "vit_base_patch16_224.augreg_in1k"."""
 
     def __post_init__(self) -> None:
         patch = self.patch_size
@@ -92,12 +96,14 @@ class ConvStem(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         stages = patch_size.bit_length() - 1
         assert 2**stages == patch_size, f"the conv stem needs a patch size that is a power of 2, not {patch_size}"
+        # Each stage halves the sides and doubles the channels, up to embed_dim.
         widths = [max(embed_dim >> (stages - 1 - i), 16) for i in range(stages)]
         layers: list[nn.Module] = []
         channels = in_chans
         for width in widths:
             layers += [
                 StdConv2d(channels, width, 3, stride=2, padding=1, bias=False),
+                # At most 8 groups, in a number that divides the channels.
                 nn.GroupNorm(math.gcd(8, width), width),
                 nn.GELU(),
             ]
@@ -126,6 +132,7 @@ class VisionEncoder(nn.Module):
             depth=config.depth,
             num_heads=config.num_heads,
             mlp_ratio=config.mlp_ratio,
+            # Neither classified nor pooled, since cross-attention reads every token.
             num_classes=0,
             global_pool="",
             drop_path_rate=config.drop_path,
@@ -143,6 +150,10 @@ class VisionEncoder(nn.Module):
         """D of the tokens."""
         return self.config.width
 
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 [..., 3, H, W] -> what `forward` takes, in the dtype of the weights."""
+        return normalize(pixels, next(self.parameters()).dtype)
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> [B, 1 + N, D]."""
         height, width = self.config.pixels
@@ -153,6 +164,7 @@ class VisionEncoder(nn.Module):
         return self.vit.forward_features(images)
 
     def _choose_attention(self, images: Tensor) -> None:
+        # timm chooses when a block is built; device and dtype under autocast are known only when it runs.
         kind = images.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else images.dtype
         fused = uses_fused_attention(images.device, dtype)
@@ -211,6 +223,7 @@ def interpolate_positions(
         raise UserError(f"{count} position embeddings do not fill a grid of {source_grid[0]} x {source_grid[1]}")
     if source_grid == tuple(grid):
         return positions
+    # [CLS] is outside the grid and keeps its embedding.
     cls, patches = positions[:, :1], positions[:, 1:]
     square = patches.reshape(1, *source_grid, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(square.float(), size=tuple(grid), mode="bicubic", align_corners=False)

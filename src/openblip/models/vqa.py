@@ -55,6 +55,10 @@ class BlipVqa(nn.Module):
         self.text_encoder = TextTransformer(config.text)
         self.text_decoder = TextDecoder(TextTransformer(config.decoder, causal=True))
 
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """uint8 images [B, 3, H, W] -> image_embeds [B, N, Dv], normalised as the vision tower wants them."""
+        return self.encode_image(self.vision.normalize(pixels))
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first."""
         return self.vision(images)
@@ -87,6 +91,11 @@ class BlipVqa(nn.Module):
         own = self.text_decoder.state_dict()
         fitting = {k: v for k, v in model.decoder.state_dict().items() if own[k].shape == v.shape}
         self.text_decoder.load_state_dict({**own, **fitting})
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Blocks of the vision tower and of the text transformer, for layer-wise decay."""
+        return self.config.vision.depth, self.config.text.depth
 
     def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
         """Trade time for memory: recompute every block in the backward pass."""

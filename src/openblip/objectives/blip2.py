@@ -34,15 +34,15 @@ class Stage1Config:
     """What stage 1 trains on; the defaults are the paper's."""
 
     objectives: tuple[str, ...] = OBJECTIVES
-    """any of "itc", "itm", "itg"; "itm" draws its negatives from ITC's similarities and needs it"""
+    """Any of "itc", "itm", "itg"; "itm" draws its negatives from ITC's similarities and needs it."""
     label_smoothing: float = 0.1
-    """of ITC and ITG"""
+    """Label smoothing of ITC and ITG."""
     use_image_ids: bool = False
-    """captions of one image are positives of each other and never negatives (fine-tuning for retrieval)"""
+    """Whether captions of one image are positives of each other and never negatives (fine-tuning for retrieval)."""
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """of ITC, ITM and ITG in the sum"""
+    """Weights of ITC, ITM and ITG in the sum."""
     hard_share: float = 1.0
-    """share of ITM's negatives drawn by similarity, as the paper draws all; the rest is drawn evenly"""
+    """Fraction of ITM's negatives drawn by similarity; the paper draws all. The rest is drawn uniformly."""
 
     def __post_init__(self) -> None:
         for name in self.objectives:

@@ -19,13 +19,13 @@ class SoftTargets:
     """What the momentum encoders think of a batch, and whose features are compared with."""
 
     image_features: Tensor
-    """momentum features of this rank's images, [B, E]"""
+    """Momentum features of this rank's images, [B, E]."""
     text_features: Tensor
-    """momentum features of this rank's texts, [B, E]"""
+    """Momentum features of this rank's texts, [B, E]."""
     all_image_features: Tensor
-    """momentum features of all ranks' images, then the queue's, [A, E]"""
+    """Momentum features of all ranks' images, then the queue's, [A, E]."""
     all_text_features: Tensor
-    """as `all_image_features`, [A, E]"""
+    """Momentum features of all ranks' texts, then the queue's, [A, E]."""
 
 
 def positive_pairs(batch_size: int, rank: int, all_size: int, device: torch.device, image_ids: Tensor | None = None,
@@ -64,6 +64,8 @@ def contrastive_loss(
     Returns:
         the mean of image-to-text and text-to-image losses, scalar, float32.
     """
+    # Similarities are divided by a temperature down to 0.001: bfloat16's 8 significant bits would not separate
+    # them.
     with torch.autocast(image_features.device.type, enabled=False):
         image_features, text_features = image_features.float(), text_features.float()
         all_images, all_texts = targets.all_image_features.float(), targets.all_text_features.float()

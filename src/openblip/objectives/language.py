@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["IGNORED", "language_loss", "language_targets", "token_log_probs"]
+__all__ = ["IGNORED", "language_loss", "language_targets"]
 
 IGNORED = -100
 
@@ -50,11 +49,3 @@ def language_loss(
         return losses.view(wanted.shape).sum(1)
     count = (wanted != IGNORED).sum() if num_tokens is None else num_tokens
     return losses / count.clamp(min=1)
-
-
-def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each target given what stands before it, [R, T - 1]; zero where it is -100."""
-    log_probs = torch.log_softmax(logits[:, :-1].float(), dim=-1)
-    wanted = targets[:, 1:]
-    picked = log_probs.gather(-1, wanted.clamp(min=0)[..., None]).squeeze(-1)
-    return picked.masked_fill(wanted == IGNORED, 0.0)

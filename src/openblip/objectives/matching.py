@@ -19,11 +19,11 @@ class Negatives:
     """For each pair of a batch one negative image and one negative text."""
 
     image_for_text: Tensor
-    """int64 [B]"""
+    """int64 [B], index of each text's negative image."""
     text_for_image: Tensor
-    """int64 [B]"""
+    """int64 [B], index of each image's negative text."""
     valid: Tensor
-    """bool [B], False where the batch holds no other image; such a pair has no negatives in the loss"""
+    """bool [B], False where the batch holds no other image; such a pair has no negatives in the loss."""
 
 
 @torch.no_grad()

@@ -55,6 +55,7 @@ class MomentumTwin(nn.Module):
         sources: list[Tensor] = []
         for name, parameter in self.named_parameters():
             copies.append(parameter)
+            # The copies are kept whole on every process, also where the model is sharded.
             sources.append(whole(online[name].detach()))
         torch._foreach_lerp_(copies, sources, 1 - self.momentum)
 
@@ -90,6 +91,7 @@ class FeatureQueue(nn.Module):
     def __init__(self, size: int, embed_dim: int) -> None:
         super().__init__()
         self.size = size
+        # Random unit vectors until real features replace them, as in the reference.
         self.register_buffer("images", F.normalize(torch.randn(size, embed_dim), dim=-1))
         self.register_buffer("texts", F.normalize(torch.randn(size, embed_dim), dim=-1))
         # No image has this id: stable ids are non-negative.
@@ -102,6 +104,7 @@ class FeatureQueue(nn.Module):
         if self.size == 0:
             return
         count = images.shape[0]
+        # Of more features than the queue holds only the newest are written, so that no slot is written twice.
         skipped = max(count - self.size, 0)
         slots = (self.position + torch.arange(skipped, count, device=images.device)) % self.size
         self.images[slots] = images[skipped:].to(self.images.dtype)

@@ -39,27 +39,28 @@ class ObjectiveConfig:
     """What a BLIP model is trained on; the defaults are the paper's pre-training."""
 
     objectives: tuple[str, ...] = OBJECTIVES
-    """any of "itc", "itm", "lm"; "itm" draws its negatives from ITC's similarities and needs it"""
+    """Any of "itc", "itm", "lm"; "itm" draws its negatives from ITC's similarities and needs it."""
     queue_size: int = 57600
-    """momentum features kept of each modality"""
+    """Momentum features kept of each modality."""
     momentum: float = 0.995
-    """of the copies whose features ITC compares with; 0 compares with the model's own features, without copies and
-    without their forward pass, which short runs without a queue do not need"""
+    """Momentum of the copies whose features ITC compares with. 0 compares with the model's own features, without
+    copies and without their forward pass, which short runs without a queue do not need."""
     alpha: float = 0.4
-    """weight of the momentum model's similarities in ITC's targets"""
+    """Weight of the momentum model's similarities in ITC's targets."""
     alpha_ramp_epochs: float = 1.0
-    """alpha grows linearly from 0 over this many epochs"""
+    """Epochs over which alpha grows linearly from 0."""
     temperature_min: float = 0.001
     temperature_max: float = 0.5
     label_smoothing: float = 0.1
-    """of LM"""
+    """Label smoothing of LM."""
     use_image_ids: bool = False
-    """captions of one image are positives of each other and never negatives (fine-tuning for retrieval)"""
+    """Whether captions of one image are positives of each other and never negatives (fine-tuning for retrieval)."""
     hard_share: float = 1.0
-    """share of ITM's negatives drawn by similarity, as the papers draw all; below 1 the rest is drawn evenly, which
-    moves ITM's threshold to where texts of any other picture are told apart (a filter), not the most similar"""
+    """Fraction of ITM's negatives drawn by similarity; the papers draw all. Below 1 the rest is drawn uniformly,
+    which moves ITM's threshold to where texts of any other image are distinguished (a filter), not only the most
+    similar."""
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """of ITC, ITM and LM in the sum"""
+    """Weights of ITC, ITM and LM in the sum."""
 
     def __post_init__(self) -> None:
         for name in self.objectives:

@@ -1,9 +1,9 @@
 """Pages about what was trained: numbers against chance, curves, pictures with verdicts, failures too.
 
-`content` is what a report says (plain dataclasses), `page` writes it as one HTML file with its JSON beside it,
-`curves`, `gallery`, `pictures`, `numbers` and `style.css` are the parts of the page, `run` makes a report of any
-training run's folder, `capfilt` one of a CapFilt run (imported on its own, since it needs torch), `figures` saves
-charts as PDF or PNG (the extra "report").
+`content` is what a report says (plain dataclasses), `page` writes it as one HTML file with its JSON beside it (from
+the Jinja2 templates in templates/), `curves`, `pictures` and `numbers` are the parts of the page, `tables` shows a
+`Table` as Markdown or on a terminal too, `run` makes a report of any training run's folder, `capfilt` one of a
+CapFilt run (imported on its own, since it needs torch), `figures` saves charts as SVG files.
 """
 
 from openblip.report.content import (
@@ -35,6 +35,7 @@ from openblip.report.figures import save_figures
 from openblip.report.page import read_report, render, write_report
 from openblip.report.pictures import Picture, picture
 from openblip.report.run import run_report
+from openblip.report.tables import markdown, print_table, terminal
 
 __all__ = [
     "Card",
@@ -60,11 +61,14 @@ __all__ = [
     "Table",
     "Text",
     "from_json",
+    "markdown",
     "picture",
+    "print_table",
     "read_report",
     "render",
     "run_report",
     "save_figures",
+    "terminal",
     "to_json",
     "write_report",
 ]

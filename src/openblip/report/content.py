@@ -11,6 +11,7 @@ Units: "fraction" (0..1, shown in percent), "seconds", "count", "" (a plain numb
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -20,6 +21,7 @@ from openblip.core.errors import UserError, nearest
 from openblip.report.pictures import Picture
 
 __all__ = [
+    "VERDICTS",
     "Block",
     "Card",
     "CardText",
@@ -49,6 +51,17 @@ __all__ = [
 
 Verdict = Literal["", "true", "partly", "false", "unparsed", "kept", "dropped", "borderline"]
 """What is known of a text: the first four are the judge's, the last three a filter's; "" is nothing."""
+
+VERDICTS: dict[Verdict, tuple[str, str, str]] = {
+    "true": ("good", "✓", "true"),
+    "partly": ("mid", "◐", "partly true"),
+    "false": ("bad", "✗", "false"),
+    "unparsed": ("none", "?", "not understood"),
+    "kept": ("good", "✓", "kept"),
+    "borderline": ("mid", "◐", "borderline"),
+    "dropped": ("bad", "✗", "dropped"),
+}
+"""Colour, sign and word of each verdict."""
 
 
 @dataclass(kw_only=True)
@@ -141,6 +154,8 @@ class Column:
     name: str
     unit: str = ""
     better: Literal["", "higher", "lower"] = ""
+    align: Literal["", "left", "right"] = ""
+    """"" aligns numbers at the right and a column with a text at the left"""
     reference: float | None = None
     reference_name: str = "chance"
 
@@ -194,6 +209,10 @@ class Card:
     """what is really there: the picture's own captions, or the scene in words"""
     facts: list[Fact] = field(default_factory=list)
 
+    def verdicts(self) -> list[Verdict]:
+        """The verdicts of its texts, each once."""
+        return list(dict.fromkeys(text.verdict for text in self.texts if text.verdict))
+
 
 @dataclass(kw_only=True)
 class Gallery:
@@ -203,6 +222,15 @@ class Gallery:
     cards: list[Card]
     title: str = ""
     note: str = ""
+
+    def counts(self) -> Counter[Verdict]:
+        """How many cards have a text of each verdict."""
+        return Counter(verdict for card in self.cards for verdict in card.verdicts())
+
+    def uneven(self) -> bool:
+        """Whether any picture is far from square."""
+        pictures = [card.picture for card in self.cards if card.picture]
+        return any(not 0.8 <= picture.width / picture.height <= 1.25 for picture in pictures)
 
 
 @dataclass(kw_only=True)

@@ -1,22 +1,24 @@
-"""Charts as inline SVG: lines with their names and last values at their ends, chance and target, values on hover.
+"""Charts as SVG: lines with their names and last values at their ends, chance and target, values on hover.
 
-Drawn by hand rather than by a plotting library: a few kilobytes each, no extra to install, and the page's own
-colours (CSS variables --s0 .. --s5, see `style`), so that one drawing serves the light and the dark page.
+The elements are written directly instead of by a plotting library: a few kilobytes each, no extra to install, and
+the classes of templates/curves.css for colours, so that one drawing serves the light page, the dark page and a file
+of its own (`figures`). ElementTree escapes every text and attribute.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from itertools import pairwise
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
+from markupsafe import Markup
 
 from openblip.report.content import Chart, Histogram, Series
 from openblip.report.numbers import spell, spell_short, ticks
 
-__all__ = ["NUM_COLORS", "draw_chart", "draw_histogram", "smoothed", "thin"]
+__all__ = ["NUM_COLORS", "chart_svg", "draw", "histogram_svg", "smoothed", "thin"]
 
 NUM_COLORS = 6
 _WIDTH, _HEIGHT = 380, 230
@@ -89,28 +91,65 @@ class _Axes:
     def y(self, value: float) -> float:
         return self.bottom - (value - self.y0) / ((self.y1 - self.y0) or 1) * (self.bottom - self.top)
 
-    def frame(self, x_label: str, x_unit: str, y_unit: str) -> list[str]:
-        parts = []
+    def frame(self, parent: Element, x_label: str, x_unit: str, y_unit: str) -> None:
+        """Add grid lines, axis, tick values and the x axis' name."""
         for value in ticks(self.y0, self.y1):
             y = self.y(value)
-            text = spell_short(value, y_unit)
-            parts.append(f'<line class="grid" x1="{self.left}" x2="{self.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+            _line(parent, "grid", self.left, self.right, y, y)
+            _text(parent, self.left - 6, y + 4, spell_short(value, y_unit), anchor="end")
         for value in ticks(self.x0, self.x1, 5):
-            text = spell_short(value, x_unit)
-            parts.append(f'<text x="{self.x(value):.1f}" y="{self.bottom + 15}" text-anchor="middle">{text}</text>')
-        middle, base = (self.left + self.right) / 2, self.bottom
-        parts.append(f'<line class="axis" x1="{self.left}" x2="{self.right:.1f}" y1="{base}" y2="{base}"/>')
-        parts.append(f'<text x="{middle:.1f}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
-        return parts
+            _text(parent, self.x(value), self.bottom + 15, spell_short(value, x_unit), anchor="middle")
+        _line(parent, "axis", self.left, self.right, self.bottom, self.bottom)
+        _text(parent, (self.left + self.right) / 2, _HEIGHT - 4, x_label, anchor="middle")
+
+    def upright(self, parent: Element, kind: str, x: float) -> None:
+        """Add a vertical line at the place `x`."""
+        _line(parent, kind, x, x, self.top, self.bottom)
 
 
-def draw_chart(chart: Chart) -> str:
-    """Return the chart as an `<svg>` element."""
+def _add(parent: Element, tag: str, kind: str = "", **attributes: float | str) -> Element:
+    """Add an element of a CSS class; numbers are written with one decimal, "_" in names is "-"."""
+    values = {"class": kind} if kind else {}
+    for name, value in attributes.items():
+        values[name.replace("_", "-")] = value if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")
+    return SubElement(parent, tag, values)
+
+
+def _line(parent: Element, kind: str, x1: float, x2: float, y1: float, y2: float) -> None:
+    _add(parent, "line", kind, x1=x1, x2=x2, y1=y1, y2=y2)
+
+
+def _text(parent: Element, x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> Element:
+    element = _add(parent, "text", kind, x=x, y=y)
+    if anchor != "start":
+        element.set("text-anchor", anchor)
+    element.text = text
+    return element
+
+
+def _svg(title: str) -> Element:
+    return Element("svg", {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "role": "img", "aria-label": title})
+
+
+def draw(chart: Chart | Histogram) -> Markup:
+    """Return the chart as HTML: an `<svg>` element, or a sentence where there is nothing to show."""
+    svg = chart_svg(chart) if isinstance(chart, Chart) else histogram_svg(chart)
+    if svg is None:
+        what = "recorded" if isinstance(chart, Chart) else "counted"
+        return Markup('<p class="muted">nothing was {}</p>').format(what)
+    return Markup(tostring(svg, encoding="unicode"))
+
+
+def chart_svg(chart: Chart, *, hovers: bool = True) -> Element | None:
+    """Return the chart as an `<svg>` element, or None if no value was recorded.
+
+    Args:
+        hovers: whether the values are shown under the pointer.
+    """
     lines = [_Line(series, i if series.color is None else series.color) for i, series in enumerate(chart.series)]
     lines = [line for line in lines if line.ys]
     if not lines:
-        return '<p class="muted">nothing was recorded</p>'
+        return None
     y_range = _y_range(chart, lines)
     xs = [x for line in lines for x in line.xs]
     x_range = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, max(xs) + 0.5)
@@ -118,25 +157,24 @@ def draw_chart(chart: Chart) -> str:
         x_range = (0.0, x_range[1])
     names = [_end_label(chart, line, alone=len(lines) == 1) for line in lines]
     axes = _Axes(x_range, y_range, 14 + _CHAR * max(len(name) for name in names))
-    rules, rule_names = _levels(chart, axes)
-    parts = [*axes.frame(chart.x_label, "", chart.unit), *rules]
+    svg = _svg(chart.title)
+    axes.frame(svg, chart.x_label, "", chart.unit)
+    # The names of the levels are written over the curves, their lines lie under them.
+    levels = _levels(chart, axes)
+    for kind, y, *_ in levels:
+        _line(svg, kind, axes.left, axes.right, y, y)
     for line in lines:
-        parts += _draw_line(line, axes)
-    parts += rule_names
+        _draw_line(svg, line, axes)
+    for _, _, x, y, text, anchor in levels:
+        _text(svg, x, y, text, "level", anchor)
     ends = [axes.y(min(max(line.shown[-1], axes.y0), axes.y1)) for line in lines]
     for line, name, at in zip(lines, names, _apart(ends, axes), strict=True):
-        full = escape(line.series.name)
-        parts.append(
-            f'<text class="name c{line.color}" x="{axes.right + 8:.1f}" y="{at + 4:.1f}">'
-            f"<title>{full}</title>{escape(name)}</text>"
-        )
-    parts += _hovers(chart, lines, axes)
-    return _svg(chart.title, parts)
-
-
-def _svg(title: str, parts: list[str]) -> str:
-    label = escape(title, quote=True)
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+        label = _text(svg, axes.right + 8, at + 4, "", f"name c{line.color}")
+        hint = SubElement(label, "title")
+        hint.text, hint.tail = line.series.name, name
+    if hovers:
+        _hovers(svg, chart, lines, axes)
+    return svg
 
 
 def _end_label(chart: Chart, line: _Line, *, alone: bool) -> str:
@@ -167,22 +205,22 @@ def _y_range(chart: Chart, lines: list[_Line]) -> tuple[float, float]:
     return low_edge, high_edge if high_edge > low_edge else low_edge + 1
 
 
-def _levels(chart: Chart, axes: _Axes) -> tuple[list[str], list[str]]:
-    """Lines for chance and target, and their names, which go over the curves."""
-    rules, names = [], []
-    levels = [(chart.reference, chart.reference_name, "chance"), (chart.target, "target", "target")]
-    for value, name, kind in levels:
+def _levels(chart: Chart, axes: _Axes) -> list[tuple[str, float, float, float, str, str]]:
+    """Chance and target: kind and height of the line, then place, text and anchor of its name."""
+    found = []
+    for value, name, kind in (
+        (chart.reference, chart.reference_name, "chance"),
+        (chart.target, "target", "target"),
+    ):
         if value is None:
             continue
         y = axes.y(value)
         above = y - 4 if y - 4 > axes.top + 8 else y + 12
-        rules.append(f'<line class="{kind}" x1="{axes.left}" x2="{axes.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
         # The target is written at the left, where curves have not yet come up to it; chance at the right, where
         # they have left it.
         x, anchor = (axes.left + 4, "start") if kind == "target" else (axes.right - 2, "end")
-        text = f"{escape(name)} {spell(value, chart.unit)}"
-        names.append(f'<text class="level" x="{x:.1f}" y="{above:.1f}" text-anchor="{anchor}">{text}</text>')
-    return rules, names
+        found.append((kind, y, x, above, f"{name} {spell(value, chart.unit)}", anchor))
+    return found
 
 
 def _path(points: Sequence[tuple[float, float]], axes: _Axes) -> str:
@@ -190,25 +228,24 @@ def _path(points: Sequence[tuple[float, float]], axes: _Axes) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in clipped)
 
 
-def _draw_line(line: _Line, axes: _Axes) -> list[str]:
-    parts = []
+def _draw_line(svg: Element, line: _Line, axes: _Axes) -> None:
     color = f"c{line.color}"
     if line.noisy:
         raw = thin(list(zip(line.xs, line.ys, strict=True)))
-        parts.append(f'<path class="raw {color}" d="{_path(raw, axes)}"/>')
+        _add(svg, "path", f"raw {color}", d=_path(raw, axes))
     spread = line.series.spread
     if not line.noisy and len(spread) == len(line.ys) and any(spread):
         upper = [(x, y + s) for x, y, s in zip(line.xs, line.ys, spread, strict=True)]
         lower = [(x, y - s) for x, y, s in zip(line.xs, line.ys, spread, strict=True)]
-        parts.append(f'<path class="band {color}" d="{_path([*upper, *lower[::-1]], axes)}Z"/>')
+        _add(svg, "path", f"band {color}", d=f"{_path([*upper, *lower[::-1]], axes)}Z")
     role = "train" if line.series.role == "train" else "line"
-    paths = [_path(stretch, axes) for stretch in line.runs() if len(stretch) > 1]
-    parts += [f'<path class="{role} {color}" d="{path}"/>' for path in paths]
+    for stretch in line.runs():
+        if len(stretch) > 1:
+            _add(svg, "path", f"{role} {color}", d=_path(stretch, axes))
     if not line.noisy and line.series.role == "line":
         few = len(line.xs) <= 30
-        marked = list(zip(line.xs, line.ys, strict=True)) if few else [(line.xs[-1], line.ys[-1])]
-        parts += [f'<circle class="{color}" r="2.6" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}"/>' for x, y in marked]
-    return parts
+        for x, y in zip(line.xs, line.ys, strict=True) if few else [(line.xs[-1], line.ys[-1])]:
+            _add(svg, "circle", color, r="2.6", cx=axes.x(x), cy=axes.y(y))
 
 
 def _apart(ends: list[float], axes: _Axes) -> list[float]:
@@ -225,14 +262,13 @@ def _apart(ends: list[float], axes: _Axes) -> list[float]:
     return placed
 
 
-def _hovers(chart: Chart, lines: list[_Line], axes: _Axes) -> list[str]:
+def _hovers(svg: Element, chart: Chart, lines: list[_Line], axes: _Axes) -> None:
     """Columns that show the values at their place while pointed at or touched; no script."""
     # The sparsest line with some points sets the places: evaluations are what one wants to read.
     evaluated = [line.xs for line in lines if not line.noisy and len(line.xs) > 1] or [line.xs for line in lines]
     places = sorted({x for xs in evaluated for x in xs})
     if len(places) > _MOST_HOVERS:
         places = [places[round(i * (len(places) - 1) / (_MOST_HOVERS - 1))] for i in range(_MOST_HOVERS)]
-    parts = []
     for i, place in enumerate(places):
         low = axes.left if i == 0 else (axes.x(places[i - 1]) + axes.x(place)) / 2
         high = axes.right if i == len(places) - 1 else (axes.x(place) + axes.x(places[i + 1])) / 2
@@ -245,30 +281,26 @@ def _hovers(chart: Chart, lines: list[_Line], axes: _Axes) -> list[str]:
         width = 12 + _CHAR * max(len(text) for text, _ in rows)
         x = axes.x(place)
         left = x + 8 if x + 8 + width < _WIDTH else max(2.0, x - 8 - width)
-        texts = "".join(
-            f'<text class="{color}" x="{left + 6:.1f}" y="{_TOP + 13 + _LINE_HEIGHT * j:.1f}">{escape(text)}</text>'
-            for j, (text, color) in enumerate(rows)
-        )
-        size = f'width="{width:.0f}" height="{7 + _LINE_HEIGHT * len(rows)}"'
-        box = f'<rect class="tip" x="{left:.1f}" y="{_TOP}" {size} rx="4"/>'
-        parts.append(
-            f'<g class="hover"><rect x="{low:.1f}" y="{axes.top}" width="{max(0.0, high - low):.1f}" '
-            f'height="{axes.bottom - axes.top}"/><g><line x1="{x:.1f}" x2="{x:.1f}" y1="{axes.top}" '
-            f'y2="{axes.bottom}"/>{box}{texts}</g></g>'
-        )
-    return parts
+        group = _add(svg, "g", "hover")
+        _add(group, "rect", x=low, y=axes.top, width=max(0.0, high - low), height=axes.bottom - axes.top)
+        shown = _add(group, "g")
+        axes.upright(shown, "", x)
+        _add(shown, "rect", "tip", x=left, y=_TOP, width=width, height=7 + _LINE_HEIGHT * len(rows), rx=4)
+        for j, (text, color) in enumerate(rows):
+            _text(shown, left + 6, _TOP + 13 + _LINE_HEIGHT * j, text, color)
 
 
-def draw_histogram(histogram: Histogram) -> str:
-    """Return the histogram as an `<svg>` element: an outlined area for each group."""
+def histogram_svg(histogram: Histogram) -> Element | None:
+    """Return the histogram as an `<svg>` element, an outlined area for each group; None if nothing was counted."""
     edges, groups = histogram.edges, histogram.groups
     assert all(len(counts) == len(edges) - 1 for counts in groups.values()), "one count for each bin"
     most = max((count for counts in groups.values() for count in counts), default=0)
     if most == 0:
-        return '<p class="muted">nothing was counted</p>'
+        return None
     axes = _Axes((edges[0], edges[-1]), (0.0, most * 1.02), 12)
     axes.top += _LINE_HEIGHT  # the names stand above the bars
-    parts = axes.frame(histogram.x_label, histogram.unit, "")
+    svg = _svg(histogram.title)
+    axes.frame(svg, histogram.x_label, histogram.unit, "")
     place = float(axes.left)
     for i, (name, counts) in enumerate(groups.items()):
         color = f"c{i % NUM_COLORS}"
@@ -276,16 +308,16 @@ def draw_histogram(histogram: Histogram) -> str:
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
             corners += [(low, count), (high, count)]
         corners.append((edges[-1], 0.0))
-        parts.append(f'<path class="band {color}" d="{_path(corners, axes)}Z"/>')
-        parts.append(f'<path class="line {color}" d="{_path(corners, axes)}"/>')
+        outline = _path(corners, axes)
+        _add(svg, "path", f"band {color}", d=f"{outline}Z")
+        _add(svg, "path", f"line {color}", d=outline)
         label = f"{name} ({sum(counts):,})"
-        parts.append(f'<text class="name {color}" x="{place:.1f}" y="{_TOP - 4}">{escape(label)}</text>')
+        _text(svg, place, _TOP - 4, label, f"name {color}")
         place += _CHAR * (len(label) + 3)
     if histogram.threshold is not None:
         x = axes.x(histogram.threshold)
-        text = f"{escape(histogram.threshold_name)} {spell(histogram.threshold, histogram.unit)}"
+        text = f"{histogram.threshold_name} {spell(histogram.threshold, histogram.unit)}"
         at_left = x > (axes.left + axes.right) / 2
-        where = f'x="{x - 5 if at_left else x + 5:.1f}" text-anchor="{"end" if at_left else "start"}"'
-        parts.append(f'<line class="target" x1="{x:.1f}" x2="{x:.1f}" y1="{axes.top}" y2="{axes.bottom}"/>')
-        parts.append(f'<text class="level" {where} y="{axes.top + 8}">{text}</text>')
-    return _svg(histogram.title, parts)
+        axes.upright(svg, "target", x)
+        _text(svg, x - 5 if at_left else x + 5, axes.top + 8, text, "level", "end" if at_left else "start")
+    return svg

@@ -1,81 +1,53 @@
-"""A report's line charts as PDF, SVG or PNG for a paper or slides, drawn by matplotlib (the extra "report")."""
+"""A report's line charts as SVG files for a paper or slides: the drawing of the page with its colours inside."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree.ElementTree import SubElement, tostring
 
-from openblip.core.errors import UserError, nearest, require
-from openblip.core.files import atomic_path
+from openblip.core.errors import UserError
+from openblip.core.files import write_text
 from openblip.report.content import Chart, Charts, Report
-from openblip.report.curves import smoothed
+from openblip.report.curves import chart_svg
+from openblip.report.page import environment
 
 __all__ = ["save_figures"]
 
-FORMATS = ("pdf", "svg", "png")
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9")
-"""of Okabe and Ito, for colour-blind readers"""
 
-
-def save_figures(report: Report, folder: Path | str, *, file_format: str = "pdf") -> list[Path]:
-    """Write each line chart of `report` as a file named after its section and title, and return the files.
+def save_figures(report: Report, folder: Path | str) -> list[Path]:
+    """Write each line chart of `report` as an SVG file named after its section and title, and return the files.
 
     Raises:
-        MissingExtra: matplotlib is not installed.
-        UserError: an unknown format, or a report without line charts.
+        UserError: a report without line charts.
     """
-    if file_format not in FORMATS:
-        raise UserError(f'figures cannot be written as "{file_format}"{nearest(file_format, FORMATS)}')
-    charts = [
-        (section.title, chart)
+    drawn = [
+        (f"{section.title} {chart.title}", svg)
         for section in report.sections
         for block in section.blocks
         if isinstance(block, Charts)
         for chart in block.charts
-        if isinstance(chart, Chart)
+        if isinstance(chart, Chart) and (svg := chart_svg(chart, hovers=False)) is not None
     ]
-    if not charts:
+    if not drawn:
         raise UserError(f'the report "{report.title}" has no line charts to save as figures')
-    require("matplotlib", "report")
     written: list[Path] = []
-    for section, chart in charts:
-        stem = re.sub(r"[^a-z0-9]+", "-", f"{section} {chart.title}".lower()).strip("-") or "figure"
-        path = Path(folder) / f"{stem}.{file_format}"
-        number = 2
+    for title, svg in drawn:
+        stem = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "figure"
+        path, number = Path(folder) / f"{stem}.svg", 2
         while path in written:
-            path, number = Path(folder) / f"{stem}-{number}.{file_format}", number + 1
-        with atomic_path(path) as temporary:
-            _draw(chart, temporary, file_format)
+            path, number = Path(folder) / f"{stem}-{number}.svg", number + 1
+        svg.set("xmlns", "http://www.w3.org/2000/svg")
+        style = SubElement(svg, "style")
+        style.text = _style()
+        write_text(path, tostring(svg, encoding="unicode", xml_declaration=True))
         written.append(path)
     return written
 
 
-def _draw(chart: Chart, path: Path, file_format: str) -> None:
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
-    from matplotlib.ticker import PercentFormatter
-
-    figure = Figure(figsize=(4.2, 2.8), layout="constrained")
-    axes = figure.add_subplot()
-    for i, series in enumerate(chart.series):
-        color = _COLORS[(i if series.color is None else series.color) % len(_COLORS)]
-        values = [float("nan") if y is None else y for y in series.y]
-        noisy = series.role == "raw" and len(values) >= 12 and None not in series.y
-        if noisy:
-            axes.plot(series.x, values, color=color, alpha=0.25, linewidth=0.8)
-        line = smoothed(values) if noisy else values
-        axes.plot(series.x, line, color=color, linestyle="--" if series.role == "train" else "-", label=series.name)
-        if len(series.spread) == len(values):
-            low = [y - s for y, s in zip(values, series.spread, strict=True)]
-            high = [y + s for y, s in zip(values, series.spread, strict=True)]
-            axes.fill_between(series.x, low, high, color=color, alpha=0.18, linewidth=0)
-    for level, name, style in ((chart.reference, chart.reference_name, ":"), (chart.target, "target", "--")):
-        if level is not None:
-            axes.axhline(level, color="0.45", linestyle=style, linewidth=1, label=name)
-    if chart.unit == "fraction":
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.set(title=chart.title, xlabel=chart.x_label, ylabel="" if chart.unit == "fraction" else chart.unit)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(frameon=False, fontsize="small")
-    figure.savefig(path, format=file_format, dpi=200)
+def _style() -> str:
+    """The curves' style on a light ground; colours are written out, since few programs know CSS variables."""
+    light = environment().get_template("style.css").render().split("}", 1)[0]
+    colors = dict(re.findall(r"--([\w-]+):(#\w+)", light))
+    curves = environment().get_template("curves.css").render()
+    return "svg{font:11.5px sans-serif}" + re.sub(r"var\(--([\w-]+)\)", lambda found: colors[found[1]], curves)

@@ -1,73 +1,98 @@
-"""Answering questions about pictures: written freely, or ranked among given answers.
+"""Answering questions about images: trained, and evaluated by generating and by ranking given answers.
 
-A question is read with its picture once; all beams and all candidates read the same question states.
+BLIP: all questions about an image read its one memory, all answers to a question read that question's one memory.
+BLIP-2: the language model answers, and the Q-Former reads the question too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from openblip.core.errors import UserError
+from openblip.core.files import write_text
+from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.core.runtime import rank
+from openblip.core.text import read_list
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.data.sample import Batch
 from openblip.data.sources.answers import GivenAnswers
-from openblip.data.sources.questions import answers_of
-from openblip.data.transforms import clean_question, normalize
-from openblip.generation.decode import decode
-from openblip.generation.rank import rank_two_step
+from openblip.data.sources.base import Source
+from openblip.data.sources.questions import answers_of, open_questions
+from openblip.data.transforms import clean_question
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.answers import AccuracyRule, answer_accuracy, normalise_answer
-from openblip.models.layers import ImageMemory
-from openblip.models.stepper import DecoderStepper
-from openblip.models.vqa import BlipVqa
+from openblip.objectives.answering import VqaObjective
+from openblip.objectives.blip2 import Blip2Stage2
+from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
+from openblip.tasks.config import RunConfig
+from openblip.tasks.features import FeatureCache
+from openblip.tasks.protocols import Adapter, Answers
+from openblip.tasks.step import PreparedBatch, Training, TrainingStep, images_of
+from openblip.tasks.task import Batches, Evaluation, RunData, Task
+from openblip.tasks.vocabulary import all_answers
 
 __all__ = [
+    "ANSWERING",
     "MAX_LENGTH",
-    "Answer",
-    "Answered",
-    "ask",
+    "QuestionBatch",
+    "VqaStep",
+    "answer_list",
     "encode_questions",
     "evaluate_answers",
-    "rank_answers",
+    "prepare_answers",
+    "prepare_questions",
     "score_answer",
-    "write_answers",
 ]
 
 MAX_LENGTH = 35
 """Tokens of a question, the first and the last special token included; longer ones are cut, as in the paper."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer with how sure the model is."""
+@dataclass(frozen=True)
+class QuestionBatch(PreparedBatch):
+    """What BLIP trains on: B images, Q questions about them, A different answers to these."""
 
-    text: str
-    log_prob: float
-    """natural logarithm of the probability of the whole answer, its end included"""
-    probability: float
-    """among the answers that came back for the question: softmax of their log-probabilities"""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A question with its answers, the best first."""
-
-    question: str
-    answers: tuple[Answer, ...]
+    questions: TokenBatch
+    image_of: Tensor | None
+    """int64 [Q]; None when there are equally many questions about each image"""
+    answers: TokenBatch
+    question_of: Tensor | None
+    """int64 [A]; None when there are equally many answers to each question"""
+    weights: Tensor
+    """float32 [A]"""
 
     @property
-    def text(self) -> str:
-        """The best answer."""
-        return self.answers[0].text
+    def num_scored(self) -> int:
+        """Questions."""
+        return len(self.questions)
+
+
+class VqaStep(TrainingStep[QuestionBatch]):
+    """`VqaObjective` over `QuestionBatch`es."""
+
+    def forward(self, batch: QuestionBatch) -> dict[str, Tensor]:
+        """Losses of a batch by name."""
+        return self.objective(
+            self.model.vision.normalize(batch.images),
+            batch.questions,
+            batch.answers,
+            batch.question_of,
+            batch.weights,
+            image_of=batch.image_of,
+            num_questions=self.divisor,
+        )
 
 
 def encode_questions(
     tokenizer: TextTokenizer, questions: Sequence[str], *, clean: str = "simplify", max_length: int = MAX_LENGTH
 ) -> TokenBatch:
-    """Questions as the model reads them, beginning with [ENC].
+    """Questions as BLIP reads them, beginning with [ENC].
 
     Args:
         clean: as the model was trained: "simplify" lower-cases and drops punctuation, "spaces", "none".
@@ -76,82 +101,129 @@ def encode_questions(
     return tokenizer.encode(texts, first="enc", max_length=max_length)
 
 
-@torch.no_grad()
-def ask(model: BlipVqa, memory: ImageMemory, questions: TokenBatch, *, read_padding: bool = False) -> ImageMemory:
-    """Read R questions with their B images, R a multiple of B, rows of one image together.
+def prepare_questions(
+    tokenizer: TextTokenizer, *, clean: str = "simplify", max_length: int = MAX_LENGTH
+) -> Callable[[Batch], QuestionBatch]:
+    """A function from the loader's batches to `QuestionBatch`es.
 
     Args:
-        questions: ids [R, T], beginning with [ENC].
-        read_padding: let answers read padded states, as generation in the original and in transformers does.
+        clean: as `encode_questions`; answers are taken as they are given.
+        max_length: tokens of a question, and of an answer; longer ones are cut.
     """
-    states = model.read_question(questions.input_ids, questions.attention_mask, memory)
-    return model.remember_question(states, None if read_padding else questions.attention_mask)
+
+    def prepare(batch: Batch) -> QuestionBatch:
+        known = [answers_of(meta) for meta in batch.meta]
+        texts: list[str] = []
+        owners: list[int] = []
+        weights: list[float] = []
+        for row, (question, image) in enumerate(zip(batch.texts, batch.image_index.tolist(), strict=True)):
+            given = known[image][question].merged
+            texts += given
+            weights += given.values()
+            owners += [row] * len(given)
+        return QuestionBatch(
+            images=batch.images,
+            questions=encode_questions(tokenizer, batch.texts, clean=clean, max_length=max_length),
+            image_of=_unless_even(batch.image_index, len(batch)),
+            answers=tokenizer.encode(texts, first="dec", max_length=max_length),
+            question_of=_unless_even(torch.tensor(owners), len(batch.texts)),
+            weights=torch.tensor(weights),
+        )
+
+    return prepare
 
 
-@torch.no_grad()
-def write_answers(
-    model: BlipVqa,
+def _unless_even(owner: Tensor, count: int) -> Tensor | None:
+    """None where each of `count` owners has equally many rows, which then need not be gathered."""
+    each = torch.bincount(owner, minlength=count)
+    return None if bool((each == each[0]).all()) else owner
+
+
+def prepare_answers(
     tokenizer: TextTokenizer,
-    read: ImageMemory,
-    config: DecodeConfig,
+    language_tokenizer: LanguageTokenizer,
     *,
-    keys: Tensor | None = None,
-) -> list[tuple[Answer, ...]]:
-    """`config.num_sequences` answers to each question that `read` holds."""
-    device = read.keys[0].device
-    decoded = decode(
-        DecoderStepper(model.text_decoder, read),
-        torch.full((read.batch_size, 1), tokenizer.dec_id, device=device),
-        None,
-        config,
-        eos_ids=tokenizer.sep_id,
-        pad_id=tokenizer.pad_id,
-        keys=keys,
+    encoder_decoder: bool,
+    max_length: int,
+    prompt: str,
+    cache: FeatureCache | None = None,
+) -> Callable[[Batch], LanguagePairBatch]:
+    """A function from batches with one question an image to what BLIP-2's language model trains on.
+
+    Of the answers given to a question one is drawn by their weights, as in the reference.
+    """
+    images = images_of(cache)
+
+    def prepare(batch: Batch) -> LanguagePairBatch:
+        questions = [clean_question(text) for text in batch.texts]
+        answers = [_draw(answers_of(meta)[text].merged) for meta, text in zip(batch.meta, batch.texts, strict=True)]
+        prompts = [prompt.replace("{}", question) for question in questions]
+        read = tokenizer.encode(questions, max_length=max_length)
+        if encoder_decoder:
+            prefix = language_tokenizer.prompts(prompts, side="right", end=True)
+            text = language_tokenizer.texts(answers)
+            return LanguagePairBatch(images(batch), text, batch.image_ids, questions=read, prefix=prefix)
+        text = language_tokenizer.texts(answers, prompts=prompts)
+        return LanguagePairBatch(images(batch), text, batch.image_ids, questions=read)
+
+    return prepare
+
+
+def _draw(weights: dict[str, float]) -> str:
+    answers, shares = list(weights), torch.tensor(list(weights.values()))
+    return answers[int(torch.multinomial(shares, 1))]
+
+
+def train_blip(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
+    """BLIP: each answer to a question is a text to write, weighted by how many people gave it."""
+    tokenizer, smoothing = adapter.tokenizer, config.answering.label_smoothing
+    objective = VqaObjective(
+        adapter.model, enc_id=tokenizer.enc_id, dec_id=tokenizer.dec_id, label_smoothing=smoothing
     )
-    log_probs = decoded.log_probs.view(read.batch_size, -1)
-    shares = log_probs.softmax(1).flatten().tolist()
-    answers: list[list[Answer]] = [[] for _ in range(read.batch_size)]
-    rows = zip(
-        decoded.rows.tolist(), decoded.ids.tolist(), decoded.lengths.tolist(), log_probs.flatten().tolist(), shares,
-        strict=True,
-    )  # fmt: skip
-    for row, ids, length, log_prob, share in rows:
-        answers[row].append(Answer(tokenizer.decode(ids[:length]), log_prob, share))
-    return [tuple(found) for found in answers]
+    prepare = prepare_questions(tokenizer, clean=config.clean, max_length=config.max_length)
+    answers = answer_list(config, data.sources, data.out)
+    return Training(VqaStep(objective), prepare, text_mode="all", answers=answers)
 
 
-@torch.no_grad()
-def rank_answers(
-    model: BlipVqa,
-    tokenizer: TextTokenizer,
-    read: ImageMemory,
-    candidates: Sequence[str],
-    *,
-    keep: int = 128,
-    label_smoothing: float = 0.0,
-) -> list[tuple[Answer, ...]]:
-    """The `keep` likeliest of `candidates` for each question that `read` holds, the best first.
+def train_blip2(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
+    """BLIP-2: the language model answers."""
+    prepare = prepare_answers(
+        adapter.tokenizer,
+        adapter.language_tokenizer,
+        encoder_decoder=adapter.model.llm.is_encoder_decoder,
+        max_length=config.max_length,
+        prompt=config.prompt,
+        cache=data.cache,
+    )
+    answers = answer_list(config, data.sources, data.out) if config.answering.answers else ()
+    step = Stage2Step(Blip2Stage2(adapter.model, eos_id=adapter.language_tokenizer.eos_id))
+    return Training(step, prepare, answers=answers)
+
+
+def answer_list(config: RunConfig, sources: Sequence[Source], out: Path) -> list[str]:
+    """The answers to choose from when ranking: those of a file, or of the training data, the most frequent first.
 
     Args:
-        keep: candidates that are read whole, chosen by their first token (the paper: 128).
-        label_smoothing: 0.1 ranks by the training loss, as the original does; 0 by likelihood.
+        out: the run's folder, where they are kept as answers.txt.
+
+    Raises:
+        UserError: the file cannot be read or is empty.
     """
-    device = read.keys[0].device
-    tokens = tokenizer.encode(candidates, first="dec").to(device)
-
-    def logits(input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
-        return model.text_decoder(input_ids, attention_mask, memory=read.select(rows))
-
-    ranking = rank_two_step(
-        logits,
-        tokens.input_ids,
-        tokens.attention_mask,
-        num_rows=read.batch_size,
-        keep=min(keep, len(candidates)),
-        label_smoothing=label_smoothing,
-    )
-    rows = zip(ranking.indices.tolist(), ranking.log_probs.tolist(), ranking.probabilities.tolist(), strict=True)
-    return [tuple(Answer(candidates[i], p, share) for i, p, share in zip(*row, strict=True)) for row in rows]
+    named = config.answering.answers
+    file = Path(named) if named else out / "answers.txt"
+    if named or file.is_file():
+        try:
+            lines = read_list(file)
+        except OSError as error:
+            raise UserError(f"{file} cannot be read as a list of answers: {error}") from error
+        if answers := list(dict.fromkeys(lines)):
+            return answers
+        raise UserError(f"{file} holds no answers; write one on each line")
+    counts = Counter(" ".join(answer.split()) for answer in all_answers(sources))
+    answers = sorted(counts, key=lambda answer: (-counts[answer], answer))[: config.answering.max_answers]
+    if rank() == 0:
+        write_text(file, "".join(f"{answer}\n" for answer in answers))
+    return answers
 
 
 def score_answer(prediction: str, given: GivenAnswers, *, rule: AccuracyRule = "official") -> float:
@@ -172,47 +244,44 @@ def score_answer(prediction: str, given: GivenAnswers, *, rule: AccuracyRule = "
 
 @torch.no_grad()
 def evaluate_answers(
-    model: BlipVqa,
-    tokenizer: TextTokenizer,
+    model: Answers,
     batches: Iterable[Batch],
     config: DecodeConfig,
     *,
     candidates: Sequence[str] = (),
     keep: int = 128,
-    clean: str = "simplify",
-    max_length: int = MAX_LENGTH,
+    prompt: str | None = None,
+    max_length: int | None = MAX_LENGTH,
     max_rows: int = 64,
     rule: AccuracyRule = "official",
-) -> tuple[dict[str, float], list[dict[str, object]]]:
-    """Answer every question freely, and by ranking `candidates` where there are any.
+) -> Evaluation:
+    """Answer every question by generating, and by ranking `candidates` where there are any.
 
     Args:
-        batches: with all questions of every picture (`text_mode="all"`).
+        batches: with all questions of every image (`text_mode="all"`).
+        prompt: as of `Answers.ask`.
+        max_length: tokens of a question.
         max_rows: questions that are answered at once.
         rule: of accuracy, as of `answer_accuracy`.
 
     Returns:
-        numbers by name: "accuracy_generated", "accuracy_ranked", and "accuracy_most": that of ranking if it never
+        metrics by name: "accuracy_generated", "accuracy_ranked", and "accuracy_most": that of ranking if it never
         erred, since an answer may not be among the candidates; and one record for each question.
     """
-    device = next(model.parameters()).device
     records: list[dict[str, object]] = []
     totals: dict[str, float] = {}
     known: dict[str, list[str]] = {}
     for text in dict.fromkeys(candidates):
         known.setdefault(normalise_answer(text), []).append(text)
     for batch in batches:
-        memory = model.remember(model.encode_image(normalize(batch.images.to(device))))
+        memory = model.remember(model.encode(batch.images))
         given = [answers_of(meta) for meta in batch.meta]
         for rows in torch.arange(len(batch.texts)).split(max_rows):
             owners = batch.image_index[rows]
             texts = [batch.texts[row] for row in rows.tolist()]
-            tokens = encode_questions(tokenizer, texts, clean=clean, max_length=max_length).to(device)
-            read = ask(model, memory.select(owners.to(device)), tokens)
-            written = write_answers(model, tokenizer, read, config)
-            ranked = (
-                rank_answers(model, tokenizer, read, candidates, keep=keep) if candidates else [()] * len(texts)
-            )
+            asked = model.ask(memory.select(owners.to(model.device)), texts, prompt=prompt, max_length=max_length)
+            written = model.answers(asked, config)
+            ranked = model.rank(asked, candidates, keep=keep) if candidates else [()] * len(texts)
             for owner, question, (free, *_), chosen in zip(owners.tolist(), texts, written, ranked, strict=True):
                 right = given[owner][question]
                 scores = {"generated": score_answer(free.text, right, rule=rule)}
@@ -227,3 +296,26 @@ def evaluate_answers(
                     totals[name] = totals.get(name, 0.0) + value
                 records.append({**record, **{f"accuracy_{name}": value for name, value in scores.items()}})
     return {f"accuracy_{name}": total / len(records) for name, total in totals.items()}, records
+
+
+def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:
+    """As `evaluate_answers`."""
+    return evaluate_answers(
+        adapter.need("answer"),
+        batches(),
+        config.decode,
+        candidates=answers,
+        keep=config.answering.keep,
+        prompt=config.prompt or None,
+        max_length=config.max_length,
+        rule=config.answering.rule,
+    )
+
+
+ANSWERING = Task(
+    train={"blip": train_blip, "blip2": train_blip2},
+    evaluate=evaluate,
+    open=open_questions,
+    single=frozenset({"blip2"}),  # a language model trains on one question, which the Q-Former reads with the image
+    cleans=False,
+)

@@ -1,16 +1,57 @@
-"""What a model says of pictures and texts, as values with names: what the predictor returns."""
+"""What a model gives for images and texts, as values with names."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Found", "Judgement", "Likelihood", "Match"]
+from openblip.generation.types import Decoded
+
+__all__ = ["Answer", "Answered", "Caption", "Found", "Judgement", "Likelihood", "Match", "captions_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A text generated for an image."""
+
+    text: str
+    """without the prompt"""
+    log_prob: float
+    """natural logarithm of the probability the model gives the tokens after the prompt, the end included"""
+    num_tokens: int
+    """generated tokens, the end token included"""
+    complete: bool
+    """whether the text came to its end before `max_new_tokens`"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with how sure the model is."""
+
+    text: str
+    log_prob: float
+    """natural logarithm of the probability of the whole answer, its end included"""
+    probability: float
+    """among the answers that came back for the question: softmax of their log-probabilities"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question with its answers, the best first."""
+
+    question: str
+    answers: tuple[Answer, ...]
+
+    @property
+    def text(self) -> str:
+        """The best answer."""
+        return self.answers[0].text
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """How well a text fits a picture."""
+    """How well a text fits an image."""
 
     text: str
     itm_probability: float
@@ -21,7 +62,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """How likely a model finds a given caption of a picture."""
+    """How likely a model finds a given caption of an image."""
 
     text: str
     log_prob: float
@@ -29,7 +70,7 @@ class Likelihood:
     num_tokens: int
     """how many these are"""
     probability: float
-    """among the texts given for the picture: softmax of their log-probabilities"""
+    """among the texts given for the image: softmax of their log-probabilities"""
 
     @property
     def perplexity(self) -> float:
@@ -42,17 +83,17 @@ class Found:
     """A result of a search."""
 
     item: str
-    """path of a picture, or a text"""
+    """path of an image, or a text"""
     score: float
     """ITC similarity + ITM logit where ITM read the pair, else ITC similarity"""
     itc_similarity: float
     itm_probability: float | None
-    """None where only ITC was asked"""
+    """None where ITC alone was computed"""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Whether a sentence is true of two pictures (NLVR2)."""
+    """Whether a sentence is true of two images (NLVR2)."""
 
     text: str
     probability: float
@@ -62,3 +103,11 @@ class Judgement:
     def true(self) -> bool:
         """The likelier of the two."""
         return self.probability >= 0.5
+
+
+def captions_of(decoded: Decoded, rows: int, tokenizer: Any) -> list[list[Caption]]:
+    """Decoded texts as captions of each of `rows` prompts."""
+    captions: list[list[Caption]] = [[] for _ in range(rows)]
+    for row, ids, log_prob, ended in decoded.texts():
+        captions[row].append(Caption(tokenizer.decode(ids), log_prob, len(ids), ended))
+    return captions

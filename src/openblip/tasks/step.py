@@ -1,112 +1,149 @@
-"""From a batch of pictures and texts to BLIP's losses: tokens on the way in, the objectives inside.
+"""From prepared batches to named losses: what every task's training step shares.
 
-`prepare` runs in the loop's process (tokenising takes microseconds for each caption), `BlipStep` on the device.
+`prepare` runs in the loop's process (tokenising takes microseconds for each text), the step on the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.runtime import average
-from openblip.core.tokenizer import TextTokenizer, TokenBatch
+from openblip.core.tokenizer import TokenBatch
+from openblip.data.batches import CleanText, TextMode
 from openblip.data.sample import Batch
-from openblip.data.transforms import normalize
-from openblip.objectives.pretraining import BlipPretraining
+from openblip.tasks.features import FeatureCache
+from openblip.training.step import Prepare
 
-__all__ = ["BlipStep", "TrainBatch", "depth_of_layers", "make_prepare"]
+__all__ = ["PairBatch", "PreparedBatch", "Training", "TrainingStep", "depth_of_layers", "images_of"]
 
 
 @dataclass(frozen=True)
-class TrainBatch:
-    """What BLIP trains on: B pictures, their texts as ids."""
+class PreparedBatch:
+    """Tensors of B samples for one forward pass, and how much of what the loss is a mean over it holds."""
 
     images: Tensor
-    """uint8 [B, 3, S, S]; made floats on the device"""
-    text: TokenBatch
-    image_ids: Tensor
-    """int64 [B]"""
+    """uint8 [B, 3, H, W], normalised on the device; or features [B, N, D] of a frozen tower"""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> TrainBatch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Any:
         """Move all tensors."""
-        return TrainBatch(
-            self.images.to(device, non_blocking=non_blocking),
-            self.text.to(device, non_blocking=non_blocking),
-            self.image_ids.to(device, non_blocking=non_blocking),
-        )
+        moved = {
+            field.name: value.to(device, non_blocking=non_blocking)
+            for field in fields(self)
+            if hasattr(value := getattr(self, field.name), "to")
+        }
+        return replace(self, **moved)
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def num_scored(self) -> int:
+        """What the loss is divided by: tokens of language modelling, or questions."""
+        raise NotImplementedError
 
-def make_prepare(tokenizer: TextTokenizer, *, max_length: int, prompt: str = "") -> Callable[[Batch], TrainBatch]:
-    """A function from the loader's batches to `TrainBatch`es.
+
+@dataclass(frozen=True)
+class PairBatch(PreparedBatch):
+    """B images with a text each."""
+
+    text: TokenBatch | LanguageBatch
+    """of the text transformer or Q-Former, or what a language model generates"""
+    image_ids: Tensor
+    """int64 [B]"""
+    prompt_length: int = 0
+    """tokens at the start that carry no loss"""
+
+    @property
+    def num_scored(self) -> int:
+        """Tokens that language modelling scores."""
+        return int(self.text.attention_mask[:, max(1, self.prompt_length) :].sum())
+
+
+_Batch = TypeVar("_Batch", bound=PreparedBatch)
+
+
+class TrainingStep(nn.Module, Generic[_Batch]):
+    """An objective over prepared batches, as the training loop takes it.
 
     Args:
-        max_length: tokens of a text, first and last included; longer ones are cut.
-        prompt: put before every text, as in fine-tuning a captioner.
+        objective: a module with its `model`; subclasses say in `forward` what it is given.
     """
 
-    def prepare(batch: Batch) -> TrainBatch:
-        texts = [prompt + text for text in batch.texts] if prompt else batch.texts
-        return TrainBatch(batch.images, tokenizer.encode(texts, max_length=max_length), batch.image_ids)
+    num_scored: Tensor
 
-    return prepare
-
-
-class BlipStep(nn.Module):
-    """`BlipPretraining` over `TrainBatch`es: the training loop's step.
-
-    Args:
-        prompt_length: tokens at the start that LM does not score, see `BlipPretraining.forward`.
-    """
-
-    num_tokens: Tensor
-
-    def __init__(self, objective: BlipPretraining, *, prompt_length: int = 0) -> None:
+    def __init__(self, objective: Any) -> None:
         super().__init__()
         self.objective = objective
-        self.prompt_length = prompt_length
-        self.register_buffer("num_tokens", torch.zeros(()), persistent=False)
+        self.register_buffer("num_scored", torch.zeros(()), persistent=False)
         self._counted = False
 
-    def set_progress(self, epoch: float, new_step: bool) -> None:
-        """As `BlipPretraining.set_progress`."""
-        self.objective.set_progress(epoch, new_step)
+    @property
+    def model(self) -> Any:
+        """What is trained."""
+        return self.objective.model
 
-    def count_step(self, batches: Sequence[TrainBatch]) -> None:
-        """Take note of how many tokens LM scores in a step: on average in a micro-batch of a process.
+    def set_progress(self, epoch: float, new_step: bool) -> None:
+        """Tell the objective how far training is, where it wants to know."""
+        if hasattr(self.objective, "set_progress"):
+            self.objective.set_progress(epoch, new_step)
+
+    def count_step(self, batches: Sequence[_Batch]) -> None:
+        """Take note of how much a step scores: on average in a micro-batch of a process.
 
         Without this each batch's loss is the mean over its own tokens, and a token of a batch of short texts
         would weigh more than one of a batch of long texts.
         """
-        first = max(1, self.prompt_length)
-        scored = sum(int(batch.text.attention_mask[:, first:].sum()) for batch in batches)
-        self.num_tokens.fill_(scored / len(batches))
-        self.num_tokens.copy_(average(self.num_tokens))
+        self.num_scored.fill_(sum(batch.num_scored for batch in batches) / len(batches))
+        self.num_scored.copy_(average(self.num_scored))
         self._counted = True
 
+    @property
+    def divisor(self) -> Tensor | None:
+        """What the loss's sum is divided by; None is what the batch itself holds."""
+        return self.num_scored if self._counted else None
+
     def gradient_checkpointing_enable(self) -> None:
-        """As `Blip.gradient_checkpointing_enable`."""
-        self.objective.gradient_checkpointing_enable()
+        """Recompute activations in the backward pass."""
+        self.model.gradient_checkpointing_enable()
+
+    def frozen_parameter_names(self) -> set[str]:
+        """Names of the parameters that no checkpoint holds."""
+        frozen = getattr(self.model, "frozen_parameter_names", None)
+        return {f"objective.model.{name}" for name in frozen()} if frozen is not None else set()
 
     def layer_ids(self) -> dict[str, int]:
         """Depth of each parameter for layer-wise decay, see `depth_of_layers`."""
-        config = self.objective.model.config
-        return depth_of_layers(self, config.vision.depth, config.text.depth)
+        return depth_of_layers(self, *self.model.depths)
 
-    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
+    def forward(self, batch: _Batch) -> dict[str, Tensor]:
         """Losses of a batch by name."""
-        return self.objective(
-            normalize(batch.images),
-            batch.text,
-            batch.image_ids,
-            prompt_length=self.prompt_length,
-            num_tokens=self.num_tokens if self._counted else None,
-        )
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a task trains on a run's data."""
+
+    step: TrainingStep[Any]
+    prepare: Prepare
+    clean: CleanText = "none"
+    max_words: int | None = None
+    text_mode: TextMode = "random"
+    answers: Sequence[str] = ()
+    """to choose from when answers are ranked"""
+    find_unused_parameters: bool = False
+    """some trained parameters take no part in the losses"""
+
+
+def images_of(cache: FeatureCache | None) -> Callable[[Batch], Tensor]:
+    """What a step is given of a batch's images: their pixels, or the features that `cache` holds."""
+    return (lambda batch: batch.images) if cache is None else (lambda batch: cache.read(batch.meta))
 
 
 def depth_of_layers(module: nn.Module, vision_depth: int, text_depth: int) -> dict[str, int]:

@@ -22,89 +22,92 @@ class TrainConfig:
     """One training run. The defaults are BLIP's pre-training for a ViT-B."""
 
     epochs: int = 20
-    """passes over the loader; not read when `max_steps` is set"""
+    """Passes over the loader; not read when `max_steps` is set."""
     max_steps: int | None = None
-    """optimiser steps, instead of epochs"""
+    """Optimiser steps, in place of epochs."""
     max_minutes: float | None = None
-    """stop cleanly (log, evaluate, save, export) once this much time is spent, all sessions together"""
+    """Stop cleanly (log, evaluate, save, export) once this much time is spent, all sessions together."""
     fit_minutes: float | None = None
-    """minutes that training is to take, evaluations included: the number of steps is set from the measured speed,
+    """Minutes that training is to take, evaluations included. The number of steps is set from the measured speed,
     first after `FIT_AFTER` steps and again after each evaluation, and kept in checkpoints, so that the schedule
-    ends when the time does; `max_steps` is the estimate until then"""
+    ends when the time does; `max_steps` is the estimate until then."""
 
     learning_rate: float = 3e-4
-    """the peak"""
+    """The peak learning rate."""
     min_learning_rate: float = 1e-6
-    """the schedule never goes below it"""
+    """The learning rate that the schedule never falls below."""
     warmup_steps: int = 3000
-    """linear rise to the peak over this many steps; the schedule takes over where it is lower"""
+    """Steps of a linear rise to the peak; the schedule takes over where it is lower."""
     warmup_learning_rate: float = 1e-6
-    """where the rise begins"""
+    """The learning rate at which the warm-up begins."""
     schedule: Literal["epoch-decay", "cosine", "cosine-epoch", "linear", "constant"] = "epoch-decay"
     """"epoch-decay" multiplies by `decay_rate` at each epoch (BLIP's pre-training), "cosine-epoch" follows a cosine
-    in whole epochs (BLIP's fine-tuning), "cosine" one in steps (BLIP-2), "linear" goes down in steps"""
+    in whole epochs (BLIP's fine-tuning), "cosine" follows one in steps (BLIP-2), "linear" falls in steps."""
     decay_rate: float = 0.9
-    """of "epoch-decay" """
+    """Factor of "epoch-decay" at each epoch."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """"adamw" as the papers'; "muon" (Jordan et al. 2024) orthogonalises the updates of hidden matrices and leaves
-    the rest to AdamW: small models from scratch learn in about two thirds of the steps (docs/training.md)"""
+    """"adamw" is the papers'. "muon" (Jordan et al. 2024) orthogonalises the updates of hidden matrices and leaves
+    the rest to AdamW: small models from scratch learn in about two thirds of the steps (docs/training.md)."""
     weight_decay: float = 0.05
-    """decoupled (AdamW)"""
+    """Decoupled weight decay, as in AdamW."""
     weight_decay_on: Literal["all", "matrices"] = "all"
-    """"all" as BLIP's reference does; "matrices" spares biases, norms and other vectors, as BLIP-2's"""
+    """"all" decays every parameter, as BLIP's reference does; "matrices" spares biases, norms and other vectors, as
+    BLIP-2's does."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """of AdamW; BLIP-2 takes (0.9, 0.98)"""
+    """Decay rates of AdamW's moments; BLIP-2 uses (0.9, 0.98)."""
     eps: float = 1e-8
-    """of AdamW"""
+    """Term added to AdamW's denominator."""
     layer_decay: float = 1.0
-    """a layer d layers below the top learns at `layer_decay ** d` of the rate; 1 is off"""
+    """A layer d layers below the top has a learning rate of `layer_decay ** d` times the top's; 1 is off."""
     clip_norm: float | None = None
-    """the whole gradient is scaled down to this length when it is longer"""
+    """The gradient is scaled down to this norm where its norm is larger; None does not clip."""
     gradient_accumulation: int = 1
-    """micro-batches that make one step of the optimiser; the last step of an epoch may have fewer"""
+    """Micro-batches that make one step of the optimiser; the last step of an epoch may have fewer."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """in which the forward computes (weights stay float32); "auto" is bfloat16 where it is fast"""
+    """The dtype of the forward pass (weights stay float32); "auto" is bfloat16 where the hardware computes it
+    fast."""
     device: Literal["auto", "cpu"] = "auto"
-    """"cpu" leaves a GPU alone"""
+    """"auto" uses a GPU where there is one; "cpu" leaves it alone."""
     compile: bool = False
-    """torch.compile the whole step; slow to start, faster to run on GPUs"""
+    """Compile the whole step by torch.compile: slow to start, faster to run on GPUs."""
     gradient_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, about a third more time"""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     sharding: Literal["none", "fsdp2"] = "none"
-    """over several processes: "none" keeps whole copies (DDP), "fsdp2" splits weights, gradients and moments"""
+    """Over several processes "none" keeps whole copies (DDP), "fsdp2" splits weights, gradients and moments."""
     sharding_layers: tuple[str, ...] = ()
-    """class names of modules that FSDP2 gathers one at a time; none gathers the model at once"""
+    """Class names of modules that FSDP2 gathers one at a time; an empty tuple gathers the model at once."""
     find_unused_parameters: bool = False
-    """DDP: some trained parameters take no part in some steps"""
+    """Tells DDP that some trained parameters take no part in some steps."""
     static_graph: bool = False
-    """DDP: every step uses the same parameters in the same order; lets shared weights be recomputed"""
+    """Tells DDP that every step uses the same parameters in the same order, which lets shared weights be
+    recomputed."""
 
     seed: int = 0
-    """of dropout, negatives and everything else drawn in a step; each process derives its own"""
+    """Seed of dropout, negatives and everything else drawn in a step; each process derives its own from it."""
 
     log_every: int = 10
-    """steps between records of the losses"""
+    """Steps between records of the losses."""
     evaluate_every_epochs: int = 1
-    """epochs between evaluations; 0 leaves them to `evaluate_every_steps` and the end"""
+    """Epochs between evaluations; 0 leaves them to `evaluate_every_steps` and the end."""
     evaluate_every_steps: int = 0
-    """steps between evaluations; 0 is off"""
+    """Steps between evaluations; 0 is off."""
     evaluate_first: bool = False
-    """evaluate before the first step too"""
+    """Evaluate before the first step too."""
     checkpoint_every: int = 1000
-    """steps between checkpoints; 0 is off (one is always written at the end)"""
+    """Steps between checkpoints; 0 is off (one is always written at the end)."""
     checkpoint_minutes: float = 30.0
-    """minutes between checkpoints; 0 is off"""
+    """Minutes between checkpoints; 0 is off."""
     keep_checkpoints: int = 2
-    """newest checkpoints that stay; the best one stays beside them"""
+    """Number of newest checkpoints that stay; the best one stays beside them."""
     monitor: str | None = None
-    """name of the evaluation's number that decides which model is the best"""
+    """Name of the evaluation's metric that decides which model is the best; None keeps no best model."""
     monitor_mode: Literal["max", "min"] = "max"
-    """whether the largest or the smallest is the best"""
+    """Whether the largest or the smallest value of the monitored metric is the best."""
     trackers: tuple[str, ...] = ("auto",)
-    """"auto" is TensorBoard when it is installed; or names: tensorboard, wandb, mlflow, comet_ml, aim, clearml,
-    dvclive, swanlab, trackio; () is none"""
+    """"auto" is TensorBoard where it is installed. Otherwise names: tensorboard, wandb, mlflow, comet_ml, aim,
+    clearml, dvclive, swanlab, trackio. () is none."""
 
     def __post_init__(self) -> None:
         positive = ("epochs", "learning_rate", "decay_rate", "eps", "layer_decay", "gradient_accumulation")

@@ -13,6 +13,7 @@ __all__ = ["evaluation_is_due", "fitted_steps", "note_best"]
 
 def evaluation_is_due(config: TrainConfig, progress: Progress) -> bool:
     """Whether the model is to be evaluated after the step that has just been done."""
+    # After a step the batch count is 0 only where the step was an epoch's last.
     at_epoch = progress.batch == 0 and bool(config.evaluate_every_epochs)
     at_epoch = at_epoch and progress.epoch % config.evaluate_every_epochs == 0
     return at_epoch or (bool(config.evaluate_every_steps) and progress.step % config.evaluate_every_steps == 0)
@@ -52,6 +53,7 @@ def fitted_steps(
         return None
     step = progress.train_seconds / measured
     if config.evaluate_every_steps:
+        # Each step carries its part of the evaluations between steps.
         step += evaluation / config.evaluate_every_steps
     left = 60 * config.fit_minutes - spent - evaluation
     return progress.step + max(1, round(left / step))

@@ -49,6 +49,7 @@ class Feed:
             extra = next(self._iterator, None)
         assert extra is None, "the loader gave more batches than its length"
         self._iterator = None
+        # Some loaders count epochs themselves when they are exhausted.
         if self.loader.epoch == epoch:
             self.loader.epoch += 1
 

@@ -32,6 +32,7 @@ def agree(signum: int, time_up: bool, save_late: bool, device: torch.device) -> 
     """What all processes do next: a signal that any received, and what the first process's clock says."""
     clock = rank() == 0
     asked = torch.tensor([signum, time_up and clock, save_late and clock], device=device)
+    # The maximum of each: a signal number above 0, or a flag that one process raised.
     dist.all_reduce(asked, op=dist.ReduceOp.MAX)
     received, any_time_up, any_late = asked.tolist()
     return received, bool(any_time_up), bool(any_late)

@@ -49,12 +49,21 @@ def start(device: str = "auto") -> torch.device:
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    AcceleratorState._reset_state(reset_partial_state=True)
+    _forget_earlier_run()
     options: dict[str, Any] = {"backend": "gloo"} if on_cpu and processes > 1 else {}
     if on_cpu and processes > 1 and not os.environ.get("OMP_NUM_THREADS"):
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // _local_processes()))
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     return PartialState(cpu=on_cpu, **options).device
+
+
+def _forget_earlier_run() -> None:
+    """Let a run have another device, precision or sharding than one before it in this process.
+
+    Accelerate keeps these for as long as the process lives and has no public way to let them go; its own tests
+    call this (accelerate 1.15).
+    """
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _local_processes() -> int:
@@ -73,7 +82,8 @@ def make_accelerator(config: TrainConfig, module: nn.Module, out_dir: Path, step
         raise UserError('precision "float16" needs a GPU; take "bfloat16" or "float32" on a processor')
     by_launcher = os.environ.get("ACCELERATE_USE_FSDP")
     plugin = _sharding(config, module, by_launcher == "true")
-    accelerator = Accelerator(
+    kind = _ShardedOnCpu if plugin is not None and device.type == "cpu" else Accelerator
+    accelerator = kind(
         cpu=device.type == "cpu",
         mixed_precision=_MIXED[dtype],
         fsdp_plugin=plugin,
@@ -93,12 +103,25 @@ def make_accelerator(config: TrainConfig, module: nn.Module, out_dir: Path, step
     if by_launcher is None:
         # Accelerate sets it when it gets the plugin, and the next run in this process may want none.
         os.environ.pop("ACCELERATE_USE_FSDP", None)
-    if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        # Accelerate switches FSDP on for GPUs only; the sharding itself works over gloo, and tests run it there.
-        accelerator.state.distributed_type = DistributedType.FSDP
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = plugin
     return accelerator
+
+
+class _ShardedOnCpu(Accelerator):
+    """Accelerate switches FSDP on for GPUs only; the sharding itself works over gloo, and tests run it there."""
+
+    def __init__(self, *, fsdp_plugin: FullyShardedDataParallelPlugin, **options: Any) -> None:
+        super().__init__(fsdp_plugin=fsdp_plugin, **options)
+        self.state.fsdp_plugin = fsdp_plugin
+
+    @property
+    def distributed_type(self) -> DistributedType:
+        """As it is on GPUs."""
+        return DistributedType.FSDP
+
+    @property
+    def is_fsdp2(self) -> bool:
+        """True; see `_sharding`."""
+        return True
 
 
 def _sharding(config: TrainConfig, module: nn.Module, by_launcher: bool) -> FullyShardedDataParallelPlugin | None:

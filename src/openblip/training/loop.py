@@ -234,7 +234,7 @@ class _Trainer:
         set_learning_rate(
             self.optimizer, learning_rate(config, progress.step, self.steps_per_epoch, self.total_steps)
         )
-        parts = min(config.gradient_accumulation, self.batches_per_epoch - progress.batch)
+        parts = min(config.gradient_accumulation, self.batches_per_epoch - progress.batch)  # an epoch may end early
         total: dict[str, Tensor] = {}
         batches, rows = self.feed.take(parts, self.prepare)
         progress.images += rows * world_size()
@@ -255,7 +255,7 @@ class _Trainer:
         batch = send_to_device(batch, self.device, non_blocking=True)
         if isinstance(self.module, HasProgress):
             self.module.set_progress(self.progress.epoch + self.progress.batch / self.batches_per_epoch, first)
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):  # averaged once a step
             with self.accelerator.autocast():
                 losses: dict[str, Tensor] = self.model(batch)
             loss = losses["loss"]
@@ -264,7 +264,7 @@ class _Trainer:
         return losses
 
     def _update(self, losses: dict[str, Tensor]) -> None:
-        self.accelerator.unscale_gradients()
+        self.accelerator.unscale_gradients()  # norm and clipping apply to the gradient without the loss scale
         for parameter in self.unsynced:
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
@@ -290,6 +290,7 @@ class _Trainer:
         late = bool(config.checkpoint_minutes) and waited >= 60 * config.checkpoint_minutes
         if world_size() == 1:
             return self.signals.received, time_up, save_due or late
+        # To agree is to wait for the device and for every process. A checkpoint due by its step needs no agreement.
         if self.device.type != "cpu" and step % _STEPS_BETWEEN_AGREEMENTS and step < self.total_steps:
             return 0, False, save_due
         signum, time_up, late = agree(self.signals.received, time_up, late, self.device)
@@ -352,7 +353,7 @@ class _Trainer:
         self.guard.raise_if_tripped(self._last_good())
         evaluate, alone = partial(self.evaluate, self.module, progress.step), world_size() == 1
         with self.watch.pause(), states.own_generators(self.device), unsharded(self.module), torch.no_grad():
-            seed_everything(self.config.seed)
+            seed_everything(self.config.seed)  # so that two evaluations differ by the model alone
             self.module.eval()
             found = self.signals.unless_stopped(evaluate) if alone else evaluate()
             self.module.train()

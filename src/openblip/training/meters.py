@@ -34,6 +34,7 @@ class Meters:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # float64, so that sums over many steps lose no digits; Apple's GPUs have float32 only.
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.totals: dict[tuple[str, ...], Tensor] = {}
         self.counts: dict[tuple[str, ...], int] = {}
@@ -53,6 +54,7 @@ class Meters:
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
         if self.totals:
+            # One reduction and one transfer for all names.
             flat = torch.cat(list(self.totals.values()))
             if world_size() > 1:
                 dist.all_reduce(flat)

@@ -52,6 +52,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     tall = x.shape[1] > x.shape[2]
     # The iteration multiplies x x^T, which is smallest with the shorter side first.
     x = (x.mT if tall else x).contiguous()
+    # The iteration needs singular values of at most 1; the Frobenius norm is no less than the largest of them.
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_(min=_EPS)
     for a, b, c in COEFFICIENTS:
         gram = torch.bmm(x, x.mT)  # [K, M, M]
@@ -108,8 +109,10 @@ class Muon(Optimizer):
             buffers = [self._state(p, "momentum_buffer") for p in matrices]
             momenta = torch.stack(buffers).lerp_(gradients, torch.as_tensor((1 - MOMENTUM) * keep))
             torch._foreach_copy_(buffers, list(momenta.unbind(0)))
+            # Nesterov: the gradient mixed with a momentum that includes it already.
             update = orthogonalize(gradients.lerp_(momenta, MOMENTUM), dtype).to(momenta.dtype)
             torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
+            # The entries of an orthogonal M x N matrix have a root mean square of 1 / sqrt(max(M, N)).
             torch._foreach_add_(matrices, list((update * (-rate * RMS * max(shape) ** 0.5)).unbind(0)))
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:

@@ -110,6 +110,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 def _hidden_matrices(module: nn.Module) -> set[Tensor]:
     """What Muon is for: matrices between hidden layers, neither embeddings nor heads of few classes."""
+    # A head's weight may be an embedding too, whose rows are looked up one by one: it is not Muon's.
     embeddings = {layer.weight for layer in module.modules() if isinstance(layer, nn.Embedding)}
     return {
         layer.weight
@@ -148,6 +149,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     shards = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
     squared = _squared_length([gradient for gradient in gradients if not isinstance(gradient, DTensor)])
+    # Each process holds other shards, so their squares are summed; gradients kept whole are equal everywhere and
+    # count once.
     if shards:
         part = _squared_length([shard.to_local() for shard in shards])
         dist.all_reduce(part, group=shards[0].device_mesh.get_group())
@@ -157,6 +160,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 def clip_gradient(parameters: Iterable[nn.Parameter], norm: Tensor, longest: float) -> None:
     """Scale the gradient, `norm` long, down to `longest` where it is longer."""
+    # 1e-6 as in torch's `clip_grad_norm_`, so that a zero gradient stays zero.
     gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_(gradients, (longest / (norm + 1e-6)).clamp(max=1.0))
 

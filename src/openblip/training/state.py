@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import random
 import re
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from openblip.core.errors import UserError
 from openblip.core.files import remove_quietly, write_folder, write_json, write_tensors, write_text
+from openblip.core.fingerprint import fingerprint
 from openblip.core.text import read_json, read_text
 from openblip.training.launch import on_main
 from openblip.training.step import HasFrozenNames
@@ -60,29 +60,29 @@ class Progress:
     """How far a run is."""
 
     step: int = 0
-    """optimiser steps done"""
+    """Optimiser steps done."""
     epoch: int = 0
-    """epochs done"""
+    """Epochs done."""
     batch: int = 0
-    """micro-batches done in this epoch, on each process"""
+    """Micro-batches done in this epoch, on each process."""
     total_steps: int = 0
-    """how many steps there will be, as `fit_minutes` has set it; 0 leaves that to the configuration"""
+    """How many steps there will be, as `fit_minutes` has set it; 0 leaves that to the configuration."""
     images: int = 0
-    """samples seen, on all processes together"""
+    """Samples seen, on all processes together."""
     seconds: float = 0.0
-    """spent in all sessions, with evaluation and saving"""
+    """Seconds spent in all sessions, with evaluation and saving."""
     train_seconds: float = 0.0
-    """spent in steps alone"""
+    """Seconds spent in steps alone."""
     records: int = 0
-    """lines of metrics.jsonl that belong to this state"""
+    """Lines of metrics.jsonl that belong to this state."""
     evaluated: int = -1
-    """step of the last evaluation"""
+    """The step of the last evaluation; -1 before the first."""
     evaluation_due: bool = False
-    """stopped between a step and its evaluation"""
+    """Whether the run stopped between a step and its evaluation."""
     train_metrics: dict[str, float] = field(default_factory=dict)
     eval_metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] | None = None
-    """{"step", "name", "value"} of the best evaluation"""
+    """The best evaluation: {"step", "name", "value"}."""
 
     def result(
         self, out_dir: Path, batches_per_epoch: int, seconds: float, stopped: Literal["finished", "time"]
@@ -107,20 +107,20 @@ class TrainResult:
     """What a run came to."""
 
     steps: int
-    """optimiser steps, all sessions together"""
+    """Optimiser steps, all sessions together."""
     epochs: float
     images: int
-    """samples seen, on all processes"""
+    """Samples seen, on all processes together."""
     seconds: float
-    """all sessions together, with evaluation and saving"""
+    """Seconds of all sessions together, with evaluation and saving."""
     images_per_second: float
-    """in training steps, on all processes together"""
+    """Samples per second in training steps, on all processes together."""
     metrics: dict[str, float]
-    """the last training record"""
+    """The last training record."""
     evaluation: dict[str, float]
-    """the last evaluation"""
+    """The metrics of the last evaluation."""
     best: dict[str, Any] | None
-    """{"step", "name", "value"} of the best evaluation, when a number is monitored"""
+    """The best evaluation, {"step", "name", "value"}, where a metric is monitored."""
     stopped: Literal["finished", "time"]
     checkpoint: Path
 
@@ -243,14 +243,9 @@ def save_checkpoint(
 
 
 def frozen_fingerprint(module: nn.Module) -> str:
-    """Tells the frozen parts, which no checkpoint holds, from other ones: a digest of the beginning of each."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Tells the frozen parts, which no checkpoint holds, from other ones."""
     names = module.frozen_parameter_names() if isinstance(module, HasFrozenNames) else set()
-    for name, parameter in module.named_parameters():
-        if name in names:
-            beginning = parameter.detach().reshape(-1)[:64].float().cpu()
-            digest.update(f"{name} {tuple(parameter.shape)}".encode() + beginning.numpy().tobytes())
-    return digest.hexdigest()
+    return fingerprint((name, parameter) for name, parameter in module.named_parameters() if name in names)
 
 
 def point_at(out_dir: Path, pointer: str, checkpoint: Path) -> None:
@@ -350,6 +345,7 @@ def _copy(source: Tensor, target: Tensor, what: str) -> None:
         raise UserError(f"{what} has shape {tuple(source.shape)}, and this model needs {tuple(target.shape)}")
     if isinstance(target, DTensor):
         source = source.to(target.device)
+        # Every process has read the file itself, so nothing is broadcast.
         target.copy_(distribute_tensor(source, target.device_mesh, target.placements, src_data_rank=None))
     else:
         target.copy_(source)

@@ -1,12 +1,10 @@
-"""docs/blip2.md: its commands are read, its settings exist, its Python runs, its figures are those computed."""
+"""docs/blip2.md: its settings exist, its Python runs, its figures are those computed."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,10 @@ from small_blip2 import model, picture, write_language
 from test_store import stored
 
 from benchmarks import blip2_memory
-from openblip.checkpoints.blip2_store import save_blip2
 from openblip.checkpoints.convert import convert_model
-from openblip.cli.entry import COMMANDS, _read
+from openblip.checkpoints.store import save_model
 from openblip.core.config import override
-from openblip.tasks.blip2.config import Blip2RunConfig
-from openblip.tasks.blip2.recipes import blip2_finetune, blip2_stage1, blip2_stage2, small_blip2
+from openblip.recipes.blip2 import blip2_caption, blip2_stage1, blip2_stage2
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "blip2.md").read_text(encoding="utf-8")
 FLAT = " ".join(PAGE.split())
@@ -34,42 +30,6 @@ def blocks(language: str) -> list[str]:
     return [block for name, block in fenced if name == language]
 
 
-def commands() -> list[list[str]]:
-    """The words after "openblip" of every command, however it is launched."""
-    lines = [line for block in blocks("") for line in block.splitlines()]
-    found = [re.search(r"openblip ((?:pretrain|finetune|cache|caption|ask|match|embed|retrieve|convert).*)", line)
-             for line in lines]  # fmt: skip
-    return [shlex.split(match.group(1)) for match in found if match]
-
-
-def recipe(words: list[str]) -> Blip2RunConfig | None:
-    """The configuration that a training command begins from."""
-    data = ("captions.jsonl",)
-    if words[:2] == ["finetune", "blip2"]:
-        return blip2_finetune(words[2], data, model="m")
-    if words[0] != "pretrain" or not words[1].startswith("blip2-"):
-        return None
-    stage = words[1].removeprefix("blip2-")
-    if "base" not in words:
-        return small_blip2(data, stage=stage)
-    return blip2_stage1(data) if stage == "stage1" else blip2_stage2(data, model="m")
-
-
-def test_every_command_is_understood() -> None:
-    found = commands()
-    assert len(found) >= 19
-    read = [inspect.unwrap(_read(words).func).__name__ for words in found]  # type: ignore[attr-defined]
-    assert set(read) <= {command.__name__ for command in COMMANDS.values()}
-    assert {"pretrain_blip2_stage1", "pretrain_blip2_stage2", "finetune_blip2", "cache_features"} <= set(read)
-    for words in found:
-        settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-        config = recipe(words)
-        assert config is not None or not settings
-        for setting in settings:
-            assert config is not None
-            assert override(config, [setting]) != config, setting  # it is known, and not what holds anyway
-
-
 def test_its_settings_exist() -> None:
     config = blip2_stage2(("captions.jsonl",), model="m")
     named = set(re.findall(r"`((?:language|vision|train)\.\w+)`", PAGE))
@@ -78,10 +38,10 @@ def test_its_settings_exist() -> None:
         owner, _, setting = name.partition(".")
         assert hasattr(getattr(config, owner), setting), name
     assert override(config, ["batch_size=64", "vision.dtype=bfloat16", "text_pretrained=f"]).batch_size == 64
-    assert f"counts {blip2_stage1(('a',)).batch_size} pictures" in FLAT
+    assert f"a batch of {blip2_stage1(('a',)).batch_size} images each in stage 1" in FLAT
     assert f"and {config.batch_size} in stage 2" in FLAT
-    caption = blip2_finetune("caption", ("a",), model="m")
-    assert f"rates that fall by {caption.train.layer_decay} from block to block" in FLAT
+    caption = blip2_caption(("a",), model="m")
+    assert f"learning rates that fall by {caption.train.layer_decay} from block to block" in FLAT
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +50,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     llm = write_language(folder / "models" / "llm", "opt")
     writer = model(language=llm, matches=False, qformer={"vocab_size": None}, vision_norm_eps=1e-6)
-    save_blip2(folder / "models" / "stage2", stored(writer, llm))
-    save_blip2(folder / "models" / "stage1", stored(model()))
+    save_model(folder / "models" / "stage2", stored(writer, llm))
+    save_model(folder / "models" / "stage1", stored(model()))
     (folder / "photos").mkdir()
     for number in (1, 2):
         picture(number).save(folder / "photos" / f"000{number}.png")
@@ -105,7 +65,7 @@ def test_its_python_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if "vllm" not in block:
             exec(compile(block, f"docs/blip2.md, example {number}", "exec"), names)
     assert [len(row) for row in names["ranked"]] == [1, 1]
-    assert names["images"].shape == (2, 4, 16)
+    assert names["vectors"].shape == (2, 4, 16)
     assert names["similar"].shape == (2, 2)
     assert names["queries"].shape == names["both"].shape == (2, 4, 32)
     ours, theirs = names["stored"].model, names["again"].model

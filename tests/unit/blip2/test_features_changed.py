@@ -13,13 +13,13 @@ from PIL import Image
 from small_blip2 import PIXELS
 
 from openblip.checkpoints.blip2_parts import as_tower, open_tower
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.open import open_source
 from openblip.models.blip import Blip, blip_config
 from openblip.models.tower import FrozenTower
-from openblip.tasks.blip2.features import FeatureCache, cache_features, count_features, fingerprint_of
+from openblip.tasks.features import FeatureCache, cache_features, count_features, fingerprint_of
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,9 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> FrozenTower:
     folder = tmp_path_factory.mktemp("blip") / "model"
     words = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
     torch.manual_seed(0)
-    save_model(folder, Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words)
+    save_model(
+        folder, StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words)
+    )
     return open_tower(as_tower(f"openblip:{folder}"))
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers
 from small_blip2 import Kind, spread, write_language
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
@@ -35,6 +37,11 @@ def language(folders: dict[str, Path]) -> Any:
 
 def soft(model: FrozenLanguage, rows: int = 3, queries: int = 4) -> torch.Tensor:
     return 0.5 * torch.randn(rows, queries, model.width, generator=torch.Generator().manual_seed(1))
+
+
+def dropouts(model: FrozenLanguage) -> list[tuple[str, float]]:
+    named = [item for part in model.hf.modules() for item in vars(part).items()]
+    return [(name, value) for name, value in named if isinstance(value, float) and (name == "p" or "drop" in name)]
 
 
 def written(
@@ -196,6 +203,36 @@ def test_recomputing_gives_the_same_gradient(folders: dict[str, Path], kind: str
         logits.square().mean().backward()
         found.append(images.grad)
     torch.testing.assert_close(found[1], found[0], **CLOSE)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_recomputed_blocks_run_twice_and_never_in_training_mode(folders: dict[str, Path], kind: str) -> None:
+    model = make_language(LanguageConfig(source=str(folders[kind])))
+    dropout = dropouts(model)
+    runs: dict[nn.Module, list[bool]] = {}
+    blocks = [part for part in model.hf.modules() if isinstance(part, GradientCheckpointingLayer)]
+    for block in blocks:
+        # What is inside a block runs when it is recomputed; the block's own hooks may not.
+        first = next(part for part in block.modules() if isinstance(part, nn.Linear))
+        first.register_forward_pre_hook(lambda part, _: runs[part].append(part.training or owner[part].training))
+        runs[first] = []
+    owner = dict(zip(runs, blocks, strict=True))
+    for checkpointing, times in ((True, 2), (False, 1)):
+        model.gradient_checkpointing_enable(checkpointing)
+        model.train()
+        images = soft(model).requires_grad_()
+        ids = torch.full((3, 4), 5)
+        if model.is_encoder_decoder:
+            states = model.encode(images, ids, torch.ones_like(ids).bool())
+            logits = model.target_logits(*states, ids)
+        else:
+            logits = model.decoder_logits(images, ids, torch.ones_like(ids).bool())
+        assert {part for part in model.hf.modules() if part.training} == (set(blocks) if checkpointing else set())
+        logits.square().mean().backward()
+        assert all(seen == [False] * times for seen in runs.values())
+        for seen in runs.values():
+            seen.clear()
+    assert dropouts(model) == dropout, "the model's own settings stay"
 
 
 @torch.no_grad()

@@ -17,16 +17,15 @@ from test_run import TRAIN, losses
 from test_store import numbers, stored
 from torch import Tensor
 
-from openblip.checkpoints.blip2_store import StoredBlip2, save_blip2
 from openblip.checkpoints.convert import convert_model
-from openblip.checkpoints.store import open_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.generation.types import DecodeConfig
 from openblip.models.language import FrozenLanguage, LanguageConfig, make_language
-from openblip.tasks.blip2.recipes import blip2_finetune
-from openblip.tasks.blip2.run import run_blip2
+from openblip.recipes.blip2 import blip2_caption
+from openblip.tasks.training import run_training
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the same sums of float32 in another order"""
@@ -125,10 +124,10 @@ def test_lora_goes_where_it_is_told(folders: dict[str, Path]) -> None:
         make_language(replace(config, lora_targets=("no_such_layer",)))
 
 
-def stage2(folder: Path, llm: Path) -> StoredBlip2:
+def stage2(folder: Path, llm: Path) -> StoredModel:
     made = model(language=llm, matches=False, qformer={"vocab_size": None}, vision_norm_eps=1e-6)
     found = stored(made, llm)
-    save_blip2(folder, found)
+    save_model(folder, found)
     return found
 
 
@@ -139,7 +138,7 @@ def test_models_with_lora_on_disk(folders: dict[str, Path], tmp_path: Path) -> N
     found.model.language = trained_lora(folders["llama"])
     found.model.config = replace(found.model.config, language=found.model.llm.config)
     expected = numbers(found.model)
-    save_blip2(tmp_path / "m", found)
+    save_model(tmp_path / "m", found)
     names = set(load_file(tmp_path / "m" / "model.safetensors"))
     assert all(".lora_" in name for name in names if name.startswith("language."))
     assert any(name.startswith("language.") for name in names)
@@ -159,14 +158,14 @@ def test_models_with_lora_on_disk(folders: dict[str, Path], tmp_path: Path) -> N
 def test_captions_are_fine_tuned_with_lora_and_an_unfrozen_tower(folders: dict[str, Path], tmp_path: Path) -> None:
     """From a model of stage 2 without LoRA; a run that goes on is the unbroken one."""
     begun = stage2(tmp_path / "m", folders["opt"]).model
-    config = blip2_finetune("caption", DATA, model=str(tmp_path / "m"), validation=DATA)
+    config = blip2_caption(DATA, model=str(tmp_path / "m"), validation=DATA)
     settings = {"layer_decay": 0.9, "gradient_checkpointing": True, "max_steps": 4}
     config = replace(
         config, batch_size=4, num_workers=0, validation_samples=2, train=replace(TRAIN, **settings),
         decode=DecodeConfig(max_new_tokens=3),
     )  # fmt: skip
     config = override(config, ["language.lora_rank=2"])
-    run_blip2(config, tmp_path / "r", show=False)
+    run_training(config, tmp_path / "r", show=False)
     ended = open_model(tmp_path / "r" / "model").model
     assert ended.llm.config.lora_rank == 2
     assert ended.llm.config.source == str(folders["opt"])
@@ -174,8 +173,8 @@ def test_captions_are_fine_tuned_with_lora_and_an_unfrozen_tower(folders: dict[s
     assert len(moved) == 4  # queries and values of two layers
     vision = dict(begun.vision.named_parameters())
     assert any(not torch.equal(value, vision[name]) for name, value in ended.vision.named_parameters())
-    run_blip2(replace(config, train=replace(config.train, max_steps=2)), tmp_path / "cut", show=False)
-    run_blip2(config, tmp_path / "cut", resume=True, show=False)
+    run_training(replace(config, train=replace(config.train, max_steps=2)), tmp_path / "cut", show=False)
+    run_training(config, tmp_path / "cut", resume=True, show=False)
     assert losses(tmp_path / "cut") == losses(tmp_path / "r")
 
 
@@ -208,7 +207,7 @@ def test_models_in_fewer_bits_on_disk(folders: dict[str, Path], tmp_path: Path) 
     found.model.language = make_language(LanguageConfig(source=str(folders["opt"]), quantize="4bit"))
     found.model.config = replace(found.model.config, language=found.model.llm.config)
     expected = numbers(found.model)  # the matrices are packed for the processor now
-    save_blip2(tmp_path / "m", found)
+    save_model(tmp_path / "m", found)
     again = open_model(tmp_path / "m")
     torch.testing.assert_close(numbers(again.model), expected)
     with pytest.raises(UserError, match="not written whole"):
@@ -221,10 +220,10 @@ def test_models_in_fewer_bits_on_disk(folders: dict[str, Path], tmp_path: Path) 
 @needs_bitsandbytes
 def test_lora_beside_four_bits_is_fine_tuned(folders: dict[str, Path], tmp_path: Path) -> None:
     stage2(tmp_path / "m", folders["opt"])
-    config = blip2_finetune("caption", DATA, model=str(tmp_path / "m"))
+    config = blip2_caption(DATA, model=str(tmp_path / "m"))
     config = replace(config, batch_size=4, num_workers=0, train=replace(TRAIN, max_steps=2), unfreeze_vision=False)
     config = override(config, ["language.lora_rank=2", "language.quantize=4bit"])
-    run_blip2(config, tmp_path / "r", show=False)
+    run_training(config, tmp_path / "r", show=False)
     ended = open_model(tmp_path / "r" / "model").model
     assert ended.llm.config.quantize == "4bit"
     assert any("lora_B" in name and value.abs().sum() > 0 for name, value in ended.named_parameters())

@@ -12,17 +12,16 @@ import torch
 from PIL import Image
 from small_blip2 import PIXELS, write_language
 
-from openblip.checkpoints.blip2_parts import as_language
-from openblip.checkpoints.blip2_store import StoredBlip2
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.measured import Measured
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
-from openblip.tasks.blip2.evaluate import evaluate_blip2
-from openblip.tasks.blip2.recipes import blip2_finetune, small_blip2
-from openblip.tasks.blip2.run import run_blip2
-from openblip.tasks.run_config import as_sources
+from openblip.recipes.blip2 import blip2_vqa
+from openblip.recipes.small import small_stage1, small_stage2
+from openblip.tasks.config import as_sources
+from openblip.tasks.registry import adapt
+from openblip.tasks.training import evaluate_model, run_training
 from openblip.training.config import TrainConfig
 
 TRAIN = TrainConfig(
@@ -52,7 +51,10 @@ def test_all_of_its_measures(tmp_path: Path) -> None:
     captions, good_captions, questions, good_questions = write(tmp_path / "data")
     words = TextTokenizer.train(["a dog what is it"], vocab_size=60)
     torch.manual_seed(0)
-    save_model(tmp_path / "blip", Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words)
+    save_model(
+        tmp_path / "blip",
+        StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words),
+    )
     tower, llm = f"openblip:{tmp_path / 'blip'}", write_language(tmp_path / "llm", "opt")
     shared: dict[str, Any] = {
         "batch_size": 2,
@@ -60,24 +62,21 @@ def test_all_of_its_measures(tmp_path: Path) -> None:
         "train": TRAIN,
         "decode": DecodeConfig(max_new_tokens=4),
     }
-    one = small_blip2((str(good_captions),), size="nano", vision=tower)
+    one = small_stage1((str(good_captions),), model="nano", vision=tower)
     one = replace(one, vocab_size=60, rerank_k=2, **shared)
-    run_blip2(one, tmp_path / "one", show=False)
-    two = small_blip2(
-        (str(good_captions),), stage="stage2", size="nano", model=str(tmp_path / "one" / "model"), language=str(llm)
-    )
-    run_blip2(two := replace(two, **shared), tmp_path / "two", show=False)
-    asks = blip2_finetune("vqa", (str(good_questions),), model=str(tmp_path / "one" / "model"))
-    asks = replace(asks, language=as_language(str(llm)), **shared)
-    run_blip2(asks, tmp_path / "asks", show=False)
+    run_training(one, tmp_path / "one", show=False)
+    two = small_stage2((str(good_captions),), model=str(tmp_path / "one" / "model"), language=str(llm))
+    run_training(two := replace(two, **shared), tmp_path / "two", show=False)
+    asks = blip2_vqa((str(good_questions),), model=str(tmp_path / "one" / "model"), language=str(llm))
+    asks = replace(asks, **shared)
+    run_training(asks, tmp_path / "asks", show=False)
     cases = (("one", one, captions, good_captions), ("two", two, captions, good_captions))
     for name, config, every, good in (*cases, ("asks", asks, questions, good_questions)):
-        stored, measured = open_model(tmp_path / name / "model"), Measured()
-        assert isinstance(stored, StoredBlip2)
-        found, records = evaluate_blip2(
-            replace(config, validation=as_sources((str(every),))), stored, measured=measured
+        adapter, measured = adapt(open_model(tmp_path / name / "model")), Measured()
+        found, records = evaluate_model(
+            replace(config, validation=as_sources((str(every),))), adapter, measured=measured
         )
-        wanted, _ = evaluate_blip2(replace(config, validation=as_sources((str(good),))), stored)
+        wanted, _ = evaluate_model(replace(config, validation=as_sources((str(good),))), adapter)
         assert found.pop("num_left_out") == 2
         assert found == pytest.approx(wanted, nan_ok=True)
         assert [record["key"] for record in records] == ([] if name == "one" else ["0.png", "3.png"])

@@ -16,9 +16,9 @@ from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.open import open_source
 from openblip.models.qformer import QFormer, QFormerConfig
 from openblip.models.vision import VisionConfig
-from openblip.tasks.blip2.build import build
-from openblip.tasks.blip2.config import Blip2RunConfig
-from openblip.tasks.blip2.recipes import small_blip2
+from openblip.recipes.small import small_stage1
+from openblip.tasks.config import RunConfig
+from openblip.tasks.families.blip2 import build
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 """the same sums of float32 in another order"""
@@ -49,10 +49,10 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(bert: Path, **changes: Any) -> Blip2RunConfig:
+def run(bert: Path, **changes: Any) -> RunConfig:
     data = (f"world:train?n=4&size={PIXELS}",)
     own = VisionConfig(image_size=PIXELS, patch_size=8, width=32, depth=1, num_heads=2, final_norm=False)
-    config = small_blip2(data, size="nano")
+    config = small_stage1(data, model="nano")
     vision = replace(config.vision, source="own", own=own, drop_layers=0)
     settings = {"qformer": SIZES, "vision": vision, "text_pretrained": str(bert), **changes}
     return replace(config, **settings)

@@ -18,7 +18,7 @@ from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import best_query
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config, split_prefix
 from openblip.objectives.matching import Negatives, draw_negatives
-from openblip.tasks.blip2.step import Blip2Batch, Blip2Step
+from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 """the same sums of float32 in another order"""
@@ -140,11 +140,11 @@ def test_the_device_is_not_waited_for_in_stage_2(folders: dict[str, Path], kind:
     made = model(language=folders[kind], matches=False, qformer={"vocab_size": None})
     made.gradient_checkpointing_enable(checkpointing)
     words = LanguageTokenizer.load(folders[kind])
-    step = Blip2Step(Blip2Stage2(made, eos_id=words.eos_id)).train()
+    step = Stage2Step(Blip2Stage2(made, eos_id=words.eos_id)).train()
     text = words.texts(TEXTS[:3], prompts=["a photo of", "", "the"])
     pictures = torch.randint(0, 256, (3, 3, PIXELS, PIXELS), dtype=torch.uint8)
     prefix = words.prompts(["a photo of", "what", "the"], side="right", end=True) if kind == "t5" else None
-    batch = Blip2Batch(pictures, text, torch.arange(3), prefix=prefix)
+    batch = LanguagePairBatch(pictures, text, torch.arange(3), prefix=prefix)
     step.count_step([batch])
     with NoWaiting():
         step(batch)["loss"].backward()
@@ -166,7 +166,7 @@ class Moves(TorchFunctionMode):
 def test_batches_move_without_waiting(folders: dict[str, Path]) -> None:
     words = LanguageTokenizer.load(folders["t5"])
     prefix, rest = words.prompts(["the"], side="right"), words.texts(["two dogs"])
-    batch = Blip2Batch(torch.zeros(1, 3, 8, 8), rest, torch.arange(1), text(1), prefix)
+    batch = LanguagePairBatch(torch.zeros(1, 3, 8, 8), rest, torch.arange(1), questions=text(1), prefix=prefix)
     with Moves() as moves:
         moved = batch.to("cpu", non_blocking=True)
     assert moves.number == 2 + 2 + 4 + 4

@@ -15,9 +15,8 @@ from small_blip2 import PIXELS, config, model, spread, tokenizer, write_language
 
 from openblip.checkpoints.blip2 import lavis_state
 from openblip.checkpoints.blip2_parts import as_tower, build_blip2
-from openblip.checkpoints.blip2_store import StoredBlip2, save_blip2
 from openblip.checkpoints.convert import convert_model
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.models.blip import Blip, blip_config
@@ -41,7 +40,9 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("blip") / "model"
     words = tokenizer()
     torch.manual_seed(0)
-    save_model(folder, Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words)
+    save_model(
+        folder, StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words)
+    )
     return folder
 
 
@@ -68,10 +69,10 @@ def over(tower: TowerConfig, memory_width: int, language: LanguageConfig | None 
     return made.eval()
 
 
-def stored(made: Blip2, llm: Path | None = None) -> StoredBlip2:
+def stored(made: Blip2, llm: Path | None = None) -> StoredModel:
     words = None if llm is None else LanguageTokenizer.load(llm)
     has_text = made.config.qformer.vocab_size is not None
-    return StoredBlip2(made, tokenizer() if has_text else None, {"prompt": "a photo of"}, [], words)
+    return StoredModel(made, tokenizer() if has_text else None, {"prompt": "a photo of"}, [], words)
 
 
 @torch.no_grad()
@@ -101,7 +102,7 @@ def test_the_trained_part_alone_is_written(tmp_path: Path, llm: Path, blip: Path
         for language in (None,) if number else (None, LanguageConfig(source=str(llm))):
             made = over(tower, width, language)
             folder = tmp_path / f"{number}-{language is not None}"
-            save_blip2(folder, stored(made, llm if language else None))
+            save_model(folder, stored(made, llm if language else None))
             names = set(load_file(folder / "model.safetensors"))
             assert not any(name.startswith(("vision.", "language.")) for name in names)
             told = json.loads((folder / "config.json").read_text())["frozen"]
@@ -109,7 +110,7 @@ def test_the_trained_part_alone_is_written(tmp_path: Path, llm: Path, blip: Path
             assert len(told["vision"]["fingerprint"]) == 32
             assert ("language" in told) == (language is not None)
             found = open_model(folder)
-            assert isinstance(found, StoredBlip2)
+            assert isinstance(found.model, Blip2)
             assert found.info == {"prompt": "a photo of"}
             assert torch.equal(numbers(found.model), numbers(made))
             assert found.model.frozen_parameter_names() == made.frozen_parameter_names()
@@ -125,7 +126,7 @@ def test_frozen_parts_named_by_a_relative_path_are_found_from_anywhere(
     monkeypatch.chdir(project)
     tower, language = as_tower("openblip:runs/first/model"), LanguageConfig(source="runs/llm")
     made = over(tower, 64, language)
-    save_blip2("runs/second/model", stored(made, llm))
+    save_model("runs/second/model", stored(made, llm))
     monkeypatch.chdir(tmp_path)
     found = open_model(project / "runs" / "second" / "model")
     assert torch.equal(numbers(found.model), numbers(made))
@@ -133,7 +134,7 @@ def test_frozen_parts_named_by_a_relative_path_are_found_from_anywhere(
     # What lies where one stands comes first, and its fingerprint tells that it is another.
     torch.manual_seed(9)
     other = Blip(blip_config("nano", vocab_size=tokenizer().vocab_size, image_size=PIXELS))
-    save_model(tmp_path / "runs" / "first" / "model", other, tokenizer())
+    save_model(tmp_path / "runs" / "first" / "model", StoredModel(other, tokenizer()))
     with pytest.raises(UserError, match="vision tower from openblip:runs/first/model is not the one"):
         open_model(project / "runs" / "second" / "model")
 
@@ -145,7 +146,7 @@ def test_a_whole_folder_needs_nothing_else(tmp_path: Path, blip: Path, clip: Pat
         shutil.copytree(tower.name, towers_folder)
         moved = as_tower(f"{tower.kind}:{towers_folder}@{tower.drop_layers}")
         made = over(moved, width, LanguageConfig(source=str(llm)))
-        save_blip2(tmp_path / f"whole{number}", stored(made, llm), whole=True)
+        save_model(tmp_path / f"whole{number}", stored(made, llm), whole=True)
         shutil.rmtree(llm)
         shutil.rmtree(towers_folder)
         (tmp_path / f"whole{number}").rename(tmp_path / f"moved{number}")
@@ -156,14 +157,14 @@ def test_a_whole_folder_needs_nothing_else(tmp_path: Path, blip: Path, clip: Pat
 
 def test_a_tower_of_its_own_is_in_the_file(tmp_path: Path) -> None:
     made = model()
-    save_blip2(tmp_path / "m", stored(made))
+    save_model(tmp_path / "m", stored(made))
     assert any(name.startswith("vision.") for name in load_file(tmp_path / "m" / "model.safetensors"))
     assert torch.equal(numbers(open_model(tmp_path / "m").model), numbers(made))
 
 
 def test_other_frozen_parts_are_refused(tmp_path: Path, llm: Path, blip: Path) -> None:
     made = over(as_tower(f"openblip:{blip}"), 64, LanguageConfig(source=str(llm)))
-    save_blip2(tmp_path / "m", stored(made, llm))
+    save_model(tmp_path / "m", stored(made, llm))
     other = write_language(tmp_path / "other", "opt")
     state = load_file(other / "model.safetensors")
     save_file({k: v + 1 for k, v in state.items()}, other / "model.safetensors", metadata={"format": "pt"})
@@ -171,7 +172,9 @@ def test_other_frozen_parts_are_refused(tmp_path: Path, llm: Path, blip: Path) -
         open_model(tmp_path / "m", language=str(other))
     words, folder = tokenizer(), tmp_path / "blip"
     torch.manual_seed(9)
-    save_model(folder, Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words)
+    save_model(
+        folder, StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words)
+    )
     with pytest.raises(UserError, match=r"the vision tower from .* is not the one"):
         open_model(tmp_path / "m", vision=f"openblip:{folder}")
     copy = shutil.copytree(blip, tmp_path / "copy")
@@ -179,7 +182,7 @@ def test_other_frozen_parts_are_refused(tmp_path: Path, llm: Path, blip: Path) -
 
 
 def test_damaged_folders_are_refused(tmp_path: Path, llm: Path) -> None:
-    save_blip2(tmp_path / "m", stored(model()))
+    save_model(tmp_path / "m", stored(model()))
     file = tmp_path / "m" / "model.safetensors"
     state = load_file(file)
     for change, words in (
@@ -230,7 +233,7 @@ def test_files_of_lavis(tmp_path: Path, t5: Path, blip: Path, stage: int) -> Non
 
 def test_lavis_files_of_ours_tell_the_heads(tmp_path: Path, t5: Path, blip: Path) -> None:
     made = over(as_tower(f"openblip:{blip}@1"), 64, None, width=64, num_heads=4)
-    stored = StoredBlip2(made, tokenizer())
+    stored = StoredModel(made, tokenizer())
     convert_model(stored, tmp_path / "a.pth", to="blip")
     tower = f"openblip:{blip}@1"
     found = open_model(tmp_path / "a.pth", tokenizer=tokenizer(), vision=tower)

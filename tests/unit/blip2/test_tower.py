@@ -12,7 +12,7 @@ import timm
 import torch
 from small_blip2 import PIXELS, images
 
-from openblip.checkpoints.blip2_store import _VISION_OF_WIDTH
+from openblip.checkpoints.blip2 import _VISION_OF_WIDTH
 from openblip.core import compute
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip, blip_config

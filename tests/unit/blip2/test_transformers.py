@@ -14,9 +14,8 @@ from small_blip2 import PIXELS, images, model, picture, spread, tokenizer, write
 from test_store import stored
 from torch import Tensor
 
-from openblip.checkpoints.blip2_store import StoredBlip2
 from openblip.checkpoints.convert import convert_model
-from openblip.checkpoints.store import open_model
+from openblip.checkpoints.store import StoredModel, open_model
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.generation.decode import decode
@@ -80,7 +79,7 @@ def image_text(processor: Any, count: int, prompts: list[str]) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def our_ids(found: StoredBlip2, pixels: Tensor, prompts: list[str], beams: int) -> Any:
+def our_ids(found: StoredModel, pixels: Tensor, prompts: list[str], beams: int) -> Any:
     made: Blip2 = found.model
     words = found.language_tokenizer
     assert words is not None
@@ -103,7 +102,7 @@ def same_ids(decoded: Any, expected: Tensor, words: LanguageTokenizer, *, skip: 
         assert all(token in (words.pad_id, *words.stop_ids) for token in ids[length:])
 
 
-def agree(theirs: Any, found: StoredBlip2, processor: Any, *, banned: int | None = None) -> None:
+def agree(theirs: Any, found: StoredModel, processor: Any, *, banned: int | None = None) -> None:
     """Soft prompts, logits and written ids of the two."""
     made, words, pixels = found.model, found.language_tokenizer, images()
     assert words is not None
@@ -138,7 +137,7 @@ def agree(theirs: Any, found: StoredBlip2, processor: Any, *, banned: int | None
 def test_a_folder_of_theirs_is_opened(tmp_path: Path, llms: dict[str, Path], kind: str) -> None:
     theirs = write_theirs(tmp_path / "theirs", llms[kind])
     found = open_model(tmp_path / "theirs")
-    assert isinstance(found, StoredBlip2)
+    assert isinstance(found.model, Blip2)
     assert found.tokenizer is None
     agree(theirs, found, transformers.Blip2Processor.from_pretrained(tmp_path / "theirs"))
     # and ours of it goes back, from a folder that needs nothing else
@@ -154,7 +153,7 @@ def test_what_is_exported_runs_there(tmp_path: Path, llms: dict[str, Path], kind
     theirs = transformers.Blip2ForConditionalGeneration.from_pretrained(folder)
     processor = transformers.Blip2Processor.from_pretrained(folder)
     assert processor.num_query_tokens == 4
-    agree(theirs, StoredBlip2(made, None, {}, [], LanguageTokenizer.load(llms[kind])), processor)
+    agree(theirs, StoredModel(made, None, {}, [], LanguageTokenizer.load(llms[kind])), processor)
     # Their processor's pixels are what our tower is given.
     assert processor(images=picture(0), return_tensors="pt")["pixel_values"].shape == (1, 3, PIXELS, PIXELS)
     base = transformers.Blip2Model.from_pretrained(folder)
@@ -184,7 +183,7 @@ def test_no_room_for_the_image_token(tmp_path: Path, llms: dict[str, Path]) -> N
     assert theirs.config.text_config.vocab_size == image_id + 1
     assert theirs.generation_config.suppress_tokens == [image_id]
     processor = transformers.Blip2Processor.from_pretrained(folder)
-    agree(theirs, StoredBlip2(made, None, {}, [], LanguageTokenizer.load(llm)), processor, banned=image_id)
+    agree(theirs, StoredModel(made, None, {}, [], LanguageTokenizer.load(llm)), processor, banned=image_id)
 
 
 @torch.no_grad()
@@ -203,7 +202,7 @@ def matching(theirs: Any, made: Blip2, pixels: Tensor) -> None:
 def test_retrieval_models_both_ways(tmp_path: Path) -> None:
     theirs = write_theirs(tmp_path / "theirs", None)
     found = open_model(tmp_path / "theirs")
-    assert isinstance(found, StoredBlip2)
+    assert isinstance(found.model, Blip2)
     assert found.tokenizer is not None
     assert not found.model.config.qformer.writes
     matching(theirs, found.model, images())

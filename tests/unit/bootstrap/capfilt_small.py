@@ -16,7 +16,7 @@ from openblip.bootstrap.job import CapFiltConfig, Output
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import Engine, Totals, run_capfilt
 from openblip.bootstrap.table import Row, read_table
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.base import SourceConfig
 from openblip.generation.types import DecodeConfig
@@ -50,7 +50,8 @@ def make_models(folder: Path) -> tuple[str, str, str]:
             parameter.mul_(1.01)
     for name, model in (("captioner", writer), ("filter", judge), ("both", whole)):
         save_model(
-            folder / name, model, words, {"prompt": "a " if name == "captioner" else "", "clean": "simplify"}
+            folder / name,
+            StoredModel(model, words, {"prompt": "a " if name == "captioner" else "", "clean": "simplify"}),
         )
     return str(folder / "captioner"), str(folder / "filter"), str(folder / "both")
 

@@ -15,7 +15,7 @@ from openblip.bootstrap.run import Totals
 from openblip.cli.bootstrap import _recipe
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError
-from openblip.tasks.run import RunConfig
+from openblip.tasks.config import RunConfig
 
 WEB, HUMAN = ("a.jsonl?weight=2", "tars/"), ("coco.jsonl",)
 

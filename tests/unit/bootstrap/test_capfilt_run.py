@@ -21,7 +21,7 @@ from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
 from openblip.generation.types import DecodeConfig
-from openblip.tasks.predictor import Predictor
+from openblip.tasks.load import load
 
 Models = tuple[str, str, str]
 
@@ -63,7 +63,7 @@ def test_every_sample_has_its_row(done: Path) -> None:
 
 def test_scores_are_those_of_the_predictor(done: Path, models: Models) -> None:
     """One by one, with nothing shared, the filter says the same."""
-    predictor = Predictor.load(models[1], device="cpu", dtype="float32")
+    predictor = load(models[1], device="cpu", dtype="float32")
     for row in rows_of(done)[:4]:
         number = int(row.key[-9:])
         for text in row.texts:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
 from openblip.checkpoints import hub
+from openblip.checkpoints.card import model_card
 from openblip.checkpoints.hub import locate, push_folder
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, blip_config
@@ -26,7 +28,9 @@ def folder(tmp_path: Path) -> Path:
     words = TextTokenizer.train(["a red bus", "two dogs"] * 3, vocab_size=50)
     torch.manual_seed(0)
     model = Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32))
-    save_model(tmp_path / "model", model, words, {"task": "pretrain", "steps": 40, "learning_rate": 0.003})
+    save_model(
+        tmp_path / "model", StoredModel(model, words, {"task": "pretrain", "steps": 40, "learning_rate": 0.003})
+    )
     return tmp_path / "model"
 
 
@@ -103,3 +107,17 @@ def test_the_card_says_what_the_model_is_and_how_it_was_made(folder: Path) -> No
         assert told in card
     for command in ("openblip caption", "openblip match", "openblip embed", "model.match("):
         assert command in card
+
+
+def test_the_hub_reads_the_cards_facts_and_no_value_is_read_as_a_template(folder: Path) -> None:
+    facts = ModelCard.load(folder / "README.md").data
+    assert (facts.library_name, facts.pipeline_tag, facts.tags) == (
+        "openblip",
+        "image-to-text",
+        ["blip", "image-text"],
+    )
+    config = open_model(folder).model.config
+    card = model_card(config, {"data": "{{ 1 + 1 }} {% if %}", "cut": "a\n---\nb"}, library="transformers")
+    assert "- data: {{ 1 + 1 }} {% if %}\n" in card
+    assert ModelCard(card).data.library_name == "transformers"
+    assert "- nothing was noted" in model_card(config, {})

@@ -218,7 +218,7 @@ def test_a_pickle_with_code_is_refused_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_files_of_a_folder_are_named(kind: str, name: str, words: TextTokenizer, tmp_path: Path) -> None:
     stored = small(words, 32, (4, 2))
-    save_model(tmp_path / "own", stored.model, words)
+    save_model(tmp_path / "own", StoredModel(stored.model, words))
     part = stored.blip.part(encoder=False, decoder=True)
     convert_model(StoredModel(part, words), tmp_path / "theirs", to="transformers")
     content, told = NO_CHECKPOINTS[kind]
@@ -282,7 +282,7 @@ def test_a_resolution_that_patches_do_not_fill_is_one_sentence(
     size: Any, told: str, words: TextTokenizer, tmp_path: Path
 ) -> None:
     stored = small(words, 32, (4, 2))
-    save_model(tmp_path / "own", stored.model, words)
+    save_model(tmp_path / "own", StoredModel(stored.model, words))
     convert_model(stored, tmp_path / "a.pth", to="blip")
     part = StoredModel(stored.blip.part(encoder=False, decoder=True), words)
     convert_model(part, tmp_path / "theirs", to="transformers")

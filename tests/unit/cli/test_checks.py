@@ -61,7 +61,7 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["retrieve", "a", image, *AT],
             ["explain", image, *AT, "--text", "a", "--out", nothing],
             ["evaluate", image, *AT],
-            ["finetune", "caption", image, *AT, "--out", nothing],
+            ["train", "blip-caption", image, *AT, "--out", nothing],
             ["capfilt", image, nothing, "--captioner", "no/such/place", "--filter", model],
             ["capfilt", image, nothing, "--captioner", model, "--filter", "no/such/place"],
             ["info", "no/such/place"],
@@ -73,17 +73,17 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["explain", nothing, "--model", model, "--out", nothing],
         ],
         f"there is no file or folder {nothing}": [
-            ["pretrain", nothing, "--out", str(tmp_path / "run")],
+            ["train", "small-pretrain", nothing, "--out", str(tmp_path / "run")],
             ["evaluate", nothing, "--model", model],
-            ["pretrain", image, "--validation", nothing, "--out", str(tmp_path / "run")],
-            ["pretrain", f"{nothing}?weight=2", "--out", str(tmp_path / "run")],
+            ["train", "small-pretrain", image, "--validation", nothing, "--out", str(tmp_path / "run")],
+            ["train", "small-pretrain", f"{nothing}?weight=2", "--out", str(tmp_path / "run")],
             ["capfilt", nothing, str(tmp_path / "clean"), "--captioner", model, "--filter", model],
         ],
         f'there is no file or folder {near} (did you mean "results.jsonl"?)': [
-            ["pretrain", f"{near}?weight=2", "--out", str(tmp_path / "run")]
+            ["train", "small-pretrain", f"{near}?weight=2", "--out", str(tmp_path / "run")]
         ],
         f'{image}?wieght=2: unknown setting "wieght" (did you mean "weight"?)': [
-            ["pretrain", f"{image}?wieght=2", "--out", str(tmp_path / "run")]
+            ["train", "small-pretrain", f"{image}?wieght=2", "--out", str(tmp_path / "run")]
         ],
         f"{out} exists already; choose a new file": [["caption", image, "--model", model, "--out", str(out)]],
         'openblip caption has no option "--beam" (did you mean "--beams"?)': [
@@ -108,7 +108,7 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    for answer in ask(["--help"], ["caption", "--help"], ["pretrain", "--help"], ["--version"]):
+    for answer in ask(["--help"], ["caption", "--help"], ["train", "--help"], ["--version"]):
         assert answer == {**answer, "code": 0, "said": "", "heavy": []}
         assert answer["printed"] > 10
 
@@ -117,7 +117,7 @@ def test_help_imports_nothing_heavy() -> None:
     ("command", "arguments"),
     [
         ("caption", ["-", "*.nothing", "--model", "Salesforce/blip-itm-base-coco"]),
-        ("pretrain", ["hf:name/set", "world:train?n=4", "s3://bucket/a", "a/{0..3}.tar", "b/*.parquet"]),
+        ("train", ["hf:name/set", "world:train?n=4", "s3://bucket/a", "a/{0..3}.tar", "b/*.parquet"]),
     ],
 )
 def test_what_cannot_be_told_by_its_name_is_left_to_the_command(command: str, arguments: list[str]) -> None:
@@ -126,7 +126,8 @@ def test_what_cannot_be_told_by_its_name_is_left_to_the_command(command: str, ar
 
     places = [word for word in arguments if not word.startswith("--") and "Salesforce" not in word]
     options = {"model": "Salesforce/blip-itm-base-coco@main"} if "--model" in arguments else {"out": Path("run")}
-    check_arguments(command, COMMANDS[command], (tuple(places),), options)
+    first = ("small-pretrain",) if command == "train" else ()
+    check_arguments(command, COMMANDS[command], (*first, tuple(places)), options)
 
 
 def test_a_bootstrap_reads_its_data_only_where_they_are_needed(tmp_path: Path) -> None:

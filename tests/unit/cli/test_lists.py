@@ -14,8 +14,8 @@ from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import open_source
-from openblip.recipes import small_vqa
-from openblip.tasks.build import answer_list
+from openblip.recipes.small import small_vqa
+from openblip.tasks.answering import answer_list
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1234\n"
 ANSWERS = ["red", "two\u2028parts", "naïve", "a\x0bb"]

@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     vision = VisionConfig(image_size=32, patch_size=8, width=32, depth=1, num_heads=2)
     stored = StoredModel(Blip(BlipConfig(vision=vision, text=text, embed_dim=8, encoder=False)).eval(), words)
-    save_model(folder / "own", stored.model, words)
+    save_model(folder / "own", StoredModel(stored.model, words))
     convert_model(stored, folder / "theirs", to="transformers")
     for file in (folder / "theirs").glob("token*"):
         file.unlink()
@@ -94,7 +94,7 @@ def test_a_resolution_that_patches_do_not_fill(
     place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     images, model = str(place / "images"), str(place / "own")
-    command = ["finetune", "caption", images, "--model", model, "--out", str(tmp_path / "run")]
+    command = ["train", "blip-caption", images, "--model", model, "--out", str(tmp_path / "run")]
     assert main([*command, "--set", "image_size=100", "--set", "num_workers=0"]) == 2
     error = capfd.readouterr().err
     assert "image size 100 is not a multiple of the patch size 8: take 96 or 104" in error

@@ -132,6 +132,9 @@ def test_override() -> None:
     assert run == Run(name="a"), "the original stays"
     assert override(run, ["name=x=y"]).name == "x=y"
     assert override(run, ["name=2024"]).name == "2024", "a text may look like a number"
+    assert override(run, ["sources=p,q"]).sources == override(run, ["sources=,p,q,"]).sources == ("p", "q")
+    assert override(run, ["sources="]).sources == ()
+    assert [override(run, [f"amp={text}"]).amp for text in ("1", "0", "False")] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,7 @@ def test_override() -> None:
         ("optin.learning_rate=3", 'did you mean "optim"'),
         ("steps.more=3", 'unknown setting "steps"'),
         ("steps=many", "must be int, not 'many'"),
+        ("sources=[p", "must be a list"),
     ],
 )
 def test_override_mistakes_are_named(assignment: str, message: str) -> None:

@@ -23,7 +23,7 @@ from openblip.data.sources import Source, digest, open_source
 from openblip.data.sources.digest import Digest, spread
 from openblip.data.sources.questions import open_questions
 from openblip.data.stream import Loader
-from openblip.tasks.run import FirstSamples
+from openblip.tasks.evaluation import FirstSamples
 
 COUNT = 12
 CHANGED = 7

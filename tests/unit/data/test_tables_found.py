@@ -289,7 +289,12 @@ STRUCT = pa.struct([("raw", pa.string()), ("sentid", pa.int64())])
 @pytest.mark.parametrize(
     ("kind", "cells", "texts"),
     [
-        (pa.list_(pa.string(), 2), [["a", "b"], ["c", None], None], [("a", "b"), ("c",), ()]),
+        pytest.param(
+            *(pa.list_(pa.string(), 2), [["a", "b"], ["c", None], None], [("a", "b"), ("c",), ()]),
+            marks=pytest.mark.skipif(
+                pa.__version__ < "26", reason="pyarrow before 26 cannot read a null among them"
+            ),
+        ),
         (STRUCT, [{"raw": "a", "sentid": 1}, {"raw": None, "sentid": 2}, None], [("a",), (), ()]),
         (pa.list_(STRUCT), [[{"raw": "a"}, {"raw": "b"}], [], None], [("a", "b"), (), ()]),
         (pa.list_(STRUCT, 1), [[{"raw": "a"}], [{"raw": "b"}], [{"raw": "c"}]], [("a",), ("b",), ("c",)]),

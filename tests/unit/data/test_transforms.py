@@ -18,9 +18,9 @@ from openblip.data.transforms import (
     clean_caption,
     evaluation_transform,
     finetuning_transform,
-    normalize,
     pretraining_transform,
 )
+from openblip.models.pixels import normalize
 
 
 def noisy_photo(width: int = 120, height: int = 90) -> Image.Image:

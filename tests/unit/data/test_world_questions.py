@@ -9,10 +9,11 @@ import pytest
 from openblip.core.errors import UserError
 from openblip.data.world.geometry import holds, is_at
 from openblip.data.world.language import matches
+from openblip.data.world.object import Object
 from openblip.data.world.pairs import PAIR_FORMS, PairSource, pair_is_true, sample_pair
 from openblip.data.world.parser import parse, parse_phrase
 from openblip.data.world.questions import ANSWERS, QUESTION_KINDS, Question, check_answer, questions
-from openblip.data.world.scene import HELD_OUT, Object, Scene, random_stream, sample_scene
+from openblip.data.world.scene import HELD_OUT, Scene, random_stream, sample_scene
 from openblip.data.world.words import RELATION_WORDS, Phrase
 
 

@@ -13,12 +13,12 @@ import pytest
 from openblip.core.errors import UserError
 from openblip.data.world.draw import PAINTS, draw_scene
 from openblip.data.world.geometry import INVERSE, PLACES, RELATIONS, holds, is_at, true_relations
+from openblip.data.world.object import Object
 from openblip.data.world.scene import (
     CLASHES,
     COLOURS,
     HELD_OUT,
     SHAPES,
-    Object,
     Scene,
     random_stream,
     sample_scene,

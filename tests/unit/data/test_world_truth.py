@@ -11,8 +11,9 @@ import pytest
 from openblip.core.errors import UserError
 from openblip.data.world.language import caption, plan, realise
 from openblip.data.world.noise import NOISE_KINDS, NoiseConfig, advertising, spoil, web_text
+from openblip.data.world.object import Object
 from openblip.data.world.parser import UngrammaticalText, parse, parse_phrase
-from openblip.data.world.scene import HELD_OUT, Object, Scene, random_stream, sample_scene
+from openblip.data.world.scene import HELD_OUT, Scene, random_stream, sample_scene
 from openblip.data.world.truth import caption_report, evaluate, is_true, judge, retrieval_ceiling
 from openblip.data.world.words import NOUNS, Phrase, Relation, Statement, tokenize, vocabulary
 

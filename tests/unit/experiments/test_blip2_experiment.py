@@ -84,8 +84,8 @@ def test_blip_stands_beside_blip2(finished: tuple[Path, dict[str, Any]]) -> None
     for numbers in mean["cost"].values():
         assert numbers["seconds"][0] > 0
         assert numbers["peak_mb"][0] > 1
-    write_report(out / "compare.html", compare_page(result))
-    assert "What a step costs" in (out / "compare.html").read_text()
+    write_report(out / "compare-report.html", compare_page(result))
+    assert "What a step costs" in (out / "compare-report.html").read_text()
 
 
 @pytest.mark.slow

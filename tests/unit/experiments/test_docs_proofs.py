@@ -6,24 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.proofs import PAGES, TOWER, load, markdown, page_of, tables
-from openblip.core.config import to_dict
-from openblip.experiments.blip2 import Blip2Experiment
-from openblip.experiments.capfilt import CapFiltExperiment
-from openblip.report.content import Cell, Column, Table
+from openblip.core.config import override, to_dict
+from openblip.core.text import read_json
+from openblip.experiments.catalogue import EXPERIMENTS
+from openblip.experiments.storing import TOWER, store, tables
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
+REPO = Path(__file__).resolve().parents[3]
+DOCS, RESULTS = REPO / "docs", REPO / "benchmarks" / "results"
 TOLD = {"capfilt": "capfilt.md", "blip2": "blip2-proof.md", "compare": "blip2-proof.md"}
-DEFAULTS = {
-    "capfilt": CapFiltExperiment(),
-    "blip2": Blip2Experiment(tower=TOWER),
-    "compare": Blip2Experiment(tower=TOWER),
-}
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", TOLD)
 def test_a_page_holds_what_was_found(name: str) -> None:
-    page, report, result = (DOCS / TOLD[name]).read_text(encoding="utf-8"), page_of(name), load(name)
+    made, result = EXPERIMENTS[name], read_json(RESULTS / f"experiment-{name}.json")
+    assert made.page is not None
+    page, report = (DOCS / TOLD[name]).read_text(encoding="utf-8"), made.page(result)
     found = tables(report)
     assert len(found) >= 2
     for lines in found:
@@ -31,19 +28,15 @@ def test_a_page_holds_what_was_found(name: str) -> None:
         assert "\n".join(lines) in page
     for claim in report.summary:
         assert claim in " ".join(page.split())
-    assert result["config"] == to_dict(DEFAULTS[name]), "what the page's command runs"
+    described = made.settings if name == "capfilt" else override(made.settings, [f"tower={TOWER}"])
+    assert result["config"] == to_dict(described), "what the page's command runs"
     assert len(result["seeds"]) == 3
     assert result["versions"]["torch"]
 
 
-def test_a_table_in_markdown() -> None:
-    table = Table(
-        columns=[Column(name=""), Column(name="share", unit="fraction"), Column(name="nothing"), Column(name="n")],
-        rows=[["one", Cell(value=0.5, spread=0.012), None, 2.5], ["two", 0.25, None, Cell(value=None)]],
-    )
-    assert markdown(table) == [
-        "|  | share | n |",
-        "|---|---:|---:|",
-        "| one | 50.0% ±\u20091.2 | 2.5 |",
-        "| two | 25.0% | \u2013 |",
-    ]
+def test_what_is_stored_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    result = {"config": {"tower": "runs/elsewhere/model", "batch_size": 8}, "mean": {}}
+    store(result, tmp_path / "stored.json")
+    assert read_json(tmp_path / "stored.json") == {**result, "config": {"tower": TOWER, "batch_size": 8}}
+    store({"rows": []}, tmp_path / "stored.json")
+    assert read_json(tmp_path / "stored.json") == {"rows": []}

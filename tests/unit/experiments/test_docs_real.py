@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import RESULTS
-from openblip.experiments.real.experiment import cell
 from openblip.experiments.real.openstax import SETTINGS, STAGES
 from openblip.experiments.real.openstax_filter import KINDS
 from openblip.experiments.real.openstax_filter import SETTINGS as FILTER
+from openblip.experiments.results import cell
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "real-data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S))

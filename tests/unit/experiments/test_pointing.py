@@ -16,7 +16,7 @@ from torch import Tensor
 from openblip.core.errors import MissingExtra, UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.world.dataset import WorldSource
-from openblip.data.world.scene import Object
+from openblip.data.world.object import Object
 from openblip.experiments.judges import pointing
 from openblip.experiments.judges.pointing import measure_pointing
 from openblip.explain.cam import WordMap, peak_of

@@ -10,12 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.__main__ import main
+from openblip.cli.entry import main
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.experiments.real import BESIDE, VARIABLE, find_data
-from openblip.experiments.real.experiment import spread
 from openblip.experiments.real.measures import (
     Unseen,
     caption_numbers,
@@ -29,6 +28,7 @@ from openblip.experiments.real.measures import (
 )
 from openblip.experiments.real.openstax import QUICK, SETTINGS, STAGES, pictures_read, run_config, unseen
 from openblip.experiments.real.openstax_filter import judged
+from openblip.experiments.results import spread
 from openblip.models.blip import Blip, blip_config
 
 WORDS = ("map", "man", "red", "tree", "chart", "two", "house", "boat")
@@ -142,8 +142,9 @@ def test_pictures_that_are_all_alike_are_worth_nothing(nano: tuple[Blip, TextTok
 
 def test_likelihood_sees_which_picture_it_is_given(nano: tuple[Blip, TextTokenizer]) -> None:
     """The measure against sums made picture by picture, on pictures that differ."""
-    from openblip.data.transforms import normalize
     from openblip.tasks.caption import caption_log_likelihood
+
+    from openblip.models.pixels import normalize
 
     model, tokenizer = nano
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -198,10 +199,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_experiment_runs_and_takes_up_what_is_finished(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["real", "openstax", "--data", str(data), "--out", str(tmp_path), "--quick", "--json", "--seeds", "2"]
+    command = ["experiments", "openstax", "--data", str(data), "--out", str(tmp_path), "--quick", "--seeds", "2"]
     command += ["--set", "web_share=0.5"]
     assert main(command) == 0
     result = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "results.json").read_text()) == result
     assert list(result["stages"]) == list(STAGES)
     assert result["settings"]["web_share"] == 0.5
     assert str(data) not in json.dumps(result), "a result names no folder of the machine"
@@ -229,9 +231,10 @@ def test_the_experiment_runs_and_takes_up_what_is_finished(
     assert "web_share: 0.5 -> 0.0" in capsys.readouterr().err
 
     # The filter takes the models up.
-    assert main(["real", "openstax-filter", *command[2:]]) == 0
+    assert main(["experiments", "openstax-filter", *command[2:]]) == 0
     filtered = json.loads(capsys.readouterr().out)
     assert made.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed-*/*.json")}.items()
+    assert json.loads((tmp_path / "filter-results.json").read_text()) == filtered
     assert filtered["pictures"] == 8
     assert len(filtered["test"]["auc_other"]["seeds"]) == 2
     kinds = [text["kind"] for text in filtered["examples"][0]["texts"]]
@@ -276,9 +279,11 @@ def test_a_captioner_and_a_matcher_come_from_the_pretrained_model() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["openstaks"], 'there is no experiment "openstaks"'),
+        (["openstaks"], "openstaks"),
         (["openstax", "--seeds", "0"], "--seeds must be at least 1"),
-        (["openstax", "--quick", "--store"], "leave out --quick"),
+        (["openstax", "--quick", "--store", "result.json"], "leave out --quick"),
+        (["openstax", "--tower", "runs/x"], "--tower is of the experiments blip2 and compare"),
+        (["capfilt", "--data", "nowhere"], "--data is of experiments on real data"),
         (["openstax", "--data", "nowhere"], 'there is no data set "openstax" in nowhere'),
         (["openstax", "--data", "nowhere", "--set", "widht=3"], "nowhere"),
     ],
@@ -286,7 +291,7 @@ def test_a_captioner_and_a_matcher_come_from_the_pretrained_model() -> None:
 def test_mistakes_are_told_in_a_sentence(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["real", *arguments]) == 2
+    assert main(["experiments", *arguments]) == 2
     told = capsys.readouterr().err
     assert said in told
     assert told.count("\n") == 1

@@ -12,7 +12,7 @@ from PIL import Image
 
 from openblip.core.errors import UserError
 from openblip.data.sources.questions import open_questions
-from openblip.experiments.real import BESIDE
+from openblip.experiments.real import find_data
 from openblip.experiments.real.easyvqa import (
     QUICK,
     SETTINGS,
@@ -79,8 +79,11 @@ def test_a_seed_changes_the_seed_alone(tmp_path: Path) -> None:
     assert replace(two, train=replace(two.train, seed=0)) == one
 
 
-@pytest.mark.skipif(not (BESIDE / "easyvqa").is_dir(), reason="the data set easyvqa is not here")
 def test_guessing_is_what_is_known_of_the_data() -> None:
-    found = _guessing(BESIDE / "easyvqa")
+    try:
+        data = find_data("easyvqa")
+    except UserError as error:
+        pytest.skip(str(error))
+    found = _guessing(data)
     assert found["always the most frequent answer"] == pytest.approx(0.373, abs=5e-4)
     assert found["the question's most frequent answer"] == pytest.approx(0.670, abs=5e-4)

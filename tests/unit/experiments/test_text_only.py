@@ -17,7 +17,7 @@ from openblip.data.world.documents import ASKED, document, documents
 from openblip.data.world.questions import Question, check_answer, questions
 from openblip.data.world.scene import random_stream, sample_scene
 from openblip.data.world.truth import judge
-from openblip.experiments.judges.small_language import FreshLanguage
+from openblip.experiments.judges.small_language import LanguageSizes
 from openblip.experiments.judges.text_only import TextRunConfig, _pad, _parts, _whole, train_language
 from openblip.experiments.judges.zero_shot import CHOICES, Asked, accuracy, answers, ask_about, guessing
 
@@ -27,7 +27,7 @@ LINES = [("", "a red star"), ("Question: what color is the star? Answer:", "red"
 
 def small(kind: str) -> TextRunConfig:
     config = TextRunConfig(
-        language=FreshLanguage(kind=kind, width=32, depth=1, num_heads=2, max_positions=64),  # type: ignore[arg-type]
+        language=LanguageSizes(kind=kind, width=32, depth=1, num_heads=2, max_positions=64),  # type: ignore[arg-type]
         batch_size=4,
     )
     return replace(config, train=replace(config.train, max_steps=4, warmup_steps=1, checkpoint_every=2))

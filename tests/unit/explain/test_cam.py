@@ -61,6 +61,7 @@ class MovedAttention:
         mask: Tensor | None,
         causal: bool = False,
         dropout: float,
+        observe: None = None,
     ) -> Tensor:
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         if causal:

@@ -103,3 +103,32 @@ def test_rows_that_cannot_be_shared_out_are_refused() -> None:
     ids, mask = texts([3, 3, 3])
     with pytest.raises(AssertionError, match="3 rows cannot be shared out over 2 images"):
         model.match(ids, mask, model.remember(raw_features(2)))
+
+
+@pytest.mark.parametrize("rows_each", [1, 3])
+def test_observed_probabilities_are_those_of_each_row_and_may_be_replaced(rows_each: int) -> None:
+    model = small_blip()
+    memory = model.remember(raw_features(2))
+    ids, mask = texts([5] * 2 * rows_each)
+    attention = model.encoder.text_blocks[0].cross_attention
+    assert attention is not None
+    seen: list[Tensor] = []
+
+    def record(probabilities: Tensor) -> Tensor:
+        seen.append(probabilities)
+        return probabilities
+
+    plain = model.encoder(ids, mask, memory=memory)
+    with attention.observed(record):
+        torch.testing.assert_close(model.encoder(ids, mask, memory=memory), plain, **CLOSE)
+    with attention.observed(torch.zeros_like):
+        assert not torch.allclose(model.encoder(ids, mask, memory=memory), plain)
+    torch.testing.assert_close(model.encoder(ids, mask, memory=memory), plain, rtol=0, atol=0)
+    (probabilities,) = seen
+    assert probabilities.shape == (2 * rows_each, attention.num_heads, 5, 5)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
+    for row in range(2 * rows_each):
+        own = memory.select(torch.tensor([row // rows_each]))
+        with attention.observed(record):
+            model.encoder(ids[row : row + 1], mask[row : row + 1], memory=own)
+        torch.testing.assert_close(probabilities[row : row + 1], seen[-1], **CLOSE)

@@ -119,6 +119,19 @@ def test_a_model_from_elsewhere_keeps_its_weights_and_names() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_ties_and_shared_layers_stay_one() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(6, 4), "head": nn.Linear(4, 6, bias=False), "a": nn.Linear(4, 4)})
+    model["head"].weight, model["b"] = model["embed"].weight, model["a"]
+    model.eval().requires_grad_(False)
+    before = dict(model.named_parameters())
+    use_onednn(model)
+    assert model["b"] is model["a"]
+    assert model["head"].weight is model["embed"].weight
+    assert {name: id(value) for name, value in model.named_parameters()} == {n: id(v) for n, v in before.items()}
+    assert [type(model[name]) for name in ("head", "a")] == [Linear, Linear]
+    assert not any(module.training for module in model.modules())
+
+
 def test_arithmetic_is_counted_as_torchs() -> None:
     plain, ours = _pair()
     found = []

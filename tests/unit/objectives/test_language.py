@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.objectives.language import IGNORED, language_loss, language_targets, token_log_probs
+from openblip.objectives.language import IGNORED, language_loss, language_targets
 
 
 def example() -> tuple[Tensor, Tensor, Tensor]:
@@ -48,16 +48,6 @@ def test_targets_leave_padding_and_prompt_out() -> None:
     ids, mask = torch.tensor([[7, 8, 9, 0], [7, 8, 9, 4]]), torch.tensor([[True] * 3 + [False], [True] * 4])
     assert language_targets(ids, mask, 2).tolist() == [[-100, -100, 9, -100], [-100, -100, 9, 4]]
     assert ids[0, 0] == 7, "the ids themselves stay"
-
-
-def test_log_probs_are_the_loss_without_smoothing() -> None:
-    logits, ids, mask = example()
-    targets = language_targets(ids, mask)
-    found = token_log_probs(logits, targets)
-    assert found.shape == (3, 5)
-    assert (found == 0).equal(targets[:, 1:] == IGNORED)
-    wanted = language_loss(logits, targets, label_smoothing=0.0, per_text=True)
-    torch.testing.assert_close(-found.sum(1), wanted)
 
 
 def test_nothing_to_predict_is_zero_with_gradient() -> None:

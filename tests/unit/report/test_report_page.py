@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ from openblip.report import (
 )
 from openblip.report.content import Block
 from openblip.report.curves import NUM_COLORS
+from openblip.report.page import environment
 
 EVIL = "'\"><script>&"
 """short enough to be cut nowhere"""
@@ -168,6 +170,30 @@ def test_every_text_is_escaped() -> None:
     assert count > 30
     assert page.text.count(EVIL) == count
     assert len(page.tags) == len(Page(render(full_report())).tags)
+
+
+def test_templates_escape_everything() -> None:
+    """No template marks a value as safe, turns escaping off, or writes a value into an attribute without quotes."""
+    found = environment()
+    assert found.autoescape is True
+    names = found.list_templates()
+    assert {"page.html", "style.css", "curves.css", "blocks/gallery.html"} <= set(names)
+    assert {name.removeprefix("blocks/").removesuffix(".html") for name in names if "blocks/" in name} == {
+        block.kind for block in get_args(Block)
+    }
+    for name in names:
+        assert found.loader is not None
+        source = found.loader.get_source(found, name)[0]
+        assert not re.search(r"\|\s*safe|autoescape", source), name
+        assert name.endswith(".css") or "={{" not in source, f"{name} has an attribute without quotes"
+
+
+@pytest.mark.parametrize("text", ["</style>", "</title><img src=x onerror=f()>", "{{ 7 * 7 }}{% raw %}", "a\0b"])
+def test_a_text_stays_the_text_that_it_is(text: str) -> None:
+    plain, page = Page(render(full_report())), Page(render(full_report(text)))
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
+    assert not page.open
+    assert "49" not in page.text
 
 
 def test_the_pages_own_sentences_know_bold_code_and_links_only() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from openblip.core.errors import UserError
 from openblip.report import Chart, Histogram, Picture, Series, picture
-from openblip.report.curves import draw_chart, draw_histogram, smoothed, thin
+from openblip.report.curves import draw, smoothed, thin
 from openblip.report.numbers import spell, spell_score, spell_short, spell_spread, ticks
 
 
@@ -150,7 +150,7 @@ def paths(svg: str, kind: str) -> list[list[tuple[float, float]]]:
 
 
 def test_a_line_goes_through_its_values() -> None:
-    svg = draw_chart(Chart(title="t", series=[Series(name="a", x=[0, 1, 2], y=[0, 5, 10])], reference=5, target=10))
+    svg = draw(Chart(title="t", series=[Series(name="a", x=[0, 1, 2], y=[0, 5, 10])], reference=5, target=10))
     (line,) = paths(svg, "line")
     (x0, y0), (x1, y1), (x2, y2) = line
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
@@ -163,13 +163,13 @@ def test_a_line_goes_through_its_values() -> None:
 
 
 def test_a_gap_breaks_the_line() -> None:
-    svg = draw_chart(Chart(title="t", series=[Series(name="a", x=[0, 1, 2, 3, 4], y=[0, 1, None, 3, 4])]))
+    svg = draw(Chart(title="t", series=[Series(name="a", x=[0, 1, 2, 3, 4], y=[0, 1, None, 3, 4])]))
     assert [len(line) for line in paths(svg, "line")] == [2, 2]
 
 
 def test_labels_at_the_ends_do_not_touch() -> None:
     series = [Series(name=f"n{i}", x=[0, 1], y=[0, 1 + 0.001 * i]) for i in range(8)]
-    svg = draw_chart(Chart(title="t", series=series))
+    svg = draw(Chart(title="t", series=series))
     heights = sorted(float(y) for y in re.findall(r'<text class="name c\d" x="[\d.]+" y="([\d.]+)"', svg))
     assert len(heights) == 8
     assert min(np.diff(heights)) >= 12
@@ -180,7 +180,7 @@ def test_one_wild_step_does_not_flatten_a_noisy_curve() -> None:
     steps = [float(i) for i in range(200)]
     values = [2.0 + 0.01 * (i % 3) for i in range(200)]
     values[100] = 2.5
-    svg = draw_chart(Chart(title="t", series=[Series(name="loss", x=steps, y=values, role="raw")]))
+    svg = draw(Chart(title="t", series=[Series(name="loss", x=steps, y=values, role="raw")]))
     ((_, *raw),) = paths(svg, "raw")
     calm = [y for _, y in raw[:90]]
     assert max(calm) - min(calm) > 20, "the small waves can still be seen"
@@ -192,20 +192,20 @@ def test_one_wild_step_does_not_flatten_a_noisy_curve() -> None:
     [[], [Series(name="a", x=[], y=[])], [Series(name="a", x=[1], y=[None])]],
 )
 def test_nothing_recorded(series: list[Series]) -> None:
-    assert "nothing was recorded" in draw_chart(Chart(title="t", series=series))
+    assert "nothing was recorded" in draw(Chart(title="t", series=series))
 
 
 @pytest.mark.parametrize("y", [[0.0], [0.5, 0.5], [-3.0, -3.0], [1e-12, 2e-12], [1e30, 2e30]])
 def test_flat_and_extreme_values_can_be_drawn(y: list[float | None]) -> None:
-    svg = draw_chart(Chart(title="t", series=[Series(name="a", x=[float(i) for i in range(len(y))], y=y)]))
+    svg = draw(Chart(title="t", series=[Series(name="a", x=[float(i) for i in range(len(y))], y=y)]))
     assert "nan" not in svg
     assert "inf" not in svg
 
 
 def test_a_histogram_has_the_height_of_its_counts() -> None:
-    svg = draw_histogram(Histogram(title="t", edges=[0, 1, 2], groups={"a": [1, 4]}, threshold=1))
+    svg = draw(Histogram(title="t", edges=[0, 1, 2], groups={"a": [1, 4]}, threshold=1))
     (line,) = paths(svg, "line")
     base = line[0][1]
     assert (base - line[3][1]) == pytest.approx(4 * (base - line[1][1]), abs=0.5)
     assert "a (5)" in svg
-    assert "nothing was counted" in draw_histogram(Histogram(title="t", edges=[0, 1], groups={"a": [0]}))
+    assert "nothing was counted" in draw(Histogram(title="t", edges=[0, 1], groups={"a": [0]}))

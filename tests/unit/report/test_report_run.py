@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from openblip.core.errors import MissingExtra, UserError
+from openblip.core.errors import UserError
 from openblip.report import Chart, Charts, Details, Report, Series, Table, Text, render, run_report, save_figures
 
 
@@ -163,24 +163,23 @@ def test_long_runs_stay_small(tmp_path: Path) -> None:
     assert len(render(report)) < 100_000
 
 
-def test_figures_need_their_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtra, match=r'matplotlib is not installed; run: pip install "openblip\[report\]"'):
-        save_figures(run_report(write_run(tmp_path / "small")), tmp_path / "figures")
-
-
 def test_figures_are_files(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    chart = Chart(title="Recall / R@1", series=[Series(name="a", x=[1, 2], y=[0.1, None], spread=[0.1, 0.1])],
-                  unit="fraction", reference=0.01)  # fmt: skip
+    series = Series(name="a & b", x=[1, 2], y=[0.1, 0.2], spread=[0.1, 0.1])
+    chart = Chart(title="Recall / R@1 <b>", series=[series], unit="fraction", reference=0.01)
     report = run_report(write_run(tmp_path / "small"))
     report.sections[0].blocks = [Charts(charts=[chart, chart])]
     report.sections[1:] = []
-    files = save_figures(report, tmp_path / "figures", file_format="svg")
-    assert [path.name for path in files] == ["what-it-can-do-recall-r-1.svg", "what-it-can-do-recall-r-1-2.svg"]
-    assert all(path.read_text().startswith("<?xml") for path in files)
-    with pytest.raises(UserError, match='did you mean "png"'):
-        save_figures(report, tmp_path, file_format="pngs")
+    files = save_figures(report, tmp_path / "figures")
+    assert [path.name for path in files] == ["what-it-can-do-recall-r-1-b.svg", "what-it-can-do-recall-r-1-b-2.svg"]
+    svg = "{http://www.w3.org/2000/svg}"
+    for path in files:
+        root = ElementTree.parse(path).getroot()
+        assert (root.tag, root.get("aria-label")) == (f"{svg}svg", "Recall / R@1 <b>")
+        assert [title.text for title in root.iter(f"{svg}title")] == ["a & b"]
+        style = str(root.findtext(f"{svg}style"))
+        assert "path.c0{stroke:#0069a8}" in style
+        assert "var(" not in style
+        assert not [group for group in root.iter(f"{svg}g") if group.get("class") == "hover"]
     report.sections[0].blocks = []
     with pytest.raises(UserError, match="no line charts"):
         save_figures(report, tmp_path)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
 
+from openblip.checkpoints.store import StoredModel
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.models.blip import Blip, blip_config
 from openblip.models.vqa import BlipVqa, VqaConfig
+from openblip.tasks.predictor import Predictor
+from openblip.tasks.registry import adapt
 
 TEXTS = (
     "a red bus on a road",
@@ -37,6 +42,11 @@ def model(seed: int = 0) -> Blip:
             if name != "temperature":
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return blip.eval()
+
+
+def predictor(model: Any, words: TextTokenizer, info: dict[str, Any] | None = None, **options: Any) -> Predictor:
+    """A model ready to be used."""
+    return Predictor(adapt(StoredModel(model, words, info or {})), **options)
 
 
 def picture(number: int, side: int = PIXELS) -> Image.Image:

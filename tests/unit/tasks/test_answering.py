@@ -7,11 +7,14 @@ import small
 import torch
 
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.transforms import clean_question, normalize
+from openblip.data.transforms import clean_question
 from openblip.generation.types import DecodeConfig
 from openblip.models.layers import ImageMemory
+from openblip.models.pixels import normalize
 from openblip.models.vqa import BlipVqa
-from openblip.tasks.answering import Answered, ask, encode_questions, rank_answers, write_answers
+from openblip.tasks.answering import encode_questions
+from openblip.tasks.families.blip import VqaAdapter
+from openblip.tasks.results import Answered
 
 GREEDY = DecodeConfig(max_new_tokens=6)
 
@@ -31,7 +34,7 @@ def asked(vqa: BlipVqa, words: TextTokenizer, rows: list[int], questions: list[s
     images = small.batch([0, 1, 2]).images[rows]
     with torch.no_grad():
         memory = vqa.remember(vqa.encode_image(normalize(images)))
-    return ask(vqa, memory, encode_questions(words, questions))
+    return VqaAdapter(vqa, words).read(memory, encode_questions(words, questions))
 
 
 @torch.no_grad()
@@ -61,7 +64,7 @@ def test_questions_are_read_as_in_training(words: TextTokenizer) -> None:
 def test_greedy_answers_token_by_token(vqa: BlipVqa, words: TextTokenizer) -> None:
     """Two questions for each of three pictures, of unequal lengths: as each alone."""
     questions = [small.QUESTIONS[i % 4] for i in range(6)]
-    together = write_answers(vqa, words, asked(vqa, words, [0, 1, 2], questions), GREEDY)
+    together = VqaAdapter(vqa, words).answers(asked(vqa, words, [0, 1, 2], questions), GREEDY)
     found = set()
     for row, ((answer,), question) in enumerate(zip(together, questions, strict=True)):
         read = asked(vqa, words, [row // 2], [question])
@@ -78,7 +81,7 @@ def test_greedy_answers_token_by_token(vqa: BlipVqa, words: TextTokenizer) -> No
 def test_several_written_answers_share_their_probability(vqa: BlipVqa, words: TextTokenizer) -> None:
     read = asked(vqa, words, [0, 1], list(small.QUESTIONS[:2]))
     beams = DecodeConfig(num_beams=3, num_sequences=3, max_new_tokens=5)
-    for answers in write_answers(vqa, words, read, beams):
+    for answers in VqaAdapter(vqa, words).answers(read, beams):
         assert len(answers) == 3
         scores = torch.tensor([answer.log_prob for answer in answers])
         expected = scores.softmax(0).tolist()
@@ -88,7 +91,7 @@ def test_several_written_answers_share_their_probability(vqa: BlipVqa, words: Te
 @pytest.mark.parametrize("keep", [2, 6, 100])
 def test_ranked_answers_against_brute_force(vqa: BlipVqa, words: TextTokenizer, keep: int) -> None:
     questions = list(small.QUESTIONS)
-    ranked = rank_answers(vqa, words, asked(vqa, words, [0, 1], questions), small.ANSWERS, keep=keep)
+    ranked = VqaAdapter(vqa, words).rank(asked(vqa, words, [0, 1], questions), small.ANSWERS, keep=keep)
     for row, (answers, question) in enumerate(zip(ranked, questions, strict=True)):
         read = asked(vqa, words, [row // 2], [question])
         with torch.no_grad():
@@ -108,5 +111,6 @@ def test_padding_can_be_read_as_the_reference_does(vqa: BlipVqa, words: TextToke
         memory = vqa.remember(vqa.encode_image(normalize(images)))
     tokens = encode_questions(words, [small.QUESTIONS[0], small.QUESTIONS[2]])
     assert not tokens.attention_mask.all()
-    assert ask(vqa, memory, tokens).mask is tokens.attention_mask
-    assert ask(vqa, memory, tokens, read_padding=True).mask is None
+    assert VqaAdapter(vqa, words).read(memory, tokens).mask is tokens.attention_mask
+    like = VqaAdapter(vqa, words, {"like": "transformers"})
+    assert like.read(memory, tokens).mask is None

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.transforms import normalize
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.caption import caption_scores
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
-from openblip.tasks.caption import caption_log_likelihood, evaluate_captions, write_captions
+from openblip.models.pixels import normalize
+from openblip.tasks.captioning import evaluate_captions
+from openblip.tasks.families.blip import BlipAdapter
 
 GREEDY = DecodeConfig(max_new_tokens=8)
 
@@ -48,7 +49,7 @@ def log_prob_of(blip: Blip, memory: ImageMemory, ids: list[int], start: int) -> 
 @pytest.mark.parametrize("prompt", ["", "a red "])
 def test_greedy_captions_token_by_token(blip: Blip, words: TextTokenizer, prompt: str) -> None:
     images = small.batch([0, 1, 2]).images
-    captions = write_captions(blip, words, memory_of(blip, images), GREEDY, prompts=prompt)
+    captions = BlipAdapter(blip, words).generate(memory_of(blip, images), GREEDY, [prompt] * 3)
     for image, (caption,) in zip(images, captions, strict=True):
         memory = memory_of(blip, image[None])
         ids = words.encode([prompt], first="dec", end=False).input_ids[0].tolist()
@@ -65,10 +66,10 @@ def test_greedy_captions_token_by_token(blip: Blip, words: TextTokenizer, prompt
 def test_prompts_of_their_own_and_several_captions(blip: Blip, words: TextTokenizer) -> None:
     memory = memory_of(blip, small.batch([0, 1]).images)
     config = DecodeConfig(num_beams=3, num_sequences=2, max_new_tokens=6)
-    both = write_captions(blip, words, memory, config, prompts=["a red ", "two "])
+    both = BlipAdapter(blip, words).generate(memory, config, ["a red ", "two "])
     assert [len(found) for found in both] == [2, 2]
     for row, prompt in enumerate(["a red ", "two "]):
-        alone = write_captions(blip, words, memory.select(torch.tensor([row])), config, prompts=prompt)[0]
+        alone = BlipAdapter(blip, words).generate(memory.select(torch.tensor([row])), config, [prompt])[0]
         assert [c.text for c in alone] == [c.text for c in both[row]]
         assert alone[0].log_prob == pytest.approx(both[row][0].log_prob, abs=1e-3)
 
@@ -77,7 +78,7 @@ def test_prompts_of_their_own_and_several_captions(blip: Blip, words: TextTokeni
 def test_likelihood_is_the_sum_over_tokens_after_the_prompt(blip: Blip, words: TextTokenizer, prompt: str) -> None:
     images = small.batch([0, 1]).images
     texts = ["a red bus", "two dogs on a road", "the cat", "birds"]
-    found, counts = caption_log_likelihood(blip, words, memory_of(blip, images), texts, prompt=prompt)
+    found, counts = BlipAdapter(blip, words).score_own(memory_of(blip, images), texts, prompt=prompt)
     for row, text in enumerate(texts):
         ids = words.encode([prompt + text], first="dec").input_ids[0].tolist()
         start = words.encode([prompt], first="dec", end=False).input_ids.shape[1]
@@ -88,15 +89,15 @@ def test_likelihood_is_the_sum_over_tokens_after_the_prompt(blip: Blip, words: T
 
 def test_evaluation_compares_with_all_texts_of_a_picture(blip: Blip, words: TextTokenizer) -> None:
     batches = [small.batch([0, 1, 1]), small.batch([0], first=2)]
-    numbers, records = evaluate_captions(blip, words, batches, GREEDY)
+    numbers, records = evaluate_captions(BlipAdapter(blip, words), batches, GREEDY)
     assert [record["key"] for record in records] == ["picture-0", "picture-1", "picture-2"]
     assert records[1]["references"] == list(small.TEXTS[1:3])
     written, log_prob, count = [], 0.0, 0
     for batch in batches:
         memory = memory_of(blip, batch.images)
-        written += [found[0].text for found in write_captions(blip, words, memory, GREEDY)]
+        written += [found[0].text for found in BlipAdapter(blip, words).generate(memory, GREEDY, [""] * len(batch))]
         for text, owner in zip(batch.texts, batch.image_index, strict=True):
-            sums, counts = caption_log_likelihood(blip, words, memory.select(owner[None]), [text])
+            sums, counts = BlipAdapter(blip, words).score_own(memory.select(owner[None]), [text])
             log_prob, count = log_prob + float(sums), count + int(counts)
     assert [record["caption"] for record in records] == written
     assert numbers["perplexity"] == pytest.approx(math.exp(-log_prob / count), rel=1e-3)

@@ -15,7 +15,7 @@ import small
 import torch
 
 from openblip.bootstrap.table import Row, read_table, write_table
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli import use
 from openblip.cli.entry import main
 from openblip.core.errors import UserError
@@ -34,13 +34,13 @@ FEW = DecodeConfig(num_beams=2, max_new_tokens=6)
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(small.model(), small.tokenizer(), batch_size=3)
+    return small.predictor(small.model(), small.tokenizer(), batch_size=3)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "model"
-    save_model(folder, small.model(), small.tokenizer())
+    save_model(folder, StoredModel(small.model(), small.tokenizer()))
     return folder
 
 

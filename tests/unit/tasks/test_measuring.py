@@ -12,7 +12,7 @@ import pytest
 import small
 import spoiled
 
-from openblip.checkpoints.store import save_model
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.use import ask, caption, embed, evaluate, match, retrieve
 from openblip.core.config import override
 from openblip.core.errors import UserError
@@ -20,21 +20,26 @@ from openblip.data.measured import Measured
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
-from openblip.recipes import small_pretrain
-from openblip.tasks.run import as_sources, evaluation_batches, run_training
+from openblip.recipes.small import small_pretrain
+from openblip.tasks.config import as_sources
+from openblip.tasks.evaluation import evaluation_batches
+from openblip.tasks.training import run_training
 
 
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "blip"
-    save_model(folder, small.model(), small.tokenizer())
+    save_model(folder, StoredModel(small.model(), small.tokenizer()))
     return folder
 
 
 @pytest.fixture(scope="module")
 def vqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "vqa"
-    save_model(folder, small.vqa_model(), small.vqa_tokenizer(), {"task": "vqa", "answers": list(small.ANSWERS)})
+    save_model(
+        folder,
+        StoredModel(small.vqa_model(), small.vqa_tokenizer(), {"task": "vqa", "answers": list(small.ANSWERS)}),
+    )
     return folder
 
 
@@ -157,7 +162,7 @@ def test_ranks_share_the_good_samples_without_doubles(tmp_path: Path, world_size
 
 def test_evaluation_in_training_notes_what_it_left_out(tmp_path: Path) -> None:
     every, good = spoiled.write(tmp_path / "data")
-    config = small_pretrain((str(good),), size="nano", validation=(str(every),), steps=1)
+    config = small_pretrain((str(good),), model="nano", validation=(str(every),), steps=1)
     quiet = ("batch_size=2", "num_workers=0", "train.trackers=[]", "image_size=32", "rerank_k=2", "vocab_size=60")
     config = override(config, (*quiet, "decode.num_beams=1", "decode.max_new_tokens=4"))
     run_training(replace(config, train=replace(config.train, device="cpu")), tmp_path / "run", show=False)

@@ -12,14 +12,14 @@ import torch
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
-from openblip.data.transforms import normalize
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.models.dual import BlipDual, DualConfig
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
-from openblip.tasks.answering import ask, encode_questions, rank_answers, write_answers
-from openblip.tasks.caption import write_captions
-from openblip.tasks.predictor import ANSWERS, Predictor, find_images
+from openblip.models.pixels import normalize
+from openblip.tasks.answering import encode_questions
+from openblip.tasks.families.blip import BlipAdapter, VqaAdapter
+from openblip.tasks.predictor import Predictor, find_images
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the same sums of float32 in another order"""
@@ -33,7 +33,7 @@ def blip() -> Blip:
 
 @pytest.fixture
 def predictor(blip: Blip) -> Predictor:
-    return Predictor(blip, small.tokenizer(), batch_size=3)
+    return small.predictor(blip, small.tokenizer(), batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +65,14 @@ def test_captions_are_those_of_the_model(predictor: Predictor, blip: Blip, paths
     found = predictor.caption(paths, FEW)
     with torch.no_grad():
         memory = blip.remember(blip.encode_image(normalize(predictor.pixels(paths))))
-    expected = write_captions(blip, predictor.tokenizer, memory, FEW)
+    expected = BlipAdapter(blip, predictor.tokenizer).generate(memory, FEW, [""] * len(paths))
     assert [[c.text for c in one] for one in found] == [[c.text for c in one] for one in expected]
     assert predictor.caption(paths[4], FEW)[0][0].text == expected[4][0].text
 
 
 def test_it_begins_with_the_prompt_it_was_trained_with(blip: Blip, paths: list[str]) -> None:
-    trained = Predictor(blip, small.tokenizer(), {"prompt": "a red "})
-    plain = Predictor(blip, small.tokenizer())
+    trained = small.predictor(blip, small.tokenizer(), {"prompt": "a red "})
+    plain = small.predictor(blip, small.tokenizer())
     assert trained.caption(paths[0], FEW) == plain.caption(paths[0], FEW, prompt="a red ")
     assert trained.caption(paths[0], FEW, prompt="") == plain.caption(paths[0], FEW)
     assert trained.caption(paths[0], FEW)[0][0].log_prob != plain.caption(paths[0], FEW)[0][0].log_prob
@@ -136,8 +136,8 @@ def test_a_picture_that_cannot_be_read_is_named(predictor: Predictor, tmp_path: 
     for picture, told in (
         (tmp_path / "none.png", r"none\.png cannot be used \(missing\)"),
         (str(tmp_path / "text.png"), r"text\.png cannot be used \(not-an-image\)"),
-        (b"", r"a picture cannot be used \(empty\)"),
-        (torch.zeros(4, 8, 8), r"a picture cannot be used \(not-an-image\): a tensor of torch.float32 \[4, 8, 8\]"),
+        (b"", r"an image cannot be used \(empty\)"),
+        (torch.zeros(4, 8, 8), r"an image cannot be used \(not-an-image\): a tensor of torch.float32 \[4, 8, 8\]"),
         (torch.full((3, 8, 8), 7.0), r"floats from 7 to 7, not from 0 to 1"),
     ):
         with pytest.raises(UserError, match=told):
@@ -210,7 +210,7 @@ def test_texts_that_cannot_be_read_are_named(predictor: Predictor, paths: list[s
         (lambda: predictor.match(paths[0], ["a dog", ""]), "one of the texts is empty"),
         (lambda: predictor.caption(paths[0], FEW, prompt="写真 "), 'cannot begin with "写真 "'),
         (lambda: predictor.answer(paths[0], "what?"), "answers need a BLIP VQA model"),
-        (lambda: predictor.judge(paths[0], paths[1], "two dogs"), "need a BLIP NLVR2 model"),
+        (lambda: predictor.judge(paths[0], paths[1], "two dogs"), "needs a BLIP NLVR2 model"),
     ):
         with pytest.raises(UserError, match=told):
             call()
@@ -220,7 +220,7 @@ def test_texts_that_cannot_be_read_are_named(predictor: Predictor, paths: list[s
 def test_answers_are_those_of_the_model(paths: list[str]) -> None:
     words = small.vqa_tokenizer()
     model = small.vqa_model()
-    predictor = Predictor(model, words, batch_size=3)
+    predictor, adapter = small.predictor(model, words, batch_size=3), VqaAdapter(model, words)
     questions = list(small.QUESTIONS)
     for candidates in (None, small.ANSWERS):
         found = predictor.answer(paths[:4], questions, candidates)
@@ -228,11 +228,11 @@ def test_answers_are_those_of_the_model(paths: list[str]) -> None:
         for picture, row in zip(paths[:4], found, strict=True):
             for question, one in zip(questions, row, strict=True):
                 memory = predictor.remember(picture)
-                read = ask(model, memory, encode_questions(words, [question]))
+                read = adapter.read(memory, encode_questions(words, [question]))
                 if candidates is None:
-                    (expected,) = write_answers(model, words, read, ANSWERS)
+                    (expected,) = adapter.answers(read, adapter.answering)
                 else:
-                    (expected,) = rank_answers(model, words, read, candidates)
+                    (expected,) = adapter.rank(read, candidates)
                 assert [a.text for a in one.answers] == [a.text for a in expected]
                 assert one.answers[0].log_prob == pytest.approx(expected[0].log_prob, abs=1e-3)
                 assert sum(a.probability for a in one.answers) == pytest.approx(1)
@@ -250,7 +250,7 @@ def test_pairs_of_pictures_are_judged(paths: list[str]) -> None:
     model = BlipNlvr(NlvrConfig(vision=sizes.vision, text=sizes.text, merge_from=1)).eval()
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    predictor = Predictor(model, small.tokenizer(), batch_size=2)
+    predictor = small.predictor(model, small.tokenizer(), batch_size=2)
     texts = ["two dogs", "a red bus", "birds"]
     found = predictor.judge(paths[:3], paths[3:6], texts)
     for number, judged in enumerate(found):
@@ -259,7 +259,7 @@ def test_pairs_of_pictures_are_judged(paths: list[str]) -> None:
         assert judged.true == (judged.probability >= 0.5)
     assert [one.text for one in found] == texts
     for first, second, told in ((paths[:3], paths[3:5], texts), (paths[:3], paths[3:6], texts[:2])):
-        with pytest.raises(UserError, match="as many second pictures"):
+        with pytest.raises(UserError, match="as many second images"):
             predictor.judge(first, second, told)
 
 
@@ -267,7 +267,7 @@ def test_two_towers_embed(paths: list[str]) -> None:
     torch.manual_seed(0)
     sizes = small.model().config
     model = BlipDual(DualConfig(vision=sizes.vision, text=sizes.text, embed_dim=16)).eval()
-    predictor = Predictor(model, small.tokenizer())
+    predictor = small.predictor(model, small.tokenizer())
     images, texts = predictor.embed_images(paths), predictor.embed_texts(["two dogs", "birds"])
     assert (images.shape, texts.shape) == ((7, 16), (2, 16))
     torch.testing.assert_close(images.norm(dim=1), torch.ones(7))
@@ -276,7 +276,10 @@ def test_two_towers_embed(paths: list[str]) -> None:
 
 
 def test_transformers_way_of_matching_can_be_had(blip: Blip, paths: list[str]) -> None:
-    ours, theirs = Predictor(blip, small.tokenizer()), Predictor(blip, small.tokenizer(), {"like": "transformers"})
+    ours, theirs = (
+        small.predictor(blip, small.tokenizer()),
+        small.predictor(blip, small.tokenizer(), {"like": "transformers"}),
+    )
     words = small.tokenizer().encode(["two dogs"], first="cls").input_ids
     with torch.no_grad():
         expected = float(blip.match(words, None, theirs.remember(paths[0])).softmax(-1)[0, 1])

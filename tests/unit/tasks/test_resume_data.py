@@ -10,13 +10,13 @@ import spoiled
 
 from openblip.core.config import override
 from openblip.core.errors import UserError
-from openblip.recipes import small_pretrain
-from openblip.tasks.run import run_training
+from openblip.recipes.small import small_pretrain
+from openblip.tasks.training import run_training
 
 
 def test_a_run_on_changed_data_of_equal_size_stops(tmp_path: Path) -> None:
     _, table = spoiled.write(tmp_path / "data")
-    config = small_pretrain((str(table),), size="nano", steps=2)
+    config = small_pretrain((str(table),), model="nano", steps=2)
     quiet = ("batch_size=2", "num_workers=0", "train.trackers=[]", "image_size=32", "vocab_size=60")
     config = override(config, (*quiet, "train.device=cpu", "train.checkpoint_every=1"))
     run_training(replace(config, train=replace(config.train, max_steps=1)), tmp_path / "run", show=False)

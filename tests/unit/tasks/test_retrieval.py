@@ -9,9 +9,10 @@ from torch import Tensor
 
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
-from openblip.data.transforms import normalize
 from openblip.models.blip import Blip
-from openblip.tasks.retrieval import collect, evaluate_retrieval, match_logits, rerank, similarity
+from openblip.models.pixels import normalize
+from openblip.tasks.families.blip import BlipAdapter
+from openblip.tasks.retrieval import Collection, collect, evaluate_retrieval, match_logits, rerank
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the same sums of float32 in another order"""
@@ -25,6 +26,10 @@ def blip() -> Blip:
 @pytest.fixture(scope="module")
 def words() -> TextTokenizer:
     return small.tokenizer()
+
+
+def similarity(collection: Collection) -> Tensor:
+    return collection.text_features @ collection.image_features.T
 
 
 @pytest.fixture
@@ -57,7 +62,7 @@ def one_by_one(blip: Blip, words: TextTokenizer, batches: list[Batch]) -> tuple[
 def test_a_collection_holds_every_picture_and_text_once(
     blip: Blip, words: TextTokenizer, batches: list[Batch]
 ) -> None:
-    collection = collect(blip, words, batches)
+    collection = collect(BlipAdapter(blip, words), batches)
     cosine, _, owners = one_by_one(blip, words, batches)
     assert collection.image_of_text.tolist() == owners == [0, 1, 1, 2, 2, 2, 3, 4]
     assert collection.keys == [f"picture-{i}" for i in range(5)]
@@ -69,20 +74,22 @@ def test_a_collection_holds_every_picture_and_text_once(
 def test_pairs_in_any_order_and_number_are_matched_as_alone(
     blip: Blip, words: TextTokenizer, batches: list[Batch], max_rows: int
 ) -> None:
-    collection = collect(blip, words, batches)
+    collection = collect(BlipAdapter(blip, words), batches)
     _, itm, _ = one_by_one(blip, words, batches)
     unequal = torch.tensor([[7, 4], [0, 0], [5, 2], [1, 0], [2, 4], [0, 4], [3, 1]])
     equal = torch.cartesian_prod(torch.arange(8), torch.arange(5)).flip(0)
     for pairs in (unequal, equal, unequal[:1]):
-        found = match_logits(blip, words, collection.image_embeds, collection.text, pairs, max_rows=max_rows)
+        found = match_logits(
+            BlipAdapter(blip, words), collection.image_embeds, collection.text, pairs, max_rows=max_rows
+        )
         torch.testing.assert_close(found, itm[pairs[:, 0], pairs[:, 1]], **CLOSE)
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 100])
 def test_reranking_against_brute_force(blip: Blip, words: TextTokenizer, batches: list[Batch], k: int) -> None:
-    collection = collect(blip, words, batches)
+    collection = collect(BlipAdapter(blip, words), batches)
     cosine, itm, _ = one_by_one(blip, words, batches)
-    t2i, i2t = rerank(blip, words, collection, similarity(collection), k)
+    t2i, i2t = rerank(BlipAdapter(blip, words), collection, similarity(collection), k)
     for found, scores, logits in ((t2i, cosine, itm), (i2t.T, cosine.T, itm.T)):
         for query in range(len(scores)):
             by_itc = sorted(range(scores.shape[1]), key=lambda i, q=query, s=scores: -float(s[q, i]))
@@ -95,7 +102,7 @@ def test_reranking_against_brute_force(blip: Blip, words: TextTokenizer, batches
 
 def test_the_numbers_are_those_of_the_rankings(blip: Blip, words: TextTokenizer, batches: list[Batch]) -> None:
     cosine, itm, owners = one_by_one(blip, words, batches)
-    numbers = evaluate_retrieval(blip, words, batches, rerank_k=100)
+    numbers = evaluate_retrieval(BlipAdapter(blip, words), batches, rerank_k=100)
     for suffix, scores in (("", cosine), ("_itm", cosine + itm)):
         for k in (1, 5):
             best = scores.topk(min(k, 5), dim=1).indices.tolist()
@@ -107,7 +114,7 @@ def test_the_numbers_are_those_of_the_rankings(blip: Blip, words: TextTokenizer,
     assert numbers["t2i_recall@10"] == 1.0
     assert 0 <= numbers["itm_accuracy"] <= 1
     assert 0 <= numbers["itm_auc"] <= 1
-    assert "t2i_recall_itm@1" not in evaluate_retrieval(blip, words, batches, rerank_k=0)
+    assert "t2i_recall_itm@1" not in evaluate_retrieval(BlipAdapter(blip, words), batches, rerank_k=0)
 
 
 def test_itm_accuracy_counts_own_and_other_pairs(
@@ -118,11 +125,11 @@ def test_itm_accuracy_counts_own_and_other_pairs(
 
     owners = torch.tensor([0, 1, 1, 2, 2, 2, 3, 4])
 
-    def knows(_model: object, _words: object, _embeds: object, _text: object, pairs: Tensor) -> Tensor:
+    def knows(_model: object, _embeds: object, _text: object, pairs: Tensor) -> Tensor:
         return (owners[pairs[:, 0]] == pairs[:, 1]).float() * 2 - 1
 
-    for judge, accuracy, auc in ((lambda *given: torch.ones(len(given[4])), 0.5, 0.5), (knows, 1.0, 1.0)):
+    for judge, accuracy, auc in ((lambda *given: torch.ones(len(given[3])), 0.5, 0.5), (knows, 1.0, 1.0)):
         monkeypatch.setattr(retrieval, "match_logits", judge)
-        numbers = evaluate_retrieval(blip, words, batches, rerank_k=2)
+        numbers = evaluate_retrieval(BlipAdapter(blip, words), batches, rerank_k=2)
         assert numbers["itm_accuracy"] == accuracy
         assert numbers["itm_auc"] == auc

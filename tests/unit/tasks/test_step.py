@@ -11,34 +11,35 @@ import torch
 
 from openblip.models.blip import Blip, blip_config
 from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
-from openblip.tasks.step import BlipStep, TrainBatch, make_prepare
+from openblip.tasks.pairs import BlipStep, prepare_pairs
+from openblip.tasks.step import PairBatch
 from openblip.training.config import TrainConfig
 from openblip.training.optim import make_optimizer
 
 
-def make_step(model: Blip, *objectives: str, prompt_length: int = 0) -> BlipStep:
+def make_step(model: Blip, *objectives: str) -> BlipStep:
     words = small.tokenizer()
     config = ObjectiveConfig(objectives=objectives, queue_size=4)
     objective = BlipPretraining(model, config, enc_id=words.enc_id, dec_id=words.dec_id)
-    return BlipStep(objective, prompt_length=prompt_length).train()
+    return BlipStep(objective).train()
 
 
-def part(batch: TrainBatch, rows: slice) -> TrainBatch:
+def part(batch: PairBatch, rows: slice) -> PairBatch:
     """Some rows, padded to what they need."""
     mask = batch.text.attention_mask[rows]
     width = int(mask.sum(1).max())
     text = replace(batch.text, input_ids=batch.text.input_ids[rows, :width], attention_mask=mask[:, :width])
-    return TrainBatch(batch.images[rows], text, batch.image_ids[rows])
+    return PairBatch(batch.images[rows], text, batch.image_ids[rows], batch.prompt_length)
 
 
 def test_prepare_puts_the_prompt_first_and_cuts() -> None:
     words = small.tokenizer()
     batch = small.batch([0, 1, 2])
-    plain = make_prepare(words, max_length=30)(batch)
-    prompted = make_prepare(words, max_length=30, prompt="a red ")(batch)
+    plain = prepare_pairs(words, max_length=30)(batch)
+    prompted = prepare_pairs(words, max_length=30, prompt="a red ")(batch)
     assert [words.decode(row) for row in plain.text.input_ids] == batch.texts
     assert [words.decode(row) for row in prompted.text.input_ids] == ["a red " + t for t in batch.texts]
-    cut = make_prepare(words, max_length=4)(batch)
+    cut = prepare_pairs(words, max_length=4)(batch)
     assert cut.text.input_ids.shape[1] == 4
     assert plain.images.equal(batch.images)
     assert plain.image_ids.tolist() == [0, 1, 2]
@@ -50,10 +51,9 @@ def test_prepare_puts_the_prompt_first_and_cuts() -> None:
 def test_micro_batches_equal_the_whole_batch(cuts: tuple[int, ...], prompt: str) -> None:
     """The mean of their LM losses and gradients is that over all tokens, though they hold unequally many."""
     words = small.tokenizer()
-    batch = make_prepare(words, max_length=40, prompt=prompt)(small.batch(list(range(6))))
-    prompt_length = words.encode([prompt], end=False).input_ids.shape[1] if prompt else 0
+    batch = prepare_pairs(words, max_length=40, prompt=prompt)(small.batch(list(range(6))))
     model = small.model().part(encoder=False, decoder=True)
-    whole, parts = (make_step(copy.deepcopy(model), "lm", prompt_length=prompt_length) for _ in range(2))
+    whole, parts = (make_step(copy.deepcopy(model), "lm") for _ in range(2))
     expected = whole(batch)["loss_lm"]
     expected.backward()
     starts = [sum(cuts[:i]) for i in range(len(cuts))]
@@ -65,12 +65,12 @@ def test_micro_batches_equal_the_whole_batch(cuts: tuple[int, ...], prompt: str)
     for (name, ours), theirs in zip(whole.named_parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(theirs.grad, ours.grad, rtol=1e-4, atol=1e-6, msg=name)
     # The same micro-batches, each divided by its own tokens, give something else.
-    plain = sum(make_step(model, "lm", prompt_length=prompt_length)(one)["loss_lm"] for one in micro) / len(cuts)
+    plain = sum(make_step(model, "lm")(one)["loss_lm"] for one in micro) / len(cuts)
     assert abs(float((plain - expected).detach())) > 1e-3
 
 
 def test_counting_one_batch_changes_nothing() -> None:
-    batch = make_prepare(small.tokenizer(), max_length=40)(small.batch([0, 1, 2]))
+    batch = prepare_pairs(small.tokenizer(), max_length=40)(small.batch([0, 1, 2]))
     step = make_step(small.model(), "lm")
     before = step(batch)["loss"]
     step.count_step([batch])

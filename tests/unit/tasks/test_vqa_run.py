@@ -13,13 +13,15 @@ import small
 import torch
 from PIL import Image
 
-from openblip.checkpoints.store import open_model, save_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip, blip_config
 from openblip.models.vqa import BlipVqa
-from openblip.recipes import small_vqa, vqa_finetune
-from openblip.tasks.run import RunConfig, as_sources, load_run_config, run_training
+from openblip.recipes.blip import vqa_finetune
+from openblip.recipes.small import small_vqa
+from openblip.tasks.config import RunConfig, as_sources, load_run_config
+from openblip.tasks.training import run_training
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
 ASKED = "what color is it?"
@@ -71,10 +73,10 @@ def test_it_learns_to_answer_both_ways_and_the_best_model_is_kept(data: Path, tm
     assert result.best["name"] == "accuracy_generated"
     stored = open_model(tmp_path / "run" / "best")
     assert isinstance(stored.model, BlipVqa)
-    assert stored.info["task"] == "vqa"
+    assert stored.info["task"] == "answering"
     assert set(stored.info["answers"]) == {*COLOURS, "yes", "no", "dark"}
     assert stored.info["answers"] == (tmp_path / "run" / "answers.txt").read_text().splitlines()
-    assert load_run_config(tmp_path / "run" / "config.json").task == "vqa"
+    assert load_run_config(tmp_path / "run" / "config.json").task == "answering"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -95,7 +97,7 @@ def test_it_starts_from_a_pretrained_model_and_from_one_that_answers(data: Path,
     torch.manual_seed(1)
     words = small.vqa_tokenizer()
     blip = Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32))
-    save_model(tmp_path / "blip", blip, words)
+    save_model(tmp_path / "blip", StoredModel(blip, words))
     still = ("train.max_steps=1", "train.warmup_steps=0", "train.min_learning_rate=0", "train.learning_rate=1e-12")
     run_training(config(data, *still, model=str(tmp_path / "blip")), tmp_path / "first", show=False)
     stored = open_model(tmp_path / "first" / "model")
@@ -107,7 +109,7 @@ def test_it_starts_from_a_pretrained_model_and_from_one_that_answers(data: Path,
     torch.testing.assert_close(
         open_model(tmp_path / "second" / "model").model.state_dict(), stored.model.state_dict()
     )
-    save_model(tmp_path / "captioner", blip.part(encoder=False, decoder=True), words)
+    save_model(tmp_path / "captioner", StoredModel(blip.part(encoder=False, decoder=True), words))
     with pytest.raises(UserError, match="this model only writes captions"):
         run_training(config(data, model=str(tmp_path / "captioner")), tmp_path / "third", show=False)
 
@@ -149,6 +151,8 @@ def test_the_recipe_is_the_papers_for_its_sizes_and_gentle_for_small_models(tmp_
     assert paper.sources[0].pairs
     assert (paper.answering.label_smoothing, paper.answering.keep, paper.decode.num_beams) == (0.1, 128, 3)
     words = small.tokenizer()
-    save_model(tmp_path / "nano", Blip(blip_config("nano", vocab_size=words.vocab_size)), words)
+    save_model(tmp_path / "nano", StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size)), words))
     for model in ("micro", str(tmp_path / "nano")):
-        assert vqa_finetune(("vqa.jsonl",), model=model) == small_vqa(("vqa.jsonl",), model=model)
+        assert vqa_finetune(("vqa.jsonl",), model=model).image_size is None, "it keeps its own"
+    gentle = small_vqa(("vqa.jsonl",), model="micro")
+    assert (gentle.train.learning_rate, gentle.transform.flip, gentle.transform.crop_scale) == (4e-3, False, None)

@@ -14,19 +14,12 @@ from torch import Tensor
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.data.sources.answers import GivenAnswers
-from openblip.data.transforms import normalize
 from openblip.generation.types import DecodeConfig
+from openblip.models.pixels import normalize
 from openblip.models.vqa import BlipVqa
 from openblip.objectives.answering import VqaObjective
-from openblip.tasks.answering import (
-    ask,
-    encode_questions,
-    evaluate_answers,
-    rank_answers,
-    score_answer,
-    write_answers,
-)
-from openblip.tasks.vqa_step import VqaStep, make_question_prepare
+from openblip.tasks.answering import VqaStep, encode_questions, evaluate_answers, prepare_questions, score_answer
+from openblip.tasks.families.blip import VqaAdapter
 from openblip.training.config import TrainConfig
 from openblip.training.optim import make_optimizer
 
@@ -63,7 +56,7 @@ def one_by_one(model: BlipVqa, words: TextTokenizer, batch: Batch) -> float:
     total = 0.0
     for question, owner in zip(batch.texts, batch.image_index.tolist(), strict=True):
         memory = model.remember(model.encode_image(normalize(batch.images[owner][None])))
-        read = ask(model, memory, encode_questions(words, [question]))
+        read = VqaAdapter(model, words).read(memory, encode_questions(words, [question]))
         for text, weight in batch.meta[owner]["answers"][question].merged.items():
             ids = words.encode([text], first="dec").input_ids
             logits = model.text_decoder(ids, memory=read)[0, :-1].log_softmax(-1)
@@ -72,7 +65,7 @@ def one_by_one(model: BlipVqa, words: TextTokenizer, batch: Batch) -> float:
 
 
 def test_answers_are_flattened_with_their_weights(words: TextTokenizer) -> None:
-    prepared = make_question_prepare(words)(asked(UNEVEN))
+    prepared = prepare_questions(words)(asked(UNEVEN))
     texts = ["two", "birds", "yes", "a red bus", "no", "two", "birds", "yes"]
     assert torch.equal(prepared.answers.input_ids, words.encode(texts, first="dec").input_ids)
     torch.testing.assert_close(prepared.weights, torch.tensor([2 / 3, 1 / 3, 1.0, 0.7, 0.2, 2 / 3, 1 / 3, 1.0]))
@@ -81,7 +74,7 @@ def test_answers_are_flattened_with_their_weights(words: TextTokenizer) -> None:
     assert prepared.image_of is not None
     assert prepared.image_of.tolist() == UNEVEN
     assert (prepared.questions.input_ids[:, 0] == words.enc_id).all()
-    even = make_question_prepare(words)(asked(EVEN, GIVEN[1:2]))
+    even = prepare_questions(words)(asked(EVEN, GIVEN[1:2]))
     assert even.image_of is None
     assert even.question_of is None
     assert len(prepared) == 3
@@ -97,9 +90,9 @@ def test_the_loss_is_that_of_each_answer_alone(
 ) -> None:
     model = small.vqa_model()
     batch = asked(owners, given)
-    loss = make_step(model, words)(make_question_prepare(words)(batch))["loss"]
+    loss = make_step(model, words)(prepare_questions(words)(batch))["loss"]
     assert float(loss.detach()) == pytest.approx(one_by_one(model, words, batch), rel=1e-4)
-    smooth = make_step(model, words, smoothing=0.1)(make_question_prepare(words)(batch))["loss"]
+    smooth = make_step(model, words, smoothing=0.1)(prepare_questions(words)(batch))["loss"]
     assert float(smooth.detach()) != pytest.approx(float(loss.detach()), rel=1e-3)
 
 
@@ -120,14 +113,14 @@ def test_a_picture_is_encoded_and_a_question_read_once(
 
     for name in rows:
         counted(name)
-    make_step(model, words)(make_question_prepare(words)(asked(UNEVEN)))
+    make_step(model, words)(prepare_questions(words)(asked(UNEVEN)))
     assert rows == {"encode_image": [3], "remember": [3], "remember_question": [5]}
 
 
 def test_micro_batches_of_unequal_size_make_the_mean_over_all_questions(words: TextTokenizer) -> None:
     model = small.vqa_model()
     step = make_step(model, words)
-    prepare = make_question_prepare(words)
+    prepare = prepare_questions(words)
     parts = [asked(UNEVEN), asked([0], GIVEN[2:])]
     prepared = [prepare(part) for part in parts]
     step.count_step(prepared)
@@ -138,7 +131,7 @@ def test_micro_batches_of_unequal_size_make_the_mean_over_all_questions(words: T
 
 def test_every_parameter_is_trained_and_has_its_depth(words: TextTokenizer) -> None:
     step = make_step(small.vqa_model(), words)
-    step(make_question_prepare(words)(asked(UNEVEN)))["loss"].backward()
+    step(prepare_questions(words)(asked(UNEVEN)))["loss"].backward()
     idle = {name for name, parameter in step.named_parameters() if parameter.grad is None}
     assert not idle
     ids = step.layer_ids()
@@ -171,22 +164,24 @@ def test_evaluation_answers_every_question_both_ways(words: TextTokenizer) -> No
     greedy = DecodeConfig(max_new_tokens=5)
     batches = [asked(UNEVEN), asked([0, 1, 1], GIVEN[1:])]
     candidates = ["two", "a red bus", "cat"]
-    numbers, records = evaluate_answers(model, words, batches, greedy, candidates=candidates, max_rows=2)
+    numbers, records = evaluate_answers(
+        VqaAdapter(model, words), batches, greedy, candidates=candidates, max_rows=2
+    )
     expected: dict[str, list[float]] = {"generated": [], "ranked": [], "most": []}
     for batch in batches:
         for question, owner in zip(batch.texts, batch.image_index.tolist(), strict=True):
             memory = model.remember(model.encode_image(normalize(batch.images[owner][None])))
-            read = ask(model, memory, encode_questions(words, [question]))
+            read = VqaAdapter(model, words).read(memory, encode_questions(words, [question]))
             right = batch.meta[owner]["answers"][question]
             record = records[len(expected["most"])]
             assert (record["key"], record["question"]) == (batch.keys[owner], question)
             for name, found in (
-                ("generated", write_answers(model, words, read, greedy)),
-                ("ranked", rank_answers(model, words, read, candidates)),
+                ("generated", VqaAdapter(model, words).answers(read, greedy)),
+                ("ranked", VqaAdapter(model, words).rank(read, candidates)),
             ):
                 assert record[name] == found[0][0].text
                 expected[name].append(score_answer(found[0][0].text, right))
             expected["most"].append(max(score_answer(text, right) for text in candidates))
     assert numbers == pytest.approx({f"accuracy_{name}": sum(v) / len(v) for name, v in expected.items()})
-    alone, _ = evaluate_answers(model, words, batches, greedy)
+    alone, _ = evaluate_answers(VqaAdapter(model, words), batches, greedy)
     assert alone == {"accuracy_generated": pytest.approx(numbers["accuracy_generated"])}

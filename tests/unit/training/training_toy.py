@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.nn.functional as collectives
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError
-from openblip.core.runtime import gather_with_grad, rank, seed_everything, world_size
+from openblip.core.runtime import gather, rank, seed_everything, world_size
 from openblip.training import Interrupted, TrainConfig, start, train
 from openblip.training import state as states
 
@@ -126,13 +127,13 @@ class ToyStep(nn.Module):
         left = F.normalize(self.out(self.left(hidden)), dim=-1)
         right = F.normalize(self.tied(self.right(hidden)), dim=-1)
         targets = torch.arange(len(inputs)) + len(inputs) * rank()
-        similarity = left @ gather_with_grad(right).T / self.temperature
+        similarity = left @ _gather_with_grad(right).T / self.temperature
         contrastive = F.cross_entropy(similarity, targets.to(inputs.device))
         pull = self.alpha * (hidden - slow).square().mean() + (hidden @ self.ring.clone().T).square().mean() * 0.01
         if self.training:
             with torch.no_grad():
                 # Rows of all processes go in, as in a queue of momentum features.
-                self.ring.copy_(torch.cat((self.ring, gather_with_grad(slow).mean(0, keepdim=True)))[1:])
+                self.ring.copy_(torch.cat((self.ring, gather(slow).mean(0, keepdim=True)))[1:])
                 self.counted += 1
         loss = contrastive + pull
         if self.poison_at is not None and int(self.counted) == self.poison_at and self.training:
@@ -166,6 +167,11 @@ def evaluate(module: nn.Module, step: int) -> dict[str, float]:
     with torch.no_grad():
         found = module(ToyLoader.rows(np.arange(100, 108)))
     return {"held_out": float(found["contrastive"])}
+
+
+def _gather_with_grad(rows: Tensor) -> Tensor:
+    """[B, ...] of each process -> [W * B, ...], where each process's rows get the gradients of all."""
+    return rows if world_size() == 1 else torch.cat(collectives.all_gather(rows))
 
 
 class SlowStep(ToyStep):

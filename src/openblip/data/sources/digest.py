@@ -6,16 +6,14 @@ samples spread evenly over the source stand for the rest.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from openblip.core import fingerprint
 from openblip.data.sample import BrokenSample, Sample
 
 __all__ = ["MOST_SIZES", "MOST_TEXTS", "Digest", "pieces", "spread"]
@@ -27,28 +25,16 @@ MOST_TEXTS = 100_000
 _PIECE = 1 << 18
 
 
-class Digest:
-    """A hash that takes strings, numbers and columns; what was added apart cannot run together.
+class Digest(fingerprint.Digest):
+    """A hash of samples, which takes columns too.
 
     Attributes:
         sizes: whether sizes of image files count; they do not where images are not read.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.sizes = True
-        self._hash = hashlib.blake2b(digest_size=16)
-
-    def add(self, *values: Any) -> None:
-        """Add plain values."""
-        self._bytes(json.dumps(values, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
-
-    def raw(self, data: bytes) -> None:
-        """Add bytes."""
-        self._bytes(data)
-
-    def numbers(self, values: np.ndarray) -> None:
-        """Add an array, whatever integers it is made of."""
-        self._bytes(np.ascontiguousarray(values, dtype="<i8").tobytes())
 
     def strings(self, column: pa.Array | pa.ChunkedArray) -> None:
         """Add a column; of one that is not made of strings, its values as JSON."""
@@ -65,7 +51,7 @@ class Digest:
         self.numbers(pc.fill_null(pc.binary_length(array), -1).to_numpy(zero_copy_only=False))
         _, offsets, data = array.buffers()
         ends = np.frombuffer(offsets, np.int64, len(array) + 1, array.offset * 8) if offsets is not None else [0]
-        self._bytes(memoryview(data)[int(ends[0]) : int(ends[-1])] if data is not None else b"")
+        self.raw(memoryview(data)[int(ends[0]) : int(ends[-1])] if data is not None else b"")
 
     def images(self, column: pa.ChunkedArray) -> None:
         """Add the sizes of images inside a table, and the paths of others."""
@@ -88,14 +74,6 @@ class Digest:
     def broken(self, broken: BrokenSample) -> None:
         """Add what is wrong with a sample."""
         self.add(broken.cause, broken.key)
-
-    def value(self) -> str:
-        """The digest in hexadecimal."""
-        return self._hash.hexdigest()
-
-    def _bytes(self, data: Any) -> None:
-        self._hash.update(len(data).to_bytes(8, "little"))
-        self._hash.update(data)
 
 
 def spread(span: range, most: int) -> range:

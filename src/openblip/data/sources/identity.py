@@ -7,7 +7,6 @@ that no image takes the place of another.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from openblip.core.fingerprint import short_hash
 from openblip.data.sources.base import string_array, string_of
 from openblip.data.sources.cells import given_id
 
@@ -32,18 +32,13 @@ __all__ = [
 
 def image_name(*images: bytes | str) -> str:
     """What tells the images of a row from others: the path of each, or the hash of its bytes; "" for none."""
-    return ",".join(
-        image if isinstance(image, str) else hashlib.blake2b(image, digest_size=8).hexdigest() for image in images
-    )
+    return ",".join(image if isinstance(image, str) else short_hash(image) for image in images)
 
 
 def joined_names(columns: Sequence[pa.Array]) -> pa.Array:
-    """What names all images of a row: their names, joined by commas where a row has several."""
-    return (
-        columns[0]
-        if len(columns) == 1
-        else pc.binary_join_element_wise(*columns, pa.scalar(",", pa.large_string()))
-    )
+    """The names of all images of a row, joined by commas where a row has several."""
+    comma = pa.scalar(",", pa.large_string())
+    return columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, comma)
 
 
 def id_strings(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -12,10 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
-from openblip.core.config import from_dict
+from openblip.core.config import override
 from openblip.core.errors import UserError, nearest
 from openblip.core.kinds import looks_like, read_head
 from openblip.core.places import QUERY, local_path, missing_data
@@ -49,34 +48,17 @@ def parse_spec(spec: str) -> SourceConfig:
     if not match or Path(spec).exists():
         return SourceConfig(path=spec)
     fields = {field.name for field in dataclasses.fields(SourceConfig)} - {"path"}
-    settings: dict[str, Any] = {}
-    rest = []
+    settings, rest = [], []
     query = match["query"].replace("+", "%2B")  # image_root=a+b names two folders
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name in fields:
-            settings[name] = _value(name, text)
+            settings.append(f"{name}={text}")
         elif spec.startswith("world:"):
             rest.append(f"{name}={text}")
         else:
             raise UserError(f'{spec}: unknown setting "{name}"{nearest(name, fields)}')
     path = match["path"] + ("?" + "&".join(rest) if rest else "")
-    return from_dict(SourceConfig, {"path": path, **settings})
-
-
-def _value(name: str, text: str) -> Any:
-    kind = str(SourceConfig.__annotations__[name])
-    if kind == "bool":
-        if text.lower() not in ("true", "false", "1", "0"):
-            raise UserError(f'setting "{name}" must be true or false, not "{text}"')
-        return text.lower() in ("true", "1")
-    if kind.startswith("tuple"):
-        return [part for part in text.split(",") if part]
-    if kind.startswith(("float", "int")):
-        try:
-            return int(text) if kind == "int" else float(text)
-        except ValueError as error:
-            raise UserError(f'setting "{name}" must be a number, not "{text}"') from error
-    return text
+    return override(SourceConfig(path=path), settings)
 
 
 def open_source(spec: SourceConfig | str) -> Source:

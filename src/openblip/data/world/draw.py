@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from openblip.core.errors import UserError
-from openblip.data.world.scene import Object, Scene, pick
+from openblip.data.world.object import Object
+from openblip.data.world.scene import Scene, pick
 
 __all__ = ["PAINTS", "draw_scene"]
 

@@ -22,10 +22,8 @@ keep a gap between them, or overlap visibly, or one lies wholly in the other.
 from __future__ import annotations
 
 from math import hypot
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from openblip.data.world.scene import Object
+from openblip.data.world.object import Object
 
 __all__ = [
     "HOLLOW",

@@ -27,7 +27,8 @@ import numpy as np
 
 from openblip.core.errors import UserError, nearest
 from openblip.data.world.geometry import PLACES, RELATIONS, holds, is_at
-from openblip.data.world.scene import HELD_OUT, Object, Scene, pick
+from openblip.data.world.object import Object
+from openblip.data.world.scene import HELD_OUT, Scene, pick
 from openblip.data.world.words import (
     COUNTS,
     GENERIC,

@@ -28,8 +28,9 @@ import numpy as np
 from openblip.core.errors import UserError, nearest
 from openblip.data.world.geometry import INVERSE, PLACES, RELATIONS, holds, is_at
 from openblip.data.world.language import matches, phrase_words
+from openblip.data.world.object import Object
 from openblip.data.world.parser import UngrammaticalText, parse_phrase
-from openblip.data.world.scene import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIZES, TEXTURES, Object, Scene, pick
+from openblip.data.world.scene import COLOURS, GROUNDS, HELD_OUT, SHAPES, SIZES, TEXTURES, Scene, pick
 from openblip.data.world.words import (
     PLACE_WORDS,
     RELATION_WORDS,

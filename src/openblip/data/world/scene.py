@@ -20,6 +20,7 @@ import numpy as np
 
 from openblip.core.errors import UserError, nearest
 from openblip.data.world.geometry import HOLLOW, REACH, clear_offset, clear_pair, clear_place, overlapping
+from openblip.data.world.object import Object
 
 __all__ = [
     "COLOURS",
@@ -30,7 +31,6 @@ __all__ = [
     "SPLITS",
     "TEXTURES",
     "VERSION",
-    "Object",
     "Scene",
     "pick",
     "random_stream",
@@ -78,26 +78,6 @@ _MIN_VISIBLE = 0.55
 _MAX_ANGLE = 10.0
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, slots=True)
-class Object:
-    """One thing in a scene; lengths are shares of the picture's side."""
-
-    shape: str
-    colour: str
-    texture: str
-    size: str
-    x: float
-    """centre, from the left"""
-    y: float
-    """centre, from the top"""
-    radius: float
-    """nothing of it is drawn further from its centre"""
-    angle: float
-    """small turn in degrees, for variety; no word speaks of it"""
-    order: int
-    """place in the drawing order: a higher one is in front"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""A contact sheet of the world: pictures with a true caption and a web text each, as in docs/world.md.
+"""A contact sheet of the world: pictures with a true caption and a web text each, as in docs/images/world.png.
 
-python -m openblip.data.world.sheet docs/pictures/world.png
+python -m openblip.data.world.sheet docs/images/world.png
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ from typing import Any
 from openblip.core.errors import UserError
 from openblip.data.world.geometry import holds, is_at
 from openblip.data.world.language import matches
+from openblip.data.world.object import Object
 from openblip.data.world.parser import UngrammaticalText, parse
-from openblip.data.world.scene import Object, Scene
+from openblip.data.world.scene import Scene
 from openblip.data.world.words import Phrase, Statement, tokenize
 
 __all__ = ["Verdict", "caption_report", "evaluate", "is_true", "judge", "retrieval_ceiling"]

@@ -19,8 +19,8 @@ from openblip.experiments.demo.blip import world_source
 from openblip.experiments.demo.config import SPLITS, DemoPlan, tars_of
 from openblip.experiments.judges import blip2_stages as world
 from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about, descriptions, guessing
-from openblip.tasks.blip2.build import open_blip2
-from openblip.tasks.blip2.run import run_blip2
+from openblip.tasks.families.blip2 import open_blip2
+from openblip.tasks.training import run_training
 
 __all__ = ["FOLDER", "ask", "first_stage", "read_texts", "second_stage"]
 
@@ -51,7 +51,7 @@ def first_stage(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict
         batch_size=plan.batch_size, learning_rate=plan.learning_rate,
         seconds=None if seconds is None else seconds * TRAINED_SHARE - (time.perf_counter() - began),
     )  # fmt: skip
-    result = run_blip2(run, out / FOLDER / "stage1", resume=True, title="BLIP-2, stage 1")
+    result = run_training(run, out / FOLDER / "stage1", resume=True, title="BLIP-2, stage 1")
     stored = open_blip2(out / FOLDER / "stage1" / "model")
     numbers = {
         split: world.measure_stage1(stored, run, world_source(out, split), plan.test_pictures) for split in SPLITS
@@ -70,7 +70,7 @@ def second_stage(out: Path, plan: DemoPlan, seconds: float | None = None) -> dic
             batch_size=plan.batch_size, learning_rate=plan.learning_rate,
             seconds=None if seconds is None else seconds / len(world.LANGUAGES),
         )  # fmt: skip
-        result = run_blip2(run, out / FOLDER / f"stage2-{name}", resume=True, title=f"BLIP-2, stage 2, {name}")
+        result = run_training(run, out / FOLDER / f"stage2-{name}", resume=True, title=f"BLIP-2, stage 2, {name}")
         found[name] = {"steps": result.steps, "seconds": result.seconds}
     return found
 

@@ -7,20 +7,20 @@ from typing import Any
 
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
+from openblip.data.world.documents import ASKED
 from openblip.data.world.truth import judge
 from openblip.experiments.demo.blip2 import FOLDER
 from openblip.experiments.demo.config import left_by
 from openblip.experiments.judges.blip2_stages import GREEDY
 from openblip.experiments.judges.zero_shot import ask_about, check_answer
+from openblip.experiments.labels import labels
 from openblip.report import Card, CardText, Cell, Column, Gallery, Section, Table, Text, picture
-from openblip.tasks.blip2.predictor import Blip2Predictor
-from openblip.tasks.predictor import Predictor
+from openblip.tasks.load import load
 
 __all__ = ["blip2_section"]
 
 _KINDS = {"decoder": "decoder (Llama)", "encoder-decoder": "encoder-decoder (T5)"}
-_ASKED = {"all": "all", "colour": "colour", "shape": "shape", "texture": "texture", "count": "how many",
-          "exists": "is there"}  # fmt: skip
+_ASKED = {"all": "all"} | dict(zip(ASKED, labels(*(f"answers_{kind}" for kind in ASKED)).values(), strict=True))
 
 
 def blip2_section(out: Path, *, examples: int = 9) -> Section:
@@ -70,13 +70,12 @@ def _answers(test: dict[str, Any]) -> Table:
         rows.append([f"{label}, no picture", *(found["blind"].get(kind) for kind in _ASKED)])
         rows.append([f"{label}, sees", *(found["sees"].get(f"answers_{kind}") for kind in _ASKED)])
         rows.append([f"{label}, told in words", *(found["told"].get(kind) for kind in _ASKED)])
-    columns = [Column(name=""), *(Column(name=label, unit="fraction") for label in _ASKED.values())]
+    columns = [Column(name=""), *(Column(name=name, unit="fraction") for name in _ASKED.values())]
     return Table(title="Questions answered rightly, by kind", columns=columns, rows=rows)
 
 
 def _cards(out: Path, count: int) -> list[Card]:
-    predictor = Predictor.load(out / FOLDER / "stage2-decoder" / "model", device="cpu", dtype="float32")
-    assert isinstance(predictor, Blip2Predictor)
+    predictor = load(out / FOLDER / "stage2-decoder" / "model", device="cpu", dtype="float32")
     source = open_source(f"{out / 'world' / 'test'}?text_column=captions&meta_columns=scene")
     samples = [source[index] for index in range(min(count, len(source)))]
     images: list[Any] = [sample.image for sample in samples]
@@ -111,22 +110,13 @@ def _cards(out: Path, count: int) -> list[Card]:
 def _table(measured: dict[str, Any], first: dict[str, Any]) -> Table:
     splits = ("test", "novel")
     rows: list[list[Cell | float | str | None]] = [
-        [label, *(first[split][measure] for split in splits)]
-        for label, measure in (
-            ("after stage 1: text finds picture, recall@1, ITC", "t2i_recall@1"),
-            ("after stage 1: text finds picture, recall@1, with ITM", "t2i_recall_itm@1"),
-            ("after stage 1: ITM accuracy", "itm_accuracy"),
-        )
+        [f"after stage 1: {label}", *(first[split][measure] for split in splits)]
+        for measure, label in labels("t2i_recall@1", "t2i_recall_itm@1", "itm_accuracy").items()
     ]
-    for name, label in _KINDS.items():
+    for name, kind in _KINDS.items():
         rows += [
-            [f"{label}: {what}", *(measured[split][name]["sees"][measure] for split in splits)]
-            for what, measure in (
-                ("captions true, greedy", "truth"),
-                ("facts true", "fact_accuracy"),
-                ("objects named rightly", "coverage"),
-                ("questions answered rightly", "answers_all"),
-            )
+            [f"{kind}: {label}", *(measured[split][name]["sees"][measure] for split in splits)]
+            for measure, label in labels("truth", "fact_accuracy", "coverage", "answers_all").items()
         ]
     columns = [Column(name="measure"), Column(name="unseen pictures", unit="fraction"),
                Column(name="combinations never seen", unit="fraction")]  # fmt: skip

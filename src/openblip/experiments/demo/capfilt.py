@@ -14,14 +14,14 @@ from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.run import run_capfilt
 from openblip.checkpoints.store import open_model
 from openblip.data.sources.base import SourceConfig
-from openblip.experiments.demo.blip import measure_model, run_config
+from openblip.experiments.demo.blip import run_config, world_source
 from openblip.experiments.demo.config import DemoPlan, left_by, tars_of
+from openblip.experiments.judges.blip import measure_blip
 from openblip.experiments.judges.capfilt_rows import judge_rows
-from openblip.recipes import SHORT_CAPTIONER
 from openblip.report import write_report
 from openblip.report.capfilt import capfilt_report
-from openblip.tasks.run import run_training
-from openblip.training.config import within
+from openblip.tasks.registry import adapt
+from openblip.tasks.training import run_training
 
 __all__ = ["LEARNERS", "PAGE", "clean_web", "learn_anew"]
 
@@ -61,7 +61,6 @@ def learn_anew(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[
     Returns:
         for each learner what was measured; nothing where CapFilt leaves less than a batch.
     """
-    base = run_config(out, plan)
     kept = left_by(out, "capfilt")["pictures"]
     if kept < plan.batch_size:
         return {}
@@ -73,22 +72,17 @@ def learn_anew(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[
     if seconds is not None:
         # Each writes captions too, which took about a tenth of the stage that measured three models.
         seconds = max(seconds / 4, seconds / 2 - left_by(out, "measure")["seconds"] / 10)
-    train = within(replace(base.train, max_steps=plan.again_steps), seconds)
+    steps = plan.again_steps
+    base = replace(run_config(out, plan, seconds, steps=steps, evaluate_every_steps=0), task="captioning")
     for name, folder in LEARNERS.items():
-        run = replace(
-            base,
-            sources=(sources[name],),
-            model=str(out / "pretrain" / "model"),
-            parts="captioner",
-            objective=SHORT_CAPTIONER,
-            train=replace(train, evaluate_every_steps=0, warmup_steps=min(50, plan.again_steps // 5)),
-        )
+        run = replace(base, sources=(sources[name],), model=str(out / "pretrain" / "model"))
         target = out / "again" / folder
         result = run_training(run, target, resume=True, title=f"a captioner from the web pairs {name}")
-        stored = open_model(target / "model")
-        numbers = measure_model(stored.blip.eval(), stored.tokenizer, out, "test", plan)
+        adapter = adapt(open_model(target / "model"))
+        unseen = world_source(out, "test")
+        numbers = measure_blip(adapter, unseen, plan.test_pictures)
         # The second learns for exactly as many steps as the first.
-        train = replace(base.train, max_steps=result.steps)
+        base = replace(base, train=replace(base.train, max_steps=result.steps, fit_minutes=None, max_minutes=None))
         found[name] = {"steps": result.steps, "seconds": result.seconds, **numbers}
     return found
 

@@ -13,6 +13,7 @@ from openblip.data.world.noise import NOISE_KINDS
 from openblip.data.world.truth import judge
 from openblip.experiments.demo.capfilt import LEARNERS, PAGE
 from openblip.experiments.demo.config import left_by
+from openblip.experiments.labels import labels, unit
 from openblip.report import Card, Column, Gallery, Section, Table, Text
 from openblip.report.capfilt import sample_card
 from openblip.report.content import Block
@@ -82,14 +83,12 @@ def _sentences(cleaned: dict[str, Any], again: dict[str, Any]) -> list[str]:
 
 
 def _filter(judged: dict[str, float]) -> Table:
-    measures = ("texts", "true", "kept", "precision", "recall", "auc")
-    names = ("number", "true", "kept", "of the kept, true", "of the true, kept", "ROC AUC")
-    units = ("count", *["fraction"] * 5)
+    measures = labels("texts", "true", "kept", "precision", "recall", "auc")
     return Table(
         title="The filter against the truth",
         columns=[
             Column(name="texts"),
-            *(Column(name=name, unit=unit) for name, unit in zip(names, units, strict=True)),
+            *(Column(name=label, unit=unit(measure)) for measure, label in measures.items()),
         ],
         rows=[
             [label, *(judged.get(f"{measure}_{origin}") for measure in measures)]
@@ -107,18 +106,14 @@ def _kinds(judged: dict[str, float]) -> Table:
 
 
 def _learners(again: dict[str, Any]) -> Table:
-    rows = {
-        "captions that are true": "truth",
-        "facts that are true": "fact_accuracy",
-        "objects named rightly": "coverage",
-    }
+    rows = labels("truth", "fact_accuracy", "coverage")
     return Table(
         title="A captioner from web pairs alone, on unseen pictures",
         columns=[
             Column(name="measure"),
             *(Column(name=f"pairs {name}", unit="fraction") for name in LEARNERS),
         ],
-        rows=[[label, *(again[name][measure] for name in LEARNERS)] for label, measure in rows.items()],
+        rows=[[label, *(again[name][measure] for name in LEARNERS)] for measure, label in rows.items()],
         note="Both start from the pre-trained model and learn for equally many steps.",
     )
 

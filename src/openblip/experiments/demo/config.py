@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openblip.core.text import read_json
+from openblip.experiments.presets import LEARNING_RATE
 
 __all__ = ["PICTURES_IN_A_TAR", "SPLITS", "DemoPlan", "left_by", "tars_of"]
 
@@ -46,7 +47,7 @@ class DemoPlan:
     stage2_steps: int
     """of each of the two language models"""
     batch_size: int = 64
-    learning_rate: float = 4e-3
+    learning_rate: float = LEARNING_RATE
     seed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     """planned for each stage; without them a stage of training takes exactly the steps named here, with them it

@@ -20,6 +20,7 @@ from openblip.experiments.demo.blip2_page import blip2_section
 from openblip.experiments.demo.capfilt_page import capfilt_section
 from openblip.experiments.demo.config import DemoPlan, left_by
 from openblip.experiments.demo.plan import plan_rows
+from openblip.experiments.labels import label
 from openblip.report import (
     Card,
     CardText,
@@ -44,6 +45,7 @@ from openblip.report import (
     write_report,
 )
 from openblip.report.content import Block
+from openblip.tasks.load import load
 from openblip.tasks.predictor import Predictor
 
 __all__ = ["write_demo_report"]
@@ -63,8 +65,8 @@ def write_demo_report(out: Path, plan: DemoPlan) -> Path:
     """Write `out`/report.html and report.json from what the stages left; returns the page's path."""
     measured = left_by(out, "measure")
     examples = list(_examples(out, "test", 60)), list(_examples(out, "novel", 24))
-    captioner = Predictor.load(out / "captioner" / "model", device="cpu", dtype="float32")
-    matcher = Predictor.load(out / "matcher" / "model", device="cpu", dtype="float32")
+    captioner = load(out / "captioner" / "model", device="cpu", dtype="float32")
+    matcher = load(out / "matcher" / "model", device="cpu", dtype="float32")
     known, novel = (_cards(captioner, matcher, rows) for rows in examples)
     report = Report(
         title="BLIP learns to see and to write",
@@ -237,23 +239,23 @@ def _curves(out: Path, measured: dict[str, Any]) -> Charts:
 
 def _table(measured: dict[str, Any]) -> Table:
     rows: list[list[Cell | float | str | None]] = []
-    for label, run, name in (
-        ("captions true, after pre-training, greedy", "pretrain", "truth"),
-        ("captions true, captioner, greedy", "captioner", "truth"),
-        ("captions true, captioner, beam search", "captioner_beam", "truth"),
-        ("facts true, captioner, greedy", "captioner", "fact_accuracy"),
-        ("facts true, captioner, beam search", "captioner_beam", "fact_accuracy"),
-        ("objects named rightly, captioner, greedy", "captioner", "coverage"),
-        ("objects named rightly, captioner, beam search", "captioner_beam", "coverage"),
-        ("ITM accuracy, after pre-training", "pretrain", "itm_accuracy"),
-        ("ITM accuracy, matcher", "matcher", "itm_accuracy"),
-        ("text finds picture, recall@1, after pre-training, ITC", "pretrain", "t2i_recall@1"),
-        ("text finds picture, recall@1, matcher, ITC", "matcher", "t2i_recall@1"),
-        ("text finds picture, recall@1, matcher, with ITM", "matcher", "t2i_recall_itm@1"),
-        ("text finds picture, recall@10, matcher, with ITM", "matcher", "t2i_recall_itm@10"),
-        ("picture finds text, recall@1, matcher, with ITM", "matcher", "i2t_recall_itm@1"),
+    for name, run, of in (
+        ("truth", "pretrain", "after pre-training, greedy"),
+        ("truth", "captioner", "captioner, greedy"),
+        ("truth", "captioner_beam", "captioner, beam search"),
+        ("fact_accuracy", "captioner", "captioner, greedy"),
+        ("fact_accuracy", "captioner_beam", "captioner, beam search"),
+        ("coverage", "captioner", "captioner, greedy"),
+        ("coverage", "captioner_beam", "captioner, beam search"),
+        ("itm_accuracy", "pretrain", "after pre-training"),
+        ("itm_accuracy", "matcher", "matcher"),
+        ("t2i_recall@1", "pretrain", "recall@1 after pre-training"),
+        ("t2i_recall@1", "matcher", "recall@1 of the matcher"),
+        ("t2i_recall_itm@1", "matcher", "recall@1 of the matcher"),
+        ("t2i_recall_itm@10", "matcher", "recall@10 of the matcher"),
+        ("i2t_recall_itm@1", "matcher", "recall@1 of the matcher"),
     ):
-        rows.append([label, *(measured[split][run][name] for split in NAMES)])
+        rows.append([f"{label(name)}, {of}", *(measured[split][run][name] for split in NAMES)])
     ceiling = [measured[split]["retrieval_ceiling@1"] for split in NAMES]
     rows.append(["most that knowing the truth gives at recall@1", *ceiling])
     columns = [

@@ -14,24 +14,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.table import Table
 
 from openblip.core.compute import choose_dtype
-from openblip.core.config import differences, from_dict, to_dict
-from openblip.core.errors import UserError
+from openblip.core.config import from_dict, refuse_others, to_dict
 from openblip.core.files import write_json
 from openblip.core.runtime import machine, seed_everything, usable_cores, versions
 from openblip.core.text import read_json
 from openblip.core.tokenizer import TokenBatch
-from openblip.data.transforms import normalize
 from openblip.data.world.dataset import WorldSource
 from openblip.experiments.demo.config import DemoPlan
+from openblip.experiments.presets import SCENE_VOCABULARY, short_train
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
+from openblip.models.pixels import normalize
 from openblip.models.stepper import DecoderStepper
 from openblip.objectives.pretraining import BlipPretraining
-from openblip.recipes import SHORT_RUN, small_pretrain
+from openblip.recipes.small import SHORT_RUN
+from openblip.report import Column, Table
 from openblip.training.log import format_duration
 from openblip.training.optim import make_optimizer
 
@@ -68,7 +68,7 @@ CALIBRATION_SHARE = 0.03
 """of the demo's time, that timing the larger model may take"""
 MICRO_PER_NANO = 4.0
 """how many times as long a step of the larger model takes"""
-_BATCH, _TOKENS, _VOCAB = 64, 16, 1000
+_BATCH, _TOKENS, _VOCAB = 64, 16, SCENE_VOCABULARY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def _time_model(size: str) -> tuple[float, float]:
     seed_everything(0)
     model = Blip(blip_config(size, vocab_size=_VOCAB))
     module = BlipPretraining(model, SHORT_RUN, enc_id=1, dec_id=2)
-    optimizer = make_optimizer(module, small_pretrain(("world:train",), size=size).train)
+    optimizer = make_optimizer(module, short_train(LEAST_STEPS))
     images = normalize(torch.randint(256, (_BATCH, 3, 64, 64), dtype=torch.uint8))
     ids = torch.randint(5, _VOCAB, (_BATCH, _TOKENS))
     text = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -201,8 +201,7 @@ def planned(out: Path, minutes: float, seed: int, plan: DemoPlan | None = None) 
     wanted = {"minutes": minutes, "seed": seed} if plan is None else {"plan": to_dict(plan)}
     if path.exists():
         kept = read_json(path)
-        if changed := differences({name: kept.get(name) for name in wanted}, wanted):
-            raise UserError(f"{out} holds a demo with other settings ({changed[0]}); choose another --out")
+        refuse_others(out, {name: kept.get(name) for name in wanted}, wanted, "a demo")
         found: DemoPlan = from_dict(DemoPlan, kept["plan"])
         return found
     if plan is None:
@@ -275,23 +274,24 @@ def reached_steps(reported: dict[str, Any]) -> int | None:
 
 def plan_table(out: Path, plan: DemoPlan) -> Table:
     """The plan, for a terminal."""
-    table = Table(title=f"The plan: model {plan.model}, batch {plan.batch_size}", title_justify="left")
-    table.add_column("stage")
-    table.add_column("steps", justify="right")
-    table.add_column("time", justify="right")
-    table.add_column("on")
-    for row in plan_rows(out, plan):
-        steps = (
-            ""
-            if row.planned_steps is None
-            else f"about {row.planned_steps:,}"
-            if plan.seconds
-            else f"{row.planned_steps:,}"
-        )
-        table.add_row(
-            row.stage, steps, "" if row.planned_seconds is None else format_duration(row.planned_seconds), row.does
-        )
-    return table
+    about = "about " if plan.seconds else ""
+    return Table(
+        title=f"The plan: model {plan.model}, batch {plan.batch_size}",
+        columns=[
+            Column(name="stage"),
+            *(Column(name=name, align="right") for name in ("steps", "time")),
+            Column(name="on"),
+        ],
+        rows=[
+            [
+                row.stage,
+                "" if row.planned_steps is None else f"{about}{row.planned_steps:,}",
+                "" if row.planned_seconds is None else format_duration(row.planned_seconds),
+                row.does,
+            ]
+            for row in plan_rows(out, plan)
+        ],
+    )
 
 
 def time_for(out: Path, plan: DemoPlan, stage: str) -> float | None:

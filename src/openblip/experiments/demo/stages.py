@@ -1,4 +1,4 @@
-"""The demo: BLIP learns from scratch in a drawn world where truth is known, and shows what it learned.
+"""The demo: BLIP learns from scratch in a scene world where truth is known, and shows what it learned.
 
     openblip demo                 # planned for 15 minutes on this machine, then open runs/demo/report.html
     openblip demo --minutes 60    # learns more
@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from openblip.core.errors import UserError, nearest
-from openblip.core.files import write_json
 from openblip.experiments.demo import blip, blip2, capfilt
 from openblip.experiments.demo.config import DemoPlan
 from openblip.experiments.demo.page import unpack_pictures, write_demo_report
 from openblip.experiments.demo.plan import plan_table, planned, time_for
+from openblip.experiments.stages import once
+from openblip.report import print_table
 
 __all__ = ["STAGES", "run_demo"]
 
@@ -81,7 +83,7 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     plan = planned(out, minutes, seed, plan)
-    console.print(plan_table(out, plan))
+    print_table(plan_table(out, plan))
     for number, (name, stage) in enumerate(STAGES.items(), 1):
         marker = out / "stages" / f"{name}.json"
         if only and name not in only:
@@ -93,9 +95,7 @@ def run_demo(
         if earlier:
             raise UserError(f'stage "{name}" needs "{earlier[0]}" first; run: openblip demo --out {out}')
         console.print(f"[bold]{number}/{len(STAGES)} {name}[/] {(stage.__doc__ or '').partition(chr(10))[0]}")
-        start = time.perf_counter()
-        found = stage(out, plan, time_for(out, plan, name))
-        write_json(marker, {"seconds": round(time.perf_counter() - start, 1), **found})
+        once(marker, partial(_timed, stage, out, plan, time_for(out, plan, name)), again=True)
     target = out / "report.html"
     console.print(
         f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes. Open [bold]{target}[/] in a browser, "
@@ -107,3 +107,9 @@ def run_demo(
         soft_wrap=True,
     )
     return target
+
+
+def _timed(stage: Stage, out: Path, plan: DemoPlan, seconds: float | None) -> dict[str, Any]:
+    began = time.perf_counter()
+    found = stage(out, plan, seconds)
+    return {**found, "seconds": round(time.perf_counter() - began, 1)}

@@ -12,28 +12,26 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.blip2_parts import as_language, as_tower, open_tower
-from openblip.checkpoints.blip2_store import StoredBlip2
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
-from openblip.data.transforms import ImageTransformConfig
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.documents import documents
 from openblip.data.world.scene import Scene
 from openblip.data.world.truth import caption_report
-from openblip.experiments.judges.small_language import FreshLanguage
-from openblip.experiments.judges.text_only import TextRunConfig, train_language
+from openblip.experiments.judges.small_language import LanguageSizes
+from openblip.experiments.judges.text_only import TextRunConfig, small_train, train_language
 from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about
+from openblip.experiments.presets import LEARNING_RATE, SCENE_VOCABULARY, WHOLE_IMAGE
+from openblip.generation.language import decode_after
 from openblip.generation.types import DecodeConfig
 from openblip.models.qformer import QFormerConfig
-from openblip.tasks.blip2.config import Blip2RunConfig
-from openblip.tasks.blip2.evaluate import evaluate_blip2
-from openblip.tasks.blip2.features import cache_features
-from openblip.tasks.blip2.predictor import QUESTIONS
-from openblip.tasks.blip2.recipes import small_blip2
-from openblip.tasks.blip2.step import encode_pixels
-from openblip.tasks.blip2.write import write_after
-from openblip.tasks.run import evaluation_batches
-from openblip.training.config import within
+from openblip.recipes.blip2 import VISION
+from openblip.recipes.small import small_stage1
+from openblip.tasks.config import RunConfig
+from openblip.tasks.evaluation import evaluation_batches
+from openblip.tasks.families.blip2 import QUESTIONS, Blip2Adapter
+from openblip.tasks.features import cache_features
+from openblip.tasks.training import evaluate_model
 from openblip.training.loop import TrainResult
 
 __all__ = [
@@ -53,9 +51,9 @@ __all__ = [
 QFORMER = QFormerConfig(
     num_queries=16, width=96, depth=4, num_heads=3, inner_width=384, max_positions=64, dropout=0.0
 )
-LANGUAGES: dict[str, FreshLanguage] = {
-    "decoder": FreshLanguage(kind="llama", width=96, num_heads=3),
-    "encoder-decoder": FreshLanguage(kind="t5", width=96, depth=3, num_heads=3),
+LANGUAGES: dict[str, LanguageSizes] = {
+    "decoder": LanguageSizes(kind="llama", width=96, num_heads=3),
+    "encoder-decoder": LanguageSizes(kind="t5", width=96, depth=3, num_heads=3),
 }
 GREEDY = DecodeConfig(max_new_tokens=40)
 """how captions are written to be judged"""
@@ -81,11 +79,13 @@ def train_world_language(
         for lines in documents(count, seed=1000 + seed)
     ]
     # A decoder's rows are whole documents, an encoder-decoder's single lines with what stands before them.
-    config = TextRunConfig(language=sizes, batch_size=batch_size if reads else max(1, batch_size // 2))
-    train = replace(config.train, max_steps=steps, warmup_steps=min(50, steps // 5), seed=seed)
     if seconds is not None:
         seconds -= time.perf_counter() - began
-    config = replace(config, train=within(train, seconds))
+    config = TextRunConfig(
+        language=sizes,
+        batch_size=batch_size if reads else max(1, batch_size // 2),
+        train=small_train(steps, seed=seed, seconds=seconds),
+    )
     return train_language(told, config, out, resume=True, title=f"{name}, text alone", show=show)
 
 
@@ -107,46 +107,31 @@ def world_run(
     language: str = "",
     qformer: QFormerConfig = QFORMER,
     batch_size: int = 64,
-    learning_rate: float = 4e-3,
+    learning_rate: float = LEARNING_RATE,
     seed: int = 0,
     seconds: float | None = None,
-) -> Blip2RunConfig:
+) -> RunConfig:
     """A run over cached features; a model of stage 1 that is gone on from brings its own tower and Q-Former.
 
     Args:
         seconds: that training is to take, with as many steps as fit.
     """
-    base = small_blip2((source.path,), stage=stage, size="nano", vision=tower, model=model, steps=steps)
+    base = small_stage1((source.path,), vision=tower or VISION, model=model or "nano", steps=steps)
     return replace(
         base,
+        task="pretraining" if stage == "stage1" else "captioning",
         sources=(source,),
         features=(str(features),),
         qformer=qformer,
         embed_dim=64,
         language=as_language(language) if language else base.language,
-        # "To the left of" is false in a mirror, counts are false in a crop.
-        transform=ImageTransformConfig(crop_scale=None, flip=False, ops=()),
-        vocab_size=1000,
+        transform=WHOLE_IMAGE,
+        vocab_size=SCENE_VOCABULARY,
         batch_size=batch_size,
         num_workers=0,  # there is nothing to decode
         max_length=48,
         max_words=48,
-        train=within(
-            replace(
-                base.train,
-                optimizer="muon",
-                learning_rate=learning_rate,
-                min_learning_rate=1e-5,
-                warmup_steps=min(30, steps // 5),
-                warmup_learning_rate=1e-5,
-                seed=seed,
-                precision="float32",  # so small a model is no faster in bfloat16 on a processor
-                evaluate_every_steps=0,
-                checkpoint_every=max(100, steps // 2),
-                keep_checkpoints=1,
-            ),
-            seconds,
-        ),
+        train=small_train(steps, warmup_steps=30, learning_rate=learning_rate, seed=seed, seconds=seconds),
     )
 
 
@@ -163,12 +148,12 @@ class Seen:
 
 
 @torch.no_grad()
-def look(stored: StoredBlip2, source: SourceConfig, samples: int) -> Seen:
+def look(stored: Blip2Adapter, source: SourceConfig, samples: int) -> Seen:
     """Read the first pictures of `source`."""
     model = stored.model.eval()
     soft, scenes, captions, keys = [], [], [], []
     for batch in evaluation_batches((source,), model.vision.pixels, samples=samples, batch_size=100, clean="none"):
-        soft.append(model.soft_prompt(model.remember(encode_pixels(model, batch.images))).float())
+        soft.append(model.soft_prompt(model.remember(model.encode_pixels(batch.images))).float())
         scenes += [scene_from_meta(meta) for meta in batch.meta]
         own = dict(zip(batch.image_index.tolist(), batch.texts, strict=True))
         captions += [own[row] for row in range(len(batch.keys))]
@@ -177,11 +162,11 @@ def look(stored: StoredBlip2, source: SourceConfig, samples: int) -> Seen:
 
 
 @torch.no_grad()
-def query_likeness(stored: StoredBlip2, source: SourceConfig, samples: int) -> float:
+def query_likeness(stored: Blip2Adapter, source: SourceConfig, samples: int) -> float:
     """Mean cosine of two queries' outputs for one picture: 1 when all of them say the same."""
     model, found = stored.model.eval(), []
     for batch in evaluation_batches((source,), model.vision.pixels, samples=samples, batch_size=100, clean="none"):
-        memory = model.remember(encode_pixels(model, batch.images))
+        memory = model.remember(model.encode_pixels(batch.images))
         found.append(_mean_cosine(model.read_image(memory).float()))
     return float(torch.cat(found).mean())
 
@@ -193,26 +178,24 @@ def _mean_cosine(queries: Tensor) -> Tensor:
     return (whole - count) / (count * (count - 1))
 
 
-def measure_stage1(
-    stored: StoredBlip2, run: Blip2RunConfig, source: SourceConfig, samples: int
-) -> dict[str, float]:
+def measure_stage1(stored: Blip2Adapter, run: RunConfig, source: SourceConfig, samples: int) -> dict[str, float]:
     """Recall by ITC and after ITM, ITM's accuracy, ITG's perplexity."""
     config = replace(run, validation=(source,), validation_samples=samples)
-    found, _ = evaluate_blip2(config, stored)
+    found, _ = evaluate_model(config, stored)
     kept = (*_RECALLS, "itm_accuracy", "itm_auc", "itg_perplexity")
     return {name: found[name] for name in kept if name in found}
 
 
 def measure_stage2(
-    stored: StoredBlip2, source: SourceConfig, samples: int, *, novel: bool = False
+    stored: Blip2Adapter, source: SourceConfig, samples: int, *, novel: bool = False
 ) -> dict[str, float]:
     """How true its captions are, and zero-shot answers by kind of question."""
     seen = look(stored, source, samples)
     words = stored.language_tokenizer
     assert words is not None
     llm = stored.model.llm
-    written = write_after(llm, words, seen.soft, GREEDY, prompts=[""] * len(seen.soft))
-    report = caption_report([best[0].text for best in written], seen.scenes)
+    written = decode_after(llm, words, seen.soft, GREEDY, prompts=[""] * len(seen.soft))
+    report = caption_report([words.decode(ids) for _, ids, _, _ in written.texts()], seen.scenes)
     asked = ask_about(seen.scenes, novel=novel)
     right = accuracy(asked, answers(llm, words, asked, soft=seen.soft))
     kept = ("truth", "fact_accuracy", "coverage", "mean_facts", "chance")

@@ -16,11 +16,12 @@ from PIL import Image
 
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.transforms import evaluation_transform, normalize
+from openblip.data.transforms import evaluation_transform
 from openblip.data.world.dataset import WorldSource
-from openblip.data.world.scene import Object
+from openblip.data.world.object import Object
 from openblip.explain.cam import WordMap, caption_maps, match_maps, peak_of
 from openblip.models.blip import Blip
+from openblip.models.pixels import normalize
 
 __all__ = ["Pointing", "measure_pointing"]
 

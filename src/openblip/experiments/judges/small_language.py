@@ -1,4 +1,4 @@
-"""Small language models of transformers with fresh weights, to be trained on the spot and then frozen."""
+"""Small language models of transformers with random weights, to be trained from scratch and then frozen."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Literal
 from openblip.core.errors import UserError
 from openblip.models.language import without_bars
 
-__all__ = ["FreshLanguage", "fresh_language", "save_language"]
+__all__ = ["LanguageSizes", "language_from_scratch", "save_language"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreshLanguage:
+class LanguageSizes:
     """Sizes of a small language model."""
 
     kind: Literal["opt", "llama", "t5"] = "llama"
@@ -29,7 +29,7 @@ class FreshLanguage:
             raise UserError(f"a language model {self.width} wide cannot have {self.num_heads} heads")
 
 
-def fresh_language(sizes: FreshLanguage, *, vocab_size: int, pad_id: int, bos_id: int, eos_id: int) -> Any:
+def language_from_scratch(sizes: LanguageSizes, *, vocab_size: int, pad_id: int, bos_id: int, eos_id: int) -> Any:
     """A `...ForCausalLM` or `...ForConditionalGeneration` of transformers, without dropout."""
     import transformers
 

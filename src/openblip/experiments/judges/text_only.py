@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from openblip.core.config import to_dict
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.runtime import seed_everything
-from openblip.experiments.judges.small_language import FreshLanguage, fresh_language, save_language
+from openblip.experiments.judges.small_language import LanguageSizes, language_from_scratch, save_language
+from openblip.experiments.presets import short_train
 from openblip.training.config import TrainConfig
 from openblip.training.launch import start
 from openblip.training.loop import TrainResult, train
 
-__all__ = ["BETWEEN_LINES", "Document", "TextRunConfig", "train_language"]
+__all__ = ["BETWEEN_LINES", "Document", "TextRunConfig", "small_train", "train_language"]
 
 Document = Sequence[tuple[str, str]]
 """lines: what each is asked with, "" for nothing, and its text"""
@@ -41,26 +42,14 @@ _SORTED_TOGETHER = 16
 class TextRunConfig:
     """Everything that a run depends on but its documents."""
 
-    language: FreshLanguage = field(default_factory=FreshLanguage)
+    language: LanguageSizes = field(default_factory=LanguageSizes)
     batch_size: int = 64
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            max_steps=600,
-            optimizer="muon",
-            learning_rate=4e-3,
-            min_learning_rate=1e-5,
-            warmup_steps=50,
-            warmup_learning_rate=1e-5,
-            schedule="cosine",
-            betas=(0.9, 0.98),
-            weight_decay_on="matrices",
-            clip_norm=3.0,
-            evaluate_every_epochs=0,
-            checkpoint_every=0,
-            precision="float32",  # so small a model is no faster in bfloat16 on a processor
-            keep_checkpoints=1,
-        )
-    )
+    train: TrainConfig = field(default_factory=lambda: small_train(600))
+
+
+def small_train(steps: int, **changes: Any) -> TrainConfig:
+    """`short_train` in float32: a model as small as these is no faster in bfloat16 on a CPU."""
+    return short_train(steps, precision="float32", **changes)
 
 
 def train_language(
@@ -78,7 +67,7 @@ def train_language(
     reads = config.language.kind == "t5"
     parts = (part for document in documents for line in document for part in line)
     words = LanguageTokenizer.of_words([*parts, BETWEEN_LINES], begins=not reads)
-    model = fresh_language(
+    model = language_from_scratch(
         config.language,
         vocab_size=words.vocab_size,
         pad_id=words.pad_id,

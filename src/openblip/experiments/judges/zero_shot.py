@@ -23,10 +23,10 @@ from openblip.data.world.documents import ASKED, describe
 from openblip.data.world.questions import Question, check_answer, questions
 from openblip.data.world.scene import COLOURS, SHAPES, TEXTURES, Scene, random_stream
 from openblip.experiments.judges.text_only import BETWEEN_LINES
+from openblip.generation.language import decode_after
 from openblip.generation.types import DecodeConfig
 from openblip.models.language import FrozenLanguage
-from openblip.tasks.blip2.predictor import QUESTIONS
-from openblip.tasks.blip2.write import write_after
+from openblip.tasks.families.blip2 import QUESTIONS
 
 __all__ = ["CHOICES", "Asked", "accuracy", "answers", "ask_about", "descriptions", "guessing"]
 
@@ -95,7 +95,8 @@ def answers(
             prompts = [told[one.row] + between + prompt for one, prompt in zip(part, prompts, strict=True)]
         rows = torch.tensor([one.row for one in part], device=weight.device)
         prompt = weight.new_zeros(len(part), 0, llm.width) if soft is None else soft[rows]
-        found += [best[0].text for best in write_after(llm, words, prompt, _SHORT, prompts=prompts)]
+        decoded = decode_after(llm, words, prompt, _SHORT, prompts=prompts)
+        found += [words.decode(ids) for _, ids, _, _ in decoded.texts()]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Experiments on real pictures and texts: `python -m benchmarks real openstax`, described in docs/real-data.md.
+"""Experiments on real images and texts: `openblip experiments openstax`, described in docs/real-data.md.
 
 The data are no part of the project: `find_data` says where they are looked for.
 """
@@ -13,7 +13,7 @@ from openblip.core.errors import UserError
 __all__ = ["VARIABLE", "find_data"]
 
 VARIABLE = "OPENBLIP_REAL"
-BESIDE = Path(__file__).resolve().parents[3] / "shared" / "real"
+BESIDE = Path(__file__).resolve().parents[5] / "shared" / "real"
 
 
 def find_data(name: str, folder: Path | None = None) -> Path:

@@ -1,6 +1,6 @@
 """easyvqa: a small BLIP learns to answer 38,575 questions about 4,000 pictures, measured on 1,000 others.
 
-    python -m benchmarks real easyvqa --seeds 3
+    openblip experiments easyvqa
 
 Each seed is a run of `openblip finetune vqa` from the model that the demo pre-trained (`openblip demo`), or from
 random weights (`--set start=micro`). Optimiser and rate were chosen on a tenth of the training pictures, left out
@@ -19,17 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.store import open_model
-from openblip.core.config import differences, to_dict
-from openblip.core.errors import UserError
-from openblip.core.files import write_json, write_text
+from openblip.core.config import keep_settings, to_dict
+from openblip.core.files import write_text
 from openblip.core.text import read_json
 from openblip.data.sample import Batch
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.questions import open_questions
-from openblip.experiments.real.experiment import spread, told_of_run
-from openblip.recipes import small_vqa
+from openblip.experiments.presets import LEARNING_RATE, short_train
+from openblip.experiments.results import described, spread
+from openblip.experiments.stages import once
+from openblip.recipes.small import small_vqa
 from openblip.tasks.answering import evaluate_answers
-from openblip.tasks.run import RunConfig, evaluation_batches, run_training
+from openblip.tasks.config import RunConfig
+from openblip.tasks.evaluation import evaluation_batches
+from openblip.tasks.registry import adapt
+from openblip.tasks.training import run_training
 
 __all__ = ["QUICK", "SETTINGS", "Settings", "run", "run_config", "run_seed", "table", "write_rows"]
 
@@ -48,7 +52,7 @@ class Settings:
     steps: int = 1200
     batch_size: int = 32
     """pictures, each with all its questions (about ten)"""
-    learning_rate: float = 4e-3
+    learning_rate: float = LEARNING_RATE
     held_out: bool = False
     """leave the held-out tenth out of training and measure on it, not on `test`"""
 
@@ -89,14 +93,13 @@ def run_config(data: Path, out: Path, seed: int, settings: Settings) -> RunConfi
         sources=sources(data, out, settings, train=True),
         batch_size=settings.batch_size,
         num_workers=0,
-        train=replace(
-            recipe.train,
+        train=short_train(
+            settings.steps,
             learning_rate=settings.learning_rate,
-            warmup_steps=min(recipe.train.warmup_steps, settings.steps // 5),
+            min_learning_rate=1e-6,
+            warmup_learning_rate=1e-6,
             seed=seed,
-            evaluate_every_steps=0,
             checkpoint_every=0,
-            keep_checkpoints=1,
             trackers=(),
         ),
     )
@@ -112,14 +115,15 @@ def run_seed(data: Path, out: Path, seed: int, settings: Settings, *, show: bool
         UserError: the folder holds a run with other settings.
     """
     folder = out / f"seed-{seed}"
-    finished = folder / "measured.json"
-    if not finished.is_file():
+
+    def make() -> dict[str, Any]:
         config = run_config(data, out, seed, settings)
         trained = run_training(config, folder, resume=True, title=f"easyvqa, seed {seed}", show=show)
         numbers, records = measure(folder / "model", config, sources(data, out, settings, train=False))
         found = {"steps": trained.steps, "seconds": round(trained.seconds, 1), "test": numbers}
-        write_json(finished, {**found, "answered": records})
-    result: dict[str, Any] = read_json(finished)
+        return {**found, "answered": records}
+
+    result: dict[str, Any] = once(folder / "measured.json", make)
     return result
 
 
@@ -128,19 +132,19 @@ def measure(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Accuracy by open generation and by ranking, by kind of question too, and on another picture."""
     began = time.perf_counter()
-    stored = open_model(model)
-    candidates = stored.info["answers"]
+    adapter = adapt(open_model(model))
+    candidates = adapter.info["answers"]
 
     def answered(batches: Iterable[Batch]) -> list[dict[str, Any]]:
         return evaluate_answers(
-            stored.model, stored.tokenizer, batches, config.decode,
-            candidates=candidates, clean=config.clean, max_length=config.max_length, max_rows=256,
+            adapter.need("answer"), batches, config.decode,
+            candidates=candidates, max_length=config.max_length, max_rows=256,
         )[1]  # fmt: skip
 
     def batches() -> Iterator[Batch]:
         opened = [open_questions(source) for source in on]
         count = sum(len(source) for source in opened)
-        return evaluation_batches(opened, stored.model.config.vision.image_size, samples=count, clean="none")
+        return evaluation_batches(opened, adapter.image_size, samples=count, clean="none")
 
     records = answered(batches())
     blind = answered(replace(batch, images=batch.images.roll(1, dims=0)) for batch in batches())
@@ -192,14 +196,14 @@ def run(
         `test`, and of what it got wrong.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _same_settings(out, to_dict(settings))
+    keep_settings(out / "settings.json", settings, "a run")
     write_rows(data, out / "easyvqa.jsonl")
     found = [run_seed(data, out, seed, settings, show=show) for seed in range(seeds)]
     records = found[0]["answered"]
     wrong = [record for record in records if record["accuracy_generated"] < 1 or record["accuracy_ranked"] < 1]
     names = [name for name in found[0]["test"] if name != "measuring_seconds"]
     return {
-        **told_of_run(name, command, seeds, settings),
+        **described(name, command, seeds, settings),
         # The folders are placeholders: where the data lay says nothing.
         "run": to_dict(run_config(Path("DATA/easyvqa"), Path("OUT"), 0, settings)),
         "guessing": _guessing(data),
@@ -212,15 +216,6 @@ def run(
 
 def _shown(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [dict(record) for record in records[:: max(1, len(records) // _SHOWN)][:_SHOWN]]
-
-
-def _same_settings(out: Path, settings: dict[str, Any]) -> None:
-    path = out / "settings.json"
-    if not path.is_file():
-        write_json(path, settings)
-    changed = differences(read_json(path), settings)
-    if changed:
-        raise UserError(f"{out} holds a run with other settings ({changed[0]}); choose another --out")
 
 
 def table(result: dict[str, Any]) -> str:

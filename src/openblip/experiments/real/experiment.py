@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from openblip.core.config import to_dict
-from openblip.core.runtime import machine, versions
 from openblip.experiments.real.measures import DECODING, chance
 from openblip.experiments.real.openstax import STAGES, Settings, pictures_read, run_config, run_seed, unseen
+from openblip.experiments.results import cell, described, spread
 
-__all__ = ["cell", "run", "spread", "table", "told_of_run"]
+__all__ = ["run", "table"]
 
 _SHOWN = 12
 _QUOTED = (
@@ -44,7 +43,7 @@ def run(
         for stage in STAGES[1:]
     }
     return {
-        **told_of_run(name, command, seeds, settings),
+        **described(name, command, seeds, settings),
         "runs": runs,
         "decoding": {how: to_dict(config) for how, config in DECODING.items()},
         "data": pictures_read(data),
@@ -57,33 +56,12 @@ def run(
     }
 
 
-def told_of_run(name: str, command: str, seeds: int, settings: Any) -> dict[str, Any]:
-    """What every experiment's result says of how it came about."""
-    return {
-        "name": name,
-        "command": command,
-        "machine": machine(),
-        "versions": versions(),
-        "seeds": seeds,
-        "settings": to_dict(settings),
-    }
-
-
 def _stage(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One stage over the seeds."""
     names = [name for name in results[0]["test"] if name != "measuring_seconds"]
     numbers = {name: spread([result["test"][name] for result in results]) for name in names}
     trained = [name for name in ("steps", "epochs", "seconds", "best_on_val") if name in results[0]]
     return {"test": numbers, **{name: [result[name] for result in results] for name in trained}}
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and sample standard deviation (0 of a single one), and the values themselves."""
-    return {
-        "mean": round(fmean(values), 5),
-        "sd": round(stdev(values), 5) if len(values) > 1 else 0.0,
-        "seeds": [round(value, 5) for value in values],
-    }
 
 
 def table(result: dict[str, Any]) -> str:
@@ -94,8 +72,3 @@ def table(result: dict[str, Any]) -> str:
         cells = "".join(f"{cell(stage['test'].get(name)):>18}" for stage in result["stages"].values())
         lines.append(f"{name:22}{cells}")
     return "\n".join(lines)
-
-
-def cell(found: dict[str, Any] | None) -> str:
-    """One number of a table: mean and standard deviation, "-" where a stage has none."""
-    return "-" if found is None else f"{found['mean']:.4g} ± {found['sd']:.2g}"

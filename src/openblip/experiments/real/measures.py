@@ -18,17 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
-from openblip.data.transforms import normalize
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.caption import caption_scores, cider
 from openblip.metrics.retrieval import rank_of_relevant, rank_scores
 from openblip.metrics.scores import roc_auc
 from openblip.metrics.words import split_words
-from openblip.models.blip import Blip
-from openblip.tasks.caption import caption_log_likelihood, write_captions
-from openblip.tasks.retrieval import Collection, collect, match_logits, rerank, similarity
+from openblip.tasks.protocols import Adapter
+from openblip.tasks.retrieval import Collection, collect, match_logits, rerank
 
 __all__ = [
     "DECODING",
@@ -143,9 +140,7 @@ def mean_place(scores: NDArray[Any], books: Sequence[str] | None = None) -> floa
 
 
 @torch.no_grad()
-def matching_numbers(
-    model: Blip, tokenizer: TextTokenizer, unseen: Unseen, *, rerank_k: int, max_length: int
-) -> dict[str, float]:
+def matching_numbers(adapter: Adapter, unseen: Unseen, *, rerank_k: int, max_length: int) -> dict[str, float]:
     """Retrieval in both directions by ITC and after ITM has read the best `rerank_k` of each query; ITM alone.
 
     Args:
@@ -155,24 +150,24 @@ def matching_numbers(
         "t2i_recall@k", "i2t_recall@k" and with "_itm" for k = 1, 5, 10; "itc_auc" (`mean_place`) and "itm_auc" (ROC
         AUC of own against wrong pictures), each also with "_same_book"; "mean_auc" of the first two.
     """
-    collection = collect(model, tokenizer, unseen.batches, max_length=max_length)
-    scores = similarity(collection)
+    collection = collect(adapter.need("match"), unseen.batches, max_length=max_length)
+    scores = adapter.need("match").similarities(collection.text_features, collection.image_features).cpu()
     numbers = recalls(scores.numpy(), scores.numpy())
     if rerank_k:
-        t2i, i2t = rerank(model, tokenizer, collection, scores, rerank_k)
+        t2i, i2t = rerank(adapter.need("match"), collection, scores, rerank_k)
         numbers |= recalls(t2i.numpy(), i2t.numpy(), "_itm")
     numbers["itc_auc"] = mean_place(scores.numpy())
     numbers["itc_auc_same_book"] = mean_place(scores.numpy(), unseen.books)
-    numbers |= _itm_auc(model, tokenizer, collection, unseen)
+    numbers |= _itm_auc(adapter, collection, unseen)
     return numbers | {"mean_auc": (numbers["itc_auc"] + numbers["itm_auc"]) / 2}
 
 
-def _itm_auc(model: Blip, tokenizer: TextTokenizer, collection: Collection, unseen: Unseen) -> dict[str, float]:
+def _itm_auc(adapter: Adapter, collection: Collection, unseen: Unseen) -> dict[str, float]:
     texts = torch.arange(len(collection.keys))
 
     def logits(pictures: Tensor) -> NDArray[Any]:
         pairs = torch.stack((texts.expand_as(pictures).flatten(), pictures.flatten()), dim=1)
-        return match_logits(model, tokenizer, collection.image_embeds, collection.text, pairs).numpy()
+        return match_logits(adapter.need("match"), collection.image_embeds, collection.text, pairs).numpy()
 
     own = logits(texts)
     numbers = {}
@@ -184,9 +179,7 @@ def _itm_auc(model: Blip, tokenizer: TextTokenizer, collection: Collection, unse
 
 
 @torch.no_grad()
-def likelihood_numbers(
-    model: Blip, tokenizer: TextTokenizer, unseen: Unseen, *, max_length: int
-) -> dict[str, float]:
+def likelihood_numbers(adapter: Adapter, unseen: Unseen, *, max_length: int) -> dict[str, float]:
     """Perplexity of the alt texts, for each token, given the right picture and given a wrong one.
 
     Returns:
@@ -194,15 +187,15 @@ def likelihood_numbers(
         texts that are likelier given the right picture than the wrong one: "prefers_right",
         "prefers_right_same_book".
     """
-    embeds = torch.cat([model.encode_image(normalize(batch.images)) for batch in unseen.batches])
+    embeds = torch.cat([adapter.encode(batch.images) for batch in unseen.batches])
     texts, own = unseen.texts, torch.arange(len(embeds))
 
     def log_likelihoods(pictures: Tensor) -> tuple[Tensor, Tensor]:
         sums, counts = [], []
         for rows in own.split(_ROWS):
-            memory = model.remember(embeds[pictures[rows]])
+            memory = adapter.remember(embeds[pictures[rows]])
             some = [texts[row] for row in rows.tolist()]
-            found = caption_log_likelihood(model, tokenizer, memory, some, max_length=max_length)
+            found = adapter.need("likelihood").score_own(memory, some, max_length=max_length)
             sums.append(found[0])
             counts.append(found[1])
         return torch.cat(sums), torch.cat(counts)
@@ -224,7 +217,7 @@ def perplexity(log_likelihoods: Tensor, counts: Tensor) -> float:
 
 @torch.no_grad()
 def caption_numbers(
-    model: Blip, tokenizer: TextTokenizer, unseen: Unseen, *, seed: int
+    adapter: Adapter, unseen: Unseen, *, seed: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Captions by beam 3 and by nucleus sampling against the alt texts, and handed to wrong pictures as a control.
 
@@ -242,8 +235,9 @@ def caption_numbers(
     for name, config in DECODING.items():
         captions: list[str] = []
         for batch in unseen.batches:
-            memory = model.remember(model.encode_image(normalize(batch.images)))
-            written = write_captions(model, tokenizer, memory, replace(config, seed=seed), keys=batch.image_ids)
+            memory = adapter.remember(adapter.encode(batch.images))
+            how, prompts = replace(config, seed=seed), [""] * len(batch)
+            written = adapter.need("caption").generate(memory, how, prompts, batch.image_ids)
             captions += [found[0].text for found in written]
         controls = {"": torch.arange(len(captions)), "_wrong": unseen.wrong[0], "_same_book": unseen.same_book[0]}
         for suffix, pictures in controls.items():

@@ -6,7 +6,7 @@
     retrieval   ITC + ITM on the alt texts, from the pre-trained model
 
 Each stage keeps the weights that were best on `val`, whose books are others again; `test` is measured with those
-weights and decides nothing. A finished stage is not run again, one that was stopped goes on.
+weights and decides nothing. A finished stage is not run again, one that was stopped resumes.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ from typing import Any
 
 import torch
 
-from openblip.checkpoints.store import open_model, save_model
-from openblip.core.config import differences, to_dict
-from openblip.core.errors import UserError
-from openblip.core.files import write_json
+from openblip.checkpoints.store import StoredModel, open_model, save_model
+from openblip.core.config import keep_settings
 from openblip.core.runtime import seed_everything
-from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.augment import COLOR_KEEPING_OPS
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import ImageTransformConfig, evaluation_transform
+from openblip.experiments.presets import short_train
 from openblip.experiments.real.measures import Unseen, caption_numbers, likelihood_numbers, matching_numbers
+from openblip.experiments.stages import once
 from openblip.models.blip import Blip, blip_config
 from openblip.objectives.pretraining import ObjectiveConfig
-from openblip.tasks.run import RunConfig, evaluation_batches, run_training, training_texts
-from openblip.training.config import TrainConfig
+from openblip.tasks.config import RunConfig
+from openblip.tasks.evaluation import evaluation_batches
+from openblip.tasks.protocols import Adapter
+from openblip.tasks.registry import adapt
+from openblip.tasks.training import run_training
+from openblip.tasks.vocabulary import training_texts
 
 __all__ = ["QUICK", "SETTINGS", "STAGES", "Settings", "pictures_read", "run_config", "run_seed", "unseen"]
 
@@ -136,33 +139,25 @@ def run_seed(data: Path, out: Path, seed: int, settings: Settings, *, show: bool
     Raises:
         UserError: the folder holds a run with other settings.
     """
-    _same_settings(out, to_dict(settings))
+    keep_settings(out / "settings.json", settings, "a run")
     _begin(data, out / "before" / "model", seed, settings)
     val = unseen(data, "val", settings.image_size, wrong=2)
     test = unseen(data, "test", settings.image_size)
     result: dict[str, Any] = {"seed": seed, "stages": {}}
     for stage in STAGES:
-        finished = out / f"{stage}.json"
-        if not finished.is_file():
+
+        def make(stage: str = stage) -> dict[str, Any]:
             trained = {} if stage == "before" else _train(stage, data, out, seed, settings, val, show)
-            stored = open_model(out / stage / ("model" if stage == "before" else "best"))
-            numbers, records = _measure(stored.model, stored.tokenizer, test, settings, seed)
-            write_json(finished, {**trained, "test": numbers, "captions": records})
-        found = read_json(finished)
+            adapter = adapt(open_model(out / stage / ("model" if stage == "before" else "best")))
+            numbers, records = _measure(adapter, test, settings, seed)
+            return {**trained, "test": numbers, "captions": records}
+
+        found = once(out / f"{stage}.json", make)
         records = found.pop("captions")
         result["stages"][stage] = found
         if stage == "captioner":
             result["captions"] = records
     return result
-
-
-def _same_settings(out: Path, settings: dict[str, Any]) -> None:
-    path = out / "settings.json"
-    if not path.is_file():
-        write_json(path, settings)
-    changed = differences(read_json(path), settings)
-    if changed:
-        raise UserError(f"{out} holds a run with other settings ({changed[0]}); choose another --out")
 
 
 def _begin(data: Path, folder: Path, seed: int, settings: Settings) -> None:
@@ -180,7 +175,7 @@ def _begin(data: Path, folder: Path, seed: int, settings: Settings) -> None:
         vision=replace(sizes.vision, drop_path=settings.drop_path),
         text=replace(sizes.text, dropout=settings.dropout),
     )
-    save_model(folder, Blip(sizes), tokenizer)
+    save_model(folder, StoredModel(Blip(sizes), tokenizer))
 
 
 def run_config(stage: str, data: Path, out: Path, seed: int, settings: Settings) -> RunConfig:
@@ -194,7 +189,7 @@ def run_config(stage: str, data: Path, out: Path, seed: int, settings: Settings)
     return RunConfig(
         sources=tuple(sources),
         model=str(out / ("before/model" if stage == "pretrain" else "pretrain/best")),
-        parts="both" if stage == "pretrain" else "captioner" if captioner else "matcher",
+        task="pretraining" if stage == "pretrain" else "captioning" if captioner else "retrieval",
         transform=ImageTransformConfig(
             crop_scale=settings.crop_scale, ops=COLOR_KEEPING_OPS, magnitude=settings.magnitude
         ),
@@ -203,7 +198,6 @@ def run_config(stage: str, data: Path, out: Path, seed: int, settings: Settings)
         max_length=settings.max_length,
         max_words=settings.max_length,
         objective=ObjectiveConfig(
-            objectives={"pretrain": ("itc", "itm", "lm"), "captioner": ("lm",)}.get(stage, ("itc", "itm")),
             queue_size=settings.queue_size,
             momentum=settings.momentum,
             alpha_ramp_epochs=4.0,
@@ -211,21 +205,15 @@ def run_config(stage: str, data: Path, out: Path, seed: int, settings: Settings)
             # A picture meets its own older features in the queue, and its other text in the batch.
             use_image_ids=True,
         ),
-        train=TrainConfig(
-            max_steps=steps,
+        train=short_train(
+            steps,
+            optimizer="adamw",
             learning_rate=getattr(settings, f"{stage}_rate"),
-            min_learning_rate=1e-5,
-            warmup_steps=min(50, steps // 5),
-            schedule="cosine",
+            warmup_learning_rate=1e-6,
             weight_decay=settings.weight_decay,
-            weight_decay_on="matrices",
-            betas=(0.9, 0.98),
-            clip_norm=3.0,
             seed=seed,
-            evaluate_every_epochs=0,
             evaluate_every_steps=max(1, steps // settings.evaluations),
             checkpoint_every=0,
-            keep_checkpoints=1,
             monitor="perplexity_right" if captioner else "mean_auc",
             monitor_mode="min" if captioner else "max",
             trackers=(),
@@ -240,7 +228,7 @@ def _train(
         run_config(stage, data, out, seed, settings),
         out / stage,
         resume=True,
-        evaluator=lambda model, tokenizer: _numbers(model, tokenizer, val, replace(settings, rerank_k=0)),
+        evaluator=lambda adapter: _numbers(adapter, val, replace(settings, rerank_k=0)),
         title=f"{stage}, seed {seed}",
         show=show,
     )
@@ -253,25 +241,25 @@ def _train(
 
 
 @torch.no_grad()
-def _numbers(model: Blip, tokenizer: TextTokenizer, pictures: Unseen, settings: Settings) -> dict[str, float]:
+def _numbers(adapter: Adapter, pictures: Unseen, settings: Settings) -> dict[str, float]:
     """What the model's parts can be asked: matching of its encoder, likelihood of its decoder."""
-    model.eval()
+    adapter.model.eval()
     numbers: dict[str, float] = {}
     length = settings.max_length
-    if model.config.encoder:
-        numbers |= matching_numbers(model, tokenizer, pictures, rerank_k=settings.rerank_k, max_length=length)
-    if model.config.decoder:
-        numbers |= likelihood_numbers(model, tokenizer, pictures, max_length=length)
+    if "match" in adapter.can:
+        numbers |= matching_numbers(adapter, pictures, rerank_k=settings.rerank_k, max_length=length)
+    if "likelihood" in adapter.can:
+        numbers |= likelihood_numbers(adapter, pictures, max_length=length)
     return numbers
 
 
 def _measure(
-    model: Blip, tokenizer: TextTokenizer, test: Unseen, settings: Settings, seed: int
+    adapter: Adapter, test: Unseen, settings: Settings, seed: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     began = time.perf_counter()
-    numbers = _numbers(model, tokenizer, test, settings)
+    numbers = _numbers(adapter, test, settings)
     records: list[dict[str, Any]] = []
-    if model.config.decoder:
-        scores, records = caption_numbers(model, tokenizer, test, seed=seed)
+    if "caption" in adapter.can:
+        scores, records = caption_numbers(adapter, test, seed=seed)
         numbers |= scores
     return {**numbers, "measuring_seconds": round(time.perf_counter() - began, 1)}, records

@@ -20,9 +20,9 @@ from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.run import run_capfilt
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
-from openblip.experiments.real.experiment import spread, told_of_run
 from openblip.experiments.real.measures import wrong_pictures
 from openblip.experiments.real.openstax import Settings, run_seed, source
+from openblip.experiments.results import described, spread
 from openblip.metrics.scores import roc_auc
 
 __all__ = ["KINDS", "PAPER", "SETTINGS", "judged", "run", "table", "write_noisy"]
@@ -33,7 +33,7 @@ PAPER = 0.5
 """the paper's threshold"""
 
 SETTINGS = {"openstax-filter": Settings()}
-"""the models are those of `benchmarks real openstax`, and taken up where that left them in the same --out"""
+"""the models are those of `openblip experiments openstax`, in the same folder"""
 
 Scores = list[dict[str, float]]
 """for each picture the ITM probability of its text of each kind that it has"""
@@ -59,7 +59,7 @@ def run(
         if seed == 0:
             examples = _examples(folder)
     return {
-        **told_of_run(name, command, seeds, settings),
+        **described(name, command, seeds, settings),
         "pictures": len(scores["test"]),
         "test": {
             measure: spread([numbers[measure] for numbers in found])

@@ -1,0 +1,64 @@
+"""Says in a sentence why tyro refuses a command's arguments.
+
+tyro prints what is wrong in a drawn box, and its public interface gives the reason in no other form. Here each
+option is looked at alone, with tyro deciding about single values, so that nothing depends on how the box is drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+from collections.abc import Callable, Sequence
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import tyro
+
+from openblip.core.errors import nearest
+
+__all__ = ["refusal"]
+
+_CALLED = {int: "a whole number", float: "a number"}
+
+
+def refusal(name: str, command: Callable[..., Any], words: Sequence[str]) -> str:
+    """Why `words` are no arguments of `command`, called `name`; tyro has refused them, and their options exist."""
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    kinds = {"--" + p.name.replace("_", "-"): _bare(p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        option = option.replace("_", "-")
+        kind = kinds.get(option, bool)
+        if kind is bool:
+            continue
+        following = [value] if equals else words[place + 1 : place + 2]
+        if not following or (not equals and following[0].partition("=")[0] in kinds):
+            return f"{option} needs a value"
+        if not _accepts(kind, following[0]):
+            return f"{option} {_must_be(kind, following[0])}"
+    places = [p.name.upper() for p in parameters if p.kind is not p.KEYWORD_ONLY and p.default is p.empty]
+    return f"openblip {name} needs {' and '.join(places)}" if places else "these arguments cannot be read"
+
+
+def _bare(annotation: Any) -> Any:
+    """A type without what is annotated; of many values, that of one."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return _bare(get_args(annotation)[0]) if get_origin(annotation) is tuple else annotation
+
+
+def _accepts(kind: Any, value: str) -> bool:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            tyro.cli(kind, args=[value])
+    except SystemExit:
+        return False
+    return True
+
+
+def _must_be(kind: Any, value: str) -> str:
+    if get_origin(kind) is Literal:
+        return f'cannot be "{value}"{nearest(value, map(str, get_args(kind)))}'
+    called = [_CALLED[one] for one in get_args(kind) or (kind,) if one is not NoneType and one in _CALLED]
+    return f'must be {" or ".join(called)}, not "{value}"' if called else f'cannot be "{value}"'

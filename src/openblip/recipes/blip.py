@@ -1,0 +1,157 @@
+"""BLIP's runs as configurations.
+
+Values are from Li et al. 2022 (arXiv 2201.12086), section 4 and appendix, and its published configurations.
+
+    config = blip_pretrain(("cc3m/{00000..00331}.tar",), model="base")
+    config = override(config, ["train.learning_rate=2e-4", "batch_size=75"])
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from openblip.core.config import read_table
+from openblip.data.sources.base import SourceConfig
+from openblip.data.transforms import ImageTransformConfig
+from openblip.generation.types import DecodeConfig
+from openblip.objectives.pretraining import ObjectiveConfig
+from openblip.tasks.answering import MAX_LENGTH
+from openblip.tasks.config import RunConfig, as_sources
+from openblip.training.config import TrainConfig
+
+__all__ = ["ANSWERS", "blip_pretrain", "caption_finetune", "is_small", "retrieval_finetune", "vqa_finetune"]
+
+CAPTION_PROMPT = "a picture of "
+
+
+def one_text_each(specs: tuple[str, ...]) -> tuple[SourceConfig, ...]:
+    """Sources whose samples are taken apart, one for each text, as the papers fine-tune."""
+    return tuple(replace(source, pairs=True) for source in as_sources(specs))
+
+
+def blip_pretrain(data: tuple[str, ...], *, model: str = "base", validation: tuple[str, ...] = ()) -> RunConfig:
+    """BLIP pre-training with ITC, ITM and LM, 224 px; the paper's global batch is 2,880 (ViT-B) or 2,400 (ViT-L).
+
+    Args:
+        data: sources, "PATH?setting=value".
+        model: "base" or "large" to train from scratch, over pretrained towers, or a model to start from.
+    """
+    large, scratch = model == "large", model in ("base", "large")
+    return RunConfig(
+        sources=as_sources(data),
+        validation=as_sources(validation),
+        model=model,
+        vision_pretrained=f"vit_{model}_patch16_224.augreg_in21k" if scratch else "",
+        text_pretrained="bert-base-uncased" if scratch else "",
+        batch_size=75,
+        num_workers=4,
+        max_length=30,
+        objective=ObjectiveConfig(),
+        train=TrainConfig(
+            epochs=20, learning_rate=2e-4 if large else 3e-4, gradient_checkpointing=large, monitor=None
+        ),
+    )
+
+
+def caption_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
+    """Fine-tune a captioner: LM alone, 384 px, prompt "a picture of ", 5 epochs at 1e-5, global batch 256.
+
+    Small models keep their own resolution.
+    """
+    return RunConfig(
+        sources=one_text_each(data),
+        validation=as_sources(validation),
+        task="captioning",
+        model=model,
+        image_size=None if is_small(model) else 384,
+        transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
+        batch_size=32,
+        num_workers=4,
+        max_length=40,
+        prompt=CAPTION_PROMPT,
+        train=TrainConfig(
+            epochs=5,
+            learning_rate=1e-5,
+            min_learning_rate=0.0,
+            warmup_steps=0,
+            schedule="cosine-epoch",
+            monitor="CIDEr" if validation else None,
+        ),
+        decode=DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=20),
+    )
+
+
+def retrieval_finetune(
+    data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = (), large: bool = False
+) -> RunConfig:
+    """Fine-tune for retrieval: ITC, ITM, image ids, 384 px, 6 epochs at 1e-5 (ViT-L 5e-6), global batch 256.
+
+    Small models keep their own resolution.
+    """
+    return RunConfig(
+        sources=one_text_each(data),
+        validation=as_sources(validation),
+        task="retrieval",
+        model=model,
+        image_size=None if is_small(model) else 384,
+        transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
+        batch_size=32,
+        num_workers=4,
+        max_length=35,
+        objective=ObjectiveConfig(use_image_ids=True),
+        train=TrainConfig(
+            epochs=6,
+            learning_rate=5e-6 if large else 1e-5,
+            min_learning_rate=0.0,
+            warmup_steps=0,
+            schedule="cosine-epoch",
+            monitor="t2i_recall_itm@1" if validation else None,
+        ),
+        rerank_k=128,
+    )
+
+
+def vqa_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
+    """Fine-tune to answer questions: 480 px, 10 epochs at 2e-5, global batch 256 questions, answers weighted.
+
+    A batch holds images, each with all its questions; "PATH?pairs=true" makes every question a sample of its
+    own, as in the paper. `small_vqa` has the settings of small models, which keep their own resolution here too.
+    """
+    return RunConfig(
+        task="answering",
+        sources=as_sources(data),
+        validation=as_sources(validation),
+        model=model,
+        image_size=None if is_small(model) else 480,
+        transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
+        batch_size=16,
+        num_workers=4,
+        max_length=MAX_LENGTH,
+        train=TrainConfig(
+            epochs=10,
+            learning_rate=2e-5,
+            min_learning_rate=0.0,
+            warmup_steps=0,
+            schedule="cosine-epoch",
+            monitor="accuracy_generated" if validation else None,
+        ),
+        decode=ANSWERS,
+    )
+
+
+ANSWERS = DecodeConfig(num_beams=3, max_new_tokens=9)
+"""how answers are generated, as the reference does"""
+_FEW_PIXELS = 128
+
+
+def is_small(model: str) -> bool:
+    """Whether a model is of a small size, or a folder with one of few pixels."""
+    file = Path(model) / "config.json"
+    if model in ("nano", "micro") or not file.is_file():
+        return model in ("nano", "micro")
+    described = read_table(file)  # of ours, or of transformers
+    vision = described.get("model", {}).get("vision") or described.get("vision_config") or {}
+    pixels = vision.get("image_size")
+    sides = pixels if isinstance(pixels, list) else [pixels]
+    return all(isinstance(side, int) and side <= _FEW_PIXELS for side in sides)

@@ -1,0 +1,164 @@
+"""BLIP-2's runs as configurations.
+
+Values are from Li et al. 2023 (arXiv 2301.12597), sections 3 and 4 and appendix, and its published configurations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from openblip.checkpoints.blip2_parts import as_language, as_tower
+from openblip.data.transforms import ImageTransformConfig
+from openblip.generation.types import DecodeConfig
+from openblip.objectives.blip2 import Stage1Config
+from openblip.recipes.blip import one_text_each
+from openblip.tasks.config import RunConfig, TaskName, as_sources
+from openblip.tasks.families.blip2 import PROMPT
+from openblip.training.config import TrainConfig
+
+__all__ = [
+    "LANGUAGE",
+    "VISION",
+    "blip2_caption",
+    "blip2_retrieval",
+    "blip2_stage1",
+    "blip2_stage2",
+    "blip2_vqa",
+]
+
+VISION = "timm:eva_giant_patch14_clip_224"
+LANGUAGE = "facebook/opt-2.7b"
+QUESTION = "Question: {} Short answer:"
+
+
+_CROPS = ImageTransformConfig(crop_scale=(0.5, 1.0), ops=())
+_PRETRAIN = TrainConfig(
+    learning_rate=1e-4,
+    min_learning_rate=1e-5,
+    warmup_steps=2000,
+    warmup_learning_rate=1e-6,
+    schedule="cosine",
+    betas=(0.9, 0.98),
+    weight_decay_on="matrices",
+    evaluate_every_epochs=0,
+    evaluate_every_steps=10_000,
+)
+
+
+def blip2_stage1(
+    data: tuple[str, ...], *, vision: str = VISION, validation: tuple[str, ...] = (), model: str = ""
+) -> RunConfig:
+    """Stage 1: ITC, ITM and ITG over a frozen tower, 250,000 steps, global batch 2,320 (ViT-L) or 1,680 (ViT-g)."""
+    return RunConfig(
+        family="blip2",
+        task="pretraining",
+        sources=as_sources(data),
+        validation=as_sources(validation),
+        model=model,
+        vision=replace(as_tower(vision), dtype="auto"),
+        text_pretrained="" if model else "bert-base-uncased",
+        transform=_CROPS,
+        batch_size=105,
+        num_workers=4,
+        max_length=32,
+        max_words=50,
+        train=replace(_PRETRAIN, max_steps=250_000),
+    )
+
+
+def blip2_stage2(
+    data: tuple[str, ...], *, model: str, language: str = LANGUAGE, validation: tuple[str, ...] = ()
+) -> RunConfig:
+    """Stage 2: language modelling before a frozen language model, 80,000 steps, global batch 1,920 (T5: 1,520)."""
+    return RunConfig(
+        family="blip2",
+        task="captioning",
+        sources=as_sources(data),
+        validation=as_sources(validation),
+        model=model,
+        language=replace(as_language(language), dtype="auto", end="\n" if "opt" in language.lower() else ""),
+        transform=_CROPS,
+        batch_size=120,
+        num_workers=4,
+        max_length=32,
+        max_words=50,
+        decode=DecodeConfig(num_beams=5, max_new_tokens=30),
+        train=replace(_PRETRAIN, max_steps=80_000, min_learning_rate=5e-5),
+    )
+
+
+def _finetune(
+    task: TaskName,
+    data: tuple[str, ...],
+    model: str,
+    validation: tuple[str, ...],
+    monitor: str,
+    *,
+    layer_decay: float = 0.95,
+    max_length: int = 32,
+    **more: Any,
+) -> RunConfig:
+    """What the fine-tunings share: the tower is trained too, with a rate that falls by layer."""
+    return RunConfig(
+        family="blip2",
+        task=task,
+        sources=one_text_each(data),
+        validation=as_sources(validation),
+        model=model,
+        unfreeze_vision=True,
+        transform=_CROPS,
+        batch_size=16,
+        num_workers=4,
+        max_length=max_length,
+        max_words=50,
+        train=replace(
+            _PRETRAIN,
+            epochs=5,
+            learning_rate=1e-5,
+            min_learning_rate=0.0,
+            warmup_steps=1000,
+            warmup_learning_rate=1e-8,
+            layer_decay=layer_decay,
+            evaluate_every_epochs=1,
+            evaluate_every_steps=0,
+            gradient_checkpointing=True,
+            monitor=monitor if validation else None,
+        ),
+        **more,
+    )
+
+
+def blip2_caption(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
+    """Fine-tune a model of stage 2 for captions: prompt "a photo of", the tower trained too, 5 epochs at 1e-5."""
+    decode = DecodeConfig(num_beams=5, min_new_tokens=8, max_new_tokens=30)
+    return _finetune("captioning", data, model, validation, "CIDEr", prompt=PROMPT, decode=decode)
+
+
+def blip2_vqa(
+    data: tuple[str, ...], *, model: str, language: str = "", validation: tuple[str, ...] = ()
+) -> RunConfig:
+    """Fine-tune for questions, which the Q-Former reads too: the tower trained too, 5 epochs at 1e-5.
+
+    Args:
+        language: the language model behind a model of stage 1; one of stage 2 has its own.
+    """
+    more: dict[str, Any] = {"language": as_language(language)} if language else {}
+    return _finetune(
+        "answering",
+        data,
+        model,
+        validation,
+        "accuracy_generated",
+        layer_decay=0.9,
+        max_length=48,
+        prompt=QUESTION,
+        decode=DecodeConfig(num_beams=5, max_new_tokens=10, length_penalty=0.0),
+        **more,
+    )
+
+
+def blip2_retrieval(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
+    """Fine-tune a model of stage 1 for retrieval: image ids, re-ranking of 128, the tower trained too."""
+    stage1 = Stage1Config(use_image_ids=True)
+    return _finetune("retrieval", data, model, validation, "t2i_recall_itm@1", stage1=stage1, rerank_k=128)

@@ -1,0 +1,164 @@
+"""Runs for small data on a laptop: small models from scratch, or small models fine-tuned.
+
+docs/training.md says what was found about short runs, and why their settings differ from the papers'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from openblip.checkpoints.blip2_parts import as_language, as_tower
+from openblip.data.transforms import ImageTransformConfig
+from openblip.generation.types import DecodeConfig
+from openblip.models.qformer import QFormerConfig
+from openblip.objectives.blip2 import Stage1Config
+from openblip.objectives.pretraining import ObjectiveConfig
+from openblip.recipes.blip import ANSWERS
+from openblip.recipes.blip2 import LANGUAGE, VISION
+from openblip.tasks.answering import MAX_LENGTH
+from openblip.tasks.config import AnsweringConfig, RunConfig, as_sources
+from openblip.training.config import TrainConfig
+
+__all__ = [
+    "QFORMERS",
+    "SHORT_RUN",
+    "SHORT_STAGE1",
+    "short_training",
+    "small_pretrain",
+    "small_stage1",
+    "small_stage2",
+    "small_vqa",
+]
+
+SHORT_RUN = ObjectiveConfig(queue_size=0, momentum=0.0, alpha=0.0, label_smoothing=0.0, hard_share=0.2)
+"""For runs of minutes: in so few steps features change too fast for a queue to hold, momentum copies would be the
+model itself a few steps ago, and from hard negatives alone ITM hardly begins to learn (docs/training.md)."""
+SHORT_STAGE1 = Stage1Config(label_smoothing=0.0, hard_share=0.2)
+"""For runs of minutes: from hard negatives alone ITM hardly begins to learn in so few steps (docs/training.md)."""
+QFORMERS: dict[str, QFormerConfig] = {
+    "micro": QFormerConfig(num_queries=16, width=256, depth=4, num_heads=4, inner_width=1024, max_positions=128),
+    "nano": QFormerConfig(num_queries=8, width=64, depth=2, num_heads=2, inner_width=128, max_positions=64),
+}
+"""Q-Formers for few images and no GPU."""
+_WHOLE = ImageTransformConfig(crop_scale=None, flip=False, ops=())
+_MILD = ImageTransformConfig(crop_scale=(0.7, 1.0), flip=False, ops=())
+
+
+def short_training(
+    steps: int, *, optimizer: Literal["adamw", "muon"] = "muon", learning_rate: float = 4e-3
+) -> TrainConfig:
+    """How a run of minutes is trained: a higher rate, a short warm-up, a cosine in steps, clipped gradients."""
+    return TrainConfig(
+        max_steps=steps,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        warmup_steps=50,
+        schedule="cosine",
+        betas=(0.9, 0.98),
+        weight_decay_on="matrices",
+        clip_norm=3.0,
+        evaluate_every_epochs=0,
+        evaluate_every_steps=max(50, steps // 5),
+        checkpoint_every=max(100, steps // 2),
+    )
+
+
+def small_pretrain(
+    data: tuple[str, ...], *, model: str = "micro", validation: tuple[str, ...] = (), steps: int = 1000
+) -> RunConfig:
+    """A small BLIP from scratch: ITC, ITM and LM without queue and momentum copies, Muon, mild crops.
+
+    Args:
+        model: "nano" or "micro" to train from scratch, or a small model's folder.
+    """
+    return RunConfig(
+        sources=as_sources(data),
+        validation=as_sources(validation),
+        validation_samples=200,
+        model=model,
+        transform=_MILD,
+        batch_size=64,
+        max_length=40,
+        max_words=40,
+        objective=SHORT_RUN,
+        train=short_training(steps),
+        decode=DecodeConfig(num_beams=3, max_new_tokens=32, min_new_tokens=2),
+    )
+
+
+def small_vqa(
+    data: tuple[str, ...], *, model: str = "micro", validation: tuple[str, ...] = (), steps: int = 1000
+) -> RunConfig:
+    """Questions for a small BLIP, from scratch or from a pre-trained one: a higher rate, whole images, no flips.
+
+    Args:
+        model: "nano" or "micro" to train from scratch, or a small model's folder.
+    """
+    train = short_training(steps)
+    return RunConfig(
+        task="answering",
+        sources=as_sources(data),
+        validation=as_sources(validation),
+        validation_samples=200,
+        model=model,
+        transform=_WHOLE,
+        max_length=MAX_LENGTH,
+        answering=AnsweringConfig(label_smoothing=0.0),
+        train=replace(train, monitor="accuracy_generated" if validation else None),
+        decode=ANSWERS,
+    )
+
+
+def small_stage1(
+    data: tuple[str, ...],
+    *,
+    vision: str = VISION,
+    model: str = "micro",
+    validation: tuple[str, ...] = (),
+    steps: int = 1000,
+) -> RunConfig:
+    """BLIP-2's stage 1 with a small Q-Former: ITC, ITM and ITG, few hard negatives, no smoothing, mild crops.
+
+    Args:
+        vision: the frozen tower: timm:NAME, hf:NAME or openblip:FOLDER, with @1 read before its last block.
+        model: "nano" or "micro" for a Q-Former from scratch, or a model of stage 1 to start from.
+    """
+    config = _small_blip2(data, model=model, validation=validation, steps=steps)
+    return replace(config, vision=as_tower(vision))
+
+
+def small_stage2(
+    data: tuple[str, ...],
+    *,
+    model: str,
+    language: str = LANGUAGE,
+    validation: tuple[str, ...] = (),
+    steps: int = 1000,
+) -> RunConfig:
+    """BLIP-2's stage 2 for a small Q-Former: a frozen language model continues from it.
+
+    Args:
+        model: a model of stage 1.
+        language: a folder or hub name of transformers: a decoder or an encoder-decoder.
+    """
+    config = _small_blip2(data, model=model, validation=validation, steps=steps)
+    return replace(config, task="captioning", language=as_language(language))
+
+
+def _small_blip2(data: tuple[str, ...], *, model: str, validation: tuple[str, ...], steps: int) -> RunConfig:
+    return RunConfig(
+        family="blip2",
+        sources=as_sources(data),
+        validation=as_sources(validation),
+        validation_samples=200,
+        model="" if model in QFORMERS else model,
+        qformer=QFORMERS.get(model, QFormerConfig()),
+        transform=_MILD,
+        batch_size=64,
+        max_length=40,
+        max_words=50,
+        stage1=SHORT_STAGE1,
+        train=short_training(steps, optimizer="adamw", learning_rate=1e-3),
+        decode=DecodeConfig(num_beams=3, max_new_tokens=32),
+    )

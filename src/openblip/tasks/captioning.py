@@ -1,0 +1,145 @@
+"""Captions: BLIP's decoder by LM, BLIP-2's stage 2 in front of a language model, and how good captions are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
+from openblip.core.tokenizer import TokenBatch
+from openblip.data.sample import Batch
+from openblip.generation.types import DecodeConfig
+from openblip.metrics.caption import caption_scores
+from openblip.objectives.blip2 import Blip2Stage2, split_prefix
+from openblip.tasks.config import RunConfig
+from openblip.tasks.features import FeatureCache
+from openblip.tasks.pairs import train_blip
+from openblip.tasks.protocols import Adapter, Generates
+from openblip.tasks.step import PairBatch, Training, TrainingStep, images_of
+from openblip.tasks.task import Batches, Evaluation, RunData, Task
+
+__all__ = ["CAPTIONING", "LanguagePairBatch", "Stage2Step", "evaluate_captions", "prepare_captions", "train_stage2"]
+
+
+@dataclass(frozen=True)
+class LanguagePairBatch(PairBatch):
+    """What a language model trains on: B images with a text each."""
+
+    text: LanguageBatch
+    questions: TokenBatch | None = None
+    """for the Q-Former to read with the images"""
+    prefix: LanguageBatch | None = None
+    """what an encoder-decoder's encoder reads"""
+
+    @property
+    def num_scored(self) -> int:
+        """Tokens that language modelling scores; a decoder's prompt is not scored."""
+        mask = self.text.attention_mask
+        return int((mask if self.prefix is not None else mask & self.text.scored).sum())
+
+
+class Stage2Step(TrainingStep[LanguagePairBatch]):
+    """`Blip2Stage2` over `LanguagePairBatch`es."""
+
+    def forward(self, batch: LanguagePairBatch) -> dict[str, Tensor]:
+        """Losses of a batch by name."""
+        image_embeds = self.model.encode_pixels(batch.images)
+        return self.objective(
+            image_embeds, batch.text, questions=batch.questions, prefix=batch.prefix, num_tokens=self.divisor
+        )
+
+
+def prepare_captions(
+    tokenizer: LanguageTokenizer,
+    *,
+    encoder_decoder: bool,
+    max_length: int,
+    prompt: str = "",
+    cache: FeatureCache | None = None,
+) -> Callable[[Batch], LanguagePairBatch]:
+    """A function from the loader's batches to those of stage 2.
+
+    An encoder-decoder reads the prompt; without one, each caption is split at a word drawn at random.
+    """
+    images = images_of(cache)
+
+    def prepare(batch: Batch) -> LanguagePairBatch:
+        count = len(batch.texts)
+        if not encoder_decoder:
+            text = tokenizer.texts(batch.texts, prompts=[prompt] * count, max_length=max_length)
+            return LanguagePairBatch(images(batch), text, batch.image_ids)
+        text = tokenizer.texts(batch.texts, max_length=max_length)
+        if prompt:
+            prefix = tokenizer.prompts([prompt] * count, side="right", end=True)
+        else:
+            prefix, text = split_prefix(text, eos_id=tokenizer.eos_id)
+        return LanguagePairBatch(images(batch), text, batch.image_ids, prefix=prefix)
+
+    return prepare
+
+
+def train_stage2(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
+    """BLIP-2's stage 2: a frozen language model continues from the queries."""
+    tokenizer = adapter.language_tokenizer
+    prepare = prepare_captions(
+        tokenizer,
+        encoder_decoder=adapter.model.llm.is_encoder_decoder,
+        max_length=config.max_length,
+        prompt=config.prompt,
+        cache=data.cache,
+    )
+    step = Stage2Step(Blip2Stage2(adapter.model, eos_id=tokenizer.eos_id))
+    return Training(step, prepare, config.clean, config.max_words)
+
+
+@torch.no_grad()
+def evaluate_captions(
+    model: Generates,
+    batches: Iterable[Batch],
+    config: DecodeConfig,
+    *,
+    prompt: str = "",
+    max_length: int | None = 40,
+) -> Evaluation:
+    """Generate a caption for every image and compare it with all its texts.
+
+    Args:
+        batches: with every text of every image (`text_mode="all"`).
+        max_length: tokens of a reference text that its perplexity reads.
+
+    Returns:
+        metrics by name: BLEU, ROUGE-L, CIDEr, and the perplexity of the reference texts; and one record for each
+        image: key, caption, references.
+    """
+    records: list[dict[str, object]] = []
+    written: list[str] = []
+    references: list[list[str]] = []
+    log_prob, count = 0.0, 0
+    for batch in batches:
+        memory = model.remember(model.encode(batch.images))
+        captions = model.generate(memory, config, [prompt] * len(batch))
+        own_memory = memory.select(batch.image_index.to(model.device))
+        sums, lengths = model.score_own(own_memory, batch.texts, prompt=prompt, max_length=max_length)
+        log_prob, count = log_prob + float(sums.sum()), count + int(lengths.sum())
+        own: list[list[str]] = [[] for _ in batch.keys]
+        for row, text in zip(batch.image_index.tolist(), batch.texts, strict=True):
+            own[row].append(text)
+        for key, best, texts in zip(batch.keys, captions, own, strict=True):
+            written.append(best[0].text)
+            references.append(texts)
+            records.append({"key": key, "caption": best[0].text, "log_prob": best[0].log_prob, "references": texts})
+    scores = caption_scores(written, references)
+    scores["perplexity"] = float(torch.tensor(-log_prob / max(count, 1)).exp())
+    return scores, records
+
+
+def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:
+    """As `evaluate_captions`."""
+    return evaluate_captions(adapter.need("likelihood"), batches(), config.decode, prompt=config.prompt)
+
+
+CAPTIONING = Task(train={"blip": partial(train_blip, objectives=("lm",)), "blip2": train_stage2}, evaluate=evaluate)

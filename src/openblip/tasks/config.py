@@ -1,0 +1,212 @@
+"""What a training run depends on, all in one configuration that every run leaves in its folder.
+
+config = RunConfig(sources=as_sources(["captions.jsonl"]), model="base")
+config = load_run_config(Path("runs/first/config.json"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from openblip.core.config import from_dict, read_table
+from openblip.core.errors import UserError
+from openblip.data.sources.base import SourceConfig
+from openblip.data.sources.open import parse_spec
+from openblip.data.transforms import ImageTransformConfig
+from openblip.generation.types import DecodeConfig
+from openblip.metrics.answers import AccuracyRule
+from openblip.models.language import LanguageConfig
+from openblip.models.qformer import QFormerConfig
+from openblip.models.tower import TowerConfig
+from openblip.objectives.blip2 import Stage1Config
+from openblip.objectives.pretraining import ObjectiveConfig
+from openblip.training.config import TrainConfig
+
+__all__ = [
+    "MAY_CHANGE",
+    "AnsweringConfig",
+    "FamilyName",
+    "RunConfig",
+    "TaskName",
+    "as_sources",
+    "foreign_settings",
+    "load_run_config",
+]
+
+FamilyName = Literal["blip", "blip2"]
+TaskName = Literal["pretraining", "captioning", "retrieval", "answering"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweringConfig:
+    """How answering questions is learned and measured."""
+
+    label_smoothing: float = 0.1
+    """Of the answers' tokens; the language models of BLIP-2 are trained without."""
+    answers: str = ""
+    """File of the answers to choose from when ranking, one a line; "" takes those of the training data (BLIP), or
+    leaves ranking out (BLIP-2)."""
+    max_answers: int = 3128
+    """Answers of the training data that are ranked, the most frequent ones (the paper: those given more than 8
+    times)."""
+    keep: int = 128
+    """Answers that are read whole for each question, chosen by their first token."""
+    rule: AccuracyRule = "official"
+    """Of accuracy: "official" compares unanimous answers as they were given, as the VQA program does; "normalised"
+    without regard to case, articles and marks, like all others."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"answering.label_smoothing is {self.label_smoothing}; it must be in 0 to 1")
+        if self.max_answers < 0 or self.keep < 1:
+            raise UserError("answering.max_answers cannot be negative, and answering.keep must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that a training run depends on."""
+
+    family: FamilyName = "blip"
+    """Which kind of model is trained; settings of the other family are refused."""
+    task: TaskName = "pretraining"
+    """What is learned. BLIP: "pretraining" (ITC, ITM, LM), "captioning" (LM with the decoder alone), "retrieval"
+    (ITC, ITM with the encoder alone), "answering". BLIP-2: "pretraining" (stage 1: ITC, ITM, ITG), "captioning"
+    (stage 2: a language model continues from the queries), "retrieval" (stage 1's objectives), "answering"
+    (stage 2; the Q-Former reads the question too)."""
+
+    sources: tuple[SourceConfig, ...]
+    """What is trained on; formats in docs/data.md."""
+    validation: tuple[SourceConfig, ...] = ()
+    """What is evaluated on during training; none leaves evaluation out."""
+    validation_samples: int = 1000
+    """Images of the validation sources that are used."""
+
+    model: str = ""
+    """A model's folder or checkpoint file to start from, or a size of BLIP to train from scratch ("base", "large",
+    "micro", "nano"); "" is "base", and trains a Q-Former from scratch in BLIP-2."""
+    tokenizer: str = ""
+    """A folder or hub name; "" takes the starting model's own or that of `text_pretrained`, "train" learns one from
+    the captions, which small models trained from scratch and Q-Formers do by default; a "base" or "large" takes
+    bert-base-uncased."""
+    vocab_size: int = 8000
+    """Largest vocabulary of a tokenizer learned from the captions."""
+    text_pretrained: str = ""
+    """transformers BERT (folder or hub name) whose weights, and tokenizer, a text transformer or Q-Former that is
+    trained from scratch starts from."""
+
+    transform: ImageTransformConfig = field(default_factory=ImageTransformConfig)
+    """`image_size` in it is set from the model."""
+    batch_size: int = 32
+    """Samples on each process."""
+    num_workers: int = 1
+    """Processes that decode images beside training; 0 decodes in a thread."""
+    max_length: int = 30
+    """Tokens of a caption (or of a question, and of an answer) in training."""
+    max_words: int | None = 30
+    """Words of a caption in training; None reads it whole."""
+    clean: Literal["simplify", "spaces", "none"] = "simplify"
+    """"simplify" lower-cases and drops punctuation as the papers do; "spaces" for other languages."""
+    prompt: str = ""
+    """What stands before every text and carries no loss ("a picture of "; BLIP-2: "a photo of"; BLIP-2's questions:
+    "Question: {} Answer:" with the question in {})."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decode: DecodeConfig = field(
+        default_factory=lambda: DecodeConfig(num_beams=3, max_new_tokens=20, min_new_tokens=2)
+    )
+    """How captions and answers are generated when the model is evaluated."""
+    rerank_k: int = 16
+    """Candidates that ITM reads for each query when retrieval is evaluated."""
+    answering: AnsweringConfig = field(default_factory=AnsweringConfig)
+
+    image_size: int | None = None
+    """BLIP: pixels; None keeps the model's own."""
+    vision_pretrained: str = ""
+    """BLIP: timm model whose weights a vision tower that is trained from scratch starts from."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """BLIP: "captioning" and "retrieval" set its `objectives` themselves."""
+
+    vision: TowerConfig = field(default_factory=TowerConfig)
+    """BLIP-2: the frozen tower of a model trained from scratch; a starting model keeps its own."""
+    unfreeze_vision: bool = False
+    """BLIP-2: train the tower of `model` with the rest, as in fine-tuning for captions and retrieval."""
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    """BLIP-2: of a model trained from scratch; `memory_width` and `vocab_size` are set from tower and tokenizer."""
+    embed_dim: int = 256
+    """BLIP-2: width of the shared image-text space of ITC."""
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    """BLIP-2: objectives of "pretraining" and "retrieval"."""
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    """BLIP-2: the language model of "captioning" and "answering"; one of `model` is kept."""
+    features: tuple[str, ...] = ()
+    """BLIP-2: folders of `openblip cache-features`; training reads these in place of images, unaugmented."""
+    save_whole: bool = False
+    """BLIP-2: save the frozen parts with the model, so that its folder needs nothing else."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError("no data source is named: give a folder, a captions file, tars, hf:NAME or world:SPLIT")
+        if self.batch_size < 1 or self.num_workers < 0 or self.max_length < 3:
+            raise UserError("batch_size must be at least 1, num_workers not negative, max_length at least 3")
+        for name in foreign_settings(self.family):
+            if getattr(self, name) != _default(name):
+                raise UserError(f'the setting "{name}" is not read by family = "{self.family}"; leave it out')
+        if self.family == "blip2" and self.task == "answering" and "{}" not in self.prompt:
+            raise UserError('the prompt of questions says where the question goes: prompt = "Question: {} Answer:"')
+        if self.features and self.unfreeze_vision:
+            raise UserError("features on disk are those of the frozen tower; leave features or unfreeze_vision out")
+
+
+_ONLY: dict[str, tuple[str, ...]] = {
+    "blip": ("image_size", "vision_pretrained", "objective"),
+    "blip2": (
+        *("vision", "unfreeze_vision", "qformer", "embed_dim", "stage1", "language", "features", "save_whole"),
+    ),
+}
+"""settings that one family alone reads"""
+
+
+def foreign_settings(family: str) -> tuple[str, ...]:
+    """Settings that `family` does not read."""
+    return _ONLY["blip2" if family == "blip" else "blip"]
+
+
+def _default(name: str) -> Any:
+    own: Any = next(field for field in fields(RunConfig) if field.name == name)
+    return own.default if own.default is not MISSING else own.default_factory()
+
+
+MAY_CHANGE = (
+    *("run.validation*", "run.num_workers", "run.decode*", "run.rerank_k", "run.save_whole"),
+    *("run.answering.keep", "run.answering.rule"),
+)
+"""Settings that a resumed run may change."""
+
+
+def load_run_config(file: Path, *, data: Sequence[str] = (), validation: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration from TOML or JSON: a `RunConfig`, or the config.json that a run leaves in its folder.
+
+    Args:
+        data: sources in place of those of the file; `validation` likewise.
+
+    Raises:
+        UserError: the file cannot be read, a setting is unknown or of the wrong type; names the file.
+    """
+    table = read_table(file)
+    if isinstance(table.get("run"), dict):
+        # A run's own file keeps what the loop reads, and the model's sizes, beside it.
+        table = {**table["run"], "train": table.get("train", {})}
+    try:
+        config = from_dict(RunConfig, table)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    if data:
+        config = replace(config, sources=as_sources(data))
+    return replace(config, validation=as_sources(validation)) if validation else config
+
+
+def as_sources(specs: Sequence[str]) -> tuple[SourceConfig, ...]:
+    """Source configurations of specs as they are typed: "PATH?setting=value&..."."""
+    return tuple(parse_spec(spec) for spec in specs)

@@ -1,0 +1,302 @@
+"""The BLIP family: `Blip` captions and matches, `BlipVqa` answers, `BlipNlvr` judges, `BlipDual` embeds.
+
+`BLIP` says how its models are built for training, saved and adapted to what tasks ask of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.bert import load_bert
+from openblip.checkpoints.store import StoredModel, open_model
+from openblip.core.errors import UserError
+from openblip.core.tokenizer import First, TokenBatch
+from openblip.data.sources.base import Source
+from openblip.data.transforms import clean_question
+from openblip.generation.decode import decode
+from openblip.generation.rank import log_likelihood, rank_two_step
+from openblip.generation.types import DecodeConfig
+from openblip.models.blip import SIZES, Blip, blip_config
+from openblip.models.dual import BlipDual
+from openblip.models.layers import ImageMemory
+from openblip.models.nlvr import BlipNlvr
+from openblip.models.stepper import DecoderStepper
+from openblip.models.vqa import BlipVqa, VqaConfig
+from openblip.objectives.language import IGNORED, language_loss, language_targets
+from openblip.tasks.config import RunConfig
+from openblip.tasks.families.family import Family
+from openblip.tasks.protocols import Adapter
+from openblip.tasks.results import Answer, Caption, captions_of
+from openblip.tasks.vocabulary import tokenizer_from_scratch
+
+__all__ = ["BLIP", "BlipAdapter", "VqaAdapter"]
+
+
+class _BlipBase(Adapter):
+    """What BLIP's adapters share."""
+
+    family = "blip"
+
+    @property
+    def like_transformers(self) -> bool:
+        """Whether the weights were trained by transformers' classes, which treat special tokens otherwise."""
+        return self.info.get("like") == "transformers"
+
+    @property
+    def first(self) -> First:
+        """transformers begins texts to match and questions with [CLS]."""
+        return "cls" if self.like_transformers else "enc"
+
+
+class _Embeds(_BlipBase):
+    @property
+    def embed_dim(self) -> int:
+        """E."""
+        return self.model.config.embed_dim
+
+    def image_features(self, image_embeds: Tensor) -> Tensor:
+        """As `Matches.image_features`, [B, E]."""
+        return self.model.image_features(image_embeds)
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """As `Matches.text_features`."""
+        return self.model.text_features(input_ids, attention_mask)
+
+    def similarities(self, text_features: Tensor, image_features: Tensor) -> Tensor:
+        """As `Matches.similarities`."""
+        return text_features @ image_features.T
+
+
+class BlipAdapter(_Embeds):
+    """A `Blip`: matches where it has an encoder, generates where it has a decoder."""
+
+    @property
+    def can(self) -> frozenset[str]:
+        """As `Adapter.can`."""
+        reads = {"match", "embed"} if self.model.text_encoder is not None else set()
+        return frozenset(reads | ({"caption", "likelihood"} if self.model.text_decoder is not None else set()))
+
+    def match(self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory) -> Tensor:
+        """As `Matches.match`."""
+        return self.model.match(input_ids, attention_mask, memory)
+
+    @torch.no_grad()
+    def generate(
+        self, memory: ImageMemory, config: DecodeConfig, prompts: Sequence[str], keys: Tensor | None = None
+    ) -> list[list[Caption]]:
+        """As `Generates.generate`."""
+        assert len(prompts) == memory.batch_size, f"{len(prompts)} prompts for {memory.batch_size} images"
+        prompt = self.tokens(prompts, first="dec", end=False)
+        decoded = decode(
+            DecoderStepper(self.model.decoder, memory),
+            prompt.input_ids,
+            prompt.attention_mask,
+            config,
+            eos_ids=self.tokenizer.sep_id,
+            pad_id=self.tokenizer.pad_id,
+            keys=keys,
+        )
+        return captions_of(decoded, len(prompts), self.tokenizer)
+
+    @torch.no_grad()
+    def score_own(
+        self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `Generates.score_own`; the tokens after the prompt count, the end included."""
+        prompt_length = self.tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1] if prompt else 0
+        tokens = self.tokens([prompt + text for text in texts], first="dec", max_length=max_length)
+        logits = self.model.decoder(tokens.input_ids, tokens.attention_mask, memory=memory)
+        targets = language_targets(tokens.input_ids, tokens.attention_mask, prompt_length)
+        scores = -language_loss(logits, targets, label_smoothing=0.0, per_text=True)
+        return scores, (targets[:, 1:] != IGNORED).sum(1)
+
+    @torch.no_grad()
+    def score_all(self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "") -> tuple[Tensor, Tensor]:
+        """As `Generates.score_all`; an image's memory is read by all texts."""
+        start = self.tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1]
+        tokens = self.tokens([prompt + text for text in texts], first="dec")
+
+        def read(input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
+            part = memory if len(rows) == memory.batch_size else memory.select(rows)
+            return self.model.decoder(input_ids, attention_mask, memory=part)
+
+        images = (memory.batch_size, -1, -1)
+        scores = log_likelihood(
+            read, tokens.input_ids.expand(images), tokens.attention_mask.expand(images), num_prompt_tokens=start
+        )
+        return scores, tokens.attention_mask.sum(1).cpu() - start
+
+
+class VqaAdapter(_BlipBase):
+    """A `BlipVqa`: a question is read with its image once; all beams and all candidates read its states."""
+
+    @property
+    def can(self) -> frozenset[str]:
+        """As `Adapter.can`."""
+        return frozenset({"answer"})
+
+    @torch.no_grad()
+    def ask(
+        self,
+        memory: ImageMemory,
+        questions: Sequence[str],
+        *,
+        prompt: str | None = None,
+        max_length: int | None = None,
+    ) -> ImageMemory:
+        """As `Answers.ask`; gives the memory of the questions' states."""
+        if prompt is not None:
+            raise UserError("a BLIP VQA model reads questions as they are; a prompt is for BLIP-2")
+        cleaned = [self.clean(question, clean_question) for question in questions]
+        return self.read(memory, self.tokens(cleaned, first=self.first, max_length=max_length))
+
+    def read(self, memory: ImageMemory, questions: TokenBatch) -> ImageMemory:
+        """States of R questions, ids [R, T] that begin with `first`, R a multiple of the images."""
+        states = self.model.read_question(questions.input_ids, questions.attention_mask, memory)
+        # transformers lets answers read padded states, as generation in the original does.
+        mask = None if self.like_transformers else questions.attention_mask
+        return self.model.remember_question(states, mask)
+
+    @torch.no_grad()
+    def answers(
+        self, asked: ImageMemory, config: DecodeConfig, *, keys: Tensor | None = None
+    ) -> list[tuple[Answer, ...]]:
+        """As `Answers.answers`."""
+        rows = asked.batch_size
+        decoded = decode(
+            DecoderStepper(self.model.text_decoder, asked),
+            torch.full((rows, 1), self.tokenizer.dec_id, device=self.device),
+            None,
+            config,
+            eos_ids=self.tokenizer.sep_id,
+            pad_id=self.tokenizer.pad_id,
+            keys=keys,
+        )
+        shares = decoded.log_probs.view(rows, -1).softmax(1).flatten().tolist()
+        found: list[list[Answer]] = [[] for _ in range(rows)]
+        for (row, ids, log_prob, _), share in zip(decoded.texts(), shares, strict=True):
+            found[row].append(Answer(self.tokenizer.decode(ids), log_prob, share))
+        return [tuple(one) for one in found]
+
+    @torch.no_grad()
+    def rank(
+        self, asked: ImageMemory, candidates: Sequence[str], *, keep: int = 128, label_smoothing: float = 0.0
+    ) -> list[tuple[Answer, ...]]:
+        """As `Answers.rank`.
+
+        Args:
+            keep: candidates that are read whole, chosen by their first token (the paper: 128).
+            label_smoothing: 0.1 ranks by the training loss, as the original does; 0 by likelihood.
+        """
+        tokens = self.tokens(candidates, first="dec")
+
+        def logits(input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
+            return self.model.text_decoder(input_ids, attention_mask, memory=asked.select(rows))
+
+        ranking = rank_two_step(
+            logits,
+            tokens.input_ids,
+            tokens.attention_mask,
+            num_rows=asked.batch_size,
+            keep=min(keep, len(candidates)),
+            label_smoothing=label_smoothing,
+        )
+        rows = zip(
+            ranking.indices.tolist(), ranking.log_probs.tolist(), ranking.probabilities.tolist(), strict=True
+        )
+        return [tuple(Answer(candidates[i], p, share) for i, p, share in zip(*row, strict=True)) for row in rows]
+
+
+class NlvrAdapter(_BlipBase):
+    """A `BlipNlvr`: whether a sentence is true of two images."""
+
+    @property
+    def can(self) -> frozenset[str]:
+        """As `Adapter.can`."""
+        return frozenset({"judge"})
+
+    @torch.no_grad()
+    def judge(self, image_embeds: Tensor, texts: Sequence[str]) -> Tensor:
+        """As `Judges.judge`."""
+        tokens = self.tokens([self.clean(text) for text in texts], first=self.first)
+        memory = self.model.remember(image_embeds)
+        return self.model.classify(tokens.input_ids, tokens.attention_mask, memory).float().softmax(1)[:, 1]
+
+
+class DualAdapter(_Embeds):
+    """A `BlipDual`: embeddings alone."""
+
+    @property
+    def can(self) -> frozenset[str]:
+        """As `Adapter.can`."""
+        return frozenset({"embed"})
+
+
+def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
+    """The model that a run trains: of a size, from a pre-trained one, or from one of another kind.
+
+    Args:
+        out: the run's folder, where a tokenizer that is learned is kept.
+    """
+    if config.task == "answering":
+        return _build_vqa(config, sources, out)
+    parts = {"encoder": config.task != "captioning", "decoder": config.task != "retrieval"}
+    size = config.model or "base"
+    if size in SIZES:
+        wanted = config.objective.objectives
+        if config.task == "pretraining":
+            parts = {"encoder": "itc" in wanted, "decoder": "lm" in wanted}
+        return _from_scratch(config, size, sources, out, **parts)
+    stored = _stored(config)
+    model = stored.blip if config.task == "pretraining" else stored.blip.part(**parts)
+    return BlipAdapter(model, stored.tokenizer)
+
+
+def _build_vqa(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
+    size = config.model or "base"
+    if size in SIZES:
+        start = _from_scratch(config, size, sources, out, encoder=True, decoder=True)
+        blip, tokenizer = start.model, start.tokenizer
+    else:
+        stored = _stored(config)
+        tokenizer = stored.tokenizer
+        if isinstance(stored.model, BlipVqa):
+            return VqaAdapter(stored.model, tokenizer)
+        blip = stored.blip
+    model = BlipVqa(VqaConfig(vision=blip.config.vision, text=blip.config.text))
+    model.start_from(blip)
+    return VqaAdapter(model, tokenizer)
+
+
+def _stored(config: RunConfig) -> StoredModel:
+    named = None if config.tokenizer in ("", "train") else config.tokenizer
+    return open_model(config.model, tokenizer=named, image_size=config.image_size)
+
+
+def _from_scratch(
+    config: RunConfig, size: str, sources: Sequence[Source], out: Path, *, encoder: bool, decoder: bool
+) -> Adapter:
+    default = "train" if size in ("nano", "micro") else "bert-base-uncased"
+    tokenizer = tokenizer_from_scratch(config, sources, out, default=default)
+    sizes = blip_config(size, vocab_size=tokenizer.vocab_size, image_size=config.image_size)
+    sizes = replace(sizes, encoder=encoder, decoder=decoder)
+    if config.vision_pretrained:
+        sizes = replace(sizes, vision=replace(sizes.vision, pretrained=config.vision_pretrained))
+    model = Blip(sizes)
+    if config.vision_pretrained:
+        model.vision.load_pretrained()
+    if config.text_pretrained:
+        load_bert(model, config.text_pretrained)
+    return BlipAdapter(model, tokenizer)
+
+
+BLIP = Family(
+    name="blip",
+    build=build,
+    adapters={Blip: BlipAdapter, BlipVqa: VqaAdapter, BlipNlvr: NlvrAdapter, BlipDual: DualAdapter},
+)

@@ -1,0 +1,392 @@
+"""The BLIP-2 family: a Q-Former over a frozen tower, and a frozen language model after stage 2.
+
+A model of stage 1 matches, and generates with the Q-Former's own language head (ITG). A language model generates,
+scores and answers: a decoder continues from soft prompts and prompt, an encoder-decoder reads them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openblip.checkpoints.bert import load_bert_into_qformer
+from openblip.checkpoints.blip2_parts import build_blip2, open_language, open_language_tokenizer, open_tower
+from openblip.checkpoints.recognise import describe
+from openblip.checkpoints.store import open_model
+from openblip.core.errors import UserError
+from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.core.tokenizer import TokenBatch
+from openblip.data.sources.base import Source
+from openblip.data.transforms import clean_question
+from openblip.generation.decode import decode
+from openblip.generation.language import decode_after, score_after
+from openblip.generation.types import DecodeConfig
+from openblip.models.blip2 import Blip2, Blip2Config, best_query
+from openblip.models.layers import ImageMemory, KVCache
+from openblip.models.stepper import QFormerStepper
+from openblip.objectives.language import language_loss, language_targets
+from openblip.tasks.config import RunConfig
+from openblip.tasks.families.family import Family
+from openblip.tasks.protocols import Adapter
+from openblip.tasks.results import Answer, Caption, captions_of
+from openblip.tasks.vocabulary import tokenizer_from_scratch
+
+__all__ = ["BLIP2", "PROMPT", "QUESTIONS", "Asked", "Blip2Adapter", "open_blip2"]
+
+PROMPT = "a photo of"
+"""how captions begin with published models"""
+QUESTIONS = {False: "Question: {} Answer:", True: "Question: {} Short answer:"}
+"""how a decoder, and an encoder-decoder, is asked"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions as a language model reads them."""
+
+    soft: Tensor
+    """soft prompts [R, Q, L]"""
+    prompts: list[str]
+
+
+class Blip2Adapter(Adapter):
+    """A `Blip2` of either stage; texts to match begin with [CLS]."""
+
+    family = "blip2"
+    captioning = DecodeConfig(num_beams=5, max_new_tokens=30)
+    answering = DecodeConfig(num_beams=5, max_new_tokens=10, length_penalty=0.0)
+    ranks_cheaply = False
+    model: Blip2
+
+    @property
+    def can(self) -> frozenset[str]:
+        """As `Adapter.can`."""
+        able = {"features"}
+        if self.model.config.matches:
+            able |= {"match", "embed"}
+        if self.model.language is not None:
+            able |= {"caption", "likelihood", "answer"}
+        elif self.model.qformer.head is not None:
+            able |= {"caption"}
+        return frozenset(able)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.vision_norm.weight.device
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        """Pixels that the vision tower reads."""
+        return self.model.vision.pixels
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of a text that the Q-Former reads."""
+        return self.model.config.qformer.max_positions
+
+    @property
+    def prompt(self) -> str:
+        """How captions begin: as the model was trained, "a photo of" for published ones."""
+        prompt = str(self.info.get("prompt", PROMPT))
+        return PROMPT if "{}" in prompt else prompt
+
+    @property
+    def question_prompt(self) -> str:
+        """How the language model is asked, the question in place of {}."""
+        prompt = str(self.info.get("prompt", ""))
+        return prompt if "{}" in prompt else QUESTIONS[self.model.llm.is_encoder_decoder]
+
+    def move(self, device: torch.device, dtype: torch.dtype) -> None:
+        """As `Adapter.move`; a frozen part that has a dtype of its own keeps it."""
+        model = self.model
+        for part in model.children():
+            if part is not model.language and all(p.dtype == torch.float32 for p in part.parameters()):
+                part.to(dtype)
+        if model.language is not None and model.language.may_change_dtype:
+            model.language.to(dtype)
+        model.to(device).eval()
+
+    def extra_metrics(self, batches: Callable[[], Iterable[Any]], *, max_length: int) -> dict[str, float]:
+        """Perplexity of the own texts under the Q-Former's language head ("itg_perplexity")."""
+        if self.model.qformer.head is None:
+            return {}
+        total, count = 0.0, 0
+        for batch in batches():
+            memory = self.remember(self.encode(batch.images))
+            text = self.tokens(batch.texts, max_length=max_length)
+            own = memory.select(batch.image_index.to(self.device))
+            sums, counts = itg_log_likelihood(self.model, text, own, self.tokenizer.dec_id)
+            total, count = total + float(sums.sum()), count + int(counts.sum())
+        return {"itg_perplexity": math.exp(-total / max(count, 1))}
+
+    # Matching ---------------------------------------------------------------------------------------------
+
+    @property
+    def embed_dim(self) -> int:
+        """E."""
+        return self.model.config.embed_dim
+
+    def image_features(self, image_embeds: Tensor) -> Tensor:
+        """As `Matches.image_features`: normalised [B, Q, E], one for each query."""
+        return self.model.image_features(self.model.read_image(self.model.remember(image_embeds)))
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """As `Matches.text_features`."""
+        return self.model.text_features(input_ids, attention_mask)
+
+    def similarities(self, text_features: Tensor, image_features: Tensor) -> Tensor:
+        """As `Matches.similarities`: that of the query which fits the text best."""
+        return best_query(image_features, text_features).T
+
+    def match(self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory) -> Tensor:
+        """As `Matches.match`."""
+        return self.model.match(input_ids, attention_mask, memory)
+
+    @torch.no_grad()
+    def query_features(self, image_embeds: Tensor, texts: Sequence[str] | None = None) -> Tensor:
+        """Query outputs [B, Q, D]; with B `texts`, which the queries then see too, multimodal ones."""
+        memory = self.remember(image_embeds)
+        if texts is None:
+            return self.model.read_image(memory)
+        if self.tokenizer is None:
+            raise UserError("multimodal features need a model of stage 1, which reads texts")
+        tokens = self.tokens([self.clean(text) for text in texts])
+        return self.model.qformer.read_pair(tokens.input_ids, tokens.attention_mask, memory)
+
+    # Generating -------------------------------------------------------------------------------------------
+
+    @property
+    def words(self) -> LanguageTokenizer:
+        """The tokenizer of the language model, or one sentence when there is none."""
+        if self.language_tokenizer is None:
+            raise UserError(f"this is {describe(self.model.config)}; it needs a language model, as after stage 2")
+        return self.language_tokenizer
+
+    def generate(
+        self, memory: ImageMemory, config: DecodeConfig, prompts: Sequence[str], keys: Tensor | None = None
+    ) -> list[list[Caption]]:
+        """As `Generates.generate`; without a language model the Q-Former generates, without prompts."""
+        if self.model.language is None:
+            return self._generate_with_qformer(memory, config, keys)
+        soft = self._soft(memory, len(prompts))
+        decoded = decode_after(self.model.llm, self.words, soft, config, prompts=prompts, keys=keys)
+        return captions_of(decoded, len(prompts), self.words)
+
+    @torch.no_grad()
+    def _generate_with_qformer(
+        self, memory: ImageMemory, config: DecodeConfig, keys: Tensor | None
+    ) -> list[list[Caption]]:
+        if self.model.qformer.head is None:
+            raise UserError(
+                "this model has neither a language model nor the language head of stage 1; it cannot write"
+            )
+        start = torch.full((memory.batch_size, 1), self.tokenizer.dec_id, device=self.device)
+        stepper, ends = QFormerStepper(self.model.qformer, memory), self.tokenizer.sep_id
+        decoded = decode(stepper, start, None, config, eos_ids=ends, pad_id=self.tokenizer.pad_id, keys=keys)
+        return captions_of(decoded, memory.batch_size, self.tokenizer)
+
+    @torch.no_grad()
+    def _soft(self, memory: ImageMemory, rows: int, questions: TokenBatch | None = None) -> Tensor:
+        """Soft prompts [R, Q, L]: an image is read once for all its rows, unless each has a question of its own."""
+        if questions is not None:
+            return self.model.soft_prompt(memory, questions.input_ids, questions.attention_mask)
+        return self.model.soft_prompt(memory).repeat_interleave(rows // memory.batch_size, dim=0)
+
+    def score_own(
+        self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `Generates.score_own`; texts are read whole."""
+        each, prompts = [[text] for text in texts], [prompt] * len(texts)
+        soft = self._soft(memory, len(texts))
+        sums, counts = score_after(self.model.llm, self.words, soft, each, prompts=prompts)
+        return sums[:, 0], counts[:, 0]
+
+    def score_all(self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "") -> tuple[Tensor, Tensor]:
+        """As `Generates.score_all`."""
+        images = memory.batch_size
+        each, soft = [list(texts)] * images, self._soft(memory, images)
+        sums, counts = score_after(self.model.llm, self.words, soft, each, prompts=[prompt] * images)
+        return sums, counts[0]
+
+    # Answering --------------------------------------------------------------------------------------------
+
+    @property
+    def reads_questions(self) -> bool:
+        """Whether the Q-Former was trained to read the question too."""
+        return self.info.get("task") == "answering" and self.tokenizer is not None
+
+    def ask(
+        self,
+        memory: ImageMemory,
+        questions: Sequence[str],
+        *,
+        prompt: str | None = None,
+        max_length: int | None = None,
+    ) -> Asked:
+        """As `Answers.ask`."""
+        cleaned = [clean_question(text) for text in questions] if self.reads_questions else list(questions)
+        wording = self.question_prompt if prompt is None else prompt
+        read = self.tokens(cleaned, max_length=max_length) if self.reads_questions else None
+        prompts = [wording.replace("{}", text) for text in cleaned]
+        return Asked(self._soft(memory, len(cleaned), read), prompts)
+
+    def answers(self, asked: Asked, config: DecodeConfig) -> list[tuple[Answer, ...]]:
+        """As `Answers.answers`."""
+        decoded = decode_after(self.model.llm, self.words, asked.soft, config, prompts=asked.prompts)
+        written = captions_of(decoded, len(asked.prompts), self.words)
+        return [_answers([c.text for c in row], [c.log_prob for c in row]) for row in written]
+
+    def rank(self, asked: Asked, candidates: Sequence[str], *, keep: int = 128) -> list[tuple[Answer, ...]]:
+        """As `Answers.rank`; all candidates are read whole."""
+        each = [list(candidates)] * len(asked.prompts)
+        sums, _ = score_after(self.model.llm, self.words, asked.soft, each, prompts=asked.prompts)
+        return [_answers(candidates, row) for row in sums.tolist()]
+
+    # What is refused --------------------------------------------------------------------------------------
+
+    def check_captions(self, texts: Iterable[str]) -> None:
+        """A language model reads any text."""
+
+    def check_questions(self, questions: Iterable[str], candidates: Sequence[str] = ()) -> None:
+        """A language model reads any question; the Q-Former those in its vocabulary."""
+        if self.reads_questions:
+            self.check_texts(questions)
+
+    def check_prompt(self, prompts: Iterable[str]) -> None:
+        """A language model begins with any prompt."""
+
+
+@torch.no_grad()
+def itg_log_likelihood(model: Blip2, text: TokenBatch, memory: ImageMemory, dec_id: int) -> tuple[Tensor, Tensor]:
+    """Log-likelihood [R] of texts under the Q-Former's own head, one for each image, and how many tokens count."""
+    cache = KVCache()
+    model.read_image(memory, cache)
+    ids = text.input_ids.clone()
+    ids[:, 0] = dec_id
+    targets = language_targets(ids, text.attention_mask)
+    logits = model.write(ids, text.attention_mask, cache)
+    scores = -language_loss(logits, targets, label_smoothing=0.0, per_text=True)
+    return scores, text.attention_mask[:, 1:].sum(1)
+
+
+def _answers(texts: Sequence[str], log_probs: Sequence[float]) -> tuple[Answer, ...]:
+    """Answers, the likeliest first, with their shares of certainty."""
+    shares = torch.tensor(log_probs).softmax(0).tolist()
+    found = [Answer(*values) for values in zip(texts, log_probs, shares, strict=True)]
+    return tuple(sorted(found, key=lambda answer: -answer.log_prob))
+
+
+def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
+    """The model that a run trains: from scratch, from a starting one, or a language model behind stage 1.
+
+    Args:
+        out: the run's folder, where a tokenizer that is learned is kept.
+
+    Raises:
+        UserError: a part is not to be had, or the starting model is of another kind.
+    """
+    named = None if config.tokenizer in ("", "train") else config.tokenizer
+    stored = open_blip2(config.model, named) if config.model else None
+    if config.task in ("pretraining", "retrieval"):
+        made = _from_scratch(config, sources, out) if stored is None else _with_heads(stored, config.model)
+    elif stored is not None and stored.model.language is not None:
+        made = _with_options(stored, config)
+    else:
+        made = _before_language(config, stored, sources, out)
+    if config.task == "answering" and made.tokenizer is None:
+        raise UserError(
+            f"the Q-Former of {config.model} reads no text, and questions are for it to read too; "
+            "start from a model of stage 1"
+        )
+    if config.unfreeze_vision:
+        _unfreeze(made.model)
+    return made
+
+
+def open_blip2(source: Path | str, tokenizer: str | None = None) -> Blip2Adapter:
+    """Open a BLIP-2 model from anywhere; `tokenizer` as for `open_model`.
+
+    Raises:
+        UserError: as `open_model`, or it is a model of another kind.
+    """
+    stored = open_model(source, tokenizer=tokenizer)
+    if not isinstance(stored.model, Blip2):
+        raise UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")
+    words, ignored = stored.language_tokenizer, stored.ignored
+    return Blip2Adapter(stored.model, stored.tokenizer, stored.info, language_tokenizer=words, ignored=ignored)
+
+
+def _with_heads(stored: Blip2Adapter, source: str) -> Blip2Adapter:
+    if not stored.model.config.matches:
+        raise UserError(f"{source} has no heads for ITC and ITM; stage 1 starts from a model of stage 1")
+    return stored
+
+
+def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> Blip2Adapter:
+    tokenizer = tokenizer_from_scratch(config, sources, out, default="train")
+    tower = open_tower(config.vision)
+    sizes = replace(config.qformer, memory_width=tower.width, vocab_size=tokenizer.vocab_size)
+    model = build_blip2(Blip2Config(vision=config.vision, qformer=sizes, embed_dim=config.embed_dim), vision=tower)
+    if config.text_pretrained:
+        load_bert_into_qformer(model.qformer, config.text_pretrained)
+    _start_query_layers(model)
+    return Blip2Adapter(model, tokenizer)
+
+
+@torch.no_grad()
+def _start_query_layers(model: Blip2) -> None:
+    """The queries' feed-forwards start as the text's, as in the reference."""
+    for block in model.qformer.qformer_blocks:
+        if block.text_feed_forward is not None:
+            block.query_feed_forward.load_state_dict(block.text_feed_forward.state_dict())
+
+
+def _with_options(stored: Blip2Adapter, config: RunConfig) -> Blip2Adapter:
+    """A model of stage 2 whose language model gets LoRA, or is quantized, where the configuration asks for them."""
+    model, wanted = stored.model, config.language
+    kept = model.llm.config
+    if wanted.quantize not in ("none", kept.quantize):
+        if kept.lora_rank:
+            raise UserError(f"{config.model} has LoRA over whole matrices; leave language.quantize out")
+        quantized = replace(kept, quantize=wanted.quantize)
+        model.language = None
+        model.language = open_language(quantized, base=Path(config.model))
+    if wanted.lora_rank and not kept.lora_rank:
+        lora = {name: getattr(wanted, name) for name in ("lora_rank", "lora_alpha", "lora_targets")}
+        model.llm.add_lora(replace(model.llm.config, **lora))
+    model.config = replace(model.config, language=model.llm.config)
+    return stored
+
+
+def _before_language(
+    config: RunConfig, stored: Blip2Adapter | None, sources: Sequence[Source], out: Path
+) -> Blip2Adapter:
+    """Stage 2: the Q-Former of stage 1, or one from scratch, before a language model."""
+    started = _from_scratch(config, sources, out) if stored is None else stored
+    first, language = started.model, open_language(config.language)
+    reads = config.task == "answering" and first.config.qformer.vocab_size is not None
+    sizes = replace(first.config.qformer, writes=False)
+    sizes = sizes if reads else replace(sizes, vocab_size=None)
+    described = replace(first.config, qformer=sizes, matches=False, language=config.language)
+    model = build_blip2(described, vision=first.vision, language=language)
+    wanted = dict(model.named_parameters())
+    kept = {name: value for name, value in first.state_dict().items() if name in wanted}
+    model.load_state_dict(kept, strict=False)
+    words = open_language_tokenizer(config.language)
+    return Blip2Adapter(model, started.tokenizer if reads else None, language_tokenizer=words)
+
+
+def _unfreeze(model: Blip2) -> None:
+    tower = model.vision
+    tower.config = replace(tower.config, trained=True, dtype="float32")
+    tower.encoder.float().requires_grad_(True)
+    model.config = replace(model.config, vision=tower.config)
+
+
+BLIP2 = Family(name="blip2", build=build, adapters={Blip2: Blip2Adapter})

@@ -1,0 +1,41 @@
+"""Open a model from anywhere as a `Predictor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from openblip.checkpoints.store import open_model
+from openblip.core.compute import choose_dtype
+from openblip.core.runtime import choose_device
+from openblip.tasks.predictor import Predictor
+from openblip.tasks.registry import adapt
+
+__all__ = ["load"]
+
+
+def load(
+    source: Path | str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 32,
+    image_size: int | tuple[int, int] | None = None,
+    tokenizer: str | None = None,
+    like: Any = "reference",
+    vision: str | None = None,
+    language: str | None = None,
+) -> Predictor:
+    """Open a model; see `checkpoints.store.open_model` for `source` and the last five.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes it fast.
+        batch_size: images at a time.
+    """
+    chosen = choose_device(device)
+    numeric = choose_dtype(dtype, chosen)
+    stored = open_model(
+        source, tokenizer=tokenizer, image_size=image_size, like=like, vision=vision, language=language
+    )
+    return Predictor(adapt(stored), device=chosen, dtype=numeric, batch_size=batch_size)

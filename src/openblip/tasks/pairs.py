@@ -1,0 +1,89 @@
+"""Training on images with captions: BLIP's ITC, ITM and LM, and stage 1 of BLIP-2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from openblip.core.tokenizer import TextTokenizer
+from openblip.data.sample import Batch
+from openblip.objectives.blip2 import OBJECTIVES as STAGE1_OBJECTIVES
+from openblip.objectives.blip2 import Blip2Stage1
+from openblip.objectives.pretraining import BlipPretraining
+from openblip.tasks.config import RunConfig
+from openblip.tasks.features import FeatureCache
+from openblip.tasks.protocols import Adapter
+from openblip.tasks.step import PairBatch, Training, TrainingStep, images_of
+from openblip.tasks.task import RunData
+
+__all__ = ["BlipStep", "Stage1Step", "prepare_pairs", "train_blip", "train_stage1"]
+
+
+def prepare_pairs(
+    tokenizer: TextTokenizer, *, max_length: int, prompt: str = "", cache: FeatureCache | None = None
+) -> Callable[[Batch], PairBatch]:
+    """A function from the loader's batches to `PairBatch`es.
+
+    Args:
+        max_length: tokens of a text, first and last included; longer ones are cut.
+        prompt: put before every text and not scored, as in fine-tuning a captioner.
+    """
+    images = images_of(cache)
+    prompt_length = tokenizer.encode([prompt], end=False).input_ids.shape[1] if prompt else 0
+
+    def prepare(batch: Batch) -> PairBatch:
+        texts = [prompt + text for text in batch.texts] if prompt else batch.texts
+        text = tokenizer.encode(texts, max_length=max_length)
+        return PairBatch(images(batch), text, batch.image_ids, prompt_length)
+
+    return prepare
+
+
+class BlipStep(TrainingStep[PairBatch]):
+    """`BlipPretraining` over `PairBatch`es."""
+
+    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Losses of a batch by name."""
+        return self.objective(
+            self.model.vision.normalize(batch.images),
+            batch.text,
+            batch.image_ids,
+            prompt_length=batch.prompt_length,
+            num_tokens=self.divisor,
+        )
+
+
+class Stage1Step(TrainingStep[PairBatch]):
+    """`Blip2Stage1` over `PairBatch`es."""
+
+    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Losses of a batch by name."""
+        image_embeds = self.model.encode_pixels(batch.images)
+        return self.objective(image_embeds, batch.text, batch.image_ids, num_tokens=self.divisor)
+
+
+def train_blip(
+    config: RunConfig, adapter: Adapter, data: RunData, *, objectives: Sequence[str] | None = None
+) -> Training:
+    """BLIP on pairs.
+
+    Args:
+        objectives: in place of the configuration's.
+    """
+    tokenizer, chosen = adapter.tokenizer, config.objective
+    if objectives is not None:
+        chosen = replace(chosen, objectives=tuple(objectives))
+    objective = BlipPretraining(adapter.model, chosen, enc_id=tokenizer.enc_id, dec_id=tokenizer.dec_id)
+    prepare = prepare_pairs(tokenizer, max_length=config.max_length, prompt=config.prompt)
+    return Training(BlipStep(objective), prepare, config.clean, config.max_words)
+
+
+def train_stage1(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
+    """BLIP-2's Q-Former on pairs."""
+    objective = Blip2Stage1(adapter.model, config.stage1, dec_id=adapter.tokenizer.dec_id)
+    prepare = prepare_pairs(adapter.tokenizer, max_length=config.max_length, cache=data.cache)
+    # An objective that is left out leaves its head unused.
+    unused = set(config.stage1.objectives) != set(STAGE1_OBJECTIVES)
+    return Training(Stage1Step(objective), prepare, config.clean, config.max_words, find_unused_parameters=unused)

@@ -1,0 +1,47 @@
+"""The families of models and the tasks: a new one is its file and a line here."""
+
+from __future__ import annotations
+
+from openblip.checkpoints.store import StoredModel
+from openblip.core.errors import UserError
+from openblip.tasks.answering import ANSWERING
+from openblip.tasks.captioning import CAPTIONING
+from openblip.tasks.config import FamilyName, TaskName
+from openblip.tasks.families.blip import BLIP
+from openblip.tasks.families.blip2 import BLIP2
+from openblip.tasks.families.family import Family
+from openblip.tasks.pretraining import PRETRAINING
+from openblip.tasks.protocols import Adapter
+from openblip.tasks.retrieval import RETRIEVAL
+from openblip.tasks.task import Task
+
+__all__ = ["FAMILIES", "TASKS", "adapt", "task_of"]
+
+FAMILIES: dict[FamilyName, Family] = {"blip": BLIP, "blip2": BLIP2}
+TASKS: dict[TaskName, Task] = {
+    "pretraining": PRETRAINING,
+    "captioning": CAPTIONING,
+    "retrieval": RETRIEVAL,
+    "answering": ANSWERING,
+}
+
+
+def adapt(stored: StoredModel) -> Adapter:
+    """The adapter of a model as it was opened (`StoredModel`)."""
+    for family in FAMILIES.values():
+        if (adapter := family.adapters.get(type(stored.model))) is not None:
+            return adapter(
+                stored.model,
+                stored.tokenizer,
+                stored.info,
+                language_tokenizer=stored.language_tokenizer,
+                ignored=stored.ignored,
+            )
+    raise UserError(f"no family knows a {type(stored.model).__name__}; known are {', '.join(FAMILIES)}")
+
+
+def task_of(adapter: Adapter) -> TaskName:
+    """The task that a finished model is evaluated on."""
+    if adapter.info.get("task") == "answering" or adapter.can == {"answer"}:
+        return "answering"
+    return "pretraining"  # all that it can do with images and captions

@@ -1,0 +1,111 @@
+"""Search with a predictor: images for a text, texts for an image, by ITC and then by ITM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from openblip.data.pictures import Picture, PictureBatch
+from openblip.data.sample import BrokenSample
+from openblip.tasks.protocols import Matches
+from openblip.tasks.results import Found
+from openblip.tasks.retrieval import embed_texts, match_logits
+
+__all__ = ["Decodes", "search_images", "search_texts"]
+
+
+class Decodes(Protocol):
+    """Gives batches of decoded images; a `Predictor` does."""
+
+    def batches(self, pictures: Sequence[Picture]) -> Iterator[PictureBatch]:
+        """What cannot be read is in `broken`."""
+        ...
+
+    def whole(self, pictures: Sequence[Picture]) -> Iterator[PictureBatch]:
+        """What cannot be read is an error."""
+        ...
+
+
+@torch.no_grad()
+def search_images(
+    model: Matches,
+    images: Decodes,
+    pictures: Sequence[Picture],
+    queries: Sequence[str],
+    *,
+    top: int,
+    rerank_k: int,
+    broken: list[BrokenSample] | None = None,
+) -> list[list[Found]]:
+    """As `Predictor.retrieve_images`.
+
+    Args:
+        queries: cleaned as in training.
+    """
+    tokens, asked = embed_texts(model, queries)
+    features: list[Tensor] = []
+    for batch in images.whole(pictures) if broken is None else images.batches(pictures):
+        if len(batch):
+            features.append(model.image_features(model.encode(batch.pixels)).float().cpu())
+        if broken is not None:
+            broken += batch.broken
+    if broken:
+        names = {sample.key for sample in broken}
+        pictures = [picture for picture in pictures if picture.name not in names]
+    if not pictures:
+        return [[] for _ in queries]
+    scores = model.similarities(asked.cpu(), torch.cat(features))
+    best = scores.topk(min(max(top, rerank_k), len(pictures)), dim=1).indices
+    logits = None
+    if rerank_k > 0:
+        # Candidates are encoded again, a batch at a time: features of a whole folder would not fit in memory.
+        logits = torch.full((len(queries), len(pictures)), float("nan"))
+        wanted, done = torch.unique(best), 0
+        for batch in images.batches([pictures[i] for i in wanted.tolist()]):
+            chunk = wanted[done : done + len(batch)]
+            done += len(batch)
+            pairs = (best[:, :, None] == chunk).any(1).nonzero()
+            found = match_logits(model, model.encode(batch.pixels), tokens, pairs)
+            logits[pairs[:, 0], chunk[pairs[:, 1]]] = found
+    return [
+        _best(
+            (pictures[i].name, float(scores[row, i]), None if logits is None else float(logits[row, i]))
+            for i in chosen
+        )[:top]
+        for row, chosen in enumerate(best.tolist())
+    ]
+
+
+@torch.no_grad()
+def search_texts(
+    model: Matches, batch: PictureBatch, texts: Sequence[str], cleaned: Sequence[str], *, top: int, rerank_k: int
+) -> list[Found]:
+    """As `Predictor.retrieve_texts`.
+
+    Args:
+        batch: of one image.
+        cleaned: `texts` as in training.
+    """
+    tokens, features = embed_texts(model, cleaned)
+    embeds = model.encode(batch.pixels)
+    scores = model.similarities(features, model.image_features(embeds).float())[:, 0].cpu()
+    best = scores.topk(min(max(rerank_k, top), len(texts))).indices
+    logits: list[float | None] = [None] * len(best)
+    if rerank_k > 0:
+        logits = match_logits(model, embeds, tokens, torch.stack((best, torch.zeros_like(best)), dim=1)).tolist()
+    rows = zip(best.tolist(), logits, strict=True)
+    return _best((texts[i], float(scores[i]), logit) for i, logit in rows)[:top]
+
+
+def _best(scored: Iterable[tuple[str, float, float | None]]) -> list[Found]:
+    """(item, ITC similarity, ITM logit or None), the highest score first."""
+    found = [
+        Found(item, similarity, similarity, None)
+        if logit is None
+        else Found(item, similarity + logit, similarity, float(torch.tensor(logit).sigmoid()))
+        for item, similarity, logit in scored
+    ]
+    return sorted(found, key=lambda one: -one.score)

@@ -1,0 +1,171 @@
+"""A whole training run from one configuration: data, model, objectives, loop, evaluation, the model at the end.
+
+    run_training(RunConfig(sources=("captions.jsonl",), model="base"), "runs/first")
+
+Pre-training and every fine-tuning, of BLIP and of BLIP-2, are the same run with other settings; `recipes` holds
+those of the papers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from openblip.checkpoints.store import save_model
+from openblip.core.config import to_dict
+from openblip.core.errors import UserError
+from openblip.core.runtime import rank, seed_everything, world_size
+from openblip.data.measured import Measured
+from openblip.data.sample import Batch
+from openblip.data.sources.base import Source
+from openblip.data.stream import Loader
+from openblip.data.transforms import ImageTransform
+from openblip.tasks.config import MAY_CHANGE, RunConfig
+from openblip.tasks.evaluation import evaluation_batches
+from openblip.tasks.features import FeatureCache, NoPixels, fingerprint_of
+from openblip.tasks.protocols import Adapter
+from openblip.tasks.registry import FAMILIES, TASKS
+from openblip.tasks.step import Training
+from openblip.tasks.task import Evaluation, RunData
+from openblip.training.launch import start
+from openblip.training.loop import TrainResult, train
+
+__all__ = ["Evaluator", "evaluate_model", "run_training", "set_up"]
+
+Evaluator = Callable[[Adapter], dict[str, float]]
+"""Further metrics of a model during training, e.g. the truth of captions in the scene world."""
+
+
+def run_training(
+    config: RunConfig,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    evaluator: Evaluator | None = None,
+    title: str = "training",
+    show: bool = True,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainResult:
+    """Train as `config` says; everything goes to the folder `out`, the usable model to `out/model`.
+
+    Args:
+        resume: continue from the newest checkpoint in `out`.
+        evaluator: further metrics for each evaluation.
+
+    Raises:
+        UserError: a mistake in the configuration or the data.
+        Interrupted: a signal came; everything is saved.
+    """
+    device = start(config.train.device)
+    out = Path(out)
+    adapter, sources, training = set_up(config, out)
+    transform = ImageTransform(replace(config.transform, image_size=adapter.image_size))
+    loader = Loader(
+        sources,
+        transform if not config.features else NoPixels(),
+        config.batch_size,
+        seed=config.train.seed,
+        rank=rank(),
+        world_size=world_size(),
+        num_workers=config.num_workers,
+        weights=[source.weight for source in config.sources],
+        text_mode=training.text_mode,
+        clean=training.clean,
+        max_words=training.max_words,
+        skip_log=out / "skipped.jsonl",
+        pin_memory=device.type == "cuda",
+    )
+
+    def evaluate(_module: nn.Module, _step: int) -> dict[str, float]:
+        measured = Measured(out / "skipped.jsonl" if rank() == 0 else None)
+        metrics: dict[str, float] = {}
+        if config.validation:
+            metrics, _ = evaluate_model(config, adapter, answers=training.answers, measured=measured)
+        return metrics | (evaluator(adapter) if evaluator is not None else {})
+
+    section = to_dict(config)
+    del section["train"]  # the loop saves and compares it itself
+    loop = config.train
+    if training.find_unused_parameters:
+        loop = replace(loop, find_unused_parameters=True)
+    try:
+        return train(
+            loop,
+            training.step,
+            loader,
+            out,
+            prepare=training.prepare,
+            evaluate=evaluate if config.validation or evaluator is not None else None,
+            export=lambda folder: save_model(folder, adapter.stored, whole=config.save_whole),
+            resume=resume,
+            sections={"run": section, "model": to_dict(adapter.model.config)},
+            may_change=MAY_CHANGE,
+            title=title,
+            show=show,
+            on_record=on_record,
+        )
+    finally:
+        loader.close()
+
+
+def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Training]:
+    """The model, the data and the training step of a run, before anything is learned.
+
+    Args:
+        out: the run's folder, where a tokenizer that is learned is kept.
+    """
+    task, family = TASKS[config.task], FAMILIES[config.family]
+    if config.family not in task.train:
+        raise UserError(
+            f'the task "{config.task}" is not available for {config.family}, but for {", ".join(task.train)}'
+        )
+    single = config.family in task.single
+    sources = [task.open(replace(source, pairs=True) if single else source) for source in config.sources]
+    seed_everything(config.train.seed)
+    adapter = family.build(config, sources, out)
+    cache = FeatureCache.open(config.features, fingerprint_of(adapter.model.vision)) if config.features else None
+    if cache is not None:
+        sources = [cache.source(source) for source in sources]
+    training = task.train[config.family](config, adapter, RunData(sources, out, cache))
+    adapter.info |= {"task": config.task, "prompt": config.prompt, "clean": config.clean}
+    if training.answers:
+        adapter.info["answers"] = list(training.answers)
+    return adapter, sources, training
+
+
+@torch.no_grad()
+def evaluate_model(
+    config: RunConfig, adapter: Adapter, *, answers: Sequence[str] = (), measured: Measured | None = None
+) -> Evaluation:
+    """Evaluate a model on the validation sources as its task says.
+
+    Args:
+        answers: to choose from when the answers to questions are ranked; none leaves ranking out.
+        measured: where samples that cannot be used are noted; their number is always given.
+
+    Returns:
+        metrics by name ("num_left_out" among them where anything could not be used), and one record for each
+        image when captions were generated, or for each question.
+    """
+    task, model = TASKS[config.task], adapter.model
+    was_training = model.training
+    used = measured if measured is not None else Measured()
+    model.eval()
+
+    def batches() -> Iterator[Batch]:
+        return evaluation_batches(
+            [task.open(source) for source in config.validation],
+            adapter.image_size,
+            samples=config.validation_samples,
+            clean=config.clean if task.cleans else "none",
+            measured=used,
+        )
+
+    metrics, records = task.evaluate(config, adapter, batches, answers)
+    model.train(was_training)
+    return metrics | used.numbers, records

@@ -1,0 +1,67 @@
+"""Texts of the training data, and the tokenizer of a text transformer that is trained from scratch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from openblip.core.errors import UserError
+from openblip.core.runtime import rank
+from openblip.core.tokenizer import TextTokenizer
+from openblip.data.sample import BrokenSample
+from openblip.data.sources.base import Source
+from openblip.data.sources.questions import given_answers
+from openblip.data.transforms import clean_caption
+from openblip.tasks.config import RunConfig
+
+__all__ = ["all_answers", "tokenizer_from_scratch", "training_texts"]
+
+_MOST_TEXTS = 200_000
+
+
+def training_texts(sources: Sequence[Source], *, clean: str, limit: int) -> Iterator[str]:
+    """Texts of the sources as training reads them, at most `limit`, spread evenly over each source."""
+    each = max(1, limit // len(sources))
+    for source in sources:
+        stride = max(1, len(source) // each)
+        for index in range(0, len(source), stride):
+            with suppress(BrokenSample):  # counted when the loader meets it
+                yield from (_cleaned(text, clean) for text in source[index].texts)
+
+
+def _cleaned(text: str, clean: str) -> str:
+    return text if clean == "none" else clean_caption(text, None, simplify=clean == "simplify")
+
+
+def all_answers(sources: Sequence[Source]) -> Iterator[str]:
+    """Every answer that the sources hold, as often as it was given, evenly shortened to a bound."""
+    for source in sources:
+        yield from given_answers(source, limit=max(1, _MOST_TEXTS // len(sources)))
+
+
+def tokenizer_from_scratch(
+    config: RunConfig, sources: Sequence[Source], out: Path, *, default: str
+) -> TextTokenizer:
+    """The tokenizer that a configuration names, that of `text_pretrained`, or `default`.
+
+    Args:
+        out: the run's folder, where a tokenizer that is learned is kept.
+        default: a hub name, or "train" to learn one from the texts.
+    """
+    name = config.tokenizer or config.text_pretrained or default
+    if name != "train":
+        return TextTokenizer.load(name)
+    if config.text_pretrained:
+        raise UserError(f'"{config.text_pretrained}" knows its own tokens only: leave tokenizer = "train" out')
+    folder = out / "tokenizer"
+    if (folder / "tokenizer.json").is_file():
+        return TextTokenizer.load(folder)
+    texts = training_texts(sources, clean=config.clean, limit=_MOST_TEXTS)
+    if config.task == "answering" and config.family == "blip":
+        texts = itertools.chain(texts, all_answers(sources))
+    tokenizer = TextTokenizer.train(texts, vocab_size=config.vocab_size)
+    if rank() == 0:
+        tokenizer.save(folder)
+    return tokenizer

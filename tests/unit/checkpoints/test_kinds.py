@@ -1,0 +1,106 @@
+"""Every kind of models: written and opened by one dictionary, described by what is true of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from openblip.checkpoints.recognise import KINDS
+from openblip.checkpoints.store import FAMILIES, StoredModel, family, model_facts, open_model, save_model
+from openblip.cli.entry import COMMANDS
+from openblip.core.errors import UserError
+from openblip.core.tokenizer import TextTokenizer
+from openblip.models.blip import blip_config
+from openblip.models.blip2 import Blip2, Blip2Config
+from openblip.models.dual import BlipDual, DualConfig
+from openblip.models.nlvr import BlipNlvr, NlvrConfig
+from openblip.models.qformer import QFormerConfig
+from openblip.models.tower import TowerConfig, make_tower
+from openblip.models.vqa import BlipVqa, VqaConfig
+from openblip.tasks.predictor import Predictor
+
+WORDS = TextTokenizer.train(["a red bus on a road", "two dogs"] * 3, vocab_size=60)
+SIZES = blip_config("nano", vocab_size=WORDS.vocab_size, image_size=32)
+MATCHING = ["match", "embed", "retrieve"]
+
+
+def models() -> list[tuple[str, Any, list[str]]]:
+    """A small model of every kind, its "model_type", and what it can do."""
+    parts: Any = {"vision": SIZES.vision, "text": SIZES.text}
+    whole = KINDS[type(SIZES)].model(SIZES)
+    tower = TowerConfig(source="own", own=replace(SIZES.vision, final_norm=False))
+    width = SIZES.vision.width
+    qformer = QFormerConfig(
+        num_queries=4, width=32, depth=2, num_heads=4, inner_width=64, memory_width=width,
+        vocab_size=WORDS.vocab_size, max_positions=32,
+    )  # fmt: skip
+    Blip2Config(vision=tower, qformer=qformer, embed_dim=16)
+    return [
+        ("blip", whole, ["caption", *MATCHING]),
+        ("blip", whole.part(encoder=True, decoder=False), MATCHING),
+        ("blip", whole.part(encoder=False, decoder=True), ["caption"]),
+        ("blip-vqa", BlipVqa(VqaConfig(**parts)), ["ask"]),
+        ("blip-nlvr", BlipNlvr(NlvrConfig(**parts)), ["judge pairs of images (in Python: Predictor.judge)"]),
+        ("blip-dual", BlipDual(DualConfig(**parts)), ["embed"]),
+        (
+            "blip2",
+            Blip2(Blip2Config(vision=tower, qformer=qformer, embed_dim=16), make_tower(tower), None),
+            MATCHING,
+        ),
+    ]
+
+
+def test_every_kind_comes_back_and_says_what_it_can(tmp_path: Path) -> None:
+    seen = set()
+    for number, (kind, model, can) in enumerate(models()):
+        save_model(tmp_path / str(number), StoredModel(model.eval(), WORDS, {"task": kind}))
+        stored = open_model(tmp_path / str(number))
+        assert type(stored.model) is type(model)
+        assert stored.info == {"task": kind}
+        theirs = model.state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in stored.model.state_dict().items())
+        facts = model_facts(stored)
+        assert facts["can"] == can
+        assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+        parts = facts["parameters_by_part"].values()
+        assert all(parts)
+        assert sum(parts) <= facts["parameters"]
+        assert all(family(stored).sizes(model.config).values())
+        seen.add(type(model.config))
+    assert seen == set(KINDS), "a kind is missing here"
+
+
+def test_what_a_model_can_do_is_a_command_or_a_method() -> None:
+    """`openblip info` names no command that is not there."""
+    for _, model, _ in models():
+        for ability in KINDS[type(model.config)].can(model.config):
+            method = ability.partition("Predictor.")[2].rstrip(")")
+            assert callable(getattr(Predictor, method)) if method else ability in COMMANDS
+
+
+def test_every_family_has_an_entry() -> None:
+    assert {kind.family for kind in KINDS.values()} == set(FAMILIES)
+    assert len({kind.name for kind in KINDS.values()}) == len(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            '{"format": "openblip", "model_type": "blip-vqo"}',
+            'the unknown type "blip-vqo" (did you mean "blip-vqa"?)',
+        ),
+        ('{"format": "openblip", "model_type": "blip-2"}', 'of the unknown type "blip-2" (did you mean "blip2"?)'),
+        ('{"model_type": "clip"}', 'its config.json says "clip", not "blip" or "blip-2"'),
+        ("{}", 'its config.json says "unknown", not "blip" or "blip-2"'),
+    ],
+)
+def test_models_of_no_known_kind_are_refused(tmp_path: Path, config: str, told: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError) as refused:
+        open_model(tmp_path)
+    assert told in str(refused.value)

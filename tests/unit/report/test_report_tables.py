@@ -1,0 +1,66 @@
+"""One table in a page, as Markdown and on a terminal: the same values, and texts that stay texts."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from openblip.report import Cell, Column, Report, Section, Table, markdown, print_table, render, terminal
+
+
+def lines_of(table: Table, width: int = 80) -> list[str]:
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        console.print(terminal(table))
+    return [line.strip() for line in capture.get().splitlines()]
+
+
+def test_a_table_in_markdown() -> None:
+    table = Table(
+        columns=[Column(name=""), Column(name="share", unit="fraction"), Column(name="nothing"), Column(name="n")],
+        rows=[["one", Cell(value=0.5, spread=0.012), None, 2.5], ["two", 0.25, None, Cell(value=None)]],
+    )
+    assert markdown(table) == [
+        "|  | share | n |",
+        "|---|---:|---:|",
+        "| one | 50.0% ±\u20091.2 | 2.5 |",
+        "| two | 25.0% | \u2013 |",
+    ]
+
+
+def test_alignment_can_be_set() -> None:
+    columns = [Column(name="a"), Column(name="b", align="right"), Column(name="c", align="left")]
+    assert markdown(Table(columns=columns, rows=[["x", "1 s", 2]]))[1] == "|---|---:|---|"
+    html = render(
+        Report(title="t", sections=[Section(title="s", blocks=[Table(columns=columns, rows=[["x", "1 s", 2]])])])
+    )
+    assert '<td class="words">x</td><td>1 s</td><td class="words">2</td>' in html
+
+
+def test_a_cell_of_markdown_stays_one_cell() -> None:
+    table = Table(columns=[Column(name="a|b")], rows=[["c|d\ne"], [Cell(value="f", note="remark")]])
+    assert markdown(table) == ["| a\\|b |", "|---|", "| c\\|d e |", "| f remark |"]
+
+
+def test_a_terminal_shows_the_same_values(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(
+        title="Measures",
+        columns=[Column(name="measure"), Column(name="value", unit="fraction")],
+        rows=[["recall", Cell(value=0.5, spread=0.012)], ["accuracy", None]],
+    )
+    lines = lines_of(table)
+    assert lines[0] == "Measures"
+    assert [line.strip("│┃ ").replace("\u2009", " ") for line in (lines[2], lines[4], lines[5])] == [
+        "measure  ┃       value",
+        "recall   │ 50.0% ± 1.2",
+        "accuracy │           \u2013",
+    ]
+    print_table(table)
+    assert "50.0%" in capsys.readouterr().out
+
+
+def test_texts_on_a_terminal_are_not_markup() -> None:
+    table = Table(title="[/x]", columns=[Column(name="[bold]")], rows=[["[/red] photo[1].jpg"]])
+    told = "\n".join(lines_of(table))
+    for text in ("[/x]", "[bold]", "[/red] photo[1].jpg"):
+        assert text in told
