@@ -26,19 +26,26 @@ def refusal(name: str, command: Callable[..., Any], words: Sequence[str]) -> str
     """Why `words` are no arguments of `command`, called `name`; tyro has refused them, and their options exist."""
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     kinds = {"--" + p.name.replace("_", "-"): _bare(p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY}
-    for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
+    positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    alone: list[str] = []
+    rest = list(words)
+    while rest:
+        option, equals, value = rest[0].partition("=")
         option = option.replace("_", "-")
-        kind = kinds.get(option, bool)
-        if kind is bool:
-            continue
-        following = [value] if equals else words[place + 1 : place + 2]
-        if not following or (not equals and following[0].partition("=")[0] in kinds):
-            return f"{option} needs a value"
-        if not _accepts(kind, following[0]):
-            return f"{option} {_must_be(kind, following[0])}"
-    places = [p.name.upper() for p in parameters if p.kind is not p.KEYWORD_ONLY and p.default is p.empty]
-    return f"openblip {name} needs {' and '.join(places)}" if places else "these arguments cannot be read"
+        word = rest.pop(0)
+        if option not in kinds:
+            alone.append(word)
+        elif kinds[option] is not bool:
+            if not equals and (not rest or rest[0].partition("=")[0] in kinds):
+                return f"{option} needs a value"
+            value = value if equals else rest.pop(0)
+            if not _accepts(kinds[option], value):
+                return f"{option} {_must_be(kinds[option], value)}"
+    for parameter, word in zip(positional, alone, strict=False):
+        if not _accepts(kind := _bare(parameter.annotation), word):
+            return f"{parameter.name.upper()} {_must_be(kind, word)}"
+    missing = [p.name.upper() for p in positional[len(alone) :] if p.default is p.empty]
+    return f"openblip {name} needs {' and '.join(missing)}" if missing else "these arguments cannot be read"
 
 
 def _bare(annotation: Any) -> Any:

@@ -56,10 +56,10 @@ def test_who_learns_from_what(config: loop.BootstrapConfig, calls: Calls, tmp_pa
     assert names == ["first", "captioner", "filter", "clean/0", "clean/1", "second"]
     runs = dict(calls)
     assert runs["first"].sources == (*config.web, *config.human)
-    for name, part, objectives in (("captioner", "captioner", ("lm",)), ("filter", "matcher", ("itc", "itm"))):
+    for name, task in (("captioner", "captioning"), ("filter", "retrieval")):
         assert runs[name].sources == config.human
         assert runs[name].model == str(tmp_path / "out" / "first" / "model")
-        assert (runs[name].parts, runs[name].objective.objectives) == (part, objectives)
+        assert runs[name].task == task
     for number in (0, 1):
         settings = runs[f"clean/{number}"]
         assert settings.source == config.web[number]

@@ -21,6 +21,7 @@ CAPTION = ("caption", "a.jpg", "--model", "m")
         (("match", "--model", "m", "a.jpg", "--batch_size", "x"), '--batch-size must be a whole number, not "x"'),
         (("info", "a", "b"), "unrecognized arguments: b"),
         ((*CAPTION, "-x"), "unrecognized arguments: -x"),
+        (("experiments", "captfilt"), 'NAME cannot be "captfilt" (did you mean "capfilt"?)'),
         (("capfilt", "decide"), "openblip capfilt-decide needs RUN"),
     ],
 )

@@ -11,8 +11,6 @@ from PIL import Image
 
 from openblip.data.augment import COLOR_KEEPING_OPS, REFERENCE_OPS, augment
 from openblip.data.transforms import (
-    IMAGE_MEAN,
-    IMAGE_STD,
     ImageTransform,
     ImageTransformConfig,
     clean_caption,
@@ -20,7 +18,7 @@ from openblip.data.transforms import (
     finetuning_transform,
     pretraining_transform,
 )
-from openblip.models.pixels import normalize
+from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, normalize
 
 
 def noisy_photo(width: int = 120, height: int = 90) -> Image.Image:

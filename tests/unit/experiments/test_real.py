@@ -30,6 +30,7 @@ from openblip.experiments.real.openstax import QUICK, SETTINGS, STAGES, pictures
 from openblip.experiments.real.openstax_filter import judged
 from openblip.experiments.results import spread
 from openblip.models.blip import Blip, blip_config
+from openblip.tasks.families.blip import BlipAdapter
 
 WORDS = ("map", "man", "red", "tree", "chart", "two", "house", "boat")
 
@@ -102,10 +103,11 @@ def test_spread_is_the_sample_standard_deviation() -> None:
 
 
 @pytest.fixture(scope="module")
-def nano() -> tuple[Blip, TextTokenizer]:
+def nano() -> BlipAdapter:
     torch.manual_seed(0)
     tokenizer = TextTokenizer.train(iter([" ".join(WORDS)]), vocab_size=100)
-    return Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=32)).eval(), tokenizer
+    model = Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=32)).eval()
+    return BlipAdapter(model, tokenizer)
 
 
 def made_up(images: torch.Tensor) -> Unseen:
@@ -123,40 +125,35 @@ def made_up(images: torch.Tensor) -> Unseen:
     return Unseen.of([batch], ["a"] * (count // 2) + ["b"] * (count - count // 2), wrong=3)
 
 
-def test_pictures_that_are_all_alike_are_worth_nothing(nano: tuple[Blip, TextTokenizer]) -> None:
+def test_pictures_that_are_all_alike_are_worth_nothing(nano: BlipAdapter) -> None:
     alike = made_up(torch.full((12, 3, 32, 32), 100, dtype=torch.uint8))
-    found = matching_numbers(*nano, alike, rerank_k=4, max_length=10)
+    found = matching_numbers(nano, alike, rerank_k=4, max_length=10)
     for name in ("itc_auc", "itc_auc_same_book", "itm_auc", "itm_auc_same_book"):
         assert found[name] == pytest.approx(0.5, abs=0.02), name  # rounding decides between equals
     assert found["t2i_recall@1"] == 0.0  # a tie counts against the model
-    likely = likelihood_numbers(*nano, alike, max_length=10)
+    likely = likelihood_numbers(nano, alike, max_length=10)
     assert likely["perplexity_right"] == pytest.approx(likely["perplexity_wrong"], rel=1e-5)
     assert likely["perplexity_right"] == pytest.approx(likely["perplexity_same_book"], rel=1e-5)
     assert 1 < likely["perplexity_right"] < 200
-    captions, records = caption_numbers(*nano, alike, seed=0)
+    captions, records = caption_numbers(nano, alike, seed=0)
     assert captions["distinct_beam"] == pytest.approx(1 / 12)
     assert captions["CIDEr_beam"] == captions["CIDEr_beam_wrong"] == captions["CIDEr_beam_same_book"]
     assert [record["picture"] for record in records] == alike.keys
     assert [record["alt_text"] for record in records] == alike.texts
 
 
-def test_likelihood_sees_which_picture_it_is_given(nano: tuple[Blip, TextTokenizer]) -> None:
+def test_likelihood_sees_which_picture_it_is_given(nano: BlipAdapter) -> None:
     """The measure against sums made picture by picture, on pictures that differ."""
-    from openblip.tasks.caption import caption_log_likelihood
-
-    from openblip.models.pixels import normalize
-
-    model, tokenizer = nano
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     pictures = made_up(images)
-    found = likelihood_numbers(model, tokenizer, pictures, max_length=10)
+    found = likelihood_numbers(nano, pictures, max_length=10)
     sums = {"right": 0.0, "wrong": 0.0}
     tokens = preferred = 0
     for own, other in enumerate(pictures.wrong[0].tolist()):
         each = {}
         for name, which in (("right", own), ("wrong", other)):
-            memory = model.remember(model.encode_image(normalize(images[which : which + 1])))
-            value, count = caption_log_likelihood(model, tokenizer, memory, [pictures.texts[own]])
+            memory = nano.remember(nano.encode(images[which : which + 1]))
+            value, count = nano.score_own(memory, [pictures.texts[own]])
             each[name] = float(value.detach())
             sums[name] += each[name]
         tokens += int(count)
@@ -263,10 +260,10 @@ def test_a_filter_is_judged_by_hand() -> None:
 def test_a_captioner_and_a_matcher_come_from_the_pretrained_model() -> None:
     settings = SETTINGS["openstax-web"]
     runs = {stage: run_config(stage, Path("data"), Path("out"), 7, settings) for stage in STAGES[1:]}
-    assert {stage: run.parts for stage, run in runs.items()} == {
-        "pretrain": "both",
-        "captioner": "captioner",
-        "retrieval": "matcher",
+    assert {stage: run.task for stage, run in runs.items()} == {
+        "pretrain": "pretraining",
+        "captioner": "captioning",
+        "retrieval": "retrieval",
     }
     assert [source.text_column for source in runs["pretrain"].sources] == ["caption", "web_text"]
     for stage in ("captioner", "retrieval"):
