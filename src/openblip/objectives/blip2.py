@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError, nearest
 from openblip.core.language_tokenizer import LanguageBatch
-from openblip.core.runtime import average, gather, rank, world_size
+from openblip.core.runtime import gather, rank, world_size
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import Blip2, best_query
-from openblip.models.layers import ImageMemory, KVCache
+from openblip.models.layers import KVCache
 from openblip.objectives.contrastive import positive_pairs, smoothed_contrastive_loss
 from openblip.objectives.language import IGNORED, language_loss, language_targets
-from openblip.objectives.matching import Negatives, draw_negatives, matching_loss
+from openblip.objectives.matching import Negatives, draw_negatives, match_pairs
 
 __all__ = ["OBJECTIVES", "Blip2Stage1", "Blip2Stage2", "Stage1Config", "split_prefix"]
 
@@ -104,7 +104,9 @@ class Blip2Stage1(nn.Module):
                 if negatives is None:
                     share = config.hard_share
                     negatives = draw_negatives(similarity_t2i, similarity_i2t, ids, hard_share=share)
-                losses["loss_itm"], losses["itm_accuracy"] = self._itm(memory, text, negatives)
+                losses["loss_itm"], losses["itm_accuracy"] = match_pairs(
+                    model.match, text.input_ids, text.attention_mask, memory, negatives
+                )
                 total = total + config.weights[1] * losses["loss_itm"]
         if "itg" in config.objectives:
             losses["loss_itg"] = self._itg(text, cache, num_tokens)
@@ -128,20 +130,6 @@ class Blip2Stage1(nn.Module):
         )
         own = slice(rank() * batch, (rank() + 1) * batch)
         return loss, similarity_i2t[:, own].detach(), similarity_t2i[:, own].detach()
-
-    def _itm(self, memory: ImageMemory, text: TokenBatch, negatives: Negatives) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy over the pairs, each text with a negative image, each image with a negative text."""
-        batch = len(text)
-        own = torch.arange(batch, device=text.input_ids.device)
-        texts = torch.cat((own, own, negatives.text_for_image))
-        images = torch.cat((own, negatives.image_for_text, own))
-        logits = self.model.match(text.input_ids[texts], text.attention_mask[texts], memory.select(images))
-        with torch.no_grad():
-            counted = torch.cat((torch.ones_like(negatives.valid), negatives.valid, negatives.valid))
-            right = (logits.argmax(1) == 1) == (torch.arange(3 * batch, device=logits.device) < batch)
-            num_rows = average(counted.sum().float())
-            accuracy = (right & counted).sum() / num_rows
-        return matching_loss(logits, negatives.valid, num_rows), accuracy
 
     def _itg(self, text: TokenBatch, cache: KVCache, num_tokens: Tensor | None) -> Tensor:
         input_ids = text.input_ids.clone()

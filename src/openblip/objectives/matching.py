@@ -5,13 +5,19 @@ Shapes: B pairs; 3B rows to match: the pairs, each text with a negative image, e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Negatives", "draw_negatives", "matching_loss", "negative_weights"]
+from openblip.core.runtime import average
+from openblip.models.layers import ImageMemory
+
+__all__ = ["Negatives", "draw_negatives", "match_pairs", "matching_loss", "negative_weights"]
+
+Match = Callable[[Tensor, Tensor, ImageMemory], Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,3 +105,30 @@ def matching_loss(logits: Tensor, valid: Tensor, num_rows: Tensor | None = None)
     weights = torch.cat((torch.ones_like(valid), valid, valid)).float()
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return (losses * weights).sum() / (weights.sum() if num_rows is None else num_rows)
+
+
+def match_pairs(
+    match: Match, input_ids: Tensor, attention_mask: Tensor, memory: ImageMemory, negatives: Negatives
+) -> tuple[Tensor, Tensor]:
+    """Loss and accuracy over 3B rows: the pairs, each text with a negative image, each image with a negative text.
+
+    Args:
+        match: the model's, from ids [R, T], mask and memory to logits [R, 2].
+        input_ids: [B, T], beginning as the model's texts for ITM do.
+        memory: of the B images.
+
+    Returns:
+        two scalars, means over the rows of all ranks.
+    """
+    batch = len(input_ids)
+    own = torch.arange(batch, device=input_ids.device)
+    texts = torch.cat((own, own, negatives.text_for_image))
+    images = torch.cat((own, negatives.image_for_text, own))
+    # A gather of what is projected already: no image is projected again for its negatives.
+    logits = match(input_ids[texts], attention_mask[texts], memory.select(images))
+    with torch.no_grad():
+        counted = torch.cat((torch.ones_like(negatives.valid), negatives.valid, negatives.valid))
+        right = (logits.argmax(1) == 1) == (torch.arange(3 * batch, device=logits.device) < batch)
+        num_rows = average(counted.sum().float())
+        accuracy = (right & counted).sum() / num_rows
+    return matching_loss(logits, negatives.valid, num_rows), accuracy

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError, nearest
-from openblip.core.runtime import average, gather, rank, world_size
+from openblip.core.runtime import gather, rank, world_size
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
 from openblip.objectives.contrastive import SoftTargets, contrastive_loss, positive_pairs
 from openblip.objectives.language import language_loss, language_targets
-from openblip.objectives.matching import Negatives, draw_negatives, matching_loss
+from openblip.objectives.matching import Negatives, draw_negatives, match_pairs
 from openblip.objectives.momentum import FeatureQueue, MomentumTwin
 
 __all__ = ["BlipPretraining", "ObjectiveConfig"]
@@ -164,7 +164,11 @@ class BlipPretraining(nn.Module):
                     negatives = draw_negatives(
                         similarity_t2i, similarity_i2t, ids, hard_share=self.config.hard_share
                     )
-                losses["loss_itm"], losses["itm_accuracy"] = self._itm(memory, text, negatives)
+                input_ids = text.input_ids.clone()
+                input_ids[:, 0] = self.enc_id
+                losses["loss_itm"], losses["itm_accuracy"] = match_pairs(
+                    self.model.match, input_ids, text.attention_mask, memory, negatives
+                )
                 total = total + weight_itm * losses["loss_itm"]
         if "lm" in self.config.objectives:
             assert memory is not None
@@ -210,22 +214,6 @@ class BlipPretraining(nn.Module):
         if self.training:
             queue.enqueue(gathered_image, gathered_text, gathered_ids)
         return loss, similarity_i2t, similarity_t2i
-
-    def _itm(self, memory: ImageMemory, text: TokenBatch, negatives: Negatives) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy over the pairs, each text with a negative image, each image with a negative text."""
-        input_ids = text.input_ids.clone()
-        input_ids[:, 0] = self.enc_id
-        batch = len(text)
-        own = torch.arange(batch, device=input_ids.device)
-        texts = torch.cat((own, own, negatives.text_for_image))
-        images = torch.cat((own, negatives.image_for_text, own))
-        logits = self.model.match(input_ids[texts], text.attention_mask[texts], memory.select(images))
-        with torch.no_grad():
-            counted = torch.cat((torch.ones_like(negatives.valid), negatives.valid, negatives.valid))
-            right = (logits.argmax(1) == 1) == (torch.arange(3 * batch, device=logits.device) < batch)
-            num_rows = average(counted.sum().float())
-            accuracy = (right & counted).sum() / num_rows
-        return matching_loss(logits, negatives.valid, num_rows), accuracy
 
     def _lm(self, memory: ImageMemory, text: TokenBatch, prompt_length: int, num_tokens: Tensor | None) -> Tensor:
         input_ids = text.input_ids.clone()
