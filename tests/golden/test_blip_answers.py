@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from golden_files import GoldenBlip
 from torch import Tensor
+from torch.nn import functional
 
 from openblip.core.tokenizer import TokenBatch
 from openblip.generation.decode import DecodeConfig, decode
@@ -12,6 +13,7 @@ from openblip.generation.rank import rank_two_step
 from openblip.models.layers import ImageMemory
 from openblip.models.stepper import DecoderStepper
 from openblip.objectives.answering import VqaObjective
+from openblip.objectives.nlvr import NlvrObjective
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the reference's code sums float32 in another order"""
@@ -111,3 +113,7 @@ def test_nlvr_logits(golden: GoldenBlip) -> None:
         other = model.classify(text.input_ids, text.attention_mask, swapped)
     torch.testing.assert_close(logits, golden.io["nlvr.logits"], **CLOSE)
     assert not torch.allclose(other, logits, atol=1e-3), "the order of the images matters"
+    labels = torch.arange(half) % 2
+    objective = NlvrObjective(model, enc_id=golden.tokenizer.enc_id)
+    loss = objective(torch.stack((image[:half], image[half:]), dim=1), text, labels)["loss"]
+    torch.testing.assert_close(loss, functional.cross_entropy(golden.io["nlvr.logits"], labels), **CLOSE)

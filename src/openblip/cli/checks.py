@@ -56,6 +56,8 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], None]] = {
     ("experiments", "data"): lambda folder: None,  # holds data sets, each looked for by its name
     ("explain", "picture"): check_picture,
     ("explain", "out"): check_new_file,
+    ("judge", "first"): check_picture,
+    ("judge", "second"): check_picture,
     **{(command, "out"): check_new_file for command in ("caption", "match", "ask", "embed")},
 }
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from openblip.cli import bootstrap, capfilt, experiments, explain, features, make, models, train, use
+from openblip.cli import bootstrap, capfilt, experiments, explain, features, judge, make, models, train, use
 from openblip.cli.checks import check_arguments
 from openblip.cli.refusals import refusal
 from openblip.core.errors import UserError, nearest
@@ -27,7 +27,10 @@ __all__ = ["COMMANDS", "main"]
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "train": (train.train, train.recipes, features.cache_features),
-    "use": (use.caption, use.match, use.ask, use.embed, use.retrieve, use.evaluate, explain.explain),
+    "use": (
+        *(use.caption, use.match, use.ask, judge.judge, use.embed, use.retrieve, use.evaluate),
+        explain.explain,
+    ),
     "models": (models.info, models.convert),
     "bootstrap": (capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
     "data": (make.world, make.tokenizer),

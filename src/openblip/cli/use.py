@@ -327,10 +327,12 @@ def evaluate(
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy; accuracy of answers.
+    """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy; accuracy of answers
+    or judgements.
 
     Args:
-        data: image-text data, as for train; for a VQA model questions with answers.
+        data: image-text data, as for train; for a VQA model questions with answers, for an NLVR2 model labelled
+            statements.
         samples: pictures to use, from the first.
         rerank: candidates that ITM reads for each query; 0 leaves re-ranking out.
         beams: of the captions, or answers.

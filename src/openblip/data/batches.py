@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from openblip.data.images import decode_image
+from openblip.data.images import decode_images
 from openblip.data.sample import Batch, BrokenSample, Sample, collate
 from openblip.data.sources.base import Source
 from openblip.data.transforms import clean_caption
@@ -126,10 +127,11 @@ class BatchMaker(Dataset[Reply]):
     def _read(self, source: Source, index: int, rng: np.random.Generator) -> tuple[Sample, Tensor, tuple[str, ...]]:
         sample = source[index]
         texts = self._choose(sample, rng)
-        image = decode_image(sample, min_side=self._min_side, max_pixels=self._max_pixels)
+        images = decode_images(sample, min_side=self._min_side, max_pixels=self._max_pixels)
         if len(self._sources) > 1:  # two sources that both count from 0 must not share image ids
             sample = replace(sample, image_id=f"{source.name}/{sample.image_id or sample.key}")
-        return sample, self._transform(image, rng), texts
+        pixels = [self._transform(image, rng) for image in images]
+        return sample, pixels[0] if len(pixels) == 1 else torch.stack(pixels), texts
 
     def _choose(self, sample: Sample, rng: np.random.Generator) -> tuple[str, ...]:
         if self._text_mode == "none":

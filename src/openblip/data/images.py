@@ -19,7 +19,7 @@ from openblip.core.kinds import HEAD
 from openblip.data.formats import IMAGE_SUFFIXES, formats, instead_of_image
 from openblip.data.sample import BrokenSample, ImageLike, Sample
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "decode_image"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "decode_image", "decode_images"]
 
 MAX_PIXELS = 89_478_485
 """Pictures with more pixels are refused before decoding (256 MiB as RGB; Pillow warns from here on)."""
@@ -36,7 +36,7 @@ def decode_image(
     """Return the picture as an upright RGB image; the first frame of an animation, transparency on white.
 
     Args:
-        key: names the picture in errors; a `Sample` brings its own.
+        key: names the picture in errors; a `Sample` (of one image) brings its own.
         min_side: a large JPEG may be decoded smaller, as long as its short side keeps this many pixels.
         max_pixels: the largest width x height that is decoded.
 
@@ -68,6 +68,25 @@ def decode_image(
         raise BrokenSample("too-large", key, f"{width} x {height} pixels do not fit in memory") from error
     except Exception as error:  # Pillow's plugins raise what they like
         raise _explain(error, data, key) from error
+
+
+def decode_images(
+    sample: Sample, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS
+) -> list[Image.Image]:
+    """Return all images of a sample, as `decode_image` does.
+
+    Raises:
+        BrokenSample: as `decode_image`; of several images the message names the number of the broken one.
+    """
+    images = []
+    for number, image in enumerate(sample.images, 1):
+        try:
+            images.append(decode_image(image, key=sample.key, min_side=min_side, max_pixels=max_pixels))
+        except BrokenSample as broken:
+            if len(sample.images) > 1:
+                broken.detail = f"image {number} of {len(sample.images)}: {broken.detail}"
+            raise
+    return images
 
 
 def _read(path: Path, key: str) -> bytes:

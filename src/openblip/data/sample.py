@@ -1,10 +1,11 @@
 """What flows through `data`: a sample, a batch of samples, and the book of those that were broken.
 
-A source gives `Sample`s (the picture still as bytes or a path), the loader decodes them and gives `Batch`es.
+A source gives `Sample`s (the images still as bytes or paths), the loader decodes them and gives `Batch`es.
 Whatever is wrong with one sample is a `BrokenSample` with a short cause; the loader counts it in a `SkipLog`
 and goes on with a substitute, so one bad picture among a million never ends a run and never passes unseen.
 
-Shapes: B images in a batch, T texts (T == B unless every text of an image is asked for), S side in pixels.
+Shapes: B samples in a batch, K images in each where a sample has several, T texts (T == B unless every text of a
+sample is requested), S side in pixels.
 """
 
 from __future__ import annotations
@@ -37,16 +38,28 @@ _NUM_EXAMPLES = 3
 
 @dataclass(slots=True)
 class Sample:
-    """One picture, not decoded yet, with the texts that belong to it."""
+    """One image or several, not decoded yet, with the texts that belong to them."""
 
     key: str
     """Unique in its source; names the sample in messages and in skipped.jsonl."""
-    image: ImageLike
+    images: tuple[ImageLike, ...]
+    """One, or as many as `SourceConfig.num_images` says, in the order that the texts speak of."""
     texts: tuple[str, ...] = ()
     image_id: str = ""
-    """Equal for samples that show the same picture (their texts are all true of it); "" means `key`."""
+    """Equal for samples that show the same images (their texts are all true of them); "" means `key`."""
     meta: dict[str, Any] = field(default_factory=dict)
     """Whatever else the source knows: other columns, the scene, the split."""
+
+    @property
+    def image(self) -> ImageLike:
+        """The image of a sample that has one.
+
+        Raises:
+            BrokenSample: "several-images".
+        """
+        if len(self.images) != 1:
+            raise BrokenSample("several-images", self.key, f"it has {len(self.images)} images where one is read")
+        return self.images[0]
 
 
 class BrokenSample(Exception):
@@ -55,7 +68,7 @@ class BrokenSample(Exception):
     Attributes:
         cause: short slug, one of "missing", "empty", "truncated", "not-an-image", "too-large", "unreadable"
             (the picture), "no-text", "bad-text" (its texts), "bad-row" (its line in a captions file),
-            "duplicate-key", "several-images" (in tars).
+            "duplicate-key" (in tars), "several-images" (where one is read).
         key: the sample's key.
         detail: one sentence for a person.
     """
@@ -140,11 +153,12 @@ class Batch:
     """Pictures and texts of equal rank in the stream; row i of every per-image field is the same sample."""
 
     images: Tensor
-    """uint8 [B, 3, S, S]; `transforms.normalize` makes floats of it on the device that trains."""
+    """uint8 [B, 3, S, S], or [B, K, 3, S, S] of samples with several images each; `transforms.normalize` makes
+    floats of it on the device that trains."""
     texts: list[str]
     """One for each image, or all texts of all images (text_mode "all"), or none (text_mode "none")."""
     image_ids: Tensor
-    """int64 [B]: `stable_id` of the sample's image id; equal ids show the same picture."""
+    """int64 [B]: `stable_id` of the sample's image id; equal ids show the same images."""
     keys: list[str]
     meta: list[dict[str, Any]]
     image_index: Tensor
@@ -173,7 +187,7 @@ def stable_id(name: str) -> int:
 
 
 def collate(rows: Iterable[tuple[Sample, Tensor, tuple[str, ...]]]) -> Batch:
-    """Stack (sample, picture uint8 [3, S, S], chosen texts) into a `Batch`."""
+    """Stack (sample, its image uint8 [3, S, S] or images [K, 3, S, S], chosen texts) into a `Batch`."""
     import torch  # here, so that a source is opened, and refused, without it
 
     samples, images, texts = zip(*rows, strict=True)

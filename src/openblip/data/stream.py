@@ -46,8 +46,8 @@ class Loader:
 
     Args:
         sources: at least one; `weights` (or none) gives each its share of an epoch.
-        transform: picture and generator to uint8 [3, S, S]; its `min_side`, if it has one, lets large JPEGs
-            be decoded smaller.
+        transform: image and generator to uint8 [3, S, S], applied to each image of a sample; its `min_side`, if
+            it has one, lets large JPEGs be decoded smaller.
         batch_size: samples on this rank; a global batch has `batch_size * world_size`, of which rank r takes
             the r-th slice, so that the samples of a step do not depend on how many ranks share it.
         num_workers: processes that decode; 0 decodes in a thread of this process.
@@ -57,6 +57,7 @@ class Loader:
         clean: "simplify" as the papers do, "spaces" for other languages and cased vocabularies, "none".
         max_words: captions are cut after so many words (not with clean="none").
         length: samples in an epoch; default: the sum of the sizes.
+        num_images: that each sample has to have.
         max_pixels: larger pictures are "too-large".
         max_substitutes: how many samples in a row may be broken before the source counts as broken.
         leave_out: nothing takes the place of a broken sample, as a measure demands: its batch is smaller, or is not
@@ -65,7 +66,8 @@ class Loader:
         prefetch: batches made ahead (by each worker).
 
     Raises:
-        UserError: nothing to read, or fewer samples than one global batch with `drop_last`.
+        UserError: nothing to read, fewer samples than one global batch with `drop_last`, or a source with another
+            number of images.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Loader:
         max_words: int | None = 30,
         weights: Sequence[float | None] | None = None,
         length: int | None = None,
+        num_images: int = 1,
         max_pixels: int = MAX_PIXELS,
         max_substitutes: int = 200,
         leave_out: bool = False,
@@ -95,6 +98,10 @@ class Loader:
         self._sources = list(sources) if isinstance(sources, Sequence) else [sources]
         if not self._sources:
             raise UserError("no data source is given")
+        for source in self._sources:
+            if source.num_images != num_images:
+                several = f"{source.num_images} image{'s' * (source.num_images > 1)} for each sample"
+                raise UserError(f"{source.name} has {several}, and {num_images} are read here")
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}")
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"

@@ -20,7 +20,15 @@ from openblip.tasks.answering import MAX_LENGTH
 from openblip.tasks.config import RunConfig, as_sources
 from openblip.training.config import TrainConfig
 
-__all__ = ["ANSWERS", "blip_pretrain", "caption_finetune", "is_small", "retrieval_finetune", "vqa_finetune"]
+__all__ = [
+    "ANSWERS",
+    "blip_pretrain",
+    "caption_finetune",
+    "is_small",
+    "nlvr_finetune",
+    "retrieval_finetune",
+    "vqa_finetune",
+]
 
 CAPTION_PROMPT = "a picture of "
 
@@ -137,6 +145,35 @@ def vqa_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str, ..
             monitor="accuracy_generated" if validation else None,
         ),
         decode=ANSWERS,
+    )
+
+
+def nlvr_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
+    """Fine-tune to judge statements about two images (NLVR2): 384 px, 15 epochs at 3e-5, global batch 256.
+
+    The images of a pair are exchanged at random together with the words "left" and "right" of its statements. As in
+    the reference each image is also cropped, flipped and changed by RandAugment; small models keep their own
+    resolution here, and `small_nlvr` has their settings.
+    """
+    return RunConfig(
+        task="nlvr",
+        sources=as_sources(data),
+        validation=as_sources(validation),
+        validation_samples=10_000,
+        model=model,
+        image_size=None if is_small(model) else 384,
+        transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
+        batch_size=16,
+        num_workers=4,
+        max_length=64,
+        train=TrainConfig(
+            epochs=15,
+            learning_rate=3e-5,
+            min_learning_rate=0.0,
+            warmup_steps=0,
+            schedule="cosine-epoch",
+            monitor="accuracy" if validation else None,
+        ),
     )
 
 

@@ -88,6 +88,7 @@ RECIPES: dict[str, Recipe] = {
             "blip-retrieval", "blip:retrieval_finetune", "fine-tuning for retrieval: ITC and ITM", _BLIP, _START
         ),
         Recipe("blip-vqa", "blip:vqa_finetune", "fine-tuning for questions", _BLIP, _START),
+        Recipe("blip-nlvr", "blip:nlvr_finetune", "fine-tuning for statements about two images", _BLIP, _START),
         Recipe("blip2-stage1", "blip2:blip2_stage1", "the Q-Former over a frozen tower: ITC, ITM and ITG", _BLIP2),
         Recipe("blip2-stage2", "blip2:blip2_stage2", "a frozen language model behind the Q-Former", _BLIP2, _START),
         Recipe(
@@ -109,6 +110,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe("small-pretrain", "small:small_pretrain", "a small BLIP from scratch, on a CPU", _SMALL),
         Recipe("small-vqa", "small:small_vqa", "questions for a small BLIP, on a CPU", _SMALL),
+        Recipe("small-nlvr", "small:small_nlvr", "statements about two images for a small BLIP, on a CPU", _SMALL),
         Recipe("small-stage1", "small:small_stage1", "stage 1 with a small Q-Former, on a CPU", _SMALL),
         Recipe("small-stage2", "small:small_stage2", "stage 2 behind a small Q-Former, on a CPU", _SMALL, _START),
     )

@@ -25,6 +25,7 @@ __all__ = [
     "SHORT_RUN",
     "SHORT_STAGE1",
     "short_training",
+    "small_nlvr",
     "small_pretrain",
     "small_stage1",
     "small_stage2",
@@ -107,6 +108,26 @@ def small_vqa(
         answering=AnsweringConfig(label_smoothing=0.0),
         train=replace(train, monitor="accuracy_generated" if validation else None),
         decode=ANSWERS,
+    )
+
+
+def small_nlvr(
+    data: tuple[str, ...], *, model: str = "micro", validation: tuple[str, ...] = (), steps: int = 1000
+) -> RunConfig:
+    """Statements about two images for a small BLIP, from scratch or from a pre-trained one: whole images, no flips.
+
+    Args:
+        model: "nano" or "micro" to train from scratch, or a small model's folder.
+    """
+    train = short_training(steps)
+    return RunConfig(
+        task="nlvr",
+        sources=as_sources(data),
+        validation=as_sources(validation),
+        model=model,
+        transform=_WHOLE,
+        max_length=64,
+        train=replace(train, monitor="accuracy" if validation else None),
     )
 
 

@@ -33,7 +33,7 @@ from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
 from openblip.tasks.config import RunConfig
 from openblip.tasks.features import FeatureCache
 from openblip.tasks.protocols import Adapter, Answers
-from openblip.tasks.step import PreparedBatch, Training, TrainingStep, images_of
+from openblip.tasks.step import PreparedBatch, Training, TrainingStep, images_of, unless_even
 from openblip.tasks.task import Batches, Evaluation, RunData, Task
 from openblip.tasks.vocabulary import all_answers
 
@@ -124,19 +124,13 @@ def prepare_questions(
         return QuestionBatch(
             images=batch.images,
             questions=encode_questions(tokenizer, batch.texts, clean=clean, max_length=max_length),
-            image_of=_unless_even(batch.image_index, len(batch)),
+            image_of=unless_even(batch.image_index, len(batch)),
             answers=tokenizer.encode(texts, first="dec", max_length=max_length),
-            question_of=_unless_even(torch.tensor(owners), len(batch.texts)),
+            question_of=unless_even(torch.tensor(owners), len(batch.texts)),
             weights=torch.tensor(weights),
         )
 
     return prepare
-
-
-def _unless_even(owner: Tensor, count: int) -> Tensor | None:
-    """None where each of `count` owners has equally many rows, which then need not be gathered."""
-    each = torch.bincount(owner, minlength=count)
-    return None if bool((each == each[0]).all()) else owner
 
 
 def prepare_answers(

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 FamilyName = Literal["blip", "blip2"]
-TaskName = Literal["pretraining", "captioning", "retrieval", "answering"]
+TaskName = Literal["pretraining", "captioning", "retrieval", "answering", "nlvr"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +73,9 @@ class RunConfig:
     """Which kind of model is trained; settings of the other family are refused."""
     task: TaskName = "pretraining"
     """What is learned. BLIP: "pretraining" (ITC, ITM, LM), "captioning" (LM with the decoder alone), "retrieval"
-    (ITC, ITM with the encoder alone), "answering". BLIP-2: "pretraining" (stage 1: ITC, ITM, ITG), "captioning"
-    (stage 2: a language model continues from the queries), "retrieval" (stage 1's objectives), "answering"
-    (stage 2; the Q-Former reads the question too)."""
+    (ITC, ITM with the encoder alone), "answering", "nlvr" (statements about two images, true or false). BLIP-2:
+    "pretraining" (stage 1: ITC, ITM, ITG), "captioning" (stage 2: a language model continues from the queries),
+    "retrieval" (stage 1's objectives), "answering" (stage 2; the Q-Former reads the question too)."""
 
     sources: tuple[SourceConfig, ...]
     """What is trained on; formats in docs/data.md."""

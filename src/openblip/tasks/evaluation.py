@@ -24,9 +24,10 @@ def evaluation_batches(
     samples: int,
     batch_size: int = 64,
     clean: Any,
+    num_images: int = 1,
     measured: Measured | None = None,
 ) -> Iterator[Batch]:
-    """The first `samples` images in order, each with all its texts, resized whole.
+    """The first `samples` samples in order, each with all its texts, images resized whole.
 
     Nothing takes the place of a broken sample: it is left out and noted in `measured`.
 
@@ -50,6 +51,7 @@ def evaluation_batches(
         text_mode="all",
         clean=clean,
         max_words=None,
+        num_images=num_images,
         leave_out=True,
         skip_log=log,
     )
@@ -71,7 +73,7 @@ class FirstSamples(Source):
 
     def __init__(self, source: Source, count: int) -> None:
         super().__init__()
-        self.name, self.bad_rows = source.name, source.bad_rows
+        self.name, self.bad_rows, self.num_images = source.name, source.bad_rows, source.num_images
         self._source, self._count = source, min(count, len(source))
 
     def __len__(self) -> int:

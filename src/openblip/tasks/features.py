@@ -315,7 +315,7 @@ class _CachedSource(Source):
         key = sample.key if sample.key in self._keys else sample.key.rpartition("#")[0]  # one of several captions
         if key not in self._keys:
             raise BrokenSample("missing", sample.key, "there are no features of it on disk")
-        return replace(sample, image=np.zeros((8, 8, 3), np.uint8), meta={**sample.meta, _ROW: key})
+        return replace(sample, images=(np.zeros((8, 8, 3), np.uint8),), meta={**sample.meta, _ROW: key})
 
     def text_counts(self) -> np.ndarray:
         return self._source.text_counts()

@@ -32,7 +32,7 @@ NEEDS = {
     "match": "matching needs a BLIP pre-training or retrieval model, or a BLIP-2 model of stage 1",
     "embed": "embeddings need a BLIP pre-training or retrieval model, or a BLIP-2 model of stage 1",
     "answer": "answers need a BLIP VQA model (openblip train blip-vqa makes one), or a BLIP-2 model of stage 2",
-    "judge": "judging pairs of images needs a BLIP NLVR2 model",
+    "judge": "judging pairs of images needs a BLIP NLVR2 model (openblip train blip-nlvr makes one)",
     "features": "query features need a BLIP-2 model",
 }
 

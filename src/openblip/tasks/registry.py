@@ -10,6 +10,7 @@ from openblip.tasks.config import FamilyName, TaskName
 from openblip.tasks.families.blip import BLIP
 from openblip.tasks.families.blip2 import BLIP2
 from openblip.tasks.families.family import Family
+from openblip.tasks.nlvr import NLVR
 from openblip.tasks.pretraining import PRETRAINING
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.retrieval import RETRIEVAL
@@ -23,6 +24,7 @@ TASKS: dict[TaskName, Task] = {
     "captioning": CAPTIONING,
     "retrieval": RETRIEVAL,
     "answering": ANSWERING,
+    "nlvr": NLVR,
 }
 
 
@@ -44,4 +46,6 @@ def task_of(adapter: Adapter) -> TaskName:
     """The task that a finished model is evaluated on."""
     if adapter.info.get("task") == "answering" or adapter.can == {"answer"}:
         return "answering"
+    if adapter.can == {"judge"}:
+        return "nlvr"
     return "pretraining"  # all that it can do with images and captions

@@ -20,7 +20,7 @@ from openblip.data.sample import Batch
 from openblip.tasks.features import FeatureCache
 from openblip.training.step import Prepare
 
-__all__ = ["PairBatch", "PreparedBatch", "Training", "TrainingStep", "depth_of_layers", "images_of"]
+__all__ = ["PairBatch", "PreparedBatch", "Training", "TrainingStep", "depth_of_layers", "images_of", "unless_even"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class PreparedBatch:
     """Tensors of B samples for one forward pass, and how much of what the loss is a mean over it holds."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], normalised on the device; or features [B, N, D] of a frozen tower"""
+    """uint8 [B, 3, H, W], of several images [B, K, 3, H, W], normalised on the device; or features [B, N, D] of a
+    frozen tower"""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Any:
         """Move all tensors."""
@@ -144,6 +145,12 @@ class Training:
 def images_of(cache: FeatureCache | None) -> Callable[[Batch], Tensor]:
     """What a step is given of a batch's images: their pixels, or the features that `cache` holds."""
     return (lambda batch: batch.images) if cache is None else (lambda batch: cache.read(batch.meta))
+
+
+def unless_even(owner: Tensor, count: int) -> Tensor | None:
+    """None where each of `count` owners has equally many rows, which then need not be gathered."""
+    each = torch.bincount(owner, minlength=count)
+    return None if bool((each == each[0]).all()) else owner
 
 
 def depth_of_layers(module: nn.Module, vision_depth: int, text_depth: int) -> dict[str, int]:

@@ -45,5 +45,7 @@ class Task:
     """The task's view of a source."""
     single: frozenset[str] = frozenset()
     """Families that train on one text an image: samples with several are taken apart."""
+    num_images: int = 1
+    """Of each sample."""
     cleans: bool = True
     """Whether the loader cleans texts; a task whose texts are looked up as they were given does it itself."""

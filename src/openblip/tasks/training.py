@@ -77,6 +77,7 @@ def run_training(
         text_mode=training.text_mode,
         clean=training.clean,
         max_words=training.max_words,
+        num_images=TASKS[config.task].num_images,
         skip_log=out / "skipped.jsonl",
         pin_memory=device.type == "cuda",
     )
@@ -162,6 +163,7 @@ def evaluate_model(
             [task.open(source) for source in config.validation],
             adapter.image_size,
             samples=config.validation_samples,
+            num_images=task.num_images,
             clean=config.clean if task.cleans else "none",
             measured=used,
         )

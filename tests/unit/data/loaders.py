@@ -30,9 +30,9 @@ class Pictures(Source):
     def __getitem__(self, index: int) -> Sample:
         key = str(index)
         if index in self.bad:
-            return Sample(key, self.bad[index], ("a broken one",), key)
+            return Sample(key, (self.bad[index],), ("a broken one",), key)
         noise = np.random.default_rng(index).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        return Sample(key, noise, texts_of(index), key)
+        return Sample(key, (noise,), texts_of(index), key)
 
 
 class Failing(Source):

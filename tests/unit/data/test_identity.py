@@ -14,7 +14,7 @@ from make_data import contents, encoded, picture
 
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import SourceConfig, open_source
-from openblip.data.sources.cells import as_texts, given_id, is_missing, one_image
+from openblip.data.sources.cells import as_texts, given_id, is_missing, row_images
 from openblip.data.sources.identity import id_strings, image_ids, image_name, settle_ids
 from openblip.data.sources.questions import open_questions
 
@@ -248,9 +248,30 @@ def test_pandas_missing_values() -> None:
     ],
 )
 def test_one_image_in_a_cell(cell: Any, expected: Any) -> None:
-    assert one_image(cell, "k") == expected
+    assert row_images([cell], ["image"], "k") == (() if expected is None else (expected,))
 
 
 def test_several_images_in_a_cell_are_told() -> None:
-    with pytest.raises(BrokenSample, match="holds 2 images"):
-        one_image(["a.png", {"bytes": b"x"}], "k")
+    with pytest.raises(BrokenSample, match='holds 2 images under "image", where a sample has 1'):
+        row_images([["a.png", {"bytes": b"x"}]], ["image"], "k")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["a.png", {"bytes": b"x"}],
+        [["a.png", {"bytes": b"x"}]],
+    ],
+)
+def test_two_images_in_one_cell_or_in_two(cells: list[Any]) -> None:
+    columns = ["left", "right"][: len(cells)]
+    assert row_images(cells, columns, "k", count=2) == ("a.png", b"x")
+    with pytest.raises(BrokenSample, match="where a sample has 3"):
+        row_images(cells, columns, "k", count=3)
+
+
+def test_two_images_in_the_json_of_a_text_file() -> None:
+    assert row_images(['["a.png", "b.png"]'], ["images"], "k", count=2) == ("a.png", "b.png")
+    assert row_images(["[1].png"], ["image"], "k") == ("[1].png",)
+    with pytest.raises(BrokenSample, match='no image under "right", where a sample has 2'):
+        row_images(["a.png", None], ["left", "right"], "k", count=2)

@@ -39,7 +39,7 @@ def test_from_path_array_image_and_sample(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(picture(3)))
     array = np.asarray(picture(3))
-    for source in (path, path.read_bytes(), array, picture(3), Sample("k", path)):
+    for source in (path, path.read_bytes(), array, picture(3), Sample("k", (path,))):
         assert np.array_equal(np.asarray(decode_image(source)), array)
     assert center(decode_image(np.full((4, 4), 9, np.uint8))) == (9, 9, 9)
 

@@ -16,6 +16,7 @@ from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import SourceConfig, open_source
 from openblip.data.sources.questions import open_questions
+from openblip.data.sources.statements import open_statements
 
 GIVEN: dict[str, Any] = {
     "split": "train",
@@ -28,6 +29,8 @@ GIVEN: dict[str, Any] = {
     "questions": True,
     "answer_column": "answer",
     "max_questions": 2,
+    "statements": True,
+    "num_images": 2,
 }
 COMMON = {"path", "name", "weight", "pairs", "need_texts"}
 
@@ -77,7 +80,7 @@ def test_settings_without_effect_are_refused(sources: dict[str, str], kind: str,
         open_source(config)
     message = str(caught.value)
     assert sources[kind] in message or kind == "world"
-    assert setting in message or setting == "questions"
+    assert setting in message or setting in ("questions", "statements", "num_images")
     assert "\n" not in message
 
 
@@ -98,6 +101,10 @@ def test_the_nearest_setting_is_named(sources: dict[str, str]) -> None:
 def test_captions_are_no_questions(sources: dict[str, str], kind: str) -> None:
     with pytest.raises(UserError, match=r"holds no questions with answers"):
         open_questions(sources[kind])
+    with pytest.raises(UserError, match=r"holds no statements with labels"):
+        open_statements(sources[kind])
+    with pytest.raises(UserError, match=r"has one image in each sample, not 2; give a captions file"):
+        open_source(f"{sources[kind]}?num_images=2")
 
 
 # ---- Hugging Face ----

@@ -1,7 +1,7 @@
 """Sources of samples: folders, captions files, parquet, tars, Hugging Face datasets, the scene world.
 
 source = open_source("tars/{00000..00099}.tar")
-source[7]  # Sample(key=..., image=<bytes>, texts=("a dog on a beach",), ...)
+source[7]  # Sample(key=..., images=(<bytes>,), texts=("a dog on a beach",), ...)
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 COLUMN_SETTINGS = ("image_column", "text_column", "id_column", "answer_column", "meta_columns")
-_OF_EVERY_SOURCE = frozenset(("path", "name", "weight", "pairs", "need_texts", "max_questions"))
+_OF_EVERY_SOURCE = frozenset(("path", "name", "weight", "pairs", "need_texts", "max_questions", "num_images"))
 URL_COLUMNS = ("url", "image_url", "img_url")
 
 
@@ -56,7 +56,10 @@ class SourceConfig:
     absolute_paths: bool = False
     """Accept absolute image paths outside `image_root` in a captions file that you trust."""
     image_column: str = ""
-    """Column of the picture's path or bytes, in tars its ending; guessed from the usual names when empty."""
+    """Column of the image's path or bytes, in tars its ending; guessed from the usual names when empty. Of samples
+    with several images one column for each, "left,right", or one that holds lists."""
+    num_images: int = 1
+    """Images of each sample: 2 for the pairs of NLVR2. Only tables and hf: have samples with several."""
     text_column: str = ""
     """Column, JSON field or file ending of the captions; guessed from the usual names when empty."""
     id_column: str = ""
@@ -67,8 +70,10 @@ class SourceConfig:
     """Further columns to keep in `Sample.meta`."""
     questions: bool = False
     """The texts are questions with answers, see `questions.open_questions`; `text_column` names theirs."""
+    statements: bool = False
+    """The texts are statements, true or false, see `statements.open_statements`; `text_column` names theirs."""
     answer_column: str = ""
-    """Column of the answers to a question; guessed from the usual names when empty."""
+    """Column of the answers to a question, or of a statement's label; guessed from the usual names when empty."""
     max_questions: int = 0
     """Most questions about a picture in one sample; a picture with more makes several. 0 takes all."""
 
@@ -79,6 +84,8 @@ class SourceConfig:
             raise UserError(f"the weight of source {self.path} must be above 0, not {self.weight}")
         if self.max_questions < 0:
             raise UserError(f"max_questions of source {self.path} cannot be negative, and is {self.max_questions}")
+        if self.num_images < 1:
+            raise UserError(f"num_images of source {self.path} must be at least 1, not {self.num_images}")
 
 
 class Source(ABC):
@@ -91,12 +98,14 @@ class Source(ABC):
         blocks: contiguous ranges that are cheap to read together (a tar, a row group), or None when every
             sample is as cheap as any other. Their order is shuffled, and samples among `window` blocks.
         window: how many blocks are shuffled together.
+        num_images: of each sample.
     """
 
     name: str = ""
     reads: ClassVar[frozenset[str]] = frozenset()
     blocks: Sequence[range] | None = None
     window: int = 16
+    num_images: int = 1
 
     def __init__(self) -> None:
         self.bad_rows: list[BrokenSample] = []
@@ -159,6 +168,12 @@ def refuse_unread(config: SourceConfig, reads: frozenset[str], what: str) -> Non
         raise UserError(
             f"{what} holds no questions with answers that can be read; give a captions file, see docs/vqa.md"
         )
+    if config.statements and "statements" not in reads:
+        raise UserError(f"{what} holds no statements with labels that can be read; give a captions file")
+    if config.num_images > 1 and "num_images" not in reads:
+        raise UserError(
+            f"{what} has one image in each sample, not {config.num_images}; give a captions file that names several"
+        )
     for setting in fields(config):
         name = setting.name
         if name in reads | _OF_EVERY_SOURCE or getattr(config, name) == setting.default:
@@ -166,9 +181,10 @@ def refuse_unread(config: SourceConfig, reads: frozenset[str], what: str) -> Non
         raise UserError(
             f'{what} does not read the setting "{name}"{nearest(name, reads | _OF_EVERY_SOURCE - {"path"})}'
         )
-    for name in ("answer_column", "max_questions"):
-        if getattr(config, name) and not config.questions:
-            raise UserError(f'{what} reads the setting "{name}" only for questions with answers (finetune vqa)')
+    if config.answer_column and not (config.questions or config.statements):
+        raise UserError(f'{what} reads the setting "answer_column" only for questions and statements')
+    if config.max_questions and not config.questions:
+        raise UserError(f'{what} reads the setting "max_questions" only for questions with answers (finetune vqa)')
 
 
 class PairsSource(Source):
@@ -183,6 +199,7 @@ class PairsSource(Source):
     def __init__(self, source: Source, *, each: int = 1) -> None:
         super().__init__()
         self.name, self.bad_rows, self.window = source.name, source.bad_rows, source.window
+        self.num_images = source.num_images
         self._source, self._each = source, each
         counts = np.maximum(-(-source.text_counts() // each), 1)
         self._ends = np.cumsum(counts)
@@ -219,12 +236,13 @@ def find_column(wanted: str, guesses: Iterable[str], columns: Sequence[str], *, 
     """Return the column called `wanted`, or the first of `guesses` that is there, whatever its case.
 
     Args:
-        what: "image", "caption", "question" or "answer", for the message.
+        what: "image", "caption", "question", "answer", "statement" or "label", for the message.
 
     Raises:
         UserError: names the file, the columns found and the nearest.
     """
-    option = {"caption": "text_column", "question": "text_column"}.get(what, f"{what}_column")
+    options = {"caption": "text", "question": "text", "statement": "text", "label": "answer"}
+    option = f"{options.get(what, what)}_column"
     if wanted:
         if wanted in columns:
             return wanted

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from openblip.data.sample import BrokenSample
@@ -16,7 +18,7 @@ __all__ = [
     "as_texts",
     "given_id",
     "is_missing",
-    "one_image",
+    "row_images",
     "turns",
 ]
 
@@ -103,23 +105,38 @@ def turns(value: Any) -> list[tuple[bool, str]]:
     return found
 
 
-def one_image(value: Any, key: str) -> bytes | str | None:
-    """The image in a cell: encoded bytes, its path, or None where there is none.
+def row_images(
+    cells: Sequence[Any], columns: Sequence[str], key: str, *, count: int = 1
+) -> tuple[bytes | str, ...]:
+    """The `count` images in a row's cells, each as encoded bytes or a path; empty where there is none at all.
 
-    The cell may be a path, bytes, {"bytes": ..., "path": ...} as Hugging Face writes, or a list of one of these.
+    A cell may be a path, bytes, {"bytes": ..., "path": ...} as Hugging Face writes, or a list of these (in text
+    files, where a row has several images, also written as JSON).
 
     Raises:
-        BrokenSample: "bad-row", several images.
+        BrokenSample: "bad-row", another number of images.
     """
+    each = [_images(cell, lists=count > 1) for cell in cells]
+    given = tuple(image for images in each for image in images)
+    if given and len(given) != count:
+        empty = [column for column, images in zip(columns, each, strict=True) if not images]
+        named = " and ".join(f'"{column}"' for column in empty or columns)
+        number = f"{len(given)} image{'s' * (len(given) > 1)}"
+        found = f"no image under {named}" if empty else f"the row holds {number} under {named}"
+        raise BrokenSample("bad-row", key, f"{found}, where a sample has {count}")
+    return given
+
+
+def _images(value: Any, *, lists: bool) -> tuple[bytes | str, ...]:
     if isinstance(value, str):
-        return value if value.strip() else None
+        if lists and value.lstrip().startswith("["):
+            with suppress(ValueError, RecursionError):
+                return _images(json.loads(value), lists=False)
+        return (value,) if value.strip() else ()
     if isinstance(value, dict):
-        return value.get("bytes") or one_image(value.get("path"), key)
+        return (value["bytes"],) if value.get("bytes") else _images(value.get("path"), lists=False)
     if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
+        return (bytes(value),)
     if isinstance(value, Sequence):
-        given = [image for item in value if (image := one_image(item, key)) is not None]
-        if len(given) > 1:
-            raise BrokenSample("bad-row", key, f"the row holds {len(given)} images where a sample has one")
-        return given[0] if given else None
-    return None
+        return tuple(image for item in value for image in _images(item, lists=lists))
+    return ()

@@ -64,13 +64,12 @@ class Digest(fingerprint.Digest):
                     self.strings(part)
 
     def image_size(self, sample: Sample) -> None:
-        """Add how large the image's file is, -1 where there is none."""
-        if not self.sizes:
-            return
-        try:
-            self.numbers(np.array(os.stat(sample.image).st_size))  # type: ignore[arg-type]
-        except (OSError, TypeError, ValueError):
-            self.numbers(np.array(-1))
+        """Add how large the file of each image is, -1 where there is none."""
+        for image in sample.images if self.sizes else ():
+            try:
+                self.numbers(np.array(os.stat(image).st_size))  # type: ignore[arg-type]
+            except (OSError, TypeError, ValueError):
+                self.numbers(np.array(-1))
 
     def broken(self, broken: BrokenSample) -> None:
         """Add what is wrong with a sample."""

@@ -82,7 +82,7 @@ class FolderSource(Source):
     def __getitem__(self, index: int) -> Sample:
         name = string_of(self._names[index])
         texts = self._texts(name, string_of(self._text_names[index]))
-        return Sample(key=name, image=self._folder / name, texts=texts, image_id=name)
+        return Sample(key=name, images=(self._folder / name,), texts=texts, image_id=name)
 
     def describe(self) -> dict[str, Any]:
         left_out = {"left_out": self._left_out} if self._left_out else {}

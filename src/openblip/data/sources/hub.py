@@ -9,6 +9,7 @@ any other, and rows stay in the library's memory-mapped files.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from openblip.core.errors import UserError, first_line, nearest, require
 from openblip.core.places import local_path
 from openblip.data.sample import BrokenSample, ImageLike, Sample
 from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, string_array
-from openblip.data.sources.cells import is_missing, one_image
+from openblip.data.sources.cells import is_missing, row_images
 from openblip.data.sources.digest import Digest, pieces
 from openblip.data.sources.identity import id_strings, image_name, settle_ids
 from openblip.data.sources.paths import image_roots, locate_image
-from openblip.data.sources.table import choose_columns, row_texts
+from openblip.data.sources.table import choose_columns, image_columns, row_texts
 
 __all__ = ["HubSource"]
 
@@ -39,18 +40,20 @@ class HubSource(Source):
         config: its `split` chooses a split, and within it the rows whose own column `split` says so.
     """
 
-    reads = frozenset((*COLUMN_SETTINGS, "split", "image_root", "questions"))
+    reads = frozenset((*COLUMN_SETTINGS, "split", "image_root", "questions", "statements", "num_images"))
 
     def __init__(self, name: str, config: SourceConfig) -> None:
         super().__init__()
         datasets = require("datasets", "datasets")
         self.name = config.name or config.path
         self._config = config
+        self.num_images = config.num_images
         data, self._own_split, place = _load(datasets, name, config.split)
         self._columns = choose_columns(data.column_names, _guided(datasets, data, config), f"hf:{place}")
-        image = self._columns["image"]
-        if _holds_images(datasets, data.features[image]):
-            data = data.cast_column(image, _undecoded(datasets, data.features[image]))
+        self._images = image_columns(self._columns)
+        for image in self._images:
+            if _holds_images(datasets, data.features[image]):
+                data = data.cast_column(image, _undecoded(datasets, data.features[image]))
         folder = place if Path(place).is_dir() else ""
         self._roots = image_roots(config.image_root, folder) if config.image_root or folder else ()
         kept = [*dict.fromkeys([*self._columns.values(), *config.meta_columns])]
@@ -59,18 +62,16 @@ class HubSource(Source):
 
     def _settled_ids(self) -> pa.Array:
         ids = id_strings(_column(self._rows, self._columns["id"]))
-        column = self._columns["image"]
-        images = self._rows.select_columns([column])
+        images = self._rows.select_columns(self._images)
 
         def names_of(rows: np.ndarray) -> list[str]:
-            return [_name(images[int(row)][column], int(row)) for row in rows]
+            return [self._name(images[int(row)], int(row)) for row in rows]
 
         return settle_ids(ids, names_of)
 
     def text_counts(self) -> np.ndarray:
-        kept = [
-            self._columns[role] for role in ("caption", "question", "answer", "weight") if role in self._columns
-        ]
+        roles = (role for role in self._columns if role != "id" and not role.startswith("image"))
+        kept = list(dict.fromkeys(self._columns[role] for role in roles))
         if not kept:
             return np.zeros(len(self), np.int64)
 
@@ -86,28 +87,37 @@ class HubSource(Source):
         return len(self._rows)
 
     def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
-        image = self._columns["image"]
-        kept = [name for name in self._rows.column_names if name != image] if texts else []
+        kept = [name for name in self._rows.column_names if name not in self._images] if texts else []
         # Where the library keeps a choice of rows, reading their images would copy them all.
-        kept += [image] if self._rows._indices is None else []
+        kept += self._images if self._rows._indices is None else []
         for piece in pieces(span, 10_000) if kept else ():
             table = self._rows.select_columns(kept).with_format("arrow")[piece.start : piece.stop]
             for name in kept:
-                digest.strings(table[name]) if name != image else digest.images(table[name])
+                digest.strings(table[name]) if name not in self._images else digest.images(table[name])
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
         key = str(index)
-        given = one_image(row[self._columns["image"]], key)
-        if given is None:
+        given = self._given(row, key)
+        if not given:
             raise BrokenSample("missing", key, "the row holds no picture")
-        image: ImageLike = self._located(given, key) if isinstance(given, str) else given
-        image_id = key if isinstance(given, bytes) else given
+        images: tuple[ImageLike, ...] = tuple(self._located(i, key) if isinstance(i, str) else i for i in given)
+        image_id = key if any(isinstance(image, bytes) for image in given) else image_name(*given)
         if self._ids is not None:
             image_id = self._ids[index].as_py()
         texts = row_texts(row, self._columns, key)
         meta = {name: row[name] for name in self._config.meta_columns}
-        return Sample(key=key, image=image, texts=texts, image_id=image_id, meta=meta)
+        return Sample(key=key, images=images, texts=texts, image_id=image_id, meta=meta)
+
+    def _given(self, row: Mapping[str, Any], key: str) -> tuple[bytes | str, ...]:
+        cells = [row[column] for column in self._images]
+        return row_images(cells, self._images, key, count=self.num_images)
+
+    def _name(self, row: Mapping[str, Any], number: int) -> str:
+        try:
+            return image_name(*self._given(row, str(number))) or f"row {number}"
+        except BrokenSample:
+            return f"row {number}"
 
     def _located(self, name: str, key: str) -> Path:
         """The library gives absolute paths of its own; others start from the data set's folder."""
@@ -120,13 +130,6 @@ class HubSource(Source):
     def describe(self) -> dict[str, Any]:
         own = {"rows_by_own_split": self._own_split} if self._own_split else {}
         return {**super().describe(), "kind": "hf", "columns": self._columns, **own}
-
-
-def _name(cell: Any, row: int) -> str:
-    try:
-        return image_name(one_image(cell, str(row))) or f"row {row}"
-    except BrokenSample:
-        return f"row {row}"
 
 
 def _column(data: Any, name: str) -> pa.Array | pa.ChunkedArray:

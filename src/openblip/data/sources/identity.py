@@ -18,14 +18,27 @@ from openblip.core.fingerprint import short_hash
 from openblip.data.sources.base import string_array, string_of
 from openblip.data.sources.cells import given_id
 
-__all__ = ["id_strings", "image_ids", "image_name", "labels_of", "needs_name", "same_names", "settle_ids"]
+__all__ = [
+    "id_strings",
+    "image_ids",
+    "image_name",
+    "joined_names",
+    "labels_of",
+    "needs_name",
+    "same_names",
+    "settle_ids",
+]
 
 
-def image_name(image: bytes | str | None) -> str:
-    """What tells an image from others: its path, or the hash of its bytes; "" for none."""
-    if image is None or isinstance(image, str):
-        return image or ""
-    return short_hash(image)
+def image_name(*images: bytes | str) -> str:
+    """What tells the images of a row from others: the path of each, or the hash of its bytes; "" for none."""
+    return ",".join(image if isinstance(image, str) else short_hash(image) for image in images)
+
+
+def joined_names(columns: Sequence[pa.Array]) -> pa.Array:
+    """The names of all images of a row, joined by commas where a row has several."""
+    comma = pa.scalar(",", pa.large_string())
+    return columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, comma)
 
 
 def id_strings(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -22,20 +22,27 @@ import pyarrow.parquet as pq
 from openblip.core.errors import UserError, first_line
 from openblip.core.kinds import read_head, refuse_other_kinds
 from openblip.data.sample import BrokenSample, ImageLike
-from openblip.data.sources.answers import question_texts
 from openblip.data.sources.base import SourceConfig, string_array, string_of
-from openblip.data.sources.cells import NO_TEXT, as_texts, one_image
+from openblip.data.sources.cells import NO_TEXT, as_texts, row_images
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.identity import (
     id_strings,
     image_ids,
     image_name,
     labels_of,
-    same_names,
     settle_ids,
 )
 from openblip.data.sources.paths import image_roots, locate_image
-from openblip.data.sources.table import Columns, ImagePaths, TableSource, choose_columns, no_such_split, row_path
+from openblip.data.sources.table import (
+    Columns,
+    ImagePaths,
+    TableSource,
+    choose_columns,
+    image_columns,
+    no_such_split,
+    row_paths,
+    row_texts,
+)
 
 __all__ = ["open_parquet"]
 
@@ -61,9 +68,9 @@ def _open(paths: Sequence[Path], config: SourceConfig) -> TableSource:
             refuse_other_kinds(paths[0], head, "a parquet file")
         raise UserError(f"{paths[0]} cannot be read as parquet: {first_line(error)}") from error
     names = choose_columns(schema.names, config, str(paths[0]))
-    image_type = schema.field(names["image"]).type
-    inside = _is_inside(image_type) and not _only_paths(paths, names["image"])
-    wanted = {name for role, name in names.items() if not (role == "image" and inside)}
+    shown = image_columns(names)
+    inside = any(_is_inside(schema.field(name).type) and not _only_paths(paths, name) for name in shown)
+    wanted = {name for name in names.values() if not (name in shown and inside)}
     wanted |= {*config.meta_columns, *(("split",) if config.split else ())}
     tables = []
     for path in paths:
@@ -92,13 +99,15 @@ def _open(paths: Sequence[Path], config: SourceConfig) -> TableSource:
     images: GroupedImages | ImagePaths
     roots = image_roots(config.image_root, str(paths[0].parent))
     if inside:
-        images = GroupedImages(paths, names["image"], rows, roots=roots, absolute=config.absolute_paths)
+        images = GroupedImages(
+            paths, shown, rows, count=config.num_images, roots=roots, absolute=config.absolute_paths
+        )
     else:
-        table, places, bad_rows = _with_path(table, names["image"], paths[0].name)
+        table, places, bad_rows = _with_paths(table, shown, paths[0].name, count=config.num_images)
         images = ImagePaths(places, roots, absolute=config.absolute_paths)
     num_rows = len(rows) - len(bad_rows)
-    if "question" in names:
-        texts, text_row, without_answers = _questions(table, names, paths[0].name)
+    if "question" in names or "statement" in names:
+        texts, text_row, without_answers = _answered(table, names, paths[0].name)
         bad_rows += without_answers
     else:
         column = table[names["caption"]] if "caption" in names else None
@@ -112,7 +121,7 @@ def _open(paths: Sequence[Path], config: SourceConfig) -> TableSource:
         texts=texts,
         text_row=text_row,
         num_rows=num_rows,
-        ids=same_names(images.names) if ids is None and isinstance(images, ImagePaths) else ids,
+        ids=images.same_names() if ids is None and isinstance(images, ImagePaths) else ids,
         meta={name: _as_json(table[name]) for name in config.meta_columns},
         names=names,
         bad_rows=bad_rows,
@@ -121,17 +130,25 @@ def _open(paths: Sequence[Path], config: SourceConfig) -> TableSource:
 
 
 class GroupedImages:
-    """Pictures inside parquet files; [row] -> (key, bytes or path). Keeps the row groups that were read last.
+    """Images inside parquet files; [row] -> (key, bytes or paths). Keeps the row groups that were read last.
 
     Args:
+        columns: that hold the `count` images of a row.
         rows: int64 [R], the row of each kept row in the files read one after the other.
         roots: where a cell's path starts from, when it holds no bytes.
     """
 
     def __init__(
-        self, paths: Sequence[Path], column: str, rows: np.ndarray, *, roots: tuple[str, ...], absolute: bool
+        self,
+        paths: Sequence[Path],
+        columns: Sequence[str],
+        rows: np.ndarray,
+        *,
+        count: int,
+        roots: tuple[str, ...],
+        absolute: bool,
     ) -> None:
-        self._paths, self._column, self._rows = paths, column, rows
+        self._paths, self._columns, self._rows, self._count = paths, list(columns), rows, count
         self._roots, self._absolute = roots, absolute
         self._labels = labels_of([str(path) for path in paths], stem=False)
         self._groups: list[tuple[int, int]] = []
@@ -145,7 +162,7 @@ class GroupedImages:
                 num_bytes = max(num_bytes, metadata.row_group(group).total_byte_size)
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         self.num_kept = max(2, _CACHE_BYTES // max(num_bytes, 1))
-        self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}  # a worker process reads its own
@@ -160,37 +177,39 @@ class GroupedImages:
     def _group_of(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, rows, side="right") - 1
 
-    def __getitem__(self, row: int) -> tuple[str, ImageLike]:
-        key, image = self._image(row)
-        if image is None:
+    def __getitem__(self, row: int) -> tuple[str, tuple[ImageLike, ...]]:
+        key, images = self._images(row)
+        if not images:
             raise BrokenSample("missing", key, "the row holds no picture")
-        if isinstance(image, str):
-            place = locate_image(image, self._roots, key=key, absolute=self._absolute)
-            if not place.exists():
-                raise BrokenSample("missing", key, f"the row holds no picture, and its path {place} leads nowhere")
-            return key, place
-        return key, image
+        return key, tuple(self._located(image, key) if isinstance(image, str) else image for image in images)
 
-    def _image(self, row: int) -> tuple[str, bytes | str | None]:
+    def _located(self, image: str, key: str) -> Path:
+        place = locate_image(image, self._roots, key=key, absolute=self._absolute)
+        if not place.exists():
+            raise BrokenSample("missing", key, f"the row holds no picture, and its path {place} leads nowhere")
+        return place
+
+    def _images(self, row: int) -> tuple[str, tuple[bytes | str, ...]]:
         place = int(self._rows[row])
         group = int(self._group_of(np.asarray(place)))
         file = self._groups[group][0]
         key = f"{self._labels[file]}:{place - int(self._starts[self._first_group(file)])}"
         try:
-            cell = self._read(group, key)[place - int(self._starts[group])].as_py()
+            table, number = self._read(group, key), place - int(self._starts[group])
+            cells = [table[column][number].as_py() for column in self._columns]
         except UnicodeDecodeError as error:
             raise BrokenSample("bad-row", key, f"its path is not UTF-8: {error}") from error
-        return key, one_image(cell, key)
+        return key, row_images(cells, self._columns, key, count=self._count)
 
     def names_of(self, rows: np.ndarray) -> list[str]:
         """Return what tells the images of `rows` apart, the row's key where there is none; reads the images."""
         found = []
         for row in rows:
             try:
-                key, image = self._image(int(row))
+                key, images = self._images(int(row))
             except BrokenSample as broken:
-                key, image = broken.key, None
-            found.append(image_name(image) or key)
+                key, images = broken.key, ()
+            found.append(image_name(*images) or key)
         return found
 
     def digest(self, digest: Digest, rows: np.ndarray) -> None:
@@ -209,27 +228,27 @@ class GroupedImages:
             metadata = pq.read_metadata(path)
             for group in map(metadata.row_group, range(metadata.num_row_groups)):
                 chunks = (group.column(number) for number in range(group.num_columns))
-                own = (chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == self._column)
+                own = (chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in self._columns)
                 sizes.append(sum(chunk.total_uncompressed_size for chunk in own))
         return np.array(sizes, np.int64)
 
     def _first_group(self, file: int) -> int:
         return next(number for number, (owner, _) in enumerate(self._groups) if owner == file)
 
-    def _read(self, group: int, key: str) -> pa.ChunkedArray:
+    def _read(self, group: int, key: str) -> pa.Table:
         if group in self._cache:
             self._cache.move_to_end(group)
             return self._cache[group]
         file, number = self._groups[group]
         try:
             with pq.ParquetFile(self._paths[file]) as parquet:
-                column = parquet.read_row_group(number, columns=[self._column]).column(0)
+                table = parquet.read_row_group(number, columns=self._columns)
         except (pa.ArrowException, OSError) as error:
             raise BrokenSample("unreadable", key, first_line(error)) from error
-        self._cache[group] = column
+        self._cache[group] = table
         while len(self._cache) > self.num_kept:
             self._cache.popitem(last=False)
-        return column
+        return table
 
 
 def _is_inside(kind: pa.DataType) -> bool:
@@ -289,26 +308,31 @@ def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
-def _with_path(table: pa.Table, column: str, file: str) -> tuple[pa.Table, pa.Array, list[BrokenSample]]:
-    """The rows that name an image, its path in each, and what is wrong with the others."""
+def _with_paths(
+    table: pa.Table, columns: Sequence[str], file: str, *, count: int
+) -> tuple[pa.Table, list[pa.Array], list[BrokenSample]]:
+    """The rows that name `count` images, the path of each, and what is wrong with the others."""
     bad: list[BrokenSample] = []
-    if _is_text(table[column].type) or pa.types.is_dictionary(table[column].type):
+    column = columns[0]
+    if count == 1 and (_is_text(table[column].type) or pa.types.is_dictionary(table[column].type)):
         places = _strings(table[column])
         given = _holds_something(places)
         empty = np.flatnonzero(~given.to_numpy(zero_copy_only=False))
         bad = [BrokenSample("bad-row", f"{file}:{row}", f'no path under "{column}"') for row in empty]
-        return (table.filter(given), places.filter(given), bad) if bad else (table, places, bad)
-    found: list[str] = []
+        return (table.filter(given), [places.filter(given)], bad) if bad else (table, [places], bad)
+    found: list[tuple[str, ...]] = []
     rows: list[int] = []
-    for number, cell in enumerate(table[column]):
+    for number, cells in enumerate(zip(*(table[name] for name in columns), strict=True)):
         try:
-            found.append(row_path(cell.as_py(), column, f"{file}:{number}"))
+            row = {name: cell.as_py() for name, cell in zip(columns, cells, strict=True)}
+            found.append(row_paths(row, columns, f"{file}:{number}", count=count))
             rows.append(number)
         except BrokenSample as broken:
             bad.append(broken)
         except UnicodeDecodeError as error:
             bad.append(BrokenSample("bad-row", f"{file}:{number}", f"its path is not UTF-8: {error}"))
-    return table.take(pa.array(rows, pa.int64())), string_array(found, paths=True), bad
+    each = [string_array([row[image] for row in found], paths=True) for image in range(count)]
+    return table.take(pa.array(rows, pa.int64())), each, bad
 
 
 def _flatten(column: pa.ChunkedArray | None, file: str) -> tuple[pa.Array, np.ndarray, list[BrokenSample]]:
@@ -333,17 +357,17 @@ def _flatten(column: pa.ChunkedArray | None, file: str) -> tuple[pa.Array, np.nd
     return string_array([text for text, _ in pairs]), np.array([row for _, row in pairs], np.int64), bad
 
 
-def _questions(
+def _answered(
     table: pa.Table, names: Mapping[str, str], file: str
 ) -> tuple[pa.Array, np.ndarray, list[BrokenSample]]:
-    """Return the questions one by one with their rows, and what is wrong with other rows."""
+    """Return the questions or statements one by one with their rows, and what is wrong with other rows."""
     texts: list[str] = []
     rows: list[int] = []
     bad: list[BrokenSample] = []
-    columns = [names[role] for role in ("question", "answer", "weight") if role in names]
+    columns = [column for role, column in names.items() if not role.startswith("image") and role != "id"]
     for number, row in enumerate(table.select(columns).to_pylist()):
         try:
-            found = question_texts(row, names, f"{file}:{number}")
+            found = row_texts(row, names, f"{file}:{number}")
         except BrokenSample as broken:
             bad.append(broken)
             continue

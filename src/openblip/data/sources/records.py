@@ -21,6 +21,7 @@ from openblip.data.sources.answers import ANSWER_COLUMNS, QUESTION_COLUMNS
 from openblip.data.sources.base import URL_COLUMNS, SourceConfig
 from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS
 from openblip.data.sources.delimited import has_header, read_delimited
+from openblip.data.sources.labels import LABEL_COLUMNS, STATEMENT_COLUMNS
 from openblip.data.sources.layouts import rows_of_object
 
 __all__ = ["DELIMITED", "RECORDS", "Row", "read_records"]
@@ -50,8 +51,10 @@ def read_records(path: Path, config: SourceConfig) -> Iterator[Row]:
     if suffix not in RECORDS:
         raise UserError(f"{path} is no captions file that can be read: give {', '.join(RECORDS)} or .parquet")
     encoding = encoding_of(head)
-    named = (config.image_column, config.text_column, config.id_column, config.answer_column)
+    named = (*config.image_column.split(","), config.text_column, config.id_column, config.answer_column)
     known = _USUAL_COLUMNS | {"split", *(name.lower() for name in named if name)}
+    if config.statements:
+        known |= {*STATEMENT_COLUMNS, *LABEL_COLUMNS}
     start = head.decode(encoding, "ignore").lstrip()
     if suffix in DELIMITED and not _JSON_START.match(start):
         return read_delimited(path, head, known)

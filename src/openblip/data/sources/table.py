@@ -28,9 +28,16 @@ from openblip.data.sources.answers import (
     question_texts,
 )
 from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, find_column, string_array, string_of
-from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, as_texts, given_id, one_image
+from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, as_texts, given_id, row_images
 from openblip.data.sources.digest import MOST_SIZES, Digest, pieces, spread
-from openblip.data.sources.identity import image_ids, same_names
+from openblip.data.sources.identity import image_ids, joined_names, same_names
+from openblip.data.sources.labels import (
+    IDENTIFIER,
+    LABEL_COLUMNS,
+    STATEMENT_COLUMNS,
+    pair_images,
+    statement_texts,
+)
 from openblip.data.sources.paths import image_roots, locate_image
 from openblip.data.sources.records import Row, read_records
 
@@ -39,14 +46,18 @@ __all__ = [
     "Grouping",
     "TableSource",
     "choose_columns",
+    "image_columns",
     "no_such_split",
     "open_records",
-    "row_path",
+    "row_paths",
     "row_texts",
 ]
 
 _CHUNK = 1 << 16
 _LOOK_AHEAD = 100
+_NUMBERED = ("image_", "image", "img_", "img")
+_SIDES = (["left_image", "right_image"], ["image_left", "image_right"], ["left", "right"])
+"""usual names of columns where each image of a sample has its own"""
 _KARPATHY_TRAIN = frozenset({"train", "restval"})
 
 
@@ -55,7 +66,7 @@ class Columns:
     """The rows of a captions file, R rows with T captions in all."""
 
     images: Any
-    """`ImagePaths`, or anything whose [row] gives (key, picture)."""
+    """`ImagePaths`, or anything whose [row] gives (key, images)."""
     texts: pa.Array
     """large_string [T], in row order."""
     text_row: np.ndarray
@@ -71,16 +82,26 @@ class Columns:
 
 
 class ImagePaths:
-    """Pictures given by path; [row] -> (key, path)."""
+    """Images given by path; [row] -> (key, paths).
 
-    def __init__(self, names: pa.Array, roots: tuple[str, ...], *, absolute: bool) -> None:
-        self.names = names
+    Args:
+        columns: large_string [R] of each image of a row.
+    """
+
+    def __init__(self, columns: Sequence[pa.Array], roots: tuple[str, ...], *, absolute: bool) -> None:
+        self.columns = columns
+        self.names = joined_names(columns)
         self.roots = roots
         self.absolute = absolute
 
-    def __getitem__(self, row: int) -> tuple[str, ImageLike]:
-        name = string_of(self.names[row])
-        return name, locate_image(name, self.roots, key=name, absolute=self.absolute)
+    def same_names(self) -> pa.Array:
+        """As `names`, each path in one way of writing."""
+        return joined_names([same_names(column) for column in self.columns])
+
+    def __getitem__(self, row: int) -> tuple[str, tuple[ImageLike, ...]]:
+        key = string_of(self.names[row])
+        names = [string_of(column[row]) for column in self.columns]
+        return key, tuple(locate_image(name, self.roots, key=key, absolute=self.absolute) for name in names)
 
 
 class Grouping:
@@ -121,12 +142,15 @@ class Grouping:
 class TableSource(Source):
     """Samples from `Columns`."""
 
-    reads = frozenset((*COLUMN_SETTINGS, "split", "image_root", "absolute_paths", "questions"))
+    reads = frozenset(
+        (*COLUMN_SETTINGS, "split", "image_root", "absolute_paths", "questions", "statements", "num_images")
+    )
 
     def __init__(self, columns: Columns, config: SourceConfig, *, kind: str) -> None:
         super().__init__()
         self.name = config.name or config.path
         self.kind = kind
+        self.num_images = config.num_images
         self.bad_rows = columns.bad_rows
         self._columns = columns
         self._grouping = Grouping(columns.text_row, columns.num_rows, columns.ids)
@@ -142,14 +166,14 @@ class TableSource(Source):
     def __getitem__(self, index: int) -> Sample:
         columns = self._columns
         row, numbers = self._grouping[index]
-        key, image = columns.images[row]
+        key, images = columns.images[row]
         image_id = string_of(columns.ids[row]) if columns.ids is not None else key
         try:
             texts = tuple(columns.texts[number].as_py() for number in numbers)
         except UnicodeDecodeError as error:
             raise BrokenSample("bad-text", key, f"its text is not UTF-8: {error}") from error
         meta = {name: json.loads(cells[row].as_py()) for name, cells in columns.meta.items()}
-        return Sample(key=key, image=image, texts=texts, image_id=image_id, meta=meta)
+        return Sample(key=key, images=images, texts=texts, image_id=image_id, meta=meta)
 
     def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
         columns, grouping = self._columns, self._grouping
@@ -170,8 +194,7 @@ class TableSource(Source):
                     digest.strings(column.take(pa.array(rows)))
         for index in spread(span, MOST_SIZES) if isinstance(columns.images, ImagePaths) else ():
             try:
-                key, image = columns.images[int(grouping.row[index])]
-                digest.image_size(Sample(key, image))
+                digest.image_size(Sample(*columns.images[int(grouping.row[index])]))
             except BrokenSample as broken:
                 digest.broken(broken)
 
@@ -190,7 +213,10 @@ class TableSource(Source):
 
 def open_records(path: Path, config: SourceConfig) -> TableSource:
     """Open a JSONL, CSV, TSV or JSON captions file."""
-    columns = _gather(read_records(path, config), path, config)
+    rows = read_records(path, config)
+    if config.statements:
+        rows = pair_images(rows, image_roots(config.image_root, str(path.parent)))
+    columns = _gather(rows, path, config)
     return TableSource(columns, config, kind=path.suffix[1:].lower())
 
 
@@ -207,7 +233,8 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
         why = f" ({broken.key}: {broken.detail})" if broken else ""
         raise UserError(f"{path} has no rows that can be read{why}")
     names = choose_columns(seen, config, str(path))
-    images, texts, ids = _Strings(paths=True), _Strings(), _Strings(paths=True)
+    images = [_Strings(paths=True) for _ in range(config.num_images)]
+    texts, ids = _Strings(), _Strings(paths=True)
     meta = {name: _Strings() for name in config.meta_columns}
     text_row = array("q")
     bad_rows: list[BrokenSample] = []
@@ -221,29 +248,30 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
             splits.add(str(row.get("split")))
             continue
         try:
-            image = row_path(row.get(names["image"]), names["image"], label)
+            paths = row_paths(row, image_columns(names), label, count=config.num_images)
             found = row_texts(row, names, label)
         except BrokenSample as broken:
             bad_rows.append(broken)
             continue
         for text in found:
             texts.append(text)
-            text_row.append(len(images))
-        images.append(image)
+            text_row.append(len(images[0]))
+        for column, name in zip(images, paths, strict=True):
+            column.append(name)
         if "id" in names:
             ids.append(given_id(row.get(names["id"])))
         for name, cells in meta.items():
             cells.append(json.dumps(row.get(name), ensure_ascii=False))
-    if splits and not len(images):
+    if splits and not len(images[0]):
         raise no_such_split(config.split, splits, str(path))
-    paths = images.finish()
     roots = image_roots(config.image_root, str(path.parent))
+    located = ImagePaths([column.finish() for column in images], roots, absolute=config.absolute_paths)
     return Columns(
-        images=ImagePaths(paths, roots, absolute=config.absolute_paths),
+        images=located,
         texts=texts.finish(),
         text_row=np.array(text_row, dtype=np.int64),
-        num_rows=len(paths),
-        ids=image_ids(ids.finish(), paths) if "id" in names else same_names(paths),
+        num_rows=len(located.names),
+        ids=image_ids(ids.finish(), located.names) if "id" in names else located.same_names(),
         meta={name: cells.finish() for name, cells in meta.items()},
         names=names,
         bad_rows=bad_rows,
@@ -271,26 +299,31 @@ class _Strings:
         return pa.concat_arrays([*self._parts, string_array(self._open, paths=self._paths)])
 
 
-def row_path(cell: Any, column: str, label: str) -> str:
-    """The path of an image in a cell.
+def row_paths(row: Mapping[str, Any], columns: Sequence[str], label: str, *, count: int) -> tuple[str, ...]:
+    """The paths of the `count` images of a row.
 
     Raises:
-        BrokenSample: "bad-row", there is none, or several.
+        BrokenSample: "bad-row", there is none, or another number.
     """
-    image = one_image(cell, label)
-    if not isinstance(image, str):
-        raise BrokenSample("bad-row", label, f'no path under "{column}": {cell!r:.200}')
-    return image
+    cells = [row.get(column) for column in columns]
+    images = row_images(cells, columns, label, count=count)
+    paths = tuple(image for image in images if isinstance(image, str))
+    if len(paths) < count:
+        raise BrokenSample("bad-row", label, f'no path under "{columns[0]}": {cells[0]!r:.200}')
+    return paths
 
 
 def row_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> tuple[str, ...]:
-    """The captions of a row, or its questions as JSON.
+    """The captions of a row, or its questions or its statement as JSON.
 
     Raises:
-        BrokenSample: "bad-row", a question without answers; "bad-text", a caption that is not UTF-8.
+        BrokenSample: "bad-row", a question without answers or a statement without a label; "bad-text", a caption
+            that is not UTF-8.
     """
     if "question" in names:
         return question_texts(row, names, label)
+    if "statement" in names:
+        return statement_texts(row, names, label)
     try:
         return as_texts(row.get(names["caption"])) if "caption" in names else ()
     except BrokenSample as broken:
@@ -298,14 +331,23 @@ def row_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> t
 
 
 def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dict[str, str]:
-    """Return which of the columns `seen` hold "image", "caption" (or "question", "answer") and "id".
+    """Return which of the columns `seen` hold which role.
 
-    See `find_column`.
+    Roles are "image" (and "image2", ... where each image of a sample has its column), "id", and "caption", or
+    "question" and "answer", or "statement" and "label". See `find_column`.
     """
-    names = {"image": find_column(config.image_column, IMAGE_COLUMNS, seen, what="image", where=where)}
+    names = _choose_images(seen, config, where)
     known = {name.strip().lower(): name for name in seen}
     if config.questions:
         names |= _question_columns(seen, config, where)
+    elif config.statements:
+        for role, wanted, guesses in (
+            ("statement", config.text_column, STATEMENT_COLUMNS),
+            ("label", config.answer_column, LABEL_COLUMNS),
+        ):
+            names[role] = find_column(wanted, guesses, seen, what=role, where=where)
+        if IDENTIFIER in known:
+            names["identifier"] = known[IDENTIFIER]
     elif config.need_texts or config.text_column or not known.keys().isdisjoint(TEXT_COLUMNS):
         names["caption"] = find_column(config.text_column, TEXT_COLUMNS, seen, what="caption", where=where)
     if config.id_column:
@@ -317,6 +359,27 @@ def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dic
     if config.split:
         find_column("split", (), seen, what="split", where=where)
     return names
+
+
+def image_columns(names: Mapping[str, str]) -> list[str]:
+    """The columns of images among those that `choose_columns` found, in their order."""
+    return [column for role, column in names.items() if role.startswith("image")]
+
+
+def _choose_images(seen: Sequence[str], config: SourceConfig, where: str) -> dict[str, str]:
+    known = {name.strip().lower(): name for name in reversed(seen)}
+    wanted = [config.image_column] if config.image_column in seen else config.image_column.split(",")
+    count = config.num_images
+    if len(wanted) not in (1, count):
+        images = f"{count} image{'s' * (count > 1)}"
+        raise UserError(f"{where}: image_column names {len(wanted)} columns, and a sample has {images} here")
+    if count > 1 and not config.image_column:
+        numbered = [[f"{stem}{n + first}" for n in range(count)] for stem in _NUMBERED for first in (0, 1)]
+        usual = [names for names in (*numbered, *_SIDES) if len(names) == count and known.keys() >= set(names)]
+        wanted = [known[name] for name in usual[0]] if usual else wanted
+    guesses = IMAGE_COLUMNS if count == 1 else ("images", *IMAGE_COLUMNS)
+    found = [find_column(name, guesses, seen, what="image", where=where) for name in wanted]
+    return {f"image{number if number > 1 else ''}": column for number, column in enumerate(found, 1)}
 
 
 def _question_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dict[str, str]:

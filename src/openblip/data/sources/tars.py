@@ -168,7 +168,7 @@ class TarSource(Source):
         image_id = given_id((fields or {}).get(config.id_column)) or key
         return Sample(
             key=key,
-            image=self._read(tar, offset, size, key),
+            images=(self._read(tar, offset, size, key),),
             texts=self._texts(index, key, fields),
             image_id=image_id,
             meta={name: (fields or {}).get(name) for name in config.meta_columns},

@@ -146,7 +146,7 @@ class WorldSource(Source):
             rng = random_stream(config.seed, config.split, index, "questions")
             asked = questions(scene, rng, config.questions_per_image, novel=config.split == "novel")
             meta["questions"] = [question.to_dict() for question in asked]
-        return Sample(key=key, image=self._paint(scene, index), texts=tuple(texts), image_id=key, meta=meta)
+        return Sample(key=key, images=(self._paint(scene, index),), texts=tuple(texts), image_id=key, meta=meta)
 
     def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
         drawn = {name: value for name, value in to_dict(self.config).items() if name != "num_samples"}

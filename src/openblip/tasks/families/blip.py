@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +22,10 @@ from openblip.data.transforms import clean_question
 from openblip.generation.decode import decode
 from openblip.generation.rank import log_likelihood, rank_two_step
 from openblip.generation.types import DecodeConfig
-from openblip.models.blip import SIZES, Blip, blip_config
+from openblip.models.blip import SIZES, Blip, BlipConfig, blip_config
 from openblip.models.dual import BlipDual
 from openblip.models.layers import ImageMemory
-from openblip.models.nlvr import BlipNlvr
+from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.stepper import DecoderStepper
 from openblip.models.vqa import BlipVqa, VqaConfig
 from openblip.objectives.language import IGNORED, language_loss, language_targets
@@ -34,7 +35,7 @@ from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import Answer, Caption, captions_of
 from openblip.tasks.vocabulary import tokenizer_from_scratch
 
-__all__ = ["BLIP", "BlipAdapter", "VqaAdapter"]
+__all__ = ["BLIP", "BlipAdapter", "NlvrAdapter", "VqaAdapter"]
 
 
 class _BlipBase(Adapter):
@@ -243,8 +244,8 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     Args:
         out: the run's folder, where a tokenizer that is learned is kept.
     """
-    if config.task == "answering":
-        return _build_vqa(config, sources, out)
+    if config.task in _ON_BLIP:
+        return _build_on_blip(config, sources, out)
     parts = {"encoder": config.task != "captioning", "decoder": config.task != "retrieval"}
     size = config.model or "base"
     if size in SIZES:
@@ -257,7 +258,9 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     return BlipAdapter(model, stored.tokenizer)
 
 
-def _build_vqa(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
+def _build_on_blip(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
+    """A model of another kind that starts from a `Blip`."""
+    kind, adapter, sizes = _ON_BLIP[config.task]
     size = config.model or "base"
     if size in SIZES:
         start = _from_scratch(config, size, sources, out, encoder=True, decoder=True)
@@ -265,12 +268,31 @@ def _build_vqa(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapt
     else:
         stored = _stored(config)
         tokenizer = stored.tokenizer
-        if isinstance(stored.model, BlipVqa):
-            return VqaAdapter(stored.model, tokenizer)
+        if isinstance(stored.model, kind):
+            return adapter(stored.model, tokenizer)
         blip = stored.blip
-    model = BlipVqa(VqaConfig(vision=blip.config.vision, text=blip.config.text))
+    model = kind(sizes(blip.config))
     model.start_from(blip)
-    return VqaAdapter(model, tokenizer)
+    return adapter(model, tokenizer)
+
+
+def _vqa_sizes(blip: BlipConfig) -> VqaConfig:
+    return VqaConfig(vision=blip.vision, text=blip.text)
+
+
+def _nlvr_sizes(blip: BlipConfig) -> NlvrConfig:
+    """As published: the upper half of the layers merges by a linear layer, a deep tower has stochastic depth."""
+    drop_path = 0.1 if blip.vision.depth >= 12 else blip.vision.drop_path
+    return NlvrConfig(
+        vision=replace(blip.vision, drop_path=drop_path), text=blip.text, merge_from=blip.text.depth // 2
+    )
+
+
+_ON_BLIP: dict[str, tuple[type, type[Adapter], Callable[[BlipConfig], Any]]] = {
+    "answering": (BlipVqa, VqaAdapter, _vqa_sizes),
+    "nlvr": (BlipNlvr, NlvrAdapter, _nlvr_sizes),
+}
+"""For each task with a model of its own: its class, its adapter, and its sizes."""
 
 
 def _stored(config: RunConfig) -> StoredModel:
