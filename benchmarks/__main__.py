@@ -21,7 +21,7 @@ from openblip.core.errors import UserError, nearest
 from openblip.core.files import write_json
 
 BENCHMARKS = {
-    "attention": ("benchmarks.attention", "attention fused or written out, on a processor"),
+    "attention": ("benchmarks.attention", "attention fused or written out, on a CPU"),
     "blip-pretrain": ("benchmarks.blip_pretrain", "one training step of BLIP ViT-B: time and peak memory"),
     "blip2-stage1": (
         "benchmarks.blip2_stage1",
@@ -32,7 +32,7 @@ BENCHMARKS = {
     "capfilt-engines": ("benchmarks.capfilt_engines", "CapFilt by Ray and by processes: what the engine costs"),
     "capfilt-memory": ("benchmarks.capfilt_memory", "CapFilt's peak memory over 1,000 samples and 100,000"),
     "loader": ("benchmarks.loader", "JPEG images decoded and transformed from tars for each second"),
-    "match": ("benchmarks.match", "one picture with 32 texts by ITM, against transformers"),
+    "match": ("benchmarks.match", "one image with 32 texts by ITM, against transformers"),
     "startup": (
         "benchmarks.startup",
         "the first caption of a new process, against transformers; mistakes, against --help",

@@ -1,4 +1,4 @@
-"""Attention fused (torch's `scaled_dot_product_attention`) or written out as matrix products, on a processor.
+"""Attention fused (torch's `scaled_dot_product_attention`) or written out as matrix products, on a CPU.
 
 Ours is `openblip.models.layers.attend`, which takes either (`core.compute.uses_fused_attention`); the peer is
 the same function taking the other one, so a ratio above 1 says that the choice is right. Sizes are those of a

@@ -3,7 +3,7 @@
     python -m benchmarks.blip2_memory [--json] [--store]
     python -m benchmarks.blip2_memory --vision timm:NAME --language FOLDER-OR-HUB-NAME --tokens 32
 
-A step of the real sizes runs on tensors without numbers (torch's fake tensors), and every storage that it holds is
+A step of the real sizes runs on tensors without values (torch's fake tensors), and every storage that it holds is
 counted from its birth to its end: weights, the optimiser's moments, gradients, what autograd keeps, what an
 operation needs in passing. Two things are put in a GPU's place: attention keeps its inputs, its output and one
 number a row, as fused kernels do, and LayerNorm under autocast gives float32, as CUDA has it. Not in it:
@@ -58,7 +58,7 @@ VISION = TowerConfig(dtype="bfloat16")
 STORED = Path(__file__).parent / "results" / "blip2-memory.json"
 
 Make = Callable[[], Any]
-"""makes a language model of transformers without numbers"""
+"""makes a language model of transformers without values"""
 
 
 class Meter(TorchDispatchMode):
@@ -131,8 +131,8 @@ class Memory:
 
 
 @contextmanager
-def _without_numbers() -> Iterator[Meter]:
-    """Fake tensors under a meter, with what CUDA does in the place of what a processor does."""
+def _without_values() -> Iterator[Meter]:
+    """Fake tensors under a meter, with what CUDA does in the place of what a CPU does."""
     meter = Meter()
     with (
         mock.patch("openblip.models.layers.uses_fused_attention", return_value=True),
@@ -159,7 +159,7 @@ def step_memory(
     Args:
         config: with the frozen parts' dtypes.
         language: makes the language model, on whatever device is the default.
-        from_features: pictures are features of the frozen tower (`openblip cache-features`), and it is not there.
+        from_features: images are features of the frozen tower (`openblip cache-features`), and it is not there.
         checkpointing: the blocks of Q-Former and language model are computed again in the backward pass.
     """
     with torch.device("meta"):
@@ -168,7 +168,7 @@ def step_memory(
         model = Blip2(config, tower, llm).train()
     objective = Blip2Stage1(model, Stage1Config(), dec_id=30522) if llm is None else Blip2Stage2(model, eos_id=1)
     step: nn.Module = Stage1Step(objective) if llm is None else Stage2Step(objective)
-    with _without_numbers() as meter:
+    with _without_values() as meter:
         _give_storage(step)
         features = None
         if from_features:
@@ -196,7 +196,7 @@ def step_memory(
 
 
 def _give_storage(module: nn.Module) -> None:
-    """Tensors without numbers, but with a storage, in place of those that have neither."""
+    """Tensors without values, but with a storage, in place of those that have neither."""
     made: dict[int, Tensor] = {}
     for part in module.modules():
         for table in (part._parameters, part._buffers):
@@ -204,9 +204,9 @@ def _give_storage(module: nn.Module) -> None:
                 if value is None:
                     continue
                 if id(value) not in made:  # tied ones stay tied
-                    fresh = torch.empty(value.shape, dtype=value.dtype)
+                    new = torch.empty(value.shape, dtype=value.dtype)
                     trained = isinstance(value, nn.Parameter)
-                    made[id(value)] = nn.Parameter(fresh, requires_grad=value.requires_grad) if trained else fresh
+                    made[id(value)] = nn.Parameter(new, requires_grad=value.requires_grad) if trained else new
                 table[name] = made[id(value)]  # type: ignore[assignment]
 
 
@@ -214,17 +214,17 @@ def _batch(
     tower: FrozenTower, llm: FrozenLanguage | None, rows: int, tokens: int, features: Tensor | None
 ) -> PairBatch:
     """A batch of texts of equally many tokens; an encoder-decoder's are split in the middle."""
-    pictures = torch.zeros(rows, 3, *tower.pixels, dtype=torch.uint8) if features is None else features
+    images = torch.zeros(rows, 3, *tower.pixels, dtype=torch.uint8) if features is None else features
     ids = torch.zeros(rows, tokens, dtype=torch.int64)
     mask = torch.ones(rows, tokens, dtype=torch.bool)
     image_ids = torch.zeros(rows, dtype=torch.int64)
     if llm is None:
-        return PairBatch(pictures, TokenBatch(ids, mask), image_ids)
+        return PairBatch(images, TokenBatch(ids, mask), image_ids)
     if not llm.is_encoder_decoder:
-        return LanguagePairBatch(pictures, LanguageBatch(ids, mask, mask, mask), image_ids)
+        return LanguagePairBatch(images, LanguageBatch(ids, mask, mask, mask), image_ids)
     half = slice(0, tokens // 2)
     part = LanguageBatch(ids[:, half], mask[:, half], mask[:, half], mask[:, half])
-    return LanguagePairBatch(pictures, part, image_ids, prefix=part)
+    return LanguagePairBatch(images, part, image_ids, prefix=part)
 
 
 def largest_batch(few: Memory, many: Memory, card: float) -> int:
@@ -322,7 +322,7 @@ def run(vision: TowerConfig, languages: dict[str, Make], tokens: int = TOKENS) -
 
 def table(result: dict[str, Any]) -> list[str]:
     """The result as a table for docs/blip2.md, by lines."""
-    head = ("", "trained", "frozen", "weights and moments", "each picture", *(f"{card} GB" for card in CARDS))
+    head = ("", "trained", "frozen", "weights and moments", "each image", *(f"{card} GB" for card in CARDS))
     rows = [
         (
             row["case"],

@@ -80,7 +80,7 @@ def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
 
 
 def config_of(quick: bool) -> Blip2Config:
-    """The paper's stage 1 over ViT-g/14, or two layers of each on small pictures."""
+    """The paper's stage 1 over ViT-g/14, or two layers of each on small images."""
     if not quick:
         return Blip2Config()
     tower = TowerConfig(drop_layers=38, image_size=56)
@@ -104,7 +104,7 @@ class Stage1Step:
         height, width = self.model.vision.pixels
         tokens = (height // 14) * (width // 14) + 1
         shape = (BATCH, 3, height, width) if whole else (BATCH, tokens, config.qformer.memory_width)
-        self.pictures = torch.randn(shape).to(torch.float32 if whole else self.model.vision.dtype)
+        self.images = torch.randn(shape).to(torch.float32 if whole else self.model.vision.dtype)
         ids = torch.randint(1000, 30000, (BATCH, TOKENS))
         ids[:, 0], ids[:, -1] = 101, 102
         self.text = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -135,7 +135,7 @@ class Stage1Step:
     def _losses(self, negatives: Negatives | None) -> dict[str, Tensor]:
         with self.autocast:
             model = self.model
-            embeds = model.encode_image(self.pictures) if self.whole else model.normalize_features(self.pictures)
+            embeds = model.encode_image(self.images) if self.whole else model.normalize_features(self.images)
             losses: dict[str, Tensor] = self.module(embeds, self.text, negatives=negatives)
         return losses
 

@@ -73,7 +73,7 @@ def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
 
 
 def config_of(quick: bool) -> BlipConfig:
-    """ViT-B, or two layers of it on small pictures."""
+    """ViT-B, or two layers of it on small images."""
     config = blip_config("base", image_size=64 if quick else 224)
     if quick:
         config = replace(config, vision=replace(config.vision, depth=2), text=replace(config.text, depth=2))
@@ -132,8 +132,8 @@ def _unsettle(step: BlipPretraining) -> None:
     for name, parameter in step.model.named_parameters():
         if "text" in name and parameter.ndim == 2 and "embeddings" not in name:
             parameter.mul_(2.0)
-    assert step.twin is not None
-    step.twin.update(step.model)
+    assert step.momentum_copy is not None
+    step.momentum_copy.update(step.model)
 
 
 def _set_dropout(module: nn.Module, rate: float) -> None:

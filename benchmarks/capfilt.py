@@ -1,11 +1,11 @@
 """CapFilt over a few photographs: the whole command against a plain loop over transformers, ViT-B/16, 384 px.
 
 The loop does what data-juicer's image_captioning_mapper and image_text_matching_filter do: one sample at a time, a
-`generate` for each caption, and for each text the picture read, resized and encoded again. Both sides write just 20
+`generate` for each caption, and for each text the image read, resized and encoded again. Both sides write just 20
 tokens by nucleus sampling, since random weights do not stop by themselves. What must agree is the ITM probability
 of the texts from the web. Models are opened beforehand on both sides; reading, decoding and writing are timed.
 
-"default" is what a user gets who names no dtype: ours computes in bfloat16 where the processor has it, theirs in
+"default" is what a user gets who names no dtype: ours computes in bfloat16 where the CPU has it, theirs in
 that of the file, float32 for all published BLIP checkpoints.
 """
 
@@ -39,7 +39,7 @@ from openblip.generation.types import DecodeConfig
 PLACE = "OPENBLIP_BENCHMARK_CAPFILT"
 NEW = 20
 CASES = {"1 caption": (1, 4), "10 captions": (10, 4)}
-"""case -> captions for each picture, pictures"""
+"""case -> captions for each image, images"""
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.1, "default": 0.1}
 """of the probabilities; the two sides resize with other libraries"""
 
@@ -63,9 +63,9 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
                         )
                     )
     for row in rows:
-        pictures = CASES[row["case"]][1]
-        row["ours_images_per_s"] = round(pictures / row["ours_s"], 3)
-        row["peer_images_per_s"] = round(pictures / row["peer_s"], 3)
+        images = CASES[row["case"]][1]
+        row["ours_images_per_s"] = round(images / row["ours_s"], 3)
+        row["peer_images_per_s"] = round(images / row["peer_s"], 3)
     return result_of("capfilt", rows, new_tokens=NEW)
 
 
@@ -81,7 +81,7 @@ def _prepared(quick: bool) -> Iterator[None]:
             root = Path(place)
             (root / "captioner").symlink_to(captioner)
             (root / "filter").symlink_to(published.folder())
-            _write_pictures(root / "web")
+            _write_images(root / "web")
             os.environ[PLACE] = place
             try:
                 yield
@@ -89,10 +89,10 @@ def _prepared(quick: bool) -> Iterator[None]:
                 os.environ.pop(PLACE)
 
 
-def _write_pictures(folder: Path) -> None:
+def _write_images(folder: Path) -> None:
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for number in range(max(pictures for _, pictures in CASES.values())):
+    for number in range(max(images for _, images in CASES.values())):
         photograph(rng).save(folder / f"{number:03d}.jpg", quality=90)
         words = " ".join(f"word{word}" for word in rng.integers(1000, 30000, 10))
         (folder / f"{number:03d}.txt").write_text(words)
@@ -100,25 +100,27 @@ def _write_pictures(folder: Path) -> None:
 
 def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
     """One side."""
-    captions, pictures = CASES[case]
+    captions, images = CASES[case]
     if dtype == "default":
-        numbers = choose_dtype("auto", "cpu") if side == "ours" else torch.float32
+        torch_dtype = choose_dtype("auto", "cpu") if side == "ours" else torch.float32
     else:
-        numbers = getattr(torch, dtype)
+        torch_dtype = getattr(torch, dtype)
     place = Path(os.environ[PLACE])
-    return Ours(place, captions, pictures, numbers) if side == "ours" else Loop(place, captions, pictures, numbers)
+    return (
+        Ours(place, captions, images, torch_dtype) if side == "ours" else Loop(place, captions, images, torch_dtype)
+    )
 
 
 class Ours:
     """The command, from files to table and training set."""
 
-    def __init__(self, place: Path, captions: int, pictures: int, dtype: torch.dtype) -> None:
+    def __init__(self, place: Path, captions: int, images: int, dtype: torch.dtype) -> None:
         keep_freed_memory()
         self.target = place / "ours"
-        web = place / f"web-{pictures}"
+        web = place / f"web-{images}"
         if not web.exists():
             web.mkdir()
-            for path in sorted((place / "web").iterdir())[: 2 * pictures]:
+            for path in sorted((place / "web").iterdir())[: 2 * images]:
                 shutil.copy(path, web)
         decode = DecodeConfig(
             sample=True, top_p=0.9, num_sequences=captions, min_new_tokens=NEW, max_new_tokens=NEW
@@ -145,13 +147,13 @@ class Ours:
 class Loop:
     """One sample at a time, over transformers."""
 
-    def __init__(self, place: Path, captions: int, pictures: int, dtype: torch.dtype) -> None:
+    def __init__(self, place: Path, captions: int, images: int, dtype: torch.dtype) -> None:
         from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipForImageTextRetrieval
         from transformers import BlipImageProcessor as Processor
 
         torch.set_grad_enabled(False)
         self.captions, self.dtype = captions, dtype
-        self.paths = sorted((place / "web").glob("*.jpg"))[:pictures]
+        self.paths = sorted((place / "web").glob("*.jpg"))[:images]
         self.writer = BlipForConditionalGeneration.from_pretrained(place / "captioner", dtype=dtype).eval()
         self.judge = BlipForImageTextRetrieval.from_pretrained(place / "filter", dtype=dtype).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(place / "captioner")
@@ -159,7 +161,7 @@ class Loop:
         self.processor = Processor(size={"height": side, "width": side})
 
     def pixels(self, data: bytes) -> torch.Tensor:
-        """A picture as the models read it."""
+        """An image as the models read it."""
         image = Image.open(io.BytesIO(data)).convert("RGB")
         values: torch.Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"]
         return values.to(self.dtype)

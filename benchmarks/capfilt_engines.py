@@ -37,7 +37,7 @@ NEW = 20
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """All cases over the same pictures, one after the other."""
+    """All cases over the same images, one after the other."""
     keep_freed_memory()
     chunks, chunk_size = (4, 2) if quick else (36, 3)
     with tempfile.TemporaryDirectory() as place:
@@ -75,13 +75,13 @@ def _measured(config: CapFiltConfig, target: Path, case: str) -> dict[str, Any]:
     model = sum(chunk["stages"][stage] for chunk in chunks for stage in ("see", "write", "score"))
     return {
         "case": case,
-        "pictures": totals.samples,
+        "images": totals.samples,
         "workers": engine.workers,
         "threads": engine.threads,
         "span_s": round(max(ended) - begun[0], 2),
         "model_s": round(model, 2),
         "overhead": round(held / model - 1, 4),
         "start_up_s": round(whole - (max(ended) - begun[0]), 1),
-        "s_per_1000_pictures": round(1000 * held / engine.workers / totals.samples),
+        "s_per_1000_images": round(1000 * held / engine.workers / totals.samples),
         "texts": [text.text for row in Places(target).rows() for text in row.texts],
     }

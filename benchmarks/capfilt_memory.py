@@ -101,7 +101,8 @@ class _StandIn:
             )
             rows.append(
                 Row(
-                    key=sample.key, index=index, image_id=sample.key, picture=f"{index * 7919:016x}", texts=texts,
+                    key=sample.key, index=index, image_id=sample.key, image_hash=f"{index * 7919:016x}",
+                    texts=texts,
                     captioner="0123456789abcdef", filter="fedcba9876543210",
                 )
             )  # fmt: skip
@@ -115,7 +116,7 @@ def _words(seed: int, count: int) -> str:
 
 
 def _write_tar(path: Path) -> Path:
-    """Samples as img2dataset writes them, with small pictures."""
+    """Samples as img2dataset writes them, with small images."""
     path.parent.mkdir(parents=True)
     with tarfile.open(path, "w") as tar:
         for number in range(EACH):
@@ -162,7 +163,7 @@ def _main(source: str, target: str) -> None:
     row = {
         "case": f"{totals.samples:,} samples",
         "samples": totals.samples,
-        "pictures_kept": totals.pictures,
+        "images_kept": totals.images,
         "peak_mb": round(peak, 1),
         "seconds": round(seconds, 1),
         "table_bytes_per_row": round(tables / totals.samples, 1),

@@ -1,10 +1,10 @@
-"""What CapFilt over 100 million pictures costs on one GPU, 8 and 64: on paper, from what was measured and assumed.
+"""What CapFilt over 100 million images costs on one GPU, 8 and 64: on paper, from what was measured and assumed.
 
     python -m benchmarks.capfilt_plan        # the tables of docs/capfilt.md, from the stored results
 
-Measured on processors: the arithmetic of a picture and its seconds (`compare capfilt`), the time to decode a JPEG
+Measured on CPUs: the arithmetic of an image and its seconds (`compare capfilt`), the time to decode a JPEG
 (`compare loader`). Assumed of a GPU: what its maker says it can do, and which share of that lasts. Products are
-bound by arithmetic; writing reads a picture's keys and values once for each token, and that by the memory.
+bound by arithmetic; writing reads an image's keys and values once for each token, and that by the memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from openblip.models.blip import blip_config
 
 __all__ = [
     "GPUS",
-    "PICTURES",
+    "IMAGES",
     "Cost",
     "Gpu",
     "gflop_of",
@@ -31,15 +31,15 @@ __all__ = [
 ]
 
 MACHINE = "amd-epyc-2-cores"
-PICTURES = 100_000_000
+IMAGES = 100_000_000
 COUNTS = (1, 8, 64)
 ARITHMETIC_SHARE, MEMORY_SHARE = 0.4, 0.6
-"""of a maker's numbers, that lasts"""
+"""of a vendor's figures, that lasts"""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A maker's numbers."""
+    """A vendor's figures."""
 
     name: str
     tflops: float
@@ -57,9 +57,9 @@ class Cost:
 
     case: str
     gpu: Gpu
-    ms_per_picture: float
+    ms_per_image: float
     hours: tuple[float, ...]
-    """for all pictures, on each of `COUNTS`"""
+    """for all images, on each of `COUNTS`"""
     cores: float
     """of the measured kind that decode for one GPU"""
 
@@ -71,14 +71,14 @@ def load(name: str) -> dict[str, Any]:
 
 
 def gflop_of(capfilt: dict[str, Any], case: str) -> float:
-    """Arithmetic of one picture: seen by two towers, written about, its texts scored."""
+    """Arithmetic of one image: seen by two towers, written about, its texts scored."""
     row = next(row for row in capfilt["rows"] if row["case"] == case)
-    pictures = round(row["ours_images_per_s"] * row["ours_s"])
-    return float(1000 * row["ours_tflop"] / pictures)
+    images = round(row["ours_images_per_s"] * row["ours_s"])
+    return float(1000 * row["ours_tflop"] / images)
 
 
 def memory_bytes() -> int:
-    """Bytes of a picture's keys and values in bfloat16, all layers."""
+    """Bytes of an image's keys and values in bfloat16, all layers."""
     config = blip_config("base", image_size=384)
     tokens = (384 // 16) ** 2 + 1
     return 2 * 2 * config.text.depth * tokens * config.text.width
@@ -92,19 +92,19 @@ def plan(capfilt: dict[str, Any], loader: dict[str, Any]) -> list[Cost]:
             arithmetic = gflop_of(capfilt, case) / (gpu.tflops * ARITHMETIC_SHARE)
             reading = NEW * memory_bytes() / 1e6 / (gpu.gb_per_s * MEMORY_SHARE)
             milliseconds = arithmetic + reading
-            hours = tuple(PICTURES * milliseconds / 3.6e6 / count for count in COUNTS)
+            hours = tuple(IMAGES * milliseconds / 3.6e6 / count for count in COUNTS)
             costs.append(Cost(case, gpu, milliseconds, hours, decoding / milliseconds))
     return costs
 
 
 def plan_table(capfilt: dict[str, Any], loader: dict[str, Any]) -> list[str]:
     """The plan as lines of the page."""
-    head = ["each picture", "GPU", "ms a picture", *(f"on {n}" for n in COUNTS), "cores that decode for one"]
+    head = ["each image", "GPU", "ms an image", *(f"on {n}" for n in COUNTS), "cores that decode for one"]
     return text_table(
         head,
         [
             [
-                cost.case, cost.gpu.name, f"{cost.ms_per_picture:.2f}", *(f"{h:.1f} h" for h in cost.hours),
+                cost.case, cost.gpu.name, f"{cost.ms_per_image:.2f}", *(f"{h:.1f} h" for h in cost.hours),
                 f"{cost.cores:.1f}",
             ]
             for cost in plan(capfilt, loader)
@@ -115,7 +115,7 @@ def plan_table(capfilt: dict[str, Any], loader: dict[str, Any]) -> list[str]:
 
 def speed_table(capfilt: dict[str, Any]) -> list[str]:
     """The command against the plain loop, as lines of the page."""
-    head = ["each picture", "numbers", "ours", "plain loop", "times faster", "for 1,000 pictures"]
+    head = ["each image", "dtype", "ours", "plain loop", "times faster", "for 1,000 images"]
     return text_table(
         head,
         [

@@ -1,8 +1,8 @@
-"""Captions of four pictures, beam 3, 20 new tokens: ours against transformers, ViT-B/16, 384 px.
+"""Captions of four images, beam 3, 20 new tokens: ours against transformers, ViT-B/16, 384 px.
 
 Both write exactly 20 tokens, so that both do the same steps. In float32 the ids must be equal; in bfloat16, where
 two beams of a random model may lie closer than its rounding, the log-probability of a given text must agree. The
-dtype "default" is what a user gets who names none: ours computes in bfloat16 where the processor has it, theirs in
+dtype "default" is what a user gets who names none: ours computes in bfloat16 where the CPU has it, theirs in
 that of the file, which is float32 for all published BLIP checkpoints.
 """
 
@@ -33,7 +33,7 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     with published.published(published.captioner(quick)):
         for dtype in CASES:
             if only in (None, dtype) and (dtype == "float32" or has_native_bfloat16("cpu")):
-                case = "4 pictures, beam 3, 20 tokens"
+                case = "4 images, beam 3, 20 tokens"
                 rows.append(
                     compare(
                         "benchmarks.caption",
@@ -51,16 +51,16 @@ def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
     """One side."""
     torch.set_grad_enabled(False)
     if dtype == "default":
-        numbers = choose_dtype("auto", "cpu") if side == "ours" else torch.float32
+        torch_dtype = choose_dtype("auto", "cpu") if side == "ours" else torch.float32
     else:
-        numbers = getattr(torch, dtype)
-    subject = Ours(numbers) if side == "ours" else Theirs(numbers)
+        torch_dtype = getattr(torch, dtype)
+    subject = Ours(torch_dtype) if side == "ours" else Theirs(torch_dtype)
     subject.exact = dtype == "float32"
     return subject
 
 
 class Captioning:
-    """Four pictures; a run writes a caption for each."""
+    """Four images; a run writes a caption for each."""
 
     exact = True
 
@@ -72,7 +72,7 @@ class Captioning:
         """Ids of every caption, or the log-probability of a given one."""
         if self.exact:
             ids = self.write()
-            return {f"picture {i} token {j}": float(ids[i, j]) for i in range(BATCH) for j in range(NEW)}
+            return {f"image {i} token {j}": float(ids[i, j]) for i in range(BATCH) for j in range(NEW)}
         logits = self.read().float().log_softmax(-1)[:, :-1]
         own = logits.gather(-1, self.text[:, 1:, None])[..., 0].sum(1)
         return {f"log-probability {i}": float(value) for i, value in enumerate(own)}

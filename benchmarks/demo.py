@@ -65,7 +65,7 @@ def _column(demo: dict[str, Any]) -> dict[str, str]:
     judged, again = stages["capfilt"]["judged"], stages["again"]
     asked = stages["zero-shot"]["test"]
     steps = ", ".join(f"{stages[name]['steps']:,}" for name in ("pretrain", "captioner", "matcher"))
-    finds = f"a text finds its image among {test['pictures']}: by ITC, re-ranked by ITM"
+    finds = f"a text finds its image among {test['images']}: by ITC, re-ranked by ITM"
     learners = [again[name] for name in ("as found", "cleaned") if name in again]
     return {
         "minutes planned, taken": f"{demo['minutes']:g}, {minutes(demo):.1f}",

@@ -33,7 +33,7 @@ class Subject(Protocol):
     """One side of a comparison, ready to run."""
 
     def outputs(self) -> dict[str, float]:
-        """Numbers that must agree between the sides: losses, norms of gradients."""
+        """Numbers that must agree between the sides: losses, gradient norms."""
 
     def run(self) -> None:
         """What is timed."""
@@ -41,7 +41,7 @@ class Subject(Protocol):
 
 @dataclass
 class _Worker:
-    """A process that holds one subject and does what it is told."""
+    """A process that holds one subject and runs what it is sent."""
 
     process: subprocess.Popen[str]
 
@@ -173,10 +173,10 @@ def result_of(name: str, rows: Sequence[dict[str, Any]], **more: Any) -> dict[st
 
 
 def machine_slug() -> str:
-    """A short name of this machine for file names: processor and cores."""
-    told = machine()
-    gpus = told.get("gpus") or []
-    words = f"{gpus[0] if gpus else told['processor']} {told['cores']} cores".lower()
+    """A short name of this machine for file names: CPU and cores."""
+    hardware = machine()
+    gpus = hardware.get("gpus") or []
+    words = f"{gpus[0] if gpus else hardware['cpu']} {hardware['cores']} cores".lower()
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(r\)|\(tm\)|processor|cpu|@", " ", words)).strip("-")
 
 
@@ -187,7 +187,7 @@ def table(result: dict[str, Any]) -> str:
     told, rows = result["machine"], result["rows"]
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "case"]
     cells = [[key, *(str(row.get(key, "")) for row in rows)] for key in keys]
-    lines = [f"{result['name']} on {told['processor']}, {told.get('threads', told['cores'])} threads", ""]
+    lines = [f"{result['name']} on {told['cpu']}, {told.get('threads', told['cores'])} threads", ""]
     lines += text_table(["case", *(str(row["case"]) for row in rows)], cells)
     more = [
         f"{key}: {value}" for key, value in result.items() if key not in ("name", "machine", "versions", "rows")

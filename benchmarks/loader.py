@@ -7,7 +7,7 @@ in the page cache, and clean the captions beside. What comes out is compared:
   mean and the spread of each channel over all of them;
 - transforms with random crops: the mean and the spread of each channel over the epoch.
 
-The loader's share of training is the processor time that it takes for a batch, relative to that of one training
+The loader's share of training is the CPU time that it takes for a batch, relative to that of one training
 step of ViT-B on the same machine (`blip-pretrain`, stored in benchmarks/results).
 """
 
@@ -55,14 +55,14 @@ FOLDER = "OPENBLIP_BENCHMARK_TARS"
 
 def run(quick: bool) -> dict[str, Any]:
     """Measure; `quick` takes 128 images and two cases."""
-    num_tars, per_tar, num_pictures = (4, 32, 16) if quick else (8, 128, 256)
+    num_tars, per_tar, num_images = (4, 32, 16) if quick else (8, 128, 256)
     count = num_tars * per_tar
     cases = {
         name: case for name, case in CASES.items() if not quick or case in (("evaluation", 2), ("pre-training", 0))
     }
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        size_kb = write_tars(Path(folder), num_tars, per_tar, num_pictures)
+        size_kb = write_tars(Path(folder), num_tars, per_tar, num_images)
         difference = pixel_difference(Path(folder), 1 if quick else 8)
         os.environ[FOLDER] = folder
         try:
@@ -104,7 +104,7 @@ def agree(difference: dict[str, float]) -> bool:
 
 
 def share_of_step(cpu_s: float) -> dict[str, Any]:
-    """The loader's share of a stored training step's processor time, for each dtype; {} where none is stored."""
+    """The loader's share of a stored training step's CPU time, for each dtype; {} where none is stored."""
     path = Path(__file__).parent / "results" / f"blip-pretrain-{machine_slug()}.json"
     if not path.exists():
         return {}
@@ -160,7 +160,7 @@ class Reading:
 
 
 class Ours(Reading):
-    """`Loader`; pictures are normalised where training does it."""
+    """`Loader`; images are normalised where training does it."""
 
     def __init__(self, folder: Path, kind: str, workers: int) -> None:
         self.loader = Loader(open_source(str(folder)), our_transform(kind), BATCH, num_workers=workers)

@@ -1,12 +1,12 @@
-"""ITM of a picture with 32 texts of 12 tokens: ours against transformers' BlipForImageTextRetrieval, ViT-B, 384 px.
+"""ITM of an image with 32 texts of 12 tokens: ours against transformers' BlipForImageTextRetrieval, ViT-B, 384 px.
 
 Three cases, for what a user of transformers may write:
 
     features       the vision tower's output is at hand and repeated for the texts (the text side alone is timed)
-    shared         the same, the one picture's features handed over unrepeated: its attention broadcasts them
-    pixels         the model's own call, the picture repeated for each text, as its processor gives it
+    shared         the same, the one image's features handed over unrepeated: its attention broadcasts them
+    pixels         the model's own call, the image repeated for each text, as its processor gives it
 
-Ours is the same in all three: the picture's memory is projected once and all texts read it; "pixels" adds the
+Ours is the same in all three: the image's memory is projected once and all texts read it; "pixels" adds the
 vision tower, once. Weights and ids are the same, and both sides begin texts with [ENC].
 """
 
@@ -37,7 +37,7 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     with published.published(published.matcher(quick)):
         for dtype in dtypes:
             for case in CASES:
-                slow = case == "pixels"  # 32 pictures through transformers' vision tower
+                slow = case == "pixels"  # 32 images through transformers' vision tower
                 row = compare(
                     "benchmarks.match",
                     case,
@@ -56,12 +56,12 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
 def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
     """One side of a case."""
     torch.set_grad_enabled(False)
-    numbers = getattr(torch, dtype)
-    return Ours(case, numbers) if side == "ours" else Theirs(case, numbers)
+    torch_dtype = getattr(torch, dtype)
+    return Ours(case, torch_dtype) if side == "ours" else Theirs(case, torch_dtype)
 
 
 class Matching:
-    """Ids and a picture; a run scores all texts with it."""
+    """Ids and an image; a run scores all texts with it."""
 
     def __init__(self, case: str, dtype: torch.dtype) -> None:
         self.case, self.dtype = case, dtype
@@ -70,7 +70,7 @@ class Matching:
         self.pixels = torch.empty(0)
 
     def look(self, size: int) -> None:
-        """Draw the picture, and see it where a case begins with what was seen."""
+        """Draw the image, and see it where a case begins with what was seen."""
         self.pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2)).to(self.dtype)
         self.embeds = self.see(self.pixels)
 
@@ -84,7 +84,7 @@ class Matching:
         self.score()
 
     def see(self, pixels: Tensor) -> Tensor:
-        """image_embeds of pictures."""
+        """image_embeds of images."""
         raise NotImplementedError
 
     def score(self) -> Tensor:

@@ -76,7 +76,7 @@ OPERATIONS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
 
 
 class TarPairs(IterableDataset[tuple[Tensor, str]]):
-    """(picture, caption) of tars in order; each worker has its share of the tars."""
+    """(image, caption) of tars in order; each worker has its share of the tars."""
 
     def __init__(self, paths: Sequence[Path], transform: Callable[[Image.Image], Tensor]) -> None:
         self.paths, self.transform = list(paths), transform

@@ -1,7 +1,7 @@
-"""128 answers to a question about a picture, ordered by log-likelihood: ours against transformers' VQA model.
+"""128 answers to a question about an image, ordered by log-likelihood: ours against transformers' VQA model.
 
 transformers has no ranking; its part here is what the original repository does with the same modules: the states of
-the question are repeated for each answer and the decoder reads all pairs. Both begin with the picture's features
+the question are repeated for each answer and the decoder reads all pairs. Both begin with the image's features
 and read the question (12 tokens); answers have 5 tokens with [DEC] and [SEP].
 """
 
@@ -44,12 +44,12 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
 def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
     """One side."""
     torch.set_grad_enabled(False)
-    numbers = getattr(torch, dtype)
-    return Ours(numbers) if side == "ours" else Theirs(numbers)
+    torch_dtype = getattr(torch, dtype)
+    return Ours(torch_dtype) if side == "ours" else Theirs(torch_dtype)
 
 
 class Ranking:
-    """A picture's features, a question and answers; a run gives the answers' log-likelihoods."""
+    """An image's features, a question and answers; a run gives the answers' log-likelihoods."""
 
     def __init__(self, tokens: int, width: int, dtype: torch.dtype) -> None:
         self.embeds = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(2)).to(dtype)

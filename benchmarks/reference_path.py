@@ -49,7 +49,7 @@ class ReferencePretraining(nn.Module):
 
     def __init__(self, step: BlipPretraining, *, text_length: int = 30) -> None:
         super().__init__()
-        assert step.twin is not None
+        assert step.momentum_copy is not None
         assert step.queue is not None
         self.step = step
         self.text_length = text_length
@@ -76,10 +76,10 @@ class ReferencePretraining(nn.Module):
         text_feat = F.normalize(model.text_proj(hidden[:, 0]), dim=-1)
         with torch.no_grad():
             self._momentum_update()
-            twin: Any = step.twin
-            image_feat_m = F.normalize(twin.vision_proj(twin.vision(images)[:, 0]), dim=-1)
-            hidden_m = plain_text(twin.text_encoder, text.input_ids, text.attention_mask)
-            text_feat_m = F.normalize(twin.text_proj(hidden_m[:, 0]), dim=-1)
+            momentum_copy: Any = step.momentum_copy
+            image_feat_m = F.normalize(momentum_copy.vision_proj(momentum_copy.vision(images)[:, 0]), dim=-1)
+            hidden_m = plain_text(momentum_copy.text_encoder, text.input_ids, text.attention_mask)
+            text_feat_m = F.normalize(momentum_copy.text_proj(hidden_m[:, 0]), dim=-1)
             image_all = torch.cat((image_feat_m.T, queue.images.T.clone().detach()), dim=1)
             text_all = torch.cat((text_feat_m.T, queue.texts.T.clone().detach()), dim=1)
             targets = torch.zeros(batch, image_all.shape[1])
@@ -94,11 +94,13 @@ class ReferencePretraining(nn.Module):
         return (loss_i2t + loss_t2i) / 2, sim_i2t, sim_t2i
 
     def _momentum_update(self) -> None:
-        twin = self.step.twin
-        assert twin is not None
+        momentum_copy = self.step.momentum_copy
+        assert momentum_copy is not None
         online = dict(self.step.model.named_parameters())
-        for name, parameter in twin.named_parameters():
-            parameter.data = parameter.data * twin.momentum + online[name].data * (1.0 - twin.momentum)
+        for name, parameter in momentum_copy.named_parameters():
+            parameter.data = parameter.data * momentum_copy.momentum + online[name].data * (
+                1.0 - momentum_copy.momentum
+            )
 
     def _itm(
         self,

@@ -17,7 +17,7 @@ __all__ = ["lines", "text_table"]
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = ("float32", "bfloat16", "default")
-_HEAD = ("what", "numbers", "ours", "transformers", "times faster", "peak memory, ours and theirs")
+_HEAD = ("what", "dtype", "ours", "transformers", "times faster", "peak memory, ours and theirs")
 
 
 def lines(names: Sequence[str], machine: str) -> list[str]:

@@ -32,7 +32,7 @@ GROUP = 4
 
 
 class PairLoader(ToyLoader):
-    """24 pairs of 12 pictures, shuffled and shared out as `ToyLoader` does."""
+    """24 pairs of 12 images, shuffled and shared out as `ToyLoader` does."""
 
     @staticmethod
     def rows(indices: np.ndarray) -> PairBatch:  # type: ignore[override]

@@ -37,7 +37,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_halves_equal_the_whole(halves: dict[str, Path], tmp_path: Path, kind: str) -> None:
-    """Losses and norms of gradients step by step, weights and moments at the end."""
+    """Losses and gradient norms step by step, weights and moments at the end."""
     run(tmp_path, f'--kind="{kind}"', "--batch_size=8", processes=1)
     close(tmp_path, halves[kind], rtol=1e-3)
     for name in ("model.safetensors", "optimizer.safetensors"):

@@ -28,7 +28,7 @@ def equal_states(one: Path, two: Path, *, atol: float = 2e-4) -> None:
     name = Path("checkpoints/step-00000006/model.safetensors")
     ours, theirs = load_file(one / name), load_file(two / name)
     assert ours.keys() == theirs.keys()
-    assert any("twin" in key for key in ours)
+    assert any("momentum_copy" in key for key in ours)
     for key in ours:
         torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=atol, msg=lambda m, k=key: f"{k}: {m}")
 

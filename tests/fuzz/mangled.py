@@ -29,7 +29,7 @@ class Hung(BaseException):
 
 @contextmanager
 def time_limit(what: object, seconds: float = SECONDS) -> Iterator[None]:
-    """Raise `Hung` after so many seconds; an alarm that was set (pytest's) goes on afterwards."""
+    """Raise `Hung` after so many seconds; an alarm that was set (pytest's) continues afterwards."""
 
     def ring(signum: int, frame: object) -> None:
         raise Hung(f"{what} took more than {seconds} seconds")

@@ -17,8 +17,8 @@ from mangled import OTHERS, mangled, time_limit
 from PIL import Image
 
 from openblip.core.errors import UserError
+from openblip.data.image_inputs import find_image_inputs
 from openblip.data.images import decode_image
-from openblip.data.pictures import find_pictures
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import open_source
 
@@ -122,7 +122,7 @@ def test_data(kind: str, tmp_path: Path) -> None:
     place = path
     if kind == "txt":  # the texts of an image in a folder
         path, place = tmp_path / "0.txt", tmp_path
-    told, num_good, num_broken = list[str](), 0, 0
+    messages, num_good, num_broken = list[str](), 0, 0
     path.write_bytes(data)
     assert read(place)[0] >= NUM_IMAGES // 2
     for content in (*mangled(data, 120, seed=kind), *OTHERS.values()):
@@ -131,33 +131,33 @@ def test_data(kind: str, tmp_path: Path) -> None:
             try:
                 good, broken = read(place)
             except UserError as error:
-                told.append(str(error))
+                messages.append(str(error))
                 continue
         num_good, num_broken = num_good + good, num_broken + len(broken)
         assert good or broken
         assert [one for one in broken if not one.detail or "\n" in one.detail] == []
     assert num_good
     assert num_broken
-    assert told or kind == "txt"
-    assert [text for text in told if "\n" in text or str(place) not in text] == []
+    assert messages or kind == "txt"
+    assert [text for text in messages if "\n" in text or str(place) not in text] == []
 
 
 def test_tars_to_use(tmp_path: Path) -> None:
-    """The way of `caption`: a damaged tar is one sentence, a damaged image in it a broken picture."""
-    data, told = whole("tar"), list[str]()
+    """The way of `caption`: a damaged tar is one sentence, a damaged image in it a broken image."""
+    data, messages = whole("tar"), list[str]()
     path = tmp_path / "data.tar"
     for content in (*mangled(data, 120, seed="use"), *OTHERS.values()):
         path.write_bytes(content)
         with time_limit(content[:60]):
             try:
-                pictures = find_pictures([path])
+                images = find_image_inputs([path])
             except UserError as error:
-                told.append(str(error))
+                messages.append(str(error))
                 continue
-            for picture in pictures:
+            for image in images:
                 try:
-                    picture.decode()
+                    image.decode()
                 except BrokenSample as broken:
-                    assert broken.key == picture.name  # noqa: PT017
-    assert told
-    assert [text for text in told if "\n" in text or str(path) not in text] == []
+                    assert broken.key == image.name  # noqa: PT017
+    assert messages
+    assert [text for text in messages if "\n" in text or str(path) not in text] == []

@@ -12,8 +12,8 @@ import pytest
 from mangled import OTHERS, SECONDS, mangled, time_limit
 from PIL import Image, features
 
+from openblip.data.image_inputs import decoded, find_image_inputs
 from openblip.data.images import decode_image
-from openblip.data.pictures import decoded, find_pictures
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources import open_source
 from openblip.data.transforms import evaluation_transform
@@ -82,7 +82,7 @@ def test_images(kind: str, tmp_path: Path) -> None:
     assert causes["not-an-image"] >= 10
     # The way of `caption`: threads that decode ahead of the model.
     began = time.monotonic()
-    batches = list(decoded(find_pictures([tmp_path]), evaluation_transform(8), batch_size=32, threads=1))
+    batches = list(decoded(find_image_inputs([tmp_path]), evaluation_transform(8), batch_size=32, threads=1))
     assert time.monotonic() - began < SECONDS * len(contents)
     assert sum(len(batch) for batch in batches) == good
     assert sum(len(batch.broken) for batch in batches) == sum(causes.values())

@@ -21,22 +21,22 @@ TEXTS = ["a red bus", "two dogs é", "a cat on a red chair"]
 
 
 @pytest.fixture(scope="module")
-def words() -> TextTokenizer:
+def text_tokenizer() -> TextTokenizer:
     return TextTokenizer.train(TEXTS * 3, vocab_size=60)
 
 
 @pytest.fixture(scope="module")
-def models(words: TextTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(text_tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One small model in every format."""
     torch.manual_seed(0)
     config = BlipConfig(
         vision=VisionConfig(image_size=16, patch_size=8, width=16, depth=1, num_heads=2),
-        text=TextConfig(vocab_size=words.vocab_size, width=16, depth=1, num_heads=2, inner_width=16,
+        text=TextConfig(vocab_size=text_tokenizer.vocab_size, width=16, depth=1, num_heads=2, inner_width=16,
                         max_positions=12, memory_width=16),
         embed_dim=8,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("models")
-    stored = StoredModel(Blip(config).eval(), words)
+    stored = StoredModel(Blip(config).eval(), text_tokenizer)
     convert_model(stored, folder / "own", to="openblip")
     convert_model(stored, folder / "theirs", to="transformers", part="caption")
     convert_model(stored, folder / "original.pth", to="blip")
@@ -51,9 +51,9 @@ def check_words(tokenizer: TextTokenizer) -> None:
     assert all(isinstance(text, str) for text in tokenizer.decode_batch(batch.input_ids))
 
 
-def check(source: Path, words: TextTokenizer | None = None) -> None:
+def check(source: Path, text_tokenizer: TextTokenizer | None = None) -> None:
     """Open a model and use it."""
-    stored = open_model(source, tokenizer=words)
+    stored = open_model(source, tokenizer=text_tokenizer)
     model = stored.blip
     height, width = model.config.vision.pixels
     with torch.no_grad():
@@ -64,8 +64,8 @@ def check(source: Path, words: TextTokenizer | None = None) -> None:
 
 
 def attempts(path: Path, contents: list[bytes], use: object, *, names: tuple[str, ...]) -> tuple[int, int]:
-    """Put each content in the file's place and use it; how many were told, how many were fine."""
-    told, fine = list[str](), 0
+    """Put each content in the file's place and use it; how many were reported, how many were fine."""
+    messages, fine = list[str](), 0
     for content in contents:
         path.unlink()  # what was mapped from it stays whole
         path.write_bytes(content)
@@ -74,9 +74,9 @@ def attempts(path: Path, contents: list[bytes], use: object, *, names: tuple[str
                 use()  # type: ignore[operator]
                 fine += 1
             except UserError as error:
-                told.append(str(error))
-    assert [text for text in told if "\n" in text or not any(name in text for name in names)] == []
-    return len(told), fine
+                messages.append(str(error))
+    assert [text for text in messages if "\n" in text or not any(name in text for name in names)] == []
+    return len(messages), fine
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -101,8 +101,8 @@ def test_folders(models: Path, tmp_path: Path, model: str, file: str, count: int
     contents = [*mangled(data, count, seed=file, head=head), *OTHERS.values()]
     if head is not None:
         contents += mangled(data, count // 2, seed=file)
-    told, fine = attempts(path, contents, lambda: check(folder), names=(str(folder), file, model))
-    assert told
+    messages, fine = attempts(path, contents, lambda: check(folder), names=(str(folder), file, model))
+    assert messages
     assert fine
     path.unlink()
     if file != "tokenizer_config.json":
@@ -112,33 +112,33 @@ def test_folders(models: Path, tmp_path: Path, model: str, file: str, count: int
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("file", ["original.pth", "old.pth"])
-def test_checkpoints(models: Path, tmp_path: Path, words: TextTokenizer, file: str) -> None:
+def test_checkpoints(models: Path, tmp_path: Path, text_tokenizer: TextTokenizer, file: str) -> None:
     data = (models / file).read_bytes()
     path = tmp_path / file
     path.write_bytes(data)
-    check(path, words)
+    check(path, text_tokenizer)
     contents = [*mangled(data, 60, seed=file), *mangled(data, 60, seed=file, head=4000), *OTHERS.values()]
     if file == "original.pth":  # a zip archive has its directory at its end
         contents += [data[:-3000] + end for end in mangled(data[-3000:], 60, seed=file)]
-    told, _ = attempts(path, contents, lambda: check(path, words), names=(file,))
-    assert told > len(OTHERS)
+    messages, _ = attempts(path, contents, lambda: check(path, text_tokenizer), names=(file,))
+    assert messages > len(OTHERS)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json", "added_tokens.json", "tokenizer_config.json"])
-def test_tokenizers(words: TextTokenizer, tmp_path: Path, file: str) -> None:
-    words.save(tmp_path)
+def test_tokenizers(text_tokenizer: TextTokenizer, tmp_path: Path, file: str) -> None:
+    text_tokenizer.save(tmp_path)
     whole = (tmp_path / "tokenizer.json").read_bytes()
     if file != "tokenizer.json":
         (tmp_path / "tokenizer.json").unlink()
-        pieces = sorted(words._tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+        pieces = sorted(text_tokenizer._tokenizer.get_vocab().items(), key=lambda pair: pair[1])
         (tmp_path / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
         (tmp_path / "added_tokens.json").write_text('{"[DEC]": 5, "[ENC]": 6}')
     path = tmp_path / file
     whole = path.read_bytes()
     contents = [*mangled(whole, 160, seed=file), *OTHERS.values()]
-    told, fine = attempts(
+    messages, fine = attempts(
         path, contents, lambda: check_words(TextTokenizer.load(tmp_path)), names=(str(tmp_path), file)
     )
-    assert told
+    assert messages
     assert fine

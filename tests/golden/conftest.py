@@ -1,4 +1,4 @@
-"""The reference's numbers, read once."""
+"""The reference's values, read once."""
 
 from __future__ import annotations
 

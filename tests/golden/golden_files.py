@@ -1,4 +1,4 @@
-"""The reference's numbers: small random weights, inputs, and what the reference code made of them.
+"""The reference's values: small random weights, inputs, and what the reference code made of them.
 
 `OPENBLIP_GOLDEN` names another folder of the same layout, with other sizes and seeds.
 """

@@ -1,4 +1,4 @@
-"""BLIP-2's losses, gradients, features and written ids against the reference's numbers."""
+"""BLIP-2's losses, gradients, features and written ids against the reference's values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VQA's loss, generated and ranked answers, and NLVR's logits against the reference's numbers."""
+"""VQA's loss, generated and ranked answers, and NLVR's logits against the reference's values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One pre-training step, the captioner's loss and the matching model against the reference's numbers."""
+"""One pre-training step, the captioner's loss and the matching model against the reference's values."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def step_of(golden: GoldenBlip, name: str, config: ObjectiveConfig) -> BlipPretr
     model = golden.model(name)
     tokenizer = golden.tokenizer
     step = BlipPretraining(model, config, enc_id=tokenizer.enc_id, dec_id=tokenizer.dec_id)
-    twin, queue = momentum_state(golden.state(name), model.config)
-    assert step.twin is not None
+    momentum_copy, queue = momentum_state(golden.state(name), model.config)
+    assert step.momentum_copy is not None
     assert step.queue is not None
-    step.twin.load_state_dict(twin)
+    step.momentum_copy.load_state_dict(momentum_copy)
     step.queue.load_state_dict(queue)
     return step.train()  # the model has no dropout; training mode moves momentum and queue
 
@@ -75,7 +75,7 @@ def test_pretraining_step_gives_the_reference_losses_gradients_queue_and_momentu
     torch.testing.assert_close(step.queue.images.T, io["pretrain.image_queue_after"], **CLOSE)
     torch.testing.assert_close(step.queue.texts.T, io["pretrain.text_queue_after"], **CLOSE)
     torch.testing.assert_close(
-        step.twin.vision.vit.cls_token, io["pretrain.momentum.visual_encoder_m.cls_token"], **CLOSE
+        step.momentum_copy.vision.vit.cls_token, io["pretrain.momentum.visual_encoder_m.cls_token"], **CLOSE
     )
 
 

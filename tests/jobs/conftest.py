@@ -22,7 +22,7 @@ def openblip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer
 def world(openblip: CommandServer, make_once: MakeOnce) -> World:
     def fill(folder: Path) -> None:
         done = openblip("world", folder / "w", "--samples", 48, "--size", 32)
-        assert done.out == f"48 pictures in {folder / 'w'}\n"
+        assert done.out == f"48 images in {folder / 'w'}\n"
 
     return World(make_once("world", fill) / "w")
 

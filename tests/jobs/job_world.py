@@ -20,7 +20,7 @@ SMALL = ("--set", "image_size=32", "--set", "batch_size=8", "--set", "num_worker
 
 @dataclass(frozen=True)
 class World:
-    """48 pictures of the scene world with three true captions each, in every layout that is read."""
+    """48 images of the scene world with three true captions each, in every layout that is read."""
 
     folder: Path
 
@@ -37,7 +37,7 @@ class World:
         return [record["captions"][0] for record in self.records]  # type: ignore[index]
 
     def as_folder(self, target: Path, count: int | None = None) -> Path:
-        """Pictures, all or the first few, with .txt beside them."""
+        """Images, all or the first few, with .txt beside them."""
         target.mkdir()
         for record in self.records[:count]:
             image = shutil.copy(self.folder / str(record["image"]), target)
@@ -45,7 +45,7 @@ class World:
         return target
 
     def as_csv(self, target: Path) -> Path:
-        """A captions file that names the pictures by absolute paths' relatives."""
+        """A captions file that names the images by absolute paths' relatives."""
         with open(target, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("image", "caption"))

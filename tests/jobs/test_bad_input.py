@@ -22,19 +22,19 @@ PRETRAIN = (*NANO, *SMALL, "--steps", 2, "--out", "run")
 
 @pytest.fixture
 def photos(world: World, tmp_path: Path) -> Path:
-    """A folder of 12 good pictures with .txt beside them, to spoil."""
+    """A folder of 12 good images with .txt beside them, to spoil."""
     return world.as_folder(tmp_path / "photos", 12)
 
 
 def spoil(photos: Path) -> dict[str, str]:
-    """Add four broken pictures and some unusual ones, and return what is wrong with the broken."""
+    """Add four broken images and some unusual ones, and return what is wrong with the broken."""
     good = sorted(photos.glob("*.png"))
     data = good[0].read_bytes()
     Image.fromarray(np.zeros((40, 40, 3), dtype=np.uint8)).save(photos / "cut.jpg")
     jpeg = (photos / "cut.jpg").read_bytes()
     (photos / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (photos / "zero.jpg").write_bytes(b"")
-    (photos / "text.jpg").write_text("not a picture")
+    (photos / "text.jpg").write_text("not an image")
     size = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + data[24:29]  # another width and height
     (photos / "huge.png").write_bytes(data[:12] + size + zlib.crc32(size).to_bytes(4, "big") + data[33:])
     Image.new("CMYK", (40, 40), (90, 10, 60, 20)).save(photos / "cmyk.jpg")
@@ -50,10 +50,10 @@ def spoil(photos: Path) -> dict[str, str]:
     return {"cut.jpg": "truncated", "zero.jpg": "empty", "text.jpg": "not-an-image", "huge.png": "too-large"}
 
 
-def test_broken_pictures_are_skipped_counted_and_listed_in_training(openblip: CommandServer, photos: Path) -> None:
+def test_broken_images_are_skipped_counted_and_listed_in_training(openblip: CommandServer, photos: Path) -> None:
     causes = spoil(photos)
     for name in (*causes, *UNUSUAL):
-        (photos / name).with_suffix(".txt").write_text("a picture\n")
+        (photos / name).with_suffix(".txt").write_text("an image\n")
     shutil.copy(next(photos.glob("train*.png")), photos / "lonely.png")  # has no text
     run = photos.parent / "run"
     openblip(*TRAIN, photos, *NANO, *SMALL, "--steps", 4, "--out", run, "--set", "train.log_every=4")
@@ -65,17 +65,17 @@ def test_broken_pictures_are_skipped_counted_and_listed_in_training(openblip: Co
     assert record["skipped"] >= len(listed)
 
 
-def test_broken_pictures_are_told_apart_from_good_ones_in_use(
+def test_broken_images_are_distinguished_from_good_ones_in_use(
     openblip: CommandServer, photos: Path, model: Path
 ) -> None:
     causes = spoil(photos)
     for command in (("caption",), ("match", "--text", "a red circle")):
         done = openblip(command[0], photos, "--model", model, *command[1:], code=1)
         assert len(done.records) == 12 + len(UNUSUAL), "those are good"
-        *told, last = done.err.splitlines()
-        assert last.startswith("openblip: 17 pictures done, 4 skipped (")
+        *messages, last = done.err.splitlines()
+        assert last.startswith("openblip: 17 images done, 4 skipped (")
         for name, cause in causes.items():
-            assert sum(f"{name} ({cause})" in line for line in told) == 1
+            assert sum(f"{name} ({cause})" in line for line in messages) == 1
     done = openblip("retrieve", "a red circle", photos, "--model", model, code=1)
     assert len(done.records) == 5
     for name, cause in causes.items():
@@ -86,10 +86,10 @@ def test_nothing_to_use(openblip: CommandServer, world: World, model: Path, tmp_
     (tmp_path / "empty").mkdir()
     image = world.images[0]
     refuse = openblip.refuse
-    assert "no picture or folder" in refuse("caption", tmp_path / "nothing.jpg", "--model", model)
-    assert "there is no picture in" in refuse("caption", tmp_path / "empty", "--model", model)
-    assert "there is no picture in" in refuse("caption", f"{tmp_path}/*.jpg", "--model", model)
-    assert refuse("caption", "--model", model).startswith("name the pictures")
+    assert "no image or folder" in refuse("caption", tmp_path / "nothing.jpg", "--model", model)
+    assert "there is no image in" in refuse("caption", tmp_path / "empty", "--model", model)
+    assert "there is no image in" in refuse("caption", f"{tmp_path}/*.jpg", "--model", model)
+    assert refuse("caption", "--model", model).startswith("name the images")
     assert "at least one text" in refuse("match", image, "--model", model)
     assert "there is no model at" in refuse("caption", image, "--model", tmp_path / "nowhere")
     assert f"did you mean {model}" in refuse("caption", image, "--model", model.parent)
@@ -111,14 +111,14 @@ def test_a_damaged_model(openblip: CommandServer, world: World, model: Path, tmp
 
 
 def test_what_a_model_cannot_do(openblip: CommandServer, world: World, captioner: Path) -> None:
-    told = openblip.refuse("match", world.images[0], "--text", "a dog", "--model", captioner)
-    assert "this is a BLIP captioning model" in told
-    told = openblip.refuse("train", "blip-retrieval", world.folder, "--model", captioner, "--out", "run")
-    assert "only writes captions" in told
+    message = openblip.refuse("match", world.images[0], "--text", "a dog", "--model", captioner)
+    assert "this is a BLIP captioning model" in message
+    message = openblip.refuse("train", "blip-retrieval", world.folder, "--model", captioner, "--out", "run")
+    assert "only writes captions" in message
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("thing,caption\na.png,a dog\n", 'has no image column; it has "thing", "caption"'),
         ("image,thing\na.png,a dog\n", 'has no caption column; it has "image", "thing"'),
@@ -127,11 +127,11 @@ def test_what_a_model_cannot_do(openblip: CommandServer, world: World, captioner
     ],
 )
 def test_a_captions_file_without_what_is_needed(
-    openblip: CommandServer, tmp_path: Path, text: str, told: str
+    openblip: CommandServer, tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "captions.csv").write_text(text)
     sentence = openblip.refuse(*TRAIN, "captions.csv", *PRETRAIN, cwd=tmp_path)
-    assert sentence.startswith(f"captions.csv {told}")
+    assert sentence.startswith(f"captions.csv {message}")
 
 
 def test_broken_rows_are_skipped_and_listed(openblip: CommandServer, world: World, tmp_path: Path) -> None:
@@ -147,13 +147,13 @@ def test_broken_rows_are_skipped_and_listed(openblip: CommandServer, world: Worl
 
 def test_data_that_are_none(openblip: CommandServer, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for data, told in {
-        "empty": "empty holds no pictures",
+    for data, message in {
+        "empty": "empty holds no images",
         "nowhere": "no file or folder nowhere",
         "emty": 'no file or folder emty (did you mean "empty"?)',
         "world:tarin": 'did you mean "train"',
     }.items():
-        assert told in openblip.refuse(*TRAIN, data, *PRETRAIN, cwd=tmp_path)
+        assert message in openblip.refuse(*TRAIN, data, *PRETRAIN, cwd=tmp_path)
     assert "name the data" in openblip.refuse(*TRAIN, *PRETRAIN, cwd=tmp_path)
 
 
@@ -182,8 +182,8 @@ def test_unknown_names_come_with_the_nearest(
         (("train", "blip-captions", world.folder, "--model", "m", "--out", "run"), "caption"),
         (("evaluate", world.folder, "--model", model, "--device", "gpu"), 'unknown device "gpu"'),
     ]
-    for arguments, told in cases:
-        assert told in openblip.refuse(*arguments, cwd=tmp_path)
+    for arguments, message in cases:
+        assert message in openblip.refuse(*arguments, cwd=tmp_path)
     assert not (tmp_path / "run").exists(), "nothing is begun"
 
 
@@ -200,9 +200,9 @@ def test_a_run_is_not_resumed_with_another_configuration(
     openblip: CommandServer, world: World, pretrained: Path
 ) -> None:
     before = (pretrained / "config.json").read_bytes()
-    told = openblip.refuse(
+    message = openblip.refuse(
         *("train", pretrained / "config.json", "--out", pretrained, "--resume"),
         *("--set", "train.learning_rate=1e-5"),
     )
-    assert "holds a run of another configuration (train.learning_rate: 0.003 -> 1e-05)" in told
+    assert "holds a run of another configuration (train.learning_rate: 0.003 -> 1e-05)" in message
     assert (pretrained / "config.json").read_bytes() == before

@@ -30,9 +30,11 @@ RUN = (
 def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BLIP with drawn weights, whose vision tower is the frozen one."""
     folder = tmp_path_factory.mktemp("blip") / "model"
-    words = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
+    tokenizer = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
     torch.manual_seed(0)
-    save_model(folder, StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32)), words))
+    save_model(
+        folder, StoredModel(Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=32)), tokenizer)
+    )
     return folder
 
 
@@ -84,11 +86,11 @@ def test_stage_1_matches_embeds_and_searches(openblip: CommandServer, world: Wor
     assert len(done.records) == 3
     done = openblip("retrieve", world.texts[0], *images, "--model", model, "--top", 2, "--device", "cpu")
     assert [record["rank"] for record in done.records] == [1, 2]
-    (numbers,) = openblip("evaluate", world.folder, "--model", model, "--samples", 6, "--device", "cpu").records
-    assert {"t2i_recall@1", "itm_accuracy", "itg_perplexity"} <= numbers.keys()
-    told = json.loads(openblip("info", model).out)
-    assert told["can"] == ["match", "embed", "retrieve"]
-    assert 0 < told["trained_parameters"] < told["parameters"]
+    (metrics,) = openblip("evaluate", world.folder, "--model", model, "--samples", 6, "--device", "cpu").records
+    assert {"t2i_recall@1", "itm_accuracy", "itg_perplexity"} <= metrics.keys()
+    info = json.loads(openblip("info", model).out)
+    assert info["can"] == ["match", "embed", "retrieve"]
+    assert 0 < info["trained_parameters"] < info["parameters"]
 
 
 def test_stage_2_captions_and_answers(openblip: CommandServer, world: World, stage2: Path, tmp_path: Path) -> None:
@@ -100,8 +102,8 @@ def test_stage_2_captions_and_answers(openblip: CommandServer, world: World, sta
     told = ("--prompt", "question {} answer", "--length-penalty", "-1", "--num-answers", 2)
     done = openblip("ask", images[0], "--model", model, "--question", "what is it", *told, "--device", "cpu")
     assert len(done.records[0]["questions"][0]["answers"]) == 2
-    (numbers,) = openblip("evaluate", world.folder, "--model", model, "--samples", 4, "--device", "cpu").records
-    assert {"CIDEr", "perplexity"} <= numbers.keys()
+    (metrics,) = openblip("evaluate", world.folder, "--model", model, "--samples", 4, "--device", "cpu").records
+    assert {"CIDEr", "perplexity"} <= metrics.keys()
     openblip("convert", model, tmp_path / "whole", "--to", "openblip")
     assert (tmp_path / "whole" / "language" / "config.json").is_file()
     again = openblip("caption", *images, "--model", tmp_path / "whole", "--max-new-tokens", 5, "--device", "cpu")
@@ -109,12 +111,12 @@ def test_stage_2_captions_and_answers(openblip: CommandServer, world: World, sta
     same_numbers(again.records, done.records)
 
 
-def test_a_run_goes_on(openblip: CommandServer, world: World, stage2: Path) -> None:
+def test_a_run_resumes(openblip: CommandServer, world: World, stage2: Path) -> None:
     done = openblip(
         *("train", stage2 / "config.json", "--out", stage2, "--resume"),
         *("--set", "train.max_steps=5"),
     )
-    assert "going on from step 4 of 5" in done.err + done.out
+    assert "resuming from step 4 of 5" in done.err + done.out
 
 
 def test_mistakes(openblip: CommandServer, world: World, stage1: Path, blip: Path, tmp_path: Path) -> None:

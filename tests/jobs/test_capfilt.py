@@ -19,16 +19,16 @@ def test_from_a_folder_to_a_new_model(
 ) -> None:
     web = world.as_folder(tmp_path / "web", 12)
     broken = sorted(web.glob("*.png"))[0]
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     command = ("capfilt", web, tmp_path / "clean", "--captioner", captioner, "--filter", model, *WRITE)
     (first,) = openblip(*command, "--threshold", 0.0).records
-    assert (first["samples"], first["quarantined"], first["pictures"]) == (12, 1, 11)
+    assert (first["samples"], first["quarantined"], first["images"]) == (12, 1, 11)
     assert (tmp_path / "clean" / "capfilt" / "report.html").stat().st_size > 10_000
     (again,) = openblip(*command, "--threshold", 0.0).records
-    assert (again["fresh_chunks"], again["kept_texts"]) == (0, first["kept_texts"])
+    assert (again["new_chunks"], again["kept_texts"]) == (0, first["kept_texts"])
     decide = ("capfilt", "decide", tmp_path / "clean", "--policy", "blip2", "--keep", 1, "--layout", "jsonl")
     (decided,) = openblip(*decide, "--out", tmp_path / "best").records
-    assert decided["kept_texts"] == decided["pictures"] == 11
+    assert decided["kept_texts"] == decided["images"] == 11
     lines = (tmp_path / "best" / "captions.jsonl").read_text().splitlines()
     assert [len(json.loads(line)["captions"]) for line in lines] == [1] * 11
     openblip(*TRAIN, tmp_path / "best", "--out", tmp_path / "run", *NANO, "--steps", 2)

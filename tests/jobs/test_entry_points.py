@@ -32,16 +32,16 @@ def test_version(command: list[str]) -> None:
 
 
 def test_help_names_every_command() -> None:
-    told = typed(SCRIPT, "--help").stdout
-    assert typed(SCRIPT).stdout == told, "no arguments ask for help"
-    assert all(name in told for name in COMMANDS)
+    help_text = typed(SCRIPT, "--help").stdout
+    assert typed(SCRIPT).stdout == help_text, "no arguments ask for help"
+    assert all(name in help_text for name in COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_explains_itself(name: str) -> None:
-    told = typed(SCRIPT, name, "--help").stdout
+    help_text = typed(SCRIPT, name, "--help").stdout
     first_line = (COMMANDS[name].__doc__ or "").splitlines()[0]
-    assert " ".join(first_line.split()[:4]) in " ".join(told.split())
+    assert " ".join(first_line.split()[:4]) in " ".join(help_text.split())
 
 
 def test_a_mistake_is_one_sentence_and_code_2() -> None:

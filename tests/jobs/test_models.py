@@ -25,18 +25,18 @@ EXACT = ("--device", "cpu", "--dtype", "float32")
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-training model in the sizes that all three formats have (patches by one convolution)."""
-    words = TextTokenizer.train(["a red circle", "a blue square and two stars"] * 3, vocab_size=80)
+    tokenizer = TextTokenizer.train(["a red circle", "a blue square and two stars"] * 3, vocab_size=80)
     config = BlipConfig(
         vision=VisionConfig(image_size=32, width=64, depth=2, num_heads=1),  # the original tells 64 for each head
         text=TextConfig(
-            vocab_size=words.vocab_size, width=64, depth=2, num_heads=1, inner_width=128, memory_width=64,
+            vocab_size=tokenizer.vocab_size, width=64, depth=2, num_heads=1, inner_width=128, memory_width=64,
             max_positions=64,
         ),
         embed_dim=32,
     )  # fmt: skip
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("published") / "model"
-    save_model(folder, StoredModel(Blip(config), words, {"task": "pretrain"}))
+    save_model(folder, StoredModel(Blip(config), tokenizer, {"task": "pretrain"}))
     return folder
 
 
@@ -47,14 +47,14 @@ def same(first: Path, second: Path) -> bool:
 
 
 def test_info_says_what_a_model_is(openblip: CommandServer, model: Path, published: Path) -> None:
-    told = json.loads(openblip("info", model).out)
-    assert told["is"].startswith("a BLIP pre-training model (vision 64 wide, 2 deep, 32 x 32 px)")
-    assert told["can"] == ["caption", "match", "embed", "retrieve"]
-    parts = told["parameters_by_part"]
-    assert 0 < parts["vision tower"] < told["parameters"]
-    assert parts["vision tower"] + parts["text"] < told["parameters"], "projections and heads are the rest"
-    assert told["model"]["vision"]["width"] == 64
-    assert told["ignored_keys"] == []
+    info = json.loads(openblip("info", model).out)
+    assert info["is"].startswith("a BLIP pre-training model (vision 64 wide, 2 deep, 32 x 32 px)")
+    assert info["can"] == ["caption", "match", "embed", "retrieve"]
+    parts = info["parameters_by_part"]
+    assert 0 < parts["vision tower"] < info["parameters"]
+    assert parts["vision tower"] + parts["text"] < info["parameters"], "projections and heads are the rest"
+    assert info["model"]["vision"]["width"] == 64
+    assert info["ignored_keys"] == []
     terminal = {"before": "import openblip.cli.models as models; models.person = lambda: True"}
     table = openblip("info", published, **terminal).out
     assert "pre-training model" in table
@@ -79,9 +79,9 @@ def test_there_and_back_in_every_format(
         text = ("--text", "a red circle") if part == "match" else ()
         for converted in (theirs, ours):
             same_numbers(openblip(part, image, *text, "--model", converted, *EXACT).records, expected)
-    told = json.loads(openblip("info", tmp_path / "caption-theirs").out)
-    assert told["can"] == ["caption"]
-    assert told["info"]["source_format"] == "transformers"
+    info = json.loads(openblip("info", tmp_path / "caption-theirs").out)
+    assert info["can"] == ["caption"]
+    assert info["info"]["source_format"] == "transformers"
 
 
 def test_what_cannot_be_converted(openblip: CommandServer, model: Path, published: Path, tmp_path: Path) -> None:
@@ -121,6 +121,6 @@ def test_files_that_are_no_blip(openblip: CommandServer, published: Path, tmp_pa
         "clip.pth": "it looks like a CLIP model",
         "lacks.pth": "itm_head.bias",
     }
-    for name, told in cases.items():
-        assert told in openblip.refuse("info", tmp_path / name, cwd=tmp_path), name
+    for name, message in cases.items():
+        assert message in openblip.refuse("info", tmp_path / name, cwd=tmp_path), name
     assert not (tmp_path / "ran.txt").exists()

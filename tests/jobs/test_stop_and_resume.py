@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or meets a full disk loses nothing and goes on as if nothing had been."""
+"""A run that is stopped, killed or meets a full disk loses nothing and resumes as if nothing had been."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert done.code == 130
     step = len(records(run))
     assert 7 <= step < 24
-    said = done.err.strip().splitlines()[-1]
+    last_line = done.err.strip().splitlines()[-1]
     checkpoint = run / "checkpoints" / f"step-{step:08d}"
-    assert said.startswith(f"openblip: stopped at step {step}; everything is saved in {checkpoint}")
-    assert said.endswith("run the same command with --resume to go on")
+    assert last_line.startswith(f"openblip: stopped at step {step}; everything is saved in {checkpoint}")
+    assert last_line.endswith("run the same command with --resume to continue")
     assert "Traceback" not in done.err
     goes_on(openblip, world, run, whole)
 
@@ -110,9 +110,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint_good(
 ) -> None:
     run = tmp_path / "run"
     done = openblip(*TRAIN, world.folder, *RUN, "--out", run, code=2, before=FULL)
-    said = done.err.strip().splitlines()[-1]
-    assert said.startswith("openblip: the disk is full: ")
-    assert "step-00000010 was not written (what stood there before is untouched)" in said
+    last_line = done.err.strip().splitlines()[-1]
+    assert last_line.startswith("openblip: the disk is full: ")
+    assert "step-00000010 was not written (what stood there before is untouched)" in last_line
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["last", "step-00000005"]
     assert (run / "checkpoints" / "last").read_text().strip() == "step-00000005"
     goes_on(openblip, world, run, whole)
@@ -124,7 +124,7 @@ def test_a_file_that_may_not_grow_is_told_like_any_trouble_with_files(
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
     ignore = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     done = openblip(*TRAIN, world.folder, *RUN, "--out", tmp_path / "run", code=2, before=ignore + limit)
-    said = done.err.strip().splitlines()[-1]
-    assert said.startswith("openblip: ")
-    assert "step-00000005" in said
+    last_line = done.err.strip().splitlines()[-1]
+    assert last_line.startswith("openblip: ")
+    assert "step-00000005" in last_line
     assert not list((tmp_path / "run" / "checkpoints").glob("*step-*")), "nothing half-written stays"

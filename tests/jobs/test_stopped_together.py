@@ -1,4 +1,4 @@
-"""Commands whose whole process group is signalled save, say how to go on, and end as if nothing had been."""
+"""Commands whose whole process group is signalled save, say how to resume, and end as if nothing had been."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ TINY_DEMO = """
 from openblip.experiments.demo import DemoPlan, plan
 plan.calibrate = lambda minutes: plan.Calibration(draw=0.002, step={}, write=0.001, seconds=0.0)
 plan.make_plan = lambda minutes, timed, seed: DemoPlan(
-    model="nano", web_pictures=40, human_pictures=40, simple_pictures=20, test_pictures=12,
-    pretrain_steps=3, captioner_steps=2, matcher_steps=2, capfilt_pictures=40, again_steps=2, batch_size=8,
-    documents=40, language_steps=(2, 2), blip2_pictures=40, stage1_steps=2, stage2_steps=2,
+    model="nano", web_images=40, human_images=40, simple_images=20, test_images=12,
+    pretrain_steps=3, captioner_steps=2, matcher_steps=2, capfilt_images=40, again_steps=2, batch_size=8,
+    documents=40, language_steps=(2, 2), blip2_images=40, stage1_steps=2, stage2_steps=2,
 )
 """
 
@@ -231,7 +231,7 @@ def test_cache_features(
     running.await_file(tmp_path / "features" / "cache.json")
     time.sleep(0.5)
     done = stop(running, signum, code, AGAIN)
-    assert " of 48 pictures; their features are in " in done.err
+    assert " of 48 images; their features are in " in done.err
     assert files(tmp_path / "features", ".safetensors")
     openblip(*command)
     assert files(tmp_path / "features", ".safetensors", ".json") == files(
@@ -295,7 +295,7 @@ def test_captions_that_are_written_stay(
 def test_training_under_torchrun(world: World, tmp_path: Path) -> None:
     """The launcher gets the signal too, passes it on and says what it likes; its processes save.
 
-    That two processes go on with the numbers of an undisturbed run is shown in tests/distributed.
+    That two processes continue with the numbers of an undisturbed run is shown in tests/distributed.
     """
     run, slow = tmp_path / "run", tmp_path / "slow.py"
     slow.write_text(SLOWLY + "from openblip.cli import main\nraise SystemExit(main())\n")

@@ -84,15 +84,15 @@ def test_a_tokenizer_is_learned_and_used(openblip: CommandServer, world: World, 
         ),
         cwd=tmp_path,
     )
-    told = json.loads(openblip("info", "run/model", cwd=tmp_path).out)
-    assert told["vocab_size"] == int(done.out.split()[0])
-    assert told["can"] == ["caption", "match", "embed", "retrieve"]
+    info = json.loads(openblip("info", "run/model", cwd=tmp_path).out)
+    assert info["vocab_size"] == int(done.out.split()[0])
+    assert info["can"] == ["caption", "match", "embed", "retrieve"]
 
 
 def test_fine_tuning_a_captioner_keeps_what_writes(openblip: CommandServer, captioner: Path) -> None:
-    told = json.loads(openblip("info", captioner).out)
-    assert told["can"] == ["caption"]
-    assert told["info"]["prompt"] == "a picture of "
+    info = json.loads(openblip("info", captioner).out)
+    assert info["can"] == ["caption"]
+    assert info["info"]["prompt"] == "a picture of "
     records = [json.loads(line) for line in (captioner.parent / "metrics.jsonl").read_text().splitlines()]
     assert "loss_itc" not in records[0]
     assert records[-1]["split"] == "eval"
@@ -110,7 +110,7 @@ def test_fine_tuning_for_retrieval_keeps_what_matches(
     assert json.loads(openblip("info", "run/model", cwd=tmp_path).out)["can"] == ["match", "embed", "retrieve"]
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert "loss_lm" not in record
-    # Three captions for each of 48 pictures are as many pairs: 18 steps of 8.
+    # Three captions for each of 48 images are as many pairs: 18 steps of 8.
     assert record["step"] == 18
 
 
@@ -121,10 +121,10 @@ def test_evaluation_measures_and_writes_its_predictions(
         *("evaluate", world.folder, "--model", model, "--samples", 12, "--rerank", 4, "--out", "measured"),
         cwd=tmp_path,
     )
-    (numbers,) = done.records
-    assert 0 <= numbers["t2i_recall@1"] <= numbers["t2i_recall@5"] <= 1
+    (metrics,) = done.records
+    assert 0 <= metrics["t2i_recall@1"] <= metrics["t2i_recall@5"] <= 1
     stored = json.loads((tmp_path / "measured" / "metrics.json").read_text())
-    assert {name: stored[name] for name in numbers} == numbers
+    assert {name: stored[name] for name in metrics} == metrics
     predictions = (tmp_path / "measured" / "predictions.jsonl").read_text().splitlines()
     assert len(predictions) == 12
     assert json.loads(predictions[0])["references"] == list(world.records[0]["captions"])  # type: ignore[call-overload]

@@ -43,7 +43,7 @@ def test_captions_by_nucleus_sampling(
 
     first = written()
     assert all(len(texts) == 2 for texts in first)
-    assert written("--batch-size", 2) == first, "a picture's samples do not depend on its batch"
+    assert written("--batch-size", 2) == first, "an image's samples do not depend on its batch"
     assert written("--seed", 1) != first
     config = DecodeConfig(sample=True, top_p=0.9, num_sequences=2, min_new_tokens=5, max_new_tokens=20)
     assert [[c.text for c in texts] for texts in predictor.caption(world.images[:5], config)] == first
@@ -69,7 +69,7 @@ def test_matching(openblip: CommandServer, world: World, model: Path, predictor:
             assert 0 <= found["itm"] <= 1
 
 
-def test_searching_pictures(openblip: CommandServer, world: World, model: Path, predictor: Predictor) -> None:
+def test_searching_images(openblip: CommandServer, world: World, model: Path, predictor: Predictor) -> None:
     done = openblip("retrieve", "a red circle", world.folder / "images", "--model", model, "--rerank", 10, *EXACT)
     expected = predictor.retrieve_images(world.images, ["a red circle"], top=5, rerank_k=10)[0]
     assert [record["rank"] for record in done.records] == [1, 2, 3, 4, 5]

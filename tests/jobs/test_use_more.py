@@ -31,12 +31,12 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 def asker(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VQA model made of the pre-trained one."""
     stored = open_model(model)
-    words: TextTokenizer = stored.tokenizer
+    tokenizer: TextTokenizer = stored.tokenizer
     torch.manual_seed(0)
     vqa = BlipVqa(VqaConfig(vision=stored.model.config.vision, text=stored.model.config.text))
     vqa.start_from(stored.model)
     folder = tmp_path_factory.mktemp("vqa") / "model"
-    save_model(folder, StoredModel(vqa, words, {"task": "vqa"}))
+    save_model(folder, StoredModel(vqa, tokenizer, {"task": "vqa"}))
     return folder
 
 
@@ -50,7 +50,7 @@ def test_asking_freely_and_among_answers(
         for found, one in zip(record["questions"], expected, strict=True):
             assert found["question"] == one.question
             assert [answer["text"] for answer in found["answers"]] == [one.text]
-    assert done.err.startswith("openblip: 3 pictures done (cpu, float32, ")
+    assert done.err.startswith("openblip: 3 images done (cpu, float32, ")
     answers = ["circle", "square", "two", "one"]
     (tmp_path / "answers.txt").write_text("\n".join(answers) + "\n")
     ranked = openblip(
@@ -69,7 +69,7 @@ def test_asking_freely_and_among_answers(
     assert lines[1].startswith(f"  {QUESTIONS[0]}  ")
 
 
-def test_embedding_pictures_and_texts(openblip: CommandServer, world: World, model: Path, tmp_path: Path) -> None:
+def test_embedding_images_and_texts(openblip: CommandServer, world: World, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "found" / "vectors.jsonl"
     arguments = ("--model", model, "--text", "a red circle", "--batch-size", 2, "--out", out, *EXACT)
     done = openblip("embed", *world.images[:3], *arguments)
@@ -81,7 +81,7 @@ def test_embedding_pictures_and_texts(openblip: CommandServer, world: World, mod
     torch.testing.assert_close(torch.tensor([r["embedding"] for r in records]), expected, rtol=1e-4, atol=1e-5)
     assert "exists already" in openblip.refuse("embed", world.images[0], "--model", model, "--out", out)
     assert len(openblip("embed", "--model", model, "--text", "a red circle", *EXACT).records) == 1
-    assert "name the pictures" in openblip.refuse("embed", "--model", model)
+    assert "name the images" in openblip.refuse("embed", "--model", model)
 
 
 def test_tars_globs_and_lists(openblip: CommandServer, world: World, model: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_tars_globs_and_lists(openblip: CommandServer, world: World, model: Path
     done = openblip("caption", "-", "--model", model, *EXACT, code=1, before=listed)
     assert [record["image"] for record in done.records] == [world.images[1]]
     assert "skipped none.png (missing)" in done.err
-    assert "1 picture done, 1 skipped" in done.err
+    assert "1 image done, 1 skipped" in done.err
 
 
 @pytest.mark.parametrize("to_file", [True, False])
@@ -137,7 +137,7 @@ def test_a_drawing_of_where_the_model_looks(
     )
     assert "there is no layer 7" in refuse("explain", image, "--model", model, "--layer", 7, *more)
     assert "name the file" in refuse("explain", image, "--model", model, "--out", tmp_path / "none.pdf")
-    assert "there is no picture or folder" in refuse("explain", tmp_path / "no.png", "--model", model, *more)
+    assert "there is no image or folder" in refuse("explain", tmp_path / "no.png", "--model", model, *more)
     assert "pip install" in refuse(
         "explain", image, "--model", model, *more, before="import sys; sys.modules['matplotlib'] = None"
     )

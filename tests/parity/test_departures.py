@@ -1,6 +1,6 @@
 """Where transformers departs from the original BLIP: both ways can be had, the original's is the default.
 
-Each test shows the difference and says which option gives transformers' numbers.
+Each test shows the difference and says which option gives transformers' values.
 """
 
 from __future__ import annotations

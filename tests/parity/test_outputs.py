@@ -137,8 +137,8 @@ def test_the_processor_and_tokenizer_of_an_export(theirs: Callable[..., Theirs],
     processor = AutoProcessor.from_pretrained(tmp_path)
     from PIL import Image
 
-    picture = Image.effect_noise((70, 50), 90).convert("RGB")
-    made = processor(images=picture, text="a red bus", return_tensors="pt")
+    image = Image.effect_noise((70, 50), 90).convert("RGB")
+    made = processor(images=image, text="a red bus", return_tensors="pt")
     assert made["pixel_values"].shape == (1, 3, source.size, source.size)
     ours = opened.tokenizer.encode(["a red bus"])
     assert torch.equal(made["input_ids"], ours.input_ids)

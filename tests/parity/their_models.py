@@ -17,7 +17,7 @@ from openblip.core.tokenizer import TextTokenizer
 
 WORDS = (
     "a the of and two three red blue green dog cat bus man woman sitting standing next to on in front what color "
-    "is how many there picture photo table beach small large yes no one"
+    "is how many there image photo table beach small large yes no one"
 )
 
 TINY = {"width": 32, "depth": 2, "heads": 4, "text_width": 32, "text_depth": 2, "text_heads": 4, "image_size": 32}
@@ -42,7 +42,7 @@ class Theirs:
         return torch.randn(count, 3, self.size, self.size, generator=generator)
 
 
-def make_theirs(kind: str, sizes: dict[str, int], folder: Path, words: TextTokenizer, **text: Any) -> Theirs:
+def make_theirs(kind: str, sizes: dict[str, int], folder: Path, tokenizer: TextTokenizer, **text: Any) -> Theirs:
     big = sizes["width"] >= 768
     config = transformers.BlipConfig(
         vision_config={
@@ -54,15 +54,15 @@ def make_theirs(kind: str, sizes: dict[str, int], folder: Path, words: TextToken
             "patch_size": 16 if big else 8,
         },
         text_config={
-            "vocab_size": words.vocab_size,
+            "vocab_size": tokenizer.vocab_size,
             "hidden_size": sizes["text_width"],
             "intermediate_size": 4 * sizes["text_width"],
             "num_hidden_layers": sizes["text_depth"],
             "num_attention_heads": sizes["text_heads"],
             "max_position_embeddings": 64,
-            "bos_token_id": words.dec_id,
-            "sep_token_id": words.sep_id,
-            "pad_token_id": words.pad_id,
+            "bos_token_id": tokenizer.dec_id,
+            "sep_token_id": tokenizer.sep_id,
+            "pad_token_id": tokenizer.pad_id,
             **text,
         },
         image_text_hidden_size=24,
@@ -77,5 +77,5 @@ def make_theirs(kind: str, sizes: dict[str, int], folder: Path, words: TextToken
             norm = "norm" in name.lower() and name.endswith("weight")
             parameter.copy_(1 + 0.1 * noise if norm else scale * noise)
     model.save_pretrained(folder)
-    words.save(folder)
-    return Theirs(model, folder, words, sizes["image_size"])
+    tokenizer.save(folder)
+    return Theirs(model, folder, tokenizer, sizes["image_size"])

@@ -1,4 +1,4 @@
-"""The loader's benchmark: runs in its quick form with the right keys; pictures and peer are what they claim."""
+"""The loader's benchmark: runs in its quick form with the right keys; images and peer are what they claim."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def test_quick_run_gives_the_object_of_the_design(
     assert loader.FOLDER not in os.environ
 
 
-def test_pictures_are_as_large_as_photographs() -> None:
+def test_images_are_as_large_as_photographs() -> None:
     rng = np.random.default_rng(3)
-    pictures = [photograph(rng) for _ in range(6)]
+    images = [photograph(rng) for _ in range(6)]
     sizes = []
-    for picture in pictures:
+    for image in images:
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=90)
+        image.save(buffer, "JPEG", quality=90)
         sizes.append(len(buffer.getvalue()) / 1000)
-        assert picture.size == (500, 375)
-        assert np.asarray(picture).std(axis=(0, 1)).min() > 15
+        assert image.size == (500, 375)
+        assert np.asarray(image).std(axis=(0, 1)).min() > 15
     assert min(sizes) > 35
     assert 40 < np.mean(sizes) < 60
 
@@ -85,9 +85,9 @@ def test_the_share_of_a_step_needs_a_stored_step(tmp_path: Path, monkeypatch: py
 
 def test_the_peer_is_the_papers_pipeline(tmp_path: Path) -> None:
     assert len(OPERATIONS) == len(REFERENCE_OPS)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for operation in OPERATIONS:
-        assert operation(picture, 1.0).size == picture.size
+        assert operation(image, 1.0).size == image.size
     write_tars(tmp_path, 2, 4, 2)
     pairs = list(TarPairs(sorted(tmp_path.glob("*.tar")), make_transform("pre-training", 32)))
     assert [text for _, text in pairs] == [

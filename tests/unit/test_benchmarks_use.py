@@ -14,7 +14,7 @@ from benchmarks import caption, match, published, rank
 
 SIDES: dict[str, tuple[Callable[[bool], Any], tuple[str, ...]]] = {
     "match": (published.matcher, match.CASES),
-    "caption": (published.captioner, ("4 pictures",)),
+    "caption": (published.captioner, ("4 images",)),
     "rank": (published.vqa, ("128 answers",)),
 }
 

@@ -20,7 +20,7 @@ def test_the_table_is_the_stored_results() -> None:
     assert "\n".join(table) in PAGE
 
 
-def test_every_row_that_needs_more_memory_is_told() -> None:
+def test_every_row_that_needs_more_memory_is_reported() -> None:
     rows = [row for name in NAMES for row in json.loads((RESULTS / f"{name}-{MACHINE}.json").read_text())["rows"]]
     above = [row["ours_peak_mb"] - row["peer_peak_mb"] for row in rows if row["ours_peak_mb"] > row["peer_peak_mb"]]
     assert sorted(above) == [38, 52]
@@ -38,7 +38,7 @@ def test_the_pointing_game_is_the_stored_one() -> None:
     ]
     for (*_, named, other, chance), row in zip(told, result["rows"], strict=True):
         assert [named, other, chance] == [f"{100 * row[name]:.1f}" for name in ("named", "other", "chance")]
-    assert f"in {result['pictures']} clean images" in PAGE
+    assert f"in {result['images']} clean images" in PAGE
     assert max(row["deviation"] for row in result["rows"]) <= 0.036
 
 

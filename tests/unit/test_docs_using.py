@@ -33,15 +33,20 @@ def fenced(page: str, language: str) -> list[str]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two images and two small models, and the working directory."""
     torch.manual_seed(0)
-    words = TextTokenizer.train(list(WORDS) * 3, vocab_size=100)
-    sizes = blip_config("nano", vocab_size=words.vocab_size, image_size=32)
-    save_model(tmp_path / "models" / "pretrained", StoredModel(Blip(sizes), words))
+    tokenizer = TextTokenizer.train(list(WORDS) * 3, vocab_size=100)
+    sizes = blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=32)
+    save_model(tmp_path / "models" / "pretrained", StoredModel(Blip(sizes), tokenizer))
     save_model(
-        tmp_path / "models" / "vqa", StoredModel(BlipVqa(VqaConfig(vision=sizes.vision, text=sizes.text)), words)
+        tmp_path / "models" / "vqa",
+        StoredModel(BlipVqa(VqaConfig(vision=sizes.vision, text=sizes.text)), tokenizer),
     )
     vision = VisionConfig(image_size=32, width=64, depth=2, num_heads=1)  # as other formats have it: heads of 64
-    text = TextConfig(vocab_size=words.vocab_size, width=64, depth=2, num_heads=1, inner_width=128, memory_width=64)
-    save_model(tmp_path / "models" / "published", StoredModel(Blip(BlipConfig(vision=vision, text=text)), words))
+    text = TextConfig(
+        vocab_size=tokenizer.vocab_size, width=64, depth=2, num_heads=1, inner_width=128, memory_width=64
+    )
+    save_model(
+        tmp_path / "models" / "published", StoredModel(Blip(BlipConfig(vision=vision, text=text)), tokenizer)
+    )
     monkeypatch.setattr(blip_store, "PUBLISHED_TOKENIZER", str(tmp_path / "models" / "published"))
     (tmp_path / "photos").mkdir()
     for number in (1, 2):

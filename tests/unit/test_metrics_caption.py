@@ -40,8 +40,8 @@ def test_words_as_documented(sentence: str, words: str) -> None:
 @pytest.mark.parametrize("name", GOLDEN["scores"])
 def test_scores_equal_those_of_pycocoevalcap(name: str) -> None:
     expected = GOLDEN["scores"][name]
-    captions = [split_words(GOLDEN["captions"][picture]) for picture in expected["pictures"]]
-    references = [[split_words(text) for text in GOLDEN["references"][picture]] for picture in expected["pictures"]]
+    captions = [split_words(GOLDEN["captions"][image]) for image in expected["images"]]
+    references = [[split_words(text) for text in GOLDEN["references"][image]] for image in expected["images"]]
     np.testing.assert_allclose(bleu(captions, references), expected["bleu"], rtol=1e-9)
     np.testing.assert_allclose(rouge_l(captions, references), expected["rouge_each"], atol=1e-8)
     np.testing.assert_allclose(cider(captions, references), expected["cider_each"], atol=1e-8)
@@ -84,8 +84,8 @@ def test_distinct_by_hand() -> None:
     [
         (["a"], [], "one caption each"),
         ([], [], "no captions"),
-        (["a", "b"], [["a"], []], "picture 1"),
-        (["a"], ["a string"], "picture 0"),
+        (["a", "b"], [["a"], []], "image 1"),
+        (["a"], ["a string"], "image 0"),
     ],
 )
 def test_what_cannot_be_scored_is_named(captions: list, references: list, word: str) -> None:

@@ -82,7 +82,7 @@ def run_local(
                 yield future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "a process of the run was killed, mostly for lack of memory; run the same command again to go on "
+            "a process of the run was killed, mostly for lack of memory; run the same command again to resume "
             "(with a smaller --batch-size or fewer --workers)"
         ) from error
     finally:

@@ -3,7 +3,7 @@
 A chunk is a range of samples of one part of the source (a tar, a parquet file, or the whole). Whoever processes it
 writes, each whole or not at all and in this order: its piece of the result table, its shard of the training set,
 and a marker that says it is done. Until then its rows are kept a batch at a time, and whoever takes it up again
-goes on after the last of them: a chunk depends on nothing but the source, the settings and the models.
+continues after the last of them: a chunk depends on nothing but the source, the settings and the models.
 
 The marker, and the rows of a chunk that is not done, hold the fingerprint of the samples that they were made from:
 where these have changed, the chunk is done anew.
@@ -27,7 +27,7 @@ from openblip.core.config import to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import append_jsonl, read_jsonl, write_json
 from openblip.data.sample import BrokenSample
-from openblip.data.sinks.sets import LAYOUTS, Layout, Pair, encoded_picture, remove_shard, write_shard
+from openblip.data.sinks.sets import LAYOUTS, Layout, Pair, encoded_image, remove_shard, write_shard
 from openblip.data.sources.base import Source, SourceConfig
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source, source_parts
@@ -187,10 +187,10 @@ class Done:
     samples: int
     quarantined: int
     kept_texts: int
-    pictures: int
+    images: int
     """that have a text in the training set"""
     seconds: float = 0.0
-    fresh: bool = True
+    new: bool = True
     """whether anything had to be done"""
 
 
@@ -280,7 +280,7 @@ class Worker:
                 stale.unlink(missing_ok=True)
             before = None
         if before is not None and before["output"] == wanted:
-            return Done(**before["done"], fresh=False)
+            return Done(**before["done"], new=False)
         if before is not None:
             # From here on the table may hold the new decisions: the marker must not vouch for the old ones.
             write_json(marker, {**before, "output": None})
@@ -300,7 +300,7 @@ class Worker:
                 write_table(places.table(chunk.name), rows)
         done = _count(chunk, rows)
         done.seconds = round(time.perf_counter() - began, 3)
-        stored = {name: value for name, value in to_dict(done).items() if name != "fresh"}
+        stored = {name: value for name, value in to_dict(done).items() if name != "new"}
         stages = seconds or (before or {}).get("stages", {})
         write_json(marker, {"output": wanted, "done": stored, "stages": stages, "input": made_from})
         places.begun(chunk.name).unlink(missing_ok=True)
@@ -351,7 +351,7 @@ class Worker:
                     gone += 1
                     row.status, row.detail = broken.cause, broken.detail
                     for text in row.kept:
-                        text.kept, text.reason = False, "no-picture"
+                        text.kept, text.reason = False, "no-image"
 
         write_shard(layout, places.root, places.parts, chunk.name, pairs())
         return gone > 0
@@ -384,7 +384,7 @@ def _pair(row: Row, source: Source) -> Pair:
         "itm": [text.itm for text in kept],
         "itc": [text.itc for text in kept],
     }
-    image, _ = encoded_picture(sample.image)
+    image, _ = encoded_image(sample.image)
     return Pair(f"{row.index:09d}", image, [text.text for text in kept], row.image_id, record)
 
 
@@ -396,5 +396,5 @@ def _count(chunk: Chunk, rows: Sequence[Row]) -> Done:
         samples=len(rows),
         quarantined=len(rows) - causes["ok"],
         kept_texts=sum(len(row.kept) for row in good),
-        pictures=sum(bool(row.kept) for row in good),
+        images=sum(bool(row.kept) for row in good),
     )

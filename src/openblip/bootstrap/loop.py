@@ -8,7 +8,7 @@
     clean       CapFilt over the noisy pairs
     second      a new model, pre-trained on what is left and the human pairs, as long as the first
 
-Each stage is done once: the same call goes on where it was stopped.
+Each stage is done once: the same call resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class BootstrapConfig:
     decode: DecodeConfig = NUCLEUS
     policy: Policy = field(default_factory=Policy)
     batch_size: int = 32
-    """pictures at a time in CapFilt"""
+    """images at a time in CapFilt"""
 
     def __post_init__(self) -> None:
         if not (self.web and self.human):
@@ -71,11 +71,11 @@ def run_bootstrap(
 
     Args:
         out: folder of the loop: a folder for each stage, and bootstrap.json.
-        evaluator: further numbers of a model, at each evaluation and at the end.
-        on_stage: told of each stage that begins.
+        evaluator: further metrics of a model, at each evaluation and at the end.
+        on_stage: called with each stage that begins.
 
     Returns:
-        {"first": numbers, "second": numbers, "clean": what CapFilt came to, "seconds": by stage}
+        {"first": metrics, "second": metrics, "clean": what CapFilt came to, "seconds": by stage}
 
     Raises:
         UserError: a mistake in the configuration or the data; the folder belongs to another loop.
@@ -132,7 +132,7 @@ def _tune(
 
 
 def _clean(config: BootstrapConfig, out: Path) -> dict[str, Any]:
-    texts = pictures = samples = 0
+    texts = images = samples = 0
     for number, source in enumerate(config.web):
         settings = CapFiltConfig(
             source=source,
@@ -144,13 +144,13 @@ def _clean(config: BootstrapConfig, out: Path) -> dict[str, Any]:
             max_length=config.filter.max_length,
         )
         totals = run_capfilt(settings, out / "clean" / str(number), Output(policy=config.policy))
-        texts, pictures = texts + totals.kept_texts, pictures + totals.pictures
+        texts, images = texts + totals.kept_texts, images + totals.images
         samples += totals.samples
-    if not pictures:
+    if not images:
         raise UserError(
             f"the filter drops every text of the {samples} noisy samples; train it longer or lower the threshold"
         )
-    return {"samples": samples, "pictures": pictures, "texts": texts}
+    return {"samples": samples, "images": images, "texts": texts}
 
 
 def _measure(config: BootstrapConfig, run: Path, evaluator: Evaluator | None) -> dict[str, float]:

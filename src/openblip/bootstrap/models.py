@@ -49,7 +49,7 @@ class Models:
     """None: nothing is written, texts from the web are judged alone"""
     filter: Part
     one_vision: bool
-    """both see with the same weights: a picture is encoded once"""
+    """both see with the same weights: an image is encoded once"""
     one_model: bool
     """captioner and filter are parts of one tied model: its memory serves both"""
 
@@ -62,7 +62,7 @@ class Models:
 
     @torch.no_grad()
     def look(self, pixels: dict[int | tuple[int, int], Tensor]) -> tuple[ImageMemory | None, Tensor, ImageMemory]:
-        """Encode pictures, each tower once.
+        """Encode images, each tower once.
 
         Args:
             pixels: normalised [B, 3, H, W] for each size that a tower reads.

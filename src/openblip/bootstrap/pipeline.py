@@ -1,6 +1,6 @@
 """Samples through the stages: read, decode once, look once, write, score; rows of the table come out.
 
-Pictures are decoded by threads while the models are at work. A batch is a fixed run of the good samples of a range,
+Images are decoded by threads while the models are at work. A batch is a fixed run of the good samples of a range,
 so a range computed anew, by whichever worker, gives the same rows.
 """
 
@@ -42,7 +42,7 @@ Size = int | tuple[int, int]
 
 @dataclass(slots=True)
 class _Ready:
-    """A sample whose picture is decoded, or a row that says why it is not."""
+    """A sample whose image is decoded, or a row that says why it is not."""
 
     row: Row
     texts: tuple[str, ...] = ()
@@ -58,11 +58,11 @@ class Pipeline:
     Args:
         prompt: how written texts begin; None is what the captioner was trained with.
         max_length: tokens of a text that the filter reads.
-        threads: that decode pictures.
+        threads: that decode images.
         ranker: an outside model for similarities.
 
     Attributes:
-        seconds: spent so far, by stage ("wait for pictures", "see", "write", "score").
+        seconds: spent so far, by stage ("wait for images", "see", "write", "score").
     """
 
     def __init__(
@@ -120,14 +120,14 @@ class Pipeline:
                 continue
             batch.append(ready)
             if len(batch) == self.batch_size:
-                began = self._spent("wait for pictures", began)
+                began = self._spent("wait for images", began)
                 self._process(batch)
                 if on_batch is not None:
                     on_batch(rows[given:])
                 given = len(rows)
                 batch, began = [], time.perf_counter()
         if batch:
-            self._spent("wait for pictures", began)
+            self._spent("wait for images", began)
             self._process(batch)
         return rows
 
@@ -138,7 +138,7 @@ class Pipeline:
         self.seconds[stage] += now - began
         return now
 
-    # Pictures ---------------------------------------------------------------------------------------------
+    # Images ---------------------------------------------------------------------------------------------
 
     def _ready(self, source: Source, indices: range) -> Iterator[_Ready]:
         """Samples in order, decoded ahead of their use."""
@@ -169,7 +169,7 @@ class Pipeline:
             key=sample.key,
             index=index,
             image_id=sample.image_id or sample.key,
-            picture=digest,
+            image_hash=digest,
             meta=sample.meta,
             captioner=self.models.captioner.fingerprint if self.models.captioner else "",
             filter=self.models.filter.fingerprint,
@@ -216,8 +216,8 @@ class Pipeline:
 
 
 def _one_thread() -> None:
-    # One picture is too little work to share among cores. The setting is each thread's own once the thread has
-    # asked for it, but also what later threads start from: `_ready` puts it back.
+    # One image is too little work to share among cores. The setting is each thread's own once the thread has
+    # requested it, but also what later threads start from: `_ready` puts it back.
     torch.get_num_threads()
     torch.set_num_threads(1)
 

@@ -1,9 +1,9 @@
-"""Which texts of a picture stay: pure functions of their scores, so that another choice costs no model.
+"""Which texts of an image stay: pure functions of their scores, so that another choice costs no model.
 
     decide(texts, Policy(name="paper", threshold=0.5))     # sets .kept and .reason of each text
 
 - "paper": every text, from the web or written, that ITM takes for matched (probability at least the threshold).
-- "best": the one text of the picture with the highest ITM probability, if that reaches the threshold.
+- "best": the one text of the image with the highest ITM probability, if that reaches the threshold.
 - "web-first": the matched texts from the web; where there are none, the best matched written one.
 - "blip2": no threshold; texts are ranked by image-text similarity and the best `keep` stay. The loader draws one
   of them at each step (Li et al. 2023, section 4.1: 10 written texts and the web's, ranked by CLIP, two kept).
@@ -27,15 +27,15 @@ __all__ = ["REASONS", "Policy", "decide"]
 REASONS = {
     "matched": "ITM probability at or above the threshold",
     "unmatched": "ITM probability below the threshold",
-    "not-best": "matched, but another text of the picture is better",
-    "web-preferred": "matched, but the text from the web stands for the picture",
+    "not-best": "matched, but another text of the image is better",
+    "web-preferred": "matched, but the text from the web stands for the image",
     "ranked": "among the best by similarity",
-    "outranked": "others are more similar to the picture",
+    "outranked": "others are more similar to the image",
     "left-out": "texts of this origin are not wanted",
-    "repeated": "the same words as an earlier text of the picture",
+    "repeated": "the same words as an earlier text of the image",
     "no-words": "nothing was written",
     "no-score": "the score is not a number",
-    "no-picture": "the picture was gone when the training set was written",
+    "no-image": "the image was gone when the training set was written",
 }
 """Why a text stays or goes."""
 
@@ -48,7 +48,7 @@ class Policy:
     threshold: float = 0.5
     """least ITM probability (two-way softmax); no part of "blip2" """
     keep: int = 2
-    """texts that "blip2" keeps for each picture"""
+    """texts that "blip2" keeps for each image"""
     origins: tuple[str, ...] = ("web", "synthetic")
     """whose texts are wanted at all"""
     rank_by: Literal["itc", "ranker"] = "itc"
@@ -65,7 +65,7 @@ class Policy:
 
 
 def decide(texts: Sequence[Text], policy: Policy) -> None:
-    """Set `kept` and `reason` of the texts of one picture."""
+    """Set `kept` and `reason` of the texts of one image."""
     open_texts: list[Text] = []
     seen: set[str] = set()
     for text in texts:

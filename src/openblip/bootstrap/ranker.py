@@ -14,12 +14,12 @@ __all__ = ["Ranker", "open_ranker"]
 
 
 class Ranker(Protocol):
-    """Cosine similarity of pictures with their texts."""
+    """Cosine similarity of images with their texts."""
 
     fingerprint: str
 
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """For each picture one number for each of its texts."""
+        """For each image one number for each of its texts."""
 
 
 def open_ranker(name: str, device: torch.device | str) -> Ranker:

@@ -3,7 +3,7 @@
     run_capfilt(CapFiltConfig(source=parse_spec("web/"), captioner="c/model", filter="f/model"), "clean")
     decide_again("clean", Output(policy=Policy(threshold=0.7)))
 
-The same call on the same folder goes on where complete chunks end; when nothing is left to do it does nothing.
+The same call on the same folder resumes where complete chunks end; when nothing is left to do it does nothing.
 Where the source has changed, chunks that have changed are done anew, and those that are gone are removed.
 """
 
@@ -62,22 +62,22 @@ class Totals:
     """What a run has come to."""
 
     chunks: int = 0
-    fresh_chunks: int = 0
+    new_chunks: int = 0
     """of them, those that this call has made"""
     samples: int = 0
     quarantined: int = 0
     kept_texts: int = 0
-    pictures: int = 0
+    images: int = 0
     """in the training set"""
 
     def add(self, done: Done) -> None:
         """Count a chunk in."""
         self.chunks += 1
-        self.fresh_chunks += done.fresh
+        self.new_chunks += done.new
         self.samples += done.samples
         self.quarantined += done.quarantined
         self.kept_texts += done.kept_texts
-        self.pictures += done.pictures
+        self.images += done.images
 
 
 def run_capfilt(
@@ -94,7 +94,7 @@ def run_capfilt(
     Args:
         target: a new folder, or that of the same run.
         shard: a share of the chunks; when all shares are done, one call without it joins them.
-        on_chunk: told of each chunk.
+        on_chunk: called with each chunk.
 
     Raises:
         UserError: a mistake in the settings, the source or the models; the target belongs to another run.
@@ -314,5 +314,5 @@ def _finish(places: Places, output: Output, totals: Totals) -> None:
         for ending in ("tmp", "old"):
             for stale in folder.glob(f".*.{ending}"):
                 remove_quietly(stale)
-    found = {name: value for name, value in to_dict(totals).items() if name != "fresh_chunks"}
+    found = {name: value for name, value in to_dict(totals).items() if name != "new_chunks"}
     write_json(places.totals, {**found, "output": to_dict(output)})

@@ -1,9 +1,9 @@
 """The first two stages of CapFilt as pure batch functions over an image memory; the third is `policy.decide`.
 
-`write` gives texts for pictures, `score` gives scores for texts. Neither knows files, shards or engines. What a
-picture gets depends on its pixels, its key and the seed, not on its neighbours.
+`write` gives texts for images, `score` gives scores for texts. Neither knows files, shards or engines. What an
+image gets depends on its pixels, its key and the seed, not on its neighbours.
 
-Shapes: B pictures, N image tokens, Dv vision width, P texts of all pictures.
+Shapes: B images, N image tokens, Dv vision width, P texts of all images.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def write(
     *,
     prompt: str = "",
 ) -> list[list[Text]]:
-    """Write `config.num_sequences` texts for each of B pictures.
+    """Write `config.num_sequences` texts for each of B images.
 
     Args:
-        memory: of B pictures.
-        keys: int64 [B], name the pictures for sampling.
+        memory: of B images.
+        keys: int64 [B], name the images for sampling.
     """
     written = model.generate(memory, config, [prompt] * memory.batch_size, keys)
     return [
@@ -63,12 +63,12 @@ def score(
     max_length: int,
     max_rows: int = 256,
 ) -> list[list[tuple[float, float]]]:
-    """ITM probability and ITC cosine of every text with its picture.
+    """ITM probability and ITC cosine of every text with its image.
 
     Args:
         image_embeds: [B, N, Dv], of the filter's vision tower.
-        memory: of the same pictures.
-        texts: for each of the B pictures any number of texts, cleaned as in training.
+        memory: of the same images.
+        texts: for each of the B images any number of texts, cleaned as in training.
         max_length: tokens of a text that are read, first and last included.
         max_rows: texts that are read at once.
     """
@@ -82,7 +82,7 @@ def score(
     ids = begin_matching(model, tokens)
     lengths = tokens.attention_mask.sum(1)
     probability = torch.empty(len(flat), device=device)
-    # The rows of a block read one picture each: equal counts fold over the memory, else it is gathered.
+    # The rows of a block read one image each: equal counts fold over the memory, else it is gathered.
     even = len({len(own) for own in texts}) == 1 and len(flat) <= max_rows
     blocks = [torch.arange(len(flat), device=device)] if even else lengths.argsort(stable=True).split(max_rows)
     for rows in blocks:

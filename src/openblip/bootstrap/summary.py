@@ -83,7 +83,7 @@ class Group:
 
 @dataclass
 class Summary:
-    """The numbers of a run."""
+    """The metrics of a run."""
 
     samples: int = 0
     causes: Counter[str] = field(default_factory=Counter)
@@ -93,12 +93,12 @@ class Summary:
     kept: Counter[str] = field(default_factory=Counter)
     """texts that stay, by origin"""
     agreement: Counter[str] = field(default_factory=Counter)
-    """pictures by whose texts stay: "both", "web", "synthetic", "none" """
+    """images by whose texts stay: "both", "web", "synthetic", "none" """
     itm: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0] * BINS))
     """for each origin, texts by ITM probability in even bins"""
     groups: dict[str, Group] = field(default_factory=lambda: defaultdict(Group))
     """"web", "web kept", "synthetic", "synthetic kept" """
-    pictures: Distinct = field(default_factory=Distinct)
+    images: Distinct = field(default_factory=Distinct)
     seconds: Counter[str] = field(default_factory=Counter)
     """by stage, over all processes"""
     examples: dict[str, list[Row]] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Summary:
 
     @property
     def good(self) -> int:
-        """Samples whose pictures could be used."""
+        """Samples whose images could be used."""
         return sum(self.agreement.values())
 
 
@@ -160,7 +160,7 @@ def _add(summary: Summary, row: Row) -> None:
     if row.status != "ok":
         summary.causes[row.status] += 1
         return
-    summary.pictures.add(row.picture)
+    summary.images.add(row.image_hash)
     origins = {text.origin for text in row.kept}
     summary.agreement["both" if len(origins) == 2 else next(iter(origins), "none")] += 1
     for text in row.texts:

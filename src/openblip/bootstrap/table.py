@@ -22,17 +22,17 @@ Origin = Literal["web", "synthetic"]
 
 @dataclass(slots=True)
 class Text:
-    """A text of a picture, with its scores and what was decided."""
+    """A text of an image, with its scores and what was decided."""
 
     text: str
     """as it came, or as it was written"""
     origin: Origin
     itm: float | None = None
-    """probability that picture and text belong together: [ENC], two-way softmax"""
+    """probability that image and text belong together: [ENC], two-way softmax"""
     itc: float | None = None
     """cosine of their embeddings in the filter"""
     ranker: float | None = None
-    """cosine in an outside model, where one was asked"""
+    """cosine in an outside model, where one was requested"""
     log_prob: float | None = None
     """of a written text under the captioner, natural logarithm"""
     num_tokens: int | None = None
@@ -58,8 +58,8 @@ class Row:
     """or why the sample could not be used: a cause of `BrokenSample`, or "duplicate-key" """
     detail: str = ""
     """one sentence on a sample that could not be used"""
-    picture: str = ""
-    """hash of the pixels that the models saw; equal for equal pictures"""
+    image_hash: str = ""
+    """hash of the pixels that the models saw; equal for equal images"""
     texts: list[Text] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
     """what else the source knows, `SourceConfig.meta_columns`"""
@@ -68,7 +68,7 @@ class Row:
     filter: str = ""
     """fingerprint of the model that scored"""
     ranker: str = ""
-    """fingerprint of the outside model, where one was asked"""
+    """fingerprint of the outside model, where one was requested"""
     seed: int = 0
 
     @property
@@ -96,7 +96,7 @@ _ROW = {
     "image_id": "string",
     "status": "string",
     "detail": "string",
-    "picture": "string",
+    "image_hash": "string",
     "texts": [_TEXT],
     "meta": "string",
     "captioner": "string",

@@ -1,4 +1,4 @@
-"""Starting a fresh text transformer from a BERT, as the paper does: everything but cross-attention.
+"""Starting a newly initialized text transformer from a BERT, as the paper does: everything but cross-attention.
 
 Both self-attentions, the encoder's and the decoder's, start from BERT's one. Our embeddings have no token types;
 BERT's first type, which it adds to every token of a single text, goes into the position embeddings, so that the
@@ -60,8 +60,8 @@ def load_bert(model: Blip, name: str) -> None:
             rules += self_attention_rules(
                 f"{DECODER}.blocks.{i}.self_attention", f"bert.encoder.layer.{i}.attention"
             )
-    fresh = own[f"{part}.embeddings.word.weight"][sizes["vocab_size"] :]
-    state[WORDS] = torch.cat((state[WORDS], fresh.to(state[WORDS])))
+    new = own[f"{part}.embeddings.word.weight"][sizes["vocab_size"] :]
+    state[WORDS] = torch.cat((state[WORDS], new.to(state[WORDS])))
     state[POSITIONS] = state[POSITIONS] + state[TYPES][0]
     if model.config.decoder and any(key.startswith(_HEAD) for key in state):
         rules += _head(state, own["text_decoder.head.bias"][sizes["vocab_size"] :])
@@ -88,17 +88,17 @@ def load_bert_into_qformer(qformer: QFormer, name: str) -> None:
     state[WORDS] = torch.cat((state[WORDS], own["word.weight"][sizes["vocab_size"] :].to(state[WORDS])))
     state[POSITIONS] = state[POSITIONS] + state[TYPES][0]
     if qformer.head is not None and any(key.startswith(_HEAD) for key in state):
-        fresh = own["head.bias"][sizes["vocab_size"] :]
-        rules += [replace(r, ours=r.ours.removeprefix("text_decoder.")) for r in _head(state, fresh)]
+        new = own["head.bias"][sizes["vocab_size"] :]
+        rules += [replace(r, ours=r.ours.removeprefix("text_decoder.")) for r in _head(state, new)]
     shapes = {key: value.shape for key, value in own.items()}
     used = {key for rule in rules for key in rule.theirs}
     ours_state = import_state(rules, state, shapes, source=f'"{name}"', ignored=set(state) - used)
     qformer.load_state_dict(ours_state, strict=False)
 
 
-def _head(state: dict[str, Tensor], fresh_bias: Tensor) -> list[Rule]:
+def _head(state: dict[str, Tensor], new_bias: Tensor) -> list[Rule]:
     bias = f"{_HEAD}bias"
-    state[bias] = torch.cat((state[bias], fresh_bias.to(state[bias])))
+    state[bias] = torch.cat((state[bias], new_bias.to(state[bias])))
     return head_rules("text_decoder.head", "cls")
 
 
@@ -118,12 +118,12 @@ def _read(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except UserError:
         raise
     except SafetensorError as error:
-        if told := wrong_place(name):
-            raise UserError(told) from error
+        if message := wrong_place(name):
+            raise UserError(message) from error
         raise UserError(f'"{name}" is damaged or cut short: {error}') from error
     except (OSError, ValueError, RuntimeError) as error:
-        if told := wrong_place(name):
-            raise UserError(told) from error
+        if message := wrong_place(name):
+            raise UserError(message) from error
         reason = first_line(error)
         raise UserError(
             f'"{name}" is neither the folder of a BERT nor one that the hub or its cache gives: {reason}'

@@ -165,8 +165,8 @@ def _with_decoder_copy(rule: Rule) -> Rule:
     shared = rule.ours.startswith("text_encoder.") and ".self_attention." not in rule.ours
     if not shared:
         return rule
-    twin = tuple(name.replace("text_encoder.", "text_decoder.bert.", 1) for name in rule.theirs)
-    return replace(rule, copies=(*rule.copies, twin))
+    tied_names = tuple(name.replace("text_encoder.", "text_decoder.bert.", 1) for name in rule.theirs)
+    return replace(rule, copies=(*rule.copies, tied_names))
 
 
 def nlvr_cross_attention_rules(ours: str, theirs: str, *, merge: bool) -> list[Rule]:
@@ -400,10 +400,10 @@ def momentum_state(state: Mapping[str, Tensor], config: BlipConfig) -> tuple[dic
     rules = vision_rules(config.vision.depth, ours="vision.vit", theirs="visual_encoder_m")
     rules += transformer_rules(config.text.depth, "text_encoder", "text_encoder_m", cross_attention=False)
     rules += _pairs("vision_proj", "vision_proj_m") + _pairs("text_proj", "text_proj_m")
-    twin = {}
+    momentum_copy = {}
     for rule in rules:
         parts = [state[name] for name in rule.theirs]
-        twin[rule.ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        momentum_copy[rule.ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
     size = state["image_queue"].shape[1]
     ids = state["idx_queue"].flatten().long() if "idx_queue" in state else torch.full((size,), -100)
     pointer = state["queue_ptr"] if "queue_ptr" in state else state["ptr_queue"]
@@ -413,4 +413,4 @@ def momentum_state(state: Mapping[str, Tensor], config: BlipConfig) -> tuple[dic
         "image_ids": ids,
         "position": pointer.reshape(()).long(),
     }
-    return twin, queue
+    return momentum_copy, queue

@@ -334,12 +334,12 @@ def _trained_state(model: Blip2, generates: bool) -> dict[str, Tensor]:
 
 
 def _add_language(
-    config: Any, state: dict[str, Tensor], model: Blip2, tokenizer: Any, words: LanguageTokenizer
+    config: Any, state: dict[str, Tensor], model: Blip2, tokenizer: Any, language_tokenizer: LanguageTokenizer
 ) -> None:
     """The language model's weights, and a token that stands for an image in its texts."""
     if model.llm.config.quantize != "none":
         raise UserError(
-            "a language model in fewer bits cannot be exported; set its quantize to none in the model's config.json"
+            "a quantized language model cannot be exported; set its quantize to none in the model's config.json"
         )
     hf, weights = model.llm.plain(merged=True)
     state |= {f"language_model.{key}": value.detach().cpu() for key, value in weights.items()}
@@ -353,18 +353,18 @@ def _add_language(
             state[name] = torch.nn.functional.pad(state[name], (0, 0, 0, missing))
         config.text_config.vocab_size = image_id + 1
     config.image_token_index = image_id
-    config.text_config.eos_token_id = words.eos_id
+    config.text_config.eos_token_id = language_tokenizer.eos_id
 
 
-def _generation(model: Blip2, words: LanguageTokenizer | None, image_id: int) -> Any:
+def _generation(model: Blip2, language_tokenizer: LanguageTokenizer | None, image_id: int) -> Any:
     from transformers import GenerationConfig
 
-    assert words is not None
+    assert language_tokenizer is not None
     described = model.llm.hf.config
     return GenerationConfig(
         bos_token_id=getattr(described, "bos_token_id", None),
-        eos_token_id=words.stop_ids,
-        pad_token_id=words.pad_id,
+        eos_token_id=language_tokenizer.stop_ids,
+        pad_token_id=language_tokenizer.pad_id,
         decoder_start_token_id=model.llm.start_id if model.llm.is_encoder_decoder else None,
         suppress_tokens=[image_id],
     )
@@ -389,5 +389,5 @@ def _write_processor(folder: Path, stored: StoredModel, model: Blip2, tokenizer:
         return
     assert stored.tokenizer is not None
     stored.tokenizer.save(folder)
-    words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    Blip2Processor(images, words, num_query_tokens=None).save_pretrained(folder)
+    hf_tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    Blip2Processor(images, hf_tokenizer, num_query_tokens=None).save_pretrained(folder)

@@ -115,7 +115,8 @@ def build_blip2(
     language: FrozenLanguage | None = None,
     device: torch.device | str = "cpu",
 ) -> Blip2:
-    """A model around its frozen parts; what is trained is fresh, or without memory on the device "meta".
+    """A model around its frozen parts; what is trained is newly initialized, or without memory on the device
+    "meta".
 
     Args:
         vision: the tower, when it is there already; None opens it. `language` likewise.
@@ -144,7 +145,7 @@ def fingerprints(model: Blip2) -> dict[str, dict[str, str]]:
 
 
 def _frozen(part: nn.Module) -> list[tuple[str, Any]]:
-    """What is compared; not matrices in fewer bits, which are packed anew for where they are multiplied."""
+    """What is compared; not quantized matrices, which are packed anew for where they are multiplied."""
     named = part.named_parameters()
     return [(name, value) for name, value in named if not value.requires_grad and value.is_floating_point()]
 

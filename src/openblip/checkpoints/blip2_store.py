@@ -106,7 +106,7 @@ def pack(stored: StoredModel, folder: Path, *, whole: bool) -> Packed:
     if whole and model.language is not None:
         assert stored.language_tokenizer is not None
         if model.language.config.quantize != "none":
-            raise UserError("a language model in fewer bits is not written whole; leave the frozen parts out")
+            raise UserError("a quantized language model is not written whole; leave the frozen parts out")
         hf, weights = model.language.plain(merged=False)  # what LoRA has learned is trained, and in our file
         # False: in its own names, even if it was read out of a BLIP-2 folder.
         hf.save_pretrained(folder / "language", state_dict=weights, save_original_format=False)

@@ -194,8 +194,8 @@ def write_transformers(folder: Path, model: Any, tokenizer: TextTokenizer) -> No
     tokenizer.save(folder)
     size = config.vision.pixels[0]
     images = BlipImageProcessor(size={"height": size, "width": size})
-    words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    BlipProcessor(image_processor=images, tokenizer=words).save_pretrained(folder)
+    hf_tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    BlipProcessor(image_processor=images, tokenizer=hf_tokenizer).save_pretrained(folder)
 
 
 def _note_dtype(path: Path) -> None:

@@ -27,7 +27,7 @@ _ASK = (
     'model.answer("photo.jpg", "what is on the table?")',
 )
 _EMBED = ("openblip embed photos/ --model {name}", 'model.embed_images("photo.jpg")')
-_PAIR = (None, 'model.judge("left.jpg", "right.jpg", "both pictures show a dog")')
+_PAIR = (None, 'model.judge("left.jpg", "right.jpg", "both images show a dog")')
 
 
 def model_card(config: AnyConfig | Blip2Config, info: dict[str, Any], *, library: str = "openblip") -> str:

@@ -23,7 +23,7 @@ __all__ = ["ClipLike", "open_clip_like"]
 
 
 class ClipLike:
-    """Cosine similarity of pictures with their texts.
+    """Cosine similarity of images with their texts.
 
     Attributes:
         fingerprint: of the weights.
@@ -35,7 +35,7 @@ class ClipLike:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """For each picture one number for each of its texts."""
+        """For each image one number for each of its texts."""
         flat = list(chain.from_iterable(texts))
         if not flat:
             return [[] for _ in texts]
@@ -61,15 +61,15 @@ def open_clip_like(source: Path | str, *, device: torch.device | str = "cpu") ->
     """Open a model by hub name or folder.
 
     Raises:
-        UserError: it cannot be opened, or has no features of pictures and texts to compare.
+        UserError: it cannot be opened, or has no features of images and texts to compare.
     """
     from transformers import AutoModel, AutoProcessor
 
     try:
         model, processor = AutoModel.from_pretrained(source), AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        if told := wrong_place(source):
-            raise UserError(told) from error
+        if message := wrong_place(source):
+            raise UserError(message) from error
         reason = first_line(error)
         raise UserError(f"{source} cannot be opened as a CLIP-like model: {reason}") from error
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):

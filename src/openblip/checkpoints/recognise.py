@@ -76,8 +76,8 @@ def family_of(found: Found) -> str:
             raise UserError(f'{found.path} holds a model of the unknown type "{kind}"{nearest(kind, families)}')
         return families[kind]
     if kind not in _OF_TRANSFORMERS:
-        said = f'its config.json says "{kind}", not {" or ".join(map(json.dumps, _OF_TRANSFORMERS))}'
-        raise UserError(f"{found.name} is a model of another kind: {said}{nested_model(found.path)}")
+        message = f'its config.json says "{kind}", not {" or ".join(map(json.dumps, _OF_TRANSFORMERS))}'
+        raise UserError(f"{found.name} is a model of another kind: {message}{nested_model(found.path)}")
     return _OF_TRANSFORMERS[kind]
 
 

@@ -173,8 +173,8 @@ def _unpickle(path: Path) -> Any:
         unsafe = isinstance(error, pickle.UnpicklingError) and re.search(r"[Uu]nsupported|GLOBAL", str(error))
         if unsafe:
             raise UserError(f"{path} holds more than tensors and was not opened; it could run code") from error
-        told = "it ends too early" if isinstance(error, EOFError) else first_line(error)
-        raise UserError(f"{path} is damaged, cut short, or no checkpoint: {told}") from error
+        message = "it ends too early" if isinstance(error, EOFError) else first_line(error)
+        raise UserError(f"{path} is damaged, cut short, or no checkpoint: {message}") from error
 
 
 def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:

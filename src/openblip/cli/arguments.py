@@ -17,10 +17,10 @@ __all__ = [
     "Dtype",
     "Folder",
     "Heads",
+    "ImagePaths",
     "Model",
     "OptionalPath",
     "Out",
-    "Pictures",
     "Sets",
     "Texts",
     "Tokenizer",
@@ -33,7 +33,7 @@ _REQUIRED, _REPEAT = "(required)", "(repeat it for more)"
 
 Data = Annotated[tuple[str, ...], arg(metavar="DATA ...", help_behavior_hint="")]
 """Specs of sources."""
-Pictures = Annotated[tuple[str, ...], arg(metavar="PICTURE ...", help_behavior_hint="")]
+ImagePaths = Annotated[tuple[str, ...], arg(metavar="IMAGE ...", help_behavior_hint="")]
 Model = Annotated[
     str,
     arg(
@@ -89,7 +89,7 @@ Validation = Annotated[
 Device = Annotated[str, arg(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    arg(help="numbers to compute in; auto is bfloat16 where it is fast"),
+    arg(help="dtype to compute in; auto is bfloat16 where it is fast"),
 ]
 
 

@@ -34,7 +34,7 @@ def bootstrap(
     """Run the paper's loop: pre-train, tune captioner and filter, CapFilt, pre-train anew, compare the two models.
 
     Args:
-        out: folder of the loop; the same command goes on in it.
+        out: folder of the loop; the same command resumes in it.
         web: noisy pairs, to be cleaned.
         human: pairs that people have written.
         size: of the model; base and large train as in the paper (--set pretrain.train.epochs=...).
@@ -100,7 +100,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
     clean = found["clean"]
     print_table(
         Table(
-            title=f"{clean['texts']} texts of {clean['pictures']} pictures kept, of {clean['samples']} noisy ones",
+            title=f"{clean['texts']} texts of {clean['images']} images kept, of {clean['samples']} noisy ones",
             columns=[
                 Column(name="measure"),
                 *(Column(name=name, align="right") for name in ("noisy pairs", "CapFilt")),

@@ -27,7 +27,7 @@ PolicyName = Annotated[
     arg(help="paper keeps all that match, best the one that matches best; web-first; blip2 keeps the top two"),
 ]
 Threshold = Annotated[float, arg(help="least ITM probability of a text that stays (not with blip2)")]
-Keep = Annotated[int, arg(help="texts that blip2 keeps for each picture")]
+Keep = Annotated[int, arg(help="texts that blip2 keeps for each image")]
 Origins = Annotated[
     Literal["both", "web", "synthetic"],
     arg(help="whose texts are wanted at all: the web's, the captioner's or both"),
@@ -72,21 +72,21 @@ def capfilt(
     """Clean a noisy collection: write captions, score all texts, keep what matches (CapFilt).
 
     Args:
-        source: tars, parquet, a captions file or a folder with .txt beside the pictures, as for pretrain.
-        target: a new folder for the training set and the result table; the same command goes on in it.
+        source: tars, parquet, a captions file or a folder with .txt beside the images, as for pretrain.
+        target: a new folder for the training set and the result table; the same command resumes in it.
         filter: the model that judges, fine-tuned with ITC and ITM.
         captioner: the model that writes, fine-tuned with LM; left out, the web's texts are judged alone.
-        num_captions: texts written for each picture.
+        num_captions: texts written for each image.
         nucleus: sample among the likeliest tokens that together reach this probability.
         beams: write by beam search instead.
         min_new_tokens: shortest text.
         max_new_tokens: longest text.
         prompt: how texts begin; left out, what the captioner was trained with.
-        seed: of sampling; a picture's texts depend on it and the sample's key alone.
+        seed: of sampling; an image's texts depend on it and the sample's key alone.
         ranker: a CLIP-like model (hub name or folder) whose similarity is noted as well.
         image_size: pixels; left out, what each model was trained with.
         max_length: tokens of a text that the filter reads.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         chunk_size: samples that are finished together, and written as one shard.
         engine: processes of this machine, or Ray.
         workers: processes; 0 is one for each GPU, or one.
@@ -174,7 +174,7 @@ def _shard(text: str) -> Shard | None:
 
 
 def _progress(done: Done, totals: Totals) -> None:
-    if person() and done.fresh:
+    if person() and done.new:
         rate = f", {done.samples / done.seconds:.1f} a second" if done.seconds else ""
         print(f"  {done.chunk}: {done.samples} samples{rate}; {totals.samples} in all", flush=True)
 
@@ -183,7 +183,7 @@ def _conclude(totals: Totals, target: Path, *, report: bool = True) -> None:
     from openblip.bootstrap.job import Places
 
     page = Places(target).report
-    if report and (totals.fresh_chunks or not page.exists()):
+    if report and (totals.new_chunks or not page.exists()):
         from openblip.report import write_report
         from openblip.report.capfilt import capfilt_report
 
@@ -194,7 +194,7 @@ def _conclude(totals: Totals, target: Path, *, report: bool = True) -> None:
         print(json.dumps({"target": str(target), **to_dict(totals)}))
         return
     print(
-        f"{totals.kept_texts} texts of {totals.pictures} pictures kept, of {totals.samples} samples"
+        f"{totals.kept_texts} texts of {totals.images} images kept, of {totals.samples} samples"
         + (f" ({totals.quarantined} could not be used)" if totals.quarantined else "")
         + f"; the set is in {target}"
         + (f", what became of each text in {page}" if report else "")

@@ -13,9 +13,9 @@ from openblip.core.places import (
     check_config_file,
     check_data,
     check_device,
+    check_image,
     check_model,
     check_new_file,
-    check_picture,
 )
 
 __all__ = ["check_arguments"]
@@ -23,9 +23,9 @@ __all__ = ["check_arguments"]
 _STDIN = "-"
 
 
-def _pictures(place: str) -> None:
+def _images(place: str) -> None:
     if place != _STDIN:
-        check_picture(place)
+        check_image(place)
 
 
 def _data(spec: str) -> None:
@@ -44,7 +44,7 @@ def _engine(name: str) -> None:
 _CHECKS: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(("model", "captioner", "filter"), check_model),
     **dict.fromkeys(("data", "validation", "web", "human"), _data),
-    "pictures": _pictures,
+    "images": _images,
     "device": check_device,
 }
 """by the name of a parameter, whatever the command"""
@@ -54,10 +54,10 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], None]] = {
     ("capfilt", "source"): _data,
     ("capfilt", "engine"): _engine,
     ("experiments", "data"): lambda folder: None,  # holds data sets, each looked for by its name
-    ("explain", "picture"): check_picture,
+    ("explain", "image"): check_image,
     ("explain", "out"): check_new_file,
-    ("judge", "first"): check_picture,
-    ("judge", "second"): check_picture,
+    ("judge", "first"): check_image,
+    ("judge", "second"): check_image,
     **{(command, "out"): check_new_file for command in ("caption", "match", "ask", "embed")},
 }
 
@@ -66,7 +66,7 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     """Look at the arguments that `function`, called `command`, is about to be called with.
 
     Raises:
-        UserError: a model, images or data are not where they are said to be, or a result would be written over.
+        UserError: a model, images or data are not where they are named, or a result would be written over.
     """
     signature = inspect.signature(function)
     bound = signature.bind(*args, **options).arguments
@@ -75,7 +75,7 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     check_config_file(given.get("config"))
     if command == "train":
         check_train(bound["recipe"], given)
-    # A configuration file may take the place of arguments; a bootstrap that goes on reads only what is not done.
+    # A configuration file may take the place of arguments; a bootstrap that continues reads only what is not done.
     if given.get("config") is not None or (command == "bootstrap" and bound["out"].exists()):
         return
     for name, value in given.items():

@@ -1,7 +1,7 @@
 """Reads the command line and runs the command.
 
 A user's mistake is one sentence on standard error and exit code 2. SIGINT (Ctrl-C) and SIGTERM save what is being
-made, say how to go on and exit with 130 and 143.
+made, say how to resume and exit with 130 and 143.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 _GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments"}
-"""commands that go on by themselves when they are run again"""
+"""commands that resume by themselves when they are run again"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _say_stopped(what: str, code: int, arguments: list[str]) -> int:
-    """Say what is saved and how to go on: once, where a launcher started several processes."""
+    """Say what is saved and how to resume: once, where a launcher started several processes."""
     if os.environ.get("RANK", "0") != "0":
         return code
     name = " ".join(_joined(arguments)[:1])
@@ -104,7 +104,7 @@ def _read(arguments: list[str]) -> Callable[[], None]:
 
     Raises:
         UserError: the arguments cannot be understood.
-        SystemExit: help was asked for, and printed.
+        SystemExit: help was requested, and printed.
     """
     if arguments == ["--version"]:
         from openblip import __version__

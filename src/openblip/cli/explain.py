@@ -1,4 +1,4 @@
-"""The command `explain`: where a model looked in a picture for each word of a text, as a drawing."""
+"""The command `explain`: where a model looked in an image for each word of a text, as a drawing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["explain"]
 
 
 def explain(
-    picture: Annotated[Positional[Path], arg(metavar="PICTURE", help_behavior_hint="")],
+    image: Annotated[Positional[Path], arg(metavar="IMAGE", help_behavior_hint="")],
     /,
     *,
     model: Model,
@@ -30,14 +30,14 @@ def explain(
     """Draw where a model looks for each word: Grad-CAM over a cross-attention layer, as heat maps.
 
     Args:
-        picture: a picture.
+        image: an image.
         out: the drawing, a new .png file.
-        text: a text to match with the picture, or a caption; left out, the caption that the model writes.
+        text: a text to match with the image, or a caption; left out, the caption that the model writes.
         by: what makes the text match, or what lets it be written; left out, match where the model can.
         layer: of the text transformer, from 0; left out, two thirds up.
     """
     require("matplotlib", "report")
-    from openblip.data.pictures import Picture
+    from openblip.data.image_inputs import ImageInput
     from openblip.data.sample import BrokenSample
     from openblip.explain.cam import caption_maps, default_layer, match_maps, peak_of
     from openblip.explain.drawing import draw_maps
@@ -47,9 +47,9 @@ def explain(
     if by is None:
         by = "match" if text is not None and blip.config.encoder else "caption"
     try:
-        shown = Picture(str(picture), picture).decode()
+        shown = ImageInput(str(image), image).decode()
     except BrokenSample as broken:
-        raise UserError(f"{picture} cannot be used ({broken.cause}): {broken.detail}") from broken
+        raise UserError(f"{image} cannot be used ({broken.cause}): {broken.detail}") from broken
     if text is None:
         text = predictor.caption(shown)[0][0].text
     predictor.check_texts([text])
@@ -69,6 +69,4 @@ def explain(
         print(f"{out}: where the model looks for each word of: {text}")
         return
     words = [{"word": one.word, "peak": [round(part, 4) for part in peak_of(one.weights)]} for one in maps]
-    print(
-        json.dumps({"image": str(picture), "text": text, "by": by, "layer": used, "words": words, "out": str(out)})
-    )
+    print(json.dumps({"image": str(image), "text": text, "by": by, "layer": used, "words": words, "out": str(out)}))

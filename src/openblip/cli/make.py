@@ -44,13 +44,13 @@ def world(
     layout: Literal["tars", "jsonl"] = "jsonl",
     seed: int = 0,
 ) -> None:
-    """Write pictures of the synthetic scene world with captions whose truth is known.
+    """Write images of the synthetic scene world with captions whose truth is known.
 
     Args:
         out: where; it must not exist.
         split: novel shows combinations of shape and colour that train never does.
-        samples: pictures.
-        size: of a picture, in pixels.
+        samples: images.
+        size: of an image, in pixels.
         text: true captions (human), noisy web texts, or both.
         layout: images and captions.jsonl, or tars as img2dataset writes them.
         seed: of all that is drawn.
@@ -61,7 +61,7 @@ def world(
         raise UserError(f"{out} exists already; choose a new folder")
     config = WorldConfig(split=split, num_samples=samples, size=size, text=text, seed=seed)
     write_world(out, config, layout=layout)
-    print(f"{samples} pictures in {out}")
+    print(f"{samples} images in {out}")
 
 
 def demo(

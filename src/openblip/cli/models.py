@@ -81,7 +81,7 @@ def convert(
 
     stored = open_model(source, tokenizer=tokenizer, image_size=image_size, like=like, heads=heads)
     written = convert_model(stored, target, to=to, part=part)
-    told = f"; not needed: {len(stored.ignored)} keys" if stored.ignored else ""
-    print(f"{describe(stored.model.config)} is in {written}{told}")
+    message = f"; not needed: {len(stored.ignored)} keys" if stored.ignored else ""
+    print(f"{describe(stored.model.config)} is in {written}{message}")
     if push is not None:
         print(f"it is at {push_folder(written, push)}")

@@ -1,6 +1,6 @@
-"""What a command gives while it works through pictures: lines on a terminal, JSON lines in a pipe or a file.
+"""What a command gives while it works through images: lines on a terminal, JSON lines in a pipe or a file.
 
-Pictures that cannot be used are told, left out and counted; what has been written stays whole lines, whatever
+Images that cannot be used are reported, left out and counted; what has been written stays whole lines, whatever
 happens next. A progress bar stands on standard error where that is a terminal.
 """
 
@@ -22,7 +22,7 @@ from openblip.core.places import check_new_file
 from openblip.core.text import json_bytes, read_list
 
 if TYPE_CHECKING:
-    from openblip.data.pictures import FoundPictures, PictureBatch
+    from openblip.data.image_inputs import FoundImages, ImageBatch
     from openblip.data.sample import BrokenSample
     from openblip.tasks.predictor import Predictor
 
@@ -41,14 +41,14 @@ __all__ = [
 
 Row = tuple[str, dict[str, Any]]
 """The line that a person reads, and the JSON object that a program reads."""
-Rows = Callable[["PictureBatch"], Iterator[Row]]
+Rows = Callable[["ImageBatch"], Iterator[Row]]
 """The results for a batch."""
 
 
 def open_predictor(
     model: str, *, device: str, dtype: str, batch_size: int, tokenizer: str | None = None
 ) -> Predictor:
-    """Open a model to use, with no more threads than there are processors for this program."""
+    """Open a model to use, with no more threads than there are CPUs for this program."""
     import torch
 
     from openblip.core.runtime import usable_cores
@@ -62,58 +62,58 @@ def open_predictor(
 
 def each_batch(
     predictor: Predictor,
-    pictures: FoundPictures,
+    images: FoundImages,
     rows: Rows,
     *,
     out: Path | None = None,
     before: Iterable[Row] = (),
 ) -> None:
-    """Go through the pictures a batch at a time and give each result; the exit code says if any was left out.
+    """Go through the images a batch at a time and give each result; the exit code says if any was left out.
 
     Args:
         out: a new file for the JSON lines, in place of standard output.
-        before: results that come first and need no picture.
+        before: results that come first and need no image.
     """
     began, broken = time.perf_counter(), []
-    tell_left_out(pictures)
-    with _sink(out) as write, _progress(len(pictures)) as advance:
+    tell_left_out(images)
+    with _sink(out) as write, _progress(len(images)) as advance:
         for line, record in before:
             write(line, record)
-        for batch in predictor.batches(pictures):
+        for batch in predictor.batches(images):
             broken += batch.broken
-            if len(pictures) > 1:
+            if len(images) > 1:
                 for sample in batch.broken:
                     tell(sample)
             for line, record in rows(batch) if len(batch) else ():
                 write(line, record)
             advance(len(batch) + len(batch.broken))
-    conclude(pictures, broken, f"{predictor.computing}, {time.perf_counter() - began:.1f} s")
+    conclude(images, broken, f"{predictor.computing}, {time.perf_counter() - began:.1f} s")
 
 
 def tell(broken: BrokenSample) -> None:
-    """Say on standard error which picture is left out, and why."""
+    """Say on standard error which image is left out, and why."""
     print(f"openblip: skipped {broken.key} ({broken.cause}): {broken.detail}", file=sys.stderr)
 
 
-def tell_left_out(pictures: FoundPictures) -> None:
-    """Say on standard error which files were not taken for pictures to use, a line for each kind."""
-    for line in pictures.left_out.lines():
+def tell_left_out(images: FoundImages) -> None:
+    """Say on standard error which files were not taken for images to use, a line for each kind."""
+    for line in images.left_out.lines():
         print(f"openblip: {line}", file=sys.stderr)
 
 
-def conclude(pictures: FoundPictures, broken: list[BrokenSample], how: str) -> None:
-    """Say how many pictures are done; exit with 1 when some were left out, with 2 when all were."""
-    total = len(pictures)
+def conclude(images: FoundImages, broken: list[BrokenSample], how: str) -> None:
+    """Say how many images are done; exit with 1 when some were left out, with 2 when all were."""
+    total = len(images)
     if broken and len(broken) == total:
         if total == 1:
             raise UserError(f"{broken[0].key} cannot be used ({broken[0].cause}): {broken[0].detail}")
-        raise UserError(f"none of the {total} pictures can be used")
+        raise UserError(f"none of the {total} images can be used")
     skipped = f", {len(broken)} skipped" if broken else ""
-    if left_out := len(pictures.left_out.broken()):  # images; videos and the like are told alone
+    if left_out := len(images.left_out.broken()):  # images; videos and the like are reported separately
         skipped += f", {left_out} left out"
     done = total - len(broken)
     if total:
-        print(f"openblip: {done} picture{'s' * (done != 1)} done{skipped} ({how})", file=sys.stderr)
+        print(f"openblip: {done} image{'s' * (done != 1)} done{skipped} ({how})", file=sys.stderr)
     if broken or left_out:
         raise SystemExit(1)
 
@@ -168,10 +168,10 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, redirect_stdout=person(), transient=True) as bar:
-        task = bar.add_task("pictures", total=total)
+        task = bar.add_task("images", total=total)
         yield lambda count: bar.advance(task, count)
 
 

@@ -1,4 +1,4 @@
-"""Commands that use a model on pictures: `caption`, `match`, `ask`, `embed`, `retrieve` and `evaluate`.
+"""Commands that use a model on images: `caption`, `match`, `ask`, `embed`, `retrieve` and `evaluate`.
 
 On a terminal they print lines to read; into a pipe or a file they print JSON, one object a line.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from openblip.cli.arguments import Data, Device, Dtype, Model, Out, Pictures, Texts, Tokenizer, need, person
+from openblip.cli.arguments import Data, Device, Dtype, ImagePaths, Model, Out, Texts, Tokenizer, need, person
 from openblip.cli.results import (
     Row,
     check_counts,
@@ -29,13 +29,13 @@ from openblip.core.errors import UserError
 from openblip.core.text import json_bytes
 
 if TYPE_CHECKING:
+    from openblip.data.image_inputs import ImageBatch
     from openblip.data.measured import Measured
-    from openblip.data.pictures import PictureBatch
     from openblip.generation.types import DecodeConfig
 
 __all__ = ["ask", "caption", "embed", "evaluate", "match", "retrieve"]
 
-WHAT_PICTURES = "the pictures: files, folders, globs, tars, or - for a list on standard input"
+WHAT_IMAGES = "the images: files, folders, globs, tars, or - for a list on standard input"
 Prompt = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 _MOST_TOLD = 5
 """of what a measure had to leave out, one by one"""
@@ -43,7 +43,7 @@ Share = Annotated[float | None, arg(metavar="P", help_behavior_hint="")]
 
 
 def caption(
-    pictures: Pictures = (),
+    images: ImagePaths = (),
     /,
     *,
     model: Model,
@@ -62,23 +62,23 @@ def caption(
     dtype: Dtype = "auto",
     out: Out = None,
 ) -> None:
-    """Write captions for pictures.
+    """Write captions for images.
 
     Args:
-        pictures: files, folders, globs, tars, or - for a list on standard input.
+        images: files, folders, globs, tars, or - for a list on standard input.
         prompt: how captions begin; left out, what the model was trained with.
         beams: texts that the beam search keeps; 1 is greedy.
         nucleus: sample instead, among the likeliest tokens that together reach this probability (the paper: 0.9).
-        num_captions: for each picture: the best of the beams, or so many samples.
+        num_captions: for each image: the best of the beams, or so many samples.
         min_new_tokens: shortest caption.
         max_new_tokens: longest caption.
-        repetition_penalty: above 1 makes what was said already less likely.
+        repetition_penalty: above 1 makes what was written already less likely.
         length_penalty: beams compare log-probability / length ** this; below 1 prefers short captions.
-        seed: of sampling; the same seed gives a picture the same captions in any batch.
-        batch_size: pictures at a time.
+        seed: of sampling; the same seed gives an image the same captions in any batch.
+        batch_size: images at a time.
     """
-    need(pictures, WHAT_PICTURES)
-    from openblip.data.pictures import find_pictures
+    need(images, WHAT_IMAGES)
+    from openblip.data.image_inputs import find_image_inputs
 
     config = _decoding(
         beams,
@@ -90,10 +90,10 @@ def caption(
         length_penalty=length_penalty,
         seed=seed,
     )
-    found = find_pictures(pictures)
+    found = find_image_inputs(images)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
-    def rows(batch: PictureBatch) -> Iterator[Row]:
+    def rows(batch: ImageBatch) -> Iterator[Row]:
         for name, written in zip(batch.names, predictor.caption(batch, config, prompt=prompt), strict=True):
             texts = [{"text": c.text, "log_prob": round(c.log_prob, 4)} for c in written]
             yield f"{name}: " + "\n    ".join(c.text for c in written), {"image": name, "captions": texts}
@@ -102,7 +102,7 @@ def caption(
 
 
 def match(
-    pictures: Pictures = (),
+    images: ImagePaths = (),
     /,
     *,
     model: Model,
@@ -113,21 +113,21 @@ def match(
     dtype: Dtype = "auto",
     out: Out = None,
 ) -> None:
-    """Say how well texts fit pictures: ITM probability and ITC similarity.
+    """Say how well texts fit images: ITM probability and ITC similarity.
 
     Args:
-        pictures: files, folders, globs, tars, or - for a list on standard input.
-        text: a text to match with every picture.
-        batch_size: pictures at a time.
+        images: files, folders, globs, tars, or - for a list on standard input.
+        text: a text to match with every image.
+        batch_size: images at a time.
     """
-    need(pictures, WHAT_PICTURES)
+    need(images, WHAT_IMAGES)
     need(text, 'at least one text: --text "a red bus"')
-    from openblip.data.pictures import find_pictures
+    from openblip.data.image_inputs import find_image_inputs
 
-    found = find_pictures(pictures)
+    found = find_image_inputs(images)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
-    def rows(batch: PictureBatch) -> Iterator[Row]:
+    def rows(batch: ImageBatch) -> Iterator[Row]:
         for name, matches in zip(batch.names, predictor.match(batch, text), strict=True):
             lines = [f"  {m.itm_probability:6.1%}  {m.itc_similarity:+.3f}  {m.text}" for m in matches]
             scores = [
@@ -140,7 +140,7 @@ def match(
 
 
 def ask(
-    pictures: Pictures = (),
+    images: ImagePaths = (),
     /,
     *,
     model: Model,
@@ -161,11 +161,11 @@ def ask(
     dtype: Dtype = "auto",
     out: Out = None,
 ) -> None:
-    """Answer questions about pictures, freely or with one of given answers.
+    """Answer questions about images, freely or with one of given answers.
 
     Args:
-        pictures: files, folders, globs, tars, or - for a list on standard input.
-        question: a question to ask about every picture.
+        images: files, folders, globs, tars, or - for a list on standard input.
+        question: a question to ask about every image.
         answers: choose among the lines of this file, ranked by likelihood, instead of writing freely.
         prompt: how BLIP-2's language model is asked, {} in place of the question; left out, as it was trained.
         num_answers: the best so many are given for each question.
@@ -174,18 +174,18 @@ def ask(
         length_penalty: as for caption; left out, 1, and 0 for BLIP-2, as in the papers.
         min_new_tokens: shortest answer.
         max_new_tokens: longest answer.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
     """
-    need(pictures, WHAT_PICTURES)
+    need(images, WHAT_IMAGES)
     need(question, 'at least one question: --question "what color is the bus?"')
     check_counts(num_answers=num_answers, keep=keep)
     from dataclasses import replace
 
-    from openblip.data.pictures import find_pictures
+    from openblip.data.image_inputs import find_image_inputs
 
     config = _decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
     candidates = None if answers is None else read_lines(answers, "answers to choose from")
-    found = find_pictures(pictures)
+    found = find_image_inputs(images)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     usual = predictor.adapter
     if prompt is not None and not (usual.question_prompt and "{}" in prompt):
@@ -197,7 +197,7 @@ def ask(
     if prompt is not None:
         how["prompt"] = prompt
 
-    def rows(batch: PictureBatch) -> Iterator[Row]:
+    def rows(batch: ImageBatch) -> Iterator[Row]:
         asked = predictor.answer(batch, question, candidates, **how)
         for name, answered in zip(batch.names, asked, strict=True):
             lines, records = [name], []
@@ -215,7 +215,7 @@ def ask(
 
 
 def embed(
-    pictures: Pictures = (),
+    images: ImagePaths = (),
     /,
     *,
     model: Model,
@@ -226,17 +226,17 @@ def embed(
     dtype: Dtype = "auto",
     out: Out = None,
 ) -> None:
-    """Embed pictures and texts for search: vectors of length 1, whose products are ITC similarities.
+    """Embed images and texts for search: vectors of length 1, whose products are ITC similarities.
 
     Args:
-        pictures: files, folders, globs, tars, or - for a list on standard input.
+        images: files, folders, globs, tars, or - for a list on standard input.
         text: a text to embed.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
     """
-    need((*pictures, *text), f'{WHAT_PICTURES}, or texts: --text "a red bus"')
-    from openblip.data.pictures import FoundPictures, find_pictures
+    need((*images, *text), f'{WHAT_IMAGES}, or texts: --text "a red bus"')
+    from openblip.data.image_inputs import FoundImages, find_image_inputs
 
-    found = find_pictures(pictures) if pictures else FoundPictures()
+    found = find_image_inputs(images) if images else FoundImages()
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     texts = zip(text, predictor.embed_texts(text).tolist(), strict=True) if text else ()
 
@@ -246,7 +246,7 @@ def embed(
         line = f"{name}: {count}{len(one)} numbers, {one[0]:+.3f} {one[1]:+.3f} ... {one[-1]:+.3f}"
         return line, {kind: name, "embedding": _rounded(vector)}
 
-    def rows(batch: PictureBatch) -> Iterator[Row]:
+    def rows(batch: ImageBatch) -> Iterator[Row]:
         for name, vector in zip(batch.names, predictor.embed_images(batch).tolist(), strict=True):
             yield row("image", name, vector)
 
@@ -259,7 +259,7 @@ def _rounded(values: list[Any]) -> list[Any]:
 
 def retrieve(
     query: Annotated[Positional[str], arg(metavar="QUERY", help_behavior_hint="")],
-    pictures: Pictures = (),
+    images: ImagePaths = (),
     /,
     *,
     model: Model,
@@ -271,28 +271,28 @@ def retrieve(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Search pictures for a text, or texts for a picture (with --texts).
+    """Search images for a text, or texts for an image (with --texts).
 
     Args:
-        query: a text; with --texts, the path of a picture.
-        pictures: to search: files, folders, globs, tars, or - for a list on standard input.
-        texts: search the lines of this file instead of pictures.
+        query: a text; with --texts, the path of an image.
+        images: to search: files, folders, globs, tars, or - for a list on standard input.
+        texts: search the lines of this file instead of images.
         top: results to print, the best first.
         rerank: candidates that ITM reads; 0 orders by ITC alone.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
     """
     lines: list[str] = []
     if texts is None:
-        need(pictures, f"{WHAT_PICTURES} to search")
-    elif pictures:
-        raise UserError("--texts searches the lines of a file: name pictures or --texts, not both")
+        need(images, f"{WHAT_IMAGES} to search")
+    elif images:
+        raise UserError("--texts searches the lines of a file: name images or --texts, not both")
     else:
         lines = read_lines(texts, "texts to search")
     check_counts(top=top)
-    from openblip.data.pictures import FoundPictures, find_pictures
+    from openblip.data.image_inputs import FoundImages, find_image_inputs
     from openblip.data.sample import BrokenSample
 
-    candidates = find_pictures(pictures) if texts is None else FoundPictures()
+    candidates = find_image_inputs(images) if texts is None else FoundImages()
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     broken: list[BrokenSample] = []
     tell_left_out(candidates)
@@ -333,7 +333,7 @@ def evaluate(
     Args:
         data: image-text data, as for train; for a VQA model questions with answers, for an NLVR2 model labelled
             statements.
-        samples: pictures to use, from the first.
+        samples: images to use, from the first.
         rerank: candidates that ITM reads for each query; 0 leaves re-ranking out.
         beams: of the captions, or answers.
         max_new_tokens: longest caption, or answer.
@@ -375,7 +375,7 @@ def _report_measures(
     model: str,
     data: tuple[str, ...],
     samples: int,
-    numbers: dict[str, float],
+    metrics: dict[str, float],
     records: list[dict[str, object]],
     measured: Measured,
     out: Path | None,
@@ -386,13 +386,13 @@ def _report_measures(
     left_out = {"left_out": measured.left_out} if measured.left_out else {}
     if out is not None:
         about = {"model": model, "data": list(data), "samples": samples, "images": measured.num_images}
-        write_json(out / "metrics.json", {**about, **numbers, **left_out})
+        write_json(out / "metrics.json", {**about, **metrics, **left_out})
         write_bytes(out / "predictions.jsonl", b"".join(json_bytes(record) + b"\n" for record in records))
     if person():
-        rows = {name: f"{value:.4f}" for name, value in numbers.items()}
+        rows = {name: f"{value:.4f}" for name, value in metrics.items()}
         show_table(f"{model} on {', '.join(data)}", ("measure", "value"), rows)
     else:
-        print(json.dumps({**numbers, **left_out}, ensure_ascii=False))
+        print(json.dumps({**metrics, **left_out}, ensure_ascii=False))
     if measured.left_out:
         _tell_incomplete(measured, out)
         raise SystemExit(1)
@@ -407,7 +407,7 @@ def _tell_incomplete(measured: Measured, out: Path | None) -> None:
         tell(BrokenSample(one["cause"], one["key"], one["detail"]))
     causes = ", ".join(f"{count} {cause}" for cause, count in measured.counts.most_common())
     where = f"; {out / 'metrics.json'} lists all" if out is not None else ""
-    used = f"{measured.num_images} picture{'s' * (measured.num_images != 1)}"
+    used = f"{measured.num_images} image{'s' * (measured.num_images != 1)}"
     without = f"without {len(found)} that cannot be used ({causes})"
     print(f"openblip: measured on {used}, {without}{where}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""What is said to a person who made a mistake: one sentence that says what, where and what to do.
+"""What is reported to a person who made a mistake: one sentence that says what, where and what to do.
 
 The command line prints a `UserError` without a traceback and exits with code 2; every other exception
 is ours and keeps its traceback.
@@ -17,7 +17,7 @@ __all__ = ["MissingExtra", "UserError", "about", "first_line", "nearest", "requi
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one sentence; shown without a traceback."""
+    """A mistake of the user's, reported in one sentence; shown without a traceback."""
 
 
 class MissingExtra(UserError):

@@ -1,4 +1,4 @@
-"""Stopping when asked to, by SIGINT (Ctrl-C) or SIGTERM (`timeout`, Slurm, Kubernetes).
+"""Stopping on request, by SIGINT (Ctrl-C) or SIGTERM (`timeout`, Slurm, Kubernetes).
 
     with ending_at_once():              # a command: a signal raises KeyboardInterrupt, or its subclass Terminated
         with StopSignals() as signals:  # work that has to be saved: it is noted, and acted upon between steps
@@ -7,7 +7,7 @@
         ...
 
 Whoever stops a job mostly signals its whole process group. The main process alone decides what that means; its
-workers call `end_with_parent` and go on until it lets them go or is gone.
+workers call `end_with_parent` and continue until it lets them go or is gone.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ __all__ = [
     "starting_workers",
 ]
 
-RESUME = "run the same command with --resume to go on"
-AGAIN = "run the same command again to go on"
+RESUME = "run the same command with --resume to continue"
+AGAIN = "run the same command again to resume"
 
 Result = TypeVar("Result")
 
@@ -51,7 +51,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class Stopped(Exception):
-    """Work was asked to stop and saved itself.
+    """Work was requested to stop and saved itself.
 
     Attributes:
         done: what is saved, and where.
@@ -102,7 +102,7 @@ def ending_at_once() -> Iterator[None]:
 
 
 class StopSignals:
-    """While entered, SIGINT and SIGTERM are noted in `received` (the first one) and the step goes on to its end.
+    """While entered, SIGINT and SIGTERM are noted in `received` (the first one) and the step continues to its end.
 
     A second SIGINT interrupts at once, unless a launcher such as torchrun started the process: it passes on what
     the process group got already. A signal that nobody acted upon is sent again on leaving. Outside the main thread

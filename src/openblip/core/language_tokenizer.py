@@ -94,8 +94,8 @@ class LanguageTokenizer:
         except UserError:
             raise
         except Exception as error:  # tokenizers raises no kind of its own
-            if told := wrong_place(source):
-                raise UserError(told) from error
+            if message := wrong_place(source):
+                raise UserError(message) from error
             raise UserError(f'"{source}" has no tokenizer that can be read: {first_line(error)}') from error
 
     @classmethod
@@ -129,7 +129,7 @@ class LanguageTokenizer:
         self.hf.save_pretrained(folder)
 
     def prompts(self, texts: Sequence[str], *, side: Side, end: bool = False) -> LanguageBatch:
-        """Texts to go on from, each with the tokenizer's special tokens at its beginning.
+        """Texts to continue from, each with the tokenizer's special tokens at its beginning.
 
         Args:
             side: where padding stands.

@@ -1,6 +1,6 @@
 """Memory of this process: how much it has held, and keeping what tensors free for the next step.
 
-glibc gives large blocks back to the system at every `free`; a training step on a processor then spends more
+glibc gives large blocks back to the system at every `free`; a training step on a CPU then spends more
 time on page faults than on arithmetic (measured here: 0.4 s instead of 3 s for a step of a small model).
 """
 

@@ -1,4 +1,4 @@
-"""Whether what a user names is there, told from names and files alone: no library of models is imported for it.
+"""Whether what a user names is there, decided from names and files alone: no library of models is imported for it.
 
 The command line calls these before it imports torch, so that a mistake is answered at once; whoever opens a model,
 images or data calls them again, so that both say the same.
@@ -20,9 +20,9 @@ __all__ = [
     "check_config_file",
     "check_data",
     "check_device",
+    "check_image",
     "check_model",
     "check_new_file",
-    "check_picture",
     "description_file",
     "local_path",
     "missing_data",
@@ -36,7 +36,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 _FILE = "file://"
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "xla", "meta")
-"""kinds of device that torch may know; whether one is here is asked later"""
+"""kinds of device that torch may know; whether one is present is checked later"""
 
 
 def local_path(name: str) -> str:
@@ -109,7 +109,7 @@ def adapter_folder(source: Path | str) -> str | None:
 def wrong_place(source: Path | str) -> str | None:
     """Why no model of transformers is at `source`, where its files show that; else None.
 
-    To be asked after one could not be opened: files that another format needs may be missing from a good folder.
+    To be called after one could not be opened: files that another format needs may be missing from a good folder.
     """
     path = Path(source)
     if path.is_file():
@@ -117,8 +117,8 @@ def wrong_place(source: Path | str) -> str | None:
         return f"{path} is one file, where a model's folder is needed" + (f"; it {found}" if found else "")
     if not path.is_dir():
         return None
-    if told := adapter_folder(path):
-        return told
+    if message := adapter_folder(path):
+        return message
     for pattern in _OF_MODELS:
         for file in sorted(path.glob(pattern)):
             if found := looks_like(read_head(file)):
@@ -138,7 +138,7 @@ _OF_MODELS = (
 """files that transformers reads"""
 
 
-def check_picture(place: Path | str) -> None:
+def check_image(place: Path | str) -> None:
     """Refuse a place of images that is not here; patterns are left to those who look for them.
 
     Raises:
@@ -148,7 +148,7 @@ def check_picture(place: Path | str) -> None:
     if "://" in place and not Path(place).exists():
         raise UserError(f"{place} is a web address; download the image and give its path")
     if not Path(place).exists() and not any(letter in place for letter in "*?["):
-        raise UserError(f"there is no picture or folder {place}")
+        raise UserError(f"there is no image or folder {place}")
 
 
 def check_data(spec: str) -> None:

@@ -79,7 +79,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device called `name`; "auto" takes CUDA, then Apple's, then the processor."""
+    """Return the device called `name`; "auto" takes CUDA, then Apple's, then the CPU."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -96,14 +96,14 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def usable_cores() -> int:
-    """Processors that this process may keep busy, by its affinity and its container's quota."""
+    """CPUs that this process may keep busy, by its affinity and its container's quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _container_quota(Path("/sys/fs/cgroup"))
     return count if quota is None else max(1, min(count, math.ceil(quota)))
 
 
 def _container_quota(groups: Path) -> float | None:
-    """Processors that the control group may use, in version 2 or 1 of its files; None where there is no bound."""
+    """CPUs that the control group may use, in version 2 or 1 of its files; None where there is no bound."""
     try:
         for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
             if (groups / names[0]).exists():
@@ -123,7 +123,7 @@ def seed_everything(seed: int) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that can change numbers."""
+    """Versions of everything that can change results."""
     found = {"python": platform.python_version()}
     for name in (
         "openblip",
@@ -144,9 +144,9 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores, the memory in GB, and the GPUs."""
+    """The CPU, its cores, the memory in GB, and the GPUs."""
     described: dict[str, Any] = {
-        "processor": _processor_name(),
+        "cpu": _cpu_name(),
         "cores": os.cpu_count() or 1,
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
@@ -157,7 +157,7 @@ def machine() -> dict[str, Any]:
     return described
 
 
-def _processor_name() -> str:
+def _cpu_name() -> str:
     try:
         for line in read_lines("/proc/cpuinfo"):
             if line.startswith("model name"):

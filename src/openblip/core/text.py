@@ -1,4 +1,4 @@
-"""Text is read here and nowhere else: the encoding, where a line ends, and what is said of text that is none.
+"""Text is read here and nowhere else: the encoding, where a line ends, and what is reported of text that is none.
 
 A byte-order mark is dropped. A line ends at "\\n" alone, and a "\\r" before it is dropped. `str.splitlines` also
 cuts at U+2028, form feeds and other characters, which stand inside captions, answers and entries of vocabularies.
@@ -147,8 +147,8 @@ def read_json(path: Path | str) -> Any:
         return json.loads(decode(data, path))
     except json.JSONDecodeError as error:
         found = instead_of_text(data[:HEAD])
-        told = f"it {found}" if found else f"{error.msg} at line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path} cannot be read as JSON: {told}") from error
+        message = f"it {found}" if found else f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path} cannot be read as JSON: {message}") from error
     except RecursionError as error:
         raise UserError(f"{path} is JSON that is nested too deep to be read") from error
     except ValueError as error:

@@ -177,8 +177,8 @@ class TextTokenizer:
         except UserError:
             raise
         except Exception as error:  # values of other kinds than a tokenizer's files hold
-            told = f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(f"{source} holds no tokenizer that can be read ({told}); fetch it again") from error
+            message = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{source} holds no tokenizer that can be read ({message}); fetch it again") from error
 
     @classmethod
     def _load(cls, source: Path | str) -> TextTokenizer:
@@ -358,8 +358,8 @@ def _read_tokenizer(file: Path) -> Tokenizer:
         raise
     except Exception as error:  # the library raises no kind of its own
         found = instead_of_text(read_head(file))
-        told = f"it {found}" if found else first_line(error)
-        raise UserError(f"{file} is no tokenizer that can be read: {told}") from error
+        message = f"it {found}" if found else first_line(error)
+        raise UserError(f"{file} is no tokenizer that can be read: {message}") from error
 
 
 def _bert_tokenizer(

@@ -1,7 +1,7 @@
-"""RandAugment's operations on uint8 pictures, at the strengths that BLIP trains with.
+"""RandAugment's operations on uint8 images, at the strengths that BLIP trains with.
 
 Rotation and shear sample a grid that is computed once for each angle, which is three times as fast as Pillow's
-transform; what comes from outside the picture is grey.
+transform; what comes from outside the image is grey.
 """
 
 from __future__ import annotations
@@ -90,16 +90,16 @@ def augment(pixels: Tensor, op: AugmentOp, magnitude: float, rng: np.random.Gene
 
 
 def _enhance(pixels: Tensor, op: AugmentOp, factor: float) -> Tensor:
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     if op == "autocontrast":
-        picture = ImageOps.autocontrast(picture)
+        image = ImageOps.autocontrast(image)
     elif op == "equalize":
-        picture = ImageOps.equalize(picture)
+        image = ImageOps.equalize(image)
     elif op == "brightness":
-        picture = ImageEnhance.Brightness(picture).enhance(factor)
+        image = ImageEnhance.Brightness(image).enhance(factor)
     else:
-        picture = ImageEnhance.Sharpness(picture).enhance(factor)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        image = ImageEnhance.Sharpness(image).enhance(factor)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _shift(pixels: Tensor, distance: int, *, dim: int) -> Tensor:
@@ -114,7 +114,7 @@ def _shift(pixels: Tensor, distance: int, *, dim: int) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _grid(matrix: tuple[float, float, float, float], size: int) -> Tensor:
-    """Return where each pixel comes from, [1, S, S, 2], for a linear map about the picture's centre."""
+    """Return where each pixel comes from, [1, S, S, 2], for a linear map about the image's centre."""
     a, b, c, d = matrix
     theta = torch.tensor([[[a, b, 0.0], [c, d, 0.0]]])
     return functional.affine_grid(theta, [1, 3, size, size], align_corners=False)

@@ -1,4 +1,4 @@
-"""Which image files can be read here, and what is said of the others, by their endings or their first bytes.
+"""Which image files can be read here, and what is reported of the others, by their endings or their first bytes.
 
 HEIC and JPEG XL are read where their plugins of Pillow are installed, AVIF and JPEG 2000 where Pillow has them.
 """

@@ -1,4 +1,4 @@
-"""Decoding: whatever file a picture came in, an upright RGB image or a `BrokenSample` that says why not.
+"""Decoding: whatever file an image came in, an upright RGB image or a `BrokenSample` that says why not.
 
 The size is checked before any pixel is decoded, only raster formats are opened (an EPS file would start
 another program), and large JPEGs are decoded at a half, a quarter or an eighth where the transform needs no
@@ -22,7 +22,7 @@ from openblip.data.sample import BrokenSample, ImageLike, Sample
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "decode_image", "decode_images"]
 
 MAX_PIXELS = 89_478_485
-"""Pictures with more pixels are refused before decoding (256 MiB as RGB; Pillow warns from here on)."""
+"""Images with more pixels are refused before decoding (256 MiB as RGB; Pillow warns from here on)."""
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", *_TIFF_MAGIC)
@@ -33,10 +33,10 @@ _CUT_WORDS = ("truncat", "broken", "incomplete")
 def decode_image(
     source: Sample | ImageLike, *, key: str = "", min_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Return the picture as an upright RGB image; the first frame of an animation, transparency on white.
+    """Return the image as an upright RGB image; the first frame of an animation, transparency on white.
 
     Args:
-        key: names the picture in errors; a `Sample` (of one image) brings its own.
+        key: names the image in errors; a `Sample` (of one image) brings its own.
         min_side: a large JPEG may be decoded smaller, as long as its short side keeps this many pixels.
         max_pixels: the largest width x height that is decoded.
 
@@ -204,8 +204,8 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray, key: str) -> Image.Image:
-    picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8 or not picture:
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not is_image:
         shape = f"{array.dtype} {list(array.shape)}"
         raise BrokenSample("not-an-image", key, f"an array of {shape}, not of uint8 [H, W, 3]")
     if not array.size:

@@ -41,6 +41,6 @@ class Measured(SkipLog):
         super().add(broken, source=source, use="validation")
 
     @property
-    def numbers(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """ "num_left_out" where anything was, to stand beside the measure's figures."""
         return {"num_left_out": float(len(self.left_out))} if self.left_out else {}

@@ -1,10 +1,10 @@
 """The order of samples: which sample of which source stands at each position of an epoch.
 
-It is a pure function of (seed, epoch), the same on every rank and with any number of workers, so that to go on
+It is a pure function of (seed, epoch), the same on every rank and with any number of workers, so that to continue
 in the middle of an epoch takes no more than the position.
 
 A source is gone through pass by pass, each pass a new permutation of all its samples. Without weights an epoch
-is one pass of every source. With weights each source gives its share of the epoch and goes on in the next
+is one pass of every source. With weights each source gives its share of the epoch and continues in the next
 epoch where it stopped, so every sample of a source is seen equally often whatever its share.
 """
 

@@ -2,7 +2,7 @@
 
 A source gives `Sample`s (the images still as bytes or paths), the loader decodes them and gives `Batch`es.
 Whatever is wrong with one sample is a `BrokenSample` with a short cause; the loader counts it in a `SkipLog`
-and goes on with a substitute, so one bad picture among a million never ends a run and never passes unseen.
+and continues with a substitute, so one bad image among a million never ends a run and never passes unseen.
 
 Shapes: B samples in a batch, K images in each where a sample has several, T texts (T == B unless every text of a
 sample is requested), S side in pixels.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "BrokenSample", "ImageLike", "Sample", "SkipLog", "collate", "stable_id"]
 
 ImageLike = bytes | Path | Image.Image | np.ndarray
-"""A picture before decoding: an encoded file's bytes, its path, a PIL image, or uint8 [H, W, 3]."""
+"""An image before decoding: an encoded file's bytes, its path, a PIL image, or uint8 [H, W, 3]."""
 
 _NUM_EXAMPLES = 3
 
@@ -67,7 +67,7 @@ class BrokenSample(Exception):
 
     Attributes:
         cause: short slug, one of "missing", "empty", "truncated", "not-an-image", "too-large", "unreadable"
-            (the picture), "no-text", "bad-text" (its texts), "bad-row" (its line in a captions file),
+            (the image), "no-text", "bad-text" (its texts), "bad-row" (its line in a captions file),
             "duplicate-key" (in tars), "several-images" (where one is read).
         key: the sample's key.
         detail: one sentence for a person.
@@ -85,7 +85,7 @@ class BrokenSample(Exception):
 class SkipLog:
     """Counts broken samples by cause each time they are met, and lists each once in a file.
 
-    Several processes may write to one file, and a resumed run goes on in it: what already stands there is not
+    Several processes may write to one file, and a resumed run continues in it: what already stands there is not
     listed again.
 
     Args:
@@ -150,7 +150,7 @@ def _identity(record: dict[str, Any]) -> int:
 
 @dataclass(slots=True)
 class Batch:
-    """Pictures and texts of equal rank in the stream; row i of every per-image field is the same sample."""
+    """Images and texts of equal rank in the stream; row i of every per-image field is the same sample."""
 
     images: Tensor
     """uint8 [B, 3, S, S], or [B, K, 3, S, S] of samples with several images each; `transforms.normalize` makes
@@ -177,7 +177,7 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """Return the batch with its pictures in page-locked memory, for copies that overlap with compute."""
+        """Return the batch with its images in page-locked memory, for copies that overlap with compute."""
         return replace(self, images=self.images.pin_memory())
 
 

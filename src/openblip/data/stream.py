@@ -7,7 +7,7 @@ nor a stop and resume changes a single pixel, and the state to save is the numbe
     loader = Loader([open_source("tars/")], pretraining_transform(224), batch_size=64, seed=1, num_workers=2)
     for batch in loader:                        # one epoch; loader.epoch counts up at its end
         images = normalize(batch.images)        # on the device
-        saved = loader.state_dict()             # load_state_dict(saved) goes on after this batch
+        saved = loader.state_dict()             # load_state_dict(saved) continues after this batch
 
 With worker processes, batches cross by shared memory; with `num_workers=0` a thread decodes ahead (image codecs
 let go of Python's lock). A broken sample is replaced by another of the same source, drawn from the same
@@ -58,7 +58,7 @@ class Loader:
         max_words: captions are cut after so many words (not with clean="none").
         length: samples in an epoch; default: the sum of the sizes.
         num_images: that each sample has to have.
-        max_pixels: larger pictures are "too-large".
+        max_pixels: larger images are "too-large".
         max_substitutes: how many samples in a row may be broken before the source counts as broken.
         leave_out: nothing takes the place of a broken sample, as a measure demands: its batch is smaller, or is not
             given where it would be empty, so that ranks may give unequal numbers of batches.
@@ -202,7 +202,7 @@ class Loader:
         return [source.fingerprint() for source in self._sources]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; the number of ranks and workers may differ.
+        """Resume where `state_dict` was taken; the number of ranks and workers may differ.
 
         Raises:
             UserError: the data, the seed or the global batch are not those of the state.
@@ -303,7 +303,7 @@ class _Workers:
             if not _WORKER_DIED.search(str(error)):
                 raise
             raise UserError(
-                f"a process that decodes pictures has ended ({first_line(error)}), mostly for lack of memory "
+                f"a process that decodes images has ended ({first_line(error)}), mostly for lack of memory "
                 "or of shared memory (/dev/shm); lower num_workers or batch_size (0 workers need no shared memory)"
             ) from error
 
@@ -323,8 +323,8 @@ class _Workers:
         started = threading.Event()
 
         def work() -> None:
-            # One picture is too little work to share among cores. The setting is each thread's own once the
-            # thread has asked for it, but also what later threads start from: put back below.
+            # One image is too little work to share among cores. The setting is each thread's own once the
+            # thread has requested it, but also what later threads start from: put back below.
             torch.get_num_threads()
             torch.set_num_threads(1)
             started.set()
@@ -335,7 +335,7 @@ class _Workers:
                     reply = self._maker[request]
                     put(reply.pin_memory() if self._pin_memory else reply)
                 put(None)
-            except BaseException as error:  # noqa: BLE001  raised again where the batch is asked for
+            except BaseException as error:  # noqa: BLE001  raised again where the batch is requested
                 put(error)
 
         thread = threading.Thread(target=work, name="openblip-loader", daemon=True)

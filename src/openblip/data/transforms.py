@@ -1,6 +1,6 @@
 """Image and caption transforms of the papers, as pure functions of their input and a random generator.
 
-Pictures come in as RGB images and leave as uint8 [3, H, W]; the model normalises them on the device,
+Images come in as RGB images and leave as uint8 [3, H, W]; the model normalises them on the device,
 so that a quarter of the bytes travels. Every random choice comes from the generator that is passed in: the
 loader derives one for each position of the stream, and so an augmentation depends on nothing else.
 
@@ -40,18 +40,18 @@ _CROP_TRIES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransformConfig:
-    """How a decoded picture gets the model's size."""
+    """How a decoded image gets the model's size."""
 
     image_size: int | tuple[int, int] = 224
     """Height and width in pixels; one number for squares."""
     crop_scale: tuple[float, float] | None = (0.2, 1.0)
-    """Range of the random crop's share of the area (aspect 3/4 to 4/3); None resizes the whole picture."""
+    """Range of the random crop's share of the area (aspect 3/4 to 4/3); None resizes the whole image."""
     flip: bool = True
-    """Mirror half of the pictures; switch off where captions speak of left and right."""
+    """Mirror half of the images; switch off where captions speak of left and right."""
     ops: tuple[AugmentOp, ...] = REFERENCE_OPS
     """What RandAugment draws from; empty for none."""
     num_ops: int = 2
-    """Operations applied in a row to each picture."""
+    """Operations applied in a row to each image."""
     magnitude: float = 5.0
     """Strength of the operations, 0 to 10."""
 
@@ -83,21 +83,21 @@ def finetuning_transform(image_size: int = 384) -> ImageTransform:
 
 
 def evaluation_transform(image_size: int | tuple[int, int] = 384) -> ImageTransform:
-    """The whole picture resized to a square, nothing random."""
+    """The whole image resized to a square, nothing random."""
     return ImageTransform(ImageTransformConfig(image_size=image_size, crop_scale=None, flip=False, ops=()))
 
 
 class ImageTransform:
-    """Picture in, uint8 [3, H, W] out, by an `ImageTransformConfig`."""
+    """Image in, uint8 [3, H, W] out, by an `ImageTransformConfig`."""
 
     def __init__(self, config: ImageTransformConfig) -> None:
         self.config = config
 
     @property
     def min_side(self) -> int:
-        """Shortest side that a decoded picture may have without a loss: what `decode_image` may shrink to.
+        """Shortest side that a decoded image may have without a loss: what `decode_image` may shrink to.
 
-        The smallest crop is sqrt(3/4 x scale) of the short side; without crops twice the size is asked for,
+        The smallest crop is sqrt(3/4 x scale) of the short side; without crops twice the size is requested,
         to stay close to a resize from full resolution.
         """
         if self.config.crop_scale is None:
@@ -121,7 +121,7 @@ def _draw_crop(
 ) -> tuple[int, int, int, int]:
     """Draw (left, top, right, bottom) with a uniform share of the area and a log-uniform aspect ratio.
 
-    Where ten draws do not fit the picture, the largest centred box of an allowed aspect is taken.
+    Where ten draws do not fit the image, the largest centred box of an allowed aspect is taken.
     """
     width, height = size
     low, high = math.log(_ASPECT[0]), math.log(_ASPECT[1])

@@ -6,11 +6,11 @@
 (b) Each objective of stage 1 left out, before the same stage 2.
 (c) 4, 16 and 32 queries; stage 1 at a quarter of the rate, which keeps the queries apart.
 (d) A decoder against an encoder-decoder as the language model.
-(e) Zero-shot answers: against guessing, against the same language model without the picture, and against what it
+(e) Zero-shot answers: against guessing, against the same language model without the image, and against what it
     answers when it is told in words what is there.
 
 The frozen parts are made once for all seeds: the tower of a BLIP, and language models that have seen text alone.
-Each seed has pictures of its own. Every training is done once, whatever builds on it, and every row of a table is
+Each seed has images of its own. Every training is done once, whatever builds on it, and every row of a table is
 written as soon as it is known; the same call resumes where it was stopped.
 """
 
@@ -31,7 +31,7 @@ from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_worl
 from openblip.experiments.judges import blip2_stages as world
 from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about, descriptions, guessing
 from openblip.experiments.presets import LEARNING_RATE, scene_blip
-from openblip.experiments.results import Numbers, Tables, result_of
+from openblip.experiments.results import Metrics, Tables, result_of
 from openblip.experiments.stages import once, trained
 from openblip.models.qformer import QFormerConfig
 from openblip.objectives.blip2 import Stage1Config
@@ -68,9 +68,9 @@ class Blip2Experiment:
     """that the language models read"""
     language_steps: tuple[int, int] = (1000, 1000)
     """of the decoder and of the encoder-decoder"""
-    pictures: int = 6000
+    images: int = 6000
     """with three true captions each; those of both stages"""
-    test_pictures: int = 200
+    test_images: int = 200
     """of each split that is measured"""
     stage1_steps: int = 250
     stage2_steps: int = 250
@@ -80,7 +80,7 @@ class Blip2Experiment:
 
 QUICK = Blip2Experiment(
     tower_size="nano", tower_steps=2, documents=60, language_steps=(2, 2),
-    pictures=32, test_pictures=6, stage1_steps=2, stage2_steps=2, batch_size=8,
+    images=32, test_images=6, stage1_steps=2, stage2_steps=2, batch_size=8,
 )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ class Second:
     """A variant of stage 2."""
 
     first: str = "whole"
-    """the stage 1 that it goes on from; "" for none"""
+    """the stage 1 that it continues from; "" for none"""
     language: str = "decoder"
 
 
@@ -126,7 +126,7 @@ SECOND: dict[str, Second] = {
 CURVES = tuple(name for name, variant in SECOND.items() if variant.first in ("whole", ""))
 """rows of stage 2 that are looked at while they learn"""
 _LOOKED_AT = 60
-"""pictures of each such look"""
+"""images of each such look"""
 
 
 def run_blip2_experiment(
@@ -155,7 +155,7 @@ def run_blip2_experiment(
 
 
 class Seed:
-    """One seed of the experiment; each of its parts is made when it is first asked for."""
+    """One seed of the experiment; each of its parts is made when it is first requested."""
 
     def __init__(self, out: Path, config: Blip2Experiment, number: int, tell: Tell) -> None:
         self.root, self.out, self.config, self.number = out, out / f"seed-{number}", config, number
@@ -165,9 +165,9 @@ class Seed:
         """Say what is done now."""
         self._tell(f"seed {self.number}: {what}")
 
-    def once(self, name: str, measure: Callable[[], Numbers]) -> Numbers:
+    def once(self, name: str, measure: Callable[[], Metrics]) -> Metrics:
         """What the seed's file of this name holds; `measure` gives it the first time."""
-        found: Numbers = once(self.out / "results" / f"{name}.json", measure)
+        found: Metrics = once(self.out / "results" / f"{name}.json", measure)
         return found
 
     # Frozen parts, the same for all seeds -----------------------------------------------------------------
@@ -199,20 +199,20 @@ class Seed:
 
         return trained(self.root / f"language-{name}", train)
 
-    # Pictures ---------------------------------------------------------------------------------------------
+    # Images ---------------------------------------------------------------------------------------------
 
     def world(self, split: str, folder: Path | None = None, *, seed: int | None = None) -> SourceConfig:
-        """Pictures with true captions, drawn into a folder once."""
+        """Images with true captions, drawn into a folder once."""
         folder = folder or self.out / "world" / split
         if not folder.exists():
-            count = self.config.pictures if split == "train" else self.config.test_pictures
+            count = self.config.images if split == "train" else self.config.test_images
             own = 10 + self.number if seed is None else seed
             write_world(folder, WorldConfig(split=split, num_samples=count, seed=own), layout="jsonl")  # type: ignore[arg-type]
         return SourceConfig(path=str(folder / "captions.jsonl"), text_column="captions", meta_columns=("scene",))
 
     @cached_property
     def features(self) -> Path:
-        """What the tower sees of the pictures to train on."""
+        """What the tower sees of the images to train on."""
         self.tell("features of the frozen tower")
         return world.world_features(self.world("train"), self.tower, self.out / "features")
 
@@ -276,13 +276,13 @@ class Seed:
 
     # What comes of them -----------------------------------------------------------------------------------
 
-    def measured_first(self, name: str) -> Numbers:
+    def measured_first(self, name: str) -> Metrics:
         """Retrieval, matching and writing after a variant of stage 1."""
 
-        def measure() -> Numbers:
+        def measure() -> Metrics:
             stored = open_blip2(self.first(name))
             self.tell(f"stage 1, {name}: measured")
-            count = self.config.test_pictures
+            count = self.config.test_images
             found = world.measure_stage1(stored, self.first_config(name), self.world("test"), count)
             return found | {
                 "trained_parameters": float(stored.model.num_trained()),
@@ -291,13 +291,13 @@ class Seed:
 
         return self.once(f"stage1-{folder_name(name)}", measure)
 
-    def measured_second(self, name: str) -> Numbers:
+    def measured_second(self, name: str) -> Metrics:
         """Captions and zero-shot answers after a variant of stage 2, on the two splits."""
 
-        def measure() -> Numbers:
+        def measure() -> Metrics:
             stored = open_blip2(self.second(name))
             self.tell(f"stage 2, {name}: measured")
-            count = self.config.test_pictures
+            count = self.config.test_images
             found = world.measure_stage2(stored, self.world("test"), count)
             new = world.measure_stage2(stored, self.world("novel"), count, novel=True)
             likeness = {"query_likeness": world.query_likeness(stored, self.world("test"), count)}
@@ -311,22 +311,22 @@ class Seed:
         rows = [record for record in records if record["split"] == "eval"]
         return {key: [float(row[key]) for row in rows] for key in ("step", "truth", "answers_all")}
 
-    def _quick_look(self, adapter: Any) -> Numbers:
-        return world.measure_stage2(adapter, self.world("val"), min(_LOOKED_AT, self.config.test_pictures))
+    def _quick_look(self, adapter: Any) -> Metrics:
+        return world.measure_stage2(adapter, self.world("val"), min(_LOOKED_AT, self.config.test_images))
 
-    def language_alone(self) -> dict[str, Numbers]:
-        """What is answered without a picture: by guessing, by each language model, and by one that is told."""
+    def language_alone(self) -> dict[str, Metrics]:
+        """What is answered without an image: by guessing, by each language model, and by one that is told."""
         source = open_source(self.world("test"))
         scenes = [scene_from_meta(source[index].meta) for index in range(len(source))]
         asked = ask_about(scenes)
         told = descriptions(scenes, seed=self.number, split="test")
 
-        def measure(name: str) -> Numbers:
+        def measure(name: str) -> Metrics:
             config = as_language(str(self.language(name)))
-            llm, words = open_language(config), open_language_tokenizer(config)
-            self.tell(f"{name} without a picture")
-            blind = accuracy(asked, answers(llm, words, asked))
-            knows = accuracy(asked, answers(llm, words, asked, told=told))
+            llm, language_tokenizer = open_language(config), open_language_tokenizer(config)
+            self.tell(f"{name} without an image")
+            blind = accuracy(asked, answers(llm, language_tokenizer, asked))
+            knows = accuracy(asked, answers(llm, language_tokenizer, asked, told=told))
             return blind | {f"told_{kind}": share for kind, share in knows.items()}
 
         rows = {"guessing": guessing(asked)}
@@ -334,7 +334,7 @@ class Seed:
             both = self.once(f"language-{name}", partial(measure, name))
             rows[f"{name}, nothing seen"] = {k: v for k, v in both.items() if not k.startswith("told_")}
             rows[f"{name}, told"] = {k[5:]: v for k, v in both.items() if k.startswith("told_")}
-        return {row: {f"answers_{kind}": share for kind, share in numbers.items()} for row, numbers in rows.items()}
+        return {row: {f"answers_{kind}": share for kind, share in metrics.items()} for row, metrics in rows.items()}
 
 
 def folder_name(name: str) -> str:

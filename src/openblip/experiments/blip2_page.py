@@ -27,17 +27,19 @@ def blip2_page(result: dict[str, Any]) -> Report:
     answers = {name: second[name] for name in _KINDS} | language
     labels = {**_KINDS, **{name: name for name in language}}
     return Report(
-        title="BLIP-2 in a drawn world",
+        title="BLIP-2 in a scene world",
         subtitle=f"what its paper claims, where the truth of every text is known; {seeds} seeds",
         sections=[
             Section(
                 title="What holds",
-                intro="A claim holds when the means lie further apart than the deviations of both together.",
+                intro="A claim holds when the means lie further apart than the standard deviations of both "
+                "together.",
                 blocks=[_claims(result)],
             ),
             Section(
                 title="Stage 1 before stage 2",
-                intro="The same stage 2 from the Q-Former of stage 1 and from a fresh one (the paper's figure 5).",
+                intro="The same stage 2 from the Q-Former of stage 1 and from a newly initialized one (the paper's "
+                "figure 5).",
                 blocks=[Charts(charts=[_curve(result, "answers_all", "zero-shot answers right"),
                                        _curve(result, "truth", "captions true")]),
                         measures_table("Captions", second, {name: name for name in second}, _WRITTEN),
@@ -46,8 +48,8 @@ def blip2_page(result: dict[str, Any]) -> Report:
             ),
             Section(
                 title="Zero-shot answers",
-                intro="No question was ever put together with a picture. **Told** is the language model "
-                "that reads a whole description of the picture in place of seeing it: as good as it could be.",
+                intro="No question was ever put together with an image. **Told** is the language model "
+                "that reads a whole description of the image in place of seeing it: as good as it could be.",
                 blocks=[measures_table("Answers right, by kind of question", answers, labels, _ANSWERS)],
             ),
             Section(title="After stage 1", blocks=[
@@ -61,7 +63,7 @@ def blip2_page(result: dict[str, Any]) -> Report:
 
 
 Mean = list[float | None]
-"""and its deviation"""
+"""and its standard deviation"""
 
 
 def verdicts(result: dict[str, Any]) -> dict[str, tuple[str, Mean, Mean]]:
@@ -88,7 +90,7 @@ def verdicts(result: dict[str, Any]) -> dict[str, tuple[str, Mean, Mean]]:
     for name, row in (("decoder", "whole"), ("encoder-decoder", "encoder-decoder")):
         blind = language[f"{name}, nothing seen"]["answers_all"]
         sees, guesses = second[row]["answers_all"], language["guessing"]["answers_all"]
-        compared[f"BLIP-2 answers better than its language model without the picture ({name})"] = sees, blind
+        compared[f"BLIP-2 answers better than its language model without the image ({name})"] = sees, blind
         compared[f"BLIP-2 answers better than one who guesses ({name})"] = sees, guesses
     return {claim: (_verdict(*means), *means) for claim, means in compared.items()}
 
@@ -99,7 +101,7 @@ def _claims(result: dict[str, Any]) -> Table:
         for claim, (said, *means) in verdicts(result).items()
     ]
     shares = [Column(name=name, unit="fraction") for name in ("with", "without, or the other")]
-    return Table(columns=[Column(name="claim"), Column(name="in small"), *shares], rows=rows)
+    return Table(columns=[Column(name="claim"), Column(name="at small scale"), *shares], rows=rows)
 
 
 def _verdict(better: Mean, worse: Mean) -> str:
@@ -112,7 +114,7 @@ def _verdict(better: Mean, worse: Mean) -> str:
         return "higher in the one seed" if first > second else "does not hold in the one seed"
     if first - second > spread:
         return "holds"
-    return "does not hold" if second - first > spread else "cannot be told from the spread"
+    return "does not hold" if second - first > spread else "cannot be distinguished from the spread"
 
 
 def _curve(result: dict[str, Any], measure: str, title: str) -> Chart:

@@ -30,7 +30,7 @@ from openblip.data.world.noise import NoiseConfig
 from openblip.experiments.judges.blip import measure_blip
 from openblip.experiments.judges.capfilt_rows import judge_rows
 from openblip.experiments.presets import LEARNING_RATE, scene_blip
-from openblip.experiments.results import Numbers, Tables, kept, result_of
+from openblip.experiments.results import Metrics, Tables, kept, result_of
 from openblip.experiments.stages import once
 from openblip.generation.types import DecodeConfig
 from openblip.tasks.config import RunConfig
@@ -51,13 +51,13 @@ VARIANTS: dict[str, Policy] = {
 class CapFiltExperiment:
     """Sizes of the experiment."""
 
-    web_pictures: int = 3000
+    web_images: int = 3000
     """with one noisy web text each"""
-    human_pictures: int = 2000
+    human_images: int = 2000
     """with three true captions each"""
-    test_pictures: int = 300
+    test_images: int = 300
     noise: NoiseConfig = field(
-        default_factory=lambda: NoiseConfig(other_picture=0.25, half_true=0.15, advertising=0.10)
+        default_factory=lambda: NoiseConfig(other_image=0.25, half_true=0.15, advertising=0.10)
     )
     size: str = "micro"
     steps: int = 500
@@ -69,7 +69,7 @@ class CapFiltExperiment:
 
 
 QUICK = CapFiltExperiment(
-    web_pictures=48, human_pictures=48, test_pictures=16, size="nano", steps=4, tune_steps=4, batch_size=16
+    web_images=48, human_images=48, test_images=16, size="nano", steps=4, tune_steps=4, batch_size=16
 )
 
 
@@ -89,7 +89,7 @@ def run_experiment(
     tell = on_stage or (lambda _: None)
     folders = [out / f"seed-{seed}" for seed in range(seeds)]
     found: list[Tables] = [
-        once(folder / "numbers.json", partial(_one_seed, folder, config, seed, tell))
+        once(folder / "metrics.json", partial(_one_seed, folder, config, seed, tell))
         for seed, folder in enumerate(folders)
     ]
     return result_of(config, found)
@@ -98,9 +98,9 @@ def run_experiment(
 def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[str], None]) -> Tables:
     _make_world(out / "world", config, seed)
 
-    def measure(adapter: Adapter) -> Numbers:
+    def measure(adapter: Adapter) -> Metrics:
         test = SourceConfig(path=str(out / "world" / "test"), text_column="captions", meta_columns=("scene",))
-        return kept(measure_blip(adapter, test, config.test_pictures))
+        return kept(measure_blip(adapter, test, config.test_images))
 
     loop = _loop(out, config, seed)
 
@@ -144,10 +144,10 @@ def _one_seed(out: Path, config: CapFiltExperiment, seed: int, tell: Callable[[s
 def _make_world(out: Path, config: CapFiltExperiment, seed: int) -> None:
     worlds = {
         "web": WorldConfig(
-            split="train", num_samples=config.web_pictures, text="web", noise=config.noise, seed=3 * seed + 1
+            split="train", num_samples=config.web_images, text="web", noise=config.noise, seed=3 * seed + 1
         ),
-        "human": WorldConfig(split="train", num_samples=config.human_pictures, seed=3 * seed + 2),
-        "test": WorldConfig(split="test", num_samples=config.test_pictures, seed=seed),
+        "human": WorldConfig(split="train", num_samples=config.human_images, seed=3 * seed + 2),
+        "test": WorldConfig(split="test", num_samples=config.test_images, seed=seed),
     }
     for name, world in worlds.items():
         if not (out / name).exists():
@@ -177,5 +177,5 @@ def _loop(out: Path, config: CapFiltExperiment, seed: int) -> BootstrapConfig:
     )
 
 
-def _measured(run: Path, measure: Callable[[Adapter], Numbers]) -> Numbers:
+def _measured(run: Path, measure: Callable[[Adapter], Metrics]) -> Metrics:
     return measure(adapt(open_model(run / "model")))

@@ -1,4 +1,4 @@
-"""BLIP against BLIP-2 on the same pictures: what each trains, what a step costs, what comes of it.
+"""BLIP against BLIP-2 on the same images: what each trains, what a step costs, what comes of it.
 
     openblip experiments compare               # writes compare-results.json and compare-report.html
 
@@ -26,7 +26,7 @@ from openblip.experiments.blip2 import Blip2Experiment, Seed, folder_name
 from openblip.experiments.cost import step_cost
 from openblip.experiments.judges.blip import measure_blip
 from openblip.experiments.judges.zero_shot import CHOICES, accuracy, ask_about
-from openblip.experiments.results import Numbers, Tables, kept, result_of
+from openblip.experiments.results import Metrics, Tables, kept, result_of
 from openblip.experiments.stages import trained
 from openblip.models.blip import Blip
 from openblip.tasks.config import RunConfig
@@ -71,32 +71,32 @@ def compare_models(
 
 
 def _blip_run(seed: Seed) -> RunConfig:
-    """BLIP from the tower that BLIP-2 has frozen, and fresh text; for as many steps as both stages."""
+    """BLIP from the tower that BLIP-2 has frozen, and newly initialized text; for as many steps as both stages."""
     start = seed.out / "blip" / "start"
     if not start.exists():
         stored = open_model(seed.tower.removeprefix("openblip:"))
-        fresh = Blip(replace(stored.blip.config, encoder=True, decoder=True))
-        fresh.vision.load_state_dict(stored.blip.vision.state_dict())
-        save_model(start, StoredModel(fresh, stored.tokenizer))
+        new = Blip(replace(stored.blip.config, encoder=True, decoder=True))
+        new.vision.load_state_dict(stored.blip.vision.state_dict())
+        save_model(start, StoredModel(new, stored.tokenizer))
     steps = seed.config.stage1_steps + seed.config.stage2_steps
     run = replace(seed.blip(seed.world("train"), steps, seed=seed.number), model=str(start))
     return replace(run, train=replace(run.train, evaluate_every_steps=max(1, steps // 8)))
 
 
-def _measured_blip(seed: Seed) -> Numbers:
-    def quick(adapter: Adapter) -> Numbers:
-        return kept(measure_blip(adapter, seed.world("val"), min(100, seed.config.test_pictures)))
+def _measured_blip(seed: Seed) -> Metrics:
+    def quick(adapter: Adapter) -> Metrics:
+        return kept(measure_blip(adapter, seed.world("val"), min(100, seed.config.test_images)))
 
     def train(run: Path) -> None:
         config = _blip_run(seed)
         seed.tell("BLIP from the same tower")
         run_training(config, run, resume=True, title="BLIP", evaluator=quick, show=False)
 
-    def measure() -> Numbers:
+    def measure() -> Metrics:
         model = trained(seed.out / "blip" / "run", train)
         seed.tell("BLIP: measured")
         predictor = load(model, device="cpu", dtype="float32")
-        count = seed.config.test_pictures
+        count = seed.config.test_images
         found = kept(measure_blip(predictor.adapter, seed.world("test"), count))
         new = measure_blip(predictor.adapter, seed.world("novel"), count)
         return found | {
@@ -137,12 +137,12 @@ def _curve(seed: Seed) -> dict[str, list[float]]:
 # What a step costs ---------------------------------------------------------------------------------------
 
 
-def _costs(seed: Seed) -> dict[str, Numbers]:
-    """Cost of a step of each model from pictures, and with "cached_" before it from cached features."""
+def _costs(seed: Seed) -> dict[str, Metrics]:
+    """Cost of a step of each model from images, and with "cached_" before it from cached features."""
     runs: dict[str, Any] = {"BLIP": _blip_run(seed), "BLIP-2, stage 1": seed.first_config("whole")}
     runs |= {name: seed.second_config(variant) for name, variant in _STAGE2.items()}
 
-    def measure(name: str) -> Numbers:
+    def measure(name: str) -> Metrics:
         seed.tell(f"cost of a step, {name}")
         run, scratch = runs[name], seed.out / "cost"
         cost = step_cost(run, scratch)

@@ -27,10 +27,10 @@ def compare_page(result: dict[str, Any]) -> Report:
     mean, config = result["mean"], result["config"]
     steps = {"BLIP-2, stage 2": config["stage2_steps"], "BLIP-2, stage 1": config["stage1_steps"]}
     return Report(
-        title="BLIP and BLIP-2 on the same pictures",
-        subtitle=f"a drawn world where the truth of every text is known; {len(result['seeds'])} seeds",
+        title="BLIP and BLIP-2 on the same images",
+        subtitle=f"a scene world where the truth of every text is known; {len(result['seeds'])} seeds",
         summary=[
-            f"Both begin from one vision tower and see {config['pictures']:,} pictures with true captions. BLIP "
+            f"Both begin from one vision tower and see {config['images']:,} images with true captions. BLIP "
             f"trains all of it for {sum(steps.values())} steps; BLIP-2 leaves the tower frozen, with "
             f"{steps['BLIP-2, stage 1']} steps of stage 1 and {steps['BLIP-2, stage 2']} of stage 2."
         ],
@@ -56,7 +56,7 @@ def _cost_table(costs: dict[str, Any], batch_size: int) -> Table:
     rows: list[Any] = [[name, *(costs[name].get(measure, [None])[0] for measure in _COST)] for name in MODELS]
     columns = [Column(name=""), *(Column(name=label, unit=unit(name)) for name, label in _COST.items())]
     note = "Forward, backward and the optimiser; memory is by how much a process grows that does nothing else."
-    return Table(title=f"One step, {batch_size} pictures", columns=columns, rows=rows, note=note)
+    return Table(title=f"One step, {batch_size} images", columns=columns, rows=rows, note=note)
 
 
 def _chart(result: dict[str, Any]) -> Chart:

@@ -17,7 +17,7 @@ from openblip.core.memory import peak_mb
 from openblip.core.runtime import seed_everything
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
-from openblip.experiments.results import Numbers
+from openblip.experiments.results import Metrics
 from openblip.tasks.config import RunConfig
 from openblip.tasks.features import NoPixels
 from openblip.tasks.step import TrainingStep
@@ -27,7 +27,7 @@ from openblip.training.optim import make_optimizer
 __all__ = ["step_cost"]
 
 
-def step_cost(config: RunConfig, out: Path, *, repeats: int = 5) -> Numbers:
+def step_cost(config: RunConfig, out: Path, *, repeats: int = 5) -> Metrics:
     """Cost of one optimiser step of a run on one batch of its own data.
 
     Args:
@@ -44,7 +44,7 @@ def step_cost(config: RunConfig, out: Path, *, repeats: int = 5) -> Numbers:
         return pool.submit(_measure, config, out, repeats, torch.get_num_threads()).result()
 
 
-def _measure(config: RunConfig, out: Path, repeats: int, threads: int) -> Numbers:
+def _measure(config: RunConfig, out: Path, repeats: int, threads: int) -> Metrics:
     torch.set_num_threads(threads)
     seed_everything(0)
     before = peak_mb()
@@ -59,7 +59,7 @@ def _measure(config: RunConfig, out: Path, repeats: int, threads: int) -> Number
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
     peak = peak_mb() - before
-    # Attention as plain products, since the fused kernel of a processor is not counted.
+    # Attention as plain products, since the fused kernel of a CPU is not counted.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step(batch)["loss"].backward()
     parameters = list(step.objective.model.parameters())  # BLIP's momentum copies are not of the model

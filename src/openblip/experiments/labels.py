@@ -11,9 +11,9 @@ _LABELS = {
     "mean_facts": "facts a caption",
     "coverage": "objects named",
     # Retrieval and matching.
-    "t2i_recall@1": "text finds picture, ITC",
-    "t2i_recall_itm@1": "text finds picture, ITM",
-    "i2t_recall_itm@1": "picture finds text, ITM",
+    "t2i_recall@1": "text finds image, ITC",
+    "t2i_recall_itm@1": "text finds image, ITM",
+    "i2t_recall_itm@1": "image finds text, ITM",
     "itm_accuracy": "ITM accuracy",
     "query_likeness": "cosine of two queries",
     # Zero-shot answers.

@@ -35,12 +35,12 @@ def capfilt_page(result: dict[str, Any]) -> Report:
     seeds, mean = len(result["seeds"]), result["mean"]
     kinds = {f"kept_{kind}": kind for kind in NOISE_KINDS}
     return Report(
-        title="CapFilt in a drawn world",
+        title="CapFilt in a scene world",
         subtitle=f"what the BLIP paper claims, where the truth of every text is known; {seeds} seeds",
         sections=[
             Section(
                 title="New models from cleaned pairs",
-                intro="The paper's first table in small: four models, pre-trained anew for as many steps.",
+                intro="The paper's first table at small scale: four models, pre-trained anew for as many steps.",
                 blocks=[measures_table("", mean["models"], _MODELS, _MODEL)],
             ),
             Section(

@@ -57,17 +57,17 @@ def run_pointing(
                 blip,
                 predictor.tokenizer,
                 world,
-                pictures=config.images,
+                images=config.images,
                 by=by,
                 prompt=predictor.prompt if by == "caption" else "",
                 layer=layer,
             )
-            shares = {name: round(value, 4) for name, value in asdict(found).items() if name != "pictures"}
+            shares = {name: round(value, 4) for name, value in asdict(found).items() if name != "images"}
             row = {"by": by, "layer": layer, "default": layer == default_layer(depth), **shares}
             rows.append({**row, "deviation": round(found.deviation, 4)})
     return {
         "name": "pointing",
-        "pictures": config.images,
+        "images": config.images,
         "grid": list(blip.config.vision.grid),
         "layers": depth,
         "info": predictor.info,

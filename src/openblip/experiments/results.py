@@ -9,10 +9,10 @@ from typing import Any
 from openblip.core.config import to_dict
 from openblip.core.runtime import machine, versions
 
-__all__ = ["Numbers", "Tables", "cell", "described", "kept", "means", "result_of", "spread", "spread_of"]
+__all__ = ["Metrics", "Tables", "cell", "described", "kept", "means", "result_of", "spread", "spread_of"]
 
-Numbers = dict[str, float]
-Tables = dict[str, dict[str, Numbers]]
+Metrics = dict[str, float]
+Tables = dict[str, dict[str, Metrics]]
 """table -> row -> measure"""
 _OF_BLIP = (
     *("truth", "fact_accuracy", "coverage", "mean_facts"),
@@ -20,7 +20,7 @@ _OF_BLIP = (
 )
 
 
-def kept(measured: Mapping[str, Any]) -> Numbers:
+def kept(measured: Mapping[str, Any]) -> Metrics:
     """Of what `judges.blip.measure_blip` measured, what the tables of an experiment hold."""
     return {name: float(measured[name]) for name in _OF_BLIP}
 
@@ -47,11 +47,11 @@ def described(name: str, command: str, seeds: int, settings: Any) -> dict[str, A
 
 
 def means(seeds: list[Tables]) -> dict[str, dict[str, dict[str, list[float | None]]]]:
-    """Mean and standard deviation over the seeds that have a value; None for the deviation of one."""
+    """Mean and standard deviation over the seeds that have a value; None for the standard deviation of one."""
     result: dict[str, dict[str, dict[str, list[float | None]]]] = {}
     for table, rows in seeds[0].items():
-        for row, numbers in rows.items():
-            for measure in numbers:
+        for row, metrics in rows.items():
+            for measure in metrics:
                 values = [seed.get(table, {}).get(row, {}).get(measure) for seed in seeds]
                 known = [value for value in values if value is not None]
                 result.setdefault(table, {}).setdefault(row, {})[measure] = spread_of(known)
@@ -59,7 +59,7 @@ def means(seeds: list[Tables]) -> dict[str, dict[str, dict[str, list[float | Non
 
 
 def spread_of(values: Sequence[float]) -> list[float | None]:
-    """Mean and standard deviation; None for the deviation of one."""
+    """Mean and standard deviation; None for the standard deviation of one."""
     return [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None]
 
 

@@ -39,7 +39,7 @@ class WordMap:
 
 
 def default_layer(depth: int) -> int:
-    """The layer (from 0) that is shown unless another is asked for: two thirds up, as ALBEF's ninth of twelve.
+    """The layer (from 0) that is shown unless another is requested: two thirds up, as ALBEF's ninth of twelve.
 
     Never the last: there, what a match is judged by reads the image itself, and its words have no say.
     """
@@ -123,7 +123,7 @@ def caption_maps(
 
 
 def _weigh(attention: Tensor, gradient: Tensor) -> Tensor:
-    """[R, H, T, N] twice -> [R, T, N - 1]: without [CLS], which is no place in the picture."""
+    """[R, H, T, N] twice -> [R, T, N - 1]: without [CLS], which is no place in the image."""
     return (attention * gradient.clamp(min=0)).float().mean(1)[..., 1:].cpu()
 
 
@@ -140,7 +140,7 @@ def _by_word(model: Blip, tokenizer: TextTokenizer, weights: Tensor, ids: Tensor
 
 
 def peak_of(weights: Tensor) -> tuple[float, float]:
-    """Centre (x, y) of the patch with the largest weight of a map [h, w], in shares of the picture's sides."""
+    """Centre (x, y) of the patch with the largest weight of a map [h, w], in shares of the image's sides."""
     rows, columns = weights.shape
     place = int(weights.argmax())
     return (place % columns + 0.5) / columns, (place // columns + 0.5) / rows

@@ -1,4 +1,4 @@
-"""Maps over the picture as a PNG, a panel for each word; drawn by matplotlib (the extra "report")."""
+"""Maps over the image as a PNG, a panel for each word; drawn by matplotlib (the extra "report")."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _COLUMNS = 4
 _INCHES = 2.4
 
 
-def draw_maps(path: Path | str, picture: Image.Image, maps: Sequence[WordMap], *, title: str = "") -> None:
-    """Draw the picture, the average of all maps over it, and a panel for each word.
+def draw_maps(path: Path | str, image: Image.Image, maps: Sequence[WordMap], *, title: str = "") -> None:
+    """Draw the image, the average of all maps over it, and a panel for each word.
 
     Every panel has a scale of its own, from nothing to its largest weight: it shows where, not how much.
 
@@ -39,10 +39,10 @@ def draw_maps(path: Path | str, picture: Image.Image, maps: Sequence[WordMap], *
     panels = [("", None), ("all words", average), *((one.word, one.weights) for one in maps)]
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    height = _INCHES * min(max(picture.height / picture.width, 0.4), 2.5)
+    height = _INCHES * min(max(image.height / image.width, 0.4), 2.5)
     figure = Figure(figsize=(columns * _INCHES, rows * (height + 0.3) + 0.3), layout="constrained", dpi=150)
     figure.suptitle(title, fontsize="medium")
-    shown = picture.copy()
+    shown = image.copy()
     shown.thumbnail((640, 640))
     extent = (0, shown.width, shown.height, 0)
     for place in range(rows * columns):
@@ -53,7 +53,7 @@ def draw_maps(path: Path | str, picture: Image.Image, maps: Sequence[WordMap], *
         word, weights = panels[place]
         axes.imshow(shown, extent=extent)
         if weights is not None:
-            # The picture is squeezed into a square for the model; the map is stretched back with it.
+            # The image is squeezed into a square for the model; the map is stretched back with it.
             scaled = (weights / weights.max().clamp(min=1e-12)).numpy()
             axes.imshow(scaled, extent=extent, cmap="inferno", alpha=0.55, interpolation="bicubic", vmin=0, vmax=1)
         # A word is what it is: no "$" of it is taken for mathematics.

@@ -173,7 +173,7 @@ def _advance(
     candidates = search.running.take(beam).extend(token, log_prob, scores, step)
 
     ends = torch.isin(token, eos)
-    first = ends.to(torch.uint8).argsort(dim=1, stable=True)[:, :num_beams]  # the best K that go on
+    first = ends.to(torch.uint8).argsort(dim=1, stable=True)[:, :num_beams]  # the best K that continue
     search.running = candidates.take(first)
     among_best = torch.arange(num_looked_at, device=token.device) < num_beams
     if config.beam_scoring == "reference":

@@ -90,8 +90,8 @@ def _check_room(max_length: int | None, longest: int, max_new_tokens: int) -> No
 def _nothing(like: Tensor) -> Decoded:
     """The result for no prompts at all."""
     empty = like.new_zeros(0)
-    numbers = torch.zeros(0, device=like.device)
-    return Decoded(like.new_zeros(0, 0), empty, numbers.reshape(0, 0), numbers, empty, empty.bool())
+    values = torch.zeros(0, device=like.device)
+    return Decoded(like.new_zeros(0, 0), empty, values.reshape(0, 0), values, empty, empty.bool())
 
 
 def _decode_rows(

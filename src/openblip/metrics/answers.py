@@ -1,4 +1,4 @@
-"""Accuracy of answers to questions about pictures, as the VQA evaluation defines it (Antol et al., ICCV 2015).
+"""Accuracy of answers to questions about images, as the VQA evaluation defines it (Antol et al., ICCV 2015).
 
     answer_accuracy("two", ["2", "two", "3", ...])           # one question
     mean_answer_accuracy(predictions, answers)

@@ -1,13 +1,13 @@
 """Caption scores of the COCO evaluation: BLEU, ROUGE-L and CIDEr-D, and distinct n-grams.
 
-The numbers equal those of `pycocoevalcap` (release 1.2), the program behind published results, without
+The values equal those of `pycocoevalcap` (release 1.2), the program behind published results, without
 Java: tests/golden/metrics.json holds what it gave.
 
     scores = caption_scores(["a dog runs"], [["a dog is running", "dog on grass"]])
     scores["CIDEr"], scores["BLEU-4"]
 
-CIDEr weighs words by how many of the scored pictures' references hold them, so it means little for a handful
-of pictures and is 0 for a single one. Values are fractions (CIDEr may exceed 1); papers print them times 100.
+CIDEr weighs words by how many of the scored images' references hold them, so it means little for a handful
+of images and is 0 for a single one. Values are fractions (CIDEr may exceed 1); papers print them times 100.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ CIDER_SIGMA = 6.0
 
 
 def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU-1 to BLEU-4, ROUGE-L, CIDEr, distinct-1 and distinct-2 of one caption for each picture.
+    """BLEU-1 to BLEU-4, ROUGE-L, CIDEr, distinct-1 and distinct-2 of one caption for each image.
 
-    `references` are the human captions of each picture, in the same order, at least one for each.
+    `references` are the human captions of each image, in the same order, at least one for each.
     """
     _check(captions, references)
     words = [split_words(caption) for caption in captions]
@@ -51,14 +51,13 @@ def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]])
 def _check(captions: Sequence[object], references: Sequence[Sequence[object]]) -> None:
     if len(captions) != len(references):
         raise UserError(
-            f"there are {len(captions)} captions and references for {len(references)} pictures; "
-            f"give one caption each"
+            f"there are {len(captions)} captions and references for {len(references)} images; give one caption each"
         )
     if not captions:
         raise UserError("there are no captions to score")
     for place, texts in enumerate(references):
         if isinstance(texts, str) or len(texts) == 0:
-            raise UserError(f"picture {place} has no list of reference captions; give at least one for each")
+            raise UserError(f"image {place} has no list of reference captions; give at least one for each")
 
 
 def _ngrams(words: Words, max_order: int = MAX_ORDER) -> NGrams:
@@ -73,8 +72,8 @@ def _ngrams(words: Words, max_order: int = MAX_ORDER) -> NGrams:
 def bleu(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> tuple[float, ...]:
     """BLEU-1 to BLEU-4 of the whole collection (Papineni et al., ACL 2002, section 2.3).
 
-    Clipped n-gram matches are summed over all pictures before precisions are taken; the brevity penalty
-    compares the total length with that of each picture's reference of nearest length, the shorter of equals.
+    Clipped n-gram matches are summed over all images before precisions are taken; the brevity penalty
+    compares the total length with that of each image's reference of nearest length, the shorter of equals.
     """
     matches, totals = np.zeros(MAX_ORDER), np.zeros(MAX_ORDER)
     length = reference_length = 0
@@ -96,7 +95,7 @@ def bleu(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> tu
 
 
 def rouge_l(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> NDArray[np.float64]:
-    """ROUGE-L of each picture, [N] (Lin, ACL workshop 2004, section 3), with beta 1.2.
+    """ROUGE-L of each image, [N] (Lin, ACL workshop 2004, section 3), with beta 1.2.
 
     Precision and recall are each the best over the references, as the COCO evaluation takes them.
     """
@@ -130,9 +129,9 @@ def _common_length(first: Words, second: Words) -> int:
 
 
 def cider(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> NDArray[np.float64]:
-    """CIDEr-D of each picture, [N] (Vedantam et al., CVPR 2015, equation 4 and section 5.2), from 0 to 10.
+    """CIDEr-D of each image, [N] (Vedantam et al., CVPR 2015, equation 4 and section 5.2), from 0 to 10.
 
-    Term weights are counts times the log of pictures over pictures whose references hold the n-gram; cosines
+    Term weights are counts times the log of images over images whose references hold the n-gram; cosines
     with clipped counts, a Gaussian of the difference in length (sigma 6), mean over n = 1..4 and references.
     As in the reference program, length is counted in pairs of words.
     """
@@ -140,11 +139,11 @@ def cider(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> N
     frequency: Counter[tuple[str, ...]] = Counter()
     for counts in reference_counts:
         frequency.update(set().union(*counts))
-    log_pictures = math.log(len(captions)) if captions else 0.0
+    log_images = math.log(len(captions)) if captions else 0.0
 
     def weigh(counts: NGrams) -> tuple[dict[tuple[str, ...], float], list[float]]:
         weights = {
-            ngram: count * (log_pictures - math.log(max(1, frequency[ngram]))) for ngram, count in counts.items()
+            ngram: count * (log_images - math.log(max(1, frequency[ngram]))) for ngram, count in counts.items()
         }
         norms = [0.0] * MAX_ORDER
         for ngram, weight in weights.items():
@@ -152,9 +151,9 @@ def cider(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> N
         return weights, [math.sqrt(norm) for norm in norms]
 
     scores = np.zeros(len(captions))
-    for picture, (words, counts) in enumerate(zip(captions, reference_counts, strict=True)):
+    for image, (words, counts) in enumerate(zip(captions, reference_counts, strict=True)):
         weights, norms = weigh(_ngrams(words))
-        for text, reference in zip(references[picture], counts, strict=True):
+        for text, reference in zip(references[image], counts, strict=True):
             reference_weights, reference_norms = weigh(reference)
             products = [0.0] * MAX_ORDER
             for ngram, weight in weights.items():
@@ -166,7 +165,7 @@ def cider(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> N
             ]
             difference = max(0, len(words) - 1) - max(0, len(text) - 1)
             closeness = math.exp(-(difference**2) / (2 * CIDER_SIGMA**2))
-            scores[picture] += 10 * closeness * sum(cosines) / MAX_ORDER / len(counts)
+            scores[image] += 10 * closeness * sum(cosines) / MAX_ORDER / len(counts)
     return scores
 
 

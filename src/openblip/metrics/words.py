@@ -16,7 +16,7 @@ asking it:
   them in lower case. Kept are also repeated marks such as !! and symbols such as & and #.
 - Dropped are ' '' ` `` . ? ! , : - -- ... ; and pictographs beyond the basic plane.
 
-Measured against the Java program: of 1,900 descriptions of textbook pictures 3 differ, of 1,333 sentences of
+Measured against the Java program: of 1,900 descriptions of textbook images 3 differ, of 1,333 sentences of
 Cornell NLVR none. What differs are rare forms: nested quotation marks, file names, unusual apostrophes.
 """
 

@@ -52,7 +52,7 @@ SIZES = ("nano", "micro", "base", "large")
 
 
 def blip_config(size: str, *, vocab_size: int = 30524, image_size: int | None = None) -> BlipConfig:
-    """The paper's sizes ("base" is ViT-B/16, "large" ViT-L/16) and two small ones for few pictures.
+    """The paper's sizes ("base" is ViT-B/16, "large" ViT-L/16) and two small ones for few images.
 
     Args:
         vocab_size: of the tokenizer, [DEC] and [ENC] included.
@@ -107,7 +107,9 @@ class Blip(nn.Module):
         self.text_decoder: TextDecoder | None = None
         if config.decoder:
             encoder = self.text_encoder
-            causal = TextTransformer(config.text, causal=True) if encoder is None else encoder.decoder_twin()
+            causal = (
+                TextTransformer(config.text, causal=True) if encoder is None else encoder.decoder_sharing_weights()
+            )
             self.text_decoder = TextDecoder(causal)
         if config.encoder:
             self.vision_proj = nn.Linear(config.vision.width, config.embed_dim)

@@ -105,7 +105,7 @@ class Blip2(nn.Module):
         return self.qformer.remember(image_embeds, mask)
 
     def read_image(self, memory: ImageMemory, cache: KVCache | None = None) -> Tensor:
-        """Query outputs [B, Q, D]; an empty `cache` keeps what ITG goes on from."""
+        """Query outputs [B, Q, D]; an empty `cache` keeps what ITG continues from."""
         return self.qformer.read_image(memory, cache)
 
     def image_features(self, queries: Tensor) -> Tensor:

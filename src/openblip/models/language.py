@@ -1,9 +1,9 @@
 """The frozen language model of BLIP-2: any decoder or encoder-decoder of transformers, behind soft prompts.
 
-The images' soft prompts stand before the text's embeddings. A decoder (OPT, Llama, Qwen, ...) goes on from them; an
-encoder-decoder (T5, ...) reads them with a prefix and writes the rest. Frozen is frozen: no gradient, no dropout,
-no optimiser state, its own dtype under any autocast, evaluation mode always. Its matrices may be kept in eight or
-four bits. With LoRA (Hu et al. 2021) small matrices beside its projections are trained, and they alone.
+The images' soft prompts stand before the text's embeddings. A decoder (OPT, Llama, Qwen, ...) continues from them;
+an encoder-decoder (T5, ...) reads them with a prefix and writes the rest. Frozen is frozen: no gradient, no
+dropout, no optimiser state, its own dtype under any autocast, evaluation mode always. Its matrices may be kept in
+eight or four bits. With LoRA (Hu et al. 2021) small matrices beside its projections are trained, and they alone.
 
 Shapes: B images, Q soft prompts, T text tokens, L width of the embeddings, V vocabulary.
 """
@@ -39,7 +39,7 @@ class LanguageConfig:
     """that it is kept and computes in; "auto" becomes bfloat16 where that is native, else float32, when the model
     is opened"""
     quantize: Literal["none", "8bit", "4bit"] = "none"
-    """keep its blocks' matrices in fewer bits, by bitsandbytes (the extra "quantize"): LLM.int8() or NF4; `dtype`
+    """keep its blocks' matrices quantized, by bitsandbytes (the extra "quantize"): LLM.int8() or NF4; `dtype`
     is what the rest is kept in, and what NF4 computes in"""
     lora_rank: int = 0
     """above 0: train low-rank matrices beside its projections (by the extra "lora")"""
@@ -101,7 +101,7 @@ class FrozenLanguage(nn.Module):
 
     @property
     def may_change_dtype(self) -> bool:
-        """Whether it is in float32 because nothing else was said, and no matrix is in fewer bits."""
+        """Whether it is in float32 because nothing else was requested, and no matrix is quantized."""
         return self.dtype == torch.float32 and self.config.quantize == "none"
 
     def plain(self, *, merged: bool) -> tuple[Any, dict[str, Tensor]]:
@@ -358,8 +358,8 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
     except UserError:
         raise
     except Exception as error:
-        if told := wrong_place(config.source):
-            raise UserError(told) from error
+        if message := wrong_place(config.source):
+            raise UserError(message) from error
         if not isinstance(error, OSError | ValueError | KeyError | SafetensorError):
             raise
         raise UserError(

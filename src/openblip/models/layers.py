@@ -359,11 +359,10 @@ class FeedForward(nn.Module):
 
 @torch.no_grad()
 def scale_narrow(blocks: nn.Module, width: int) -> None:
-    """Make the fresh matrices of blocks narrower than 768 larger, by sqrt(768 / width).
+    """Make the newly initialized matrices of blocks narrower than 768 larger, by sqrt(768 / width).
 
-    The usual deviation of 0.02 is right for a width of 768. With it, what a layer of a narrow model adds to its
-    input is small beside it, and the model hardly reads its image at first.
-    """
+    The usual standard deviation of 0.02 is right for a width of 768. With it, what a layer of a narrow model adds
+    to its input is small beside it, and the model hardly reads its image at first."""
     if width < 768:
         for module in blocks.modules():
             if isinstance(module, nn.Linear):

@@ -86,9 +86,9 @@ class BlipNlvr(nn.Module):
         own = self.text_encoder.state_dict()
         for key, value in model.encoder.state_dict().items():
             own[key] = value
-            twin = key.replace(".cross_attention.", ".cross_attention.second.")
-            if twin in own:
-                own[twin] = value
+            second = key.replace(".cross_attention.", ".cross_attention.second.")
+            if second in own:
+                own[second] = value
         self.text_encoder.load_state_dict(own)
 
     @property

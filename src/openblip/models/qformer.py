@@ -5,7 +5,7 @@ and them alone, read the image memory (Li et al. 2023, section 3.1). What may se
 `qformer_mask`; the objectives are ways of running the same weights:
 
     memory = qformer.remember(image_embeds)                  # once for an image
-    queries = qformer.read_image(memory, cache)              # ITC, the soft prompts, and what ITG goes on from
+    queries = qformer.read_image(memory, cache)              # ITC, the soft prompts, and what ITG continues from
     hidden = qformer.read_text(ids, mask)                    # ITC
     queries = qformer.read_pair(ids, mask, memory)           # ITM
     logits = qformer.write(ids, mask, cache)                 # ITG, from the queries' cached keys and values
@@ -236,7 +236,7 @@ class QFormer(nn.Module):
 
         Args:
             cache: as `read_image` filled it, for R rows.
-            grow: count these tokens in, to be gone on from (decoding); False leaves the cache as it is.
+            grow: count these tokens in, to be continued from (decoding); False leaves the cache as it is.
         """
         count = self.config.num_queries
         if not grow:

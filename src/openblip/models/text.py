@@ -133,18 +133,18 @@ class TextTransformer(nn.Module):
         self.embeddings.apply(init_bert)
         _init_blocks(self.blocks, config.width)
 
-    def decoder_twin(self) -> TextTransformer:
+    def decoder_sharing_weights(self) -> TextTransformer:
         """A causal transformer over the same embeddings, cross-attention and feed-forward modules.
 
         Only its self-attention is its own, initialised anew.
         """
         # Without __init__, which would build and initialise modules of its own in place of the shared ones.
-        twin = TextTransformer.__new__(TextTransformer)
-        nn.Module.__init__(twin)
-        twin.config, twin.causal, twin.checkpointing = self.config, True, self.checkpointing
-        twin.embeddings = self.embeddings
+        decoder = TextTransformer.__new__(TextTransformer)
+        nn.Module.__init__(decoder)
+        decoder.config, decoder.causal, decoder.checkpointing = self.config, True, self.checkpointing
+        decoder.embeddings = self.embeddings
         config = self.config
-        twin.blocks = nn.ModuleList(
+        decoder.blocks = nn.ModuleList(
             TextBlock(
                 SelfAttention(config.width, config.num_heads, dropout=config.dropout, eps=config.layer_norm_eps),
                 block.cross_attention,
@@ -152,9 +152,9 @@ class TextTransformer(nn.Module):
             )
             for block in self.text_blocks
         )
-        for block in twin.text_blocks:
+        for block in decoder.text_blocks:
             _init_blocks(block.self_attention, config.width)
-        return twin
+        return decoder
 
     @property
     def text_blocks(self) -> Sequence[TextBlock]:
@@ -260,7 +260,7 @@ def _init_blocks(blocks: nn.Module, width: int) -> None:
 
 
 def init_bert(module: nn.Module) -> None:
-    """BERT's initialisation: normal of deviation 0.02 for matrices, zero biases."""
+    """BERT's initialisation: normal with standard deviation 0.02 for matrices, zero biases."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

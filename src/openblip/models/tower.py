@@ -238,10 +238,10 @@ def _transformers_tower(config: TowerConfig, pretrained: bool) -> FrozenTower:
         raise UserError(f'"{config.name}" is no vision transformer of transformers: its config has no image_size')
     if config.image_size not in (None, vision.image_size):
         raise UserError(
-            f'"{config.name}" takes pictures of {vision.image_size} pixels; leave image_size out, or take '
+            f'"{config.name}" takes images of {vision.image_size} pixels; leave image_size out, or take '
             "the model from timm, which interpolates"
         )
-    mean, std = _processor_numbers(config.name)
+    mean, std = _processor_mean_std(config.name)
     encoder = _TransformersEncoder(model, config.drop_layers)
     tower = FrozenTower(
         encoder,
@@ -255,8 +255,8 @@ def _transformers_tower(config: TowerConfig, pretrained: bool) -> FrozenTower:
     return tower
 
 
-def _processor_numbers(name: str) -> tuple[Triple, Triple]:
-    """Mean and deviation that its image processor normalises with; CLIP's where it brings none."""
+def _processor_mean_std(name: str) -> tuple[Triple, Triple]:
+    """Mean and standard deviation that its image processor normalises with; CLIP's where it brings none."""
     from transformers.image_processing_utils import BaseImageProcessor
 
     try:
@@ -269,7 +269,7 @@ def _processor_numbers(name: str) -> tuple[Triple, Triple]:
 
 @torch.no_grad()
 def _check_tokens(tower: FrozenTower) -> None:
-    """Refuse a tower that does not give tokens [1, N, D] of the width it says, which a picture shows."""
+    """Refuse a tower that does not give tokens [1, N, D] of the width it says, which an image shows."""
     # On the device "meta" there are no values to run.
     if next(tower.parameters()).is_meta:
         return

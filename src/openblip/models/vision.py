@@ -28,7 +28,7 @@ __all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions"]
 
 
 PLACE_SCALE = 0.5
-"""of a conv stem's first position embeddings; timm draws those of a patch stem with a deviation of 0.02"""
+"""of a conv stem's first position embeddings; timm draws those of a patch stem with a standard deviation of 0.02"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class ConvStem(nn.Module):
     """Patches from a stack of strided 3x3 convolutions, in place of timm's `PatchEmbed`.
 
     Filters are standardised and channels normed in groups (Qiao et al. 2019, arXiv 1903.10520), which learns nearly
-    as fast as norms over the batch and leaves every picture to itself.
+    as fast as norms over the batch and leaves every image to itself.
     """
 
     def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:

@@ -1,7 +1,7 @@
 """BLIP-2's two stages: a model with its objectives, from tensors to named losses.
 
 Stage 1 trains the Q-Former on ITC, ITM and ITG over frozen features in one step; the image memory is projected
-once and read by all three. Stage 2 trains it with a projection, so that a frozen language model goes on from it.
+once and read by all three. Stage 2 trains it with a projection, so that a frozen language model continues from it.
 Nothing in a step waits for the device, and frozen tokens are not gathered over ranks to pick negatives.
 
 Shapes: B pairs of this rank, Q queries, T text tokens, E joint width, V vocabulary.
@@ -140,7 +140,7 @@ class Blip2Stage1(nn.Module):
 
 
 class Blip2Stage2(nn.Module):
-    """Stage 2: the frozen language model goes on from the soft prompts; no label smoothing, as in the reference.
+    """Stage 2: the frozen language model continues from the soft prompts; no label smoothing, as in the reference.
 
     Args:
         model: with a language model.

@@ -13,10 +13,10 @@ from openblip.core.runtime import whole
 from openblip.models.blip import Blip
 from openblip.models.text import TextTransformer
 
-__all__ = ["FeatureQueue", "MomentumTwin"]
+__all__ = ["FeatureQueue", "MomentumCopy"]
 
 
-class MomentumTwin(nn.Module):
+class MomentumCopy(nn.Module):
     """Slowly following copies of what makes ITC features: vision tower, text encoder, both projections.
 
     The text encoder's cross-attention is left out, since a text alone never reads it. The copies compute
@@ -27,11 +27,11 @@ class MomentumTwin(nn.Module):
         super().__init__()
         self.momentum = momentum
         for name, module in self._online(model).items():
-            twin = copy.deepcopy(module)
+            momentum_copy = copy.deepcopy(module)
             if name == "text_encoder":
-                for block in cast(TextTransformer, twin).text_blocks:
+                for block in cast(TextTransformer, momentum_copy).text_blocks:
                     block.cross_attention = None
-            self.add_module(name, twin.requires_grad_(False))
+            self.add_module(name, momentum_copy.requires_grad_(False))
         self.eval()
 
     @staticmethod
@@ -43,7 +43,7 @@ class MomentumTwin(nn.Module):
             "text_proj": model.text_proj,
         }
 
-    def train(self, mode: bool = True) -> MomentumTwin:
+    def train(self, mode: bool = True) -> MomentumCopy:
         """Stay in evaluation mode whatever the parent does: targets are made without dropout."""
         return super().train(False)
 

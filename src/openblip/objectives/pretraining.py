@@ -27,7 +27,7 @@ from openblip.models.layers import ImageMemory
 from openblip.objectives.contrastive import SoftTargets, contrastive_loss, positive_pairs
 from openblip.objectives.language import language_loss, language_targets
 from openblip.objectives.matching import Negatives, draw_negatives, match_pairs
-from openblip.objectives.momentum import FeatureQueue, MomentumTwin
+from openblip.objectives.momentum import FeatureQueue, MomentumCopy
 
 __all__ = ["BlipPretraining", "ObjectiveConfig"]
 
@@ -100,10 +100,10 @@ class BlipPretraining(nn.Module):
         self.enc_id = enc_id
         self.dec_id = dec_id
         self.update_momentum = True
-        self.twin: MomentumTwin | None = None
+        self.momentum_copy: MomentumCopy | None = None
         self.queue: FeatureQueue | None = None
         if "itc" in config.objectives:
-            self.twin = MomentumTwin(model, config.momentum) if config.momentum else None
+            self.momentum_copy = MomentumCopy(model, config.momentum) if config.momentum else None
             self.queue = FeatureQueue(config.queue_size, model.config.embed_dim)
         self.register_buffer("alpha_now", torch.tensor(config.alpha), persistent=False)
 
@@ -180,18 +180,18 @@ class BlipPretraining(nn.Module):
         self, images: Tensor, image_embeds: Tensor, text: TokenBatch, image_ids: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss, and similarities within this rank's batch [B, B] in both directions."""
-        model, queue, twin = self.model, self.queue, self.twin
+        model, queue, momentum_copy = self.model, self.queue, self.momentum_copy
         assert queue is not None
         with torch.no_grad():
             model.temperature.clamp_(self.config.temperature_min, self.config.temperature_max)
         image_features = model.image_features(image_embeds)
         text_features = model.text_features(text.input_ids, text.attention_mask)
-        if twin is None:
+        if momentum_copy is None:
             momentum_image, momentum_text = image_features.detach(), text_features.detach()
         else:
             if self.training and self.update_momentum:
-                twin.update(model)
-            momentum_image, momentum_text = twin.features(images, text.input_ids, text.attention_mask)
+                momentum_copy.update(model)
+            momentum_image, momentum_text = momentum_copy.features(images, text.input_ids, text.attention_mask)
         gathered_image, gathered_text = gather(momentum_image), gather(momentum_text)
         gathered_ids = None if image_ids is None else gather(image_ids)
         batch = len(text)

@@ -1,7 +1,7 @@
-"""Pages about what was trained: numbers against chance, curves, pictures with verdicts, failures too.
+"""Pages about what was trained: metrics against chance, curves, images with verdicts, failures too.
 
 `content` is what a report says (plain dataclasses), `page` writes it as one HTML file with its JSON beside it (from
-the Jinja2 templates in templates/), `curves`, `pictures` and `numbers` are the parts of the page, `tables` shows a
+the Jinja2 templates in templates/), `curves`, `images` and `numbers` are the parts of the page, `tables` shows a
 `Table` as Markdown or on a terminal too, `run` makes a report of any training run's folder, `capfilt` one of a
 CapFilt run (imported on its own, since it needs torch), `figures` saves charts as SVG files.
 """
@@ -33,7 +33,7 @@ from openblip.report.content import (
 )
 from openblip.report.figures import save_figures
 from openblip.report.page import read_report, render, write_report
-from openblip.report.pictures import Picture, picture
+from openblip.report.page_images import PageImage, page_image
 from openblip.report.run import run_report
 from openblip.report.tables import markdown, print_table, terminal
 
@@ -49,7 +49,7 @@ __all__ = [
     "Gallery",
     "Headline",
     "Histogram",
-    "Picture",
+    "PageImage",
     "Report",
     "Result",
     "Section",
@@ -62,7 +62,7 @@ __all__ = [
     "Text",
     "from_json",
     "markdown",
-    "picture",
+    "page_image",
     "print_table",
     "read_report",
     "render",

@@ -1,4 +1,4 @@
-"""The page about a CapFilt run: what stayed and what went and why, with pictures to judge it by.
+"""The page about a CapFilt run: what stayed and what went and why, with images to judge it by.
 
 write_report("clean/capfilt/report.html", capfilt_report("clean"))
 """
@@ -37,7 +37,7 @@ from openblip.report.content import (
     Verdict,
 )
 from openblip.report.content import Text as Paragraphs
-from openblip.report.pictures import Picture, picture
+from openblip.report.page_images import PageImage, page_image
 
 __all__ = ["capfilt_report", "sample_card"]
 
@@ -50,13 +50,13 @@ _SHEETS = {
         "A text within 0.1 of the threshold: a little more or less would decide otherwise.",
     ),
     "kept": ("Kept", "Where the filter agrees with all or most."),
-    "dropped": ("Dropped", "Pictures of which nothing stays."),
+    "dropped": ("Dropped", "Images of which nothing stays."),
 }
 _POLICIES = {
     "paper": "every text at or above the threshold stays",
     "best": "the best text at or above the threshold stays",
     "web-first": "the web's texts at or above the threshold stay, else the best written one",
-    "blip2": "the texts most similar to the picture stay, whatever their probability",
+    "blip2": "the texts most similar to the image stay, whatever their probability",
 }
 
 
@@ -64,7 +64,7 @@ def capfilt_report(run: Path | str, *, examples: int = 12) -> Report:
     """Make the report of a complete run.
 
     Args:
-        examples: pictures of each kind on the contact sheets.
+        examples: images of each kind on the contact sheets.
 
     Raises:
         UserError: there is no run in the folder, or it is not complete.
@@ -105,14 +105,14 @@ def _sentences(summary: Summary) -> list[str]:
     used = summary.good - summary.agreement["none"]
     policy = summary.output["policy"]
     found = [
-        f"Of {summary.good:,} usable pictures **{used:,}** have a text that stays: {summary.kept['web']:,} of "
+        f"Of {summary.good:,} usable images **{used:,}** have a text that stays: {summary.kept['web']:,} of "
         f"{web:,} texts from the web and {summary.kept['synthetic']:,} of {written:,} that were written.",
         f"Policy `{policy['name']}`: {_POLICIES[policy['name']]}"
         + ("." if policy["name"] == "blip2" else f" ({summary.threshold:g})."),
     ]
     if summary.agreement["synthetic"]:
         found.append(
-            f"**{summary.agreement['synthetic']:,}** pictures would be lost by filtering alone and are rescued by "
+            f"**{summary.agreement['synthetic']:,}** images would be lost by filtering alone and are rescued by "
             "what was written."
         )
     return found
@@ -130,7 +130,7 @@ def _headlines(summary: Summary) -> list[Headline]:
         if totals[origin]
     ]
     used = summary.good - summary.agreement["none"]
-    heads.append(Headline(label="pictures with a text", value=_share(used, summary.good)))
+    heads.append(Headline(label="images with a text", value=_share(used, summary.good)))
     lost = sum(summary.causes.values())
     heads.append(
         Headline(label="samples that could not be used", value=_share(lost, summary.samples), better="lower")
@@ -144,7 +144,7 @@ def _charts(summary: Summary) -> Charts:
         title="ITM probability",
         edges=edges,
         groups={_NAMES[origin]: list(counts) for origin, counts in sorted(summary.itm.items(), reverse=True)},
-        x_label="probability that text and picture match",
+        x_label="probability that text and image match",
         threshold=None if summary.output["policy"]["name"] == "blip2" else summary.threshold,
     )
     lengths = {name: group.lengths for name, group in summary.groups.items() if name in _NAMES}
@@ -178,9 +178,9 @@ def _agreement(summary: Summary) -> Table:
         "none": "nothing stays",
     }
     return Table(
-        title="Pictures by whose texts stay",
+        title="Images by whose texts stay",
         columns=[
-            Column(name="pictures where"),
+            Column(name="images where"),
             Column(name="number", unit="count"),
             Column(name="share", unit="fraction"),
         ],
@@ -211,7 +211,7 @@ def _diversity(summary: Summary) -> Table:
             Column(name="different words", unit="count"),
         ],
         rows=rows,
-        note=f"{1 - summary.pictures.share:.1%} of the pictures repeat another, to the pixel.",
+        note=f"{1 - summary.images.share:.1%} of the images repeat another, to the pixel.",
     )
 
 
@@ -255,9 +255,9 @@ def _details(summary: Summary) -> Details:
 
 
 def sample_card(row: Row, summary: Summary, source: SourceConfig) -> Card:
-    """A sample's picture, if `source` still has it, with its texts, scores and verdicts."""
+    """A sample's image, if `source` still has it, with its texts, scores and verdicts."""
     return Card(
-        picture=_picture(row, source),
+        image=_image(row, source),
         texts=[_card_text(text, summary) for text in row.texts],
         title=row.key,
     )
@@ -278,10 +278,10 @@ def _card_text(text: Text, summary: Summary) -> CardText:
     )
 
 
-def _picture(row: Row, source: SourceConfig) -> Picture | None:
-    """The picture, where the source is still there."""
+def _image(row: Row, source: SourceConfig) -> PageImage | None:
+    """The image, where the source is still there."""
     parts: Sequence[SourceConfig] = [part for part in source_parts(source).parts if part.path == row.part]
     try:
-        return picture(decode_image(open_part(parts[0])[row.index]), alt=row.key, max_side=256)
+        return page_image(decode_image(open_part(parts[0])[row.index]), alt=row.key, max_side=256)
     except (BrokenSample, UserError, IndexError):
         return None

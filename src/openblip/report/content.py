@@ -1,7 +1,7 @@
 """What a report says, as plain dataclasses: built by a demo, a run or CapFilt, kept as JSON, drawn by `page`.
 
-A `Report` is headline numbers and sections; a section is blocks (charts, tables, galleries, strips of retrieved
-pictures, stages of a run, details). Numbers stay numbers with a unit, so that the JSON can be read by programs;
+A `Report` is headline metrics and sections; a section is blocks (charts, tables, galleries, strips of retrieved
+images, stages of a run, details). Numbers stay numbers with a unit, so that the JSON can be read by programs;
 how they are spelled is `numbers`' business. Text is plain, whatever it holds; only the report's own sentences
 (`summary`, `intro`, `explanation`, `Text`) know `**bold**`, `` `code` `` and `[links](page.html)`.
 
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError, nearest
-from openblip.report.pictures import Picture
+from openblip.report.page_images import PageImage
 
 __all__ = [
     "VERDICTS",
@@ -174,7 +174,7 @@ class Table:
 
 @dataclass(kw_only=True)
 class Fact:
-    """A named value under a picture or in details."""
+    """A named value under an image or in details."""
 
     name: str
     value: float | str | None
@@ -183,7 +183,7 @@ class Fact:
 
 @dataclass(kw_only=True)
 class CardText:
-    """A text about a picture: what was written or found, with what is known of it."""
+    """A text about an image: what was written or found, with what is known of it."""
 
     text: str
     label: str = ""
@@ -195,18 +195,18 @@ class CardText:
     """a probability, shown in percent"""
     rank: int | None = None
     right: bool = False
-    """it is one of the picture's own texts"""
+    """it is one of the image's own texts"""
 
 
 @dataclass(kw_only=True)
 class Card:
-    """A picture with its texts."""
+    """An image with its texts."""
 
-    picture: Picture | None
+    image: PageImage | None
     texts: list[CardText] = field(default_factory=list)
     title: str = ""
     truth: list[str] = field(default_factory=list)
-    """what is really there: the picture's own captions, or the scene in words"""
+    """what is really there: the image's own captions, or the scene in words"""
     facts: list[Fact] = field(default_factory=list)
 
     def verdicts(self) -> list[Verdict]:
@@ -228,16 +228,16 @@ class Gallery:
         return Counter(verdict for card in self.cards for verdict in card.verdicts())
 
     def uneven(self) -> bool:
-        """Whether any picture is far from square."""
-        pictures = [card.picture for card in self.cards if card.picture]
-        return any(not 0.8 <= picture.width / picture.height <= 1.25 for picture in pictures)
+        """Whether any image is far from square."""
+        images = [card.image for card in self.cards if card.image]
+        return any(not 0.8 <= image.width / image.height <= 1.25 for image in images)
 
 
 @dataclass(kw_only=True)
 class Result:
     """One thing that a search found, best first."""
 
-    picture: Picture | None = None
+    image: PageImage | None = None
     text: str = ""
     score: float | None = None
     right: bool = False
@@ -245,11 +245,11 @@ class Result:
 
 @dataclass(kw_only=True)
 class Strip:
-    """A query, a text or a picture, and what it found."""
+    """A query, a text or an image, and what it found."""
 
     results: list[Result]
     query: str = ""
-    query_picture: Picture | None = None
+    query_image: PageImage | None = None
     right_rank: int | None = None
     """rank of the best right one among all, from 1; it may lie beyond `results`"""
     note: str = ""

@@ -30,7 +30,7 @@ def spell(value: float | None, unit: str = "", *, even: bool = False) -> str:
 
 
 def spell_score(probability: float) -> str:
-    """Return a probability under a picture: whole percents, finer only near 0 and 1."""
+    """Return a probability under an image: whole percents, finer only near 0 and 1."""
     if not math.isfinite(probability):
         return NONE
     return f"{100 * probability:.0f}%" if 0.01 <= probability <= 0.99 else _percent(probability)

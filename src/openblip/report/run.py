@@ -4,7 +4,7 @@
     write_report(Path("compare.html"), run_report(Path("runs/a"), Path("runs/b")))
 
 It reads what the loop leaves behind (metrics.jsonl, config.json, versions.json, skipped.jsonl, log.txt) and needs
-nothing but metrics.jsonl; the run may still be going on, or may have been killed in the middle of a line. What
+nothing but metrics.jsonl; the run may still be in progress, or may have been killed in the middle of a line. What
 guessing gives comes from `chance`, or from a number recorded as "chance_NAME" beside NAME.
 """
 
@@ -264,7 +264,7 @@ def _last_values(runs: Sequence[_Run], names: Sequence[str], levels: Mapping[str
             rows.append([_title(name), *found])
         heads = ["number", "last", "best", "best at epoch", "chance"]
         columns = [Column(name=head) for head in (heads if any(row[-1] for row in rows) else heads[:-1])]
-        return Table(title="All numbers", columns=columns, rows=[row[: len(columns)] for row in rows])
+        return Table(title="All metrics", columns=columns, rows=[row[: len(columns)] for row in rows])
     columns = [Column(name="run")]
     for name in names:
         better = "lower" if _is_lower(name, runs[0]) else "higher"
@@ -371,8 +371,8 @@ def _skipped(run: _Run, *, alone: bool) -> list[Block]:
     columns = [Column(name="cause"), Column(name="samples", unit="count"), Column(name="for example")]
     total = len(run.skipped)
     were = "samples were" if total > 1 else "sample was"
-    told = f"{total:,} broken {were} skipped{where}; `skipped.jsonl` lists them all."
-    return [Text(paragraphs=[told], tone="warning"), Table(columns=columns, rows=rows)]
+    message = f"{total:,} broken {were} skipped{where}; `skipped.jsonl` lists them all."
+    return [Text(paragraphs=[message], tone="warning"), Table(columns=columns, rows=rows)]
 
 
 def _flat(table: Mapping[str, Any], where: str = "") -> list[Fact]:

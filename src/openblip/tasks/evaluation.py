@@ -62,10 +62,10 @@ def evaluation_batches(
         yield batch
     if log.left_out and (measured is None or not log.num_images):
         first = log.left_out[0]
-        said = f"{first['key']}, {first['cause']}: {first['detail']}"
+        message = f"{first['key']}, {first['cause']}: {first['detail']}"
         if measured is None:
-            raise UserError(f"a measure cannot use a sample of {first['source']} ({said}); repair or remove it")
-        raise UserError(f"there is nothing to measure on: no sample of {first['source']} can be used ({said})")
+            raise UserError(f"a measure cannot use a sample of {first['source']} ({message}); repair or remove it")
+        raise UserError(f"there is nothing to measure on: no sample of {first['source']} can be used ({message})")
 
 
 class FirstSamples(Source):

@@ -1,4 +1,4 @@
-"""Features of the frozen tower on disk: computed once for every picture, read in training in place of pictures.
+"""Features of the frozen tower on disk: computed once for every image, read in training in place of images.
 
     cache_features([open_source("photos/")], tower, "features/")       # resumable, shard by shard
     cache = FeatureCache.open(["features/"], fingerprint_of(tower))     # refuses those of another tower
@@ -59,12 +59,12 @@ def cache_features(
     num_workers: int = 1,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[int, int]]:
-    """Compute what is not there yet, or has changed; yields (pictures done, of how many) after each shard made.
+    """Compute what is not there yet, or has changed; yields (images done, of how many) after each shard made.
 
-    Pictures are resized whole, nothing random. Those that cannot be read are left out and listed in skipped.jsonl.
+    Images are resized whole, nothing random. Those that cannot be read are left out and listed in skipped.jsonl.
 
     Raises:
-        UserError: the folder holds features of another tower, two pictures have one key, or none can be read.
+        UserError: the folder holds features of another tower, two images have one key, or none can be read.
         Stopped: SIGINT or SIGTERM came; what is computed is kept, in a shard that is not whole as well.
     """
     folder = Path(folder)
@@ -118,12 +118,12 @@ def cache_features(
                 keys += batch.keys
                 if signals.received:
                     begun.write(loader, inputs[shard])
-                    place = f"{first + len(keys)} of {total} pictures"
+                    place = f"{first + len(keys)} of {total} images"
                     raise Stopped(f"stopped after {place}; their features are in {folder}", signals.received)
         rows = _first_of_each(keys)
         keys = [keys[row] for row in rows]
         if twice := seen.intersection(keys):
-            raise UserError(f'two pictures have the key "{min(twice)}"; cache each source in a folder of its own')
+            raise UserError(f'two images have the key "{min(twice)}"; cache each source in a folder of its own')
         seen.update(keys)
         if keys:
             with atomic_path(folder / f"features-{shard:05d}.safetensors") as temporary:
@@ -139,7 +139,7 @@ def cache_features(
 
 
 def count_features(folder: Path | str) -> int:
-    """How many pictures have features in a folder."""
+    """How many images have features in a folder."""
     return sum(len(_read(file)) for file in Path(folder).glob("keys-*.json"))
 
 
@@ -180,7 +180,8 @@ class _Begun:
     """features [n, N, D]"""
 
     def read(self, loader: Loader, images: str) -> None:
-        """Go on where the file was written; with another batch size or other images, from the shard's beginning."""
+        """Resume where the file was written; with another batch size or other images, from the shard's
+        beginning."""
         if not self.file.is_file():
             return
         found = load_file(self.file)
@@ -250,7 +251,7 @@ class FeatureCache:
     rows: dict[str, tuple[Path, int]]
     """for each key the file and the row in it"""
     shape: tuple[int, int]
-    """of one picture's features, [N, D]"""
+    """of one image's features, [N, D]"""
 
     @classmethod
     def open(cls, folders: Sequence[Path | str], wanted: str) -> FeatureCache:
@@ -286,7 +287,7 @@ class FeatureCache:
         return cls(rows, (tokens, width))
 
     def source(self, source: Source) -> Source:
-        """`source` with samples that name their features and have no pictures."""
+        """`source` with samples that name their features and have no images."""
         return _CachedSource(source, self)
 
     def read(self, meta: Sequence[dict[str, Any]]) -> Tensor:
@@ -299,7 +300,7 @@ class FeatureCache:
 
 
 class _CachedSource(Source):
-    """Samples of another source; a tiny grey picture stands for each that has features."""
+    """Samples of another source; a tiny grey image stands for each that has features."""
 
     def __init__(self, source: Source, cache: FeatureCache) -> None:
         super().__init__()
@@ -330,7 +331,7 @@ class _CachedSource(Source):
 
 
 class NoPixels:
-    """The transform of pictures that are not looked at."""
+    """The transform of images that are not looked at."""
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         """One pixel."""

@@ -5,7 +5,7 @@
     model.match("a.jpg", ["a red bus", "two dogs"])      # [[Match, Match]]
     model.answer("a.jpg", "what color is the bus?")      # [[Answered]]
 
-Images are whatever `openblip.data.pictures.Pictures` names, one or many; they are decoded in threads beside the
+Images are whatever `openblip.data.image_inputs.Images` names, one or many; they are decoded in threads beside the
 model. Texts are for every image; a list of lists has texts of its own for each. Every family of models is used in
 the same way; what a model cannot do is refused in one sentence.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TokenBatch
-from openblip.data.pictures import Picture, PictureBatch, Pictures, as_pictures, decoded, find_images
+from openblip.data.image_inputs import ImageBatch, ImageInput, ImageInputs, as_image_inputs, decoded, find_images
 from openblip.data.sample import BrokenSample, stable_id
 from openblip.data.transforms import clean_caption, evaluation_transform
 from openblip.generation.types import DecodeConfig
@@ -81,46 +81,46 @@ class Predictor:
     @property
     def computing(self) -> str:
         """Device and dtype, in a few words."""
-        numbers = str(self.dtype).removeprefix("torch.")
+        dtype = str(self.dtype).removeprefix("torch.")
         count = torch.get_num_threads()
         threads = f", {count} thread{'s' * (count != 1)}" if self.device.type == "cpu" else ""
-        return f"{self.device}, {numbers}{threads}"
+        return f"{self.device}, {dtype}{threads}"
 
     # Images -----------------------------------------------------------------------------------------------
 
-    def batches(self, pictures: Pictures | Iterable[Picture] | PictureBatch) -> Iterator[PictureBatch]:
+    def batches(self, images: ImageInputs | Iterable[ImageInput] | ImageBatch) -> Iterator[ImageBatch]:
         """Decoded batches of images, some ahead of their use; what cannot be read is in `broken`."""
-        if isinstance(pictures, PictureBatch):
-            yield pictures
+        if isinstance(images, ImageBatch):
+            yield images
             return
-        yield from decoded(as_pictures(cast(Pictures, pictures)), self._transform, batch_size=self.batch_size)
+        yield from decoded(as_image_inputs(cast(ImageInputs, images)), self._transform, batch_size=self.batch_size)
 
-    def whole(self, pictures: Pictures | PictureBatch) -> Iterator[PictureBatch]:
+    def whole(self, images: ImageInputs | ImageBatch) -> Iterator[ImageBatch]:
         """`batches`, where an image that cannot be read is an error, unless a batch was handed over."""
-        for batch in self.batches(pictures):
-            if batch.broken and batch is not pictures:
+        for batch in self.batches(images):
+            if batch.broken and batch is not images:
                 broken = batch.broken[0]
                 name = "an image" if broken.key.startswith("#") else broken.key
                 raise UserError(f"{name} cannot be used ({broken.cause}): {broken.detail}")
             yield batch
 
-    def pixels(self, pictures: Pictures) -> Tensor:
+    def pixels(self, images: ImageInputs) -> Tensor:
         """Decoded and resized images, uint8 [B, 3, H, W].
 
         Raises:
             UserError: one cannot be read; names it.
         """
-        return torch.cat([batch.pixels for batch in self.whole(pictures)])
+        return torch.cat([batch.pixels for batch in self.whole(images)])
 
     @torch.no_grad()
-    def encode(self, batch: PictureBatch) -> Tensor:
+    def encode(self, batch: ImageBatch) -> Tensor:
         """image_embeds [B, N, Dv] of a batch."""
         return self.adapter.encode(batch.pixels)
 
     @torch.no_grad()
-    def remember(self, pictures: Pictures | PictureBatch) -> ImageMemory:
+    def remember(self, images: ImageInputs | ImageBatch) -> ImageMemory:
         """The memory of images that fit into one batch."""
-        (batch,) = self.whole(pictures)
+        (batch,) = self.whole(images)
         return self.adapter.remember(self.encode(batch))
 
     # Captions ---------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Predictor:
     @torch.no_grad()
     def caption(
         self,
-        pictures: Pictures | PictureBatch,
+        images: ImageInputs | ImageBatch,
         config: DecodeConfig | None = None,
         *,
         prompt: str | Sequence[str] | None = None,
@@ -144,7 +144,7 @@ class Predictor:
         begin = self.prompt if prompt is None else prompt
         model.check_prompt([begin] if isinstance(begin, str) else begin)
         captions: list[list[Caption]] = []
-        for batch in self.whole(pictures):
+        for batch in self.whole(images):
             # Sampling is keyed by the image's name, so that an image's texts do not depend on its batch.
             keys = torch.tensor([stable_id(Path(name).name) for name in batch.names], device=self.device)
             start = [begin] * len(batch) if isinstance(begin, str) else list(begin[len(captions) :])[: len(batch)]
@@ -158,7 +158,7 @@ class Predictor:
 
     @torch.no_grad()
     def log_likelihood(
-        self, pictures: Pictures | PictureBatch, texts: Texts, *, prompt: str | None = None
+        self, images: ImageInputs | ImageBatch, texts: Texts, *, prompt: str | None = None
     ) -> list[list[Likelihood]]:
         """How likely the model finds given captions, in the order given; an image's memory is projected once."""
         model = self.adapter.need("likelihood")
@@ -166,7 +166,7 @@ class Predictor:
         own = OwnTexts.of(texts)
         model.check_captions(text for group in own.groups for text in group)
         results: list[list[Likelihood]] = []
-        for part, group, _ in self._groups(pictures, own, results):
+        for part, group, _ in self._groups(images, own, results):
             scores, lengths = model.score_all(part, group, prompt=begin)
             for row, shares in zip(scores.tolist(), scores.softmax(1).tolist(), strict=True):
                 parts = zip(group, row, lengths.tolist(), shares, strict=True)
@@ -175,31 +175,31 @@ class Predictor:
         return results
 
     def _groups(
-        self, pictures: Pictures | PictureBatch, own: OwnTexts, done: list[Any]
+        self, images: ImageInputs | ImageBatch, own: OwnTexts, done: list[Any]
     ) -> Iterator[tuple[ImageMemory, list[str], int]]:
         """Memories of images with the texts about them, and how many images these are; `done` grows by as many."""
-        for batch in self.whole(pictures):
+        for batch in self.whole(images):
             memory = self.adapter.remember(self.encode(batch))
             for rows, group in own.share(len(done), len(batch)):
                 part = memory if len(rows) == len(batch) else memory.select(torch.tensor(rows, device=self.device))
                 yield part, group, len(rows)
 
     def rank_captions(
-        self, pictures: Pictures | PictureBatch, texts: Texts, *, prompt: str | None = None
+        self, images: ImageInputs | ImageBatch, texts: Texts, *, prompt: str | None = None
     ) -> list[list[Likelihood]]:
         """`log_likelihood`, the likeliest text first."""
-        scored = self.log_likelihood(pictures, texts, prompt=prompt)
+        scored = self.log_likelihood(images, texts, prompt=prompt)
         return [sorted(row, key=lambda likelihood: -likelihood.log_prob) for row in scored]
 
     # Matching ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def match(self, pictures: Pictures | PictureBatch, texts: Texts) -> list[list[Match]]:
+    def match(self, images: ImageInputs | ImageBatch, texts: Texts) -> list[list[Match]]:
         """Match images with texts by ITM and ITC; an image is encoded and its memory projected once."""
         model = self.adapter.need("match")
         own = OwnTexts.of(texts)
         results: list[list[Match]] = []
-        for batch in self.whole(pictures):
+        for batch in self.whole(images):
             embeds = self.encode(batch)
             image_features = model.image_features(embeds).float()
             for rows, group in own.share(len(results), len(batch)):
@@ -214,10 +214,10 @@ class Predictor:
         return results
 
     @torch.no_grad()
-    def embed_images(self, pictures: Pictures | PictureBatch) -> Tensor:
+    def embed_images(self, images: ImageInputs | ImageBatch) -> Tensor:
         """Normalised embeddings for ITC on the CPU, float32 [B, E]; [B, Q, E] of BLIP-2, one for each query."""
         model = self.adapter.need("embed")
-        rows = [model.image_features(self.encode(batch)).float().cpu() for batch in self.whole(pictures)]
+        rows = [model.image_features(self.encode(batch)).float().cpu() for batch in self.whole(images)]
         return torch.cat(rows) if rows else torch.empty(0, model.embed_dim)
 
     @torch.no_grad()
@@ -243,7 +243,7 @@ class Predictor:
         return [self.clean(text) for text in texts]
 
     @torch.no_grad()
-    def features(self, pictures: Pictures | PictureBatch, texts: Sequence[str] | None = None) -> Tensor:
+    def features(self, images: ImageInputs | ImageBatch, texts: Sequence[str] | None = None) -> Tensor:
         """Query outputs of a Q-Former, float32 [B, Q, D] on the CPU.
 
         Args:
@@ -252,7 +252,7 @@ class Predictor:
         model = self.adapter.need("features")
         rows: list[Tensor] = []
         done = 0
-        for batch in self.whole(pictures):
+        for batch in self.whole(images):
             own = None if texts is None else list(texts[done : done + len(batch)])
             if own is not None and len(own) < len(batch):
                 raise UserError("multimodal features need one text for each image")
@@ -265,7 +265,7 @@ class Predictor:
     @torch.no_grad()
     def answer(
         self,
-        pictures: Pictures | PictureBatch,
+        images: ImageInputs | ImageBatch,
         questions: Texts,
         candidates: Sequence[str] | None = None,
         *,
@@ -287,7 +287,7 @@ class Predictor:
             raise UserError("there are no answers to choose from; name some, or none at all to write freely")
         model.check_questions((text for group in own.groups for text in group), candidates or ())
         results: list[list[Answered]] = []
-        for part, group, number in self._groups(pictures, own, results):
+        for part, group, number in self._groups(images, own, results):
             texts = [*group] * number
             asked = model.ask(part, texts, prompt=prompt)
             if candidates is None:
@@ -300,11 +300,11 @@ class Predictor:
         return results
 
     @torch.no_grad()
-    def judge(self, first: Pictures, second: Pictures, texts: str | Sequence[str]) -> list[Judgement]:
+    def judge(self, first: ImageInputs, second: ImageInputs, texts: str | Sequence[str]) -> list[Judgement]:
         """Whether a sentence is true of two images, for each pair; one sentence for all pairs or one for each."""
         model = self.adapter.need("judge")
         results: list[Judgement] = []
-        for left, right in zip_longest(self.whole(first), self.whole(second), fillvalue=PictureBatch()):
+        for left, right in zip_longest(self.whole(first), self.whole(second), fillvalue=ImageBatch()):
             count = len(left)
             own = [texts] * count if isinstance(texts, str) else list(texts)[len(results) : len(results) + count]
             if len(right) != count or len(own) != count:
@@ -318,7 +318,7 @@ class Predictor:
 
     def retrieve_images(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         queries: Sequence[str],
         *,
         top: int = 5,
@@ -332,14 +332,14 @@ class Predictor:
         """
         model = self.adapter.need("match" if rerank_k > 0 else "embed")
         asked = self._cleaned(queries)
-        return search_images(model, self, as_pictures(pictures), asked, top=top, rerank_k=rerank_k, broken=broken)
+        return search_images(model, self, as_image_inputs(images), asked, top=top, rerank_k=rerank_k, broken=broken)
 
     def retrieve_texts(
-        self, picture: Pictures, texts: Sequence[str], *, top: int = 5, rerank_k: int = 32
+        self, image: ImageInputs, texts: Sequence[str], *, top: int = 5, rerank_k: int = 32
     ) -> list[Found]:
         """The `top` texts for an image, likewise."""
         model = self.adapter.need("match" if rerank_k > 0 else "embed")
-        (batch,) = self.whole(picture)
+        (batch,) = self.whole(image)
         return search_texts(model, batch, texts, self._cleaned(texts), top=top, rerank_k=rerank_k)
 
     # Texts ------------------------------------------------------------------------------------------------

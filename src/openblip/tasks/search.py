@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from openblip.data.pictures import Picture, PictureBatch
+from openblip.data.image_inputs import ImageBatch, ImageInput
 from openblip.data.sample import BrokenSample
 from openblip.tasks.protocols import Matches
 from openblip.tasks.results import Found
@@ -20,11 +20,11 @@ __all__ = ["Decodes", "search_images", "search_texts"]
 class Decodes(Protocol):
     """Gives batches of decoded images; a `Predictor` does."""
 
-    def batches(self, pictures: Sequence[Picture]) -> Iterator[PictureBatch]:
+    def batches(self, images: Sequence[ImageInput]) -> Iterator[ImageBatch]:
         """What cannot be read is in `broken`."""
         ...
 
-    def whole(self, pictures: Sequence[Picture]) -> Iterator[PictureBatch]:
+    def whole(self, images: Sequence[ImageInput]) -> Iterator[ImageBatch]:
         """What cannot be read is an error."""
         ...
 
@@ -33,7 +33,7 @@ class Decodes(Protocol):
 def search_images(
     model: Matches,
     images: Decodes,
-    pictures: Sequence[Picture],
+    image_inputs: Sequence[ImageInput],
     queries: Sequence[str],
     *,
     top: int,
@@ -47,24 +47,24 @@ def search_images(
     """
     tokens, asked = embed_texts(model, queries)
     features: list[Tensor] = []
-    for batch in images.whole(pictures) if broken is None else images.batches(pictures):
+    for batch in images.whole(image_inputs) if broken is None else images.batches(image_inputs):
         if len(batch):
             features.append(model.image_features(model.encode(batch.pixels)).float().cpu())
         if broken is not None:
             broken += batch.broken
     if broken:
         names = {sample.key for sample in broken}
-        pictures = [picture for picture in pictures if picture.name not in names]
-    if not pictures:
+        image_inputs = [image for image in image_inputs if image.name not in names]
+    if not image_inputs:
         return [[] for _ in queries]
     scores = model.similarities(asked.cpu(), torch.cat(features))
-    best = scores.topk(min(max(top, rerank_k), len(pictures)), dim=1).indices
+    best = scores.topk(min(max(top, rerank_k), len(image_inputs)), dim=1).indices
     logits = None
     if rerank_k > 0:
         # Candidates are encoded again, a batch at a time: features of a whole folder would not fit in memory.
-        logits = torch.full((len(queries), len(pictures)), float("nan"))
+        logits = torch.full((len(queries), len(image_inputs)), float("nan"))
         wanted, done = torch.unique(best), 0
-        for batch in images.batches([pictures[i] for i in wanted.tolist()]):
+        for batch in images.batches([image_inputs[i] for i in wanted.tolist()]):
             chunk = wanted[done : done + len(batch)]
             done += len(batch)
             pairs = (best[:, :, None] == chunk).any(1).nonzero()
@@ -72,7 +72,7 @@ def search_images(
             logits[pairs[:, 0], chunk[pairs[:, 1]]] = found
     return [
         _best(
-            (pictures[i].name, float(scores[row, i]), None if logits is None else float(logits[row, i]))
+            (image_inputs[i].name, float(scores[row, i]), None if logits is None else float(logits[row, i]))
             for i in chosen
         )[:top]
         for row, chosen in enumerate(best.tolist())
@@ -81,7 +81,7 @@ def search_images(
 
 @torch.no_grad()
 def search_texts(
-    model: Matches, batch: PictureBatch, texts: Sequence[str], cleaned: Sequence[str], *, top: int, rerank_k: int
+    model: Matches, batch: ImageBatch, texts: Sequence[str], cleaned: Sequence[str], *, top: int, rerank_k: int
 ) -> list[Found]:
     """As `Predictor.retrieve_texts`.
 

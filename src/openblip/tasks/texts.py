@@ -1,4 +1,4 @@
-"""Texts for pictures: the same for all of them, or for each its own."""
+"""Texts for images: the same for all of them, or for each its own."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from openblip.core.errors import UserError
 __all__ = ["OwnTexts", "Texts"]
 
 Texts = str | Sequence[str] | Sequence[Sequence[str]]
-"""One text or several for every picture, or for each picture its own."""
+"""One text or several for every image, or for each image its own."""
 
 
 @dataclass(frozen=True)
 class OwnTexts:
-    """Texts, shared out over pictures as these come."""
+    """Texts, shared out over images as these come."""
 
     groups: list[list[str]]
-    """one for all pictures where `same`, else one for each"""
+    """one for all images where `same`, else one for each"""
     same: bool
 
     @classmethod
@@ -37,17 +37,17 @@ class OwnTexts:
         return cls([[text] if isinstance(text, str) else list(text) for text in many], same=False)
 
     def share(self, start: int, count: int) -> Iterator[tuple[list[int], list[str]]]:
-        """For the pictures `start`, `start + 1`, ... of a batch of `count`: rows of the batch with their texts."""
+        """For the images `start`, `start + 1`, ... of a batch of `count`: rows of the batch with their texts."""
         if self.same:
             yield list(range(count)), self.groups[0]
             return
         own = self.groups[start : start + count]
         if len(own) < count:
-            raise UserError(f"there are texts for {len(self.groups)} pictures, but there are more pictures")
+            raise UserError(f"there are texts for {len(self.groups)} images, but there are more images")
         for row, group in enumerate(own):
             yield [row], group
 
     def check(self, count: int) -> None:
-        """Refuse texts that are left over when all `count` pictures are done."""
+        """Refuse texts that are left over when all `count` images are done."""
         if not self.same and count != len(self.groups):
-            raise UserError(f"there are texts for {len(self.groups)} pictures, but {count} pictures")
+            raise UserError(f"there are texts for {len(self.groups)} images, but {count} images")

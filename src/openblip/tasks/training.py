@@ -170,4 +170,4 @@ def evaluate_model(
 
     metrics, records = task.evaluate(config, adapter, batches, answers)
     model.train(was_training)
-    return metrics | used.numbers, records
+    return metrics | used.metrics, records

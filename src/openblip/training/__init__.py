@@ -1,6 +1,6 @@
 """Training: one loop over Accelerate, its optimiser, its state and its logs; it knows a `Step`, no model, no task.
 
-Names are imported when they are asked for, so that a command line can read `TrainConfig` without torch.
+Names are imported when they are requested, so that a command line can read `TrainConfig` without torch.
 """
 
 from __future__ import annotations

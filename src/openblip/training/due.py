@@ -19,7 +19,7 @@ def evaluation_is_due(config: TrainConfig, progress: Progress) -> bool:
     return at_epoch or (bool(config.evaluate_every_steps) and progress.step % config.evaluate_every_steps == 0)
 
 
-def note_best(config: TrainConfig, progress: Progress, numbers: dict[str, float]) -> bool:
+def note_best(config: TrainConfig, progress: Progress, metrics: dict[str, float]) -> bool:
     """Make an evaluation `progress.best` if it is better by the metric that `config.monitor` names; whether it is.
 
     Raises:
@@ -28,9 +28,9 @@ def note_best(config: TrainConfig, progress: Progress, numbers: dict[str, float]
     name, best = config.monitor, progress.best
     if name is None:
         return False
-    if name not in numbers:
-        raise UserError(f'monitor names "{name}", which the evaluation does not give{nearest(name, numbers)}')
-    value = numbers[name]
+    if name not in metrics:
+        raise UserError(f'monitor names "{name}", which the evaluation does not give{nearest(name, metrics)}')
+    value = metrics[name]
     better = best is None or (value > best["value"] if config.monitor_mode == "max" else value < best["value"])
     if better and math.isfinite(value):
         progress.best = {"step": progress.step, "name": name, "value": value}

@@ -36,7 +36,7 @@ def open_run(
     *,
     resume: bool,
 ) -> Path | None:
-    """Make the folder ready and return the checkpoint to go on from; None is a start from nothing.
+    """Make the folder ready and return the checkpoint to resume from; None is a start from nothing.
 
     Args:
         sections: the run's other configurations, by name.
@@ -54,7 +54,9 @@ def open_run(
     checkpoint = found[-1] if found else None
     if not resume and (checkpoint or (out_dir / "metrics.jsonl").exists()):
         where = f"up to step {int(checkpoint.name[5:])}" if checkpoint else "without a checkpoint yet"
-        raise UserError(f"{out_dir} already holds a run ({where}); go on with --resume, or choose another folder")
+        raise UserError(
+            f"{out_dir} already holds a run ({where}); continue with --resume, or choose another folder"
+        )
     if resume and checkpoint:
         _refuse_another_run(out_dir, complete, [*(f"train.{name}" for name in MAY_CHANGE), *may_change])
         written_by = len(read_state(checkpoint)["processes"])

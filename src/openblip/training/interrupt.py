@@ -15,7 +15,7 @@ __all__ = ["Interrupted", "agree"]
 
 
 class Interrupted(Stopped):
-    """Training was asked to stop and saved itself.
+    """Training was requested to stop and saved itself.
 
     Attributes:
         step: steps done and saved.

@@ -74,12 +74,12 @@ def make_accelerator(config: TrainConfig, module: nn.Module, out_dir: Path, step
     """The accelerator of a run: precision, how copies or shards of the module work together, compilation, trackers.
 
     Args:
-        step: where the run goes on; a tracker that can drops what it held beyond.
+        step: where the run resumes; a tracker that can drops what it held beyond.
     """
     device = start(config.device)
     dtype = choose_dtype(config.precision, device)
     if dtype == torch.float16 and device.type == "cpu":
-        raise UserError('precision "float16" needs a GPU; take "bfloat16" or "float32" on a processor')
+        raise UserError('precision "float16" needs a GPU; take "bfloat16" or "float32" on a CPU')
     by_launcher = os.environ.get("ACCELERATE_USE_FSDP")
     plugin = _sharding(config, module, by_launcher == "true")
     kind = _ShardedOnCpu if plugin is not None and device.type == "cpu" else Accelerator

@@ -37,7 +37,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_metrics(record: dict[str, Any]) -> str:
-    """Names and numbers of a record, four digits each, the run's own columns left out."""
+    """Names and values of a record, four digits each, the run's own columns left out."""
     return "  ".join(
         f"{name} {value:.4g}"
         for name, value in record.items()
@@ -46,12 +46,12 @@ def format_metrics(record: dict[str, Any]) -> str:
 
 
 class _Bar(Progress):
-    """A bar with its numbers below it, which may take more lines than one."""
+    """A bar with its metrics below it, which may take more lines than one."""
 
     def get_renderables(self) -> Iterator[RenderableType]:
         yield self.make_tasks_table(self.tasks)
         for task in self.tasks:
-            yield Text(task.fields["numbers"], style="dim")
+            yield Text(task.fields["metrics"], style="dim")
 
 
 class RunLog:
@@ -99,7 +99,7 @@ class RunLog:
                 transient=False,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total_steps, speed="", numbers="")
+            self._task = self._bar.add_task(self.title, total=self.total_steps, speed="", metrics="")
         return self
 
     def __exit__(
@@ -116,7 +116,7 @@ class RunLog:
                 self._append(f"{self.title}: ended by {type(error).__name__}: {error}")
 
     def rewind(self, records: int) -> int:
-        """Keep the first `records` lines of metrics.jsonl, those of the state that the run goes on from."""
+        """Keep the first `records` lines of metrics.jsonl, those of the state that the run resumes from."""
         path = self.folder / "metrics.jsonl"
         if self.main and path.exists():
             kept = read_jsonl(path)[:records]
@@ -132,17 +132,17 @@ class RunLog:
             self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     def record(self, record: dict[str, Any], *, seconds_left: float | None = None) -> None:
-        """One line of metrics.jsonl, with "step", "epoch", "time", "split" and named numbers."""
+        """One line of metrics.jsonl, with "step", "epoch", "time", "split" and named metrics."""
         if not self.main:
             return
         append_jsonl(self.folder / "metrics.jsonl", record)
         split = record["split"]
-        numbers = {
+        metrics = {
             f"{split}/{name}": value
             for name, value in record.items()
             if isinstance(value, int | float) and name not in ("step", "time")
         }
-        self.accelerator.log(numbers, step=record["step"])
+        self.accelerator.log(metrics, step=record["step"])
         self._tell(record, seconds_left)
         if self.on_record is not None:
             self.on_record(record)
@@ -183,7 +183,7 @@ class RunLog:
         if self._bar is not None:
             if is_training:
                 self._bar.update(
-                    self._task, completed=record["step"], speed="  ".join(speed), numbers="  ".join(parts)
+                    self._task, completed=record["step"], speed="  ".join(speed), metrics="  ".join(parts)
                 )
             else:
                 self.console.print(text, markup=False)

@@ -3,7 +3,7 @@
     result = train(config, module, loader, "runs/first", evaluate=measure, export=save)
 
 One process or many (`torchrun`, `accelerate launch`), whole copies or shards, any precision: the same code. A run
-that is killed goes on from its last checkpoint (`resume=True`) with the same losses, on a processor bit for bit.
+that is killed resumees from its last checkpoint (`resume=True`) with the same losses, on a CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def train(
 
     Args:
         prepare: batch of the loader -> what forward takes (tokenise, say); the loop moves the result to the device.
-        evaluate: (module in evaluation mode, step) -> numbers; every process calls it, the first one's count. It
+        evaluate: (module in evaluation mode, step) -> metrics; every process calls it, the first one's count. It
             draws from generators of its own, so how often it runs does not change training.
         export: writes the usable model into a folder: `best/` at the best evaluation, `model/` at the end.
-        resume: go on from the newest checkpoint in `out_dir`, or begin when there is none.
+        resume: continue from the newest checkpoint in `out_dir`, or begin when there is none.
         sections: the run's other configurations (model, data, ...), saved in config.json and compared on resuming.
         may_change: dotted names in `sections` (with * for any) that do not change what is learned.
         title: names the run on the progress line.
@@ -84,7 +84,7 @@ def train(
         on_record: called with every record of metrics.jsonl, on the first process.
 
     Raises:
-        UserError: a mistake in what was asked, a full disk (the last checkpoint stands), a loss that is not finite.
+        UserError: a mistake in the settings, a full disk (the last checkpoint stands), a loss that is not finite.
         Interrupted: SIGINT or SIGTERM came; everything is saved.
     """
     start(config.device)
@@ -173,7 +173,7 @@ class _Trainer:
         )  # fmt: skip
         self.log.rewind(self.progress.records)
         trained = sum(parameter.numel() for parameter in self.parameters)
-        begins = f"going on from step {self.progress.step}" if checkpoint else "beginning"
+        begins = f"resuming from step {self.progress.step}" if checkpoint else "beginning"
         self.log.say(
             f"{self.title}: {begins} of {self.total_steps} steps ({self.steps_per_epoch} an epoch), "
             f"{trained / 1e6:.2f}M parameters, {world_size()} process{'es' if world_size() > 1 else ''} on "
@@ -229,7 +229,7 @@ class _Trainer:
         return self._finish(stopped)
 
     def _step(self) -> None:
-        """One step of the optimiser: its micro-batches, the watch over finite numbers, the update."""
+        """One step of the optimiser: its micro-batches, the watch over finite values, the update."""
         config, progress = self.config, self.progress
         set_learning_rate(
             self.optimizer, learning_rate(config, progress.step, self.steps_per_epoch, self.total_steps)
@@ -320,7 +320,7 @@ class _Trainer:
         self._write("train", {**means, **extra}, left)
         self._images_mark, self._steps_mark = progress.images, progress.step
 
-    def _write(self, split: str, numbers: dict[str, Any], left: float | None = None) -> None:
+    def _write(self, split: str, metrics: dict[str, Any], left: float | None = None) -> None:
         epoch = self.progress.epoch + self.progress.batch / self.batches_per_epoch
         record = {
             "step": self.progress.step,
@@ -328,7 +328,7 @@ class _Trainer:
             "time": round(self.watch.total(), 2),
             "split": split,
         }
-        self.log.record({**record, **numbers}, seconds_left=left)
+        self.log.record({**record, **metrics}, seconds_left=left)
         self.progress.records += 1
 
     def _fit(self) -> None:
@@ -342,7 +342,7 @@ class _Trainer:
     def _evaluate(self) -> None:
         """Evaluate, record, and keep what is the best so far; training's generators are not touched.
 
-        A signal breaks the evaluation of a single process off: it is done anew when the run goes on. Processes that
+        A signal breaks the evaluation of a single process off: it is done anew when the run resumes. Processes that
         train together may wait for each other in it, so they finish it first.
         """
         progress = self.progress
@@ -359,11 +359,11 @@ class _Trainer:
             self.module.train()
         if found is None:
             self._stop(self.signals.received, evaluation_due=True)
-        numbers = on_main(lambda: {name: float(value) for name, value in found.items()})
+        metrics = on_main(lambda: {name: float(value) for name, value in found.items()})
         self._evaluation_seconds = time.perf_counter() - began
-        progress.evaluated, progress.eval_metrics = progress.step, numbers
-        self._write("eval", numbers)
-        if note_best(self.config, progress, numbers):
+        progress.evaluated, progress.eval_metrics = progress.step, metrics
+        self._write("eval", metrics)
+        if note_best(self.config, progress, metrics):
             self._export("best")
             self._save(best=True)
         received = self.signals.received

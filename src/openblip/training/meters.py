@@ -1,4 +1,4 @@
-"""Losses between two records, and the watch for numbers that are not finite: kept on the device, read seldom."""
+"""Losses between two records, and the watch for values that are not finite: kept on the device, read seldom."""
 
 from __future__ import annotations
 
@@ -116,16 +116,16 @@ class FiniteGuard:
         return (self.step >= 0).float().reshape(())
 
     def raise_if_tripped(self, last_good: str) -> None:
-        """Raise on every process if any met a bad step; `last_good` says what to go on from."""
+        """Raise on every process if any met a bad step; `last_good` says what to continue from."""
         steps = gather(self.step)
         bad_steps = [value for value in steps.tolist() if value >= 0]
         if not bad_steps:
             return
         values = gather(self.values[None])[steps.tolist().index(min(bad_steps))].tolist()
         losses = dict(zip(self.names, values, strict=True))
-        told = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        message = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         raise NotFinite(
-            f"step {min(bad_steps)} gave a loss or gradient that is not finite ({told}) and was not applied; "
+            f"step {min(bad_steps)} gave a loss or gradient that is not finite ({message}) and was not applied; "
             f"{last_good}; lower learning_rate, lengthen warmup_steps, set clip_norm, or train in float32",
             min(bad_steps),
             losses,

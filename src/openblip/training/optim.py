@@ -49,7 +49,7 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int, total_st
 
     The curves are those of the references: BLIP's `max(min, peak * rate ** epoch)` and
     `min + (peak - min) * (1 + cos(pi * epoch / epochs)) / 2`, BLIP-2's the same cosine in steps. A warm-up that is
-    longer than an epoch goes on until it meets the curve.
+    longer than an epoch continues until it meets the curve.
     """
     peak, lowest = config.learning_rate, config.min_learning_rate
     epoch, epochs = step // steps_per_epoch, math.ceil(total_steps / steps_per_epoch)
@@ -75,7 +75,7 @@ FEW_ROWS = 16
 
 
 def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of the parameters that want a gradient, in groups of equal decay and equal share of the rate.
+    """The optimiser of the parameters that want a gradient, in groups of equal decay and equal lr_scale.
 
     Muon's step is scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one rate serves both.
 
@@ -85,16 +85,16 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not named:
         raise UserError("there is nothing to train: every parameter of the model is frozen")
-    shares = _shares(module, config, named)
+    lr_scales = _shares(module, config, named)
     hidden = _hidden_matrices(module) if config.optimizer == "muon" else set()
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named.items():
         spared = config.weight_decay_on == "matrices" and (parameter.ndim < 2 or name.endswith("bias"))
         decay = 0.0 if spared else config.weight_decay
-        groups.setdefault((decay, shares.get(name, 1.0), parameter in hidden), []).append(parameter)
+        groups.setdefault((decay, lr_scales.get(name, 1.0), parameter in hidden), []).append(parameter)
     described: list[dict[str, Any]] = [
-        {"params": parameters, "weight_decay": decay, "share": share, "use_muon": in_hidden}
-        for (decay, share, in_hidden), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "lr_scale": lr_scale, "use_muon": in_hidden}
+        for (decay, lr_scale, in_hidden), parameters in groups.items()
     ]
     if config.optimizer == "muon":
         return Muon(described, lr=config.learning_rate, betas=config.betas, eps=config.eps)
@@ -139,9 +139,9 @@ def _shares(module: nn.Module, config: TrainConfig, names: Iterable[str]) -> dic
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group its share of `rate`."""
+    """Set each group's learning rate: `rate` times its lr_scale."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["share"]
+        group["lr"] = rate * group["lr_scale"]
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

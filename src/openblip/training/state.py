@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on as if it had never stopped, written whole or not at all.
+"""Everything that a run needs to resume as if it had never stopped, written whole or not at all.
 
 A checkpoint is a folder `checkpoints/step-XXXXXXXX`:
 
@@ -259,7 +259,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state = read_json(path / "state.json")
     except (OSError, UserError) as error:
         raise UserError(
-            f"{path} is not a readable checkpoint ({error}); remove it to go on from an older one"
+            f"{path} is not a readable checkpoint ({error}); remove it to resume from an older one"
         ) from error
     if state.get("format") != FORMAT:
         raise UserError(f"{path} has format {state.get('format')}, and this version reads {FORMAT}")
@@ -305,7 +305,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); remove its folder to go on from an older checkpoint"
+            f"{path} cannot be read ({error}); remove its folder to resume from an older checkpoint"
         ) from error
 
 
@@ -333,7 +333,7 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """On the processor, contiguous, shards gathered (every process must call)."""
+    """On the CPU, contiguous, shards gathered (every process must call)."""
     tensor = tensor.detach()
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()

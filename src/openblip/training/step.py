@@ -23,7 +23,7 @@ __all__ = [
 Prepare = Callable[[Any], Any]
 """What comes from the loader -> what the module's forward takes; the loop puts the result on the device."""
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
-"""The module in evaluation mode and the step -> numbers by name; called on every process, the first's are kept."""
+"""The module in evaluation mode and the step -> metrics by name; called on every process, the first's are kept."""
 Export = Callable[[Path], None]
 """Writes the usable model into the folder given; called on the first process."""
 
@@ -73,7 +73,7 @@ class HasFrozenNames(Protocol):
 class Loader(Protocol):
     """Batches of one process, the same number on every process; the position is exact in mid-epoch.
 
-    Iterating goes on from the position to the end of the epoch. `state_dict` counts batches handed out, not
+    Iterating continues from the position to the end of the epoch. `state_dict` counts batches handed out, not
     prefetched, and holds plain values (it is written as JSON).
     """
 

@@ -35,7 +35,7 @@ def tokenizer() -> TextTokenizer:
     return TextTokenizer.train(TEXTS * 3, vocab_size=90)
 
 
-def picture(number: int, side: int = PIXELS) -> Image.Image:
+def make_image(number: int, side: int = PIXELS) -> Image.Image:
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
@@ -89,7 +89,7 @@ def write_language(folder: Path, kind: Kind = "opt", *, width: int = 32, scale: 
 
 @torch.no_grad()
 def spread(module: nn.Module, scale: float) -> None:
-    """Draw weights wide enough that every text and picture gives other numbers."""
+    """Draw weights wide enough that every text and image gives other numbers."""
     for name, parameter in module.named_parameters():
         noise = torch.randn_like(parameter)
         parameter.copy_(1 + 0.1 * noise if "norm" in name.lower() and name.endswith("weight") else scale * noise)

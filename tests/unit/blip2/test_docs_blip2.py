@@ -12,7 +12,7 @@ import jinja2
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_blip2 import model, picture, write_language
+from small_blip2 import make_image, model, write_language
 from test_store import stored
 
 from benchmarks import blip2_memory
@@ -46,7 +46,7 @@ def test_its_settings_exist() -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two pictures, a language model, and a model of each stage."""
+    """A folder with two images, a language model, and a model of each stage."""
     folder = tmp_path_factory.mktemp("docs")
     llm = write_language(folder / "models" / "llm", "opt")
     writer = model(language=llm, matches=False, qformer={"vocab_size": None}, vision_norm_eps=1e-6)
@@ -54,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "models" / "stage1", stored(model()))
     (folder / "photos").mkdir()
     for number in (1, 2):
-        picture(number).save(folder / "photos" / f"000{number}.png")
+        make_image(number).save(folder / "photos" / f"000{number}.png")
     return folder
 
 

@@ -25,10 +25,11 @@ from openblip.tasks.features import FeatureCache, cache_features, count_features
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> FrozenTower:
     folder = tmp_path_factory.mktemp("blip") / "model"
-    words = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
+    tokenizer = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
     torch.manual_seed(0)
     save_model(
-        folder, StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words)
+        folder,
+        StoredModel(Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=PIXELS)), tokenizer),
     )
     return open_tower(as_tower(f"openblip:{folder}"))
 

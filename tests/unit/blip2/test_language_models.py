@@ -45,18 +45,22 @@ def dropouts(model: FrozenLanguage) -> list[tuple[str, float]]:
 
 
 def written(
-    model: FrozenLanguage, words: LanguageTokenizer, prompts: list[str], images: torch.Tensor, **how: Any
+    model: FrozenLanguage,
+    language_tokenizer: LanguageTokenizer,
+    prompts: list[str],
+    images: torch.Tensor,
+    **how: Any,
 ) -> Any:
     side: Any = how.pop("side", "left")
     config = DecodeConfig(**{"max_new_tokens": 8, **how})
     if model.is_encoder_decoder:
-        read = words.prompts(prompts, side="right", end=True)
+        read = language_tokenizer.prompts(prompts, side="right", end=True)
         stepper: Any = Seq2SeqStepper(model, *model.encode(images, read.input_ids, read.attention_mask))
         ids, mask = torch.full((len(prompts), 1), model.start_id), None
     else:
-        read = words.prompts(prompts, side=side)
+        read = language_tokenizer.prompts(prompts, side=side)
         stepper, ids, mask = CausalStepper(model, images), read.input_ids, read.attention_mask
-    return decode(stepper, ids, mask, config, eos_ids=words.stop_ids, pad_id=words.pad_id)
+    return decode(stepper, ids, mask, config, eos_ids=language_tokenizer.stop_ids, pad_id=language_tokenizer.pad_id)
 
 
 @torch.no_grad()

@@ -115,7 +115,7 @@ def test_lora_in_bfloat16_is_kept_in_float32(folders: dict[str, Path]) -> None:
 
 
 @needs_peft
-def test_lora_goes_where_it_is_told(folders: dict[str, Path]) -> None:
+def test_lora_goes_where_it_is_reported(folders: dict[str, Path]) -> None:
     config = LanguageConfig(source=str(folders["opt"]), lora_rank=2, lora_targets=("fc1",))
     names = [name for name, value in make_language(config).named_parameters() if value.requires_grad]
     assert names
@@ -156,7 +156,7 @@ def test_models_with_lora_on_disk(folders: dict[str, Path], tmp_path: Path) -> N
 
 @needs_peft
 def test_captions_are_fine_tuned_with_lora_and_an_unfrozen_tower(folders: dict[str, Path], tmp_path: Path) -> None:
-    """From a model of stage 2 without LoRA; a run that goes on is the unbroken one."""
+    """From a model of stage 2 without LoRA; a run that resumes is the unbroken one."""
     begun = stage2(tmp_path / "m", folders["opt"]).model
     config = blip2_caption(DATA, model=str(tmp_path / "m"), validation=DATA)
     settings = {"layer_decay": 0.9, "gradient_checkpointing": True, "max_steps": 4}
@@ -202,11 +202,11 @@ def test_fewer_bits(folders: dict[str, Path], kind: str, bits: Any) -> None:
 
 @needs_bitsandbytes
 @torch.no_grad()
-def test_models_in_fewer_bits_on_disk(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_models_quantized_on_disk(folders: dict[str, Path], tmp_path: Path) -> None:
     found = stage2(tmp_path / "plain", folders["opt"])
     found.model.language = make_language(LanguageConfig(source=str(folders["opt"]), quantize="4bit"))
     found.model.config = replace(found.model.config, language=found.model.llm.config)
-    expected = numbers(found.model)  # the matrices are packed for the processor now
+    expected = numbers(found.model)  # the matrices are packed for the CPU now
     save_model(tmp_path / "m", found)
     again = open_model(tmp_path / "m")
     torch.testing.assert_close(numbers(again.model), expected)

@@ -49,11 +49,11 @@ def write(folder: Path) -> tuple[Path, Path, Path, Path]:
 
 def test_all_of_its_measures(tmp_path: Path) -> None:
     captions, good_captions, questions, good_questions = write(tmp_path / "data")
-    words = TextTokenizer.train(["a dog what is it"], vocab_size=60)
+    tokenizer = TextTokenizer.train(["a dog what is it"], vocab_size=60)
     torch.manual_seed(0)
     save_model(
         tmp_path / "blip",
-        StoredModel(Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)), words),
+        StoredModel(Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=PIXELS)), tokenizer),
     )
     tower, llm = f"openblip:{tmp_path / 'blip'}", write_language(tmp_path / "llm", "opt")
     shared: dict[str, Any] = {

@@ -54,30 +54,30 @@ def test_padding_is_seen_by_itself_alone() -> None:
 
 
 @torch.no_grad()
-def changes(blip2: Blip2, embeds: Tensor, kind: Mask, *, token: int | None = None, picture: bool = False) -> Tensor:
-    """Which of [Q + T] outputs change when one token, or the picture, does: bool."""
+def changes(blip2: Blip2, embeds: Tensor, kind: Mask, *, token: int | None = None, image: bool = False) -> Tensor:
+    """Which of [Q + T] outputs change when one token, or the image, does: bool."""
     text, mask = ids("a red bus on a road")
     other = text.clone()
     if token is not None:
         other[0, token] = tokenizer().encode(["dogs"]).input_ids[0, 1]
         assert not torch.equal(other, text)
     first = blip2.qformer.read_together(text, mask, blip2.remember(embeds[:1]), kind)
-    second = blip2.qformer.read_together(other, mask, blip2.remember(embeds[1:2] if picture else embeds[:1]), kind)
+    second = blip2.qformer.read_together(other, mask, blip2.remember(embeds[1:2] if image else embeds[:1]), kind)
     return ((first - second).abs().amax(-1) > 1e-6)[0]
 
 
 def test_itc_text_and_queries_do_not_see_each_other(blip2: Blip2, embeds: Tensor) -> None:
     count = blip2.config.qformer.num_queries
-    by_text, by_picture = changes(blip2, embeds, "itc", token=2), changes(blip2, embeds, "itc", picture=True)
+    by_text, by_image = changes(blip2, embeds, "itc", token=2), changes(blip2, embeds, "itc", image=True)
     assert not by_text[:count].any()
     assert by_text[count:].all()
-    assert by_picture[:count].all()
-    assert not by_picture[count:].any()
+    assert by_image[:count].all()
+    assert not by_image[count:].any()
 
 
 def test_itm_all_see_all(blip2: Blip2, embeds: Tensor) -> None:
     assert changes(blip2, embeds, "itm", token=2).all()
-    assert changes(blip2, embeds, "itm", picture=True).all()
+    assert changes(blip2, embeds, "itm", image=True).all()
 
 
 @pytest.mark.parametrize("token", [1, 3, 6])
@@ -86,7 +86,7 @@ def test_itg_future_tokens_and_queries_see_no_text(blip2: Blip2, embeds: Tensor,
     changed = changes(blip2, embeds, "itg", token=token)
     assert not changed[: count + token].any()
     assert changed[count + token :].all()
-    assert changes(blip2, embeds, "itg", picture=True).all()  # the text reads the picture through the queries
+    assert changes(blip2, embeds, "itg", image=True).all()  # the text reads the image through the queries
 
 
 @torch.no_grad()
@@ -144,8 +144,8 @@ def test_one_at_a_time_equals_a_batch(blip2: Blip2, embeds: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_texts_of_one_picture_share_its_memory(blip2: Blip2, embeds: Tensor) -> None:
-    """Six rows over three pictures: folded over the memory, or gathered, or projected for each row."""
+def test_texts_of_one_image_share_its_memory(blip2: Blip2, embeds: Tensor) -> None:
+    """Six rows over three images: folded over the memory, or gathered, or projected for each row."""
     text, mask = ids("two dogs", "the road", "a cat", "birds", "a red bus on a road", "a long chair")
     memory, index = blip2.remember(embeds), torch.arange(6) // 2
     folded = blip2.match(text, mask, memory)

@@ -1,4 +1,5 @@
-"""A fresh Q-Former started from a BERT: its text side gives BERT's numbers, its queries begin as the text does."""
+"""A newly initialized Q-Former started from a BERT: its text side gives BERT's values, its queries begin as the
+text does."""
 
 from __future__ import annotations
 
@@ -80,7 +81,7 @@ def test_its_text_side_is_bert(bert: Path, tmp_path: Path) -> None:
             assert torch.equal(value, block.text_feed_forward.state_dict()[name]), name  # type: ignore[union-attr]
 
 
-def test_what_bert_has_not_is_fresh(bert: Path, tmp_path: Path) -> None:
+def test_what_bert_has_not_is_newly_initialized(bert: Path, tmp_path: Path) -> None:
     """Cross-attention, queries, heads and the row of [DEC] are as they are without a BERT."""
     found = []
     for name in (str(bert), ""):
@@ -89,8 +90,8 @@ def test_what_bert_has_not_is_fresh(bert: Path, tmp_path: Path) -> None:
         found.append(build(config, [open_source(source) for source in config.sources], tmp_path).model)
     ours, plain = (dict(model.named_parameters()) for model in found)
     started = {name for name in ours if not torch.equal(ours[name], plain[name])}
-    fresh = ("cross_attention.", "qformer.queries", "vision", "text_proj", "itm_head", "temperature")
-    assert all(name.startswith("qformer.") and not any(part in name for part in fresh) for name in started)
+    new = ("cross_attention.", "qformer.queries", "vision", "text_proj", "itm_head", "temperature")
+    assert all(name.startswith("qformer.") and not any(part in name for part in new) for name in started)
     assert any("self_attention.qkv" in name for name in started)
     known = transformers.AutoConfig.from_pretrained(bert).vocab_size
     assert torch.equal(ours["qformer.word.weight"][known:], plain["qformer.word.weight"][known:])

@@ -40,10 +40,10 @@ TRAIN = TrainConfig(
 def tower(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A BLIP of ours whose vision tower is the frozen one."""
     folder = tmp_path_factory.mktemp("blip") / "model"
-    words = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
+    tokenizer = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
     torch.manual_seed(0)
-    blip = Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS))
-    save_model(folder, StoredModel(blip, words))
+    blip = Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=PIXELS))
+    save_model(folder, StoredModel(blip, tokenizer))
     return f"openblip:{folder}"
 
 
@@ -191,8 +191,8 @@ def test_questions_are_read_by_the_qformer_too(first: Path, tmp_path: Path) -> N
     stored = open_model(tmp_path / "r" / "model")
     assert stored.tokenizer is not None
     assert stored.model.config.vision.trained
-    numbers, records = evaluate_model(config, adapt(stored))
-    assert 0 <= numbers["accuracy_generated"] <= 1
+    metrics, records = evaluate_model(config, adapt(stored))
+    assert 0 <= metrics["accuracy_generated"] <= 1
     assert {"question", "generated", "answers"} <= set(records[0])
     vision = open_model(first / "model").model.vision.state_dict()
     assert any(not torch.equal(v, vision[k]) for k, v in stored.model.vision.state_dict().items())

@@ -1,4 +1,4 @@
-"""Stage 1 and stage 2 as losses: one row, one picture, frozen parts, what a split keeps, no wait for the device."""
+"""Stage 1 and stage 2 as losses: one row, one image, frozen parts, what a split keeps, no wait for the device."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_objectives_left_out_are_not_computed() -> None:
 
 
 def test_the_share_of_hard_negatives_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The drawing itself is tested with the objectives; here that it is told."""
+    """The drawing itself is tested with the objectives; here that it is reported."""
     asked = []
 
     def draw(*similarities: Tensor | None, hard_share: float) -> Negatives:
@@ -139,12 +139,14 @@ def test_the_device_is_not_waited_for_in_stage_2(folders: dict[str, Path], kind:
     """transformers looks whether a mask hides anything, unless it is given whole."""
     made = model(language=folders[kind], matches=False, qformer={"vocab_size": None})
     made.gradient_checkpointing_enable(checkpointing)
-    words = LanguageTokenizer.load(folders[kind])
-    step = Stage2Step(Blip2Stage2(made, eos_id=words.eos_id)).train()
-    text = words.texts(TEXTS[:3], prompts=["a photo of", "", "the"])
-    pictures = torch.randint(0, 256, (3, 3, PIXELS, PIXELS), dtype=torch.uint8)
-    prefix = words.prompts(["a photo of", "what", "the"], side="right", end=True) if kind == "t5" else None
-    batch = LanguagePairBatch(pictures, text, torch.arange(3), prefix=prefix)
+    language_tokenizer = LanguageTokenizer.load(folders[kind])
+    step = Stage2Step(Blip2Stage2(made, eos_id=language_tokenizer.eos_id)).train()
+    text = language_tokenizer.texts(TEXTS[:3], prompts=["a photo of", "", "the"])
+    images = torch.randint(0, 256, (3, 3, PIXELS, PIXELS), dtype=torch.uint8)
+    prefix = (
+        language_tokenizer.prompts(["a photo of", "what", "the"], side="right", end=True) if kind == "t5" else None
+    )
+    batch = LanguagePairBatch(images, text, torch.arange(3), prefix=prefix)
     step.count_step([batch])
     with NoWaiting():
         step(batch)["loss"].backward()
@@ -164,8 +166,8 @@ class Moves(TorchFunctionMode):
 
 
 def test_batches_move_without_waiting(folders: dict[str, Path]) -> None:
-    words = LanguageTokenizer.load(folders["t5"])
-    prefix, rest = words.prompts(["the"], side="right"), words.texts(["two dogs"])
+    language_tokenizer = LanguageTokenizer.load(folders["t5"])
+    prefix, rest = language_tokenizer.prompts(["the"], side="right"), language_tokenizer.texts(["two dogs"])
     batch = LanguagePairBatch(torch.zeros(1, 3, 8, 8), rest, torch.arange(1), questions=text(1), prefix=prefix)
     with Moves() as moves:
         moved = batch.to("cpu", non_blocking=True)
@@ -177,16 +179,16 @@ def test_batches_move_without_waiting(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_stage_2_does_not_depend_on_padding(folders: dict[str, Path], kind: str) -> None:
     made = model(language=folders[kind], matches=False, qformer={"vocab_size": None})
-    words = LanguageTokenizer.load(folders[kind])
-    step = Blip2Stage2(made, eos_id=words.eos_id)
-    batch = words.texts(TEXTS[:3])
+    language_tokenizer = LanguageTokenizer.load(folders[kind])
+    step = Blip2Stage2(made, eos_id=language_tokenizer.eos_id)
+    batch = language_tokenizer.texts(TEXTS[:3])
     pad = torch.nn.functional.pad
     wide = LanguageBatch(
-        pad(batch.input_ids, (0, 4), value=words.pad_id),
+        pad(batch.input_ids, (0, 4), value=language_tokenizer.pad_id),
         *(pad(mask, (0, 4), value=False) for mask in (batch.attention_mask, batch.scored, batch.starts)),
     )
     embeds = made.encode_image(images())
-    prefix = words.prompts(["a photo of", "what is", "the"], side="right", end=True)
+    prefix = language_tokenizer.prompts(["a photo of", "what is", "the"], side="right", end=True)
     found = [step(embeds, b, prefix=prefix)["loss"] for b in (batch, wide)]
     torch.testing.assert_close(found[0], found[1], **CLOSE)
     found[0].backward()
@@ -197,11 +199,11 @@ def test_stage_2_does_not_depend_on_padding(folders: dict[str, Path], kind: str)
 
 def test_a_prompt_carries_no_loss(folders: dict[str, Path]) -> None:
     made = model(language=folders["opt"], matches=False, qformer={"vocab_size": None})
-    words = LanguageTokenizer.load(folders["opt"])
-    batch = words.texts(["a red bus"], prompts=["a photo of"])
+    language_tokenizer = LanguageTokenizer.load(folders["opt"])
+    batch = language_tokenizer.texts(["a red bus"], prompts=["a photo of"])
     with torch.no_grad():
         embeds = made.encode_image(images(1))
-        loss = Blip2Stage2(made, eos_id=words.eos_id)(embeds, batch)["loss"]
+        loss = Blip2Stage2(made, eos_id=language_tokenizer.eos_id)(embeds, batch)["loss"]
         logits = made.llm.decoder_logits(
             made.soft_prompt(made.remember(embeds)), batch.input_ids, batch.attention_mask
         )
@@ -211,16 +213,16 @@ def test_a_prompt_carries_no_loss(folders: dict[str, Path]) -> None:
 
 
 def test_a_split_text_is_whole_again(folders: dict[str, Path]) -> None:
-    words = LanguageTokenizer.load(folders["t5"])
-    batch = words.texts(TEXTS)
+    language_tokenizer = LanguageTokenizer.load(folders["t5"])
+    batch = language_tokenizer.texts(TEXTS)
     seen = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        prefix, rest = split_prefix(batch, eos_id=words.eos_id)
+        prefix, rest = split_prefix(batch, eos_id=language_tokenizer.eos_id)
         for row in range(len(TEXTS)):
             before = prefix.input_ids[row][prefix.attention_mask[row]].tolist()
             after = rest.input_ids[row][rest.attention_mask[row]].tolist()
-            assert before[-1] == words.eos_id
+            assert before[-1] == language_tokenizer.eos_id
             assert before[:-1] + after == batch.input_ids[row][batch.attention_mask[row]].tolist()
             assert batch.starts[row, len(before) - 1]  # a word begins where the rest does
             seen.add((row, len(before)))

@@ -70,9 +70,9 @@ def over(tower: TowerConfig, memory_width: int, language: LanguageConfig | None 
 
 
 def stored(made: Blip2, llm: Path | None = None) -> StoredModel:
-    words = None if llm is None else LanguageTokenizer.load(llm)
+    language_tokenizer = None if llm is None else LanguageTokenizer.load(llm)
     has_text = made.config.qformer.vocab_size is not None
-    return StoredModel(made, tokenizer() if has_text else None, {"prompt": "a photo of"}, [], words)
+    return StoredModel(made, tokenizer() if has_text else None, {"prompt": "a photo of"}, [], language_tokenizer)
 
 
 @torch.no_grad()
@@ -105,10 +105,10 @@ def test_the_trained_part_alone_is_written(tmp_path: Path, llm: Path, blip: Path
             save_model(folder, stored(made, llm if language else None))
             names = set(load_file(folder / "model.safetensors"))
             assert not any(name.startswith(("vision.", "language.")) for name in names)
-            told = json.loads((folder / "config.json").read_text())["frozen"]
-            assert told["vision"]["source"] == tower.source
-            assert len(told["vision"]["fingerprint"]) == 32
-            assert ("language" in told) == (language is not None)
+            info = json.loads((folder / "config.json").read_text())["frozen"]
+            assert info["vision"]["source"] == tower.source
+            assert len(info["vision"]["fingerprint"]) == 32
+            assert ("language" in info) == (language is not None)
             found = open_model(folder)
             assert isinstance(found.model, Blip2)
             assert found.info == {"prompt": "a photo of"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from small_blip2 import PIXELS, images, model, picture, spread, tokenizer, write_language
+from small_blip2 import PIXELS, images, make_image, model, spread, tokenizer, write_language
 from test_store import stored
 from torch import Tensor
 
@@ -70,7 +70,7 @@ def write_theirs(folder: Path, llm: Path | None) -> Any:
 def image_text(processor: Any, count: int, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """Ids with today's expansion of the image tokens, and their mask, padded on the left."""
     processor.tokenizer.padding_side = "left"
-    rows = [processor(images=picture(i), text=prompts[i], return_tensors="pt") for i in range(count)]
+    rows = [processor(images=make_image(i), text=prompts[i], return_tensors="pt") for i in range(count)]
     width = max(row["input_ids"].shape[1] for row in rows)
     pad = torch.nn.functional.pad
     ids = [pad(row["input_ids"], (width - row["input_ids"].shape[1], 0)) for row in rows]
@@ -81,31 +81,33 @@ def image_text(processor: Any, count: int, prompts: list[str]) -> tuple[Tensor, 
 @torch.no_grad()
 def our_ids(found: StoredModel, pixels: Tensor, prompts: list[str], beams: int) -> Any:
     made: Blip2 = found.model
-    words = found.language_tokenizer
-    assert words is not None
+    language_tokenizer = found.language_tokenizer
+    assert language_tokenizer is not None
     soft = made.soft_prompt(made.remember(made.encode_image(pixels)))
     config = DecodeConfig(num_beams=beams, max_new_tokens=7, beam_scoring="transformers")
     if made.llm.is_encoder_decoder:
-        read = words.prompts(prompts, side="right", end=True)
+        read = language_tokenizer.prompts(prompts, side="right", end=True)
         stepper: Any = Seq2SeqStepper(made.llm, *made.llm.encode(soft, read.input_ids, read.attention_mask))
         start, mask = torch.full((len(prompts), 1), made.llm.start_id), None
     else:
-        read = words.prompts(prompts, side="left")
+        read = language_tokenizer.prompts(prompts, side="left")
         stepper, start, mask = CausalStepper(made.llm, soft), read.input_ids, read.attention_mask
-    return decode(stepper, start, mask, config, eos_ids=words.stop_ids, pad_id=words.pad_id)
+    return decode(
+        stepper, start, mask, config, eos_ids=language_tokenizer.stop_ids, pad_id=language_tokenizer.pad_id
+    )
 
 
-def same_ids(decoded: Any, expected: Tensor, words: LanguageTokenizer, *, skip: int = 0) -> None:
+def same_ids(decoded: Any, expected: Tensor, language_tokenizer: LanguageTokenizer, *, skip: int = 0) -> None:
     for row, length in enumerate(decoded.lengths.tolist()):
         ids = expected[row, skip:].tolist()
         assert decoded.ids[row, :length].tolist() == ids[:length]
-        assert all(token in (words.pad_id, *words.stop_ids) for token in ids[length:])
+        assert all(token in (language_tokenizer.pad_id, *language_tokenizer.stop_ids) for token in ids[length:])
 
 
 def agree(theirs: Any, found: StoredModel, processor: Any, *, banned: int | None = None) -> None:
     """Soft prompts, logits and written ids of the two."""
-    made, words, pixels = found.model, found.language_tokenizer, images()
-    assert words is not None
+    made, language_tokenizer, pixels = found.model, found.language_tokenizer, images()
+    assert language_tokenizer is not None
     ids, mask = image_text(processor, 3, PROMPTS)
     encoder_decoder = made.llm.is_encoder_decoder
     with torch.no_grad():
@@ -113,7 +115,7 @@ def agree(theirs: Any, found: StoredModel, processor: Any, *, banned: int | None
         torch.testing.assert_close(soft, theirs.get_image_features(pixels).pooler_output, **CLOSE)
         if not encoder_decoder:
             expected = theirs(pixel_values=pixels, input_ids=ids, attention_mask=mask).logits
-            read = words.prompts(PROMPTS, side="right")
+            read = language_tokenizer.prompts(PROMPTS, side="right")
             logits = made.llm.decoder_logits(soft, read.input_ids, read.attention_mask)
             for row in range(3):
                 count = int(read.attention_mask[row].sum()) + 1
@@ -123,14 +125,17 @@ def agree(theirs: Any, found: StoredModel, processor: Any, *, banned: int | None
                     **CLOSE,
                 )
         for beams in (1, 3):
-            options: dict[str, Any] = {"eos_token_id": words.stop_ids, "pad_token_id": words.pad_id}
+            options: dict[str, Any] = {
+                "eos_token_id": language_tokenizer.stop_ids,
+                "pad_token_id": language_tokenizer.pad_id,
+            }
             written = theirs.generate(
                 pixel_values=pixels, input_ids=ids, attention_mask=mask, max_new_tokens=7, num_beams=beams,
                 do_sample=False, suppress_tokens=None if banned is None else [banned], **options,
             )  # fmt: skip
             # A decoder that is given ids and embeddings gives the ids back too.
             skip = written.shape[1] - 7 if not encoder_decoder and written.shape[1] > 7 else int(encoder_decoder)
-            same_ids(our_ids(found, pixels, PROMPTS, beams), written, words, skip=skip)
+            same_ids(our_ids(found, pixels, PROMPTS, beams), written, language_tokenizer, skip=skip)
 
 
 @pytest.mark.parametrize("kind", ["opt", "llama", "t5"])
@@ -155,7 +160,7 @@ def test_what_is_exported_runs_there(tmp_path: Path, llms: dict[str, Path], kind
     assert processor.num_query_tokens == 4
     agree(theirs, StoredModel(made, None, {}, [], LanguageTokenizer.load(llms[kind])), processor)
     # Their processor's pixels are what our tower is given.
-    assert processor(images=picture(0), return_tensors="pt")["pixel_values"].shape == (1, 3, PIXELS, PIXELS)
+    assert processor(images=make_image(0), return_tensors="pt")["pixel_values"].shape == (1, 3, PIXELS, PIXELS)
     base = transformers.Blip2Model.from_pretrained(folder)
     with torch.no_grad():
         queries = made.read_image(made.remember(made.encode_image(images())))
@@ -213,7 +218,7 @@ def test_retrieval_models_both_ways(tmp_path: Path) -> None:
     exported = transformers.Blip2ForImageTextRetrieval.from_pretrained(folder)
     matching(exported, made, images())
     processor = transformers.Blip2Processor.from_pretrained(folder)
-    ids = processor(images=picture(0), text="a red bus", return_tensors="pt")["input_ids"]
+    ids = processor(images=make_image(0), text="a red bus", return_tensors="pt")["input_ids"]
     assert torch.equal(ids, tokenizer().encode(["a red bus"]).input_ids)
     back = open_model(folder)
     assert back.model.temperature.item() == pytest.approx(0.02)

@@ -56,7 +56,7 @@ def make_models(folder: Path) -> tuple[str, str, str]:
     return str(folder / "captioner"), str(folder / "filter"), str(folder / "both")
 
 
-def picture(number: int, kind: str = "PNG", side: int = 40) -> bytes:
+def make_image(number: int, kind: str = "PNG", side: int = 40) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 256, (side, side + number % 7, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
@@ -68,11 +68,11 @@ def text_of(number: int) -> str:
 
 
 def write_tar(path: Path, first: int, count: int, *, bad: dict[int, bytes] | None = None) -> Path:
-    """Samples as img2dataset writes them; `bad` puts other bytes in place of a picture."""
+    """Samples as img2dataset writes them; `bad` puts other bytes in place of an image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number in range(first, first + count):
-            image = (bad or {}).get(number, picture(number))
+            image = (bad or {}).get(number, make_image(number))
             fields = json.dumps({"caption": text_of(number), "url": f"u{number}"}).encode()
             for ending, data in (("png", image), ("txt", text_of(number).encode()), ("json", fields)):
                 member = tarfile.TarInfo(f"{number:09d}.{ending}")
@@ -84,7 +84,7 @@ def write_tar(path: Path, first: int, count: int, *, bad: dict[int, bytes] | Non
 def write_folder(path: Path, count: int) -> Path:
     path.mkdir(parents=True)
     for number in range(count):
-        (path / f"{number:03d}.png").write_bytes(picture(number))
+        (path / f"{number:03d}.png").write_bytes(make_image(number))
         (path / f"{number:03d}.txt").write_text(text_of(number) + "\n")
     return path
 

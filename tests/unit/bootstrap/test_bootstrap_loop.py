@@ -28,7 +28,7 @@ def config() -> loop.BootstrapConfig:
 class Calls(list[tuple[str, Any]]):
     """What the loop asked for, in order."""
 
-    pictures = 5
+    images = 5
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     def capfilt(settings: CapFiltConfig, target: Path, _: Any) -> Totals:
         seen.append((f"{target.parent.name}/{target.name}", settings))
-        return Totals(samples=10, pictures=seen.pictures, kept_texts=6)
+        return Totals(samples=10, images=seen.images, kept_texts=6)
 
     monkeypatch.setattr(loop, "run_training", train)
     monkeypatch.setattr(loop, "run_capfilt", capfilt)
@@ -72,7 +72,7 @@ def test_who_learns_from_what(config: loop.BootstrapConfig, calls: Calls, tmp_pa
     assert replace(runs["second"], sources=runs["first"].sources) == runs["first"]
     assert found["first"]["truth"] == 0.1
     assert found["second"]["truth"] == 0.2
-    assert found["clean"]["pictures"] == 10
+    assert found["clean"]["images"] == 10
 
 
 def test_each_stage_is_done_once(config: loop.BootstrapConfig, calls: Calls, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_each_stage_is_done_once(config: loop.BootstrapConfig, calls: Calls, tmp
 
 
 def test_a_filter_that_leaves_nothing(config: loop.BootstrapConfig, calls: Calls, tmp_path: Path) -> None:
-    calls.pictures = 0
+    calls.images = 0
     with pytest.raises(UserError, match="drops every text of the 20 noisy samples"):
         loop.run_bootstrap(config, tmp_path)
 

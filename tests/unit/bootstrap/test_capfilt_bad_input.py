@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from capfilt_small import config, output, picture, rows_of, run, write_folder, write_tar
+from capfilt_small import config, make_image, output, rows_of, run, write_folder, write_tar
 
 from openblip.bootstrap.job import Shard
 from openblip.bootstrap.run import decide_again, load_run
@@ -40,10 +40,10 @@ def test_tars_with_every_fault(models: Models, tmp_path: Path) -> None:
     assert load_run(tmp_path / "out")[1]["missing_files"] == ["00002.tar"]
 
 
-def test_pictures_with_every_fault(models: Models, tmp_path: Path) -> None:
+def test_images_with_every_fault(models: Models, tmp_path: Path) -> None:
     web = write_folder(tmp_path / "web", 6)
     (web / "000.png").write_bytes(b"")
-    (web / "001.png").write_bytes(picture(1)[:100])
+    (web / "001.png").write_bytes(make_image(1)[:100])
     (web / "002.png").write_bytes(b"<html>404</html>")
     (web / "003.txt").write_bytes(b"\xff\xfe\xff")
     (web / "004.txt").write_text("\n \n")
@@ -57,8 +57,8 @@ def test_pictures_with_every_fault(models: Models, tmp_path: Path) -> None:
     assert [len(rows[key].texts) for key in ("004.png", "005.png")] == [0, 1]
 
 
-def test_a_picture_file_that_is_not_there(models: Models, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(1))
+def test_an_image_file_that_is_not_there(models: Models, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(make_image(1))
     lines = [{"image": "a.png", "caption": "two dogs"}, {"image": "gone.png", "caption": "birds"}]
     (tmp_path / "web.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{cut")
     run(config(models, tmp_path / "web.jsonl"), tmp_path / "out")
@@ -67,7 +67,7 @@ def test_a_picture_file_that_is_not_there(models: Models, tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
-def test_a_picture_that_goes_before_the_set_is_written(models: Models, tmp_path: Path) -> None:
+def test_an_image_that_goes_before_the_set_is_written(models: Models, tmp_path: Path) -> None:
     web = write_folder(tmp_path / "web", 3)
     run(config(models, web, captioner=""), tmp_path / "out", output("folder", threshold=0.0))
     (web / "001.png").unlink()
@@ -76,8 +76,8 @@ def test_a_picture_that_goes_before_the_set_is_written(models: Models, tmp_path:
     with pytest.raises(UserError, match="the source has changed"):
         decide_again(tmp_path / "out", output("tars", threshold=0.0))
     shutil.rmtree(web / "001.png")
-    (web / "001.png").write_bytes(picture(1))
-    assert decide_again(tmp_path / "out", output("tars", threshold=0.0)).pictures == 3
+    (web / "001.png").write_bytes(make_image(1))
+    assert decide_again(tmp_path / "out", output("tars", threshold=0.0)).images == 3
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,13 @@ def test_a_picture_that_goes_before_the_set_is_written(models: Models, tmp_path:
         ("nothing-here", "there is no file or folder"),
         ("t.parquet?text_column=alt", 'has no column "alt"'),
         ("urls.jsonl", "web addresses"),
-        ("empty", "holds no pictures"),
+        ("empty", "holds no images"),
     ],
 )
 def test_a_source_that_cannot_be_read(spec: str, words: str, models: Models, tmp_path: Path) -> None:
-    write_rows(tmp_path / "t.parquet", [{"image": picture(1), "text": "x"}], {"image": "bytes", "text": "string"})
+    write_rows(
+        tmp_path / "t.parquet", [{"image": make_image(1), "text": "x"}], {"image": "bytes", "text": "string"}
+    )
     (tmp_path / "urls.jsonl").write_text('{"url": "http://x/1.jpg", "caption": "x"}\n')
     (tmp_path / "empty").mkdir()
     path, _, column = spec.partition("?text_column=")

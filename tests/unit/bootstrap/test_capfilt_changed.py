@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from capfilt_small import config, contents, output, picture, rows_of, run, text_of, write_folder, write_tar
+from capfilt_small import config, contents, make_image, output, rows_of, run, text_of, write_folder, write_tar
 
 from openblip.bootstrap.job import Done, Places
 from openblip.bootstrap.models import open_models
@@ -26,19 +26,19 @@ def opened_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openblip.bootstrap.run.open_models", lambda *_, **__: opened)
 
 
-def fresh(settings: object, target: Path, made: object) -> tuple[Totals, set[str]]:
+def run_new(settings: object, target: Path, made: object) -> tuple[Totals, set[str]]:
     """Run, and name the chunks that were made."""
     names: set[str] = set()
 
     def note(done: Done, _totals: Totals) -> None:
-        if done.fresh:
+        if done.new:
             names.add(done.chunk)
 
     return run(settings, target, made, on_chunk=note), names  # type: ignore[arg-type]
 
 
 def add(web: Path) -> None:
-    (web / "900.png").write_bytes(picture(90))
+    (web / "900.png").write_bytes(make_image(90))
     (web / "900.txt").write_text("two dogs")
 
 
@@ -49,7 +49,7 @@ def change_text(web: Path) -> None:
 
 
 def change_image(web: Path) -> None:
-    (web / "003.png").write_bytes(picture(50, side=48))
+    (web / "003.png").write_bytes(make_image(50, side=48))
 
 
 def add_text(web: Path) -> None:
@@ -63,12 +63,12 @@ def remove_last(web: Path) -> None:
 
 
 def insert_first(web: Path) -> None:
-    (web / "0.png").write_bytes(picture(91))
+    (web / "0.png").write_bytes(make_image(91))
     (web / "0.txt").write_text("two dogs")
 
 
 def repair(web: Path) -> None:
-    (web / "012.png").write_bytes(picture(12))
+    (web / "012.png").write_bytes(make_image(12))
 
 
 CHUNKS = ("00000-00000", "00000-00001", "00000-00002")
@@ -93,14 +93,14 @@ def test_what_has_changed_is_done_anew(
     web, made = write_folder(tmp_path / "web", 20), output(layout, threshold=0.2)
     (web / "012.png").write_bytes(b"<html>")
     settings, target = config(models, web), tmp_path / "clean"
-    first, names = fresh(settings, target, made)
+    first, names = run_new(settings, target, made)
     assert (names, first.samples) == (set(CHUNKS), 20)
     write_report(Places(target).report, capfilt_report(target))
     kept = {name: Places(target).table(name).stat().st_mtime_ns for name in CHUNKS}
     change(web)
-    totals, names = fresh(settings, target, made)
+    totals, names = run_new(settings, target, made)
     assert names == set(anew)
-    assert (totals.samples, totals.fresh_chunks, totals.quarantined) == (samples, len(anew), change is not repair)
+    assert (totals.samples, totals.new_chunks, totals.quarantined) == (samples, len(anew), change is not repair)
     for name in set(CHUNKS) - set(anew):
         table = Places(target).table(name)
         assert not table.exists() or table.stat().st_mtime_ns == kept[name]
@@ -108,7 +108,7 @@ def test_what_has_changed_is_done_anew(
     assert contents(target) == contents(tmp_path / "new"), "not what a run from the start gives"
     stored = json.loads(Places(target).totals.read_text())
     assert (stored["samples"], stored["kept_texts"]) == (samples, totals.kept_texts)
-    assert fresh(settings, target, made)[1] == set()
+    assert run_new(settings, target, made)[1] == set()
 
 
 def test_a_tar_that_comes_later(models: Models, tmp_path: Path) -> None:
@@ -118,11 +118,11 @@ def test_a_tar_that_comes_later(models: Models, tmp_path: Path) -> None:
     settings, target = config(models, web), tmp_path / "clean"
     run(settings, target, made)
     write_tar(web / "00002.tar", 12, 6)
-    totals, names = fresh(settings, target, made)
+    totals, names = run_new(settings, target, made)
     assert (names, totals.samples) == ({"00002-00000"}, 18)
     assert [row.key for row in rows_of(target)] == [f"0000{n // 6}/{n:09d}" for n in range(18)]
     (web / "00002.tar").unlink()
-    totals, names = fresh(settings, target, made)
+    totals, names = run_new(settings, target, made)
     assert (names, totals.samples, len(rows_of(target))) == (set(), 12, 12)
     assert not (target / "00002-00000.tar").exists()
     assert not Places(target).marker("00002-00000").exists()
@@ -147,7 +147,7 @@ def test_touched_and_copied_data_are_done(models: Models, tmp_path: Path) -> Non
     shutil.copytree(web, tmp_path / "copy", copy_function=shutil.copyfile)
     shutil.rmtree(web)
     shutil.move(tmp_path / "copy", web)
-    assert fresh(settings, target, None)[1] == set()
+    assert run_new(settings, target, None)[1] == set()
 
 
 def test_a_run_of_an_earlier_version_is_done(models: Models, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_run_of_an_earlier_version_is_done(models: Models, tmp_path: Path) -> 
         content = json.loads(marker.read_text())
         assert content.pop("input")
         marker.write_text(json.dumps(content))
-    assert fresh(settings, target, None)[1] == set()
+    assert run_new(settings, target, None)[1] == set()
 
 
 def test_deciding_again_keeps_what_the_marks_say(models: Models, tmp_path: Path) -> None:
@@ -169,10 +169,10 @@ def test_deciding_again_keeps_what_the_marks_say(models: Models, tmp_path: Path)
     made = output(threshold=0.9)
     for place in (target, tmp_path / "other"):
         decide_again(target, made, target=place)
-        assert fresh(settings, place, made)[1] == set()
+        assert run_new(settings, place, made)[1] == set()
     change_image(web)
-    assert fresh(settings, target, made)[1] == {"00000-00000"}
-    assert fresh(settings, tmp_path / "other", made)[1] == {"00000-00000"}
+    assert run_new(settings, target, made)[1] == {"00000-00000"}
+    assert run_new(settings, tmp_path / "other", made)[1] == {"00000-00000"}
 
 
 def test_a_part_that_cannot_be_opened_any_more_is_not_thrown_away(models: Models, tmp_path: Path) -> None:
@@ -186,11 +186,11 @@ def test_a_part_that_cannot_be_opened_any_more_is_not_thrown_away(models: Models
     with pytest.raises(UserError, match=r"00001\.tar was done before and cannot be opened now: .*make it readable"):
         run(settings, target)
     (web / "00001.tar").write_bytes(whole)
-    assert run(settings, target).fresh_chunks == 0
+    assert run(settings, target).new_chunks == 0
     assert contents(target) == before
 
 
-def test_deciding_again_without_the_parts_is_told(models: Models, tmp_path: Path) -> None:
+def test_deciding_again_without_the_parts_is_reported(models: Models, tmp_path: Path) -> None:
     web = tmp_path / "web"
     write_tar(web / "00000.tar", 0, 2)
     write_tar(web / "00001.tar", 2, 2)

@@ -1,4 +1,4 @@
-"""Engines: processes and Ray's actors give the tables of one process, and what stops them is told."""
+"""Engines: processes and Ray's actors give the tables of one process, and what stops them is reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Models = tuple[str, str, str]
 def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("web")
     for number in range(3):
-        write_tar(folder / f"{number:05d}.tar", 6 * number, 6, bad={7: b"no picture"})
+        write_tar(folder / f"{number:05d}.tar", 6 * number, 6, bad={7: b"no image"})
     return folder
 
 
@@ -40,7 +40,7 @@ def one_process(web: Path, models: Models, tmp_path_factory: pytest.TempPathFact
 def test_two_processes(web: Path, models: Models, one_process: dict[str, bytes], tmp_path: Path) -> None:
     settings = config(models, web, chunk_size=4)
     totals = run_capfilt(settings, tmp_path / "two", output(threshold=0.3), engine=Engine(workers=2, threads=1))
-    assert totals.fresh_chunks == 6
+    assert totals.new_chunks == 6
     assert contents(tmp_path / "two") == one_process
 
 
@@ -68,10 +68,10 @@ def test_ray_gives_the_tables_of_one_process_though_a_worker_is_lost(
     assert len(lost) == 1
     assert totals.samples == 18
     # The killed worker may have stored its chunk and not yet said so: the next one finds it done.
-    assert totals.fresh_chunks in (17, 18)
+    assert totals.new_chunks in (17, 18)
     run(settings, tmp_path / "one", output(threshold=0.3))
     assert contents(target) == contents(tmp_path / "one")
-    assert run_capfilt(settings, target, output(threshold=0.3), engine=engine).fresh_chunks == 0
+    assert run_capfilt(settings, target, output(threshold=0.3), engine=engine).new_chunks == 0
 
 
 def own_actors() -> list[int]:

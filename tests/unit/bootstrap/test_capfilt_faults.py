@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from capfilt_small import config, contents, output, picture, run, write_tar
+from capfilt_small import config, contents, make_image, output, run, write_tar
 
 from openblip.bootstrap.job import Places
 from openblip.bootstrap.models import open_models
@@ -31,7 +31,7 @@ OPERATIONS = ("replace", "unlink", "rmdir")
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("web")
-    write_tar(folder / "00000.tar", 0, 3, bad={2: picture(2)[:200]})
+    write_tar(folder / "00000.tar", 0, 3, bad={2: make_image(2)[:200]})
     write_tar(folder / "00001.tar", 3, 1)
     return folder
 

@@ -18,6 +18,6 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
     """Many times the samples take at most a tenth more."""
     few, many = compare(tmp_path, TIMES)
     assert (few["samples"], many["samples"]) == (EACH, TIMES * EACH)
-    assert (few["pictures_kept"], many["pictures_kept"]) == (EACH // 50, TIMES * EACH // 50)
+    assert (few["images_kept"], many["images_kept"]) == (EACH // 50, TIMES * EACH // 50)
     assert many["peak_mb"] <= LIMIT * few["peak_mb"], f"{few} {many}"
     assert many["outputs_agree"]

@@ -1,4 +1,4 @@
-"""The numbers of a run and the page about it."""
+"""The metrics of a run and the page about it."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_the_numbers_are_those_of_the_table(done: Path, summary: Summary) -> Non
         assert sum(summary.itm[origin][: BINS // 2]) == below
         assert summary.groups[origin].words == sum(len(text.text.split()) for text in texts)
     assert summary.agreement["none"] == sum(not row.kept for row in good)
-    # The second tar repeats pictures of the first.
-    assert summary.pictures.share == pytest.approx(len({row.picture for row in good}) / 23)
-    assert summary.pictures.share < 0.8
+    # The second tar repeats images of the first.
+    assert summary.images.share == pytest.approx(len({row.image_hash for row in good}) / 23)
+    assert summary.images.share < 0.8
     assert summary.seconds["write"] > 0
 
 
@@ -81,7 +81,7 @@ def test_the_page_says_what_became_of_each(done: Path, summary: Summary, tmp_pat
 
 
 def test_a_page_without_its_source(done: Path, models: Models, tmp_path: Path) -> None:
-    """Where the pictures are gone, the texts are still shown."""
+    """Where the images are gone, the texts are still shown."""
     write_tar(tmp_path / "web" / "00000.tar", 0, 3)
     run(config(models, tmp_path / "web"), tmp_path / "out")
     (tmp_path / "web" / "00000.tar").unlink()

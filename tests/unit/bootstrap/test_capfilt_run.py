@@ -1,4 +1,4 @@
-"""A run from end to end: the table, the training set, going on, deciding anew, what is refused."""
+"""A run from end to end: the table, the training set, continuing, deciding anew, what is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from capfilt_small import PIXELS, config, contents, output, picture, rows_of, run, text_of, write_folder, write_tar
+from capfilt_small import (
+    PIXELS,
+    config,
+    contents,
+    make_image,
+    output,
+    rows_of,
+    run,
+    text_of,
+    write_folder,
+    write_tar,
+)
 from PIL import Image
 
 from openblip.bootstrap.job import Shard
@@ -28,10 +39,10 @@ Models = tuple[str, str, str]
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tars of 12 samples; number 5 is no picture, number 14 is cut."""
+    """Two tars of 12 samples; number 5 is no image, number 14 is cut."""
     folder = tmp_path_factory.mktemp("web")
     write_tar(folder / "00000.tar", 0, 12, bad={5: b"<html>"})
-    write_tar(folder / "00001.tar", 12, 12, bad={14: picture(14)[:300]})
+    write_tar(folder / "00001.tar", 12, 12, bad={14: make_image(14)[:300]})
     return folder
 
 
@@ -67,7 +78,7 @@ def test_scores_are_those_of_the_predictor(done: Path, models: Models) -> None:
     for row in rows_of(done)[:4]:
         number = int(row.key[-9:])
         for text in row.texts:
-            (match,) = predictor.match(picture(number), text.text)[0]
+            (match,) = predictor.match(make_image(number), text.text)[0]
             assert text.itm == pytest.approx(match.itm_probability, abs=1e-5)
             assert text.itc == pytest.approx(match.itc_similarity, abs=1e-5)
 
@@ -83,8 +94,8 @@ def test_the_set_holds_what_was_kept_and_is_a_source(done: Path) -> None:
 
 def test_nothing_is_done_twice(done: Path, web: Path, models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(done)
-    monkeypatch.setattr("openblip.bootstrap.run.make_pipeline", lambda *_: pytest.fail("models are asked for"))
-    assert run(config(models, web), done).fresh_chunks == 0
+    monkeypatch.setattr("openblip.bootstrap.run.make_pipeline", lambda *_: pytest.fail("models are requested"))
+    assert run(config(models, web), done).new_chunks == 0
     assert contents(done) == before
 
 
@@ -94,7 +105,7 @@ def test_a_rerun_makes_what_is_missing_alike(done: Path, web: Path, models: Mode
         (copy / "capfilt" / name).unlink()
     (copy / "00000-00001.tar").unlink()
     (copy / ".00000-00000.tar.7.tmp").write_bytes(b"cut by a kill")
-    assert run(config(models, web), copy).fresh_chunks == 2
+    assert run(config(models, web), copy).new_chunks == 2
     assert contents(copy) == contents(done)
 
 
@@ -111,7 +122,7 @@ def test_shares_of_machines_make_the_same_run(done: Path, web: Path, models: Mod
     for number in (1, 0):
         run(config(models, web), target, shard=Shard(number, 2))
         assert not (target / "capfilt" / "totals.json").exists()
-    assert run(config(models, web), target).fresh_chunks == 0
+    assert run(config(models, web), target).new_chunks == 0
     assert contents(target) == contents(done)
 
 
@@ -151,7 +162,7 @@ def test_a_folder_is_read_and_texts_from_the_web_are_judged_alone(models: Models
 
 
 def test_one_model_for_both_looks_once(models: Models, web: Path, tmp_path: Path) -> None:
-    """A tied model, and a captioner with the filter's vision tower, encode each picture once."""
+    """A tied model, and a captioner with the filter's vision tower, encode each image once."""
     tied = open_models(models[2], models[2])
     assert tied.one_model
     assert tied.captioner is tied.filter
@@ -186,7 +197,7 @@ def test_a_table_from_before_the_outside_model_was_named_is_read(web: Path, mode
 
 def test_an_outside_model_ranks_the_texts(web: Path, models: Models, monkeypatch: pytest.MonkeyPatch,
                                           tmp_path: Path) -> None:  # fmt: skip
-    """It is given each picture with its texts as they are; "blip2" keeps what it finds most similar."""
+    """It is given each image with its texts as they are; "blip2" keeps what it finds most similar."""
 
     def ranker(images: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         return [[len(text) + image.width / 1000 for text in own] for image, own in zip(images, texts, strict=True)]

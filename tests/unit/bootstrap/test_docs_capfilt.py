@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 from capfilt_small import config, output, rows_of, run, write_tar
 
-from benchmarks.capfilt_plan import GPUS, PICTURES, gflop_of, load, memory_bytes, plan, plan_table, speed_table
+from benchmarks.capfilt_plan import GPUS, IMAGES, gflop_of, load, memory_bytes, plan, plan_table, speed_table
 from openblip.bootstrap.policy import REASONS, Policy
 from openblip.bootstrap.table import _ROW, _TEXT
 from openblip.data.sinks import LAYOUTS
@@ -54,15 +54,15 @@ def test_what_it_costs_is_what_was_measured() -> None:
     fastest = next(
         cost for cost in plan(capfilt, loader) if (cost.case, cost.gpu.name) == ("1 caption", "H100 SXM")
     )
-    for told in (
+    for message in (
         f"takes {gflop_of(capfilt, '1 caption'):.0f} GFLOP with one caption and "
         f"{gflop_of(capfilt, '10 captions'):.0f} with ten",
         f"{memory_bytes() / 1e6:.0f} MB of them",
         f"{loader['cpu_ms_per_image']['evaluation']:.2f} ms of a core",
-        f"they would take {PICTURES / two_cores['ours_images_per_s'] / 86400:,.0f} days",
-        f"{50e3 / fastest.ms_per_picture / 1e6:.2f} GB/s for each H100",
+        f"they would take {IMAGES / two_cores['ours_images_per_s'] / 86400:,.0f} days",
+        f"{50e3 / fastest.ms_per_image / 1e6:.2f} GB/s for each H100",
     ):
-        assert told in flat, told
+        assert message in flat, message
     same = ("float32", "bfloat16")
     goals = {("1 caption", "default"): 4, ("10 captions", "default"): 20}
     goals |= {(case, dtype): n for case, n in (("1 caption", 2.5), ("10 captions", 12)) for dtype in same}
@@ -81,7 +81,7 @@ def test_what_engines_cost_is_what_was_measured() -> None:
             f"{row['overhead']:.1%} | {row['start_up_s']:.1f} s |"
         )
         assert cells in PAGE, cells
-    assert {row["pictures"] for row in rows} == {108}
+    assert {row["images"] for row in rows} == {108}
     assert next(row for row in rows if row["case"] == "ray, 2 workers")["overhead"] < 0.1, "the goal"
 
 
@@ -90,26 +90,26 @@ def test_memory_and_bytes_are_those_measured() -> None:
     assert (few["samples"], many["samples"]) == (1000, 100_000)
     assert many["growth"] < 1.1
     flat = " ".join(PAGE.split())
-    for told in (
+    for message in (
         f"{many['decide_peak_mb']:.0f} MB at most over 100,000 samples and {few['peak_mb']:.0f} over 1,000",
         f"{many['growth'] - 1:.1%} more",
         f"takes {many['table_bytes_per_row']:.0f} bytes on disk",
         f"takes {many['decide_s']:.0f} s, {many['decide_and_write_s']:.0f} s with the training set",
-        f"The table takes {PICTURES * many['table_bytes_per_row'] / 1e9:.1f} GB",
+        f"The table takes {IMAGES * many['table_bytes_per_row'] / 1e9:.1f} GB",
     ):
-        assert told in flat, told
+        assert message in flat, message
 
 
 def test_the_plan_by_hand() -> None:
     four = {"case": "1 caption", "ours_tflop": 1.04, "ours_images_per_s": 0.5, "ours_s": 8.0}
     rows = [four, {"case": "10 captions", "ours_tflop": 0.4, "ours_images_per_s": 0.251, "ours_s": 4.0}]
     costs = plan({"rows": rows}, {"cpu_ms_per_image": {"evaluation": 3.0}})
-    keys_and_values = 2 * 12 * 577 * 768 * 2  # both, in all layers, for each token of the picture, of two bytes
+    keys_and_values = 2 * 12 * 577 * 768 * 2  # both, in all layers, for each token of the image, of two bytes
     assert memory_bytes() == keys_and_values
-    # Four pictures were counted with one caption, one with ten.
+    # Four images were counted with one caption, one with ten.
     for gflop, made in ((260, costs[: len(GPUS)]), (400, costs[len(GPUS) :])):
         for gpu, cost in zip(GPUS, made, strict=True):
             wanted = gflop / (0.4 * gpu.tflops) + 20 * keys_and_values / (0.6 * gpu.gb_per_s * 1e6)
-            assert cost.ms_per_picture == pytest.approx(wanted)
+            assert cost.ms_per_image == pytest.approx(wanted)
             assert cost.hours == pytest.approx([1e8 * wanted / 1000 / 3600 / count for count in (1, 8, 64)])
             assert cost.cores == pytest.approx(3 / wanted)

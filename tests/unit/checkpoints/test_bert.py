@@ -1,4 +1,4 @@
-"""A fresh text transformer started from a BERT gives BERT's numbers; the BERTs are made on the spot."""
+"""A newly initialized text transformer started from a BERT gives BERT's values; the BERTs are made on the spot."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def saved(model: BertModel | BertForMaskedLM, folder: Path) -> str:
     return str(folder)
 
 
-def fresh(**parts: bool) -> Blip:
+def new_model(**parts: bool) -> Blip:
     torch.manual_seed(0)
     return Blip(replace(CONFIG, **parts)).eval()
 
@@ -69,7 +69,7 @@ def texts() -> tuple[Tensor, Tensor]:
 
 
 def test_the_encoder_alone_gives_berts_hidden_states(tmp_path: Path) -> None:
-    donor, model = bert(), fresh()
+    donor, model = bert(), new_model()
     ids, mask = texts()
     before = model.encoder(ids, mask)
     load_bert(model, saved(donor, tmp_path / "bert"))
@@ -80,7 +80,7 @@ def test_the_encoder_alone_gives_berts_hidden_states(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoder", [True, False])
 def test_the_decoder_gives_the_logits_of_a_causal_bert(tmp_path: Path, encoder: bool) -> None:
-    donor, model = bert(BertForMaskedLM), fresh(encoder=encoder)
+    donor, model = bert(BertForMaskedLM), new_model(encoder=encoder)
     load_bert(model, saved(donor, tmp_path / "bert"))
     ids, _ = texts()
     causal = torch.ones(9, 9, dtype=torch.bool).tril().expand(3, 1, 9, 9)
@@ -89,8 +89,8 @@ def test_the_decoder_gives_the_logits_of_a_causal_bert(tmp_path: Path, encoder: 
     torch.testing.assert_close(model.decoder(ids)[..., :40], expected, **CLOSE)
 
 
-def test_what_bert_has_not_stays_fresh(tmp_path: Path) -> None:
-    untouched, model = fresh(), fresh()
+def test_what_bert_has_not_stays_newly_initialized(tmp_path: Path) -> None:
+    untouched, model = new_model(), new_model()
     load_bert(model, saved(bert(), tmp_path / "bert"))
     before, after = dict(untouched.named_parameters()), dict(model.named_parameters())
     stayed = {name for name in before if before[name].equal(after[name])}
@@ -108,7 +108,7 @@ def test_what_bert_has_not_stays_fresh(tmp_path: Path) -> None:
 
 
 def test_a_model_that_only_matches_takes_it_too(tmp_path: Path) -> None:
-    donor, model = bert(BertForMaskedLM), fresh(decoder=False)
+    donor, model = bert(BertForMaskedLM), new_model(decoder=False)
     load_bert(model, saved(donor, tmp_path / "bert"))
     ids, mask = texts()
     expected = donor.bert(ids, attention_mask=mask.long()).last_hidden_state
@@ -116,7 +116,7 @@ def test_a_model_that_only_matches_takes_it_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"hidden_size": 64}, "width 64 against 32"),
         ({"num_hidden_layers": 3}, "depth 3 against 2"),
@@ -126,19 +126,19 @@ def test_a_model_that_only_matches_takes_it_too(tmp_path: Path) -> None:
         ({"hidden_act": "relu"}, "computes with relu"),
     ],
 )
-def test_other_sizes_are_told(tmp_path: Path, changes: dict[str, object], told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        load_bert(fresh(), saved(bert(**changes), tmp_path / "bert"))
+def test_other_sizes_are_reported(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_bert(new_model(), saved(bert(**changes), tmp_path / "bert"))
 
 
-def test_what_is_no_bert_is_told(tmp_path: Path) -> None:
+def test_what_is_no_bert_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither the folder of a BERT nor one that the hub"):
-        load_bert(fresh(), str(tmp_path / "nothing"))
+        load_bert(new_model(), str(tmp_path / "nothing"))
     RobertaModel(RobertaConfig(**SIZES)).save_pretrained(tmp_path / "roberta")
     with pytest.raises(UserError, match="of the kind roberta"):
-        load_bert(fresh(), str(tmp_path / "roberta"))
+        load_bert(new_model(), str(tmp_path / "roberta"))
     folder = tmp_path / "cut"
     saved(bert(), folder)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
     with pytest.raises(UserError, match="damaged or cut short"):
-        load_bert(fresh(), str(folder))
+        load_bert(new_model(), str(folder))

@@ -48,22 +48,22 @@ def clip(folder: Path) -> ClipLike:
     return open_clip_like(folder)
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in TEXTS]
 
 
 def test_similarities_are_those_of_the_model(folder: Path, clip: ClipLike) -> None:
-    found = clip(pictures(), TEXTS)
+    found = clip(images(), TEXTS)
     assert [len(own) for own in found] == [2, 0, 1]
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
-    for image, own, scores in zip(pictures(), TEXTS, found, strict=True):
+    for image, own, scores in zip(images(), TEXTS, found, strict=True):
         for text, score in zip(own, scores, strict=True):
             inputs = processor(images=image, text=[text], return_tensors="pt")
             with torch.no_grad():
                 logit = model(**inputs).logits_per_image
             assert score == pytest.approx(float(logit / model.logit_scale.exp()), abs=1e-5)
-    assert clip(pictures()[1:2], TEXTS[1:2]) == [[]]
+    assert clip(images()[1:2], TEXTS[1:2]) == [[]]
 
 
 def test_its_fingerprint_is_that_of_its_weights(folder: Path, clip: ClipLike) -> None:

@@ -1,4 +1,5 @@
-"""The hub without a network: its cache is read, its refusals are told in one sentence, folders are pushed whole."""
+"""The hub without a network: its cache is read, its refusals are reported in one sentence, folders are pushed
+whole."""
 
 from __future__ import annotations
 
@@ -25,11 +26,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    words = TextTokenizer.train(["a red bus", "two dogs"] * 3, vocab_size=50)
+    tokenizer = TextTokenizer.train(["a red bus", "two dogs"] * 3, vocab_size=50)
     torch.manual_seed(0)
-    model = Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32))
+    model = Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=32))
     save_model(
-        tmp_path / "model", StoredModel(model, words, {"task": "pretrain", "steps": 40, "learning_rate": 0.003})
+        tmp_path / "model", StoredModel(model, tokenizer, {"task": "pretrain", "steps": 40, "learning_rate": 0.003})
     )
     return tmp_path / "model"
 
@@ -103,8 +104,8 @@ def test_a_folder_is_pushed_whole(folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_card_says_what_the_model_is_and_how_it_was_made(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: openblip\npipeline_tag: image-to-text\n")
-    for told in ("# BLIP pre-training model", "- task: pretrain", "- steps: 40", "- learning_rate: 0.003"):
-        assert told in card
+    for message in ("# BLIP pre-training model", "- task: pretrain", "- steps: 40", "- learning_rate: 0.003"):
+        assert message in card
     for command in ("openblip caption", "openblip match", "openblip embed", "model.match("):
         assert command in card
 

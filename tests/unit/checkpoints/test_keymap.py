@@ -64,6 +64,6 @@ def test_a_key_that_is_left_over_is_named_unless_it_is_known() -> None:
     import_state(RULES, theirs, SHAPES, source="a file", ignored=["their.extra", "their.more"])
 
 
-def test_another_shape_is_told() -> None:
+def test_another_shape_is_reported() -> None:
     with pytest.raises(UserError, match=r'"their.q" has shape \(3, 4\), which does not fit the model \(\(6, 4\)'):
         import_state(RULES, {**THEIRS, "their.q": torch.zeros(3, 4)}, SHAPES, source="a file")

@@ -88,7 +88,7 @@ def test_every_family_has_an_entry() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         (
             '{"format": "openblip", "model_type": "blip-vqo"}',
@@ -99,8 +99,8 @@ def test_every_family_has_an_entry() -> None:
         ("{}", 'its config.json says "unknown", not "blip" or "blip-2"'),
     ],
 )
-def test_models_of_no_known_kind_are_refused(tmp_path: Path, config: str, told: str) -> None:
+def test_models_of_no_known_kind_are_refused(tmp_path: Path, config: str, message: str) -> None:
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError) as refused:
         open_model(tmp_path)
-    assert told in str(refused.value)
+    assert message in str(refused.value)

@@ -28,21 +28,21 @@ HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head></html>"
 
 
 @pytest.fixture(scope="module")
-def words() -> TextTokenizer:
+def tokenizer() -> TextTokenizer:
     return TextTokenizer.train(["a red bus", "two dogs"] * 3, vocab_size=50)
 
 
-def small(words: TextTokenizer, width: int, heads: tuple[int, int], image_size: Any = 32) -> StoredModel:
+def small(tokenizer: TextTokenizer, width: int, heads: tuple[int, int], image_size: Any = 32) -> StoredModel:
     torch.manual_seed(0)
     config = BlipConfig(
         vision=VisionConfig(image_size=image_size, patch_size=16, width=width, depth=1, num_heads=heads[0]),
         text=TextConfig(
-            vocab_size=words.vocab_size, width=width, depth=1, num_heads=heads[1], inner_width=2 * width,
+            vocab_size=tokenizer.vocab_size, width=width, depth=1, num_heads=heads[1], inner_width=2 * width,
             max_positions=16, memory_width=width,
         ),
         embed_dim=8,
     )  # fmt: skip
-    return StoredModel(Blip(config).eval(), words)
+    return StoredModel(Blip(config).eval(), tokenizer)
 
 
 @torch.no_grad()
@@ -62,46 +62,46 @@ def computed(stored: StoredModel) -> Tensor:
     ("width", "heads"), [(128, (4, 4)), (128, (8, 2)), (32, (4, 2)), (64, (1, 1)), (96, (3, 6))]
 )
 def test_the_number_of_heads_comes_back(
-    width: int, heads: tuple[int, int], words: TextTokenizer, tmp_path: Path
+    width: int, heads: tuple[int, int], tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
-    before = small(words, width, heads)
+    before = small(tokenizer, width, heads)
     convert_model(before, tmp_path / "a.pth", to="blip")
-    after = open_model(tmp_path / "a.pth", tokenizer=words)
+    after = open_model(tmp_path / "a.pth", tokenizer=tokenizer)
     assert (after.blip.config.vision.num_heads, after.blip.config.text.num_heads) == heads
     assert torch.equal(computed(before), computed(after))
 
 
-def test_sides_that_differ_come_back(words: TextTokenizer, tmp_path: Path) -> None:
-    before = small(words, 32, (4, 2), image_size=(32, 128))
+def test_sides_that_differ_come_back(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    before = small(tokenizer, 32, (4, 2), image_size=(32, 128))
     convert_model(before, tmp_path / "a.pth", to="blip")
-    after = open_model(tmp_path / "a.pth", tokenizer=words)
+    after = open_model(tmp_path / "a.pth", tokenizer=tokenizer)
     assert after.blip.config.vision.pixels == (32, 128)
     assert torch.equal(computed(before), computed(after))
-    assert open_model(tmp_path / "a.pth", tokenizer=words, image_size=64).blip.config.vision.grid == (4, 4)
+    assert open_model(tmp_path / "a.pth", tokenizer=tokenizer, image_size=64).blip.config.vision.grid == (4, 4)
 
 
-def test_the_originals_loader_finds_what_it_reads(words: TextTokenizer, tmp_path: Path) -> None:
-    convert_model(small(words, 32, (4, 2)), tmp_path / "a.pth", to="blip")
+def test_the_originals_loader_finds_what_it_reads(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    convert_model(small(tokenizer, 32, (4, 2)), tmp_path / "a.pth", to="blip")
     loaded = torch.load(tmp_path / "a.pth", weights_only=True)
     assert set(loaded) == {"model", NOTES}
     assert all(isinstance(value, Tensor) for value in loaded["model"].values())
     assert loaded[NOTES] == {"text_heads": 2, "vision_heads": 4, "image_size": [32, 32]}
 
 
-def test_without_the_entry_heads_are_refused_named_or_told(words: TextTokenizer, tmp_path: Path) -> None:
+def test_without_the_entry_heads_are_refused_named_or_reported(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     for width, heads in ((32, (4, 2)), (128, (4, 4))):
-        before = small(words, width, heads)
+        before = small(tokenizer, width, heads)
         convert_model(before, tmp_path / f"with{width}.pth", to="blip")
         torch.save({"model": read_state(tmp_path / f"with{width}.pth")}, tmp_path / f"{width}.pth")
-        named = open_model(tmp_path / f"{width}.pth", tokenizer=words, heads=heads)
+        named = open_model(tmp_path / f"{width}.pth", tokenizer=tokenizer, heads=heads)
         assert torch.equal(computed(before), computed(named))
     with pytest.raises(UserError, match=r"32\.pth does not say how many attention heads .* --heads 4"):
-        open_model(tmp_path / "32.pth", tokenizer=words)
-    taken = open_model(tmp_path / "128.pth", tokenizer=words)
+        open_model(tmp_path / "32.pth", tokenizer=tokenizer)
+    taken = open_model(tmp_path / "128.pth", tokenizer=tokenizer)
     assert taken.blip.config.text.num_heads == 2
     assert "64 channels each" in taken.info["heads"]
     with pytest.raises(UserError, match="is not a multiple of 3 heads"):
-        open_model(tmp_path / "32.pth", tokenizer=words, heads=(3,))
+        open_model(tmp_path / "32.pth", tokenizer=tokenizer, heads=(3,))
 
 
 WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
@@ -124,24 +124,24 @@ WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
-def test_wrappers_are_taken_off(kind: str, words: TextTokenizer, tmp_path: Path) -> None:
-    before = small(words, 64, (1, 1))
+def test_wrappers_are_taken_off(kind: str, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    before = small(tokenizer, 64, (1, 1))
     convert_model(before, tmp_path / "a.pth", to="blip")
     torch.save(WRAPPED[kind](read_state(tmp_path / "a.pth")), tmp_path / "b.pth")
-    assert torch.equal(computed(before), computed(open_model(tmp_path / "b.pth", tokenizer=words)))
+    assert torch.equal(computed(before), computed(open_model(tmp_path / "b.pth", tokenizer=tokenizer)))
 
 
-def test_endings_do_not_matter(words: TextTokenizer, tmp_path: Path) -> None:
+def test_endings_do_not_matter(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    before = small(words, 64, (1, 1))
+    before = small(tokenizer, 64, (1, 1))
     convert_model(before, tmp_path / "a.pth", to="blip")
     state = {k: v.clone() for k, v in read_state(tmp_path / "a.pth").items()}
     save_file(state, tmp_path / "a.bin")
     shutil.copy(tmp_path / "a.pth", tmp_path / "b.safetensors")
     torch.save({"model": state}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for name in ("a.bin", "b.safetensors", "old.pt"):
-        assert torch.equal(computed(before), computed(open_model(tmp_path / name, tokenizer=words))), name
+        assert torch.equal(computed(before), computed(open_model(tmp_path / name, tokenizer=tokenizer))), name
 
 
 NO_CHECKPOINTS = {
@@ -159,28 +159,28 @@ NO_CHECKPOINTS = {
 @pytest.mark.parametrize("kind", NO_CHECKPOINTS)
 @pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.bin", "a.safetensors"])
 def test_what_is_no_checkpoint_is_named(kind: str, name: str, tmp_path: Path) -> None:
-    content, told = NO_CHECKPOINTS[kind]
+    content, message = NO_CHECKPOINTS[kind]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
         open_model(tmp_path / name)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert name in str(caught.value)
     assert "run code" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def refusal(file: Path, words: TextTokenizer) -> str | None:
+def refusal(file: Path, tokenizer: TextTokenizer) -> str | None:
     try:
-        open_model(file, tokenizer=words)
+        open_model(file, tokenizer=tokenizer)
     except UserError as error:
         return str(error)
     return None
 
 
-def test_cut_and_changed_files_are_one_sentence(words: TextTokenizer, tmp_path: Path) -> None:
+def test_cut_and_changed_files_are_one_sentence(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    convert_model(small(words, 32, (4, 2)), tmp_path / "a.pth", to="blip")
+    convert_model(small(tokenizer, 32, (4, 2)), tmp_path / "a.pth", to="blip")
     state = {k: v.clone() for k, v in read_state(tmp_path / "a.pth").items()}
     save_file(state, tmp_path / "a.safetensors")
     torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
@@ -196,9 +196,9 @@ def test_cut_and_changed_files_are_one_sentence(words: TextTokenizer, tmp_path: 
             file = tmp_path / f"changed{Path(source).suffix}"
             file.unlink(missing_ok=True)  # it may still be mapped
             file.write_bytes(changed)
-            told = refusal(file, words)
-            refused += told is not None
-            assert told is None or "\n" not in told
+            message = refusal(file, tokenizer)
+            refused += message is not None
+            assert message is None or "\n" not in message
     assert refused > 100
 
 
@@ -216,24 +216,24 @@ def test_a_pickle_with_code_is_refused_as_such(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["lfs", "html", "empty"])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_files_of_a_folder_are_named(kind: str, name: str, words: TextTokenizer, tmp_path: Path) -> None:
-    stored = small(words, 32, (4, 2))
-    save_model(tmp_path / "own", StoredModel(stored.model, words))
+def test_files_of_a_folder_are_named(kind: str, name: str, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    stored = small(tokenizer, 32, (4, 2))
+    save_model(tmp_path / "own", StoredModel(stored.model, tokenizer))
     part = stored.blip.part(encoder=False, decoder=True)
-    convert_model(StoredModel(part, words), tmp_path / "theirs", to="transformers")
-    content, told = NO_CHECKPOINTS[kind]
+    convert_model(StoredModel(part, tokenizer), tmp_path / "theirs", to="transformers")
+    content, message = NO_CHECKPOINTS[kind]
     for folder in ("own", "theirs"):
         (tmp_path / folder / name).write_bytes(content)
         with pytest.raises(UserError, match=name) as caught:
             open_model(tmp_path / folder)
-        assert told in str(caught.value)
+        assert message in str(caught.value)
 
 
-def test_a_folder_without_a_tokenizer_takes_one_by_name(words: TextTokenizer, tmp_path: Path) -> None:
-    stored = small(words, 32, (4, 2))
-    part = StoredModel(stored.blip.part(encoder=False, decoder=True), words)
+def test_a_folder_without_a_tokenizer_takes_one_by_name(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    stored = small(tokenizer, 32, (4, 2))
+    part = StoredModel(stored.blip.part(encoder=False, decoder=True), tokenizer)
     convert_model(part, tmp_path / "theirs", to="transformers")
-    words.save(tmp_path / "words")
+    tokenizer.save(tmp_path / "words")
     for file in (tmp_path / "theirs").glob("token*"):
         file.unlink()
     with pytest.raises(UserError, match="name the tokenizer it was trained with: --tokenizer FOLDER"):
@@ -241,7 +241,7 @@ def test_a_folder_without_a_tokenizer_takes_one_by_name(words: TextTokenizer, tm
     for place in ("words", "words/tokenizer.json"):
         assert (
             open_model(tmp_path / "theirs", tokenizer=str(tmp_path / place)).tokenizer.vocab_size
-            == words.vocab_size
+            == tokenizer.vocab_size
         )
 
 
@@ -254,13 +254,13 @@ def test_adapters_and_other_places_of_language_models(tmp_path: Path) -> None:
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "facebook/opt-125m"}')
     (adapter / "adapter_model.safetensors").write_bytes(b"")
-    told = r"is a PEFT adapter of facebook/opt-125m, not a whole model; merge .*merge_and_unload"
+    message = r"is a PEFT adapter of facebook/opt-125m, not a whole model; merge .*merge_and_unload"
     for opened in (
         open_model,
         lambda place: make_language(LanguageConfig(source=str(place))),
         LanguageTokenizer.load,
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             opened(adapter)
     (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\0\0\0" + bytes(90))
     for place in (tmp_path / "model.gguf", tmp_path):
@@ -276,18 +276,18 @@ def test_adapters_and_other_places_of_language_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "told"), [(100, "take 96 or 112"), (8, "take 16"), ((64, 100), "take 96 or 112"), (0, "take 16")]
+    ("size", "message"), [(100, "take 96 or 112"), (8, "take 16"), ((64, 100), "take 96 or 112"), (0, "take 16")]
 )
 def test_a_resolution_that_patches_do_not_fill_is_one_sentence(
-    size: Any, told: str, words: TextTokenizer, tmp_path: Path
+    size: Any, message: str, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
-    stored = small(words, 32, (4, 2))
-    save_model(tmp_path / "own", StoredModel(stored.model, words))
+    stored = small(tokenizer, 32, (4, 2))
+    save_model(tmp_path / "own", StoredModel(stored.model, tokenizer))
     convert_model(stored, tmp_path / "a.pth", to="blip")
-    part = StoredModel(stored.blip.part(encoder=False, decoder=True), words)
+    part = StoredModel(stored.blip.part(encoder=False, decoder=True), tokenizer)
     convert_model(part, tmp_path / "theirs", to="transformers")
     for name in ("own", "a.pth", "theirs"):
         if size == 0 and name != "own":
             continue  # 0 stands for the file's own there
-        with pytest.raises(UserError, match=f"is not a multiple of the patch size 16: {told}"):
-            open_model(tmp_path / name, tokenizer=words, image_size=size)
+        with pytest.raises(UserError, match=f"is not a multiple of the patch size 16: {message}"):
+            open_model(tmp_path / name, tokenizer=tokenizer, image_size=size)

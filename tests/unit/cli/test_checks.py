@@ -68,7 +68,7 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["convert", "no/such/place", nothing, "--to", "openblip"],
         ],
         "there is no model at weights.pth; give": [["caption", image, "--model", "weights.pth"]],
-        f"there is no picture or folder {nothing}": [
+        f"there is no image or folder {nothing}": [
             ["caption", nothing, "--model", model],
             ["explain", nothing, "--model", model, "--out", nothing],
         ],
@@ -90,7 +90,7 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["caption", image, "--model", model, "--beam", "3"]
         ],
         f"{bare} is no model folder: it has no config.json": [["caption", image, "--model", bare]],
-        "name the pictures: files, folders": [["caption", "--model", model], ["match", "--model", model]],
+        "name the images: files, folders": [["caption", "--model", model], ["match", "--model", model]],
         'name at least one text: --text "a red bus"': [["match", image, "--model", model]],
         'unknown device "gpu"': [["caption", image, "--model", model, "--device", "gpu"]],
         f"there is no configuration file {nothing}": [["bootstrap", "--out", nothing, "--config", nothing]],

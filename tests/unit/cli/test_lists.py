@@ -72,7 +72,7 @@ def test_a_json_list_of_answers(indent: int | None, tmp_path: Path) -> None:
         ('[{"answer": "red"}]', "no list of texts"),
     ],
 )
-def test_what_is_no_list_is_told(text: str, says: str, tmp_path: Path) -> None:
+def test_what_is_no_list_is_reported(text: str, says: str, tmp_path: Path) -> None:
     file = tmp_path / "answers.txt"
     file.write_text(text)
     config = override(small_vqa(("world:train",)), [f"answering.answers={file}"])
@@ -81,7 +81,7 @@ def test_what_is_no_list_is_told(text: str, says: str, tmp_path: Path) -> None:
             read()
 
 
-def test_a_pointer_in_place_of_a_caption_is_told(tmp_path: Path) -> None:
+def test_a_pointer_in_place_of_a_caption_is_reported(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
     (tmp_path / "0.txt").write_text(LFS)
     with pytest.raises(BrokenSample, match=r"bad-text.*git-lfs pointer"):

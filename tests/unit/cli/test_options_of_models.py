@@ -24,11 +24,11 @@ from openblip.models.vision import VisionConfig
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A captioner as our folder, as transformers' without a tokenizer, and as the original's without its heads."""
     folder = tmp_path_factory.mktemp("models")
-    words = TextTokenizer.train(["a red bus", "two dogs"] * 3, vocab_size=50)
-    words.save(folder / "words")
+    tokenizer = TextTokenizer.train(["a red bus", "two dogs"] * 3, vocab_size=50)
+    tokenizer.save(folder / "words")
     torch.manual_seed(0)
     text = TextConfig(
-        vocab_size=words.vocab_size,
+        vocab_size=tokenizer.vocab_size,
         width=32,
         depth=1,
         num_heads=4,
@@ -37,8 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         memory_width=32,
     )
     vision = VisionConfig(image_size=32, patch_size=8, width=32, depth=1, num_heads=2)
-    stored = StoredModel(Blip(BlipConfig(vision=vision, text=text, embed_dim=8, encoder=False)).eval(), words)
-    save_model(folder / "own", StoredModel(stored.model, words))
+    stored = StoredModel(Blip(BlipConfig(vision=vision, text=text, embed_dim=8, encoder=False)).eval(), tokenizer)
+    save_model(folder / "own", StoredModel(stored.model, tokenizer))
     convert_model(stored, folder / "theirs", to="transformers")
     for file in (folder / "theirs").glob("token*"):
         file.unlink()

@@ -128,14 +128,14 @@ def test_a_last_line_cut_by_a_kill_is_left_out_and_then_overwritten(tmp_path: Pa
     assert read_jsonl(path) == [{"n": 1}, *([{"t": "кошка"}] if whole else []), {"n": 3}]
 
 
-def test_a_broken_line_in_the_middle_is_told(tmp_path: Path) -> None:
+def test_a_broken_line_in_the_middle_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"n": 1}\n{"n": \n{"n": 3}\n')
     with pytest.raises(UserError, match=r"log\.jsonl line 2 is not JSON"):
         read_jsonl(path)
 
 
-def test_appending_to_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_appending_to_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_mend_last_line", full_disk)
     with pytest.raises(UserError, match="the disk is full"):
         append_jsonl(tmp_path / "log.jsonl", {"n": 1})

@@ -107,7 +107,7 @@ def test_an_evaluation_is_broken_off_or_not_begun() -> None:
 
 def test_stopped_says_how_to_go_on() -> None:
     stopped = Stopped("all is saved in a", signal.SIGTERM)
-    assert str(stopped) == "all is saved in a; run the same command again to go on"
+    assert str(stopped) == "all is saved in a; run the same command again to resume"
     assert stopped.exit_code == 143
 
 

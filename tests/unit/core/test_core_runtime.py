@@ -28,7 +28,7 @@ def test_devices() -> None:
         runtime.choose_device("cud")
 
 
-def test_devices_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_that_are_not_there_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert runtime.choose_device("auto").type == "cpu"
@@ -55,7 +55,7 @@ def test_one_seed_gives_one_sequence() -> None:
 def test_what_is_told_of_machine_and_versions() -> None:
     machine = runtime.machine()
     assert machine["cores"] >= 1
-    assert machine["processor"]
+    assert machine["cpu"]
     versions = runtime.versions()
     assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
     assert {"python", "openblip", "timm", "transformers"} <= versions.keys()

@@ -53,7 +53,7 @@ def test_what_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (LFS, "is a git-lfs pointer: run `git lfs pull`"),
         (HTML, "is an HTML page"),
@@ -66,11 +66,11 @@ def test_what_is_no_text_is_named(tmp_path: Path) -> None:
         (b"[" * 200_000, "nested too deep"),
     ],
 )
-def test_json_that_is_none(content: bytes, told: str, tmp_path: Path) -> None:
+def test_json_that_is_none(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json (is|cannot be read as JSON)") as caught:
         read_json(tmp_path / "config.json")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -69,7 +69,7 @@ def test_encoding_has_no_state(bert: TextTokenizer) -> None:
     assert bert.encode(["a a"]).input_ids.equal(alone)
 
 
-def test_one_text_instead_of_a_list_is_told(bert: TextTokenizer) -> None:
+def test_one_text_instead_of_a_list_is_reported(bert: TextTokenizer) -> None:
     with pytest.raises(UserError, match="takes a list of texts"):
         bert.encode("a dog")
 
@@ -153,7 +153,7 @@ def test_a_folder_with_a_vocabulary_alone(bert: TextTokenizer, tmp_path: Path) -
     assert TextTokenizer.load(tmp_path).vocab_size == bert.vocab_size
 
 
-def test_mistakes_are_told(tmp_path: Path) -> None:
+def test_mistakes_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither tokenizer\.json nor vocab\.txt"):
         TextTokenizer.load(tmp_path)
     with pytest.raises(UserError, match="no vocabulary file"):
@@ -224,8 +224,8 @@ def test_tokens_that_were_added_keep_their_ids(tmp_path: Path) -> None:
     folder = _vocabulary(tmp_path, PIECES, cls_token="[CLS]")
     count = len(PIECES)
     (folder / "added_tokens.json").write_text(json.dumps({"[ENC]": count + 1, "[DEC]": count, "[NEW]": count + 2}))
-    words = TextTokenizer.load(folder)
-    assert (words.dec_id, words.enc_id, words.vocab_size) == (count, count + 1, count + 3)
+    tokenizer = TextTokenizer.load(folder)
+    assert (tokenizer.dec_id, tokenizer.enc_id, tokenizer.vocab_size) == (count, count + 1, count + 3)
     (folder / "added_tokens.json").write_text(json.dumps({"[ENC]": count + 5}))
     with pytest.raises(UserError, match=r'"\[ENC\]" would be 16, not 21'):
         TextTokenizer.load(folder)
@@ -233,7 +233,7 @@ def test_tokens_that_were_added_keep_their_ids(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n",
@@ -245,16 +245,16 @@ def test_tokens_that_were_added_keep_their_ids(tmp_path: Path) -> None:
         (b"PK\x03\x04\x14\0", "zip archive"),
     ],
 )
-def test_files_that_are_no_tokenizer_are_named(name: str, content: bytes, told: str, tmp_path: Path) -> None:
+def test_files_that_are_no_tokenizer_are_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     folder = _vocabulary(tmp_path, PIECES)
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=name) as caught:
         TextTokenizer.load(folder)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_json_cut_short_is_told(bert: TextTokenizer, tmp_path: Path) -> None:
+def test_a_tokenizer_json_cut_short_is_reported(bert: TextTokenizer, tmp_path: Path) -> None:
     bert.save(tmp_path)
     whole = (tmp_path / "tokenizer.json").read_bytes()
     for share in (0.1, 0.5, 0.99):
@@ -272,7 +272,7 @@ def test_a_file_may_stand_for_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["do_lower_case", "strip_accents", "tokenize_chinese_chars"])
 @pytest.mark.parametrize("value", ["false", 0, 1, []])
-def test_a_setting_that_is_neither_true_nor_false_is_told(tmp_path: Path, name: str, value: Any) -> None:
+def test_a_setting_that_is_neither_true_nor_false_is_reported(tmp_path: Path, name: str, value: Any) -> None:
     folder = _vocabulary(tmp_path, PIECES, **{name: value})
     with pytest.raises(UserError, match=f"{name} in .*tokenizer_config.json must be true or false, not "):
         TextTokenizer.load(folder)

@@ -1,4 +1,4 @@
-"""Pictures and small data sets made on the spot."""
+"""Images and small data sets made on the spot."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from make_data import encoded, picture
+from make_data import encoded, make_image
 
 MakeTar = Callable[..., Path]
 
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Ten pictures 0.png ... 9.png under images/."""
+    """Ten images 0.png ... 9.png under images/."""
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(10):
-        (folder / f"{number}.png").write_bytes(encoded(picture(number)))
+        (folder / f"{number}.png").write_bytes(encoded(make_image(number)))
     return folder
 
 
@@ -34,12 +34,12 @@ def write_tar(tmp_path: Path) -> MakeTar:
         with tarfile.open(path, "w", **options) as tar:
             for number in range(first, first + count):
                 key = f"{number:09d}"
-                image = (bad or {}).get(number, encoded(picture(number)))
+                image = (bad or {}).get(number, encoded(make_image(number)))
                 fields = {"key": key, "caption": f"json {number}", "url": f"u{number}", "status": "success"}
                 for ending, content in (
                     ("png", image),
                     ("json", json.dumps(fields).encode()),
-                    ("txt", f"picture number {number}".encode()),
+                    ("txt", f"image number {number}".encode()),
                 ):
                     info = tarfile.TarInfo(f"{key}.{ending}")
                     info.size, info.mtime = len(content), 1234.5  # a fraction makes a pax header

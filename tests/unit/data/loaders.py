@@ -17,8 +17,8 @@ RANDOM = ImageTransform(ImageTransformConfig(image_size=8, crop_scale=(0.2, 1.0)
 Row = tuple[bytes, str, str]
 
 
-class Pictures(Source):
-    """`count` noisy pictures with three captions each; `bad` numbers give these bytes in place of a picture."""
+class NoisyImages(Source):
+    """`count` noisy images with three captions each; `bad` numbers give these bytes in place of an image."""
 
     def __init__(self, count: int, name: str = "memory", bad: dict[int, bytes] | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Helpers of the data tests: pictures that tell which they are, and what a source holds."""
+"""Helpers of the data tests: images that tell which they are, and what a source holds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from openblip.data.images import decode_image
 from openblip.data.sources import Source
 
 
-def picture(number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """A picture of one colour that tells which it is: red = number, green = 255 - number, blue = 7."""
+def make_image(number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """An image of one colour that tells which it is: red = number, green = 255 - number, blue = 7."""
     return Image.new("RGB", size, (number % 256, 255 - number % 256, 7))
 
 
@@ -29,7 +29,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def contents(source: Source) -> list[tuple[int, tuple[str, ...], str]]:
-    """Return (number of the picture, texts, image id) of every sample."""
+    """Return (number of the image, texts, image id) of every sample."""
     found = []
     for index in range(len(source)):
         sample = source[index]

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from make_data import encoded, picture
+from make_data import encoded, make_image
 
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import SourceConfig, open_source, parse_spec
@@ -44,7 +44,7 @@ def test_settings_of_its_commands_are_known() -> None:
 def test_its_captions_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     for number in (1, 2):
-        (tmp_path / "photos" / f"000{number}.jpg").write_bytes(encoded(picture(number), "JPEG"))
+        (tmp_path / "photos" / f"000{number}.jpg").write_bytes(encoded(make_image(number), "JPEG"))
     jsonl = next(block for block in blocks("json") if '"caption": "a dog on a beach"' in block)
     (tmp_path / "captions.jsonl").write_text(jsonl)
     source = open_source(str(tmp_path / "captions.jsonl"))

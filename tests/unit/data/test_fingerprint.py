@@ -1,4 +1,5 @@
-"""Data are told from others of the same size; data that were only copied, touched or written anew are the same."""
+"""Data are distinguished from others of the same size; data that were only copied, touched or written anew are the
+same."""
 
 from __future__ import annotations
 
@@ -221,7 +222,7 @@ def test_the_drawn_world() -> None:
     assert open_source("world:train?n=8").fingerprint() == marks[0]
 
 
-def test_images_that_are_not_there_are_told(tmp_path: Path) -> None:
+def test_images_that_are_not_there_are_reported(tmp_path: Path) -> None:
     path = as_jsonl(tmp_path / "data", samples(""))
     mark = open_source(path).fingerprint()
     (tmp_path / "data" / "img03.png").unlink()
@@ -258,7 +259,7 @@ def test_long_columns_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Mon
     assert before.fingerprint() != after.fingerprint()
 
 
-def test_a_run_saved_without_fingerprints_goes_on(tmp_path: Path) -> None:
+def test_a_run_saved_without_fingerprints_resumes(tmp_path: Path) -> None:
     source = open_source(as_jsonl(tmp_path / "data", samples("")))
     loader = Loader(source, PLAIN, 2)
     next(iter(loader))

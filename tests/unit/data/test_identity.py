@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_data import contents, encoded, picture
+from make_data import contents, encoded, make_image
 
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import SourceConfig, open_source
@@ -147,14 +147,14 @@ def test_ids_that_pandas_made_floats_of(image_folder: Path, tmp_path: Path) -> N
 def test_images_inside_parquet(tmp_path: Path, layout: str) -> None:
     shown = [0, 0, 1, 2, 2, 3]
     given = [5, 5, 5, None, None, 6]
-    images: list[Any] = [encoded(picture(n)) for n in shown]
+    images: list[Any] = [encoded(make_image(n)) for n in shown]
     if layout == "struct":  # whose paths are of each row
         images = [{"bytes": data, "path": f"row{k}.png"} for k, data in enumerate(images)]
     rows = [
         {"image": i, "caption": f"c{k}", "image_id": g} for k, (i, g) in enumerate(zip(images, given, strict=True))
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
-    name = [image_name(encoded(picture(n))) for n in range(4)]
+    name = [image_name(encoded(make_image(n))) for n in range(4)]
     assert contents(open_source(str(tmp_path / "a.parquet"))) == [
         (0, ("c0", "c1"), f"5 {name[0]}"),
         (1, ("c2",), f"5 {name[1]}"),
@@ -178,7 +178,7 @@ def test_images_are_read_only_where_ids_need_them() -> None:
 def test_parquet_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for folder in "ab":
         (tmp_path / folder).mkdir()
-        rows = [{"image": encoded(picture(ord(folder))), "caption": folder}]
+        rows = [{"image": encoded(make_image(ord(folder))), "caption": folder}]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / folder / "0.parquet")
     source = open_source(str(tmp_path / "*" / "0.parquet"))
     assert [source[i].image_id for i in range(2)] == ["a/0.parquet:0", "b/0.parquet:0"]
@@ -191,12 +191,12 @@ def test_hugging_face_ids(tmp_path: Path) -> None:
     )
     shown, given = [0, 0, 1, 2, 3], [5, 5, 5, None, 2]
     rows = {
-        "image": [{"bytes": encoded(picture(n)), "path": None} for n in shown],
+        "image": [{"bytes": encoded(make_image(n)), "path": None} for n in shown],
         "caption": [f"c{k}" for k in range(5)],
         "image_id": given,
     }
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "d"))
-    name = [image_name(encoded(picture(n))) for n in range(4)]
+    name = [image_name(encoded(make_image(n))) for n in range(4)]
     assert [i for _, _, i in contents(open_source(str(tmp_path / "d")))] == [
         f"5 {name[0]}",
         f"5 {name[0]}",
@@ -251,7 +251,7 @@ def test_one_image_in_a_cell(cell: Any, expected: Any) -> None:
     assert row_images([cell], ["image"], "k") == (() if expected is None else (expected,))
 
 
-def test_several_images_in_a_cell_are_told() -> None:
+def test_several_images_in_a_cell_are_reported() -> None:
     with pytest.raises(BrokenSample, match='holds 2 images under "image", where a sample has 1'):
         row_images([["a.png", {"bytes": b"x"}]], ["image"], "k")
 

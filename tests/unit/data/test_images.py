@@ -1,4 +1,4 @@
-"""Every kind of picture becomes upright RGB, and every broken one says why."""
+"""Every kind of image becomes upright RGB, and every broken one says why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_data import encoded, picture, tiff
+from make_data import encoded, make_image, tiff
 from PIL import Image
 
 from openblip.data.images import decode_image
@@ -29,7 +29,7 @@ def center(image: Image.Image) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
 def test_formats(kind: str) -> None:
-    image = decode_image(encoded(picture(200), kind))
+    image = decode_image(encoded(make_image(200), kind))
     assert image.mode == "RGB"
     assert image.size == (40, 30)
     assert np.allclose(center(image), (200, 55, 7), atol=4)
@@ -37,15 +37,15 @@ def test_formats(kind: str) -> None:
 
 def test_from_path_array_image_and_sample(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(encoded(picture(3)))
-    array = np.asarray(picture(3))
-    for source in (path, path.read_bytes(), array, picture(3), Sample("k", (path,))):
+    path.write_bytes(encoded(make_image(3)))
+    array = np.asarray(make_image(3))
+    for source in (path, path.read_bytes(), array, make_image(3), Sample("k", (path,))):
         assert np.array_equal(np.asarray(decode_image(source)), array)
     assert center(decode_image(np.full((4, 4), 9, np.uint8))) == (9, 9, 9)
 
 
 def test_cmyk_jpeg() -> None:
-    image = decode_image(encoded(picture(200).convert("CMYK"), "JPEG", quality=95))
+    image = decode_image(encoded(make_image(200).convert("CMYK"), "JPEG", quality=95))
     assert image.mode == "RGB"
     assert np.allclose(center(image), (200, 55, 7), atol=6)
 
@@ -88,12 +88,12 @@ def test_exif_orientation_is_applied() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged EXIF
 def test_damaged_exif_does_not_matter() -> None:
-    image = decode_image(encoded(picture(5), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))
+    image = decode_image(encoded(make_image(5), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))
     assert image.size == (40, 30)
 
 
 def test_animation_gives_its_first_frame() -> None:
-    frames = [picture(10), picture(90)]
+    frames = [make_image(10), make_image(90)]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert np.allclose(center(decode_image(data)), (10, 245, 7), atol=2)
 
@@ -119,7 +119,7 @@ def test_broken_bytes(data: bytes, cause: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged EXIF
-def test_every_cut_of_a_picture_is_broken_and_never_crashes() -> None:
+def test_every_cut_of_an_image_is_broken_and_never_crashes() -> None:
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF"):
         whole = encoded(photo((16, 16)), kind)
         for length in range(0, len(whole) // 2, 7):
@@ -145,7 +145,7 @@ def test_flipped_bytes_decode_or_are_broken() -> None:
 
 
 def test_too_large_is_refused_before_decoding() -> None:
-    header_only = encoded(picture(1, (2000, 1000)))[:60]  # the size is known, the pixels are not there
+    header_only = encoded(make_image(1, (2000, 1000)))[:60]  # the size is known, the pixels are not there
     with pytest.raises(BrokenSample, match=r"too-large.*2000 x 1000"):
         decode_image(header_only, max_pixels=1_000_000)
 
@@ -157,7 +157,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         assert caught.value.cause in ("missing", "unreadable")
 
 
-def test_arrays_that_are_no_pictures() -> None:
+def test_arrays_that_are_no_images() -> None:
     for array in (np.zeros((4, 4, 3)), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(BrokenSample):
             decode_image(array)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from loaders import PLAIN
-from make_data import encoded, picture
+from make_data import encoded, make_image
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
@@ -65,7 +65,7 @@ def test_answers_are_read_however_they_are_written(row: dict[str, Any], expected
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"question": "", "answers": "red"}, 'no question under "question"'),
         ({"answers": "red"}, 'no question under "question"'),
@@ -76,14 +76,14 @@ def test_answers_are_read_however_they_are_written(row: dict[str, Any], expected
         ({"question": "what?", "answers": {"a": "much"}}, "the weights of 1 answers are"),
     ],
 )
-def test_rows_that_ask_or_answer_nothing_are_told(row: dict[str, Any], told: str) -> None:
+def test_rows_that_ask_or_answer_nothing_are_reported(row: dict[str, Any], message: str) -> None:
     with pytest.raises(BrokenSample, match="line 1") as caught:
         question_texts(row, NAMES, "line 1")
     assert caught.value.cause == "bad-row"
-    assert told in caught.value.detail
+    assert message in caught.value.detail
 
 
-def test_a_question_asked_twice_of_a_picture_counts_twice_with_all_answers() -> None:
+def test_a_question_asked_twice_of_an_image_counts_twice_with_all_answers() -> None:
     rows = [{"question": "what?", "answers": text} for text in ("a", "b", "a")]
     questions, answers = read_questions(text for row in rows for text in question_texts(row, NAMES, ""))
     assert questions == ("what?",) * 3
@@ -156,8 +156,8 @@ def test_columns_that_are_missing_are_named(image_folder: Path, tmp_path: Path) 
         answers_of(open_source(f"{path}?text_column=asked")[0].meta)
 
 
-def test_broken_rows_and_pictures_are_counted_and_the_rest_is_read(image_folder: Path, tmp_path: Path) -> None:
-    (image_folder / "1.png").write_bytes(encoded(picture(1))[:60])
+def test_broken_rows_and_images_are_counted_and_the_rest_is_read(image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "1.png").write_bytes(encoded(make_image(1))[:60])
     path = written(tmp_path / "vqa.jsonl", [*ROWS, {"image": "images/3.png", "question": "which?"}, ["no"]])
     loader = Loader([open_questions(str(path))], PLAIN, 3, text_mode="all", clean="none", max_words=None, seed=1)
     (batch,) = list(loader)

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from loaders import PLAIN, RANDOM, Pictures, make
-from make_data import encoded, number_of, picture
+from loaders import PLAIN, RANDOM, ImageInputs, make
+from make_data import encoded, make_image, number_of
 
 from openblip.core.errors import UserError
 from openblip.data.images import decode_images
@@ -81,7 +81,7 @@ def test_a_column_of_lists(image_folder: Path, tmp_path: Path, kind: str) -> Non
 @pytest.mark.parametrize("layout", ["lists", "columns"])
 def test_images_inside_parquet(tmp_path: Path, layout: str) -> None:
     def cell(number: int) -> dict[str, Any]:
-        return {"bytes": encoded(picture(number)), "path": None}
+        return {"bytes": encoded(make_image(number)), "path": None}
 
     rows = [
         {"images": [cell(a), cell(b)], "caption": "c"}
@@ -96,7 +96,7 @@ def test_images_inside_parquet(tmp_path: Path, layout: str) -> None:
 
 def test_hugging_face_columns_of_images(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    cells = [[{"bytes": encoded(picture(pair[n])), "path": None} for pair in PAIRS] for n in (0, 1)]
+    cells = [[{"bytes": encoded(make_image(pair[n])), "path": None} for pair in PAIRS] for n in (0, 1)]
     content = {"left_image": cells[0], "right_image": cells[1], "sentence": ["a", "b", "c"], "label": ["True"] * 3}
     data = datasets.Dataset.from_dict(content)
     for column in ("left_image", "right_image"):
@@ -161,7 +161,7 @@ def test_the_number_of_columns_has_to_be_that_of_images(image_folder: Path, tmp_
 def pair_source(tmp_path: Path, *, break_second: bool = False) -> str:
     rows = [{"images": [name(2 * n), name(2 * n + 1)], "caption": f"c{n}"} for n in range(5)]
     if break_second:
-        (tmp_path / name(5)).write_bytes(encoded(picture(5))[:20])
+        (tmp_path / name(5)).write_bytes(encoded(make_image(5))[:20])
         (tmp_path / name(9)).unlink()
     return f"{write(tmp_path, 'jsonl', rows)}?num_images=2"
 
@@ -181,7 +181,7 @@ def test_a_batch_holds_all_images_of_its_samples(image_folder: Path, tmp_path: P
 def test_each_image_is_augmented_by_itself_and_again_in_the_same_way(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
 
-    class Twice(Pictures):
+    class Twice(ImageInputs):
         num_images = 2
 
         def __getitem__(self, index: int) -> Sample:
@@ -192,7 +192,7 @@ def test_each_image_is_augmented_by_itself_and_again_in_the_same_way(tmp_path: P
     assert all(not bool((first == second).all()) for first, second in batch.images)
     (again,) = make(Twice(4), 4, transform=RANDOM, num_images=2)
     assert bool((batch.images == again.images).all())
-    (alone,) = make(Pictures(4), 4, transform=RANDOM)
+    (alone,) = make(ImageInputs(4), 4, transform=RANDOM)
     assert alone.images.shape == (4, 3, 8, 8)
 
 
@@ -222,7 +222,7 @@ def test_pairs_resume_to_the_byte_and_their_changes_are_noticed(image_folder: Pa
     again = [batch.images for batch in resumed]
     assert len(again) == len(rest) == 4
     assert all(bool((one == other).all()) for one, other in zip(rest, again, strict=True))
-    (tmp_path / name(3)).write_bytes(encoded(picture(3)) + b"\0")  # the second image of a pair
+    (tmp_path / name(3)).write_bytes(encoded(make_image(3)) + b"\0")  # the second image of a pair
     with pytest.raises(UserError, match="have changed since the run was saved"):
         make(open_source(spec), 1, num_images=2, seed=3).load_state_dict(state)
 
@@ -244,7 +244,7 @@ def test_the_files_of_nlvr2(tmp_path: Path, folder: str, directory: int | None) 
     place.mkdir(parents=True)
     for pair in (1, 2):
         for image in (0, 1):
-            (place / f"test1-0-{pair}-img{image}.png").write_bytes(encoded(picture(10 * pair + image), "JPEG"))
+            (place / f"test1-0-{pair}-img{image}.png").write_bytes(encoded(make_image(10 * pair + image), "JPEG"))
     rows = OWN if directory is None else [{**row, "directory": directory} for row in OWN]
     (tmp_path / "test1.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = open_statements(f"{tmp_path / 'test1.json'}?image_root={tmp_path / 'images'}")
@@ -295,7 +295,7 @@ def test_wrong_labels_are_bad_rows(image_folder: Path, tmp_path: Path, kind: str
     assert all(bad.cause == "bad-row" and bad.key.startswith(f"pairs.{kind}") for bad in source.bad_rows)
 
 
-def test_what_is_wrong_with_nlvr2_files_is_told(image_folder: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_with_nlvr2_files_is_reported(image_folder: Path, tmp_path: Path) -> None:
     rows = [*OWN, {"identifier": "nonsense", "sentence": "s", "label": "True"}]
     (tmp_path / "dev.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = open_statements(str(tmp_path / "dev.json"))

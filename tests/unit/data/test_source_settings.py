@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_data import contents, encoded, picture
+from make_data import contents, encoded, make_image
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
@@ -112,7 +112,7 @@ def test_captions_are_no_questions(sources: dict[str, str], kind: str) -> None:
 
 def rows(numbers: list[int], **columns: Any) -> dict[str, Any]:
     return {
-        "image": [{"bytes": encoded(picture(n)), "path": None} for n in numbers],
+        "image": [{"bytes": encoded(make_image(n)), "path": None} for n in numbers],
         "caption": [f"c{n}" for n in numbers],
         **columns,
     }
@@ -164,7 +164,7 @@ def test_configurations_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder.mkdir()
     head = ["---", "configs:"]
     for number, name in enumerate(("english", "german")):
-        (tmp_path / f"{number}.png").write_bytes(encoded(picture(number)))
+        (tmp_path / f"{number}.png").write_bytes(encoded(make_image(number)))
         row = {"image": str(tmp_path / f"{number}.png"), "caption": name}
         (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
         head += [f"- config_name: {name}", f"  data_files: {name}.jsonl"]
@@ -185,12 +185,12 @@ def test_lists_of_images_and_images_by_path(
 ) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"images": datasets.List(datasets.Image()), "text": datasets.Value("string")})
-    cells = [[{"bytes": encoded(picture(n)), "path": None} for n in own] for own in ([3], [], [1, 2])]
+    cells = [[{"bytes": encoded(make_image(n)), "path": None} for n in own] for own in ([3], [], [1, 2])]
     data = datasets.Dataset.from_dict({"images": cells, "text": ["a", "b", "c"]}, features=features)
     data.save_to_disk(str(tmp_path / "lists"))
     source = open_source(str(tmp_path / "lists"))
     assert source[0].texts == ("a",)
-    for index, said in ((1, "no picture"), (2, "holds 2 images")):
+    for index, said in ((1, "no image"), (2, "holds 2 images")):
         with pytest.raises(BrokenSample, match=said):
             source[index]
     cells = [{"bytes": None, "path": f"images/{n}.png"} for n in (4, 4, 5)]

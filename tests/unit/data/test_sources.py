@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_data import contents, encoded, number_of, picture
+from make_data import contents, encoded, make_image, number_of
 
 from openblip.core.errors import UserError
 from openblip.data.images import decode_image
@@ -25,18 +25,18 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
 
 
 def rows_of(count: int) -> list[dict[str, Any]]:
-    return [{"image": f"images/{n}.png", "caption": f"picture {n}"} for n in range(count)]
+    return [{"image": f"images/{n}.png", "caption": f"image {n}"} for n in range(count)]
 
 
 # ---- folders ----
 
 
-def test_folder_with_texts_beside_the_pictures(image_folder: Path) -> None:
+def test_folder_with_texts_beside_the_images(image_folder: Path) -> None:
     (image_folder / "0.txt").write_text("zero\n\n  nought  \n", encoding="utf-8")
     (image_folder / "1.txt").write_text("\ufeffein Käfer", encoding="utf-8")
     inner = image_folder / "more" / "deep"
     inner.mkdir(parents=True)
-    (inner / "77.PNG").write_bytes(encoded(picture(77)))
+    (inner / "77.PNG").write_bytes(encoded(make_image(77)))
     (inner / "77.txt").write_text("seventy-seven")
     (image_folder / ".hidden.png").write_bytes(b"")
     source = open_source(str(image_folder))
@@ -55,7 +55,7 @@ def test_folder_text_that_is_not_utf8(image_folder: Path) -> None:
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         open_source(str(tmp_path))
 
 
@@ -84,7 +84,7 @@ KINDS = [".jsonl", ".csv", ".tsv", ".parquet", ".json"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_captions_file(image_folder: Path, tmp_path: Path, kind: str) -> None:
     source = open_source(str(write_table(tmp_path / f"captions{kind}", rows_of(10))))
-    assert contents(source) == [(n, (f"picture {n}",), f"images/{n}.png") for n in range(10)]
+    assert contents(source) == [(n, (f"image {n}",), f"images/{n}.png") for n in range(10)]
     assert source.bad_rows == []
     assert source.describe()["num_samples"] == 10
 
@@ -181,7 +181,7 @@ def test_broken_csv_rows(image_folder: Path, tmp_path: Path) -> None:
 def test_a_quote_that_is_never_closed_costs_one_row(image_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     lines = ["image,caption", 'images/0.png,"a line\nbreak"', 'images/1.png,"never closed', *(
-        f"images/{n}.png,picture {n}" for n in range(2, 9)
+        f"images/{n}.png,image {n}" for n in range(2, 9)
     ), 'images/9.png,"again']  # fmt: skip
     path.write_text("\n".join(lines) + "\n")
     source = open_source(str(path))
@@ -222,8 +222,8 @@ def test_quotes_in_tsv_swallow_nothing(image_folder: Path, tmp_path: Path) -> No
         ("a.json", '{"foo": 1, "bar": 2}', "'foo', 'bar'"),
         ("a.parquet", "PAR1 not parquet", "parquet"),
         ("a.yaml", "x: 1", "no known kind"),
-        ("a.tar", "not a tar" * 100, "hold no pictures"),
-        ("a.tar", "", "hold no pictures"),
+        ("a.tar", "not a tar" * 100, "hold no images"),
+        ("a.tar", "", "hold no images"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, says: str) -> None:
@@ -234,7 +234,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, says: s
 
 def test_paths_may_not_leave_the_root(image_folder: Path, tmp_path: Path) -> None:
     outside = tmp_path / "secret.png"
-    outside.write_bytes(encoded(picture(9)))
+    outside.write_bytes(encoded(make_image(9)))
     names = ["../secret.png", str(outside), "inner/../../other.png", "inner/../3.png", str(image_folder / "4.png")]
     path = write_jsonl(image_folder / "data.jsonl", [{"image": name, "caption": "x"} for name in names])
     source = open_source(str(path))
@@ -326,7 +326,7 @@ def test_hugging_face_dataset(tmp_path: Path, image_folder: Path) -> None:
         }
     )
     rows = {
-        "photo": [{"bytes": encoded(picture(n)), "path": None} for n in range(4)],
+        "photo": [{"bytes": encoded(make_image(n)), "path": None} for n in range(4)],
         "sentences": [[f"a{n}", f"b{n}"] for n in range(4)],
         "image_id": [7, 8, 9, 9],
     }

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_data import encoded, picture
+from make_data import encoded, make_image
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
@@ -65,7 +65,7 @@ def whole(folder: Path, kind: str) -> bytes:
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif kind == "inside.parquet":
-        pq.write_table(pa.Table.from_pylist([{**row, "image": {"bytes": encoded(picture(n)), "path": None}}
+        pq.write_table(pa.Table.from_pylist([{**row, "image": {"bytes": encoded(make_image(n)), "path": None}}
                                              for n, row in enumerate(rows)]), path)  # fmt: skip
     elif kind in ("csv", "tsv", "txt"):
         delimiter = "," if kind == "csv" else "\t"
@@ -118,7 +118,7 @@ def test_malformed_files(image_folder: Path, tmp_path: Path, write_tar: Any, kin
     if kind == "vqa.json":  # the other file of the pair
         answers = [{"question_id": n, "image_id": n, "answers": [{"answer": "yes"}]} for n in range(6)]
         (path.parent / "annotations.json").write_text(json.dumps({"annotations": answers}))
-    told: list[str] = []
+    messages: list[str] = []
     counted: list[BrokenSample] = []
     num_read = 0
     for content in [*malformed(data, 120), *STRANGE]:
@@ -127,7 +127,7 @@ def test_malformed_files(image_folder: Path, tmp_path: Path, write_tar: Any, kin
             try:
                 source = opened(str(path))
             except UserError as error:
-                told.append(str(error))
+                messages.append(str(error))
                 continue
             source.text_counts()
             source.describe()
@@ -141,7 +141,7 @@ def test_malformed_files(image_folder: Path, tmp_path: Path, write_tar: Any, kin
                 assert sample.key
                 assert sample.image_id
                 num_read += 1
-    assert [text for text in told if "alone" not in text or "\n" in text] == []
+    assert [text for text in messages if "alone" not in text or "\n" in text] == []
     assert [broken for broken in counted if not broken.detail] == []
-    assert len(told) > len(STRANGE)
+    assert len(messages) > len(STRANGE)
     assert num_read

@@ -1,4 +1,4 @@
-"""Pictures packed into other files: parquet and tars, whole, cut and damaged."""
+"""Images packed into other files: parquet and tars, whole, cut and damaged."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_data import contents, encoded, number_of, picture
+from make_data import contents, encoded, make_image, number_of
 
 from openblip.core.errors import UserError
 from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import SourceConfig, open_source
 
-# ---- parquet with pictures inside ----
+# ---- parquet with images inside ----
 
 
 @pytest.mark.parametrize("inside", ["binary", "struct"])
-def test_parquet_with_pictures(tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_with_images(tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openblip.data.sources.parquet._CACHE_BYTES", 1)  # keep two row groups only
     folder = tmp_path / "parquet"
     folder.mkdir()
     for part in range(2):
         rows = []
         for n in range(part * 10, part * 10 + 10):
-            data = encoded(picture(n)) if n != 13 else None
+            data = encoded(make_image(n)) if n != 13 else None
             image = {"bytes": data, "path": f"{n}.png"} if inside == "struct" else data
             rows.append(
                 {"image": image, "texts": [f"p{n}", f"q{n}"] if n != 4 else [], "split": "a" if n % 2 else "b"}
@@ -39,7 +39,7 @@ def test_parquet_with_pictures(tmp_path: Path, inside: str, monkeypatch: pytest.
     order = np.random.default_rng(0).permutation(20)
     for index in order:
         if index == 13:
-            with pytest.raises(BrokenSample, match="no picture"):
+            with pytest.raises(BrokenSample, match="no image"):
                 source[13]
             continue
         sample = source[int(index)]
@@ -70,7 +70,7 @@ def test_tars(tmp_path: Path, write_tar: Any, layout: str) -> None:
     (tmp_path / "t" / "00000_stats.json").write_text("{}")
     pattern = {"glob": "t/*.tar", "braces": "t/{00000..00003}.tar"}.get(layout, "t")
     source = open_source(str(tmp_path / pattern))
-    assert [(n, texts) for n, texts, _ in contents(source)] == [(n, (f"picture number {n}",)) for n in range(7)]
+    assert [(n, texts) for n, texts, _ in contents(source)] == [(n, (f"image number {n}",)) for n in range(7)]
     assert source.blocks == [range(4), range(4, 7)]
     assert source[5].key == "00002/000000005"
     if layout == "braces":
@@ -96,7 +96,7 @@ def test_long_names_and_folders_in_tars(tmp_path: Path) -> None:
             folder.type = tarfile.DIRTYPE
             tar.addfile(folder)
             for name, data in (
-                ("deep/" + "k" * 150 + ".seg.png", encoded(picture(8))),
+                ("deep/" + "k" * 150 + ".seg.png", encoded(make_image(8))),
                 ("deep/" + "k" * 150 + ".txt", b"one\ntwo\n"),
                 ("deep/._" + "k" * 150 + ".png", b"resource fork"),
             ):
@@ -129,7 +129,7 @@ def test_damaged_tar_keeps_what_came_before(write_tar: Any) -> None:
     assert [bad.cause for bad in source.bad_rows] == ["unreadable"]
 
 
-def test_tar_without_pictures_and_compressed_tar(tmp_path: Path, write_tar: Any) -> None:
+def test_tar_without_images_and_compressed_tar(tmp_path: Path, write_tar: Any) -> None:
     path = write_tar("a.tar", 0, 2)
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(UserError, match="no known kind"):
@@ -142,7 +142,7 @@ def test_tar_without_pictures_and_compressed_tar(tmp_path: Path, write_tar: Any)
 def write_parquet(path: Path, count: int = 40) -> Path:
     rng = np.random.default_rng(0)
     rows = [
-        {"image": encoded(picture(n)) + rng.bytes(400), "caption": f"picture number {n} {rng.integers(1 << 40)}"}
+        {"image": encoded(make_image(n)) + rng.bytes(400), "caption": f"image number {n} {rng.integers(1 << 40)}"}
         for n in range(count)
     ]
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loaders import PLAIN, make
-from make_data import encoded, number_of, picture
+from make_data import encoded, make_image, number_of
 from PIL import Image, ImageCms
 
 from openblip.data.sources.open import open_source
@@ -48,7 +48,7 @@ def texts_of(spec: str) -> dict[str, tuple[str, ...]]:
 @pytest.fixture
 def wanted(tmp_path: Path) -> dict[str, tuple[str, ...]]:
     for number, name in enumerate(NAMES):
-        (tmp_path / name).write_bytes(encoded(picture(number)))
+        (tmp_path / name).write_bytes(encoded(make_image(number)))
     return {name: (text,) for name, text in zip(NAMES, TEXTS, strict=True)}
 
 
@@ -79,11 +79,11 @@ def test_texts_and_names_beside_images(tmp_path: Path, wanted: dict[str, tuple[s
 def test_compound_names_in_tars(tmp_path: Path) -> None:
     """webdataset's rule: what follows the first dot of a base name says what a file is to its sample."""
     members = {
-        "a/0001.jpg": encoded(picture(1), "JPEG", quality=95),
+        "a/0001.jpg": encoded(make_image(1), "JPEG", quality=95),
         "a/0001.txt": b"one",
         "a/0001.cls": b"7",
-        "a/0001.seg.png": encoded(picture(50)),
-        "./b/0002.png": encoded(picture(2)),
+        "a/0001.seg.png": encoded(make_image(50)),
+        "./b/0002.png": encoded(make_image(2)),
         "./b/0002.json": json.dumps({"caption": "two"}).encode(),
         "./b/0002.txt": b"two",
     }

@@ -1,4 +1,4 @@
-"""Broken samples are replaced, counted and listed once; what cannot go on stops with a sentence."""
+"""Broken samples are replaced, counted and listed once; what cannot continue stops with a sentence."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loaders import PLAIN, Failing, Pictures, keys, make, rows
-from make_data import encoded, number_of, picture
+from loaders import PLAIN, Failing, NoisyImages, keys, make, rows
+from make_data import encoded, make_image, number_of
 from PIL import Image
 
 from openblip.core.errors import UserError
@@ -26,15 +26,15 @@ from openblip.data.sources import open_source
 
 @pytest.fixture
 def broken_folder(image_folder: Path, tmp_path: Path) -> Path:
-    """A captions file of ten pictures of which 1 to 5 are broken, each in another way, and one row is no JSON."""
+    """A captions file of ten images of which 1 to 5 are broken, each in another way, and one row is no JSON."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
     (image_folder / "1.png").unlink()
     (image_folder / "2.png").write_bytes(encoded(noise, "JPEG")[:-200])
     (image_folder / "3.png").write_bytes(b"")
     (image_folder / "4.png").write_bytes(b"<html>not found</html>")
-    (image_folder / "5.png").write_bytes(encoded(picture(5, (300, 200))))
+    (image_folder / "5.png").write_bytes(encoded(make_image(5, (300, 200))))
     path = tmp_path / "captions.jsonl"
-    lines = [json.dumps({"image": f"images/{n}.png", "caption": f"picture {n}"}) for n in range(10)]
+    lines = [json.dumps({"image": f"images/{n}.png", "caption": f"image {n}"}) for n in range(10)]
     path.write_text("\n".join([*lines, '{"image": "images/']) + "\n")
     return path
 
@@ -145,8 +145,8 @@ def test_samples_without_words_are_skipped(image_folder: Path) -> None:
 
 def test_cmyk_and_sixteen_bits_are_read_and_not_skipped(tmp_path: Path) -> None:
     files = {
-        "cmyk.jpg": encoded(picture(200).convert("CMYK"), "JPEG", quality=95),
-        "cmyk.tif": encoded(picture(200).convert("CMYK"), "TIFF"),
+        "cmyk.jpg": encoded(make_image(200).convert("CMYK"), "JPEG", quality=95),
+        "cmyk.tif": encoded(make_image(200).convert("CMYK"), "TIFF"),
         "grey16.png": encoded(Image.fromarray(np.full((30, 40), 200 << 8, np.uint16))),
         "grey16.tif": encoded(Image.fromarray(np.full((30, 40), 200 << 8, np.uint16)), "TIFF"),
     }
@@ -167,18 +167,18 @@ def test_sixteen_bit_color() -> None:
     assert np.allclose(np.asarray(decode_image(ppm)), (200, 55, 7), atol=1)
 
 
-# ---- what cannot go on ----
+# ---- what cannot continue ----
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_source_that_is_broken_as_a_whole_stops(num_workers: int) -> None:
-    loader = make([Pictures(50), Failing()], 10, max_substitutes=20, num_workers=num_workers)
+    loader = make([NoisyImages(50), Failing()], 10, max_substitutes=20, num_workers=num_workers)
     with pytest.raises(UserError, match=r"data of gone seem broken as a whole: 21 of 21 .*missing .*\.jpg"):
         list(loader)
     loader.close()
 
 
-class Ending(Pictures):
+class Ending(NoisyImages):
     """Kills its own process at one sample, as the kernel does when memory is short."""
 
     def __getitem__(self, index: int):  # type: ignore[no-untyped-def]
@@ -190,14 +190,12 @@ class Ending(Pictures):
 @pytest.mark.timeout(60)
 def test_a_dead_worker_is_told_and_does_not_hang() -> None:
     loader = make(Ending(20), 4, shuffle=False, num_workers=2)
-    with pytest.raises(
-        UserError, match=r"decodes pictures has ended \(.*\), mostly for lack of memory.*num_workers"
-    ):
+    with pytest.raises(UserError, match=r"decodes images has ended \(.*\), mostly for lack of memory.*num_workers"):
         list(loader)
     loader.close()
 
 
-class Wrong(Pictures):
+class Wrong(NoisyImages):
     """Has a mistake of ours in it."""
 
     def __getitem__(self, index: int):  # type: ignore[no-untyped-def]
@@ -214,7 +212,7 @@ def test_our_mistakes_keep_their_name(num_workers: int) -> None:
 
 
 def test_workers_leave_ctrl_c_to_the_loop() -> None:
-    loader = make(Pictures(40), 4, num_workers=2, prefetch=1)
+    loader = make(NoisyImages(40), 4, num_workers=2, prefetch=1)
     batches = iter(loader)
     seen = [next(batches), next(batches)]  # one of each worker: both have begun and ignore the signal
     for process in multiprocessing.active_children():
@@ -228,7 +226,7 @@ def test_workers_leave_ctrl_c_to_the_loop() -> None:
 # ---- tars, from end to end ----
 
 
-def test_a_cut_tar_and_a_broken_picture_in_it(tmp_path: Path, write_tar: object) -> None:
+def test_a_cut_tar_and_a_broken_image_in_it(tmp_path: Path, write_tar: object) -> None:
     whole = write_tar("a/0.tar", 0, 8, bad={3: b""})  # type: ignore[operator]
     cut = write_tar("a/1.tar", 8, 8)  # type: ignore[operator]
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])

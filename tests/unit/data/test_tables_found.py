@@ -10,15 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_data import contents, encoded, picture
+from make_data import contents, encoded, make_image
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import SourceConfig, open_source, parse_spec
 from openblip.data.sources.questions import answers_of, open_questions
 
-ROWS = [{"image": f"images/{n}.png", "caption": f"picture {n}"} for n in range(4)]
-EXPECTED = [(n, (f"picture {n}",)) for n in range(4)]
+ROWS = [{"image": f"images/{n}.png", "caption": f"image {n}"} for n in range(4)]
+EXPECTED = [(n, (f"image {n}",)) for n in range(4)]
 
 
 def found(spec: Any) -> list[tuple[int, tuple[str, ...]]]:
@@ -76,7 +76,7 @@ def test_a_broken_first_line_costs_that_line(image_folder: Path, tmp_path: Path)
         ('[{"image": ' + "9" * 5000 + "}]", "not JSON"),
     ],
 )
-def test_json_that_goes_wrong_is_told(tmp_path: Path, text: str, says: str) -> None:
+def test_json_that_goes_wrong_is_reported(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=says):
         open_source(str(tmp_path / "a.json"))
@@ -153,7 +153,7 @@ def test_the_official_vqa_files(tmp_path: Path, inner: str) -> None:
     images = tmp_path / "coco" / inner
     images.mkdir(parents=True)
     for n in (1, 2):
-        (images / f"COCO_val2014_{n:012d}.jpg").write_bytes(encoded(picture(n)))
+        (images / f"COCO_val2014_{n:012d}.jpg").write_bytes(encoded(make_image(n)))
     pair = vqa(tmp_path)
     vqa(tmp_path, "train2014")
     for path in pair:
@@ -189,8 +189,8 @@ def test_delimiters_in_texts_do_not_mislead(image_folder: Path, tmp_path: Path) 
     assert found(str(tmp_path / "a.csv")) == [(1, ("a, b, c; d",)), (2, ('a, "b"',))]
     (tmp_path / "b.csv").write_text('image, caption\nimages/1.png, "a, b"\n')
     assert found(str(tmp_path / "b.csv")) == [(1, ("a, b",))]
-    (tmp_path / "c.csv").write_text("my picture;my words, all\nimages/1.png;x\n")
-    config = SourceConfig(path=str(tmp_path / "c.csv"), image_column="my picture", text_column="my words, all")
+    (tmp_path / "c.csv").write_text("my image;my words, all\nimages/1.png;x\n")
+    config = SourceConfig(path=str(tmp_path / "c.csv"), image_column="my image", text_column="my words, all")
     assert found(config) == [(1, ("x",))]
 
 
@@ -209,7 +209,7 @@ def test_encodings(image_folder: Path, tmp_path: Path, kind: str, encoding: str)
     assert found(str(tmp_path / f"a.{kind}")) == [(1, (f"{text}\nline" if kind == "csv" else text,))]
 
 
-def test_cut_utf16_is_told(tmp_path: Path) -> None:
+def test_cut_utf16_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("image,caption\na.png,x\n".encode("utf-16")[:-1])
     with pytest.raises(UserError, match=r"a\.csv is not UTF-16 text"):
         open_source(str(tmp_path / "a.csv"))
@@ -255,16 +255,14 @@ def test_flickr30k_and_flickr8k(image_folder: Path, tmp_path: Path) -> None:
 def test_lists_without_a_header(image_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "Train_GCC-training.tsv"
     path.write_text("a very typical bus station\thttp://lh6.example.com/a.jpg\nsierra looked\thttp://x.org/b\n")
-    with pytest.raises(
-        UserError, match=r"Train_GCC-training\.tsv holds web addresses and no pictures.*img2dataset"
-    ):
+    with pytest.raises(UserError, match=r"Train_GCC-training\.tsv holds web addresses and no images.*img2dataset"):
         open_source(str(path))
     (tmp_path / "a.csv").write_text("images/1.png,one\nimages/2.png,two\n")
     assert found(str(tmp_path / "a.csv")) == [(1, ("one",)), (2, ("two",))]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.parquet"])
-def test_files_that_are_something_else_are_told(tmp_path: Path, name: str) -> None:
+def test_files_that_are_something_else_are_reported(tmp_path: Path, name: str) -> None:
     for data, said in (
         (gzip.compress(b"image,caption\n"), "by gzip: unpack it first"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
@@ -314,7 +312,7 @@ def test_captions_of_every_type(image_folder: Path, tmp_path: Path, kind: Any, c
     assert source.text_counts().tolist() == [len(own) for own in texts]
 
 
-def test_binary_captions_that_are_no_text_are_told(image_folder: Path, tmp_path: Path) -> None:
+def test_binary_captions_that_are_no_text_are_reported(image_folder: Path, tmp_path: Path) -> None:
     table = pa.table({"image": ["images/0.png", "images/1.png"], "caption": pa.array([b"\xff\xfe\xff", b"a"])})
     pq.write_table(table, tmp_path / "a.parquet")
     source = open_source(str(tmp_path / "a.parquet"))
@@ -332,10 +330,10 @@ def both(data: bytes | None, path: str | None) -> dict[str, Any]:
         (IMAGE, [both(None, f"images/{n}.png") for n in range(3)]),
         (
             IMAGE,
-            [both(encoded(picture(0)), None), both(None, "images/1.png"), both(encoded(picture(2)), "x.png")],
+            [both(encoded(make_image(0)), None), both(None, "images/1.png"), both(encoded(make_image(2)), "x.png")],
         ),
-        (pa.list_(IMAGE), [[both(encoded(picture(n)), None)] for n in range(3)]),
-        (pa.list_(pa.binary()), [[encoded(picture(n))] for n in range(3)]),
+        (pa.list_(IMAGE), [[both(encoded(make_image(n)), None)] for n in range(3)]),
+        (pa.list_(pa.binary()), [[encoded(make_image(n))] for n in range(3)]),
         (pa.list_(pa.string()), [[f"images/{n}.png"] for n in range(3)]),
         (pa.list_(pa.string(), 1), [[f"images/{n}.png"] for n in range(3)]),
         (pa.dictionary(pa.int32(), pa.string()), [f"images/{n}.png" for n in range(3)]),
@@ -357,7 +355,7 @@ def test_paths_in_cells_of_images_group_and_stay_inside(image_folder: Path, tmp_
         source[1]
 
 
-def test_rows_of_several_images_are_told(image_folder: Path, tmp_path: Path) -> None:
+def test_rows_of_several_images_are_reported(image_folder: Path, tmp_path: Path) -> None:
     rows = [
         {"image": ["images/1.png", "images/2.png"], "caption": "two"},
         {"image": ["images/3.png"], "caption": "one"},
@@ -376,8 +374,8 @@ def test_rows_of_several_images_are_told(image_folder: Path, tmp_path: Path) -> 
 def test_several_roots(image_folder: Path, tmp_path: Path) -> None:
     for name, n in (("coco", 1), ("vg", 2)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / f"{name}.png").write_bytes(encoded(picture(n)))
-        (tmp_path / name / "both.png").write_bytes(encoded(picture(n)))
+        (tmp_path / name / f"{name}.png").write_bytes(encoded(make_image(n)))
+        (tmp_path / name / "both.png").write_bytes(encoded(make_image(n)))
     rows = [{"image": name, "caption": name} for name in ("vg.png", "coco.png", "both.png", "none.png", "../x.png")]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -400,7 +398,7 @@ def test_several_roots(image_folder: Path, tmp_path: Path) -> None:
 
 def test_file_addresses(image_folder: Path, tmp_path: Path) -> None:
     inside = tmp_path / "images" / "a b.png"
-    inside.write_bytes(encoded(picture(5)))
+    inside.write_bytes(encoded(make_image(5)))
     address = inside.as_uri()
     assert "%20" in address
     path = tmp_path / "a.jsonl"

@@ -33,7 +33,7 @@ def test_missing_ids_of_coco_belong_to_no_image(image_folder: Path) -> None:
     assert [broken.key for broken in source.bad_rows] == ["c.json[0]", "c.json[1]"]
 
 
-def test_an_id_of_two_coco_images_is_told(image_folder: Path) -> None:
+def test_an_id_of_two_coco_images_is_reported(image_folder: Path) -> None:
     images = [{"file_name": "0.png", "id": 7}, {"file_name": "1.png", "id": 7}, {"file_name": "2.png", "id": 8}]
     annotations = [{"caption": "a", "image_id": 7}, {"caption": "b", "image_id": 8}]
     source = open_source(written(image_folder, "c.json", {"images": images, "annotations": annotations}))

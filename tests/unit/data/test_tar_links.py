@@ -7,9 +7,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from make_data import encoded, picture
+from make_data import encoded, make_image
 
-from openblip.data.pictures import find_pictures
+from openblip.data.image_inputs import find_image_inputs
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import open_source
 
@@ -18,7 +18,7 @@ LONG, LONGER = "5" * 120 + ".jpg", "6" * 130 + ".jpg"
 
 @pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_links_are_their_files(tmp_path: Path, layout: int) -> None:
-    image = encoded(picture(3), "JPEG")
+    image = encoded(make_image(3), "JPEG")
     files = {"a/0.jpg": image, "a/0.txt": b"a text"}
     links = [
         ("a/1.jpg", "0.jpg", tarfile.SYMTYPE),
@@ -47,12 +47,12 @@ def test_links_are_their_files(tmp_path: Path, layout: int) -> None:
     long = [LONG, LONGER] if layout != tarfile.USTAR_FORMAT else []
     whole = ["a/0", "a/1", "a/2", *(name.removesuffix(".jpg") for name in long)]
     assert {key for key, sample in found.items() if sample.image == image} == {f"t/{key}" for key in whole}
-    pictures = find_pictures([path])
+    images = find_image_inputs([path])
     broken = []
-    for one in pictures:
+    for one in images:
         try:
             one.decode()
         except BrokenSample as error:
             broken.append((error.key, error.cause))
     assert sorted(broken) == [(f"{path}/3.jpg", "empty"), (f"{path}/4.jpg", "empty")]
-    assert len(pictures) == len(whole) + 2
+    assert len(images) == len(whole) + 2

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_data import contents, encoded, picture
+from make_data import contents, encoded, make_image
 
 from openblip.core.errors import UserError
 from openblip.data.sources import SourceConfig, open_source
 
 
 def pack(path: Path, files: dict[str, Any]) -> str:
-    """A tar of `files` in their order: a number is its picture (PNG), a dict JSON, a text itself."""
+    """A tar of `files` in their order: a number is its image (PNG), a dict JSON, a text itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, content in files.items():
             if isinstance(content, int):
-                content = encoded(picture(content))
+                content = encoded(make_image(content))
             elif isinstance(content, dict):
                 content = json.dumps(content).encode()
             elif isinstance(content, str):
@@ -173,7 +173,7 @@ def test_the_order_of_files_does_not_choose_the_image(tmp_path: Path) -> None:
     assert [n for n, _, _ in contents(chosen)] == [1]
 
 
-def test_samples_without_the_chosen_image_are_told(tmp_path: Path) -> None:
+def test_samples_without_the_chosen_image_are_reported(tmp_path: Path) -> None:
     path = pack(tmp_path / "t.tar", {"0.seg.png": 1, "0.png": 2, "1.png": 3})
     source = open_source(SourceConfig(path=path, image_column="seg.png"))
     assert [n for n, _, _ in contents(source)] == [1]
@@ -232,7 +232,7 @@ def test_names_that_are_not_utf8_stay_apart(tmp_path: Path) -> None:
     assert len({source[i].key for i in range(2)}) == 2
 
 
-def test_what_is_no_tar_is_told(tmp_path: Path) -> None:
+def test_what_is_no_tar_is_reported(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", {"0.png": 1})
     cases = {
         "gzip": (gzip.compress((tmp_path / "a.tar").read_bytes()), "by gzip: unpack it first"),

@@ -45,7 +45,7 @@ def test_evaluation_equals_pillows_bicubic(size: int) -> None:
 
 
 def test_crops_follow_scale_and_aspect() -> None:
-    # A picture that tells where each pixel was: red counts columns, green counts rows.
+    # An image that tells where each pixel was: red counts columns, green counts rows.
     x, y = np.meshgrid(np.arange(200), np.arange(200))
     image = Image.fromarray(np.stack([x, y, 0 * x], axis=2).astype(np.uint8))
     shares, aspects = [], []
@@ -68,7 +68,7 @@ def test_crop_of_a_strip_takes_the_middle() -> None:
     assert (out == 9).all()
 
 
-def test_flip_mirrors_half_of_the_pictures() -> None:
+def test_flip_mirrors_half_of_the_images() -> None:
     image = noisy_photo(32, 32)
     upright = plain()(image, np.random.default_rng(0))
     flipped = 0

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_data import encoded, picture
+from make_data import encoded, make_image
 
 from openblip.core.errors import UserError
 from openblip.data import formats
 from openblip.data import walk as walk_module
+from openblip.data.image_inputs import decoded, find_image_inputs, find_images
 from openblip.data.images import decode_image
-from openblip.data.pictures import decoded, find_images, find_pictures
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import open_source
 from openblip.data.sources.base import SourceConfig
@@ -38,7 +38,7 @@ def put(folder: Path, *names: str, data: bytes | None = None) -> None:
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(picture(number), "PNG") if data is None else data)
+        path.write_bytes(encoded(make_image(number), "PNG") if data is None else data)
 
 
 def found_by_both(folder: Path) -> list[str]:
@@ -78,7 +78,7 @@ def test_hidden_files_in_tars_are_out_for_both(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("x.png", "__MACOSX/._x.png", "._x.png", ".thumbs/x.png", "@eaDir/x.png"):
             member = tarfile.TarInfo(name)
-            data = encoded(picture(1), "PNG")
+            data = encoded(make_image(1), "PNG")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     assert find_images([tmp_path / "a.tar"]) == [f"{tmp_path}/a.tar/x.png"]
@@ -145,16 +145,16 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path, monkeypatch: pytest
         "1 .tar.gz file left out (all.tar.gz): an archive; unpack",
         "1 .zip file left out (all.zip): an archive; unpack",
     ]
-    found = find_pictures([tmp_path])
+    found = find_image_inputs([tmp_path])
     assert len(found) == 3
     assert [line.replace(f"{tmp_path}/", "") for line in found.left_out.lines()] == lines
-    matched = find_pictures([f"{tmp_path}/*.[hp]*"])
+    matched = find_image_inputs([f"{tmp_path}/*.[hp]*"])
     assert [line.partition(" left")[0] for line in matched.left_out.lines()] == ["12 .heic files", "1 .pdf file"]
 
 
 def test_a_folder_of_such_files_alone_says_so(tmp_path: Path) -> None:
     put(tmp_path, "a.heic", data=HEIC)
-    for opened in (lambda: open_source(str(tmp_path)), lambda: find_pictures([tmp_path])):
+    for opened in (lambda: open_source(str(tmp_path)), lambda: find_image_inputs([tmp_path])):
         with pytest.raises(UserError, match=r"1 \.heic file left out .*\): a HEIC image; install pillow-"):
             opened()
 
@@ -170,7 +170,7 @@ def test_plugins_that_are_there_are_used(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (".avif" in others, ".jp2" in readable) == (True, True)
 
 
-def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "a.png", "closed/b.png")
     entries = walk_module._entries
 
@@ -185,7 +185,7 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytes
     (bad,) = source.bad_rows
     assert bad.key == str(tmp_path / "closed")
     assert "Permission denied" in bad.detail
-    assert find_pictures([tmp_path]).left_out.lines() == [f"{bad.key} left out: {bad.detail}"]
+    assert find_image_inputs([tmp_path]).left_out.lines() == [f"{bad.key} left out: {bad.detail}"]
 
 
 def test_a_pipe_among_images_does_not_hang(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_text_that_is_no_text_is_counted(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_image_is_named(data: bytes, expected: str, tmp_path: Path) -> None:
     put(tmp_path, "a.jpg", data=data)
-    (batch,) = decoded(find_pictures([tmp_path / "a.jpg"]), evaluation_transform(16), batch_size=1)
+    (batch,) = decoded(find_image_inputs([tmp_path / "a.jpg"]), evaluation_transform(16), batch_size=1)
     (broken,) = batch.broken
     assert (broken.cause, broken.key) == ("not-an-image", str(tmp_path / "a.jpg"))
     assert broken.detail.startswith(expected)
@@ -271,7 +271,7 @@ def test_a_file_that_is_no_image_is_named(data: bytes, expected: str, tmp_path: 
 @pytest.mark.skipif(not formats.features.check("avif"), reason="this Pillow has no AVIF")
 def test_avif_and_jpeg_2000_are_read(tmp_path: Path) -> None:
     for kind, ending in (("AVIF", ".avif"), ("JPEG2000", ".jp2"), ("JPEG2000", ".JPX")):
-        put(tmp_path, f"a{ending}", data=encoded(picture(200), kind))
+        put(tmp_path, f"a{ending}", data=encoded(make_image(200), kind))
     assert len(found_by_both(tmp_path)) == 3
     for name in found_by_both(tmp_path):
         assert np.allclose(np.asarray(decode_image(tmp_path / name))[15, 20], (200, 55, 7), atol=8)

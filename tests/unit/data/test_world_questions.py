@@ -144,7 +144,7 @@ def test_pair_statements_by_hand() -> None:
     assert pair_is_true("the right picture has more red objects than the left picture", one, two)
     assert not pair_is_true("the left picture has more stars than the right picture", one, two)
     assert pair_is_true("the right picture shows a star above a moon", one, two)
-    with pytest.raises(UserError, match="no statement about two pictures"):
+    with pytest.raises(UserError, match="no statement about two images"):
         pair_is_true("a star", one, two)
 
 

@@ -1,4 +1,4 @@
-"""Scenes, their geometry and their pictures: deterministic, clear of every border, drawn where they say."""
+"""Scenes, their geometry and their images: deterministic, clear of every border, drawn where they say."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_bad_settings_are_named() -> None:
         draw_scene(sample_scene(0, "train", 0), np.random.default_rng(0), size=16)
 
 
-# Pictures
+# Images
 
 
 def plain(scene: Scene) -> Scene:
@@ -145,27 +145,27 @@ def paint(scene: Scene, *, size: int = 96) -> np.ndarray:
     return draw_scene(scene, np.random.default_rng(0), size=size, disturb=0.0).astype(int)
 
 
-def test_pictures_are_repeatable_and_disturbed_by_lot(scenes: list[Scene]) -> None:
-    first, again = (draw_scene(scenes[7], random_stream(0, "train", 7, "picture")) for _ in range(2))
+def test_images_are_repeatable_and_disturbed_by_lot(scenes: list[Scene]) -> None:
+    first, again = (draw_scene(scenes[7], random_stream(0, "train", 7, "image")) for _ in range(2))
     assert first.shape == (64, 64, 3)
     assert first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
-    pictures = {draw_scene(scenes[7], random_stream(0, "train", i, "picture")).tobytes() for i in range(8)}
-    assert len(pictures) == 8
+    images = {draw_scene(scenes[7], random_stream(0, "train", i, "image")).tobytes() for i in range(8)}
+    assert len(images) == 8
 
 
 def test_an_object_is_painted_where_it_says_and_in_its_colour() -> None:
     for shape in ("circle", "square", "diamond", "star"):
         for colour in COLOURS:
             item = thing(shape, colour, 0.3, 0.7, 0.2, 0)
-            picture = paint(Scene((item,), "gray"), size=64)
-            np.testing.assert_allclose(picture[int(0.7 * 64), int(0.3 * 64)], PAINTS[colour][0], atol=3)
+            image = paint(Scene((item,), "gray"), size=64)
+            np.testing.assert_allclose(image[int(0.7 * 64), int(0.3 * 64)], PAINTS[colour][0], atol=3)
 
 
 def test_textures_show_both_paints() -> None:
     for texture in ("striped", "dotted", "checkered"):
-        picture = paint(Scene((thing("square", "blue", 0.5, 0.5, 0.2, 0, texture),), "gray"), size=64)
-        body = picture[24:40, 24:40].reshape(-1, 3)
+        image = paint(Scene((thing("square", "blue", 0.5, 0.5, 0.2, 0, texture),), "gray"), size=64)
+        body = image[24:40, 24:40].reshape(-1, 3)
         for colour in PAINTS["blue"]:
             share = (np.abs(body - colour).sum(axis=1) < 90).mean()
             assert 0.12 < share < 0.88

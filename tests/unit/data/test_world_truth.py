@@ -277,7 +277,7 @@ def test_spoiled_captions_are_false_grammatical_and_near(scenes: list[Scene]) ->
 
 
 def test_web_texts_have_the_kinds_and_rates_asked_for(scenes: list[Scene]) -> None:
-    config = NoiseConfig(other_picture=0.2, half_true=0.1, advertising=0.3)
+    config = NoiseConfig(other_image=0.2, half_true=0.1, advertising=0.3)
     counts = dict.fromkeys(NOISE_KINDS, 0)
     num = 0
     for i in range(1200):
@@ -327,7 +327,7 @@ def test_the_end_of_grammar_is_named() -> None:
 
 def test_retrieval_ceiling_by_hand(table: Scene) -> None:
     other = Scene((table.objects[0],), "water")
-    # "a red circle" fits both pictures, "a star" one; "a heart" is false of its own.
+    # "a red circle" fits both images, "a star" one; "a heart" is false of its own.
     assert retrieval_ceiling(["a star", "a red circle"], [table, other]) == 0.75
     assert retrieval_ceiling(["a star", "a red circle"], [table, other], k=2) == 1.0
     assert retrieval_ceiling(["a heart", "a red circle on water"], [table, other]) == 0.5

@@ -40,10 +40,10 @@ def test_every_variant_is_measured_and_trained_once(finished: tuple[Path, dict[s
     assert {path.name for path in (out / "seed-0" / "stage1").iterdir()} == {
         name.lower().replace(" ", "-") for name in FIRST
     }
-    for numbers in mean["stage 2"].values():
-        assert 0 <= numbers["truth"][0] <= 1
-        assert 0 <= numbers["answers_all"][0] <= 1
-        assert numbers["truth"][1] is None
+    for metrics in mean["stage 2"].values():
+        assert 0 <= metrics["truth"][0] <= 1
+        assert 0 <= metrics["answers_all"][0] <= 1
+        assert metrics["truth"][1] is None
     assert "itg_perplexity" in mean["stage 1"]["whole"]
     for table in ("stage 1", "stage 2"):
         assert -1 <= mean[table]["whole"]["query_likeness"][0] <= 1
@@ -81,9 +81,9 @@ def test_blip_stands_beside_blip2(finished: tuple[Path, dict[str, Any]]) -> None
     assert second["trained_parameters"][0] < first["trained_parameters"][0] < first["parameters"][0]
     # What is cached need not be computed; the frozen tower is the difference.
     assert first["cached_gflops"][0] < first["gflops"][0]
-    for numbers in mean["cost"].values():
-        assert numbers["seconds"][0] > 0
-        assert numbers["peak_mb"][0] > 1
+    for metrics in mean["cost"].values():
+        assert metrics["seconds"][0] > 0
+        assert metrics["peak_mb"][0] > 1
     write_report(out / "compare-report.html", compare_page(result))
     assert "What a step costs" in (out / "compare-report.html").read_text()
 
@@ -120,7 +120,7 @@ def test_the_likeness_of_queries_is_the_mean_over_pairs() -> None:
     [
         ([0.5, 0.01], [0.4, 0.01], "holds"),
         ([0.4, 0.01], [0.5, 0.01], "does not hold"),
-        ([0.5, 0.1], [0.45, 0.1], "cannot be told"),
+        ([0.5, 0.1], [0.45, 0.1], "cannot be distinguished"),
         ([0.5, None], [0.45, None], "in the one seed"),
         ([0.4, None], [0.45, None], "does not hold in the one seed"),
     ],

@@ -63,7 +63,7 @@ def test_a_captioner_is_judged_by_its_own_likelihood() -> None:
 
 
 @pytest.mark.slow
-def test_the_smallest_form_runs_and_goes_on(tmp_path: Path) -> None:
+def test_the_smallest_form_runs_and_resumes(tmp_path: Path) -> None:
     config = QUICK
     stages: list[str] = []
     try:
@@ -74,8 +74,8 @@ def test_the_smallest_form_runs_and_goes_on(tmp_path: Path) -> None:
         )
     assert set(result["mean"]["models"]) == {"none", "both", *VARIANTS}
     assert set(result["mean"]["texts"]) == {"nucleus, apart", "beam, apart", "nucleus, tied"}
-    for numbers in result["mean"]["models"].values():
-        assert 0 <= numbers["truth"][0] <= 1
+    for metrics in result["mean"]["models"].values():
+        assert 0 <= metrics["truth"][0] <= 1
     for name, policy in VARIANTS.items():
         described = json.loads((tmp_path / "seed-0" / name / "set" / "capfilt" / "totals.json").read_text())
         assert described["output"]["policy"]["threshold"] == policy.threshold

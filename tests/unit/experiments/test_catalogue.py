@@ -41,9 +41,9 @@ def test_experiments_that_share_a_folder_write_different_files() -> None:
 
 
 def test_the_pointing_game_is_played_and_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = TextTokenizer.train(["a red circle", "a blue square"] * 3, vocab_size=60)
-    blip = Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=64))
-    save_model(tmp_path / "model", StoredModel(blip, words))
+    tokenizer = TextTokenizer.train(["a red circle", "a blue square"] * 3, vocab_size=60)
+    blip = Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=64))
+    save_model(tmp_path / "model", StoredModel(blip, tokenizer))
     command = ["experiments", "pointing", "--quick", "--out", str(tmp_path / "out"), "--seeds", "1"]
     assert main([*command, "--set", f"model={tmp_path / 'model'}"]) == 0
     result = json.loads(capsys.readouterr().out)

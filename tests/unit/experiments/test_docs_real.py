@@ -54,15 +54,15 @@ def test_it_was_run_as_it_is_described(name: str) -> None:
 @pytest.mark.parametrize("name", MEASURED)
 def test_its_captions_are_those_written(name: str) -> None:
     captions = stored(SECTIONS[name])["captions"]
-    records = {record["picture"]: record for found in captions.values() for record in found}
+    records = {record["image"]: record for found in captions.values() for record in found}
     rows = re.findall(r"^\| `(images/[^`]+)` \| (.+) \| (.+) \| (.+) \|$", SECTIONS[name], flags=re.MULTILINE)
-    for picture, alt_text, beam, nucleus in rows:
-        record = records[picture]
+    for image, alt_text, beam, nucleus in rows:
+        record = records[image]
         assert (record["alt_text"], record["beam"], record["nucleus"]) == (alt_text, beam, nucleus)
     assert len(rows) >= (5 if name == "openstax" else 0)
 
 
-def test_its_chance_is_that_of_the_pictures() -> None:
+def test_its_chance_is_that_of_the_images() -> None:
     chance = stored(SECTIONS["openstax"])["chance"]
     rows = re.findall(r"^\| (recall@\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE, flags=re.MULTILINE)
     assert len(rows) == 3

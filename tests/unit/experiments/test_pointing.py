@@ -42,18 +42,18 @@ def map_of(thing: Object) -> Tensor:
 
 
 def play(model: Blip, monkeypatch: pytest.MonkeyPatch, maps: Iterator[Tensor]) -> pointing.Pointing:
-    def answer(model: Blip, words: TextTokenizer, memory: object, text: str, **more: object) -> list[WordMap]:
+    def answer(model: Blip, tokenizer: TextTokenizer, memory: object, text: str, **more: object) -> list[WordMap]:
         _, colour, shape = text.split()
         weights = next(maps)
         return [WordMap("a", torch.zeros(GRID, GRID)), WordMap(colour, weights), WordMap(shape, weights)]
 
     monkeypatch.setattr(pointing, "match_maps", answer)
-    return measure_pointing(model, WORDS, WORLD, pictures=100)
+    return measure_pointing(model, WORDS, WORLD, images=100)
 
 
 def test_a_map_of_the_named_object_always_hits(model: Blip, monkeypatch: pytest.MonkeyPatch) -> None:
     found = play(model, monkeypatch, (map_of(thing) for _, thing, _ in pointing._plain(WORLD)))
-    assert found.pictures == 100
+    assert found.images == 100
     assert found.named > 0.97, "but for objects smaller than a patch"
     assert found.other == 0
 
@@ -74,7 +74,7 @@ def test_peaks_anywhere_hit_by_chance(model: Blip, monkeypatch: pytest.MonkeyPat
     assert abs(found.named - found.chance) < 3 * (found.chance * (1 - found.chance) / 100) ** 0.5
 
 
-def test_only_plain_pictures_are_asked_about() -> None:
+def test_only_plain_images_are_asked_about() -> None:
     asked = list(pointing._plain(WORLD))
     assert len(asked) > 100
     for index, thing, rival in asked:
@@ -87,15 +87,15 @@ def test_only_plain_pictures_are_asked_about() -> None:
                 assert hypot(other.x - thing.x, other.y - thing.y) > thing.radius + other.radius
 
 
-def test_too_few_pictures_are_told(model: Blip) -> None:
+def test_too_few_images_are_reported(model: Blip) -> None:
     few = WorldSource(split="test", num_samples=3, size=32)
-    with pytest.raises(UserError, match=r"world:test has \d pictures that are plain enough"):
-        measure_pointing(model, WORDS, few, pictures=50)
+    with pytest.raises(UserError, match=r"world:test has \d images that are plain enough"):
+        measure_pointing(model, WORDS, few, images=50)
 
 
 def test_by_a_model_as_it_is(model: Blip) -> None:
     for by in ("match", "caption"):
-        found = measure_pointing(model, WORDS, WORLD, pictures=3, by=by)
+        found = measure_pointing(model, WORDS, WORLD, images=3, by=by)
         assert 0 <= found.named <= 1
         assert found.deviation <= 0.3
 
@@ -107,21 +107,21 @@ def test_peaks_are_centres_of_patches() -> None:
 
 
 def test_a_drawing_has_a_panel_for_each_word(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (60, 30), "white")
+    image = Image.new("RGB", (60, 30), "white")
     maps = [WordMap(word, torch.rand(4, 4)) for word in ("a", "red", "$x$")]
     sizes = {}
     for count in (1, 3):
-        draw_maps(tmp_path / f"{count}.png", picture, maps[:count], title="a red $x$")
+        draw_maps(tmp_path / f"{count}.png", image, maps[:count], title="a red $x$")
         with Image.open(tmp_path / f"{count}.png") as drawn:
             sizes[count] = drawn.size
             assert drawn.format == "PNG"
             assert len(drawn.convert("RGB").getcolors(2**20)) > 50, "the map is in colours"
-    assert sizes[3][0] > sizes[1][0], "panels stand in a row of four: picture, all words, words"
+    assert sizes[3][0] > sizes[1][0], "panels stand in a row of four: image, all words, words"
     assert sizes[3][1] > sizes[1][1]
     with pytest.raises(UserError, match=r"name the file .*x\.png"):
-        draw_maps(tmp_path / "x.pdf", picture, maps)
+        draw_maps(tmp_path / "x.pdf", image, maps)
     with pytest.raises(UserError, match="no word"):
-        draw_maps(tmp_path / "x.png", picture, [])
+        draw_maps(tmp_path / "x.png", image, [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "3.png"]
 
 

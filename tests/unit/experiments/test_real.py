@@ -17,16 +17,16 @@ from openblip.data.sample import Batch
 from openblip.experiments.real import BESIDE, VARIABLE, find_data
 from openblip.experiments.real.measures import (
     Unseen,
-    caption_numbers,
+    caption_metrics,
     chance,
-    likelihood_numbers,
-    matching_numbers,
+    likelihood_metrics,
+    matching_metrics,
     mean_place,
     perplexity,
     recalls,
-    wrong_pictures,
+    wrong_images,
 )
-from openblip.experiments.real.openstax import QUICK, SETTINGS, STAGES, pictures_read, run_config, unseen
+from openblip.experiments.real.openstax import QUICK, SETTINGS, STAGES, images_read, run_config, unseen
 from openblip.experiments.real.openstax_filter import judged
 from openblip.experiments.results import spread
 from openblip.models.blip import Blip, blip_config
@@ -38,10 +38,10 @@ WORDS = ("map", "man", "red", "tree", "chart", "two", "house", "boat")
 # --- measures on made-up arrays
 
 
-def test_wrong_pictures_are_permutations_within_the_group() -> None:
+def test_wrong_images_are_permutations_within_the_group() -> None:
     books = ["a"] * 5 + ["b"] * 4 + ["c"]
-    found = wrong_pictures(books, 3)
-    assert torch.equal(found, wrong_pictures(books, 3))
+    found = wrong_images(books, 3)
+    assert torch.equal(found, wrong_images(books, 3))
     for row in found.tolist():
         assert sorted(row) == list(range(10))
         assert [books[other] for other in row] == books
@@ -54,20 +54,20 @@ def test_wrong_pictures_are_permutations_within_the_group() -> None:
 def test_recalls_of_a_matrix_by_hand() -> None:
     scores = np.full((12, 12), 0.5)
     np.fill_diagonal(scores, 1.0)
-    scores[0, 1:] = 2.0  # text 0 prefers all 11 other pictures, so it is nowhere
-    scores[1, 2:5] = 2.0  # text 1 finds its picture in place 4
-    numbers = recalls(scores, scores, "_x")
-    assert numbers["t2i_recall_x@1"] == pytest.approx(10 / 12)
-    assert numbers["t2i_recall_x@5"] == pytest.approx(11 / 12)
-    assert numbers["t2i_recall_x@10"] == pytest.approx(11 / 12)
-    # Every picture but 0 has text 0 before its own; pictures 2, 3 and 4 have text 1 as well.
-    assert numbers["i2t_recall_x@1"] == pytest.approx(1 / 12)
-    assert numbers["i2t_recall_x@5"] == 1.0
+    scores[0, 1:] = 2.0  # text 0 prefers all 11 other images, so it is nowhere
+    scores[1, 2:5] = 2.0  # text 1 finds its image in place 4
+    metrics = recalls(scores, scores, "_x")
+    assert metrics["t2i_recall_x@1"] == pytest.approx(10 / 12)
+    assert metrics["t2i_recall_x@5"] == pytest.approx(11 / 12)
+    assert metrics["t2i_recall_x@10"] == pytest.approx(11 / 12)
+    # Every image but 0 has text 0 before its own; images 2, 3 and 4 have text 1 as well.
+    assert metrics["i2t_recall_x@1"] == pytest.approx(1 / 12)
+    assert metrics["i2t_recall_x@5"] == 1.0
 
 
 def test_mean_place_by_hand() -> None:
     scores = np.array([[3.0, 1.0, 1.0], [5.0, 2.0, 2.0], [0.0, 0.0, 1.0]])
-    # Below the right one are, of 2: for the texts 2, a tie, 2; for the pictures 1, 2, a tie.
+    # Below the right one are, of 2: for the texts 2, a tie, 2; for the images 1, 2, a tie.
     assert mean_place(scores) == pytest.approx(((1 + 0.25 + 1) / 3 + (0.5 + 1 + 0.25) / 3) / 2)
     assert mean_place(np.eye(4)) == 1.0
     assert mean_place(np.zeros((4, 4))) == 0.5
@@ -81,12 +81,12 @@ def test_who_knows_only_the_book_is_at_chance_within_it() -> None:
 
 
 def test_chance_by_hand() -> None:
-    numbers = chance(["a"] * 5 + ["b"] * 15)
-    assert numbers["recall@1"] == 0.05
-    assert numbers["recall@10"] == 0.5
-    assert numbers["recall@1_luck"] == pytest.approx(0.05 + 2 * (0.05 * 0.95 / 20) ** 0.5)
-    assert numbers["recall@1_knowing_the_book"] == pytest.approx(2 / 20)
-    assert numbers["recall@10_knowing_the_book"] == pytest.approx((5 * 1 + 15 * 10 / 15) / 20)
+    metrics = chance(["a"] * 5 + ["b"] * 15)
+    assert metrics["recall@1"] == 0.05
+    assert metrics["recall@10"] == 0.5
+    assert metrics["recall@1_luck"] == pytest.approx(0.05 + 2 * (0.05 * 0.95 / 20) ** 0.5)
+    assert metrics["recall@1_knowing_the_book"] == pytest.approx(2 / 20)
+    assert metrics["recall@10_knowing_the_book"] == pytest.approx((5 * 1 + 15 * 10 / 15) / 20)
 
 
 def test_perplexity_of_an_even_guess_is_the_number_of_words() -> None:
@@ -111,7 +111,7 @@ def nano() -> BlipAdapter:
 
 
 def made_up(images: torch.Tensor) -> Unseen:
-    """Pictures of two books with a text of two words each."""
+    """Images of two books with a text of two words each."""
     count = len(images)
     texts = [f"{WORDS[i % 8]} {WORDS[(3 * i + 1) % 7]}" for i in range(count)]
     batch = Batch(
@@ -125,35 +125,35 @@ def made_up(images: torch.Tensor) -> Unseen:
     return Unseen.of([batch], ["a"] * (count // 2) + ["b"] * (count - count // 2), wrong=3)
 
 
-def test_pictures_that_are_all_alike_are_worth_nothing(nano: BlipAdapter) -> None:
+def test_images_that_are_all_alike_are_worth_nothing(nano: BlipAdapter) -> None:
     alike = made_up(torch.full((12, 3, 32, 32), 100, dtype=torch.uint8))
-    found = matching_numbers(nano, alike, rerank_k=4, max_length=10)
+    found = matching_metrics(nano, alike, rerank_k=4, max_length=10)
     for name in ("itc_auc", "itc_auc_same_book", "itm_auc", "itm_auc_same_book"):
         assert found[name] == pytest.approx(0.5, abs=0.02), name  # rounding decides between equals
     assert found["t2i_recall@1"] == 0.0  # a tie counts against the model
-    likely = likelihood_numbers(nano, alike, max_length=10)
+    likely = likelihood_metrics(nano, alike, max_length=10)
     assert likely["perplexity_right"] == pytest.approx(likely["perplexity_wrong"], rel=1e-5)
     assert likely["perplexity_right"] == pytest.approx(likely["perplexity_same_book"], rel=1e-5)
     assert 1 < likely["perplexity_right"] < 200
-    captions, records = caption_numbers(nano, alike, seed=0)
+    captions, records = caption_metrics(nano, alike, seed=0)
     assert captions["distinct_beam"] == pytest.approx(1 / 12)
     assert captions["CIDEr_beam"] == captions["CIDEr_beam_wrong"] == captions["CIDEr_beam_same_book"]
-    assert [record["picture"] for record in records] == alike.keys
+    assert [record["image"] for record in records] == alike.keys
     assert [record["alt_text"] for record in records] == alike.texts
 
 
-def test_likelihood_sees_which_picture_it_is_given(nano: BlipAdapter) -> None:
-    """The measure against sums made picture by picture, on pictures that differ."""
+def test_likelihood_sees_which_image_it_is_given(nano: BlipAdapter) -> None:
+    """The measure against sums made image by image, on images that differ."""
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    pictures = made_up(images)
-    found = likelihood_numbers(nano, pictures, max_length=10)
+    collection = made_up(images)
+    found = likelihood_metrics(nano, collection, max_length=10)
     sums = {"right": 0.0, "wrong": 0.0}
     tokens = preferred = 0
-    for own, other in enumerate(pictures.wrong[0].tolist()):
+    for own, other in enumerate(collection.wrong[0].tolist()):
         each = {}
         for name, which in (("right", own), ("wrong", other)):
             memory = nano.remember(nano.encode(images[which : which + 1]))
-            value, count = nano.score_own(memory, [pictures.texts[own]])
+            value, count = nano.score_own(memory, [collection.texts[own]])
             each[name] = float(value.detach())
             sums[name] += each[name]
         tokens += int(count)
@@ -168,7 +168,7 @@ def test_likelihood_sees_which_picture_it_is_given(nano: BlipAdapter) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder laid out as the real one: 12, 6 and 8 pictures, one of them without a book caption."""
+    """A folder laid out as the real one: 12, 6 and 8 images, one of them without a book caption."""
     root = tmp_path_factory.mktemp("real")
     folder = root / "openstax"
     (folder / "images").mkdir(parents=True)
@@ -208,12 +208,12 @@ def test_the_experiment_runs_and_takes_up_what_is_finished(
     assert result["data"]["test caption"] == {"samples": 8, "skipped": {}}
     assert [len(source["path"]) > 0 for source in result["runs"]["pretrain"]["sources"]] == [True, True]
     for name in ("t2i_recall_itm@1", "itm_auc", "perplexity_wrong", "CIDEr_beam"):
-        for stage, numbers in result["stages"].items():
+        for stage, metrics in result["stages"].items():
             missing = {"captioner": ("t2i", "itm"), "retrieval": ("perp", "CIDEr")}.get(stage, ())
             if name.startswith(missing):
-                assert name not in numbers["test"]
+                assert name not in metrics["test"]
             else:
-                assert len(numbers["test"][name]["seeds"]) == 2
+                assert len(metrics["test"][name]["seeds"]) == 2
     assert result["stages"]["pretrain"]["steps"] == [QUICK.pretrain_steps] * 2
     assert result["stages"]["retrieval"]["best_on_val"][0]["name"] == "mean_auc"
     assert len(result["captions"]["evenly spread"]) == 8
@@ -232,7 +232,7 @@ def test_the_experiment_runs_and_takes_up_what_is_finished(
     filtered = json.loads(capsys.readouterr().out)
     assert made.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed-*/*.json")}.items()
     assert json.loads((tmp_path / "filter-results.json").read_text()) == filtered
-    assert filtered["pictures"] == 8
+    assert filtered["images"] == 8
     assert len(filtered["test"]["auc_other"]["seeds"]) == 2
     kinds = [text["kind"] for text in filtered["examples"][0]["texts"]]
     assert kinds == ["own", "other", "same book", "book caption", "written"]
@@ -249,11 +249,11 @@ def test_a_filter_is_judged_by_hand() -> None:
         {"own": 0.6, "other": 0.1, "written": 0.7},
         {"own": 0.8, "other": 0.45, "written": 0.2},
     ]
-    numbers = judged(scores, 0.5, "x")
-    assert (numbers["precision_x"], numbers["recall_x"]) == (3 / 4, 3 / 4)
-    assert (numbers["kept_other_x"], numbers["kept_book caption_x"], numbers["kept_same book_x"]) == (0.25, 1.0, 0)
-    assert numbers["auc_other"] == 13 / 16
-    assert (numbers["own_over_book caption"], numbers["own_over_written"]) == (0.5, 0.75)
+    metrics = judged(scores, 0.5, "x")
+    assert (metrics["precision_x"], metrics["recall_x"]) == (3 / 4, 3 / 4)
+    assert (metrics["kept_other_x"], metrics["kept_book caption_x"], metrics["kept_same book_x"]) == (0.25, 1.0, 0)
+    assert metrics["auc_other"] == 13 / 16
+    assert (metrics["own_over_book caption"], metrics["own_over_written"]) == (0.5, 0.75)
     assert "precision_y" not in judged(scores, 1.0, "y")
 
 
@@ -314,9 +314,9 @@ def real_data() -> Path:
 
 
 @pytest.mark.slow
-def test_every_real_picture_is_read() -> None:
+def test_every_real_image_is_read() -> None:
     folder = real_data()
-    read = pictures_read(folder)
+    read = images_read(folder)
     sizes = {"train": 1204, "val": 341, "test": 355}
     for split, size in sizes.items():
         assert read[f"{split} caption"] == {"samples": size, "skipped": {}}
@@ -325,11 +325,11 @@ def test_every_real_picture_is_read() -> None:
     assert without == sum(not row["web_text"].strip() for row in rows)
 
 
-def test_no_book_of_the_test_pictures_is_trained_on() -> None:
+def test_no_book_of_the_test_images_is_trained_on() -> None:
     folder = real_data()
-    pictures = unseen(folder, "test", 32)
+    images = unseen(folder, "test", 32)
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
     trained = {row["book"] for row in rows if row["split"] != "test"}
-    assert len(pictures.keys) == 355
-    assert set(pictures.books).isdisjoint(trained)
-    assert round(chance(pictures.books)["recall@1"], 4) == 0.0028
+    assert len(images.keys) == 355
+    assert set(images.books).isdisjoint(trained)
+    assert round(chance(images.books)["recall@1"], 4) == 0.0028

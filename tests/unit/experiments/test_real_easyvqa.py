@@ -1,4 +1,4 @@
-"""The experiment on easyvqa on pictures made up in its layout, and on the real ones where they are."""
+"""The experiment on easyvqa on images made up in its layout, and on the real ones where they are."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Pictures of one colour, two questions about each; the colour of picture n is that of its number."""
+    """Images of one colour, two questions about each; the colour of image n is that of its number."""
     names = list(COLOURS)
     for folder, count in (("train", 20), ("test", 8)):
         (tmp_path / "easyvqa" / folder / "images").mkdir(parents=True)
@@ -43,7 +43,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "easyvqa"
 
 
-def test_a_tenth_of_the_training_pictures_is_held_out(data: Path, tmp_path: Path) -> None:
+def test_a_tenth_of_the_training_images_is_held_out(data: Path, tmp_path: Path) -> None:
     write_rows(data, tmp_path / "easyvqa.jsonl")
     sizes = {}
     for held_out in (False, True):
@@ -55,7 +55,7 @@ def test_a_tenth_of_the_training_pictures_is_held_out(data: Path, tmp_path: Path
     assert sizes == {(False, True): 20, (False, False): 8, (True, True): 18, (True, False): 2}
 
 
-def test_the_whole_experiment_on_made_up_pictures(data: Path, tmp_path: Path) -> None:
+def test_the_whole_experiment_on_made_up_images(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("easyvqa", data, out, 1, QUICK, show=False)
     test = result["test"]
@@ -64,7 +64,7 @@ def test_the_whole_experiment_on_made_up_pictures(data: Path, tmp_path: Path) ->
         own, colour = test[f"accuracy_{way}, yes or no"]["mean"], test[f"accuracy_{way}, colour"]["mean"]
         assert test[f"accuracy_{way}"]["mean"] == pytest.approx((own + colour) / 2, abs=1e-4)
     assert result["steps"] == [QUICK.steps]
-    assert "accuracy_ranked, another picture" in table(result)
+    assert "accuracy_ranked, another image" in table(result)
     weights = (out / "seed-0" / "model" / "model.safetensors").stat().st_mtime_ns
     assert run("easyvqa", data, out, 1, QUICK, show=False)["test"] == test
     assert (out / "seed-0" / "model" / "model.safetensors").stat().st_mtime_ns == weights, "not trained again"

@@ -51,20 +51,23 @@ def test_documents_are_true_and_ask_what_can_be_told() -> None:
 
 
 def test_a_decoder_reads_every_line_with_its_first_and_last_token() -> None:
-    words = LanguageTokenizer.of_words([text for line in LINES for text in line], begins=True)
-    ((read, written),) = _whole(LINES, words, np.random.default_rng(0))
+    language_tokenizer = LanguageTokenizer.of_words([text for line in LINES for text in line], begins=True)
+    ((read, written),) = _whole(LINES, language_tokenizer, np.random.default_rng(0))
     assert read == written
-    assert words.hf.decode(read) == (
+    assert language_tokenizer.hf.decode(read) == (
         "<s> a red star </s> <s> Question : what color is the star ? Answer : red </s>"
     )
     # Stage 2 and answers put the same tokens behind soft prompts.
-    row = words.texts(["red"], prompts=[LINES[1][0]])
+    row = language_tokenizer.texts(["red"], prompts=[LINES[1][0]])
     assert row.input_ids[0].tolist() == read[-len(row.input_ids[0]) :]
 
 
 def test_an_encoder_decoder_reads_what_was_said_and_writes_the_rest() -> None:
-    words = LanguageTokenizer.of_words([*(text for line in LINES for text in line), "."], begins=False)
-    told, asked = ([words.hf.decode(ids) for ids in row] for row in _parts(LINES, words, np.random.default_rng(0)))
+    language_tokenizer = LanguageTokenizer.of_words([*(text for line in LINES for text in line), "."], begins=False)
+    told, asked = (
+        [language_tokenizer.hf.decode(ids) for ids in row]
+        for row in _parts(LINES, language_tokenizer, np.random.default_rng(0))
+    )
     assert (told[0].removesuffix("</s>").strip() + " " + told[1]).strip() == "a red star </s>"
     assert asked == ["a red star . Question : what color is the star ? Answer : </s>", "red </s>"]
 
@@ -87,21 +90,27 @@ def test_training_stops_and_goes_on_alike_and_leaves_a_model_of_transformers(kin
     with pytest.raises(UserError, match="schedule"):
         train_language(told, replace(config, train=again), tmp_path / "parts", resume=True, show=False)
     settings = as_language(str(tmp_path / "whole" / "model"))
-    llm, words = open_language(settings), open_language_tokenizer(settings)
+    llm, language_tokenizer = open_language(settings), open_language_tokenizer(settings)
     assert llm.is_encoder_decoder == (kind == "t5")
     losses = [row["loss"] for row in read_jsonl(tmp_path / "whole" / "metrics.jsonl") if row["split"] == "train"]
     assert losses
     assert all(np.isfinite(losses))
     asked = [Asked(0, Question("what color is the star?", "colour", "red", ("red",)))] * 2
-    blind = answers(llm, words, asked)
+    blind = answers(llm, language_tokenizer, asked)
     assert blind[0] == blind[1]
     # Soft prompts are where the text would stand: its own embeddings in their place give the same answer.
-    ids = words.hf("a red star")["input_ids"]
-    ids = [*ids[:-1], words.hf.convert_tokens_to_ids(".")] if kind == "t5" else [*ids, words.eos_id]
+    ids = language_tokenizer.hf("a red star")["input_ids"]
+    ids = (
+        [*ids[:-1], language_tokenizer.hf.convert_tokens_to_ids(".")]
+        if kind == "t5"
+        else [*ids, language_tokenizer.eos_id]
+    )
     if kind == "t5":
-        assert ids[-1] == words.hf.convert_tokens_to_ids(".")
+        assert ids[-1] == language_tokenizer.hf.convert_tokens_to_ids(".")
     soft = llm.embed(torch.tensor([ids]))
-    assert answers(llm, words, asked, soft=soft) == answers(llm, words, asked, told=["a red star"])
+    assert answers(llm, language_tokenizer, asked, soft=soft) == answers(
+        llm, language_tokenizer, asked, told=["a red star"]
+    )
 
 
 def test_answers_are_counted_by_kind() -> None:

@@ -21,14 +21,14 @@ STEP = 1e-5
 
 
 @pytest.fixture(scope="module")
-def words() -> TextTokenizer:
+def tokenizer() -> TextTokenizer:
     return TextTokenizer.train(TEXTS * 3, vocab_size=60)
 
 
 @pytest.fixture(scope="module")
-def model(words: TextTokenizer) -> Blip:
+def model(tokenizer: TextTokenizer) -> Blip:
     torch.manual_seed(0)
-    blip = Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32)).double().eval()
+    blip = Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=32)).double().eval()
     with torch.no_grad():
         for name, parameter in blip.named_parameters():
             if name != "temperature":
@@ -97,10 +97,10 @@ def gradients_by_moving(
 
 
 def test_a_matchs_maps(
-    model: Blip, words: TextTokenizer, memory: ImageMemory, monkeypatch: pytest.MonkeyPatch
+    model: Blip, tokenizer: TextTokenizer, memory: ImageMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = 0
-    ids = words.encode(["a red bus"], first="enc").input_ids
+    ids = tokenizer.encode(["a red bus"], first="enc").input_ids
     assert ids.shape[1] == 5
 
     def score() -> Tensor:
@@ -109,7 +109,7 @@ def test_a_matchs_maps(
 
     weights, slope = gradients_by_moving(score, layer, ids.shape[1], monkeypatch)
     expected = (weights * slope.clamp(min=0)).mean(0)[1:-1, 1:]
-    maps = match_maps(model, words, memory, "a red bus", layer=layer)
+    maps = match_maps(model, tokenizer, memory, "a red bus", layer=layer)
     assert [one.word for one in maps] == ["a", "red", "bus"]
     assert float(expected.max()) > 1e-4, "there is something to see"
     for one, wanted in zip(maps, expected, strict=True):
@@ -118,11 +118,11 @@ def test_a_matchs_maps(
 
 
 def test_a_captions_maps(
-    model: Blip, words: TextTokenizer, memory: ImageMemory, monkeypatch: pytest.MonkeyPatch
+    model: Blip, tokenizer: TextTokenizer, memory: ImageMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt, text, layer = "two dogs ", "a bus", 1
-    ids = words.encode([prompt + text], first="dec").input_ids
-    maps = caption_maps(model, words, memory, text, prompt=prompt, layer=layer)
+    ids = tokenizer.encode([prompt + text], first="dec").input_ids
+    maps = caption_maps(model, tokenizer, memory, text, prompt=prompt, layer=layer)
     assert [one.word for one in maps] == ["a", "bus"]
     for number, one in enumerate(maps):
         place = ids.shape[1] - 2 - len(maps) + number  # where the word is foretold
@@ -135,26 +135,26 @@ def test_a_captions_maps(
         torch.testing.assert_close(one.weights.flatten().double(), expected, rtol=1e-4, atol=1e-8)
 
 
-def test_pieces_of_a_word_are_averaged(model: Blip, words: TextTokenizer, memory: ImageMemory) -> None:
-    pieces = words.tokens(words.encode(["a bussed"], end=False).input_ids[0, 1:])
+def test_pieces_of_a_word_are_averaged(model: Blip, tokenizer: TextTokenizer, memory: ImageMemory) -> None:
+    pieces = tokenizer.tokens(tokenizer.encode(["a bussed"], end=False).input_ids[0, 1:])
     assert len(pieces) > 2
     assert pieces[2].startswith("##")
-    maps = match_maps(model, words, memory, "a bussed", layer=0)
+    maps = match_maps(model, tokenizer, memory, "a bussed", layer=0)
     assert [one.word for one in maps] == ["a", "bussed"]
 
 
-def test_the_model_is_left_as_it_was(model: Blip, words: TextTokenizer, memory: ImageMemory) -> None:
-    ids = words.encode(["a red bus"], first="enc").input_ids
+def test_the_model_is_left_as_it_was(model: Blip, tokenizer: TextTokenizer, memory: ImageMemory) -> None:
+    ids = tokenizer.encode(["a red bus"], first="enc").input_ids
     with torch.no_grad():
         before = model.match(ids, None, memory)
-        first = match_maps(model, words, memory, "a red bus")
+        first = match_maps(model, tokenizer, memory, "a red bus")
         assert torch.equal(model.match(ids, None, memory), before)
     assert all("read" not in vars(block.cross_attention) for block in model.encoder.text_blocks)
     assert all(parameter.grad is None for parameter in model.parameters())
-    again = match_maps(model, words, memory, "a red bus")
+    again = match_maps(model, tokenizer, memory, "a red bus")
     assert all(torch.equal(a.weights, b.weights) for a, b in zip(first, again, strict=True))
     with pytest.raises(UserError, match="there is no layer 2; the text transformer has 0 to 1"):
-        match_maps(model, words, memory, "a red bus", layer=2)
+        match_maps(model, tokenizer, memory, "a red bus", layer=2)
     assert [default_layer(depth) for depth in (1, 2, 3, 12)] == [0, 0, 1, 8]
     with pytest.raises(UserError, match="in the last layer, 1, no word has a say"):
-        match_maps(model, words, memory, "a red bus", layer=1)
+        match_maps(model, tokenizer, memory, "a red bus", layer=1)

@@ -81,7 +81,7 @@ def test_a_part_equals_the_whole(kind: str) -> None:
     assert not {p.data_ptr() for p in part.parameters()} & {p.data_ptr() for p in whole.parameters()}
 
 
-def test_a_part_keeps_the_dtype_and_a_missing_part_is_told() -> None:
+def test_a_part_keeps_the_dtype_and_a_missing_part_is_reported() -> None:
     whole = small_blip().bfloat16()
     captioner = whole.part(encoder=False, decoder=True)
     assert {p.dtype for p in captioner.parameters()} == {torch.bfloat16}
@@ -185,12 +185,12 @@ def test_positions_of_a_grid_that_is_no_square() -> None:
     assert abs(float(grid[:, :, 1].mean()) - 2.5) < 1e-4
 
 
-def test_positions_that_fill_no_grid_are_told() -> None:
+def test_positions_that_fill_no_grid_are_reported() -> None:
     with pytest.raises(UserError, match="6 position embeddings"):
         interpolate_positions(torch.randn(1, 7, 4), (2, 3))
 
 
-def test_a_text_longer_than_the_model_takes_is_told() -> None:
+def test_a_text_longer_than_the_model_takes_is_reported() -> None:
     model = small_blip()
     ids, mask = texts([25])
     with pytest.raises(ValueError, match="25 tokens is longer than the 24"):

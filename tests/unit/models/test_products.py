@@ -16,7 +16,7 @@ needs_onednn = pytest.mark.skipif(not this_cpu().has_onednn, reason="this build 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes that oneDNN was asked for."""
+    """Shapes that oneDNN was requested."""
     asked: list[tuple[int, ...]] = []
     product = products._product
     monkeypatch.setattr(products, "_prefers_onednn", lambda: True)  # whatever is fastest on this CPU

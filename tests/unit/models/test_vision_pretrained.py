@@ -32,7 +32,7 @@ def tower(pixels: int = 32, **changes: Any) -> VisionEncoder:
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module) -> list[tuple[Any, ...]]:
-    """Let timm give `model`, whatever is asked for; returns what was."""
+    """Let timm give `model`, whatever is requested; returns what was."""
     asked: list[tuple[Any, ...]] = []
 
     def create_model(name: str, **options: Any) -> torch.nn.Module:
@@ -70,7 +70,7 @@ def test_positions_are_interpolated_to_another_size(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"depth": 3}, "blocks.2.*and 11 more differ"),
         ({"patch_size": 16}, "patch_embed.proj.weight"),
@@ -78,16 +78,16 @@ def test_positions_are_interpolated_to_another_size(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_a_misfit_is_told_and_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     offer(monkeypatch, donor())
     own = tower(**changes)
     before = {name: value.clone() for name, value in own.state_dict().items()}
-    with pytest.raises(UserError, match=f'"some_vit" does not fit this vision tower: {told}'):
+    with pytest.raises(UserError, match=f'"some_vit" does not fit this vision tower: {message}'):
         own.load_pretrained()
     assert all(value.equal(before[name]) for name, value in own.state_dict().items())
 
 
-def test_what_timm_cannot_give_is_told() -> None:
+def test_what_timm_cannot_give_is_reported() -> None:
     with pytest.raises(UserError, match='timm has no weights for "some_vit" here'):
         tower().load_pretrained()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openblip.models.blip import Blip, blip_config
-from openblip.objectives.momentum import FeatureQueue, MomentumTwin
+from openblip.objectives.momentum import FeatureQueue, MomentumCopy
 
 
 def nano(seed: int = 0) -> Blip:
@@ -19,23 +19,23 @@ def nano(seed: int = 0) -> Blip:
 
 def test_update_moves_every_copy_by_the_formula() -> None:
     model = nano()
-    twin = MomentumTwin(model, 0.9)
-    before = {name: p.clone() for name, p in twin.named_parameters()}
+    momentum_copy = MomentumCopy(model, 0.9)
+    before = {name: p.clone() for name, p in momentum_copy.named_parameters()}
     online = dict(model.named_parameters())
     for name, value in before.items():
         assert value.equal(online[name]), "a copy begins as the model is"
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
-    twin.update(model)
-    for name, value in twin.named_parameters():
+    momentum_copy.update(model)
+    for name, value in momentum_copy.named_parameters():
         torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * online[name], rtol=1e-5, atol=1e-6)
-    assert all(p.data_ptr() != online[n].data_ptr() for n, p in twin.named_parameters())
+    assert all(p.data_ptr() != online[n].data_ptr() for n, p in momentum_copy.named_parameters())
 
 
-def test_twin_holds_what_features_need_and_nothing_else() -> None:
+def test_momentum_copy_holds_what_features_need_and_nothing_else() -> None:
     model = nano()
-    names = {name for name, _ in MomentumTwin(model, 0.995).named_parameters()}
+    names = {name for name, _ in MomentumCopy(model, 0.995).named_parameters()}
     assert names == {
         name
         for name, _ in model.named_parameters()
@@ -44,20 +44,20 @@ def test_twin_holds_what_features_need_and_nothing_else() -> None:
     }
 
 
-def test_twin_gives_the_models_features_without_gradient_or_dropout() -> None:
+def test_momentum_copy_gives_the_models_features_without_gradient_or_dropout() -> None:
     torch.manual_seed(0)
     config = blip_config("nano", vocab_size=40)
     model = Blip(replace(config, text=replace(config.text, dropout=0.5))).eval()
-    twin = MomentumTwin(model, 0.995)
-    twin.train()
-    assert not any(module.training for module in twin.modules())
+    momentum_copy = MomentumCopy(model, 0.995)
+    momentum_copy.train()
+    assert not any(module.training for module in momentum_copy.modules())
     images, ids = torch.randn(2, 3, 64, 64), torch.randint(5, 40, (2, 6))
-    image, text = twin.features(images, ids, None)
+    image, text = momentum_copy.features(images, ids, None)
     torch.testing.assert_close(image, model.image_features(model.encode_image(images)))
     torch.testing.assert_close(text, model.text_features(ids, None))
     assert not image.requires_grad
-    assert not any(p.requires_grad for p in twin.parameters())
-    assert image.equal(twin.features(images, ids, None)[0])
+    assert not any(p.requires_grad for p in momentum_copy.parameters())
+    assert image.equal(momentum_copy.features(images, ids, None)[0])
 
 
 def numbered(start: int, count: int) -> Tensor:

@@ -135,12 +135,12 @@ def test_alpha_changes_itc_alone() -> None:
 
 
 def moved(step: BlipPretraining, act: Callable[[], Any]) -> bool:
-    assert step.twin is not None
+    assert step.momentum_copy is not None
     with torch.no_grad():
         step.model.vision_proj.weight.add_(1.0)
-    before = step.twin.vision_proj.weight.clone()  # type: ignore[union-attr, operator]
+    before = step.momentum_copy.vision_proj.weight.clone()  # type: ignore[union-attr, operator]
     act()
-    return not before.equal(step.twin.vision_proj.weight)  # type: ignore[arg-type]
+    return not before.equal(step.momentum_copy.vision_proj.weight)  # type: ignore[arg-type]
 
 
 def test_momentum_moves_once_for_each_optimiser_step_and_never_in_evaluation() -> None:
@@ -193,7 +193,7 @@ def test_objectives_that_are_off_cost_and_say_nothing(objectives: tuple[str, ...
     step = make_step(objectives=objectives)
     losses = step(*make_batch(3))
     assert {name for name in losses if name.startswith("loss_")} == {f"loss_{name}" for name in objectives}
-    assert (step.twin is None) == ("itc" not in objectives)
+    assert (step.momentum_copy is None) == ("itc" not in objectives)
     assert_finite(step, losses)
 
 
@@ -206,7 +206,7 @@ def test_objectives_that_are_off_cost_and_say_nothing(objectives: tuple[str, ...
         ({"queue_size": -1}, "queue_size cannot be -1"),
     ],
 )
-def test_configurations_that_cannot_be_are_told(config: dict[str, Any], message: str) -> None:
+def test_configurations_that_cannot_be_are_reported(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ObjectiveConfig(**config)
 
@@ -220,7 +220,7 @@ def test_without_momentum_the_models_own_features_are_compared() -> None:
         if momentum:
             step.update_momentum = False  # copies are equal to the model
         else:
-            assert step.twin is None
+            assert step.momentum_copy is None
         torch.manual_seed(1)
         losses = step(images, text)
         losses["loss"].backward()

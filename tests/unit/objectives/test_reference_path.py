@@ -1,4 +1,5 @@
-"""The step equals the plain path written as the original repository computes it: losses, gradients, queue, twin."""
+"""The step equals the plain path written as the original repository computes it: losses, gradients, queue, momentum
+copy."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def test_the_step_equals_the_plain_path(batch: int, length: int) -> None:
         torch.testing.assert_close(
             mine.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"gradient of {n}: {m}"
         )
-    for part in ("queue", "twin"):
+    for part in ("queue", "momentum_copy"):
         mine, theirs = getattr(ours, part).state_dict(), getattr(other, part).state_dict()
         for name, value in theirs.items():
             torch.testing.assert_close(mine[name], value, rtol=1e-4, atol=1e-5)

@@ -38,7 +38,7 @@ from openblip.report import (
     Table,
     Text,
     from_json,
-    picture,
+    page_image,
     read_report,
     render,
     to_json,
@@ -86,7 +86,7 @@ def image(seed: int = 0, size: tuple[int, int] = (64, 64)) -> Image.Image:
 
 def full_report(text: str = "a red circle") -> Report:
     """A report with one of everything, `text` wherever a text can be."""
-    shown = picture(image(), alt=text)
+    shown = page_image(image(), alt=text)
     blocks: list[Block] = [
         Charts(
             charts=[
@@ -119,7 +119,7 @@ def full_report(text: str = "a red circle") -> Report:
         Gallery(
             cards=[
                 Card(
-                    picture=shown,
+                    image=shown,
                     texts=[
                         CardText(text=text, label=text, verdict="true", reason=text, score=0.3, score_name=text)
                     ],
@@ -127,16 +127,16 @@ def full_report(text: str = "a red circle") -> Report:
                     truth=[text],
                     facts=[Fact(name=text, value=text), Fact(name="loss", value=1.25)],
                 ),
-                Card(picture=None, texts=[CardText(text=text, verdict="false", rank=3, right=True)]),
+                Card(image=None, texts=[CardText(text=text, verdict="false", rank=3, right=True)]),
             ],
             title=text,
             note=text,
         ),
         Strips(
             strips=[
-                Strip(query=text, results=[Result(picture=shown, text=text, score=0.9, right=True)], right_rank=1),
+                Strip(query=text, results=[Result(image=shown, text=text, score=0.9, right=True)], right_rank=1),
                 Strip(
-                    query_picture=shown,
+                    query_image=shown,
                     results=[Result(text=text, score=0.1), Result(text=text, right=True)],
                     note=text,
                 ),
@@ -295,7 +295,7 @@ def test_numbers_that_are_not_finite_stay_out_of_the_json() -> None:
         ({"title": "t", "sectionz": []}, "sectionz"),
         (
             {"title": "t", "sections": [{"title": "s", "blocks": [{"kind": "gallery", "cards": [
-                {"picture": {"uri": "https://evil.example/x.png", "width": 1, "height": 1}}]}]}]},
+                {"image": {"uri": "https://evil.example/x.png", "width": 1, "height": 1}}]}]}]},
             "data URI",
         ),
     ],
@@ -315,9 +315,9 @@ def test_missing_and_cut_json(tmp_path: Path) -> None:
         write_report(tmp_path, Report(title="t"))
 
 
-def test_sixty_small_pictures_fit_into_three_megabytes(tmp_path: Path) -> None:
+def test_sixty_small_images_fit_into_three_megabytes(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), dtype=np.uint8)
-    cards = [Card(picture=picture(pixels), texts=[CardText(text="noise", verdict="true")]) for pixels in noise]
+    cards = [Card(image=page_image(pixels), texts=[CardText(text="noise", verdict="true")]) for pixels in noise]
     target = tmp_path / "report.html"
     write_report(target, Report(title="t", sections=[Section(title="s", blocks=[Gallery(cards=cards)])]))
     assert target.stat().st_size < 3_000_000

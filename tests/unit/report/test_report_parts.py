@@ -1,4 +1,4 @@
-"""The parts of the page: pictures as data URIs, numbers and ticks, curves."""
+"""The parts of the page: images as data URIs, numbers and ticks, curves."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from openblip.core.errors import UserError
-from openblip.report import Chart, Histogram, Picture, Series, picture
+from openblip.report import Chart, Histogram, PageImage, Series, page_image
 from openblip.report.curves import draw, smoothed, thin
 from openblip.report.numbers import spell, spell_score, spell_short, spell_spread, ticks
 
 
-def decoded(shown: Picture) -> Image.Image:
+def decoded(shown: PageImage) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(shown.uri.partition(",")[2])))
 
 
@@ -30,15 +30,15 @@ def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
 GRADIENT = np.stack(np.meshgrid(np.arange(64) * 4, np.arange(64) * 4), -1)[..., [0, 1, 0]].astype(np.uint8)
 
 
-def test_a_drawn_picture_keeps_every_pixel() -> None:
-    shown = picture(GRADIENT, alt="a gradient")
+def test_a_drawn_image_keeps_every_pixel() -> None:
+    shown = page_image(GRADIENT, alt="a gradient")
     assert (shown.width, shown.height, shown.alt) == (64, 64, "a gradient")
     assert np.array_equal(np.asarray(decoded(shown)), GRADIENT)
 
 
-def test_a_large_picture_is_reduced() -> None:
+def test_a_large_image_is_reduced() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 900, 3), dtype=np.uint8))
-    shown = picture(noise, max_side=300)
+    shown = page_image(noise, max_side=300)
     assert (shown.width, shown.height) == decoded(shown).size == (300, 100)
     assert shown.uri.startswith("data:image/jpeg")
     assert len(shown.uri) < 60_000
@@ -48,26 +48,26 @@ def test_small_files_are_taken_as_they_are(tmp_path: Path) -> None:
     data = encoded(Image.fromarray(GRADIENT), "JPEG")
     (tmp_path / "a.jpg").write_bytes(data)
     for given in (data, tmp_path / "a.jpg", str(tmp_path / "a.jpg")):
-        assert base64.b64decode(picture(given).uri.partition(",")[2]) == data
+        assert base64.b64decode(page_image(given).uri.partition(",")[2]) == data
 
 
 def test_a_turned_photograph_stands_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    shown = picture(encoded(Image.fromarray(GRADIENT[:32]), "JPEG", exif=exif))
+    shown = page_image(encoded(Image.fromarray(GRADIENT[:32]), "JPEG", exif=exif))
     assert (shown.width, shown.height) == (32, 64)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_other_kinds_of_pictures(mode: str) -> None:
-    assert decoded(picture(Image.fromarray(GRADIENT).convert(mode))).mode == "RGB"
+def test_other_kinds_of_images(mode: str) -> None:
+    assert decoded(page_image(Image.fromarray(GRADIENT).convert(mode))).mode == "RGB"
 
 
-def test_no_picture(tmp_path: Path) -> None:
+def test_no_image(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be shown"):
-        picture(b"this is text")
+        page_image(b"this is text")
     with pytest.raises(UserError, match="cannot be read"):
-        picture(tmp_path / "none.png")
+        page_image(tmp_path / "none.png")
 
 
 @pytest.mark.parametrize(

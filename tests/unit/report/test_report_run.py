@@ -13,8 +13,8 @@ from openblip.core.errors import UserError
 from openblip.report import Chart, Charts, Details, Report, Series, Table, Text, render, run_report, save_figures
 
 
-def record(step: int, split: str, **numbers: Any) -> dict[str, Any]:
-    return {"step": step, "epoch": step / 10, "time": float(step), "split": split, **numbers}
+def record(step: int, split: str, **metrics: Any) -> dict[str, Any]:
+    return {"step": step, "epoch": step / 10, "time": float(step), "split": split, **metrics}
 
 
 def write_run(folder: Path, *, lift: float = 0.0, tail: str = "", **config: Any) -> Path:
@@ -23,13 +23,13 @@ def write_run(folder: Path, *, lift: float = 0.0, tail: str = "", **config: Any)
     for step in range(1, 41):
         lines.append(record(step, "train", loss=5 - 0.1 * step, learning_rate=1e-4, images_per_second=100.0))
         if step % 10 == 0:
-            numbers = {
+            metrics = {
                 "loss": 5.2 - 0.1 * step,
                 "recall@1": 0.01 * step + lift,
                 "recall@5": 0.02 * step,
                 "cider": 1.5,
             }
-            lines.append(record(step, "eval", **numbers, **{"chance_recall@1": 0.005}))
+            lines.append(record(step, "eval", **metrics, **{"chance_recall@1": 0.005}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
     if config:
         (folder / "config.json").write_text(json.dumps(config))
@@ -76,8 +76,8 @@ def test_headlines_begin_with_what_was_monitored(tmp_path: Path) -> None:
     assert report.headlines[1].reference == 0.005
     assert report.headlines[2].value == 40
     assert "20 epochs were planned" in report.summary[0]
-    (numbers,) = blocks_of(report, Table)
-    row = next(row for row in numbers.rows if row[0] == "Recall@1")
+    (metrics,) = blocks_of(report, Table)
+    row = next(row for row in metrics.rows if row[0] == "Recall@1")
     assert row == ["Recall@1", "40%", "40%", "4", "0.5%"]
 
 

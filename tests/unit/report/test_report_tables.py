@@ -61,6 +61,6 @@ def test_a_terminal_shows_the_same_values(capsys: pytest.CaptureFixture[str]) ->
 
 def test_texts_on_a_terminal_are_not_markup() -> None:
     table = Table(title="[/x]", columns=[Column(name="[bold]")], rows=[["[/red] photo[1].jpg"]])
-    told = "\n".join(lines_of(table))
+    message = "\n".join(lines_of(table))
     for text in ("[/x]", "[bold]", "[/red] photo[1].jpg"):
-        assert text in told
+        assert text in message

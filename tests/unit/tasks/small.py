@@ -1,4 +1,4 @@
-"""A small BLIP (and one for questions) with tokenizers and pictures, for the tests of tasks."""
+"""A small BLIP (and one for questions) with tokenizers and images, for the tests of tasks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tokenizer() -> TextTokenizer:
 
 
 def model(seed: int = 0) -> Blip:
-    """A nano model whose weights are large enough that every text and picture gives other numbers."""
+    """A nano model whose weights are large enough that every text and image gives other numbers."""
     torch.manual_seed(seed)
     blip = Blip(blip_config("nano", vocab_size=tokenizer().vocab_size, image_size=PIXELS))
     with torch.no_grad():
@@ -44,25 +44,27 @@ def model(seed: int = 0) -> Blip:
     return blip.eval()
 
 
-def predictor(model: Any, words: TextTokenizer, info: dict[str, Any] | None = None, **options: Any) -> Predictor:
+def predictor(
+    model: Any, tokenizer: TextTokenizer, info: dict[str, Any] | None = None, **options: Any
+) -> Predictor:
     """A model ready to be used."""
-    return Predictor(adapt(StoredModel(model, words, info or {})), **options)
+    return Predictor(adapt(StoredModel(model, tokenizer, info or {})), **options)
 
 
-def picture(number: int, side: int = PIXELS) -> Image.Image:
+def make_image(number: int, side: int = PIXELS) -> Image.Image:
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
 def batch(owners: list[int], first: int = 0, text: int | None = None) -> Batch:
-    """Pictures `first`, `first + 1`, ... and for each of `owners` a text of that picture, `TEXTS[text]` and on."""
+    """Images `first`, `first + 1`, ... and for each of `owners` a text of that image, `TEXTS[text]` and on."""
     text = first if text is None else text
     count = max(owners) + 1
-    pixels = [torch.from_numpy(np.asarray(picture(first + i)).copy()).permute(2, 0, 1) for i in range(count)]
+    pixels = [torch.from_numpy(np.asarray(make_image(first + i)).copy()).permute(2, 0, 1) for i in range(count)]
     return Batch(
         images=torch.stack(pixels),
         texts=[TEXTS[(text + i) % len(TEXTS)] for i in range(len(owners))],
         image_ids=torch.arange(first, first + count),
-        keys=[f"picture-{first + i}" for i in range(count)],
+        keys=[f"image-{first + i}" for i in range(count)],
         meta=[{} for _ in range(count)],
         image_index=torch.tensor(owners),
     )

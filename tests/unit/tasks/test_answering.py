@@ -1,4 +1,4 @@
-"""Written and ranked answers against a model that reads one picture, one question and one answer at a time."""
+"""Written and ranked answers against a model that reads one image, one question and one answer at a time."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def vqa() -> BlipVqa:
 
 
 @pytest.fixture(scope="module")
-def words() -> TextTokenizer:
+def tokenizer() -> TextTokenizer:
     return small.vqa_tokenizer()
 
 
-def asked(vqa: BlipVqa, words: TextTokenizer, rows: list[int], questions: list[str]) -> ImageMemory:
-    """The states of `questions`, equally many for each of the pictures `rows`."""
+def asked(vqa: BlipVqa, tokenizer: TextTokenizer, rows: list[int], questions: list[str]) -> ImageMemory:
+    """The states of `questions`, equally many for each of the images `rows`."""
     images = small.batch([0, 1, 2]).images[rows]
     with torch.no_grad():
         memory = vqa.remember(vqa.encode_image(normalize(images)))
-    return VqaAdapter(vqa, words).read(memory, encode_questions(words, questions))
+    return VqaAdapter(vqa, tokenizer).read(memory, encode_questions(tokenizer, questions))
 
 
 @torch.no_grad()
-def log_prob(vqa: BlipVqa, words: TextTokenizer, read: ImageMemory, answer: str) -> float:
+def log_prob(vqa: BlipVqa, tokenizer: TextTokenizer, read: ImageMemory, answer: str) -> float:
     """Of an answer to the one question of `read`, token by token."""
-    ids = words.encode([answer], first="dec").input_ids[0].tolist()
+    ids = tokenizer.encode([answer], first="dec").input_ids[0].tolist()
     total = 0.0
     for place in range(1, len(ids)):
         logits = vqa.text_decoder(torch.tensor([ids[:place]]), memory=read)[0, -1]
@@ -48,40 +48,40 @@ def log_prob(vqa: BlipVqa, words: TextTokenizer, read: ImageMemory, answer: str)
     return total
 
 
-def test_questions_are_read_as_in_training(words: TextTokenizer) -> None:
-    tokens = encode_questions(words, ["What is, U.S. red?!", "birds"])
-    plain = words.encode(["what is, us red?", "birds"], first="enc")
+def test_questions_are_read_as_in_training(tokenizer: TextTokenizer) -> None:
+    tokens = encode_questions(tokenizer, ["What is, U.S. red?!", "birds"])
+    plain = tokenizer.encode(["what is, us red?", "birds"], first="enc")
     assert torch.equal(tokens.input_ids, plain.input_ids)
-    assert (tokens.input_ids[:, 0] == words.enc_id).all()
-    long = encode_questions(words, ["birds " * 80])
+    assert (tokens.input_ids[:, 0] == tokenizer.enc_id).all()
+    long = encode_questions(tokenizer, ["birds " * 80])
     assert long.input_ids.shape == (1, 35)
-    assert long.input_ids[0, -1] == words.sep_id
+    assert long.input_ids[0, -1] == tokenizer.sep_id
     assert clean_question("Is  it (red)?", simplify=False) == "Is it (red)?"
-    assert torch.equal(encode_questions(words, ["two  dogs"], clean="none").input_ids[0],
-                       words.encode(["two  dogs"], first="enc").input_ids[0])  # fmt: skip
+    assert torch.equal(encode_questions(tokenizer, ["two  dogs"], clean="none").input_ids[0],
+                       tokenizer.encode(["two  dogs"], first="enc").input_ids[0])  # fmt: skip
 
 
-def test_greedy_answers_token_by_token(vqa: BlipVqa, words: TextTokenizer) -> None:
-    """Two questions for each of three pictures, of unequal lengths: as each alone."""
+def test_greedy_answers_token_by_token(vqa: BlipVqa, tokenizer: TextTokenizer) -> None:
+    """Two questions for each of three images, of unequal lengths: as each alone."""
     questions = [small.QUESTIONS[i % 4] for i in range(6)]
-    together = VqaAdapter(vqa, words).answers(asked(vqa, words, [0, 1, 2], questions), GREEDY)
+    together = VqaAdapter(vqa, tokenizer).answers(asked(vqa, tokenizer, [0, 1, 2], questions), GREEDY)
     found = set()
     for row, ((answer,), question) in enumerate(zip(together, questions, strict=True)):
-        read = asked(vqa, words, [row // 2], [question])
-        ids = [words.dec_id]
-        while len(ids) <= GREEDY.max_new_tokens and ids[-1] != words.sep_id:
+        read = asked(vqa, tokenizer, [row // 2], [question])
+        ids = [tokenizer.dec_id]
+        while len(ids) <= GREEDY.max_new_tokens and ids[-1] != tokenizer.sep_id:
             with torch.no_grad():
                 ids.append(int(vqa.text_decoder(torch.tensor([ids]), memory=read)[0, -1].argmax()))
-        assert answer.text == words.decode(ids[1:])
+        assert answer.text == tokenizer.decode(ids[1:])
         assert answer.probability == 1.0
         found.add(answer.text)
     assert len(found) > 1, "the questions differ"
 
 
-def test_several_written_answers_share_their_probability(vqa: BlipVqa, words: TextTokenizer) -> None:
-    read = asked(vqa, words, [0, 1], list(small.QUESTIONS[:2]))
+def test_several_written_answers_share_their_probability(vqa: BlipVqa, tokenizer: TextTokenizer) -> None:
+    read = asked(vqa, tokenizer, [0, 1], list(small.QUESTIONS[:2]))
     beams = DecodeConfig(num_beams=3, num_sequences=3, max_new_tokens=5)
-    for answers in VqaAdapter(vqa, words).answers(read, beams):
+    for answers in VqaAdapter(vqa, tokenizer).answers(read, beams):
         assert len(answers) == 3
         scores = torch.tensor([answer.log_prob for answer in answers])
         expected = scores.softmax(0).tolist()
@@ -89,28 +89,28 @@ def test_several_written_answers_share_their_probability(vqa: BlipVqa, words: Te
 
 
 @pytest.mark.parametrize("keep", [2, 6, 100])
-def test_ranked_answers_against_brute_force(vqa: BlipVqa, words: TextTokenizer, keep: int) -> None:
+def test_ranked_answers_against_brute_force(vqa: BlipVqa, tokenizer: TextTokenizer, keep: int) -> None:
     questions = list(small.QUESTIONS)
-    ranked = VqaAdapter(vqa, words).rank(asked(vqa, words, [0, 1], questions), small.ANSWERS, keep=keep)
+    ranked = VqaAdapter(vqa, tokenizer).rank(asked(vqa, tokenizer, [0, 1], questions), small.ANSWERS, keep=keep)
     for row, (answers, question) in enumerate(zip(ranked, questions, strict=True)):
-        read = asked(vqa, words, [row // 2], [question])
+        read = asked(vqa, tokenizer, [row // 2], [question])
         with torch.no_grad():
-            first = vqa.text_decoder(torch.tensor([[words.dec_id]]), memory=read)[0, -1]
-        starts = [int(words.encode([text], first="dec").input_ids[0, 1]) for text in small.ANSWERS]
+            first = vqa.text_decoder(torch.tensor([[tokenizer.dec_id]]), memory=read)[0, -1]
+        starts = [int(tokenizer.encode([text], first="dec").input_ids[0, 1]) for text in small.ANSWERS]
         kept = sorted(small.ANSWERS, key=lambda text, s=starts, f=first: -float(f[s[small.ANSWERS.index(text)]]))
-        expected = {text: log_prob(vqa, words, read, text) for text in kept[:keep]}
+        expected = {text: log_prob(vqa, tokenizer, read, text) for text in kept[:keep]}
         assert [answer.text for answer in answers] == sorted(expected, key=lambda text: -expected[text])
         assert [a.log_prob for a in answers] == pytest.approx([expected[a.text] for a in answers], abs=1e-3)
         assert sum(answer.probability for answer in answers) == pytest.approx(1.0, abs=1e-5)
         assert Answered(question, answers).text == answers[0].text
 
 
-def test_padding_can_be_read_as_the_reference_does(vqa: BlipVqa, words: TextTokenizer) -> None:
+def test_padding_can_be_read_as_the_reference_does(vqa: BlipVqa, tokenizer: TextTokenizer) -> None:
     images = small.batch([0, 1]).images
     with torch.no_grad():
         memory = vqa.remember(vqa.encode_image(normalize(images)))
-    tokens = encode_questions(words, [small.QUESTIONS[0], small.QUESTIONS[2]])
+    tokens = encode_questions(tokenizer, [small.QUESTIONS[0], small.QUESTIONS[2]])
     assert not tokens.attention_mask.all()
-    assert VqaAdapter(vqa, words).read(memory, tokens).mask is tokens.attention_mask
-    like = VqaAdapter(vqa, words, {"like": "transformers"})
+    assert VqaAdapter(vqa, tokenizer).read(memory, tokens).mask is tokens.attention_mask
+    like = VqaAdapter(vqa, tokenizer, {"like": "transformers"})
     assert like.read(memory, tokens).mask is None

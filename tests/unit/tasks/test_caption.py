@@ -1,4 +1,4 @@
-"""Captions and their likelihoods against a decoder that is asked for one token at a time, without any cache."""
+"""Captions and their likelihoods against a decoder that is requested one token at a time, without any cache."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def blip() -> Blip:
 
 
 @pytest.fixture(scope="module")
-def words() -> TextTokenizer:
+def tokenizer() -> TextTokenizer:
     return small.tokenizer()
 
 
@@ -47,59 +47,63 @@ def log_prob_of(blip: Blip, memory: ImageMemory, ids: list[int], start: int) -> 
 
 
 @pytest.mark.parametrize("prompt", ["", "a red "])
-def test_greedy_captions_token_by_token(blip: Blip, words: TextTokenizer, prompt: str) -> None:
+def test_greedy_captions_token_by_token(blip: Blip, tokenizer: TextTokenizer, prompt: str) -> None:
     images = small.batch([0, 1, 2]).images
-    captions = BlipAdapter(blip, words).generate(memory_of(blip, images), GREEDY, [prompt] * 3)
+    captions = BlipAdapter(blip, tokenizer).generate(memory_of(blip, images), GREEDY, [prompt] * 3)
     for image, (caption,) in zip(images, captions, strict=True):
         memory = memory_of(blip, image[None])
-        ids = words.encode([prompt], first="dec", end=False).input_ids[0].tolist()
+        ids = tokenizer.encode([prompt], first="dec", end=False).input_ids[0].tolist()
         start = len(ids)
-        while len(ids) < start + GREEDY.max_new_tokens and ids[-1] != words.sep_id:
+        while len(ids) < start + GREEDY.max_new_tokens and ids[-1] != tokenizer.sep_id:
             with torch.no_grad():
                 ids.append(int(blip.decoder(torch.tensor([ids]), memory=memory)[0, -1].argmax()))
-        assert caption.text == words.decode(ids[start:])
+        assert caption.text == tokenizer.decode(ids[start:])
         assert caption.num_tokens == len(ids) - start
-        assert caption.complete == (ids[-1] == words.sep_id)
+        assert caption.complete == (ids[-1] == tokenizer.sep_id)
         assert caption.log_prob == pytest.approx(log_prob_of(blip, memory, ids, start), abs=1e-3)
 
 
-def test_prompts_of_their_own_and_several_captions(blip: Blip, words: TextTokenizer) -> None:
+def test_prompts_of_their_own_and_several_captions(blip: Blip, tokenizer: TextTokenizer) -> None:
     memory = memory_of(blip, small.batch([0, 1]).images)
     config = DecodeConfig(num_beams=3, num_sequences=2, max_new_tokens=6)
-    both = BlipAdapter(blip, words).generate(memory, config, ["a red ", "two "])
+    both = BlipAdapter(blip, tokenizer).generate(memory, config, ["a red ", "two "])
     assert [len(found) for found in both] == [2, 2]
     for row, prompt in enumerate(["a red ", "two "]):
-        alone = BlipAdapter(blip, words).generate(memory.select(torch.tensor([row])), config, [prompt])[0]
+        alone = BlipAdapter(blip, tokenizer).generate(memory.select(torch.tensor([row])), config, [prompt])[0]
         assert [c.text for c in alone] == [c.text for c in both[row]]
         assert alone[0].log_prob == pytest.approx(both[row][0].log_prob, abs=1e-3)
 
 
 @pytest.mark.parametrize("prompt", ["", "a picture of "])
-def test_likelihood_is_the_sum_over_tokens_after_the_prompt(blip: Blip, words: TextTokenizer, prompt: str) -> None:
+def test_likelihood_is_the_sum_over_tokens_after_the_prompt(
+    blip: Blip, tokenizer: TextTokenizer, prompt: str
+) -> None:
     images = small.batch([0, 1]).images
     texts = ["a red bus", "two dogs on a road", "the cat", "birds"]
-    found, counts = BlipAdapter(blip, words).score_own(memory_of(blip, images), texts, prompt=prompt)
+    found, counts = BlipAdapter(blip, tokenizer).score_own(memory_of(blip, images), texts, prompt=prompt)
     for row, text in enumerate(texts):
-        ids = words.encode([prompt + text], first="dec").input_ids[0].tolist()
-        start = words.encode([prompt], first="dec", end=False).input_ids.shape[1]
+        ids = tokenizer.encode([prompt + text], first="dec").input_ids[0].tolist()
+        start = tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1]
         expected = log_prob_of(blip, memory_of(blip, images[row // 2][None]), ids, start)
         assert float(found[row]) == pytest.approx(expected, abs=1e-3)
         assert int(counts[row]) == len(ids) - start
 
 
-def test_evaluation_compares_with_all_texts_of_a_picture(blip: Blip, words: TextTokenizer) -> None:
+def test_evaluation_compares_with_all_texts_of_an_image(blip: Blip, tokenizer: TextTokenizer) -> None:
     batches = [small.batch([0, 1, 1]), small.batch([0], first=2)]
-    numbers, records = evaluate_captions(BlipAdapter(blip, words), batches, GREEDY)
-    assert [record["key"] for record in records] == ["picture-0", "picture-1", "picture-2"]
+    metrics, records = evaluate_captions(BlipAdapter(blip, tokenizer), batches, GREEDY)
+    assert [record["key"] for record in records] == ["image-0", "image-1", "image-2"]
     assert records[1]["references"] == list(small.TEXTS[1:3])
     written, log_prob, count = [], 0.0, 0
     for batch in batches:
         memory = memory_of(blip, batch.images)
-        written += [found[0].text for found in BlipAdapter(blip, words).generate(memory, GREEDY, [""] * len(batch))]
+        written += [
+            found[0].text for found in BlipAdapter(blip, tokenizer).generate(memory, GREEDY, [""] * len(batch))
+        ]
         for text, owner in zip(batch.texts, batch.image_index, strict=True):
-            sums, counts = BlipAdapter(blip, words).score_own(memory.select(owner[None]), [text])
+            sums, counts = BlipAdapter(blip, tokenizer).score_own(memory.select(owner[None]), [text])
             log_prob, count = log_prob + float(sums), count + int(counts)
     assert [record["caption"] for record in records] == written
-    assert numbers["perplexity"] == pytest.approx(math.exp(-log_prob / count), rel=1e-3)
+    assert metrics["perplexity"] == pytest.approx(math.exp(-log_prob / count), rel=1e-3)
     expected = caption_scores(written, [record["references"] for record in records])  # type: ignore[misc]
-    assert {name: numbers[name] for name in expected} == pytest.approx(expected)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)

@@ -20,7 +20,7 @@ from openblip.cli import use
 from openblip.cli.entry import main
 from openblip.core.errors import UserError
 from openblip.core.files import read_jsonl
-from openblip.data.pictures import as_pictures, find_pictures
+from openblip.data.image_inputs import as_image_inputs, find_image_inputs
 from openblip.data.sinks.sets import LAYOUTS, Pair, merge_parts, write_shard
 from openblip.data.sources import open_source
 from openblip.data.stream import Loader
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
     """Images, one with a name that is not UTF-8, each with a text."""
     (tmp_path / "in").mkdir()
     for number, name in enumerate(("a.png", NAME, "z.png")):
-        small.picture(number).save(tmp_path / "in" / name)
+        small.make_image(number).save(tmp_path / "in" / name)
         (tmp_path / "in" / name.replace(".png", ".txt")).write_text(small.TEXTS[number])
     if b"caf\xe9.png" not in os.listdir(os.fsencode(tmp_path / "in")):
         pytest.skip("this file system keeps no such names")
@@ -70,24 +70,24 @@ class Stream(io.RawIOBase):
 
 
 def test_open_files_and_urls_are_images(predictor: Predictor, tmp_path: Path) -> None:
-    path = tmp_path / "a picture.png"
-    small.picture(3).save(path)
+    path = tmp_path / "an image.png"
+    small.make_image(3).save(path)
     expected = predictor.embed_images(path)
     used = io.BytesIO()
-    small.picture(3).save(used, "PNG")  # its position is at the end, as after writing
+    small.make_image(3).save(used, "PNG")  # its position is at the end, as after writing
     with open(path, "rb") as file, urllib.request.urlopen(path.as_uri()) as answer:
         given = [file, used, Stream(path.read_bytes()), answer, path.as_uri(), f"file://localhost{path}"]
         given += [bytearray(path.read_bytes()), memoryview(path.read_bytes()), os.fspath(path)]
-        names = [picture.name for picture in as_pictures([file, used, path.as_uri()])]
+        names = [image.name for image in as_image_inputs([file, used, path.as_uri()])]
         assert names == [str(path), "#1", str(path)]
         assert torch.equal(predictor.embed_images(file), expected), "one file is one image, not its lines"
         assert predictor.caption(file, FEW) == predictor.caption(path, FEW)
         torch.testing.assert_close(predictor.embed_images(given), expected.expand(len(given), -1))
-    assert find_pictures([path.as_uri()])[0].name == str(path)
+    assert find_image_inputs([path.as_uri()])[0].name == str(path)
 
 
-def test_what_is_no_image_file_is_told(predictor: Predictor, tmp_path: Path) -> None:
-    small.picture(3).save(tmp_path / "a.png")
+def test_what_is_no_image_file_is_reported(predictor: Predictor, tmp_path: Path) -> None:
+    small.make_image(3).save(tmp_path / "a.png")
     for mode in ("utf-8", "latin-1"):
         with (
             open(tmp_path / "a.png", encoding=mode) as file,
@@ -102,7 +102,7 @@ def test_what_is_no_image_file_is_told(predictor: Predictor, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("text", ["", "   ", "!!!", "\n"])
 def test_a_text_without_a_word_is_refused(predictor: Predictor, text: str) -> None:
-    image = small.picture(1)
+    image = small.make_image(1)
     uses = [
         lambda: predictor.match(image, text),
         lambda: predictor.match(image, ["a dog", text]),
@@ -168,7 +168,7 @@ def test_images_that_are_left_out_are_told_and_change_the_exit_code(
         code, records, err = run(capfd, *command, *how)
         assert (code, len(records)) == (1, 3)
         assert "openblip: 4 .heic files left out (" in err
-        assert "3 pictures done, 4 left out (" in err
+        assert "3 images done, 4 left out (" in err
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -192,7 +192,7 @@ def test_training_keeps_names_that_are_not_utf_8(folder: Path, num_workers: int,
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_sets_of_names_that_are_not_utf_8_are_written(tmp_path: Path, layout: str) -> None:
-    pair = Pair("0", small.picture(0), ["a caption", "half \ud800"], NAME, {"key": NAME})
+    pair = Pair("0", small.make_image(0), ["a caption", "half \ud800"], NAME, {"key": NAME})
     (tmp_path / "parts").mkdir()
     write_shard(layout, tmp_path / "set", tmp_path / "parts", "000000", [pair])  # type: ignore[arg-type]
     if layout == "jsonl":
@@ -216,6 +216,6 @@ def test_tables_of_names_that_are_not_utf_8_are_written(tmp_path: Path) -> None:
 
 
 def test_pixels_of_such_files_are_theirs(folder: Path, predictor: Predictor) -> None:
-    expected = predictor.embed_images(small.picture(1))
+    expected = predictor.embed_images(small.make_image(1))
     for given in (folder / NAME, str(folder / NAME), (folder / NAME).as_uri(), os.fspath(folder / NAME)):
         assert np.array_equal(predictor.embed_images(given), expected)

@@ -53,8 +53,8 @@ def measure(
         evaluate((str(data),), model=str(model), device="cpu", beams=1, max_new_tokens=5, rerank=2, **options)
     except SystemExit as ended:
         code = int(ended.code or 0)
-    said = capsys.readouterr()
-    return json.loads(said.out), said.err, code
+    output = capsys.readouterr()
+    return json.loads(output.out), output.err, code
 
 
 @pytest.mark.parametrize("kind", ["blip", "vqa"])
@@ -77,7 +77,7 @@ def test_figures_are_those_of_what_can_be_used(
     stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (stored["images"], stored["num_left_out"], stored["left_out"]) == (3, 2, left_out)
     assert "skipped 1.jpg (truncated)" in said
-    assert "measured on 3 pictures, without 2 that cannot be used (1 truncated, 1 not-an-image)" in said
+    assert "measured on 3 images, without 2 that cannot be used (1 truncated, 1 not-an-image)" in said
     assert str(tmp_path / "out" / "metrics.json") in said
     assert quiet == ""
     assert json.loads((tmp_path / "fine" / "metrics.json").read_text())["images"] == 3
@@ -180,10 +180,10 @@ def used(
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
         command(*words, device="cpu", **options)
-    said = capfd.readouterr()
+    output = capfd.readouterr()
     assert ended.value.code == 1
-    assert "3 pictures done, 2 skipped" in said.err
-    records = [json.loads(line) for line in said.out.splitlines()]
+    assert "3 images done, 2 skipped" in output.err
+    records = [json.loads(line) for line in output.out.splitlines()]
     return [Path(record.get("image") or record["item"]).name for record in records if "text" not in record]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from small import PIXELS, picture, predictor, tokenizer
+from small import PIXELS, make_image, predictor, tokenizer
 
 from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.cli.entry import main
@@ -144,7 +144,7 @@ def test_a_finished_model_is_evaluated_as_what_it_is(tmp_path: Path) -> None:
     assert task_of(load(tmp_path / "m", device="cpu").adapter) == "nlvr"
     blip = predictor(Blip(blip_config("nano", vocab_size=tokenizer().vocab_size, image_size=PIXELS)), tokenizer())
     with pytest.raises(UserError, match="judging pairs of images needs a BLIP NLVR2 model"):
-        blip.judge(picture(0), picture(1), "two dogs")
+        blip.judge(make_image(0), make_image(1), "two dogs")
 
 
 # ---- runs and commands ----
@@ -218,6 +218,6 @@ def test_data_without_statements_are_refused_in_one_sentence(
     (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "a.png", "caption": "a dog"}) + "\n")
     data = str(tmp_path / "captions.jsonl")
     assert main(["train", "small-nlvr", data, "--out", str(tmp_path / "run"), "--model", "nano"]) == 2
-    said = capsys.readouterr().err.strip()
-    assert "has no label column" in said
-    assert "\n" not in said
+    output = capsys.readouterr().err.strip()
+    assert "has no label column" in output
+    assert "\n" not in output

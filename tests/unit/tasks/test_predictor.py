@@ -1,4 +1,4 @@
-"""The predictor: any kind of picture, one or many, in any batch; search against brute force; clear words."""
+"""The predictor: any kind of image, one or many, in any batch; search against brute force; clear words."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def predictor(blip: Blip) -> Predictor:
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for number in range(7):
-        small.picture(number).save(folder / f"{number}.png")
+        small.make_image(number).save(folder / f"{number}.png")
     return find_images([folder])
 
 
-def test_every_kind_of_picture_is_the_same(predictor: Predictor, paths: list[str]) -> None:
-    image = small.picture(3)
+def test_every_kind_of_image_is_the_same(predictor: Predictor, paths: list[str]) -> None:
+    image = small.make_image(3)
     encoded = io.BytesIO()
     image.save(encoded, "PNG")
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
@@ -78,7 +78,7 @@ def test_it_begins_with_the_prompt_it_was_trained_with(blip: Blip, paths: list[s
     assert trained.caption(paths[0], FEW)[0][0].log_prob != plain.caption(paths[0], FEW)[0][0].log_prob
 
 
-def test_samples_belong_to_the_picture_and_the_seed(predictor: Predictor, paths: list[str]) -> None:
+def test_samples_belong_to_the_image_and_the_seed(predictor: Predictor, paths: list[str]) -> None:
     config = DecodeConfig(sample=True, top_p=0.9, num_sequences=3, max_new_tokens=6)
     whole = [[c.text for c in one] for one in predictor.caption(paths, config)]
     assert [[c.text for c in predictor.caption(path, config)[0]] for path in paths] == whole
@@ -131,17 +131,17 @@ def test_search_orders_by_itc_and_then_by_itm(
     assert [hit.item for hit in hits] == expected([(m.text, m.itc_similarity, m.itm_probability) for m in read])
 
 
-def test_a_picture_that_cannot_be_read_is_named(predictor: Predictor, tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    for picture, told in (
+def test_an_image_that_cannot_be_read_is_named(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    for image, message in (
         (tmp_path / "none.png", r"none\.png cannot be used \(missing\)"),
         (str(tmp_path / "text.png"), r"text\.png cannot be used \(not-an-image\)"),
         (b"", r"an image cannot be used \(empty\)"),
         (torch.zeros(4, 8, 8), r"an image cannot be used \(not-an-image\): a tensor of torch.float32 \[4, 8, 8\]"),
         (torch.full((3, 8, 8), 7.0), r"floats from 7 to 7, not from 0 to 1"),
     ):
-        with pytest.raises(UserError, match=told):
-            predictor.caption(picture, FEW)
+        with pytest.raises(UserError, match=message):
+            predictor.caption(image, FEW)
 
 
 def test_the_likelihood_of_a_caption_is_that_of_writing_it(predictor: Predictor, paths: list[str]) -> None:
@@ -156,10 +156,10 @@ def test_the_likelihood_of_a_caption_is_that_of_writing_it(predictor: Predictor,
         if likelihood.num_tokens == caption.num_tokens:
             assert likelihood.log_prob == pytest.approx(caption.log_prob, abs=1e-3)
     every = predictor.log_likelihood(paths[:4], list(small.TEXTS), prompt="a ")
-    for picture, row in zip(paths[:4], every, strict=True):
+    for image, row in zip(paths[:4], every, strict=True):
         assert [one.text for one in row] == list(small.TEXTS)
         assert sum(one.probability for one in row) == pytest.approx(1)
-        (alone,) = predictor.log_likelihood(picture, small.TEXTS[3], prompt="a ")[0]
+        (alone,) = predictor.log_likelihood(image, small.TEXTS[3], prompt="a ")[0]
         assert alone.log_prob == pytest.approx(row[3].log_prob, abs=1e-3)
         assert alone.probability == 1
         assert alone.perplexity == pytest.approx(np.exp(-alone.log_prob / alone.num_tokens))
@@ -167,7 +167,7 @@ def test_the_likelihood_of_a_caption_is_that_of_writing_it(predictor: Predictor,
     assert [one.text for one in ranked] == [one.text for one in sorted(every[0], key=lambda one: -one.log_prob)]
 
 
-def test_each_picture_may_have_texts_of_its_own(predictor: Predictor, paths: list[str]) -> None:
+def test_each_image_may_have_texts_of_its_own(predictor: Predictor, paths: list[str]) -> None:
     own = [["two dogs"], ["birds", "the road"], ["a long chair"], ["two dogs", "birds", "a cat"]]
     every = predictor.match(paths[:4], sorted({text for texts in own for text in texts}))
     for row, texts, found in zip(every, own, predictor.match(paths[:4], own), strict=True):
@@ -177,7 +177,7 @@ def test_each_picture_may_have_texts_of_its_own(predictor: Predictor, paths: lis
             assert one.itm_probability == pytest.approx(known[one.text].itm_probability, abs=1e-5)
             assert one.itc_similarity == pytest.approx(known[one.text].itc_similarity, abs=1e-5)
     for wrong in (own[:3], [*own, ["birds"]]):
-        with pytest.raises(UserError, match=f"there are texts for {len(wrong)} pictures, but"):
+        with pytest.raises(UserError, match=f"there are texts for {len(wrong)} images, but"):
             predictor.match(paths[:4], wrong)
     prompts = ["a red ", "two ", "a ", "the "]
     (third,) = predictor.caption(paths[2], FEW, prompt="a ")
@@ -186,7 +186,7 @@ def test_each_picture_may_have_texts_of_its_own(predictor: Predictor, paths: lis
         predictor.caption(paths[:4], FEW, prompt=prompts[:3])
 
 
-def test_a_picture_is_projected_once_however_many_texts(
+def test_an_image_is_projected_once_however_many_texts(
     predictor: Predictor, blip: Blip, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     projected = []
@@ -199,7 +199,7 @@ def test_a_picture_is_projected_once_however_many_texts(
 
 def test_texts_that_cannot_be_read_are_named(predictor: Predictor, paths: list[str]) -> None:
     long = "bus " * 80
-    for call, told in (
+    for call, message in (
         (
             lambda: predictor.match(paths[0], long),
             r'the text "bus bus .*\.\.\." has 82 tokens, and the model takes 64',
@@ -212,23 +212,23 @@ def test_texts_that_cannot_be_read_are_named(predictor: Predictor, paths: list[s
         (lambda: predictor.answer(paths[0], "what?"), "answers need a BLIP VQA model"),
         (lambda: predictor.judge(paths[0], paths[1], "two dogs"), "needs a BLIP NLVR2 model"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             call()
     assert predictor.embed_texts([]).shape == (0, 32)
 
 
 def test_answers_are_those_of_the_model(paths: list[str]) -> None:
-    words = small.vqa_tokenizer()
+    tokenizer = small.vqa_tokenizer()
     model = small.vqa_model()
-    predictor, adapter = small.predictor(model, words, batch_size=3), VqaAdapter(model, words)
+    predictor, adapter = small.predictor(model, tokenizer, batch_size=3), VqaAdapter(model, tokenizer)
     questions = list(small.QUESTIONS)
     for candidates in (None, small.ANSWERS):
         found = predictor.answer(paths[:4], questions, candidates)
         assert [[one.question for one in row] for row in found] == [questions] * 4
-        for picture, row in zip(paths[:4], found, strict=True):
+        for image, row in zip(paths[:4], found, strict=True):
             for question, one in zip(questions, row, strict=True):
-                memory = predictor.remember(picture)
-                read = adapter.read(memory, encode_questions(words, [question]))
+                memory = predictor.remember(image)
+                read = adapter.read(memory, encode_questions(tokenizer, [question]))
                 if candidates is None:
                     (expected,) = adapter.answers(read, adapter.answering)
                 else:
@@ -244,7 +244,7 @@ def test_answers_are_those_of_the_model(paths: list[str]) -> None:
         predictor.caption(paths[0])
 
 
-def test_pairs_of_pictures_are_judged(paths: list[str]) -> None:
+def test_pairs_of_images_are_judged(paths: list[str]) -> None:
     torch.manual_seed(0)
     sizes = small.model().config
     model = BlipNlvr(NlvrConfig(vision=sizes.vision, text=sizes.text, merge_from=1)).eval()
@@ -288,11 +288,11 @@ def test_transformers_way_of_matching_can_be_had(blip: Blip, paths: list[str]) -
     assert abs(ours.match(paths[0], "two dogs")[0][0].itm_probability - expected) > 1e-3
 
 
-def test_broken_pictures_are_left_out_of_a_search_where_asked(
+def test_broken_images_are_left_out_of_a_search_where_requested(
     predictor: Predictor, paths: list[str], tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.png"
-    bad.write_text("no picture")
+    bad.write_text("no image")
     some = [paths[0], str(bad), *paths[1:]]
     with pytest.raises(UserError, match=r"bad\.png cannot be used"):
         predictor.retrieve_images(some, ["two dogs"])
@@ -303,11 +303,11 @@ def test_broken_pictures_are_left_out_of_a_search_where_asked(
     assert predictor.retrieve_images([str(bad)], ["two dogs"], broken=broken) == [[]]
 
 
-def test_pictures_are_found_in_files_folders_and_globs(paths: list[str], tmp_path: Path) -> None:
+def test_images_are_found_in_files_folders_and_globs(paths: list[str], tmp_path: Path) -> None:
     folder = Path(paths[0]).parent
     assert find_images([folder / "0.png", folder]) == [paths[0], *paths]
     assert find_images([f"{folder}/[01].png"]) == paths[:2]
-    with pytest.raises(UserError, match="no picture or folder"):
+    with pytest.raises(UserError, match="no image or folder"):
         find_images([tmp_path / "none"])
-    with pytest.raises(UserError, match="there is no picture in"):
+    with pytest.raises(UserError, match="there is no image in"):
         find_images([tmp_path])

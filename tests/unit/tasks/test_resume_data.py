@@ -1,4 +1,4 @@
-"""A run does not go on over data that have become others, whatever their number."""
+"""A run does not continue over data that have become others, whatever their number."""
 
 from __future__ import annotations
 

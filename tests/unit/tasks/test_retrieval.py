@@ -1,4 +1,4 @@
-"""Retrieval against a computation that reads one picture with one text at a time."""
+"""Retrieval against a computation that reads one image with one text at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def blip() -> Blip:
 
 
 @pytest.fixture(scope="module")
-def words() -> TextTokenizer:
+def tokenizer() -> TextTokenizer:
     return small.tokenizer()
 
 
@@ -34,12 +34,12 @@ def similarity(collection: Collection) -> Tensor:
 
 @pytest.fixture
 def batches() -> list[Batch]:
-    """Five pictures with one to three texts each, in two batches."""
+    """Five images with one to three texts each, in two batches."""
     return [small.batch([0, 1, 1, 2, 2, 2]), small.batch([0, 1], first=3, text=6)]
 
 
-def one_by_one(blip: Blip, words: TextTokenizer, batches: list[Batch]) -> tuple[Tensor, Tensor, list[int]]:
-    """Cosines and ITM logit differences of all texts and pictures [C, I], and the picture of each text."""
+def one_by_one(blip: Blip, tokenizer: TextTokenizer, batches: list[Batch]) -> tuple[Tensor, Tensor, list[int]]:
+    """Cosines and ITM logit differences of all texts and images [C, I], and the image of each text."""
     images = [image for batch in batches for image in batch.images]
     texts = [text for batch in batches for text in batch.texts]
     owners, before = [], 0
@@ -51,7 +51,7 @@ def one_by_one(blip: Blip, words: TextTokenizer, batches: list[Batch]) -> tuple[
         for column, image in enumerate(images):
             embeds = blip.encode_image(normalize(image[None]))
             for row, text in enumerate(texts):
-                alone, paired = words.encode([text]), words.encode([text], first="enc")
+                alone, paired = tokenizer.encode([text]), tokenizer.encode([text], first="enc")
                 features = blip.text_features(alone.input_ids, None)
                 cosine[row, column] = (features @ blip.image_features(embeds).T)[0, 0]
                 logits = blip.match(paired.input_ids, None, blip.remember(embeds))
@@ -59,37 +59,37 @@ def one_by_one(blip: Blip, words: TextTokenizer, batches: list[Batch]) -> tuple[
     return cosine, itm, owners
 
 
-def test_a_collection_holds_every_picture_and_text_once(
-    blip: Blip, words: TextTokenizer, batches: list[Batch]
+def test_a_collection_holds_every_image_and_text_once(
+    blip: Blip, tokenizer: TextTokenizer, batches: list[Batch]
 ) -> None:
-    collection = collect(BlipAdapter(blip, words), batches)
-    cosine, _, owners = one_by_one(blip, words, batches)
+    collection = collect(BlipAdapter(blip, tokenizer), batches)
+    cosine, _, owners = one_by_one(blip, tokenizer, batches)
     assert collection.image_of_text.tolist() == owners == [0, 1, 1, 2, 2, 2, 3, 4]
-    assert collection.keys == [f"picture-{i}" for i in range(5)]
+    assert collection.keys == [f"image-{i}" for i in range(5)]
     torch.testing.assert_close(similarity(collection), cosine, **CLOSE)
-    assert cosine.std() > 0.05, "the pictures and texts differ"
+    assert cosine.std() > 0.05, "the images and texts differ"
 
 
 @pytest.mark.parametrize("max_rows", [256, 3])
 def test_pairs_in_any_order_and_number_are_matched_as_alone(
-    blip: Blip, words: TextTokenizer, batches: list[Batch], max_rows: int
+    blip: Blip, tokenizer: TextTokenizer, batches: list[Batch], max_rows: int
 ) -> None:
-    collection = collect(BlipAdapter(blip, words), batches)
-    _, itm, _ = one_by_one(blip, words, batches)
+    collection = collect(BlipAdapter(blip, tokenizer), batches)
+    _, itm, _ = one_by_one(blip, tokenizer, batches)
     unequal = torch.tensor([[7, 4], [0, 0], [5, 2], [1, 0], [2, 4], [0, 4], [3, 1]])
     equal = torch.cartesian_prod(torch.arange(8), torch.arange(5)).flip(0)
     for pairs in (unequal, equal, unequal[:1]):
         found = match_logits(
-            BlipAdapter(blip, words), collection.image_embeds, collection.text, pairs, max_rows=max_rows
+            BlipAdapter(blip, tokenizer), collection.image_embeds, collection.text, pairs, max_rows=max_rows
         )
         torch.testing.assert_close(found, itm[pairs[:, 0], pairs[:, 1]], **CLOSE)
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 100])
-def test_reranking_against_brute_force(blip: Blip, words: TextTokenizer, batches: list[Batch], k: int) -> None:
-    collection = collect(BlipAdapter(blip, words), batches)
-    cosine, itm, _ = one_by_one(blip, words, batches)
-    t2i, i2t = rerank(BlipAdapter(blip, words), collection, similarity(collection), k)
+def test_reranking_against_brute_force(blip: Blip, tokenizer: TextTokenizer, batches: list[Batch], k: int) -> None:
+    collection = collect(BlipAdapter(blip, tokenizer), batches)
+    cosine, itm, _ = one_by_one(blip, tokenizer, batches)
+    t2i, i2t = rerank(BlipAdapter(blip, tokenizer), collection, similarity(collection), k)
     for found, scores, logits in ((t2i, cosine, itm), (i2t.T, cosine.T, itm.T)):
         for query in range(len(scores)):
             by_itc = sorted(range(scores.shape[1]), key=lambda i, q=query, s=scores: -float(s[q, i]))
@@ -100,25 +100,25 @@ def test_reranking_against_brute_force(blip: Blip, words: TextTokenizer, batches
             torch.testing.assert_close(found[query, read].float(), expected, **CLOSE)
 
 
-def test_the_numbers_are_those_of_the_rankings(blip: Blip, words: TextTokenizer, batches: list[Batch]) -> None:
-    cosine, itm, owners = one_by_one(blip, words, batches)
-    numbers = evaluate_retrieval(BlipAdapter(blip, words), batches, rerank_k=100)
+def test_the_numbers_are_those_of_the_rankings(blip: Blip, tokenizer: TextTokenizer, batches: list[Batch]) -> None:
+    cosine, itm, owners = one_by_one(blip, tokenizer, batches)
+    metrics = evaluate_retrieval(BlipAdapter(blip, tokenizer), batches, rerank_k=100)
     for suffix, scores in (("", cosine), ("_itm", cosine + itm)):
         for k in (1, 5):
             best = scores.topk(min(k, 5), dim=1).indices.tolist()
             hits = [owner in chosen for owner, chosen in zip(owners, best, strict=True)]
-            assert numbers[f"t2i_recall{suffix}@{k}"] == pytest.approx(sum(hits) / 8)
+            assert metrics[f"t2i_recall{suffix}@{k}"] == pytest.approx(sum(hits) / 8)
             best = scores.T.topk(k, dim=1).indices.tolist()
             hits = [any(owners[text] == image for text in chosen) for image, chosen in enumerate(best)]
-            assert numbers[f"i2t_recall{suffix}@{k}"] == pytest.approx(sum(hits) / 5)
-    assert numbers["t2i_recall@10"] == 1.0
-    assert 0 <= numbers["itm_accuracy"] <= 1
-    assert 0 <= numbers["itm_auc"] <= 1
-    assert "t2i_recall_itm@1" not in evaluate_retrieval(BlipAdapter(blip, words), batches, rerank_k=0)
+            assert metrics[f"i2t_recall{suffix}@{k}"] == pytest.approx(sum(hits) / 5)
+    assert metrics["t2i_recall@10"] == 1.0
+    assert 0 <= metrics["itm_accuracy"] <= 1
+    assert 0 <= metrics["itm_auc"] <= 1
+    assert "t2i_recall_itm@1" not in evaluate_retrieval(BlipAdapter(blip, tokenizer), batches, rerank_k=0)
 
 
 def test_itm_accuracy_counts_own_and_other_pairs(
-    blip: Blip, words: TextTokenizer, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+    blip: Blip, tokenizer: TextTokenizer, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An ITM head that always says "matched" is right for own pairs alone; one that knows is always right."""
     from openblip.tasks import retrieval
@@ -130,6 +130,6 @@ def test_itm_accuracy_counts_own_and_other_pairs(
 
     for judge, accuracy, auc in ((lambda *given: torch.ones(len(given[3])), 0.5, 0.5), (knows, 1.0, 1.0)):
         monkeypatch.setattr(retrieval, "match_logits", judge)
-        numbers = evaluate_retrieval(BlipAdapter(blip, words), batches, rerank_k=2)
-        assert numbers["itm_accuracy"] == accuracy
-        assert numbers["itm_auc"] == auc
+        metrics = evaluate_retrieval(BlipAdapter(blip, tokenizer), batches, rerank_k=2)
+        assert metrics["itm_accuracy"] == accuracy
+        assert metrics["itm_auc"] == auc

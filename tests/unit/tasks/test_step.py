@@ -102,10 +102,10 @@ def test_layers_are_numbered_from_the_bottom_of_each_tower_to_one_top() -> None:
 def test_layerwise_decay_scales_the_rate_by_depth() -> None:
     step = make_step(small.model(), "itc", "itm", "lm")
     optimizer = make_optimizer(step, TrainConfig(layer_decay=0.5))
-    shares = {id(p): group["share"] for group in optimizer.param_groups for p in group["params"]}
+    lr_scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     ids = step.layer_ids()
     top = max(ids.values())
     for name, parameter in step.named_parameters():
         if parameter.requires_grad:
-            assert shares[id(parameter)] == 0.5 ** (top - ids[name]), name
-    assert len(set(shares.values())) == 4, "embeddings, two blocks, the top"
+            assert lr_scales[id(parameter)] == 0.5 ** (top - ids[name]), name
+    assert len(set(lr_scales.values())) == 4, "embeddings, two blocks, the top"

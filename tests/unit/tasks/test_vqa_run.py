@@ -1,4 +1,4 @@
-"""Fine-tuning to answer questions as a whole: what it learns, where it starts from, and going on as it was."""
+"""Fine-tuning to answer questions as a whole: what it learns, where it starts from, and continuing as it was."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ASKED = "what color is it?"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 pictures of one colour each, with two to four questions; some colours have a second, rarer answer."""
+    """48 images of one colour each, with two to four questions; some colours have a second, rarer answer."""
     folder = tmp_path_factory.mktemp("vqa")
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
@@ -95,13 +95,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(data: Path, tmp_pa
 
 def test_it_starts_from_a_pretrained_model_and_from_one_that_answers(data: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    words = small.vqa_tokenizer()
-    blip = Blip(blip_config("nano", vocab_size=words.vocab_size, image_size=32))
-    save_model(tmp_path / "blip", StoredModel(blip, words))
+    tokenizer = small.vqa_tokenizer()
+    blip = Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=32))
+    save_model(tmp_path / "blip", StoredModel(blip, tokenizer))
     still = ("train.max_steps=1", "train.warmup_steps=0", "train.min_learning_rate=0", "train.learning_rate=1e-12")
     run_training(config(data, *still, model=str(tmp_path / "blip")), tmp_path / "first", show=False)
     stored = open_model(tmp_path / "first" / "model")
-    assert stored.tokenizer.vocab_size == words.vocab_size
+    assert stored.tokenizer.vocab_size == tokenizer.vocab_size
     torch.testing.assert_close(stored.model.vision.state_dict(), blip.vision.state_dict())
     torch.testing.assert_close(stored.model.text_encoder.state_dict(), blip.encoder.state_dict())
     torch.testing.assert_close(stored.model.text_decoder.state_dict(), blip.decoder.state_dict())
@@ -109,7 +109,7 @@ def test_it_starts_from_a_pretrained_model_and_from_one_that_answers(data: Path,
     torch.testing.assert_close(
         open_model(tmp_path / "second" / "model").model.state_dict(), stored.model.state_dict()
     )
-    save_model(tmp_path / "captioner", StoredModel(blip.part(encoder=False, decoder=True), words))
+    save_model(tmp_path / "captioner", StoredModel(blip.part(encoder=False, decoder=True), tokenizer))
     with pytest.raises(UserError, match="this model only writes captions"):
         run_training(config(data, model=str(tmp_path / "captioner")), tmp_path / "third", show=False)
 
@@ -134,7 +134,7 @@ def test_the_answers_to_rank_can_be_named(data: Path, tmp_path: Path) -> None:
 
 
 def test_captions_are_no_questions(data: Path, tmp_path: Path) -> None:
-    (data / "captions.jsonl").write_text(json.dumps({"image": "0.png", "caption": "a red picture"}) + "\n")
+    (data / "captions.jsonl").write_text(json.dumps({"image": "0.png", "caption": "a red image"}) + "\n")
     made = replace(config(data), sources=as_sources([str(data / "captions.jsonl")]))
     with pytest.raises(UserError, match="has no question column"):
         run_training(made, tmp_path / "run", show=False)

@@ -1,4 +1,4 @@
-"""From pictures with questions to the VQA loss: against one question and one answer at a time."""
+"""From images with questions to the VQA loss: against one question and one answer at a time."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ UNEVEN, EVEN = [0, 0, 1, 2, 2], [0, 0, 1, 1, 2, 2]
 
 
 @pytest.fixture(scope="module")
-def words() -> TextTokenizer:
+def tokenizer() -> TextTokenizer:
     return small.vqa_tokenizer()
 
 
 def asked(owners: Sequence[int], given: Sequence[GivenAnswers] = GIVEN) -> Batch:
-    """Pictures with questions, `given` in turn."""
+    """Images with questions, `given` in turn."""
     batch = small.batch(list(owners))
     questions = [small.QUESTIONS[i % 4] for i in range(len(owners))]
     meta: list[dict[str, Any]] = [{"answers": {}} for _ in batch.keys]
@@ -46,35 +46,35 @@ def asked(owners: Sequence[int], given: Sequence[GivenAnswers] = GIVEN) -> Batch
     return replace(batch, texts=questions, meta=meta)
 
 
-def make_step(model: BlipVqa, words: TextTokenizer, smoothing: float = 0.0) -> VqaStep:
-    return VqaStep(VqaObjective(model, enc_id=words.enc_id, dec_id=words.dec_id, label_smoothing=smoothing))
+def make_step(model: BlipVqa, tokenizer: TextTokenizer, smoothing: float = 0.0) -> VqaStep:
+    return VqaStep(VqaObjective(model, enc_id=tokenizer.enc_id, dec_id=tokenizer.dec_id, label_smoothing=smoothing))
 
 
 @torch.no_grad()
-def one_by_one(model: BlipVqa, words: TextTokenizer, batch: Batch) -> float:
+def one_by_one(model: BlipVqa, tokenizer: TextTokenizer, batch: Batch) -> float:
     """The loss, each answer read alone."""
     total = 0.0
     for question, owner in zip(batch.texts, batch.image_index.tolist(), strict=True):
         memory = model.remember(model.encode_image(normalize(batch.images[owner][None])))
-        read = VqaAdapter(model, words).read(memory, encode_questions(words, [question]))
+        read = VqaAdapter(model, tokenizer).read(memory, encode_questions(tokenizer, [question]))
         for text, weight in batch.meta[owner]["answers"][question].merged.items():
-            ids = words.encode([text], first="dec").input_ids
+            ids = tokenizer.encode([text], first="dec").input_ids
             logits = model.text_decoder(ids, memory=read)[0, :-1].log_softmax(-1)
             total -= weight * float(logits.gather(1, ids[0, 1:, None]).sum())
     return total / len(batch.texts)
 
 
-def test_answers_are_flattened_with_their_weights(words: TextTokenizer) -> None:
-    prepared = prepare_questions(words)(asked(UNEVEN))
+def test_answers_are_flattened_with_their_weights(tokenizer: TextTokenizer) -> None:
+    prepared = prepare_questions(tokenizer)(asked(UNEVEN))
     texts = ["two", "birds", "yes", "a red bus", "no", "two", "birds", "yes"]
-    assert torch.equal(prepared.answers.input_ids, words.encode(texts, first="dec").input_ids)
+    assert torch.equal(prepared.answers.input_ids, tokenizer.encode(texts, first="dec").input_ids)
     torch.testing.assert_close(prepared.weights, torch.tensor([2 / 3, 1 / 3, 1.0, 0.7, 0.2, 2 / 3, 1 / 3, 1.0]))
     assert prepared.question_of is not None
     assert prepared.question_of.tolist() == [0, 0, 1, 2, 2, 3, 3, 4]
     assert prepared.image_of is not None
     assert prepared.image_of.tolist() == UNEVEN
-    assert (prepared.questions.input_ids[:, 0] == words.enc_id).all()
-    even = prepare_questions(words)(asked(EVEN, GIVEN[1:2]))
+    assert (prepared.questions.input_ids[:, 0] == tokenizer.enc_id).all()
+    even = prepare_questions(tokenizer)(asked(EVEN, GIVEN[1:2]))
     assert even.image_of is None
     assert even.question_of is None
     assert len(prepared) == 3
@@ -86,18 +86,18 @@ def test_answers_are_flattened_with_their_weights(words: TextTokenizer) -> None:
     ("owners", "given"), [(UNEVEN, GIVEN), (EVEN, GIVEN), (EVEN, GIVEN[1:2]), (EVEN, GIVEN[2:]), ([0, 1], GIVEN)]
 )
 def test_the_loss_is_that_of_each_answer_alone(
-    words: TextTokenizer, owners: list[int], given: tuple[GivenAnswers, ...]
+    tokenizer: TextTokenizer, owners: list[int], given: tuple[GivenAnswers, ...]
 ) -> None:
     model = small.vqa_model()
     batch = asked(owners, given)
-    loss = make_step(model, words)(prepare_questions(words)(batch))["loss"]
-    assert float(loss.detach()) == pytest.approx(one_by_one(model, words, batch), rel=1e-4)
-    smooth = make_step(model, words, smoothing=0.1)(prepare_questions(words)(batch))["loss"]
+    loss = make_step(model, tokenizer)(prepare_questions(tokenizer)(batch))["loss"]
+    assert float(loss.detach()) == pytest.approx(one_by_one(model, tokenizer, batch), rel=1e-4)
+    smooth = make_step(model, tokenizer, smoothing=0.1)(prepare_questions(tokenizer)(batch))["loss"]
     assert float(smooth.detach()) != pytest.approx(float(loss.detach()), rel=1e-3)
 
 
-def test_a_picture_is_encoded_and_a_question_read_once(
-    words: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+def test_an_image_is_encoded_and_a_question_read_once(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small.vqa_model()
     rows: dict[str, list[int]] = {"encode_image": [], "remember": [], "remember_question": []}
@@ -113,25 +113,25 @@ def test_a_picture_is_encoded_and_a_question_read_once(
 
     for name in rows:
         counted(name)
-    make_step(model, words)(prepare_questions(words)(asked(UNEVEN)))
+    make_step(model, tokenizer)(prepare_questions(tokenizer)(asked(UNEVEN)))
     assert rows == {"encode_image": [3], "remember": [3], "remember_question": [5]}
 
 
-def test_micro_batches_of_unequal_size_make_the_mean_over_all_questions(words: TextTokenizer) -> None:
+def test_micro_batches_of_unequal_size_make_the_mean_over_all_questions(tokenizer: TextTokenizer) -> None:
     model = small.vqa_model()
-    step = make_step(model, words)
-    prepare = prepare_questions(words)
+    step = make_step(model, tokenizer)
+    prepare = prepare_questions(tokenizer)
     parts = [asked(UNEVEN), asked([0], GIVEN[2:])]
     prepared = [prepare(part) for part in parts]
     step.count_step(prepared)
     found = sum(float(step(batch)["loss"].detach()) for batch in prepared) / 2
-    each = [one_by_one(model, words, part) for part in parts]
+    each = [one_by_one(model, tokenizer, part) for part in parts]
     assert found == pytest.approx((5 * each[0] + each[1]) / 6, rel=1e-4)
 
 
-def test_every_parameter_is_trained_and_has_its_depth(words: TextTokenizer) -> None:
-    step = make_step(small.vqa_model(), words)
-    step(prepare_questions(words)(asked(UNEVEN)))["loss"].backward()
+def test_every_parameter_is_trained_and_has_its_depth(tokenizer: TextTokenizer) -> None:
+    step = make_step(small.vqa_model(), tokenizer)
+    step(prepare_questions(tokenizer)(asked(UNEVEN)))["loss"].backward()
     idle = {name for name, parameter in step.named_parameters() if parameter.grad is None}
     assert not idle
     ids = step.layer_ids()
@@ -159,29 +159,29 @@ def test_accuracy_is_that_of_vqa_or_the_share_of_the_weights(
     assert score_answer(prediction, given) == pytest.approx(score)
 
 
-def test_evaluation_answers_every_question_both_ways(words: TextTokenizer) -> None:
+def test_evaluation_answers_every_question_both_ways(tokenizer: TextTokenizer) -> None:
     model = small.vqa_model()
     greedy = DecodeConfig(max_new_tokens=5)
     batches = [asked(UNEVEN), asked([0, 1, 1], GIVEN[1:])]
     candidates = ["two", "a red bus", "cat"]
-    numbers, records = evaluate_answers(
-        VqaAdapter(model, words), batches, greedy, candidates=candidates, max_rows=2
+    metrics, records = evaluate_answers(
+        VqaAdapter(model, tokenizer), batches, greedy, candidates=candidates, max_rows=2
     )
     expected: dict[str, list[float]] = {"generated": [], "ranked": [], "most": []}
     for batch in batches:
         for question, owner in zip(batch.texts, batch.image_index.tolist(), strict=True):
             memory = model.remember(model.encode_image(normalize(batch.images[owner][None])))
-            read = VqaAdapter(model, words).read(memory, encode_questions(words, [question]))
+            read = VqaAdapter(model, tokenizer).read(memory, encode_questions(tokenizer, [question]))
             right = batch.meta[owner]["answers"][question]
             record = records[len(expected["most"])]
             assert (record["key"], record["question"]) == (batch.keys[owner], question)
             for name, found in (
-                ("generated", VqaAdapter(model, words).answers(read, greedy)),
-                ("ranked", VqaAdapter(model, words).rank(read, candidates)),
+                ("generated", VqaAdapter(model, tokenizer).answers(read, greedy)),
+                ("ranked", VqaAdapter(model, tokenizer).rank(read, candidates)),
             ):
                 assert record[name] == found[0][0].text
                 expected[name].append(score_answer(found[0][0].text, right))
             expected["most"].append(max(score_answer(text, right) for text in candidates))
-    assert numbers == pytest.approx({f"accuracy_{name}": sum(v) / len(v) for name, v in expected.items()})
-    alone, _ = evaluate_answers(VqaAdapter(model, words), batches, greedy)
-    assert alone == {"accuracy_generated": pytest.approx(numbers["accuracy_generated"])}
+    assert metrics == pytest.approx({f"accuracy_{name}": sum(v) / len(v) for name, v in expected.items()})
+    alone, _ = evaluate_answers(VqaAdapter(model, tokenizer), batches, greedy)
+    assert alone == {"accuracy_generated": pytest.approx(metrics["accuracy_generated"])}

@@ -37,7 +37,7 @@ def test_a_terminal_shows_all_numbers_however_narrow(tmp_path: Path, width: int)
     assert all(len(line.rstrip()) <= width for line in last)
     assert "…" not in "".join(last)
     shown = " ".join(" ".join(last).split())
-    for told in (
+    for message in (
         "fine-tuning the captioner",
         "210/600",
         "186.4 images/s",
@@ -45,7 +45,7 @@ def test_a_terminal_shows_all_numbers_however_narrow(tmp_path: Path, width: int)
         "epoch 0.56",
         "lr 3.00e-03",
     ):
-        assert told in shown
+        assert message in shown
     assert all(f"{name} {value:.4g}" in shown for name, value in LOSSES.items())
 
 

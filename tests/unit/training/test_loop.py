@@ -1,4 +1,4 @@
-"""The loop in one process: records, accumulation, evaluation, the best, budgets, failures, and going on."""
+"""The loop in one process: records, accumulation, evaluation, the best, budgets, failures, and continuing."""
 
 from __future__ import annotations
 

@@ -67,10 +67,10 @@ def test_layers_learn_slower_the_deeper_they_lie() -> None:
     module = ToyStep()
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     groups = make_optimizer(module, toy_config(layer_decay=0.5)).param_groups
-    share = {names[id(p)]: group["share"] for group in groups for p in group["params"]}
-    assert share["entry.weight"] == 0.5**3
-    assert share["left.1.linear.bias"] == 0.5
-    assert share["out.weight"] == share["temperature"] == 1.0
+    lr_scale = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    assert lr_scale["entry.weight"] == 0.5**3
+    assert lr_scale["left.1.linear.bias"] == 0.5
+    assert lr_scale["out.weight"] == lr_scale["temperature"] == 1.0
     with pytest.raises(UserError, match="layer_ids"):
         make_optimizer(nn.Linear(2, 2), toy_config(layer_decay=0.5))
 
@@ -83,14 +83,14 @@ def test_norm_and_clipping_are_torchs() -> None:
     expected = torch.nn.utils.get_total_norm([p.grad for p in parameters[:3]])
     norm = gradient_norm(parameters)
     torch.testing.assert_close(norm, expected)
-    twins = [nn.Parameter(p.detach().clone()) for p in parameters[:3]]
-    for twin, parameter in zip(twins, parameters, strict=False):
+    clones = [nn.Parameter(p.detach().clone()) for p in parameters[:3]]
+    for clone, parameter in zip(clones, parameters, strict=False):
         assert parameter.grad is not None
-        twin.grad = parameter.grad.clone()
-    torch.nn.utils.clip_grad_norm_(twins, 0.5)
+        clone.grad = parameter.grad.clone()
+    torch.nn.utils.clip_grad_norm_(clones, 0.5)
     clip_gradient(parameters, norm, 0.5)
-    for twin, parameter in zip(twins, parameters, strict=False):
-        torch.testing.assert_close(parameter.grad, twin.grad)
+    for clone, parameter in zip(clones, parameters, strict=False):
+        torch.testing.assert_close(parameter.grad, clone.grad)
     before = parameters[0].grad
     assert before is not None
     kept = before.clone()

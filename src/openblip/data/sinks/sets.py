@@ -5,7 +5,7 @@
     jsonl     images/SHARD/NAME.jpg and captions.jsonl, which `merge_parts` makes of the shards' parts
     folder    SHARD/NAME.jpg and SHARD/NAME.txt
 
-Pictures are copied as they are; what is not encoded yet becomes PNG. A shard appears whole or not at all, and
+Images are copied as they are; what is not encoded yet becomes PNG. A shard appears whole or not at all, and
 the same pairs give the same bytes.
 """
 
@@ -27,7 +27,7 @@ from openblip.core.text import json_bytes, text_bytes
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sinks.tables import write_rows
 
-__all__ = ["LAYOUTS", "Layout", "Pair", "encoded_picture", "merge_parts", "remove_shard", "write_shard"]
+__all__ = ["LAYOUTS", "Layout", "Pair", "encoded_image", "merge_parts", "remove_shard", "write_shard"]
 
 Layout = Literal["tars", "parquet", "jsonl", "folder"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -42,12 +42,12 @@ _MAGIC = (
     (b"\0\0\0\x0cjP", "jp2"),
 )
 _PARQUET = {"key": "string", "image": "bytes", "captions": ["string"], "image_id": "string", "record": "string"}
-_PICTURES_IN_GROUP = 128
+_IMAGES_IN_GROUP = 128
 
 
 @dataclass(slots=True)
 class Pair:
-    """A picture with the texts to train on."""
+    """An image with the texts to train on."""
 
     name: str
     """of its files, unique in the set"""
@@ -66,7 +66,7 @@ class Pair:
         return "".join(" ".join(text.split()) + "\n" for text in self.texts)
 
 
-def encoded_picture(image: ImageLike) -> tuple[bytes, str]:
+def encoded_image(image: ImageLike) -> tuple[bytes, str]:
     """Return an encoded file's bytes and its ending.
 
     Raises:
@@ -79,9 +79,9 @@ def encoded_picture(image: ImageLike) -> tuple[bytes, str]:
             raise BrokenSample("unreadable", str(image), str(error)) from error
     if isinstance(image, bytes):
         return image, _ending(image)
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    opened = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=4)
+    opened.save(buffer, "PNG", compress_level=4)
     return buffer.getvalue(), "png"
 
 
@@ -99,10 +99,10 @@ def write_shard(layout: Layout, folder: Path, parts: Path, name: str, pairs: Ite
     Args:
         folder: of the training set.
         parts: where the lines of captions.jsonl are kept until `merge_parts` (layout "jsonl").
-        pairs: taken one by one, so that a shard's pictures are never all in memory.
+        pairs: taken one by one, so that a shard's images are never all in memory.
 
     Raises:
-        BrokenSample: a picture file has gone.
+        BrokenSample: an image file has gone.
         UserError: the disk is full.
     """
     pairs = iter(pairs)
@@ -119,31 +119,31 @@ def write_shard(layout: Layout, folder: Path, parts: Path, name: str, pairs: Ite
         rows = (
             {
                 "key": pair.name,
-                "image": encoded_picture(pair.image)[0],
+                "image": encoded_image(pair.image)[0],
                 "captions": pair.texts,
                 "image_id": pair.image_id,
                 "record": json_bytes(pair.record).decode(),
             }
             for pair in pairs
         )
-        write_rows(folder / f"{name}.parquet", rows, _PARQUET, rows_in_group=_PICTURES_IN_GROUP)
+        write_rows(folder / f"{name}.parquet", rows, _PARQUET, rows_in_group=_IMAGES_IN_GROUP)
     elif layout == "folder":
         with write_folder(folder / name) as target:
             for pair in pairs:
-                text = (target / _write_picture(target, pair)).with_suffix(".txt")
+                text = (target / _write_image(target, pair)).with_suffix(".txt")
                 text.write_bytes(text_bytes(pair.lines()))
     else:
         lines = []
         with write_folder(folder / "images" / name) as target:
             for pair in pairs:
-                image = f"images/{name}/{_write_picture(target, pair)}"
+                image = f"images/{name}/{_write_image(target, pair)}"
                 lines.append(json_bytes({"image": image, **pair.fields()}) + b"\n")
         write_bytes(parts / f"{name}.jsonl", b"".join(lines))
 
 
-def _write_picture(folder: Path, pair: Pair) -> str:
+def _write_image(folder: Path, pair: Pair) -> str:
     """The file's name in `folder`."""
-    data, ending = encoded_picture(pair.image)
+    data, ending = encoded_image(pair.image)
     (folder / f"{pair.name}.{ending}").write_bytes(data)
     return f"{pair.name}.{ending}"
 
@@ -172,7 +172,7 @@ def _add_to_tar(tar: tarfile.TarFile, pair: Pair) -> None:
 
 
 def _members(pair: Pair) -> Iterator[tuple[str, bytes]]:
-    data, ending = encoded_picture(pair.image)
+    data, ending = encoded_image(pair.image)
     yield ending, data
     yield "txt", text_bytes(pair.lines())
     yield "json", json_bytes({"key": pair.name, **pair.fields()})

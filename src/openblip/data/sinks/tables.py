@@ -49,7 +49,7 @@ def write_rows(
 
     Args:
         rows: taken a group at a time.
-        rows_in_group: rows that are read together; few where they hold pictures.
+        rows_in_group: rows that are read together; few where they hold images.
 
     Raises:
         UserError: the disk is full.

@@ -60,7 +60,7 @@ class GivenAnswers:
 def question_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> tuple[str, ...]:
     """The questions of a row, each with its answers as one JSON text that `read_questions` reads.
 
-    So they go through whatever carries captions: columns, grouping by picture, one of several drawn.
+    So they go through whatever carries captions: columns, grouping by image, one of several drawn.
 
     Args:
         names: which columns hold the "question", its "answer" and, where there are any, the "weight" of each.
@@ -94,7 +94,7 @@ def question_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str)
 def read_questions(texts: Iterable[str]) -> tuple[tuple[str, ...], dict[str, GivenAnswers]]:
     """Questions and the answers to each, from what `question_texts` made.
 
-    A question that was asked twice of a picture has the answers of both, so that each asking counts once.
+    A question that was asked twice of an image has the answers of both, so that each asking counts once.
     """
     questions: list[str] = []
     found: dict[str, GivenAnswers] = {}

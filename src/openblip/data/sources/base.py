@@ -75,7 +75,7 @@ class SourceConfig:
     answer_column: str = ""
     """Column of the answers to a question, or of a statement's label; guessed from the usual names when empty."""
     max_questions: int = 0
-    """Most questions about a picture in one sample; a picture with more makes several. 0 takes all."""
+    """Most questions about an image in one sample; an image with more makes several. 0 takes all."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -115,7 +115,7 @@ class Source(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
-        """Return sample `index`, its picture not decoded.
+        """Return sample `index`, its image not decoded.
 
         Raises:
             BrokenSample: this sample cannot be read.
@@ -146,7 +146,8 @@ class Source(ABC):
         return digest.value()
 
     def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
-        """Add the samples of a span to a fingerprint; a source that says nothing is told by its size alone."""
+        """Add the samples of a span to a fingerprint; a source that says nothing is recognized by its size
+        alone."""
         digest.add(type(self).__name__, len(self))
 
     def describe(self) -> dict[str, Any]:
@@ -261,7 +262,7 @@ def find_column(wanted: str, guesses: Iterable[str], columns: Sequence[str], *, 
         for url in URL_COLUMNS:
             if url in lowered:
                 raise UserError(
-                    f'{where} holds web addresses (column "{lowered[url]}") and no pictures; '
+                    f'{where} holds web addresses (column "{lowered[url]}") and no images; '
                     "download them first, for example with img2dataset, and give its tars"
                 )
     close = next((hint for guess in guesses if "did you mean" in (hint := nearest(guess, columns))), "")

@@ -2,7 +2,7 @@
 
 The delimiter is the one that makes known column names of the first line. A first line without a known name is a row
 like the others where it holds the path of an image (Flickr8k's token file); CC3M's list of captions and web
-addresses is told from both.
+addresses is recognized from both.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _columns_without_header(cells: list[str], known: Collection[str], path: Path
     images = [number for number, cell in enumerate(cells) if _is_image(cell)]
     if any("://" in cell and not cell.startswith("file://") for cell in cells):
         raise UserError(
-            f"{path} holds web addresses and no pictures (and no line of column names, as CC3M's lists have none); "
+            f"{path} holds web addresses and no images (and no line of column names, as CC3M's lists have none); "
             "download them first, for example with img2dataset, and give its tars"
         )
     if len(images) != 1 or len(cells) < 2:
@@ -162,7 +162,7 @@ def _is_image(cell: str) -> bool:
 class _CsvRows:
     """Rows of a CSV as (number of the first line, values, or what is wrong with it); blank lines are left out.
 
-    A quote that is never closed costs its own line, not all the lines that it swallows: reading goes on in the
+    A quote that is never closed costs its own line, not all the lines that it swallows: reading continues in the
     line after it.
     """
 
@@ -201,7 +201,7 @@ class _CsvRows:
                 values = next(self._reader)
             except csv.Error as error:
                 wrong = str(error)
-            if wrong and self._ended:  # the reader asked for more within a value
+            if wrong and self._ended:  # the reader requested more within a value
                 wrong = "a quote is opened here and never closed"
             number = self._number
             self._number += 1 if wrong else len(self._row)

@@ -19,7 +19,7 @@ from openblip.data.sample import BrokenSample, Sample
 __all__ = ["MOST_SIZES", "MOST_TEXTS", "Digest", "pieces", "spread"]
 
 MOST_SIZES = 10_000
-"""image files whose sizes are asked for, of a span of samples"""
+"""image files whose sizes are requested, of a span of samples"""
 MOST_TEXTS = 100_000
 """samples whose texts are read from files of their own, of a span of samples"""
 _PIECE = 1 << 18

@@ -42,7 +42,7 @@ class FolderSource(Source):
         if not found.images:
             but = f", but {'; '.join(self._left_out)}" if self._left_out else ""
             raise UserError(
-                f"{folder} holds no pictures, tars or captions files{but}; "
+                f"{folder} holds no images, tars or captions files{but}; "
                 "give a folder of images with .txt files beside them, or a captions file"
             )
         texts = [found.beside.get(name[: len(name) - len(ending_of(name))], "") for name in found.images]

@@ -2,7 +2,7 @@
 
     hf:NAME    hf:NAME:SPLIT    hf:NAME:CONFIGURATION:SPLIT
 
-Pictures stay encoded (the `datasets` library is told not to decode), so they go through the same checks as
+Images stay encoded (the `datasets` library is configured not to decode), so they go through the same checks as
 any other, and rows stay in the library's memory-mapped files.
 """
 
@@ -100,7 +100,7 @@ class HubSource(Source):
         key = str(index)
         given = self._given(row, key)
         if not given:
-            raise BrokenSample("missing", key, "the row holds no picture")
+            raise BrokenSample("missing", key, "the row holds no image")
         images: tuple[ImageLike, ...] = tuple(self._located(i, key) if isinstance(i, str) else i for i in given)
         image_id = key if any(isinstance(image, bytes) for image in given) else image_name(*given)
         if self._ids is not None:
@@ -124,7 +124,7 @@ class HubSource(Source):
         if self._roots and not os.path.isabs(local_path(name)):
             return locate_image(name, self._roots, key=key, absolute=False)
         if "://" in local_path(name):
-            raise BrokenSample("bad-row", key, f"{name} is a web address; download the pictures first")
+            raise BrokenSample("bad-row", key, f"{name} is a web address; download the images first")
         return Path(local_path(name))
 
     def describe(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _column(data: Any, name: str) -> pa.Array | pa.ChunkedArray:
 
 
 def _load(datasets: Any, name: str, setting: str) -> tuple[Any, str, str]:
-    """Return the rows asked for, the word of their own column `split` or "", and the name without choices."""
+    """Return the rows requested, the word of their own column `split` or "", and the name without choices."""
     place, parts = name, list[str]()
     while not Path(place).is_dir() and ":" in place and len(parts) < 2:
         place, _, last = place.rpartition(":")
@@ -163,8 +163,8 @@ def _load(datasets: Any, name: str, setting: str) -> tuple[Any, str, str]:
             asked = f"several configurations: {', '.join(known)}"
             if configuration:
                 asked = f'no configuration "{configuration}"{nearest(configuration, known)}'
-            said = f"the dataset {place} has {asked}; choose one as hf:{place}:CONFIGURATION:SPLIT"
-            raise UserError(said) from error
+            message = f"the dataset {place} has {asked}; choose one as hf:{place}:CONFIGURATION:SPLIT"
+            raise UserError(message) from error
     else:
         unknown = isinstance(data, dict) and inline and inline not in data and not configuration and not saved
         if not unknown or inline not in (known := _configurations(datasets, place)):
@@ -210,7 +210,7 @@ def _own_splits(data: Any) -> list[str]:
 def _configurations(datasets: Any, name: str) -> list[str]:
     try:
         return list(datasets.get_dataset_config_names(name))
-    except Exception:  # noqa: BLE001  as there is no such data set at all, which is told already
+    except Exception:  # noqa: BLE001  as there is no such data set at all, which is reported already
         return []
 
 
@@ -232,7 +232,7 @@ def _undecoded(datasets: Any, feature: Any) -> Any:
 
 
 def _guided(datasets: Any, data: Any, config: SourceConfig) -> SourceConfig:
-    """Return settings for choosing columns: the only column of pictures where none is named."""
-    pictures = [name for name, feature in data.features.items() if _holds_images(datasets, feature)]
-    column = pictures[0] if len(pictures) == 1 else ""
+    """Return settings for choosing columns: the only column of images where none is named."""
+    images = [name for name, feature in data.features.items() if _holds_images(datasets, feature)]
+    column = images[0] if len(images) == 1 else ""
     return replace(config, split="", image_column=config.image_column or column)  # the split is chosen by now

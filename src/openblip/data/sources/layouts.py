@@ -132,8 +132,8 @@ def _partner(content: Mapping[str, Any], path: Path, here: str, there: str) -> M
             subsets = {part.get("data_subtype") for part in (content, found)} - {None}
             if mine & theirs and len(subsets) < 2:
                 return found
-    told = "questions without answers" if here == "questions" else "answers without the questions"
+    message = "questions without answers" if here == "questions" else "answers without the questions"
     raise UserError(
-        f"{path} holds {told}; put the file of the {there} beside it, as VQA publishes it ("
+        f"{path} holds {message}; put the file of the {there} beside it, as VQA publishes it ("
         f"v2_{'OpenEnded_' if there == 'questions' else ''}mscoco_..._{there}.json), and name either of the two"
     )

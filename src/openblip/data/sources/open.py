@@ -65,7 +65,7 @@ def open_source(spec: SourceConfig | str) -> Source:
     """Open whatever `spec` names; see docs/data.md for the formats.
 
     Raises:
-        UserError: nothing is there, its kind cannot be told, it is empty, or a column is missing.
+        UserError: nothing is there, its kind cannot be recognized, it is empty, or a column is missing.
     """
     config = parse_spec(spec) if isinstance(spec, str) else spec
     source = _open(config)

@@ -1,6 +1,6 @@
-"""Parquet files as a source, with pictures as paths or inside (bytes, or {bytes, path} as Hugging Face writes).
+"""Parquet files as a source, with images as paths or inside (bytes, or {bytes, path} as Hugging Face writes).
 
-Captions and ids are read at once; pictures inside are read a row group at a time and a bounded number of
+Captions and ids are read at once; images inside are read a row group at a time and a bounded number of
 groups is kept, so samples are shuffled among the groups that fit (`Source.window`).
 """
 
@@ -47,7 +47,7 @@ from openblip.data.sources.table import (
 __all__ = ["open_parquet"]
 
 _CACHE_BYTES = 256 << 20
-"""Pictures of row groups kept by each worker process."""
+"""Images of row groups kept by each worker process."""
 
 
 def open_parquet(paths: Sequence[Path], config: SourceConfig) -> TableSource:
@@ -168,7 +168,7 @@ class GroupedImages:
         return {**self.__dict__, "_cache": OrderedDict()}  # a worker process reads its own
 
     def blocks_of(self, rows: np.ndarray) -> tuple[list[range], int]:
-        """Return the ranges of samples (whose pictures lie in `rows`) in one row group, and the window."""
+        """Return the ranges of samples (whose images lie in `rows`) in one row group, and the window."""
         groups = self._group_of(self._rows[rows])
         cuts = np.concatenate([[0], np.flatnonzero(np.diff(groups)) + 1, [len(groups)]])
         blocks = [range(int(a), int(b)) for a, b in itertools.pairwise(cuts) if b > a]
@@ -180,13 +180,13 @@ class GroupedImages:
     def __getitem__(self, row: int) -> tuple[str, tuple[ImageLike, ...]]:
         key, images = self._images(row)
         if not images:
-            raise BrokenSample("missing", key, "the row holds no picture")
+            raise BrokenSample("missing", key, "the row holds no image")
         return key, tuple(self._located(image, key) if isinstance(image, str) else image for image in images)
 
     def _located(self, image: str, key: str) -> Path:
         place = locate_image(image, self._roots, key=key, absolute=self._absolute)
         if not place.exists():
-            raise BrokenSample("missing", key, f"the row holds no picture, and its path {place} leads nowhere")
+            raise BrokenSample("missing", key, f"the row holds no image, and its path {place} leads nowhere")
         return place
 
     def _images(self, row: int) -> tuple[str, tuple[bytes | str, ...]]:
@@ -213,7 +213,7 @@ class GroupedImages:
         return found
 
     def digest(self, digest: Digest, rows: np.ndarray) -> None:
-        """Add where the pictures of `rows` lie, and how large the row groups are that hold them."""
+        """Add where the images of `rows` lie, and how large the row groups are that hold them."""
         places = self._rows[rows]
         groups = np.unique(self._group_of(places))
         digest.numbers(places - (self._starts[groups[0]] if len(groups) else 0))
@@ -222,7 +222,7 @@ class GroupedImages:
 
     @functools.cached_property
     def _group_sizes(self) -> np.ndarray:
-        """Bytes of the pictures of each row group, int64 [groups]."""
+        """Bytes of the images of each row group, int64 [groups]."""
         sizes: list[int] = []
         for path in self._paths:
             metadata = pq.read_metadata(path)

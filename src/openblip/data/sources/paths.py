@@ -40,7 +40,7 @@ def locate_image(name: str, roots: tuple[str, ...], *, key: str, absolute: bool)
     """
     name = local_path(name)
     if "://" in name:
-        raise BrokenSample("bad-row", key, f"{name} is a web address; download the pictures first")
+        raise BrokenSample("bad-row", key, f"{name} is a web address; download the images first")
     if "\0" in name:
         raise BrokenSample("bad-row", key, f"{name!r} is no path")
     inside = []

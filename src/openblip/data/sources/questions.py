@@ -1,11 +1,11 @@
-"""Questions about pictures as the texts of samples, with the answers that were given beside them.
+"""Questions about images as the texts of samples, with the answers that were given beside them.
 
     source = open_questions("vqa.jsonl")
     sample = source[0]
     sample.texts                # ("what color is the bus?", "is it raining?")
     answers_of(sample.meta)     # {"what color is the bus?": GivenAnswers(("red", "orange"), (0.8, 0.2)), ...}
 
-All questions about a picture make one sample, so that it is decoded and encoded once for them.
+All questions about an image make one sample, so that it is decoded and encoded once for them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from openblip.data.sources.open import open_source, parse_spec
 __all__ = ["QuestionSource", "answers_of", "open_questions"]
 
 WORLD_QUESTIONS = 4
-"""about each picture of the scene world, where its spec does not say"""
+"""about each image of the scene world, where its spec does not say"""
 _ANSWERS = "answers"
 
 
@@ -54,7 +54,7 @@ class QuestionSource(Source):
             texts = question_texts(sample.meta, {"question": self._column}, sample.key)
         questions, answers = read_questions(texts)
         if not questions:
-            raise BrokenSample("no-text", sample.key, "there is no question about this picture")
+            raise BrokenSample("no-text", sample.key, "there is no question about this image")
         return replace(sample, texts=questions, meta={**sample.meta, _ANSWERS: answers})
 
     def text_counts(self) -> np.ndarray:
@@ -103,7 +103,7 @@ def answers_of(meta: Mapping[str, Any]) -> dict[str, GivenAnswers]:
 
 
 def given_answers(source: Source, *, limit: int) -> Iterable[str]:
-    """Answers in a source, of at most `limit` pictures spread evenly over it."""
+    """Answers in a source, of at most `limit` images spread evenly over it."""
     stride = max(1, -(-len(source) // limit))
     for index in range(0, len(source), stride):
         try:

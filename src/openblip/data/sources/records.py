@@ -1,7 +1,7 @@
 """Readers of captions files as rows of plain values: JSON lines, lists and objects, CSV and its neighbours.
 
 Each reader yields (label, row): the label says where in the file ("captions.jsonl line 7"), the row is a
-dict, or a `BrokenSample` where the row cannot be read. What a JSON file holds is told by its first bytes, not
+dict, or a `BrokenSample` where the row cannot be read. What a JSON file holds is recognized by its first bytes, not
 by its ending. Nothing is held in memory but the row at hand (objects as COCO's excepted, which are small).
 """
 
@@ -95,7 +95,7 @@ def _json_layout(path: Path, encoding: str) -> str:
             if second:
                 return "lines" if second.startswith("{") else by_ending
             return "object" if isinstance(value.get("annotations"), list) else by_ending
-        # an object over several lines goes on with a name or ends; the next of JSON's lines starts an object
+        # an object over several lines continues with a name or ends; the next of JSON's lines starts an object
         return "object" if second.startswith(('"', "}")) else by_ending
 
 

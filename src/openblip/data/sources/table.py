@@ -133,7 +133,7 @@ class Grouping:
         return len(self.row)
 
     def __getitem__(self, index: int) -> tuple[int, list[int]]:
-        """Return the row that holds the picture, and the numbers of the captions."""
+        """Return the row that holds the image, and the numbers of the captions."""
         numbers = range(self.start[index], self.start[index + 1])
         order = self.text_order
         return int(self.row[index]), list(numbers) if order is None else [int(order[n]) for n in numbers]
@@ -154,7 +154,7 @@ class TableSource(Source):
         self.bad_rows = columns.bad_rows
         self._columns = columns
         self._grouping = Grouping(columns.text_row, columns.num_rows, columns.ids)
-        if hasattr(columns.images, "blocks_of"):  # pictures inside the table are read a row group at a time
+        if hasattr(columns.images, "blocks_of"):  # images inside the table are read a row group at a time
             self.blocks, self.window = columns.images.blocks_of(self._grouping.row)
 
     def text_counts(self) -> np.ndarray:

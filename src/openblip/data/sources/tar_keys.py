@@ -129,7 +129,8 @@ class KeyReader:
         return "json" in endings and (not beside_plain or images[0].lower() in kinds)
 
     def _roles(self, files: tuple[str, ...]) -> tuple[str, str, str, str]:
-        """The endings of the image, the text and the JSON, "" for none; and what is to be told of the choice."""
+        """The endings of the image, the text and the JSON, "" for none; and what is to be reported of the
+        choice."""
         if files not in self._known:
             if len(self._known) > _MOST_KNOWN:
                 self._known.clear()
@@ -150,8 +151,8 @@ class KeyReader:
             return "", ""
         candidates = [ending for ending in images if "." not in ending] or images
         candidates.sort(key=_preference)
-        told = f"{', '.join(candidates)}, of which {candidates[0]} is read" if len(candidates) > 1 else ""
-        return (candidates[0] if candidates else ""), told
+        message = f"{', '.join(candidates)}, of which {candidates[0]} is read" if len(candidates) > 1 else ""
+        return (candidates[0] if candidates else ""), message
 
     def _text(self, files: tuple[str, ...], image: str) -> str:
         lower = {ending.lower(): ending for ending in reversed(files)}
@@ -174,7 +175,7 @@ def _unread(files: Iterable[str]) -> str:
 
 
 def _why_none(files: Iterable[str]) -> str:
-    return _unread(files) or "no picture in the tar"
+    return _unread(files) or "no image in the tar"
 
 
 def _images(files: Iterable[str]) -> list[str]:

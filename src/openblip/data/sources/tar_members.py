@@ -48,7 +48,7 @@ def read_members(path: Path) -> Iterator[Member]:
         wrong = broken
     if links:
         files: dict[str, Member] = {}
-        with suppress(BrokenSample):  # told below
+        with suppress(BrokenSample):  # reported below
             files.update((posixpath.normpath(member.name), member) for member in _regular(path, {}))
         for name in links:
             target = posixpath.normpath(name)

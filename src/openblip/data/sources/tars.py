@@ -37,7 +37,7 @@ _MAX_OPEN = 256
 class TarSource(Source):
     """Samples of one or more tars on a local (or mounted) disk.
 
-    Index arrays hold, for N samples: the tar, and where picture, text and JSON lie (offset and size; size -1
+    Index arrays hold, for N samples: the tar, and where image, text and JSON lie (offset and size; size -1
     where there is none).
     """
 
@@ -71,7 +71,7 @@ class TarSource(Source):
             found = looks_like(read_head(paths[0])) or ""
             why = f" ({self.bad_rows[0]})" if self.bad_rows else ""
             seen = f": {paths[0]} {found}" if found not in ("", "is a tar archive") else ""
-            raise UserError(f"the tars of {config.path} hold no pictures{why}{seen}")
+            raise UserError(f"the tars of {config.path} hold no images{why}{seen}")
         self._text_endings = reader.text_endings
         self._check_fields()
         ends = np.cumsum(sizes)

@@ -1,12 +1,12 @@
 """The world as a source of samples, and as files on disk that any other tool can read.
 
     source = WorldSource(split="train", num_samples=20_000, text="web")
-    sample = source[17]                  # picture, texts, and in sample.meta the scene and each text's noise kind
+    sample = source[17]                  # image, texts, and in sample.meta the scene and each text's noise kind
     judge(sample.texts[0], scene_from_meta(sample.meta)).true
 
 A sample is a pure function of (seed, split, index) and the settings; nothing is stored, and a sample costs
 about two milliseconds at 64 pixels. "to the left of" is false in a mirror and counts are false after a close
-crop, so train on it without flips and with crops that keep nearly all of the picture.
+crop, so train on it without flips and with crops that keep nearly all of the image.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from openblip.data.world.scene import (
 __all__ = ["WorldConfig", "WorldSource", "open_world", "scene_from_meta", "write_world"]
 
 _ANY_INDEX = 1 << 20
-"""Texts of another picture come from one with an index below this, however many samples are asked for."""
+"""Texts of another image come from one with an index below this, however many samples are requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +61,11 @@ class WorldConfig:
     num_samples: int = 10_000
     seed: int = 0
     size: int = 64
-    """side of the pictures in pixels"""
+    """side of the images in pixels"""
     text: Literal["human", "web", "both"] = "human"
     """true captions, one noisy web text, or the web text followed by the captions"""
     captions_per_image: int = 3
-    """true captions for each picture (text "human" or "both")"""
+    """true captions for each image (text "human" or "both")"""
     length: Length = "mixed"
     """what captions mention, see `language`"""
     questions_per_image: int = 0
@@ -85,7 +85,7 @@ class WorldConfig:
                 f"num_samples must be at least 1 and seed not negative: {self.num_samples}, {self.seed}"
             )
         if not 32 <= self.size <= 1024:
-            raise UserError(f"pictures of the world are 32 to 1024 pixels wide, not {self.size}")
+            raise UserError(f"images of the world are 32 to 1024 pixels wide, not {self.size}")
         if self.captions_per_image < 1 or self.questions_per_image < 0:
             raise UserError("captions_per_image must be at least 1 and questions_per_image not negative")
         if not 1 <= self.max_objects <= 4:
@@ -117,7 +117,7 @@ class WorldSource(Source):
         return sample_scene(config.seed, config.split, self._check(index), max_objects=config.max_objects)
 
     def image(self, index: int) -> np.ndarray:
-        """The picture of sample `index`: uint8 [size, size, 3]."""
+        """The image of sample `index`: uint8 [size, size, 3]."""
         return self._paint(self.scene(index), self._check(index))
 
     def __getitem__(self, index: int) -> Sample:
@@ -161,7 +161,7 @@ class WorldSource(Source):
         return index % len(self)
 
     def _paint(self, scene: Scene, index: int) -> np.ndarray:
-        rng = random_stream(self.config.seed, self.config.split, index, "picture")
+        rng = random_stream(self.config.seed, self.config.split, index, "image")
         return draw_scene(scene, rng, size=self.config.size, disturb=self.config.disturb)
 
     def _web_text(self, scene: Scene, index: int) -> tuple[str, str]:
@@ -228,7 +228,7 @@ def write_world(
     Layouts:
         tars: 000000.tar, 000001.tar, ... as img2dataset writes them: KEY.png, KEY.txt (the first text) and
             KEY.json (all texts as "captions", the scene, the noise kinds, questions).
-        jsonl: images/KEY.png and captions.jsonl with the same fields, one line for each picture.
+        jsonl: images/KEY.png and captions.jsonl with the same fields, one line for each image.
 
     Both hold world.json: the settings, the world's version and those of the libraries.
 

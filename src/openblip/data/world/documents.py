@@ -1,4 +1,4 @@
-"""Texts of the world for a language model that is to know the language and see no picture.
+"""Texts of the world for a language model that is to know the language and see no image.
 
     document(scene, rng)   # [Line("a dotted red star and ..."), Line("red", question="what color is ..."), ...]
 

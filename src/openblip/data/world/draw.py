@@ -1,7 +1,7 @@
 """Paint a scene: anti-aliased shapes with textures and shadows on a ground, then what a camera does to it.
 
-Every object is painted on a patch of its own, four times as fine as the picture (less for large pictures), and
-reduced; the picture itself is never supersampled, which keeps a 64-pixel picture near a millisecond. The
+Every object is painted on a patch of its own, four times as fine as the image (less for large images), and
+reduced; the image itself is never supersampled, which keeps a 64-pixel image near a millisecond. The
 camera may zoom in by up to 6% and shift by up to 2% (borders of `geometry` are further apart than that), light
 the scene unevenly, blur it and add grain, each with its own probability.
 """
@@ -46,7 +46,7 @@ _TEXTURED_GROUNDS = {
 _SHADOW = 77
 """Darkness of an object's shadow, of 255."""
 _TILE = 1.6
-"""Side of a ground's tile in pictures; each picture is cut from it somewhere else."""
+"""Side of a ground's tile in images; each image is cut from it somewhere else."""
 
 
 def draw_scene(scene: Scene, rng: np.random.Generator, *, size: int = 64, disturb: float = 1.0) -> np.ndarray:
@@ -60,7 +60,7 @@ def draw_scene(scene: Scene, rng: np.random.Generator, *, size: int = 64, distur
         UserError: a side below 32 pixels, where textures cannot be seen, or above 1024.
     """
     if not 32 <= size <= 1024:
-        raise UserError(f"pictures of the world are 32 to 1024 pixels wide, not {size}")
+        raise UserError(f"images of the world are 32 to 1024 pixels wide, not {size}")
     canvas = Image.fromarray(np.clip(_paint_ground(scene.ground, rng, size), 0, 255).astype(np.uint8))
     zoom, shift_x, shift_y = 1.0, 0.0, 0.0
     if rng.random() < 0.7 * disturb:
@@ -193,7 +193,7 @@ def _paint_ground(ground: str, rng: np.random.Generator, size: int) -> np.ndarra
 
 @lru_cache(maxsize=32)
 def _ground_tile(ground: str, size: int) -> np.ndarray:
-    """float32 [S, S, 3] with S = 1.6 sizes: a ground to cut pictures from, the same in every process."""
+    """float32 [S, S, 3] with S = 1.6 sizes: a ground to cut images from, the same in every process."""
     side = int(size * _TILE)
     rng = np.random.Generator(np.random.Philox(key=[sorted(_TEXTURED_GROUNDS).index(ground), 7]))
     base = np.array(_TEXTURED_GROUNDS[ground], dtype=np.float32)
@@ -227,7 +227,7 @@ def _ground_tile(ground: str, size: int) -> np.ndarray:
 
 
 def _smooth(rng: np.random.Generator, side: int, radius: tuple[float, float]) -> np.ndarray:
-    """Noise of mean 0 and deviation 1, smoothed by (x, y) pixels."""
+    """Noise of mean 0 and standard deviation 1, smoothed by (x, y) pixels."""
     noise = Image.fromarray(rng.standard_normal((side, side)).astype(np.float32) * 40 + 128).convert("L")
     smooth = np.asarray(noise.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32)
     return (smooth - smooth.mean()) / max(float(smooth.std()), 1e-3)

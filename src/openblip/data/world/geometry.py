@@ -1,6 +1,6 @@
 """When one object is left of, above, inside or behind another: the only definition, for makers and judges.
 
-Coordinates are shares of the picture's side: x grows to the right, y downwards, an object's centre is (x, y)
+Coordinates are shares of the image's side: x grows to the right, y downwards, an object's centre is (x, y)
 and every drawn part of it lies within `radius` of its centre. With REACH (how far every shape is solid around
 its centre, as a share of its radius) and HOLLOW (how large a disc a container holds), the relations are:
 
@@ -121,7 +121,7 @@ def true_relations(a: Object, b: Object) -> list[str]:
 
 
 def is_at(place: str, thing: Object) -> bool:
-    """True if `thing` is on the left, right, top or bottom, or in the middle, of the picture."""
+    """True if `thing` is on the left, right, top or bottom, or in the middle, of the image."""
     low, high = _EDGES
     if place == "left":
         return thing.x <= low

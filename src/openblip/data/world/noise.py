@@ -1,11 +1,11 @@
-"""What a web crawl would put beside a picture: mostly true texts, and noise of four known kinds and rates.
+"""What a web crawl would put beside an image: mostly true texts, and noise of four known kinds and rates.
 
     clean          a true caption
-    other-picture  a true caption of another picture of the same split, false of this one
-    half-true      a caption of this picture with one attribute, place, relation, count or ground changed, false
-    advertising    shop and file-name talk that says nothing of the picture, from a grammar of its own
+    other-image  a true caption of another image of the same split, false of this one
+    half-true      a caption of this image with one attribute, place, relation, count or ground changed, false
+    advertising    shop and file-name talk that says nothing of the image, from a grammar of its own
 
-Kinds are told by construction and checked by the judge: a clean text is true; texts of the other kinds never
+Kinds are known by construction and checked by the judge: a clean text is true; texts of the other kinds never
 are (advertising is not even grammatical). A spoiled text never names a held-out pair of shape and colour.
 """
 
@@ -25,26 +25,26 @@ from openblip.data.world.words import PLACE_WORDS, Phrase, Relation, Statement
 
 __all__ = ["NOISE_KINDS", "NoiseConfig", "advertising", "spoil", "web_text"]
 
-NOISE_KINDS = ("clean", "other-picture", "half-true", "advertising")
+NOISE_KINDS = ("clean", "other-image", "half-true", "advertising")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
     """Shares of the noisy kinds among web texts; the rest is clean."""
 
-    other_picture: float = 0.15
+    other_image: float = 0.15
     half_true: float = 0.15
     advertising: float = 0.10
 
     def __post_init__(self) -> None:
-        shares = (self.other_picture, self.half_true, self.advertising)
+        shares = (self.other_image, self.half_true, self.advertising)
         if min(shares) < 0 or sum(shares) > 1:
             raise UserError(f"noise shares must not be negative nor add up to more than 1: {shares}")
 
     @property
     def rate(self) -> float:
         """Share of the texts that are not clean."""
-        return self.other_picture + self.half_true + self.advertising
+        return self.other_image + self.half_true + self.advertising
 
 
 def web_text(
@@ -58,15 +58,15 @@ def web_text(
     """Write one web text for `scene`.
 
     Args:
-        other: gives another scene at each call, for the texts that belong to another picture.
+        other: gives another scene at each call, for the texts that belong to another image.
 
     Returns:
         The text and its kind, one of `NOISE_KINDS`.
     """
     roll = rng.random()
-    if roll < config.other_picture:
-        return _of_another(scene, rng, other, length), "other-picture"
-    roll -= config.other_picture
+    if roll < config.other_image:
+        return _of_another(scene, rng, other, length), "other-image"
+    roll -= config.other_image
     if roll < config.half_true:
         return realise(spoil(plan(scene, rng, length=length), scene, rng), rng), "half-true"
     roll -= config.half_true
@@ -178,7 +178,7 @@ _TEMPLATES = (
 
 
 def advertising(rng: np.random.Generator) -> str:
-    """One line of shop talk; colours and shapes in it are those of the product, not of the picture."""
+    """One line of shop talk; colours and shapes in it are those of the product, not of the image."""
     colour, shape = pick(rng, COLOURS), pick(rng, SHAPES)
     while (shape, colour) in HELD_OUT:
         colour = pick(rng, COLOURS)

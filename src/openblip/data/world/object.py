@@ -9,7 +9,7 @@ __all__ = ["Object"]
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One thing in a scene; lengths are shares of the picture's side."""
+    """One thing in a scene; lengths are shares of the image's side."""
 
     shape: str
     colour: str

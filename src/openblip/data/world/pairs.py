@@ -1,11 +1,11 @@
-"""Statements about two pictures, true or false, for NLVR: "the left picture shows a red star".
+"""Statements about two images, true or false, for NLVR: "the left picture shows a red star".
 
     left, right  "the left picture shows S"              both     "both pictures show S"
     only         "only one picture shows S"              neither  "neither picture shows S"
     more         "the left picture has more stars than the right picture"
 
 S is a phrase or a relation of two. Form and label are drawn first, evenly, then a statement from a scene of its
-own (never one of the two), and then pictures that fit the label: so the words alone tell nothing of it.
+own (never one of the two), and then images that fit the label: so the words alone tell nothing of it.
 `pair_is_true` reads the words and decides; a test holds every label against it.
 """
 
@@ -96,7 +96,7 @@ def _show(
     found = []
     for truth in truths:
         if truth is None and form in ("left", "right"):
-            # The other picture tries to mislead: half of the time the statement is true of it.
+            # The other image tries to mislead: half of the time the statement is true of it.
             truth = rng.random() < 0.5
         for _ in range(_MAX_DRAWS):
             candidate = scene()
@@ -172,12 +172,12 @@ def pair_is_true(text: str, left: Scene, right: Scene) -> bool:
                     "neither": not any(truths),
                 }[form]
     except UngrammaticalText as error:
-        raise UserError(f'"{text}" is no statement about two pictures: {error}') from error
-    raise UserError(f'"{text}" is no statement about two pictures; it begins with none of the known forms')
+        raise UserError(f'"{text}" is no statement about two images: {error}') from error
+    raise UserError(f'"{text}" is no statement about two images; it begins with none of the known forms')
 
 
 class PairSource:
-    """An indexable source of pairs: `source[i]` gives (left, right, pair), pictures as uint8 [size, size, 3]."""
+    """An indexable source of pairs: `source[i]` gives (left, right, pair), images as uint8 [size, size, 3]."""
 
     def __init__(
         self, *, split: str = "train", num_samples: int = 1000, seed: int = 0, size: int = 64, disturb: float = 1.0
@@ -194,6 +194,6 @@ class PairSource:
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         pair = sample_pair(self.seed, self.split, index)
-        rng = random_stream(self.seed, self.split, index, "picture")
+        rng = random_stream(self.seed, self.split, index, "image")
         left, right = (draw_scene(s, rng, size=self.size, disturb=self.disturb) for s in (pair.left, pair.right))
         return left, right, pair

@@ -12,7 +12,7 @@
     ground    what is the background?                            grass
 
 "The small circle" always fits exactly one object. Yes and no are drawn with equal chances before the question
-is made, and so is the number asked for by "how many" (among those that the scene has), so that one who cannot
+is made, and so is the number requested by "how many" (among those that the scene has), so that one who cannot
 see gains little. Outside the split "novel" no question names a held-out pair of shape and colour.
 """
 
@@ -83,7 +83,7 @@ _SAME: dict[str, tuple[str, ...]] = {
     "gray": ("grey",),
     "yes": ("true",),
 }
-"""Other answers that mean the same; "no" and "black" count only where a number or a ground was asked for."""
+"""Other answers that mean the same; "no" and "black" count only where a number or a ground was requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Question:
     answers: tuple[str, ...]
     """all accepted answers but, for "which", other true descriptions of the target"""
     target: Phrase | None = None
-    """for "which": the object that is asked for, all its attributes named"""
+    """for "which": the object that is requested, all its attributes named"""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `Sample.meta` and files."""

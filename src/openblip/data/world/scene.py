@@ -1,4 +1,4 @@
-"""What is in a picture of the synthetic world, and how scenes are drawn by lot.
+"""What is in an image of the synthetic world, and how scenes are drawn by lot.
 
 A `Scene` is one to four `Object`s on a ground. `sample_scene(seed, split, index)` is a pure function: the same
 three values give the same scene in every process and on every machine with the same NumPy.
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 VERSION = 1
-"""Changes whenever the same (seed, split, index) would give another scene, picture or text."""
+"""Changes whenever the same (seed, split, index) would give another scene, image or text."""
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "ring", "moon", "arrow")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
@@ -64,7 +64,7 @@ CLASHES = {
 }
 """Colours that would drown in a ground and are not put on it."""
 
-_STREAMS = ("scene", "picture", "captions", "web", "questions", "pairs")
+_STREAMS = ("scene", "image", "captions", "web", "questions", "pairs")
 _NUM_OBJECTS = (0.15, 0.30, 0.30, 0.25)
 _INSIDE, _STACKED = 0.16, 0.22
 """Shares of the scenes of two and more objects in which one is inside, or in front of, another."""
@@ -74,7 +74,7 @@ _SHARE_LARGE = (0.5, 0.5, 0.4, 0.3)
 """Chance that an object is large, by their number: four large ones find no room."""
 _BORDER = 0.03
 _MIN_VISIBLE = 0.55
-"""Least distance of stacked centres as a share of both radii, so that the one behind can still be told."""
+"""Least distance of stacked centres as a share of both radii, so that the one behind can still be seen."""
 _MAX_ANGLE = 10.0
 
 Item = TypeVar("Item")
@@ -125,9 +125,9 @@ def scene_from_dict(data: dict[str, Any]) -> Scene:
 
 
 def random_stream(seed: int, split: str, index: int, purpose: str) -> np.random.Generator:
-    """Return the random numbers for one purpose ("scene", "picture", "captions", ...) of one sample.
+    """Return the random numbers for one purpose ("scene", "image", "captions", ...) of one sample.
 
-    Purposes have streams of their own, so that asking for more captions changes no picture.
+    Purposes have streams of their own, so that asking for more captions changes no image.
     """
     if split not in SPLITS:
         raise UserError(f'the world has no split "{split}"{nearest(split, SPLITS)}')
@@ -227,7 +227,7 @@ def _fits(thing: Object, placed: Sequence[Object]) -> bool:
     return clear_place(thing.x, thing.y) and all(clear_offset(thing, other) for other in placed)
 
 
-def _in_picture(thing: Object) -> bool:
+def _in_image(thing: Object) -> bool:
     reach = _BORDER + thing.radius
     return reach <= thing.x <= 1 - reach and reach <= thing.y <= 1 - reach
 
@@ -274,6 +274,6 @@ def _place_stacked(rng: np.random.Generator, looks: Sequence[tuple[str, str, str
         front = replace(front, x=back.x + distance * cos(turn), y=back.y + distance * sin(turn))
         if distance < _MIN_VISIBLE * (front.radius + back.radius):
             continue
-        if _in_picture(front) and _fits(front, (back,)) and overlapping(front, back):
+        if _in_image(front) and _fits(front, (back,)) and overlapping(front, back):
             return [back, front]
     return None

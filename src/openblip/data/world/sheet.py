@@ -1,4 +1,4 @@
-"""A contact sheet of the world: pictures with a true caption and a web text each, as in docs/images/world.png.
+"""A contact sheet of the world: images with a true caption and a web text each, as in docs/images/world.png.
 
 python -m openblip.data.world.sheet docs/images/world.png
 """
@@ -22,7 +22,7 @@ _SIDE, _TEXT, _GAP = 132, 210, 12
 _INK, _FAINT = (30, 30, 30), (95, 95, 95)
 _KIND_INK = {
     "clean": (40, 120, 60),
-    "other-picture": (190, 60, 40),
+    "other-image": (190, 60, 40),
     "half-true": (180, 100, 10),
     "advertising": (120, 70, 160),
 }
@@ -31,7 +31,7 @@ _SHOWN = (0, 7, 9, 13, 21, 27, 32, 35, 41, 45, 94, 116)
 
 
 def contact_sheet(source: WorldSource, indices: Sequence[int], *, columns: int = 3) -> Image.Image:
-    """Lay out samples of a source with text "both" and pictures of 132 pixels."""
+    """Lay out samples of a source with text "both" and images of 132 pixels."""
     rows = -(-len(indices) // columns)
     width, height = columns * (_SIDE + _TEXT + _GAP) + _GAP, rows * (_SIDE + _GAP) + _GAP
     sheet = Image.new("RGB", (width, height), (250, 250, 248))

@@ -239,7 +239,7 @@ def retrieval_ceiling(captions: Sequence[str], scenes: Sequence[Scene], *, k: in
     """Return the text-to-image recall@k that one who knows the truth reaches among these scenes.
 
     A caption that is true of n of the scenes names its own with a chance of min(k / n, 1); a caption that is
-    false of its own scene counts as a miss. Below 1 since a short caption fits several pictures.
+    false of its own scene counts as a miss. Below 1 since a short caption fits several images.
     """
     if len(captions) != len(scenes) or not captions:
         raise UserError(f"{len(captions)} captions and {len(scenes)} scenes: give one caption for each scene")

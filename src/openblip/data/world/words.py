@@ -46,7 +46,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A noun phrase; None where nothing is said."""
+    """A noun phrase; None where nothing is specified."""
 
     shape: str | None = None
     colour: str | None = None
@@ -73,7 +73,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What a text says of a picture."""
+    """What a text says of an image."""
 
     phrases: tuple[Phrase, ...]
     relations: tuple[Relation, ...] = ()

@@ -14,7 +14,7 @@ from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
 from openblip.data.world.truth import retrieval_ceiling
-from openblip.experiments.demo.config import PICTURES_IN_A_TAR, SPLITS, DemoPlan
+from openblip.experiments.demo.config import IMAGES_IN_A_TAR, SPLITS, DemoPlan
 from openblip.experiments.judges.blip import measure_blip, written_truth
 from openblip.experiments.presets import scene_blip
 from openblip.generation.types import DecodeConfig
@@ -39,23 +39,23 @@ def make_world(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[
     """Draw the images: noisy web pairs as tars, true captions as a captions file, two splits to measure on."""
     console = Console()
     wanted = {
-        "web": WorldConfig(split="train", num_samples=plan.web_pictures, text="web", seed=plan.seed + 1),
-        "human": WorldConfig(split="train", num_samples=plan.human_pictures, seed=plan.seed + 2),
-        "simple": WorldConfig(split="train", num_samples=plan.simple_pictures, seed=plan.seed + 3, max_objects=1),
-        "val": WorldConfig(split="val", num_samples=plan.test_pictures, seed=plan.seed),
-        **{s: WorldConfig(split=s, num_samples=plan.test_pictures, seed=plan.seed) for s in SPLITS},  # type: ignore[arg-type]
+        "web": WorldConfig(split="train", num_samples=plan.web_images, text="web", seed=plan.seed + 1),
+        "human": WorldConfig(split="train", num_samples=plan.human_images, seed=plan.seed + 2),
+        "simple": WorldConfig(split="train", num_samples=plan.simple_images, seed=plan.seed + 3, max_objects=1),
+        "val": WorldConfig(split="val", num_samples=plan.test_images, seed=plan.seed),
+        **{s: WorldConfig(split=s, num_samples=plan.test_images, seed=plan.seed) for s in SPLITS},  # type: ignore[arg-type]
     }
     for name, world in wanted.items():
         target = out / "world" / name
         if target.exists():
             continue  # drawn before the demo was stopped
         console.print(f"  drawing {world.num_samples} images of the {world.split} split ({name})")
-        write_world(target, world, samples_per_tar=PICTURES_IN_A_TAR, num_processes=usable_cores())
+        write_world(target, world, samples_per_tar=IMAGES_IN_A_TAR, num_processes=usable_cores())
     return {name: world.num_samples for name, world in wanted.items()}
 
 
 def world_source(out: Path, name: str, **settings: Any) -> SourceConfig:
-    """Pictures that `make_world` drew, with their true captions and scenes."""
+    """Images that `make_world` drew, with their true captions and scenes."""
     return SourceConfig(path=str(out / "world" / name), text_column="captions", meta_columns=("scene",), **settings)
 
 
@@ -144,18 +144,18 @@ def quick_measure(adapter: Adapter, out: Path) -> dict[str, float]:
 
 
 def measure(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[str, Any]:
-    """Measure what was learned on unseen pictures, known and new combinations, after each training."""
-    results: dict[str, Any] = {split: {"pictures": plan.test_pictures} for split in SPLITS}
+    """Measure what was learned on unseen images, known and new combinations, after each training."""
+    results: dict[str, Any] = {split: {"images": plan.test_images} for split in SPLITS}
     for name in ("pretrain", "captioner", "matcher"):
         adapter = adapt(open_model(out / name / "model"))
         for split in SPLITS:
-            unseen, count = world_source(out, split), plan.test_pictures
+            unseen, count = world_source(out, split), plan.test_images
             results[split][name] = measure_blip(adapter, unseen, count)
             if name == "captioner":
                 results[split]["captioner_beam"] = written_truth(adapter, unseen, count, MOST_PROBABLE)
     for split in SPLITS:
         source = open_source(world_source(out, split))
-        samples = [source[index] for index in range(min(plan.test_pictures, len(source)))]
+        samples = [source[index] for index in range(min(plan.test_images, len(source)))]
         scenes = [scene_from_meta(sample.meta) for sample in samples]
         results[split]["retrieval_ceiling@1"] = retrieval_ceiling([s.texts[0] for s in samples], scenes, k=1)
     return results

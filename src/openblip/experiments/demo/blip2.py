@@ -1,8 +1,8 @@
 """The demo's BLIP-2: the captioner's tower, frozen, and language models that have only read, also frozen.
 
-The language models are trained on the spot, on text alone, and know the language and nothing of any picture. A
+The language models are trained on the spot, on text alone, and know the language and nothing of any image. A
 Q-Former learns to read the tower (stage 1), then to tell a language model what it reads (stage 2), from captions;
-no question is ever put together with a picture before the models are asked.
+no question is ever put together with an image before the models are asked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_texts(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[
 def first_stage(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[str, Any]:
     """BLIP-2, stage 1: a Q-Former learns ITC, ITM and ITG over the captioner's tower, frozen."""
     began = time.perf_counter()
-    source, tower = _pictures(out, plan), f"openblip:{out / 'captioner' / 'model'}"
+    source, tower = _images(out, plan), f"openblip:{out / 'captioner' / 'model'}"
     features = world.world_features(source, tower, out / FOLDER / "features")
     run = world.world_run(
         "stage1", source, features=features, steps=plan.stage1_steps, tower=tower, seed=plan.seed,
@@ -53,15 +53,15 @@ def first_stage(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict
     )  # fmt: skip
     result = run_training(run, out / FOLDER / "stage1", resume=True, title="BLIP-2, stage 1")
     stored = open_blip2(out / FOLDER / "stage1" / "model")
-    numbers = {
-        split: world.measure_stage1(stored, run, world_source(out, split), plan.test_pictures) for split in SPLITS
+    metrics = {
+        split: world.measure_stage1(stored, run, world_source(out, split), plan.test_images) for split in SPLITS
     }
-    return {"steps": result.steps, "trained_parameters": stored.model.num_trained(), **numbers}
+    return {"steps": result.steps, "trained_parameters": stored.model.num_trained(), **metrics}
 
 
 def second_stage(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[str, Any]:
     """BLIP-2, stage 2: the Q-Former learns what to tell each of the frozen language models."""
-    source = _pictures(out, plan)
+    source = _images(out, plan)
     found: dict[str, Any] = {}
     for name in world.LANGUAGES:
         run = world.world_run(
@@ -76,28 +76,28 @@ def second_stage(out: Path, plan: DemoPlan, seconds: float | None = None) -> dic
 
 
 def ask(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[str, Any]:
-    """Ask BLIP-2 questions, of which it met none together with a picture; and let it write captions.
+    """Ask BLIP-2 questions, of which it met none together with an image; and let it write captions.
 
     Returns:
-        for each split and language model what it answers without a picture ("blind"), when it is "told" in words
+        for each split and language model what it answers without an image ("blind"), when it is "told" in words
         what is there, and when it "sees".
     """
     result: dict[str, Any] = {}
     for split in SPLITS:
         novel = split == "novel"
         source = open_source(world_source(out, split))
-        scenes = [scene_from_meta(source[index].meta) for index in range(min(plan.test_pictures, len(source)))]
+        scenes = [scene_from_meta(source[index].meta) for index in range(min(plan.test_images, len(source)))]
         asked = ask_about(scenes, novel=novel)
         told = descriptions(scenes, seed=plan.seed, split=split)
         result[split] = {"guessing": guessing(asked), "questions": len(asked)}
         for name in world.LANGUAGES:
             settings = as_language(str(_language(out, name)))
-            llm, words = open_language(settings), open_language_tokenizer(settings)
+            llm, language_tokenizer = open_language(settings), open_language_tokenizer(settings)
             stored = open_blip2(out / FOLDER / f"stage2-{name}" / "model")
             result[split][name] = {
-                "blind": accuracy(asked, answers(llm, words, asked)),
-                "told": accuracy(asked, answers(llm, words, asked, told=told)),
-                "sees": world.measure_stage2(stored, world_source(out, split), plan.test_pictures, novel=novel),
+                "blind": accuracy(asked, answers(llm, language_tokenizer, asked)),
+                "told": accuracy(asked, answers(llm, language_tokenizer, asked, told=told)),
+                "sees": world.measure_stage2(stored, world_source(out, split), plan.test_images, novel=novel),
             }
     return result
 
@@ -106,6 +106,6 @@ def _language(out: Path, name: str) -> Path:
     return out / FOLDER / f"language-{name}" / "model"
 
 
-def _pictures(out: Path, plan: DemoPlan) -> SourceConfig:
-    """The first of the pictures with true captions, whole tars of them."""
-    return world_source(out, f"human/{tars_of(min(plan.blip2_pictures, plan.human_pictures))}")
+def _images(out: Path, plan: DemoPlan) -> SourceConfig:
+    """The first of the images with true captions, whole tars of them."""
+    return world_source(out, f"human/{tars_of(min(plan.blip2_images, plan.human_images))}")

@@ -1,4 +1,4 @@
-"""The demo's report on BLIP-2: a language model that has only read is shown pictures, and asked about them."""
+"""The demo's report on BLIP-2: a language model that has only read is shown images, and asked about them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openblip.experiments.demo.config import left_by
 from openblip.experiments.judges.blip2_stages import GREEDY
 from openblip.experiments.judges.zero_shot import ask_about, check_answer
 from openblip.experiments.labels import labels
-from openblip.report import Card, CardText, Cell, Column, Gallery, Section, Table, Text, picture
+from openblip.report import Card, CardText, Cell, Column, Gallery, Section, Table, Text, page_image
 from openblip.tasks.load import load
 
 __all__ = ["blip2_section"]
@@ -27,17 +27,17 @@ def blip2_section(out: Path, *, examples: int = 9) -> Section:
     """The section of the demo's report, from what the stages of BLIP-2 left.
 
     Args:
-        examples: pictures with caption and answers.
+        examples: images with caption and answers.
     """
     measured, first = left_by(out, "zero-shot"), left_by(out, "stage1")
     return Section(
         title="What BLIP-2 answers",
         intro="The captioner's vision tower and two small language models that have only read, all frozen. A "
-        "Q-Former between them learns, from captions; no question was ever put together with a picture.",
+        "Q-Former between them learns, from captions; no question was ever put together with an image.",
         blocks=[
             Text(paragraphs=_sentences(measured, first)),
             _answers(measured["test"]),
-            Gallery(cards=_cards(out, examples), title="What it says of new pictures, and answers",
+            Gallery(cards=_cards(out, examples), title="What it says of new images, and answers",
                     note="By the decoder; the questions are of kinds that it has only read."),
             _table(measured, first),
         ],
@@ -48,7 +48,7 @@ def _sentences(measured: dict[str, Any], first: dict[str, Any]) -> list[str]:
     test, matched = measured["test"], first["test"]
     sentences = [
         f"{first['trained_parameters'] / 1e6:.2f} million parameters learn. After {first['steps']:,} steps of "
-        f"stage 1 (ITC, ITM, ITG) a text finds its picture in {matched['t2i_recall_itm@1']:.0%} of the cases, "
+        f"stage 1 (ITC, ITM, ITG) a text finds its image in {matched['t2i_recall_itm@1']:.0%} of the cases, "
         f"and ITM is right in {matched['itm_accuracy']:.0%}."
     ]
     for name, label in _KINDS.items():
@@ -56,7 +56,7 @@ def _sentences(measured: dict[str, Any], first: dict[str, Any]) -> list[str]:
         sees, blind, told = found["sees"]["answers_all"], found["blind"]["all"], found["told"]["all"]
         sentences.append(
             f"Of {test['questions']:,} questions the {label} answers **{sees:.0%}** rightly when it sees the "
-            f"picture, {blind:.0%} when it does not (guessing gives {test['guessing']['all']:.0%}), and {told:.0%} "
+            f"image, {blind:.0%} when it does not (guessing gives {test['guessing']['all']:.0%}), and {told:.0%} "
             f"when it reads in words what is there. {found['sees']['truth']:.0%} of its captions are true in every "
             "fact."
         )
@@ -67,7 +67,7 @@ def _answers(test: dict[str, Any]) -> Table:
     rows: list[list[Cell | float | str | None]] = [["guessing", *(test["guessing"].get(kind) for kind in _ASKED)]]
     for name, label in _KINDS.items():
         found = test[name]
-        rows.append([f"{label}, no picture", *(found["blind"].get(kind) for kind in _ASKED)])
+        rows.append([f"{label}, no image", *(found["blind"].get(kind) for kind in _ASKED)])
         rows.append([f"{label}, sees", *(found["sees"].get(f"answers_{kind}") for kind in _ASKED)])
         rows.append([f"{label}, told in words", *(found["told"].get(kind) for kind in _ASKED)])
     columns = [Column(name=""), *(Column(name=name, unit="fraction") for name in _ASKED.values())]
@@ -103,7 +103,7 @@ def _cards(out: Path, count: int) -> list[Card]:
                     reason="" if right else f"right: {question.answer}",
                 )
             )
-        cards.append(Card(picture=picture(images[row], alt=sample.texts[0]), texts=texts, truth=[sample.texts[0]]))
+        cards.append(Card(image=page_image(images[row], alt=sample.texts[0]), texts=texts, truth=[sample.texts[0]]))
     return cards
 
 
@@ -118,6 +118,6 @@ def _table(measured: dict[str, Any], first: dict[str, Any]) -> Table:
             [f"{kind}: {label}", *(measured[split][name]["sees"][measure] for split in splits)]
             for measure, label in labels("truth", "fact_accuracy", "coverage", "answers_all").items()
         ]
-    columns = [Column(name="measure"), Column(name="unseen pictures", unit="fraction"),
+    columns = [Column(name="measure"), Column(name="unseen images", unit="fraction"),
                Column(name="combinations never seen", unit="fraction")]  # fmt: skip
-    return Table(title="BLIP-2 in numbers", columns=columns, rows=rows)
+    return Table(title="BLIP-2: metrics", columns=columns, rows=rows)

@@ -35,7 +35,7 @@ def clean_web(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[s
     """Clean noisy web pairs with CapFilt: the captioner writes, the matcher filters.
 
     Returns:
-        "texts" and "pictures" kept, "samples", and what the truth says of them ("judged").
+        "texts" and "images" kept, "samples", and what the truth says of them ("judged").
     """
     settings = CapFiltConfig(
         source=_web(out, plan, meta_columns=("scene", "noise")),
@@ -49,19 +49,19 @@ def clean_web(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[s
     target = out / "clean"
     totals = run_capfilt(settings, target, Output())
     write_report(out / PAGE, capfilt_report(target))
-    kept = {"texts": totals.kept_texts, "pictures": totals.pictures, "samples": totals.samples}
+    kept = {"texts": totals.kept_texts, "images": totals.images, "samples": totals.samples}
     return {**kept, "judged": judge_rows(Places(target).rows())}
 
 
 def learn_anew(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[str, Any]:
     """Fine-tune two captioners for equally long, on the web pairs as they were found and on the cleaned ones.
 
-    A model with random weights would learn nothing in a demo's time, so both go on from the pre-trained one.
+    A model with random weights would learn nothing in a demo's time, so both continue from the pre-trained one.
 
     Returns:
         for each learner what was measured; nothing where CapFilt leaves less than a batch.
     """
-    kept = left_by(out, "capfilt")["pictures"]
+    kept = left_by(out, "capfilt")["images"]
     if kept < plan.batch_size:
         return {}
     sources = {
@@ -80,13 +80,13 @@ def learn_anew(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[
         result = run_training(run, target, resume=True, title=f"a captioner from the web pairs {name}")
         adapter = adapt(open_model(target / "model"))
         unseen = world_source(out, "test")
-        numbers = measure_blip(adapter, unseen, plan.test_pictures)
+        metrics = measure_blip(adapter, unseen, plan.test_images)
         # The second learns for exactly as many steps as the first.
         base = replace(base, train=replace(base.train, max_steps=result.steps, fit_minutes=None, max_minutes=None))
-        found[name] = {"steps": result.steps, "seconds": result.seconds, **numbers}
+        found[name] = {"steps": result.steps, "seconds": result.seconds, **metrics}
     return found
 
 
 def _web(out: Path, plan: DemoPlan, **settings: Any) -> SourceConfig:
     """The web pairs that CapFilt cleans."""
-    return SourceConfig(path=str(out / "world" / "web" / tars_of(plan.capfilt_pictures)), **settings)
+    return SourceConfig(path=str(out / "world" / "web" / tars_of(plan.capfilt_images)), **settings)

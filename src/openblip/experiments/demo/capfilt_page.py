@@ -28,7 +28,7 @@ _SHEETS = {
 _KINDS = {
     "clean": "a true caption",
     "half-true": "a caption with one thing changed",
-    "other-picture": "a caption of another picture",
+    "other-image": "a caption of another image",
     "advertising": "advertising",
 }
 _ORIGINS = {"web": "from the web", "synthetic": "written by the captioner"}
@@ -38,7 +38,7 @@ def capfilt_section(out: Path, *, examples: int = 6) -> Section:
     """The section of the demo's report, from what the stages "capfilt" and "again" left.
 
     Args:
-        examples: pictures of each kind.
+        examples: images of each kind.
     """
     cleaned, again = (left_by(out, name) for name in ("capfilt", "again"))
     judged = cleaned["judged"]
@@ -51,7 +51,7 @@ def capfilt_section(out: Path, *, examples: int = 6) -> Section:
     ]
     return Section(
         title="What it makes of the noisy web",
-        intro="CapFilt: the captioner writes a text for each web picture, the matcher drops what does not match, "
+        intro="CapFilt: the captioner writes a text for each web image, the matcher drops what does not match, "
         "from the web or written.",
         blocks=blocks,
     )
@@ -62,10 +62,10 @@ def _sentences(cleaned: dict[str, Any], again: dict[str, Any]) -> list[str]:
     kept = {origin: judged[f"kept_{origin}"] * judged[f"texts_{origin}"] for origin in _ORIGINS}
     true = sum(judged.get(f"precision_{origin}", 0.0) * kept[origin] for origin in _ORIGINS)
     share = true / sum(kept.values()) if sum(kept.values()) else 0.0
-    link = f"[Every score and more pictures are in CapFilt's own report]({PAGE.as_posix()})."
+    link = f"[Every score and more images are in CapFilt's own report]({PAGE.as_posix()})."
     first = (
         f"Of {judged['texts_web']:,.0f} texts from the web **{judged['true_web']:.0%}** are true of their "
-        f"pictures; of the {cleaned['texts']:,} that CapFilt leaves, **{share:.0%}** are."
+        f"images; of the {cleaned['texts']:,} that CapFilt leaves, **{share:.0%}** are."
     )
     if "cleaned" not in again:
         return [first, "That is too little for a new model to learn from: the matcher has learned too short.", link]
@@ -108,7 +108,7 @@ def _kinds(judged: dict[str, float]) -> Table:
 def _learners(again: dict[str, Any]) -> Table:
     rows = labels("truth", "fact_accuracy", "coverage")
     return Table(
-        title="A captioner from web pairs alone, on unseen pictures",
+        title="A captioner from web pairs alone, on unseen images",
         columns=[
             Column(name="measure"),
             *(Column(name=f"pairs {name}", unit="fraction") for name in LEARNERS),

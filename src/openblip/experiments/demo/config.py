@@ -9,11 +9,11 @@ from typing import Any, Literal
 from openblip.core.text import read_json
 from openblip.experiments.presets import LEARNING_RATE
 
-__all__ = ["PICTURES_IN_A_TAR", "SPLITS", "DemoPlan", "left_by", "tars_of"]
+__all__ = ["IMAGES_IN_A_TAR", "SPLITS", "DemoPlan", "left_by", "tars_of"]
 
 SPLITS = ("test", "novel")
 """unseen images of known combinations, and of combinations of shape and colour never seen in training"""
-PICTURES_IN_A_TAR = 250
+IMAGES_IN_A_TAR = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +22,18 @@ class DemoPlan:
 
     model: Literal["micro", "nano"] = "micro"
     """size of the BLIP models"""
-    web_pictures: int
+    web_images: int
     """with one noisy web text each"""
-    human_pictures: int
+    human_images: int
     """with three true captions each"""
-    simple_pictures: int
+    simple_images: int
     """of a single object, with three true captions each; pre-training learns the names of things from them"""
-    test_pictures: int
+    test_images: int
     """of each split that is measured"""
     pretrain_steps: int
     captioner_steps: int
     matcher_steps: int
-    capfilt_pictures: int
+    capfilt_images: int
     """web images that CapFilt cleans"""
     again_steps: int
     """of each of the two new models that learn from the web pairs as found, and cleaned"""
@@ -41,7 +41,7 @@ class DemoPlan:
     """that BLIP-2's language models read, about scenes that nobody is shown"""
     language_steps: tuple[int, int]
     """of the decoder and of the encoder-decoder"""
-    blip2_pictures: int
+    blip2_images: int
     """of those with true captions, that BLIP-2 learns from"""
     stage1_steps: int
     stage2_steps: int
@@ -54,9 +54,9 @@ class DemoPlan:
     measures its speed and takes as many as fit"""
 
 
-def tars_of(pictures: int) -> str:
-    """Pattern of the tars that hold the first `pictures` images, whole tars of them."""
-    last = -(-pictures // PICTURES_IN_A_TAR) - 1
+def tars_of(images: int) -> str:
+    """Pattern of the tars that hold the first `images` images, whole tars of them."""
+    last = -(-images // IMAGES_IN_A_TAR) - 1
     return f"{{000000..{last:06d}}}.tar" if last else "000000.tar"
 
 

@@ -1,4 +1,4 @@
-"""The demo's report: what was learned against chance, the curves, pictures with verdicts, what goes wrong."""
+"""The demo's report: what was learned against chance, the curves, images with verdicts, what goes wrong."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from openblip.report import (
     Strip,
     Strips,
     Table,
-    picture,
+    page_image,
     write_report,
 )
 from openblip.report.content import Block
@@ -50,14 +50,14 @@ from openblip.tasks.predictor import Predictor
 
 __all__ = ["write_demo_report"]
 
-NAMES = {"test": "unseen pictures", "novel": "combinations never seen"}
+NAMES = {"test": "unseen images", "novel": "combinations never seen"}
 FEW_STEPS = 150
 """of pre-training, below which the report calls the run a short one"""
 EXPLAINED = {
-    "truth": "share of the captions written for unseen pictures that are true of them, decided by a parser; chance "
-    "is the share that is true of another picture",
-    "itm": "own text against the text of another picture, half and half",
-    "t2i": "a text finds its own picture among all, by ITC and then ITM; a short text may be true of several",
+    "truth": "share of the captions written for unseen images that are true of them, decided by a parser; chance "
+    "is the share that is true of another image",
+    "itm": "own text against the text of another image, half and half",
+    "t2i": "a text finds its own image among all, by ITC and then ITM; a short text may be true of several",
 }
 
 
@@ -70,15 +70,15 @@ def write_demo_report(out: Path, plan: DemoPlan) -> Path:
     known, novel = (_cards(captioner, matcher, rows) for rows in examples)
     report = Report(
         title="BLIP learns to see and to write",
-        subtitle="a small model, from scratch, in a drawn world where the truth of every caption is known",
+        subtitle="a small model, from scratch, in a scene world where the truth of every caption is known",
         summary=_summary(out, measured, plan),
         headlines=_headlines(measured),
         sections=[
-            Section(title="What it writes", intro="New pictures, captions by beam search.", blocks=[
-                Gallery(cards=known[:18], title="Pictures like those it learned from"),
+            Section(title="What it writes", intro="New images, captions by beam search.", blocks=[
+                Gallery(cards=known[:18], title="Images like those it learned from"),
                 Gallery(cards=novel[:9], title="With a combination of shape and colour it never saw"),
             ]),
-            Section(title="What it finds", intro="A text searches 60 pictures: ITC first, then ITM.", blocks=[
+            Section(title="What it finds", intro="A text searches 60 images: ITC first, then ITM.", blocks=[
                 Strips(strips=_strips(matcher, examples[0]))
             ]),
             capfilt_section(out),
@@ -107,12 +107,12 @@ def _summary(out: Path, measured: dict[str, Any], plan: DemoPlan) -> list[str]:
     )
     return [
         *((short,) if steps["pretrain"] < FEW_STEPS else ()),
-        f'BLIP, size "{plan.model}", saw {plan.web_pictures:,} images with one noisy web text each and '
-        f"{plan.human_pictures + plan.simple_pictures:,} with true captions ({plan.simple_pictures:,} of them "
+        f'BLIP, size "{plan.model}", saw {plan.web_images:,} images with one noisy web text each and '
+        f"{plan.human_images + plan.simple_images:,} with true captions ({plan.simple_images:,} of them "
         f"show a single object), trained with ITC, ITM and LM for {steps['pretrain']:,} steps "
         f"of {plan.batch_size} images; from there, on the true captions alone, a captioner trained for "
         f"{steps['captioner']:,} steps (LM) and a matcher for {steps['matcher']:,} (ITC and ITM).",
-        f"Of its captions for {test['pictures']} unseen images {beam['truth']:.0%} are true in every fact, and "
+        f"Of its captions for {test['images']} unseen images {beam['truth']:.0%} are true in every fact, and "
         f"they name {beam['coverage']:.0%} of the objects; with combinations of shape and colour it never saw, "
         f"{novel['captioner_beam']['truth']:.0%} are true. Greedy decoding says more "
         f"({greedy['mean_facts']:.1f} facts a caption, beam search {beam['mean_facts']:.1f}){errs}: "
@@ -122,7 +122,7 @@ def _summary(out: Path, measured: dict[str, Any], plan: DemoPlan) -> list[str]:
 
 def _headlines(measured: dict[str, Any]) -> list[Headline]:
     test = measured["test"]
-    pictures, found = test["pictures"], test["matcher"]
+    images, found = test["images"], test["matcher"]
     truth = test["captioner_beam"]
     return [
         Headline(label="captions that are true", value=truth["truth"], reference=truth["chance"],
@@ -131,13 +131,13 @@ def _headlines(measured: dict[str, Any]) -> list[Headline]:
                  explanation=f"a caption states {truth['mean_facts']:.1f} facts on average"),
         Headline(label="ITM accuracy", value=found["itm_accuracy"], reference=0.5,
                  explanation=EXPLAINED["itm"]),
-        Headline(label=f"text finds its picture among {pictures}", value=found["t2i_recall_itm@1"],
-                 reference=1 / pictures, explanation=EXPLAINED["t2i"]),
+        Headline(label=f"text finds its image among {images}", value=found["t2i_recall_itm@1"],
+                 reference=1 / images, explanation=EXPLAINED["t2i"]),
     ]  # fmt: skip
 
 
 def _examples(out: Path, split: str, count: int) -> Iterator[tuple[bytes, tuple[str, ...], Scene]]:
-    """Pictures as PNG bytes with their own texts and scenes."""
+    """Images as PNG bytes with their own texts and scenes."""
     source = open_source(f"{out / 'world' / split}?text_column=captions&meta_columns=scene")
     for index in range(min(count, len(source))):
         sample = source[index]
@@ -156,7 +156,7 @@ def _cards(
         # A captioner that has hardly begun to learn writes nothing, which matches nothing.
         score = matcher.match(image, text)[0][0].itm_probability if text.strip() else None
         written = CardText(text=text, verdict=_word(verdict), reason=verdict.reason, score=score, score_name="ITM")
-        cards.append(Card(picture=picture(image, alt=texts[0]), texts=[written], truth=list(texts[:2])))
+        cards.append(Card(image=page_image(image, alt=texts[0]), texts=[written], truth=list(texts[:2])))
     return cards
 
 
@@ -171,14 +171,14 @@ def _word(verdict: Verdict) -> Any:
 def _strips(matcher: Predictor, rows: list[tuple[bytes, tuple[str, ...], Scene]]) -> list[Strip]:
     images = [image for image, _, _ in rows]
     strips = []
-    # Longer texts say more, so that one picture is meant.
+    # Longer texts say more, so that one image is meant.
     chosen = sorted(range(len(rows)), key=lambda i: -len(max(rows[i][1], key=len)))[:6]
     for wanted in chosen:
         query = max(rows[wanted][1], key=len)
         found = matcher.retrieve_images(images, [query], top=len(images), rerank_k=32)[0]
         order = [int(hit.item.removeprefix("#")) for hit in found]
         results = [
-            Result(picture=picture(images[place]), score=hit.itm_probability, right=place == wanted)
+            Result(image=page_image(images[place]), score=hit.itm_probability, right=place == wanted)
             for place, hit in zip(order[:5], found, strict=False)
         ]
         strips.append(Strip(results=results, query=query, right_rank=order.index(wanted) + 1))
@@ -202,22 +202,22 @@ def _curves(out: Path, measured: dict[str, Any]) -> Charts:
 
     def line(run: str, split: str, name: str, label: str) -> Series:
         rows = [record for record in runs[run] if record["split"] == split and name in record]
-        offset = 0 if run == "pretrain" else steps  # both go on from where pre-training ended
+        offset = 0 if run == "pretrain" else steps  # both continue from where pre-training ended
         x, y = [float(record["step"] + offset) for record in rows], [record[name] for record in rows]
         return Series(name=label, x=x, y=y)
 
     def lines(split: str, name: str, *of: str) -> list[Series]:
         return [line(run, split, name, labels[run]) for run in of]
 
-    pictures = 100
+    images = 100
     truth = Chart(
         title="captions that are true (greedy)", x_label="step", unit="fraction",
         reference=measured["test"]["captioner"]["chance"],
         series=lines("eval", "caption_truth", "pretrain", "captioner"),
     )  # fmt: skip
     finds = Chart(
-        title=f"text finds picture, recall@1 among {pictures}", x_label="step", unit="fraction",
-        reference=1 / pictures,
+        title=f"text finds image, recall@1 among {images}", x_label="step", unit="fraction",
+        reference=1 / images,
         series=[line(run, "eval", name, f"{labels[run]}, {by}")
                 for run in ("pretrain", "matcher")
                 for name, by in (("t2i_recall@1", "ITC"), ("t2i_recall_itm@1", "with ITM"))],
@@ -262,7 +262,7 @@ def _table(measured: dict[str, Any]) -> Table:
         Column(name="measure"),
         *(Column(name=name, unit="fraction") for name in NAMES.values()),
     ]
-    return Table(title=f"On {measured['test']['pictures']} pictures of each kind", columns=columns, rows=rows)
+    return Table(title=f"On {measured['test']['images']} images of each kind", columns=columns, rows=rows)
 
 
 def _times(out: Path, plan: DemoPlan) -> list[Block]:
@@ -308,8 +308,8 @@ def _details(out: Path) -> Details:
     )
 
 
-def unpack_pictures(folder: Path, tars: Path, count: int) -> None:
-    """Lay the first pictures of the world's tars out as files, for trying the commands on."""
+def unpack_images(folder: Path, tars: Path, count: int) -> None:
+    """Lay the first images of the world's tars out as files, for trying the commands on."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(tars.glob("*.tar")):
         with tarfile.open(path) as tar:

@@ -147,24 +147,24 @@ def make_plan(minutes: float, timed: Calibration, *, seed: int = 0) -> DemoPlan:
     if timed.step["micro"] * LEAST_STEPS > seconds["pretrain"]:
         size = "nano"
     step, small = timed.step[size], timed.step["nano"]
-    pictures = int(seconds["world"] * _drawing_processes() / timed.draw)
-    web, simple = _between(pictures // 4, 500, 4000), _between(pictures // 5, 250, 4000)
+    images = int(seconds["world"] * _drawing_processes() / timed.draw)
+    web, simple = _between(images // 4, 500, 4000), _between(images // 5, 250, 4000)
     # Everything that is measured is written by a model of this size, twice greedily and once by beams.
     writing = timed.write * step / small
     return DemoPlan(
         model=size,
-        web_pictures=web,
-        human_pictures=_between(pictures - web - simple, 1000, 16_000),
-        simple_pictures=simple,
-        test_pictures=_between(int(seconds["measure"] / (writing * MEASURED)), 50, 200),
+        web_images=web,
+        human_images=_between(images - web - simple, 1000, 16_000),
+        simple_images=simple,
+        test_images=_between(int(seconds["measure"] / (writing * MEASURED)), 50, 200),
         pretrain_steps=_steps(seconds["pretrain"], step),
         captioner_steps=_steps(seconds["captioner"], step * 0.55),
         matcher_steps=_steps(seconds["matcher"], step * 0.7),
-        capfilt_pictures=_between(int(seconds["capfilt"] / (writing * CLEANED)), 250, web),
+        capfilt_images=_between(int(seconds["capfilt"] / (writing * CLEANED)), 250, web),
         again_steps=_steps(seconds["again"] / 2, step * 0.55),
         documents=_between(int(8000 * seconds["language"] / 45), 1000, 8000),
         language_steps=(_steps(seconds["language"] / 2, small), _steps(seconds["language"] / 2, small)),
-        blip2_pictures=_between(int(6000 * seconds["stage1"] / 60), 1000, 6000),
+        blip2_images=_between(int(6000 * seconds["stage1"] / 60), 1000, 6000),
         stage1_steps=_steps(seconds["stage1"], small * 1.5),
         stage2_steps=_steps(seconds["stage2"] / 2, small),
         seed=seed,
@@ -225,14 +225,14 @@ def plan_rows(out: Path, plan: DemoPlan) -> list[PlanRow]:
         "stage2": 2 * plan.stage2_steps,
     }
     does = {
-        "world": f"{plan.web_pictures + plan.human_pictures + plan.simple_pictures:,} images",
-        "measure": f"{plan.test_pictures} unseen images of each kind",
-        "capfilt": f"{plan.capfilt_pictures:,} web images",
+        "world": f"{plan.web_images + plan.human_images + plan.simple_images:,} images",
+        "measure": f"{plan.test_images} unseen images of each kind",
+        "capfilt": f"{plan.capfilt_images:,} web images",
         "again": "two captioners of web pairs",
         "language": f"{plan.documents:,} documents, two language models",
-        "stage1": f"{plan.blip2_pictures:,} images",
+        "stage1": f"{plan.blip2_images:,} images",
         "stage2": "two language models",
-        "zero-shot": f"{plan.test_pictures} unseen images of each kind",
+        "zero-shot": f"{plan.test_images} unseen images of each kind",
     }
     rows = []
     for name, number in steps.items():

@@ -22,7 +22,7 @@ from rich.console import Console
 from openblip.core.errors import UserError, nearest
 from openblip.experiments.demo import blip, blip2, capfilt
 from openblip.experiments.demo.config import DemoPlan
-from openblip.experiments.demo.page import unpack_pictures, write_demo_report
+from openblip.experiments.demo.page import unpack_images, write_demo_report
 from openblip.experiments.demo.plan import plan_table, planned, time_for
 from openblip.experiments.stages import once
 from openblip.report import print_table
@@ -32,7 +32,7 @@ __all__ = ["STAGES", "run_demo"]
 
 def report(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[str, Any]:
     """Write report.html from what the stages left."""
-    unpack_pictures(out / "world" / "novel-pictures", out / "world" / "novel", plan.test_pictures)
+    unpack_images(out / "world" / "novel-images", out / "world" / "novel", plan.test_images)
     target = write_demo_report(out, plan)
     return {"report": str(target.name)}
 
@@ -100,9 +100,9 @@ def run_demo(
     console.print(
         f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes. Open [bold]{target}[/] in a browser, "
         "then try:\n"
-        f"  openblip caption {out}/world/novel-pictures --model {out}/captioner/model\n"
-        f'  openblip retrieve "a red circle" {out}/world/novel-pictures --model {out}/pretrain/model\n'
-        f"  openblip ask {out}/world/novel-pictures --model {out}/blip2/stage2-decoder/model "
+        f"  openblip caption {out}/world/novel-images --model {out}/captioner/model\n"
+        f'  openblip retrieve "a red circle" {out}/world/novel-images --model {out}/pretrain/model\n'
+        f"  openblip ask {out}/world/novel-images --model {out}/blip2/stage2-decoder/model "
         '--question "how many objects are there?"',
         soft_wrap=True,
     )

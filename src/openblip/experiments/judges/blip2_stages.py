@@ -1,4 +1,4 @@
-"""BLIP-2 in the scene world: runs of either stage over cached features, and what they give on unseen pictures."""
+"""BLIP-2 in the scene world: runs of either stage over cached features, and what they give on unseen images."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def train_world_language(
 
 
 def world_features(source: SourceConfig, tower: str, out: Path) -> Path:
-    """Cache the features of a tower ("openblip:FOLDER") for all pictures of `source`; returns the folder."""
+    """Cache the features of a tower ("openblip:FOLDER") for all images of `source`; returns the folder."""
     for _ in cache_features([open_source(source)], open_tower(as_tower(tower)), out, batch_size=128):
         pass
     return out
@@ -111,7 +111,7 @@ def world_run(
     seed: int = 0,
     seconds: float | None = None,
 ) -> RunConfig:
-    """A run over cached features; a model of stage 1 that is gone on from brings its own tower and Q-Former.
+    """A run over cached features; a model of stage 1 that is continued from brings its own tower and Q-Former.
 
     Args:
         seconds: that training is to take, with as many steps as fit.
@@ -137,10 +137,10 @@ def world_run(
 
 @dataclass(frozen=True)
 class Seen:
-    """Pictures as a model of stage 2 hands them to its language model."""
+    """Images as a model of stage 2 hands them to its language model."""
 
     soft: Tensor
-    """[pictures, Q, L]"""
+    """[images, Q, L]"""
     scenes: Sequence[Scene]
     captions: Sequence[str]
     """a true one of each"""
@@ -149,7 +149,7 @@ class Seen:
 
 @torch.no_grad()
 def look(stored: Blip2Adapter, source: SourceConfig, samples: int) -> Seen:
-    """Read the first pictures of `source`."""
+    """Read the first images of `source`."""
     model = stored.model.eval()
     soft, scenes, captions, keys = [], [], [], []
     for batch in evaluation_batches((source,), model.vision.pixels, samples=samples, batch_size=100, clean="none"):
@@ -163,7 +163,7 @@ def look(stored: Blip2Adapter, source: SourceConfig, samples: int) -> Seen:
 
 @torch.no_grad()
 def query_likeness(stored: Blip2Adapter, source: SourceConfig, samples: int) -> float:
-    """Mean cosine of two queries' outputs for one picture: 1 when all of them say the same."""
+    """Mean cosine of two queries' outputs for one image: 1 when all of them say the same."""
     model, found = stored.model.eval(), []
     for batch in evaluation_batches((source,), model.vision.pixels, samples=samples, batch_size=100, clean="none"):
         memory = model.remember(model.encode_pixels(batch.images))
@@ -191,13 +191,13 @@ def measure_stage2(
 ) -> dict[str, float]:
     """How true its captions are, and zero-shot answers by kind of question."""
     seen = look(stored, source, samples)
-    words = stored.language_tokenizer
-    assert words is not None
+    language_tokenizer = stored.language_tokenizer
+    assert language_tokenizer is not None
     llm = stored.model.llm
-    written = decode_after(llm, words, seen.soft, GREEDY, prompts=[""] * len(seen.soft))
-    report = caption_report([words.decode(ids) for _, ids, _, _ in written.texts()], seen.scenes)
+    written = decode_after(llm, language_tokenizer, seen.soft, GREEDY, prompts=[""] * len(seen.soft))
+    report = caption_report([language_tokenizer.decode(ids) for _, ids, _, _ in written.texts()], seen.scenes)
     asked = ask_about(seen.scenes, novel=novel)
-    right = accuracy(asked, answers(llm, words, asked, soft=seen.soft))
+    right = accuracy(asked, answers(llm, language_tokenizer, asked, soft=seen.soft))
     kept = ("truth", "fact_accuracy", "coverage", "mean_facts", "chance")
     return {name: float(report[name]) for name in kept} | {
         f"answers_{kind}": share for kind, share in right.items()

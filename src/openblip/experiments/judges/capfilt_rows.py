@@ -18,10 +18,10 @@ def judge_rows(rows: Iterable[Row], *, threshold: float = 0.5) -> dict[str, floa
     """Measure a result table whose source kept the columns "scene" and "noise".
 
     Returns:
-        for "web" and "synthetic", as "NAME_ORIGIN": texts, true (share that is true of the picture), kept (share at
+        for "web" and "synthetic", as "NAME_ORIGIN": texts, true (share that is true of the image), kept (share at
         or above the threshold), precision (of the kept, the true), recall (of the true, the kept), auc (of the ITM
         probability), auc_log_prob (of the captioner's own log-probability, of written texts), itm_of_true and
-        itm_of_false (means), distinct (different texts of all), without those that cannot be told; of web texts
+        itm_of_false (means), distinct (different texts of all), without those that cannot be decided; of web texts
         "kept_KIND" by the kind of their noise, and "auc_half_true", of the clean against the half-true ones alone.
     """
     found: dict[str, list[_Judged]] = {"web": [], "synthetic": []}
@@ -37,16 +37,16 @@ def judge_rows(rows: Iterable[Row], *, threshold: float = 0.5) -> dict[str, floa
         for kind, text in zip(noise, (t for t in row.texts if t.origin == "web"), strict=False):
             assert text.itm is not None
             kinds.setdefault(kind, []).append(text.itm)
-    numbers: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for origin, texts in found.items():
         if texts:
             measured = _measured(texts, threshold)
-            numbers |= {f"{name}_{origin}": value for name, value in measured.items()}
-    numbers |= {f"kept_{kind}": fmean(itm >= threshold for itm in scores) for kind, scores in sorted(kinds.items())}
+            metrics |= {f"{name}_{origin}": value for name, value in measured.items()}
+    metrics |= {f"kept_{kind}": fmean(itm >= threshold for itm in scores) for kind, scores in sorted(kinds.items())}
     clean, half_true = kinds.get("clean", []), kinds.get("half-true", [])
     if clean and half_true:
-        numbers["auc_half_true"] = roc_auc(clean + half_true, [True] * len(clean) + [False] * len(half_true))
-    return numbers
+        metrics["auc_half_true"] = roc_auc(clean + half_true, [True] * len(clean) + [False] * len(half_true))
+    return metrics
 
 
 class _Judged(NamedTuple):
@@ -59,23 +59,23 @@ class _Judged(NamedTuple):
 def _measured(texts: list[_Judged], threshold: float) -> dict[str, float]:
     kept = [text for text in texts if text.itm >= threshold]
     right, wrong = ([text.itm for text in texts if text.true is wanted] for wanted in (True, False))
-    numbers = {
+    metrics = {
         "texts": float(len(texts)),
         "true": len(right) / len(texts),
         "kept": len(kept) / len(texts),
         "distinct": len({text.text for text in texts}) / len(texts),
     }
     if kept:
-        numbers["precision"] = fmean(text.true for text in kept)
+        metrics["precision"] = fmean(text.true for text in kept)
     if right:
-        numbers["recall"] = fmean(itm >= threshold for itm in right)
-        numbers["itm_of_true"] = fmean(right)
+        metrics["recall"] = fmean(itm >= threshold for itm in right)
+        metrics["itm_of_true"] = fmean(right)
     if wrong:
-        numbers["itm_of_false"] = fmean(wrong)
+        metrics["itm_of_false"] = fmean(wrong)
     if right and wrong:
         truth = [text.true for text in texts]
-        numbers["auc"] = roc_auc([text.itm for text in texts], truth)
+        metrics["auc"] = roc_auc([text.itm for text in texts], truth)
         likelihoods = [text.log_prob for text in texts if text.log_prob is not None]
         if len(likelihoods) == len(texts):
-            numbers["auc_log_prob"] = roc_auc(likelihoods, truth)
-    return numbers
+            metrics["auc_log_prob"] = roc_auc(likelihoods, truth)
+    return metrics

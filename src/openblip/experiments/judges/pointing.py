@@ -1,6 +1,6 @@
 """The pointing game in the synthetic world: does the map's peak fall on the object that the text names?
 
-Only pictures where the answer is plain are asked about: two or more objects, one of the named shape and colour, and
+Only images where the answer is plain are asked about: two or more objects, one of the named shape and colour, and
 nothing touching it. A peak is on an object when the centre of its patch lies within the object's radius.
 """
 
@@ -30,11 +30,11 @@ __all__ = ["Pointing", "measure_pointing"]
 class Pointing:
     """How often peaks fall where."""
 
-    pictures: int
+    images: int
     named: float
-    """share of the pictures in which the peak lies on the named object"""
+    """share of the images in which the peak lies on the named object"""
     other: float
-    """on another given object of the same picture: what a map that follows any object, unasked, would reach
+    """on another given object of the same image: what a map that follows any object, unasked, would reach
     for the named one too"""
     chance: float
     """share of the patches that the named objects cover: what a peak anywhere would reach"""
@@ -42,7 +42,7 @@ class Pointing:
     @property
     def deviation(self) -> float:
         """Standard error of `named`."""
-        return (self.named * (1 - self.named) / self.pictures) ** 0.5
+        return (self.named * (1 - self.named) / self.images) ** 0.5
 
 
 def measure_pointing(
@@ -50,19 +50,19 @@ def measure_pointing(
     tokenizer: TextTokenizer,
     world: WorldSource,
     *,
-    pictures: int = 200,
+    images: int = 200,
     by: str = "match",
     prompt: str = "",
     layer: int | None = None,
 ) -> Pointing:
-    """Ask for one object in each of the first `pictures` plain pictures of `world`.
+    """Ask for one object in each of the first `images` plain images of `world`.
 
     Args:
         by: "match" looks by ITM, "caption" by writing.
         prompt: how the captioner begins.
 
     Raises:
-        UserError: the world has too few such pictures.
+        UserError: the world has too few such images.
     """
     transform = evaluation_transform(model.config.vision.image_size)
     maps: Callable[..., list[WordMap]] = match_maps if by == "match" else caption_maps
@@ -81,13 +81,13 @@ def measure_pointing(
         other += _on(rival, x, y)
         chance += _covered(thing, weights.shape[0], weights.shape[1])
         asked += 1
-        if asked == pictures:
+        if asked == images:
             return Pointing(asked, named / asked, other / asked, chance / asked)
-    raise UserError(f"{world.name} has {asked} pictures that are plain enough to ask about, not {pictures}")
+    raise UserError(f"{world.name} has {asked} images that are plain enough to ask about, not {images}")
 
 
 def _plain(world: WorldSource) -> Iterator[tuple[int, Object, Object]]:
-    """Pictures to ask about: index, the object to name, another one; both drawn by the index."""
+    """Images to ask about: index, the object to name, another one; both drawn by the index."""
     for index in range(len(world)):
         things = world.scene(index).objects
         clear = [thing for thing in things if all(_apart(thing, rival) for rival in things if rival is not thing)]

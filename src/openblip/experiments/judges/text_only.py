@@ -1,4 +1,4 @@
-"""Train a small language model on text alone, for BLIP-2 to put in front of pictures when it is frozen.
+"""Train a small language model on text alone, for BLIP-2 to put in front of images when it is frozen.
 
     train_language(documents, TextRunConfig(), "runs/language")      # a transformers folder in runs/language/model
 
@@ -66,27 +66,29 @@ def train_language(
     seed_everything(config.train.seed)
     reads = config.language.kind == "t5"
     parts = (part for document in documents for line in document for part in line)
-    words = LanguageTokenizer.of_words([*parts, BETWEEN_LINES], begins=not reads)
+    language_tokenizer = LanguageTokenizer.of_words([*parts, BETWEEN_LINES], begins=not reads)
     model = language_from_scratch(
         config.language,
-        vocab_size=words.vocab_size,
-        pad_id=words.pad_id,
-        bos_id=words.hf.bos_token_id,
-        eos_id=words.eos_id,
+        vocab_size=language_tokenizer.vocab_size,
+        pad_id=language_tokenizer.pad_id,
+        bos_id=language_tokenizer.hf.bos_token_id,
+        eos_id=language_tokenizer.eos_id,
     )
     rng = np.random.default_rng(config.train.seed)
-    rows = [row for document in documents for row in (_parts if reads else _whole)(document, words, rng)]
+    rows = [
+        row for document in documents for row in (_parts if reads else _whole)(document, language_tokenizer, rng)
+    ]
 
     def export(folder: Path) -> None:
         save_language(model, folder)
-        words.save(folder)
+        language_tokenizer.save(folder)
 
     return train(
         config.train,
         _TextStep(model),
         _TextLoader(rows, config.batch_size, seed=config.train.seed),
         out,
-        prepare=lambda batch: _pad(batch, words.pad_id),
+        prepare=lambda batch: _pad(batch, language_tokenizer.pad_id),
         export=export,
         resume=resume,
         sections={"language": to_dict(config.language), "data": {"documents": len(documents)}},
@@ -100,15 +102,15 @@ Row = tuple[list[int], list[int]]
 """ids that are read, and ids that are to be written"""
 
 
-def _whole(document: Document, words: LanguageTokenizer, rng: np.random.Generator) -> Iterator[Row]:
+def _whole(document: Document, language_tokenizer: LanguageTokenizer, rng: np.random.Generator) -> Iterator[Row]:
     """For a decoder: all lines, each with its begin and end token."""
     ids: list[int] = []
     for prompt, text in document:
-        ids += [*words.hf(f"{prompt} {text}".strip())["input_ids"], words.eos_id]
+        ids += [*language_tokenizer.hf(f"{prompt} {text}".strip())["input_ids"], language_tokenizer.eos_id]
     yield ids, ids
 
 
-def _parts(document: Document, words: LanguageTokenizer, rng: np.random.Generator) -> Iterator[Row]:
+def _parts(document: Document, language_tokenizer: LanguageTokenizer, rng: np.random.Generator) -> Iterator[Row]:
     """For an encoder-decoder: each line after those before it; one without a prompt is split at some word."""
     told: list[str] = []
     for prompt, text in document:
@@ -118,7 +120,7 @@ def _parts(document: Document, words: LanguageTokenizer, rng: np.random.Generato
             cut = int(rng.integers(len(pieces)))
             begun, rest = " ".join(pieces[:cut]), " ".join(pieces[cut:])
         read = BETWEEN_LINES.join([*told, ""]) + begun
-        yield words.hf(read)["input_ids"], words.hf(rest)["input_ids"]
+        yield language_tokenizer.hf(read)["input_ids"], language_tokenizer.hf(rest)["input_ids"]
         told.append(f"{prompt} {text}".strip())
 
 

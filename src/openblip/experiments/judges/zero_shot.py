@@ -1,4 +1,4 @@
-"""Zero-shot answers in the scene world: questions to a language model that met none together with a picture.
+"""Zero-shot answers in the scene world: questions to a language model that met none together with an image.
 
     asked = ask_about(scenes, seed=0)                                # one question of each kind about each scene
     accuracy(asked, answers(llm, words, asked, soft=soft))           # BLIP-2
@@ -73,7 +73,7 @@ def descriptions(scenes: Sequence[Scene], *, seed: int, split: str) -> list[str]
 
 def answers(
     llm: FrozenLanguage,
-    words: LanguageTokenizer,
+    language_tokenizer: LanguageTokenizer,
     asked: Sequence[Asked],
     *,
     soft: Tensor | None = None,
@@ -82,12 +82,16 @@ def answers(
     """What the language model writes, most probable word by word.
 
     Args:
-        soft: soft prompts [scenes, Q, L] of a BLIP-2 model; None shows no picture.
+        soft: soft prompts [scenes, Q, L] of a BLIP-2 model; None shows no image.
         told: a text about each scene to read before the question.
     """
     found: list[str] = []
     weight = llm.hf.get_input_embeddings().weight
-    between = BETWEEN_LINES if llm.is_encoder_decoder else f" {words.hf.eos_token} {words.hf.bos_token} "
+    between = (
+        BETWEEN_LINES
+        if llm.is_encoder_decoder
+        else f" {language_tokenizer.hf.eos_token} {language_tokenizer.hf.bos_token} "
+    )
     for start in range(0, len(asked), _BATCH):
         part = asked[start : start + _BATCH]
         prompts = [QUESTIONS[llm.is_encoder_decoder].replace("{}", one.question.text) for one in part]
@@ -95,8 +99,8 @@ def answers(
             prompts = [told[one.row] + between + prompt for one, prompt in zip(part, prompts, strict=True)]
         rows = torch.tensor([one.row for one in part], device=weight.device)
         prompt = weight.new_zeros(len(part), 0, llm.width) if soft is None else soft[rows]
-        decoded = decode_after(llm, words, prompt, _SHORT, prompts=prompts)
-        found += [words.decode(ids) for _, ids, _, _ in decoded.texts()]
+        decoded = decode_after(llm, language_tokenizer, prompt, _SHORT, prompts=prompts)
+        found += [language_tokenizer.decode(ids) for _, ids, _, _ in decoded.texts()]
     return found
 
 

@@ -1,11 +1,11 @@
-"""easyvqa: a small BLIP learns to answer 38,575 questions about 4,000 pictures, measured on 1,000 others.
+"""easyvqa: a small BLIP learns to answer 38,575 questions about 4,000 images, measured on 1,000 others.
 
     openblip experiments easyvqa
 
 Each seed is a run of `openblip finetune vqa` from the model that the demo pre-trained (`openblip demo`), or from
-random weights (`--set start=micro`). Optimiser and rate were chosen on a tenth of the training pictures, left out
+random weights (`--set start=micro`). Optimiser and rate were chosen on a tenth of the training images, left out
 of training for that (`--set held_out=true`); the number of steps was not tuned. `test` is measured with the weights
-at the end. A finished seed is not run again, one that was stopped goes on.
+at the end. A finished seed is not run again, one that was stopped resumes.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Settings:
     """Everything the experiment depends on but the data and the seed."""
 
     start: str = "runs/demo/pretrain/model"
-    """a pre-trained model's folder (this one is made by `openblip demo`), or a size to start afresh"""
+    """a pre-trained model's folder (this one is made by `openblip demo`), or a size to start from scratch"""
     steps: int = 1200
     batch_size: int = 32
-    """pictures, each with all its questions (about ten)"""
+    """images, each with all its questions (about ten)"""
     learning_rate: float = LEARNING_RATE
     held_out: bool = False
     """leave the held-out tenth out of training and measure on it, not on `test`"""
@@ -59,13 +59,13 @@ class Settings:
 
 SETTINGS = {"easyvqa": Settings()}
 QUICK = Settings(start="nano", steps=4, batch_size=4)
-"""to see that everything runs, on a handful of pictures"""
+"""to see that everything runs, on a handful of images"""
 
 
 def write_rows(data: Path, out: Path) -> None:
     """The questions of easyvqa as JSONL: `image`, `question`, `answer`, `split`, one on each line.
 
-    Its own questions.json is a list of [question, answer, number of the picture] for each of train/ and test/.
+    Its own questions.json is a list of [question, answer, number of the image] for each of train/ and test/.
     """
     lines = []
     for folder in ("train", "test"):
@@ -119,8 +119,8 @@ def run_seed(data: Path, out: Path, seed: int, settings: Settings, *, show: bool
     def make() -> dict[str, Any]:
         config = run_config(data, out, seed, settings)
         trained = run_training(config, folder, resume=True, title=f"easyvqa, seed {seed}", show=show)
-        numbers, records = measure(folder / "model", config, sources(data, out, settings, train=False))
-        found = {"steps": trained.steps, "seconds": round(trained.seconds, 1), "test": numbers}
+        metrics, records = measure(folder / "model", config, sources(data, out, settings, train=False))
+        found = {"steps": trained.steps, "seconds": round(trained.seconds, 1), "test": metrics}
         return {**found, "answered": records}
 
     result: dict[str, Any] = once(folder / "measured.json", make)
@@ -130,7 +130,7 @@ def run_seed(data: Path, out: Path, seed: int, settings: Settings, *, show: bool
 def measure(
     model: Path, config: RunConfig, on: Sequence[SourceConfig]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Accuracy by open generation and by ranking, by kind of question too, and on another picture."""
+    """Accuracy by open generation and by ranking, by kind of question too, and on another image."""
     began = time.perf_counter()
     adapter = adapt(open_model(model))
     candidates = adapter.info["answers"]
@@ -148,15 +148,15 @@ def measure(
 
     records = answered(batches())
     blind = answered(replace(batch, images=batch.images.roll(1, dims=0)) for batch in batches())
-    numbers: dict[str, float] = {"questions": float(len(records))}
+    metrics: dict[str, float] = {"questions": float(len(records))}
     for way in ("generated", "ranked"):
-        numbers[f"accuracy_{way}"] = _mean(records, way)
+        metrics[f"accuracy_{way}"] = _mean(records, way)
         for kind in ("yes or no", "shape", "colour"):
             own = [record for record in records if _kind(record) == kind]
             if own:
-                numbers[f"accuracy_{way}, {kind}"] = _mean(own, way)
-        numbers[f"accuracy_{way}, another picture"] = _mean(blind, way)
-    return {**numbers, "measuring_seconds": round(time.perf_counter() - began, 1)}, records
+                metrics[f"accuracy_{way}, {kind}"] = _mean(own, way)
+        metrics[f"accuracy_{way}, another image"] = _mean(blind, way)
+    return {**metrics, "measuring_seconds": round(time.perf_counter() - began, 1)}, records
 
 
 def _mean(records: Sequence[dict[str, Any]], way: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from openblip.core.config import to_dict
 from openblip.experiments.real.measures import DECODING, chance
-from openblip.experiments.real.openstax import STAGES, Settings, pictures_read, run_config, run_seed, unseen
+from openblip.experiments.real.openstax import STAGES, Settings, images_read, run_config, run_seed, unseen
 from openblip.experiments.results import cell, described, spread
 
 __all__ = ["run", "table"]
@@ -30,7 +30,7 @@ def run(
 
     Returns:
         "command", "settings", "runs" (each stage's whole configuration), "data", "chance", "machine", "versions";
-        "stages": for each, its numbers on `test` as `spread` gives them; "captions": of seed 0, pictures evenly
+        "stages": for each, its metrics on `test` as `spread` gives them; "captions": of seed 0, images evenly
         spread over `test`, and those of the highest CIDEr.
     """
     found = [run_seed(data, out / f"seed-{seed}", seed, settings, show=show) for seed in range(seeds)]
@@ -46,7 +46,7 @@ def run(
         **described(name, command, seeds, settings),
         "runs": runs,
         "decoding": {how: to_dict(config) for how, config in DECODING.items()},
-        "data": pictures_read(data),
+        "data": images_read(data),
         "chance": chance(unseen(data, "test", settings.image_size).books),
         "stages": stages,
         "captions": {
@@ -59,9 +59,9 @@ def run(
 def _stage(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One stage over the seeds."""
     names = [name for name in results[0]["test"] if name != "measuring_seconds"]
-    numbers = {name: spread([result["test"][name] for result in results]) for name in names}
+    metrics = {name: spread([result["test"][name] for result in results]) for name in names}
     trained = [name for name in ("steps", "epochs", "seconds", "best_on_val") if name in results[0]]
-    return {"test": numbers, **{name: [result[name] for result in results] for name in trained}}
+    return {"test": metrics, **{name: [result[name] for result in results] for name in trained}}
 
 
 def table(result: dict[str, Any]) -> str:

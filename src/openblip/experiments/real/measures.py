@@ -1,10 +1,10 @@
-"""How well a model knows unseen pictures: retrieval, matching, perplexity and captions, each beside a control.
+"""How well a model knows unseen images: retrieval, matching, perplexity and captions, each beside a control.
 
-What looks like understanding may be the habits of the pictures' book or of its texts, so everything is measured
-against wrong pictures twice: any other ones, and others of the same book, whose style gives nothing away. Wrong
-pictures are the same for every model and every seed.
+What looks like understanding may be the habits of the images' book or of its texts, so everything is measured
+against wrong images twice: any other ones, and others of the same book, whose style gives nothing away. Wrong
+images are the same for every model and every seed.
 
-Shapes: I pictures, each with one text; m wrong pictures for each.
+Shapes: I images, each with one text; m wrong images for each.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from openblip.tasks.retrieval import Collection, collect, match_logits, rerank
 __all__ = [
     "DECODING",
     "Unseen",
-    "caption_numbers",
+    "caption_metrics",
     "chance",
-    "likelihood_numbers",
-    "matching_numbers",
+    "likelihood_metrics",
+    "matching_metrics",
     "mean_place",
     "recalls",
-    "wrong_pictures",
+    "wrong_images",
 ]
 
 DEPTHS = (1, 5, 10)
@@ -49,39 +49,39 @@ _ROWS = 64
 
 @dataclass(frozen=True)
 class Unseen:
-    """Pictures that were not trained on, in memory, and the wrong pictures for each text."""
+    """Images that were not trained on, in memory, and the wrong images for each text."""
 
     batches: list[Batch]
     books: list[str]
-    """of each picture"""
+    """of each image"""
     wrong: Tensor
     """int64 [m, I]; the first row is the permutation that perplexity and captions are controlled with"""
     same_book: Tensor
-    """as `wrong`, of the same book; a picture alone in its book is its own neighbour"""
+    """as `wrong`, of the same book; an image alone in its book is its own neighbour"""
 
     @classmethod
     def of(cls, batches: Sequence[Batch], books: Sequence[str], *, wrong: int = 8) -> Unseen:
-        """From batches with one text for each picture."""
+        """From batches with one text for each image."""
         for batch in batches:
-            assert torch.equal(batch.image_index, torch.arange(len(batch))), "one text for each picture"
-        anywhere = wrong_pictures(["all"] * len(books), wrong)
-        return cls(list(batches), list(books), anywhere, wrong_pictures(books, wrong))
+            assert torch.equal(batch.image_index, torch.arange(len(batch))), "one text for each image"
+        anywhere = wrong_images(["all"] * len(books), wrong)
+        return cls(list(batches), list(books), anywhere, wrong_images(books, wrong))
 
     @property
     def texts(self) -> list[str]:
-        """The alt text of each picture."""
+        """The alt text of each image."""
         return [text for batch in self.batches for text in batch.texts]
 
     @property
     def keys(self) -> list[str]:
-        """The name of each picture."""
+        """The name of each image."""
         return [key for batch in self.batches for key in batch.keys]
 
 
-def wrong_pictures(groups: Sequence[str], count: int) -> Tensor:
-    """Permutations that move every picture within its group, int64 [count, I]; always the same ones.
+def wrong_images(groups: Sequence[str], count: int) -> Tensor:
+    """Permutations that move every image within its group, int64 [count, I]; always the same ones.
 
-    Each group is shuffled once and turned by 1, 2, ... places, so no text meets a wrong picture twice (in groups
+    Each group is shuffled once and turned by 1, 2, ... places, so no text meets a wrong image twice (in groups
     of more than `count`).
     """
     generator = np.random.default_rng(0)
@@ -95,34 +95,34 @@ def wrong_pictures(groups: Sequence[str], count: int) -> Tensor:
 
 
 def chance(books: Sequence[str]) -> dict[str, float]:
-    """What guessing gives: each recall for one who knows nothing, and for one who knows the book of each picture.
+    """What guessing gives: each recall for one who knows nothing, and for one who knows the book of each image.
 
     "recall@k_luck" is two standard deviations above chance: what a guesser passes once in forty times.
     """
     count = len(books)
     sizes = np.asarray([list(books).count(book) for book in books])
-    numbers: dict[str, float] = {"auc": 0.5}
+    metrics: dict[str, float] = {"auc": 0.5}
     for k in DEPTHS:
         expected = min(1.0, k / count)
-        numbers[f"recall@{k}"] = expected
-        numbers[f"recall@{k}_luck"] = expected + 2 * float(np.sqrt(expected * (1 - expected) / count))
-        numbers[f"recall@{k}_knowing_the_book"] = float(np.minimum(1.0, k / sizes).mean())
-    return numbers
+        metrics[f"recall@{k}"] = expected
+        metrics[f"recall@{k}_luck"] = expected + 2 * float(np.sqrt(expected * (1 - expected) / count))
+        metrics[f"recall@{k}_knowing_the_book"] = float(np.minimum(1.0, k / sizes).mean())
+    return metrics
 
 
 def recalls(t2i: NDArray[Any], i2t: NDArray[Any], suffix: str = "") -> dict[str, float]:
-    """Recall@1, 5, 10 in both directions; scores are [texts, pictures], text i belongs to picture i."""
-    numbers: dict[str, float] = {}
+    """Recall@1, 5, 10 in both directions; scores are [texts, images], text i belongs to image i."""
+    metrics: dict[str, float] = {}
     for direction, scores in (("t2i", t2i), ("i2t", i2t.T)):
         found = rank_scores(rank_of_relevant(scores, np.eye(len(scores), dtype=bool)), depths=DEPTHS)
-        numbers |= {f"{direction}_recall{suffix}@{k}": found[f"recall@{k}"] for k in DEPTHS}
-    return numbers
+        metrics |= {f"{direction}_recall{suffix}@{k}": found[f"recall@{k}"] for k in DEPTHS}
+    return metrics
 
 
 def mean_place(scores: NDArray[Any], books: Sequence[str] | None = None) -> float:
     """Share of the other candidates that stand below the right one, a tie counting one half; 0.5 is chance.
 
-    The mean over both directions of scores [texts, pictures]; of much less spread than recall among few pictures.
+    The mean over both directions of scores [texts, images]; of much less spread than recall among few images.
 
     Args:
         books: count only candidates of the same one.
@@ -140,7 +140,7 @@ def mean_place(scores: NDArray[Any], books: Sequence[str] | None = None) -> floa
 
 
 @torch.no_grad()
-def matching_numbers(adapter: Adapter, unseen: Unseen, *, rerank_k: int, max_length: int) -> dict[str, float]:
+def matching_metrics(adapter: Adapter, unseen: Unseen, *, rerank_k: int, max_length: int) -> dict[str, float]:
     """Retrieval in both directions by ITC and after ITM has read the best `rerank_k` of each query; ITM alone.
 
     Args:
@@ -148,52 +148,52 @@ def matching_numbers(adapter: Adapter, unseen: Unseen, *, rerank_k: int, max_len
 
     Returns:
         "t2i_recall@k", "i2t_recall@k" and with "_itm" for k = 1, 5, 10; "itc_auc" (`mean_place`) and "itm_auc" (ROC
-        AUC of own against wrong pictures), each also with "_same_book"; "mean_auc" of the first two.
+        AUC of own against wrong images), each also with "_same_book"; "mean_auc" of the first two.
     """
     collection = collect(adapter.need("match"), unseen.batches, max_length=max_length)
     scores = adapter.need("match").similarities(collection.text_features, collection.image_features).cpu()
-    numbers = recalls(scores.numpy(), scores.numpy())
+    metrics = recalls(scores.numpy(), scores.numpy())
     if rerank_k:
         t2i, i2t = rerank(adapter.need("match"), collection, scores, rerank_k)
-        numbers |= recalls(t2i.numpy(), i2t.numpy(), "_itm")
-    numbers["itc_auc"] = mean_place(scores.numpy())
-    numbers["itc_auc_same_book"] = mean_place(scores.numpy(), unseen.books)
-    numbers |= _itm_auc(adapter, collection, unseen)
-    return numbers | {"mean_auc": (numbers["itc_auc"] + numbers["itm_auc"]) / 2}
+        metrics |= recalls(t2i.numpy(), i2t.numpy(), "_itm")
+    metrics["itc_auc"] = mean_place(scores.numpy())
+    metrics["itc_auc_same_book"] = mean_place(scores.numpy(), unseen.books)
+    metrics |= _itm_auc(adapter, collection, unseen)
+    return metrics | {"mean_auc": (metrics["itc_auc"] + metrics["itm_auc"]) / 2}
 
 
 def _itm_auc(adapter: Adapter, collection: Collection, unseen: Unseen) -> dict[str, float]:
     texts = torch.arange(len(collection.keys))
 
-    def logits(pictures: Tensor) -> NDArray[Any]:
-        pairs = torch.stack((texts.expand_as(pictures).flatten(), pictures.flatten()), dim=1)
+    def logits(images: Tensor) -> NDArray[Any]:
+        pairs = torch.stack((texts.expand_as(images).flatten(), images.flatten()), dim=1)
         return match_logits(adapter.need("match"), collection.image_embeds, collection.text, pairs).numpy()
 
     own = logits(texts)
-    numbers = {}
-    for name, pictures in (("itm_auc", unseen.wrong), ("itm_auc_same_book", unseen.same_book)):
-        other = logits(pictures)
+    metrics = {}
+    for name, images in (("itm_auc", unseen.wrong), ("itm_auc_same_book", unseen.same_book)):
+        other = logits(images)
         labels = np.concatenate((np.ones(len(own)), np.zeros(len(other))))
-        numbers[name] = roc_auc(np.concatenate((own, other)), labels)
-    return numbers
+        metrics[name] = roc_auc(np.concatenate((own, other)), labels)
+    return metrics
 
 
 @torch.no_grad()
-def likelihood_numbers(adapter: Adapter, unseen: Unseen, *, max_length: int) -> dict[str, float]:
-    """Perplexity of the alt texts, for each token, given the right picture and given a wrong one.
+def likelihood_metrics(adapter: Adapter, unseen: Unseen, *, max_length: int) -> dict[str, float]:
+    """Perplexity of the alt texts, for each token, given the right image and given a wrong one.
 
     Returns:
         "perplexity_right", "perplexity_wrong", "perplexity_same_book" (wrong, of the same book), and the share of
-        texts that are likelier given the right picture than the wrong one: "prefers_right",
+        texts that are likelier given the right image than the wrong one: "prefers_right",
         "prefers_right_same_book".
     """
     embeds = torch.cat([adapter.encode(batch.images) for batch in unseen.batches])
     texts, own = unseen.texts, torch.arange(len(embeds))
 
-    def log_likelihoods(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def log_likelihoods(images: Tensor) -> tuple[Tensor, Tensor]:
         sums, counts = [], []
         for rows in own.split(_ROWS):
-            memory = adapter.remember(embeds[pictures[rows]])
+            memory = adapter.remember(embeds[images[rows]])
             some = [texts[row] for row in rows.tolist()]
             found = adapter.need("likelihood").score_own(memory, some, max_length=max_length)
             sums.append(found[0])
@@ -201,13 +201,13 @@ def likelihood_numbers(adapter: Adapter, unseen: Unseen, *, max_length: int) -> 
         return torch.cat(sums), torch.cat(counts)
 
     right, counts = log_likelihoods(own)
-    numbers = {"perplexity_right": perplexity(right, counts)}
-    for name, pictures in (("wrong", unseen.wrong[0]), ("same_book", unseen.same_book[0])):
-        wrong, _ = log_likelihoods(pictures)
-        numbers[f"perplexity_{name}"] = perplexity(wrong, counts)
+    metrics = {"perplexity_right": perplexity(right, counts)}
+    for name, images in (("wrong", unseen.wrong[0]), ("same_book", unseen.same_book[0])):
+        wrong, _ = log_likelihoods(images)
+        metrics[f"perplexity_{name}"] = perplexity(wrong, counts)
         share = ((right > wrong).float() + (right == wrong).float() / 2).mean()
-        numbers["prefers_right" if name == "wrong" else "prefers_right_same_book"] = float(share)
-    return numbers
+        metrics["prefers_right" if name == "wrong" else "prefers_right_same_book"] = float(share)
+    return metrics
 
 
 def perplexity(log_likelihoods: Tensor, counts: Tensor) -> float:
@@ -216,21 +216,21 @@ def perplexity(log_likelihoods: Tensor, counts: Tensor) -> float:
 
 
 @torch.no_grad()
-def caption_numbers(
+def caption_metrics(
     adapter: Adapter, unseen: Unseen, *, seed: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Captions by beam 3 and by nucleus sampling against the alt texts, and handed to wrong pictures as a control.
+    """Captions by beam 3 and by nucleus sampling against the alt texts, and handed to wrong images as a control.
 
     Returns:
         "CIDEr_beam", "BLEU-1_beam", "BLEU-4_beam" and with "_nucleus"; the same of captions that were written for a
-        wrong picture with "_wrong" and "_same_book"; "distinct_beam", the share of captions that are unlike all
-        others. And one record for each picture, with its own CIDEr.
+        wrong image with "_wrong" and "_same_book"; "distinct_beam", the share of captions that are unlike all
+        others. And one record for each image, with its own CIDEr.
     """
     references = [[text] for text in unseen.texts]
     words = [[split_words(text)] for text in unseen.texts]
-    numbers: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     records: list[dict[str, Any]] = [
-        {"picture": key, "alt_text": text} for key, text in zip(unseen.keys, unseen.texts, strict=True)
+        {"image": key, "alt_text": text} for key, text in zip(unseen.keys, unseen.texts, strict=True)
     ]
     for name, config in DECODING.items():
         captions: list[str] = []
@@ -240,11 +240,11 @@ def caption_numbers(
             written = adapter.need("caption").generate(memory, how, prompts, batch.image_ids)
             captions += [found[0].text for found in written]
         controls = {"": torch.arange(len(captions)), "_wrong": unseen.wrong[0], "_same_book": unseen.same_book[0]}
-        for suffix, pictures in controls.items():
-            scores = caption_scores([captions[other] for other in pictures.tolist()], references)
-            numbers |= {f"{measure}_{name}{suffix}": scores[measure] for measure in ("CIDEr", "BLEU-1", "BLEU-4")}
-        numbers[f"distinct_{name}"] = len(set(captions)) / len(captions)
+        for suffix, images in controls.items():
+            scores = caption_scores([captions[other] for other in images.tolist()], references)
+            metrics |= {f"{measure}_{name}{suffix}": scores[measure] for measure in ("CIDEr", "BLEU-1", "BLEU-4")}
+        metrics[f"distinct_{name}"] = len(set(captions)) / len(captions)
         each = cider([split_words(text) for text in captions], words)
         for record, caption, score in zip(records, captions, each.tolist(), strict=True):
             record[name], record[f"CIDEr_{name}"] = caption, round(score, 4)
-    return numbers, records
+    return metrics, records

@@ -28,7 +28,7 @@ from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import ImageTransformConfig, evaluation_transform
 from openblip.experiments.presets import short_train
-from openblip.experiments.real.measures import Unseen, caption_numbers, likelihood_numbers, matching_numbers
+from openblip.experiments.real.measures import Unseen, caption_metrics, likelihood_metrics, matching_metrics
 from openblip.experiments.stages import once
 from openblip.models.blip import Blip, blip_config
 from openblip.objectives.pretraining import ObjectiveConfig
@@ -39,7 +39,7 @@ from openblip.tasks.registry import adapt
 from openblip.tasks.training import run_training
 from openblip.tasks.vocabulary import training_texts
 
-__all__ = ["QUICK", "SETTINGS", "STAGES", "Settings", "pictures_read", "run_config", "run_seed", "unseen"]
+__all__ = ["QUICK", "SETTINGS", "STAGES", "Settings", "images_read", "run_config", "run_seed", "unseen"]
 
 STAGES = ("before", "pretrain", "captioner", "retrieval")
 
@@ -94,11 +94,11 @@ QUICK = Settings(
     evaluations=1,
     rerank_k=4,
 )
-"""to see that everything runs, on a handful of pictures"""
+"""to see that everything runs, on a handful of images"""
 
 
 def source(data: Path, split: str, *, column: str = "caption") -> SourceConfig:
-    """One split of the data; alt text and book caption of a picture share its image id."""
+    """One split of the data; alt text and book caption of an image share its image id."""
     return SourceConfig(
         path=str(data / "captions.jsonl"),
         name="openstax",
@@ -110,14 +110,14 @@ def source(data: Path, split: str, *, column: str = "caption") -> SourceConfig:
 
 
 def unseen(data: Path, split: str, image_size: int, *, wrong: int = 8) -> Unseen:
-    """The pictures of a split, whole and small, with the alt text of each as training sees it."""
+    """The images of a split, whole and small, with the alt text of each as training sees it."""
     opened = [open_source(source(data, split))]
     batches = list(evaluation_batches(opened, image_size, samples=len(opened[0]), clean="simplify"))
     return Unseen.of(batches, [str(meta["book"]) for batch in batches for meta in batch.meta], wrong=wrong)
 
 
-def pictures_read(data: Path) -> dict[str, dict[str, Any]]:
-    """Decode every picture once with each of its texts: how many there are and what was skipped, by cause."""
+def images_read(data: Path) -> dict[str, dict[str, Any]]:
+    """Decode every image once with each of its texts: how many there are and what was skipped, by cause."""
     found: dict[str, dict[str, Any]] = {}
     for split in ("train", "val", "test"):
         for column in ("caption", "web_text"):
@@ -133,8 +133,8 @@ def run_seed(data: Path, out: Path, seed: int, settings: Settings, *, show: bool
     """All stages of one seed in the folder `out`; what was finished there is taken up.
 
     Returns:
-        "stages" (of each: "test", its numbers on `test`, and for those that train "steps", "seconds" and
-        "best_on_val") and "captions" (one record for each picture of `test`, written by the captioner).
+        "stages" (of each: "test", its metrics on `test`, and for those that train "steps", "seconds" and
+        "best_on_val") and "captions" (one record for each image of `test`, written by the captioner).
 
     Raises:
         UserError: the folder holds a run with other settings.
@@ -149,8 +149,8 @@ def run_seed(data: Path, out: Path, seed: int, settings: Settings, *, show: bool
         def make(stage: str = stage) -> dict[str, Any]:
             trained = {} if stage == "before" else _train(stage, data, out, seed, settings, val, show)
             adapter = adapt(open_model(out / stage / ("model" if stage == "before" else "best")))
-            numbers, records = _measure(adapter, test, settings, seed)
-            return {**trained, "test": numbers, "captions": records}
+            metrics, records = _measure(adapter, test, settings, seed)
+            return {**trained, "test": metrics, "captions": records}
 
         found = once(out / f"{stage}.json", make)
         records = found.pop("captions")
@@ -202,7 +202,7 @@ def run_config(stage: str, data: Path, out: Path, seed: int, settings: Settings)
             momentum=settings.momentum,
             alpha_ramp_epochs=4.0,
             temperature_min=settings.temperature_min,
-            # A picture meets its own older features in the queue, and its other text in the batch.
+            # An image meets its own older features in the queue, and its other text in the batch.
             use_image_ids=True,
         ),
         train=short_train(
@@ -228,7 +228,7 @@ def _train(
         run_config(stage, data, out, seed, settings),
         out / stage,
         resume=True,
-        evaluator=lambda adapter: _numbers(adapter, val, replace(settings, rerank_k=0)),
+        evaluator=lambda adapter: _metrics(adapter, val, replace(settings, rerank_k=0)),
         title=f"{stage}, seed {seed}",
         show=show,
     )
@@ -241,25 +241,25 @@ def _train(
 
 
 @torch.no_grad()
-def _numbers(adapter: Adapter, pictures: Unseen, settings: Settings) -> dict[str, float]:
+def _metrics(adapter: Adapter, images: Unseen, settings: Settings) -> dict[str, float]:
     """What the model's parts can be asked: matching of its encoder, likelihood of its decoder."""
     adapter.model.eval()
-    numbers: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     length = settings.max_length
     if "match" in adapter.can:
-        numbers |= matching_numbers(adapter, pictures, rerank_k=settings.rerank_k, max_length=length)
+        metrics |= matching_metrics(adapter, images, rerank_k=settings.rerank_k, max_length=length)
     if "likelihood" in adapter.can:
-        numbers |= likelihood_numbers(adapter, pictures, max_length=length)
-    return numbers
+        metrics |= likelihood_metrics(adapter, images, max_length=length)
+    return metrics
 
 
 def _measure(
     adapter: Adapter, test: Unseen, settings: Settings, seed: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     began = time.perf_counter()
-    numbers = _numbers(adapter, test, settings)
+    metrics = _metrics(adapter, test, settings)
     records: list[dict[str, Any]] = []
     if "caption" in adapter.can:
-        scores, records = caption_numbers(adapter, test, seed=seed)
-        numbers |= scores
-    return {**numbers, "measuring_seconds": round(time.perf_counter() - began, 1)}, records
+        scores, records = caption_metrics(adapter, test, seed=seed)
+        metrics |= scores
+    return {**metrics, "measuring_seconds": round(time.perf_counter() - began, 1)}, records

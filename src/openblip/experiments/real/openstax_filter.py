@@ -1,9 +1,9 @@
-"""openstax through CapFilt: does the retrieval model, as a filter, tell a picture's alt text from others?
+"""openstax through CapFilt: does the retrieval model, as a filter, tell an image's alt text from others?
 
-The pictures of a split become a collection as the web would give it. For each there are four texts, and what they
-are is known: its own alt text, the alt text of another picture (of any book, or of the same one), the book's own
-caption, which often speaks of what the picture does not show, and one that the captioner writes. `openblip capfilt`
-scores them; the own alt texts are the true ones, those of other pictures the false ones.
+The images of a split become a collection as the web would give it. For each there are four texts, and what they
+are is known: its own alt text, the alt text of another image (of any book, or of the same one), the book's own
+caption, which often speaks of what the image does not show, and one that the captioner writes. `openblip capfilt`
+scores them; the own alt texts are the true ones, those of other images the false ones.
 
 An ITM head that has seen two false pairs for each true one says "unmatched" to most when it knows little. So the
 filter is measured at the paper's threshold, and at one that keeps half of the own and other alt texts of `val`.
@@ -20,7 +20,7 @@ from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.run import run_capfilt
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
-from openblip.experiments.real.measures import wrong_pictures
+from openblip.experiments.real.measures import wrong_images
 from openblip.experiments.real.openstax import Settings, run_seed, source
 from openblip.experiments.results import described, spread
 from openblip.metrics.scores import roc_auc
@@ -28,7 +28,7 @@ from openblip.metrics.scores import roc_auc
 __all__ = ["KINDS", "PAPER", "SETTINGS", "judged", "run", "table", "write_noisy"]
 
 KINDS = ("own", "other", "same book", "book caption", "written")
-"""of texts; "same book" is another picture's alt text too, but of the same book"""
+"""of texts; "same book" is another image's alt text too, but of the same book"""
 PAPER = 0.5
 """the paper's threshold"""
 
@@ -36,7 +36,7 @@ SETTINGS = {"openstax-filter": Settings()}
 """the models are those of `openblip experiments openstax`, in the same folder"""
 
 Scores = list[dict[str, float]]
-"""for each picture the ITM probability of its text of each kind that it has"""
+"""for each image the ITM probability of its text of each kind that it has"""
 
 
 def run(
@@ -60,24 +60,24 @@ def run(
             examples = _examples(folder)
     return {
         **described(name, command, seeds, settings),
-        "pictures": len(scores["test"]),
+        "images": len(scores["test"]),
         "test": {
-            measure: spread([numbers[measure] for numbers in found])
+            measure: spread([metrics[measure] for metrics in found])
             for measure in found[0]
-            if all(measure in numbers for numbers in found)
+            if all(measure in metrics for metrics in found)
         },
         "examples": examples,
     }
 
 
 def write_noisy(data: Path, split: str, path: Path) -> int:
-    """Write a captions file with the texts and their kinds for each picture of a split; returns the pictures."""
+    """Write a captions file with the texts and their kinds for each image of a split; returns the images."""
     alt, book = (open_source(source(data, split, column=column)) for column in ("caption", "web_text"))
     samples = [alt[index] for index in range(len(alt))]
     captions = {sample.key: sample.texts for sample in (book[index] for index in range(len(book)))}
     books = [str(sample.meta["book"]) for sample in samples]
-    others = wrong_pictures(["all"] * len(samples), 1)[0].tolist()
-    neighbours = wrong_pictures(books, 1)[0].tolist()
+    others = wrong_images(["all"] * len(samples), 1)[0].tolist()
+    neighbours = wrong_images(books, 1)[0].tolist()
     lines = []
     for place, sample in enumerate(samples):
         texts = {"own": sample.texts[0], "other": samples[others[place]].texts[0]}
@@ -118,32 +118,32 @@ def _filtered(data: Path, folder: Path, split: str, seed: int) -> Scores:
 def judged(scores: Scores, threshold: float, name: str) -> dict[str, float]:
     """What a threshold keeps of each kind, its precision and recall among own and other alt texts, half and half.
 
-    Besides, whatever the threshold: ROC AUC of own against other alt texts, and how often the filter prefers a
-    picture's own alt text to the book's caption and to the written text.
+    Besides, whatever the threshold: ROC AUC of own against other alt texts, and how often the filter prefers an
+    image's own alt text to the book's caption and to the written text.
     """
     kept = {kind: [row[kind] >= threshold for row in scores if kind in row] for kind in KINDS}
-    numbers = {f"kept_{kind}_{name}": sum(found) / len(found) for kind, found in kept.items() if found}
+    metrics = {f"kept_{kind}_{name}": sum(found) / len(found) for kind, found in kept.items() if found}
     both = sum(kept["own"]) + sum(kept["other"])
     if both:
-        numbers[f"precision_{name}"] = sum(kept["own"]) / both
-    numbers[f"recall_{name}"] = numbers[f"kept_own_{name}"]
+        metrics[f"precision_{name}"] = sum(kept["own"]) / both
+    metrics[f"recall_{name}"] = metrics[f"kept_own_{name}"]
     for other in ("other", "same book"):
         if not (pairs := [(row["own"], row[other]) for row in scores if other in row]):
             continue
         right = [True] * len(pairs) + [False] * len(pairs)
-        numbers[f"auc_{other}"] = roc_auc([own for own, _ in pairs] + [wrong for _, wrong in pairs], right)
+        metrics[f"auc_{other}"] = roc_auc([own for own, _ in pairs] + [wrong for _, wrong in pairs], right)
     for other in ("book caption", "written"):
         if not (pairs := [(row["own"], row[other]) for row in scores if other in row]):
             continue
-        numbers[f"own_over_{other}"] = sum(own > wrong for own, wrong in pairs) / len(pairs)
-    return numbers
+        metrics[f"own_over_{other}"] = sum(own > wrong for own, wrong in pairs) / len(pairs)
+    return metrics
 
 
 def _examples(folder: Path) -> list[dict[str, Any]]:
     rows = list(Places(folder / "clean-test").rows())
     return [
         {
-            "picture": row.key,
+            "image": row.key,
             "texts": [
                 {"kind": kind, "text": text.text, "itm": round(text.itm or 0.0, 4)}
                 for kind, text in zip([*row.meta["kinds"], "written"], row.texts, strict=True)
@@ -155,6 +155,6 @@ def _examples(folder: Path) -> list[dict[str, Any]]:
 
 def table(result: dict[str, Any]) -> str:
     """The result for a reader."""
-    lines = [f"{result['name']}, {result['seeds']} seeds, {result['pictures']} pictures of test"]
+    lines = [f"{result['name']}, {result['seeds']} seeds, {result['images']} images of test"]
     lines += [f"{name:26} {found['mean']:.4f} ± {found['sd']:.4f}" for name, found in result["test"].items()]
     return "\n".join(lines)

@@ -164,7 +164,7 @@ class Blip2Adapter(Adapter):
     # Generating -------------------------------------------------------------------------------------------
 
     @property
-    def words(self) -> LanguageTokenizer:
+    def llm_tokenizer(self) -> LanguageTokenizer:
         """The tokenizer of the language model, or one sentence when there is none."""
         if self.language_tokenizer is None:
             raise UserError(f"this is {describe(self.model.config)}; it needs a language model, as after stage 2")
@@ -177,8 +177,8 @@ class Blip2Adapter(Adapter):
         if self.model.language is None:
             return self._generate_with_qformer(memory, config, keys)
         soft = self._soft(memory, len(prompts))
-        decoded = decode_after(self.model.llm, self.words, soft, config, prompts=prompts, keys=keys)
-        return captions_of(decoded, len(prompts), self.words)
+        decoded = decode_after(self.model.llm, self.llm_tokenizer, soft, config, prompts=prompts, keys=keys)
+        return captions_of(decoded, len(prompts), self.llm_tokenizer)
 
     @torch.no_grad()
     def _generate_with_qformer(
@@ -206,14 +206,14 @@ class Blip2Adapter(Adapter):
         """As `Generates.score_own`; texts are read whole."""
         each, prompts = [[text] for text in texts], [prompt] * len(texts)
         soft = self._soft(memory, len(texts))
-        sums, counts = score_after(self.model.llm, self.words, soft, each, prompts=prompts)
+        sums, counts = score_after(self.model.llm, self.llm_tokenizer, soft, each, prompts=prompts)
         return sums[:, 0], counts[:, 0]
 
     def score_all(self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "") -> tuple[Tensor, Tensor]:
         """As `Generates.score_all`."""
         images = memory.batch_size
         each, soft = [list(texts)] * images, self._soft(memory, images)
-        sums, counts = score_after(self.model.llm, self.words, soft, each, prompts=[prompt] * images)
+        sums, counts = score_after(self.model.llm, self.llm_tokenizer, soft, each, prompts=[prompt] * images)
         return sums, counts[0]
 
     # Answering --------------------------------------------------------------------------------------------
@@ -240,14 +240,14 @@ class Blip2Adapter(Adapter):
 
     def answers(self, asked: Asked, config: DecodeConfig) -> list[tuple[Answer, ...]]:
         """As `Answers.answers`."""
-        decoded = decode_after(self.model.llm, self.words, asked.soft, config, prompts=asked.prompts)
-        written = captions_of(decoded, len(asked.prompts), self.words)
+        decoded = decode_after(self.model.llm, self.llm_tokenizer, asked.soft, config, prompts=asked.prompts)
+        written = captions_of(decoded, len(asked.prompts), self.llm_tokenizer)
         return [_answers([c.text for c in row], [c.log_prob for c in row]) for row in written]
 
     def rank(self, asked: Asked, candidates: Sequence[str], *, keep: int = 128) -> list[tuple[Answer, ...]]:
         """As `Answers.rank`; all candidates are read whole."""
         each = [list(candidates)] * len(asked.prompts)
-        sums, _ = score_after(self.model.llm, self.words, asked.soft, each, prompts=asked.prompts)
+        sums, _ = score_after(self.model.llm, self.llm_tokenizer, asked.soft, each, prompts=asked.prompts)
         return [_answers(candidates, row) for row in sums.tolist()]
 
     # What is refused --------------------------------------------------------------------------------------
@@ -320,8 +320,10 @@ def open_blip2(source: Path | str, tokenizer: str | None = None) -> Blip2Adapter
     stored = open_model(source, tokenizer=tokenizer)
     if not isinstance(stored.model, Blip2):
         raise UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")
-    words, ignored = stored.language_tokenizer, stored.ignored
-    return Blip2Adapter(stored.model, stored.tokenizer, stored.info, language_tokenizer=words, ignored=ignored)
+    language_tokenizer, ignored = stored.language_tokenizer, stored.ignored
+    return Blip2Adapter(
+        stored.model, stored.tokenizer, stored.info, language_tokenizer=language_tokenizer, ignored=ignored
+    )
 
 
 def _with_heads(stored: Blip2Adapter, source: str) -> Blip2Adapter:
@@ -380,8 +382,8 @@ def _before_language(
     wanted = dict(model.named_parameters())
     kept = {name: value for name, value in first.state_dict().items() if name in wanted}
     model.load_state_dict(kept, strict=False)
-    words = open_language_tokenizer(config.language)
-    return Blip2Adapter(model, started.tokenizer if reads else None, language_tokenizer=words)
+    language_tokenizer = open_language_tokenizer(config.language)
+    return Blip2Adapter(model, started.tokenizer if reads else None, language_tokenizer=language_tokenizer)
 
 
 def _unfreeze(model: Blip2) -> None:

@@ -31,7 +31,7 @@ def test_a_fast_machine_trains_the_larger_model_and_an_old_one_the_smaller() -> 
     assert make_plan(120, OLD).model == "micro"
     assert make_plan(2, FAST).model == "nano"
     assert fast.pretrain_steps > old.pretrain_steps > 100
-    assert fast.human_pictures >= old.human_pictures
+    assert fast.human_images >= old.human_images
 
 
 @pytest.mark.parametrize("timed", [FAST, OLD])
@@ -42,16 +42,16 @@ def test_the_plan_fits_the_time(minutes: float, timed: Calibration) -> None:
     assert sum(plan.seconds.values()) == pytest.approx(left, abs=1)
     # The cost of pre-training is timed directly: it stays within its share (kept to a tenth of a second).
     assert plan.pretrain_steps * timed.step[plan.model] <= plan.seconds["pretrain"] + 0.1
-    assert plan.test_pictures <= 200
-    assert plan.capfilt_pictures <= plan.web_pictures
+    assert plan.test_images <= 200
+    assert plan.capfilt_images <= plan.web_images
 
 
 def test_more_time_never_does_less() -> None:
     for timed in (FAST, OLD):
         plans_of = [make_plan(minutes, timed) for minutes in (2, 5, 15, 60)]
         for shorter, longer in itertools.pairwise(plans_of):
-            assert shorter.human_pictures <= longer.human_pictures
-            assert shorter.test_pictures <= longer.test_pictures or shorter.model != longer.model
+            assert shorter.human_images <= longer.human_images
+            assert shorter.test_images <= longer.test_images or shorter.model != longer.model
 
 
 def test_a_plan_is_kept_and_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_planned_stands_beside_reached(tmp_path: Path) -> None:
         "pretrain": {"seconds": 150.0, "steps": 370},
         "language": {"seconds": 40.0, "documents": 9, "steps": {"decoder": 11, "encoder-decoder": 12}},
         "stage2": {"seconds": 50.0, "decoder": {"steps": 3}, "encoder-decoder": {"steps": 4}},
-        "measure": {"seconds": 20.0, "test": {"pictures": 200}},
+        "measure": {"seconds": 20.0, "test": {"images": 200}},
     }
     for name, report in reports.items():
         write_json(tmp_path / "stages" / f"{name}.json", report)

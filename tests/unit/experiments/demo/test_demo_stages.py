@@ -1,4 +1,4 @@
-"""The demo from end to end in its smallest form: its stages, going on, its mistakes, its report."""
+"""The demo from end to end in its smallest form: its stages, continuing, its mistakes, its report."""
 
 import json
 import shutil
@@ -22,9 +22,9 @@ from openblip.experiments.demo.capfilt_page import capfilt_section
 from openblip.report import Gallery, Table, Text
 
 SMALL = DemoPlan(
-    model="nano", web_pictures=40, human_pictures=40, simple_pictures=20, test_pictures=12,
-    pretrain_steps=3, captioner_steps=2, matcher_steps=2, capfilt_pictures=40, again_steps=2, batch_size=8,
-    documents=40, language_steps=(2, 2), blip2_pictures=40, stage1_steps=2, stage2_steps=2,
+    model="nano", web_images=40, human_images=40, simple_images=20, test_images=12,
+    pretrain_steps=3, captioner_steps=2, matcher_steps=2, capfilt_images=40, again_steps=2, batch_size=8,
+    documents=40, language_steps=(2, 2), blip2_images=40, stage1_steps=2, stage2_steps=2,
 )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_every_stage_runs_and_the_report_shows_what_was_measured(finished: Path)
     assert {path.stem for path in (finished / "stages").iterdir()} == set(STAGES)
     measured = json.loads((finished / "stages" / "measure.json").read_text())
     for split in ("test", "novel"):
-        assert measured[split]["pictures"] == 12
+        assert measured[split]["images"] == 12
         assert 0 <= measured[split]["captioner"]["truth"] <= 1
         assert "itm_accuracy" not in measured[split]["captioner"]
         assert (
@@ -47,8 +47,8 @@ def test_every_stage_runs_and_the_report_shows_what_was_measured(finished: Path)
         )
         assert "truth" not in measured[split]["matcher"]
         assert 0.5 < measured[split]["retrieval_ceiling@1"] <= 1
-    laid_out = list((finished / "world" / "novel-pictures").glob("*.png"))
-    assert len(laid_out) == 12, "pictures for the commands that the last words name"
+    laid_out = list((finished / "world" / "novel-images").glob("*.png"))
+    assert len(laid_out) == 12, "images for the commands that the last words name"
     page = (finished / "report.html").read_text()
     assert f"{measured['test']['captioner_beam']['truth']:.0%}" in page
     assert "<script src=" not in page
@@ -95,7 +95,7 @@ def test_a_stopped_stage_goes_on_where_it_was(finished: Path) -> None:
     assert steps == sorted(set(steps))
 
 
-def test_mistakes_are_told(finished: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'no stage "pretrian".*"pretrain"'):
         run_demo(tmp_path, plan=SMALL, only=("pretrian",))
     with pytest.raises(UserError, match='needs "world" first'):
@@ -108,7 +108,7 @@ def test_the_web_is_cleaned_and_what_stays_is_judged(finished: Path) -> None:
     cleaned = json.loads((finished / "stages" / "capfilt.json").read_text())
     rows = [row for path in Places(finished / "clean").tables.glob("*.parquet") for row in read_table(path)]
     web = [(text, judge(text.text, scene_from_meta(row.meta)).true) for row in rows for text in row.texts[:1]]
-    assert cleaned["samples"] == len(rows) == len(web) == SMALL.web_pictures
+    assert cleaned["samples"] == len(rows) == len(web) == SMALL.web_images
     assert cleaned["judged"]["true_web"] == pytest.approx(sum(true for _, true in web) / len(web))
     assert cleaned["judged"]["kept_web"] == pytest.approx(sum(text.kept for text, _ in web) / len(web))
     assert {row.meta["noise"][0] for row in rows} > {"clean"}
@@ -122,7 +122,7 @@ def test_two_new_models_learn_from_the_pairs_as_found_and_cleaned(finished: Path
     shutil.rmtree(out / "again", ignore_errors=True)
     totals = decide_again(out / "clean", Output(policy=Policy(threshold=0.0)))
     marker = out / "stages" / "capfilt.json"
-    write_json(marker, {**json.loads(marker.read_text()), "texts": totals.kept_texts, "pictures": totals.pictures})
+    write_json(marker, {**json.loads(marker.read_text()), "texts": totals.kept_texts, "images": totals.images})
     run_demo(out, plan=SMALL, only=("again",))
     again = json.loads((out / "stages" / "again.json").read_text())
     found, cleaned = again["as found"], again["cleaned"]
@@ -138,7 +138,7 @@ def test_two_new_models_learn_from_the_pairs_as_found_and_cleaned(finished: Path
     for text in (text for card in gallery.cards for text in card.texts):
         assert (text.verdict, text.reason[:10]) == ("kept", "in truth: ")
 
-    write_json(marker, {**json.loads(marker.read_text()), "pictures": 3})
+    write_json(marker, {**json.loads(marker.read_text()), "images": 3})
     run_demo(out, plan=SMALL, only=("again",))
     sentences = capfilt_section(out).blocks[0]
     assert isinstance(sentences, Text)

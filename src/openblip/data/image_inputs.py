@@ -1,6 +1,6 @@
-"""Pictures to use a model on: found in files, folders, globs, tars or a list, and decoded beside the model.
+"""Images to use a model on: found in files, folders, globs, tars or a list, and decoded beside the model.
 
-    for batch in decoded(find_pictures(["photos/", "shard.tar"]), transform, batch_size=16):
+    for batch in decoded(find_image_inputs(["photos/", "shard.tar"]), transform, batch_size=16):
         batch.names, batch.pixels        # uint8 [B, 3, H, W], ready for the model
         batch.broken                     # what could not be read, with the reason
 
@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.core.errors import UserError
-from openblip.core.places import check_picture, local_path
+from openblip.core.places import check_image, local_path
 from openblip.data.formats import IMAGE_SUFFIXES, ending_of
 from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample, ImageLike
@@ -36,20 +36,20 @@ from openblip.data.transforms import ImageTransform
 from openblip.data.walk import LeftOut, is_hidden, walk
 
 __all__ = [
-    "Picture",
-    "PictureBatch",
-    "Pictures",
+    "ImageBatch",
+    "ImageInput",
+    "ImageInputs",
     "TarMember",
-    "as_pictures",
+    "as_image_inputs",
     "decoded",
+    "find_image_inputs",
     "find_images",
-    "find_pictures",
 ]
 
 STDIN = "-"
 _BATCHES_AHEAD = 2
 _NO_RANDOM = np.random.default_rng(0)
-"""the transforms that pictures to use go through draw nothing"""
+"""the transforms that images to use go through draw nothing"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +67,15 @@ class TarMember:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture by name, not decoded yet."""
+class ImageInput:
+    """An image by name, not decoded yet."""
 
     name: str
-    """its path; inside a tar TAR/MEMBER; "#3" for the fourth of pictures without names"""
+    """its path; inside a tar TAR/MEMBER; "#3" for the fourth of images without names"""
     image: ImageLike | Tensor | TarMember
 
     def decode(self, min_side: int | None = None) -> Image.Image:
-        """The picture, upright and RGB; a large JPEG smaller, down to a short side of `min_side`.
+        """The image, upright and RGB; a large JPEG smaller, down to a short side of `min_side`.
 
         Raises:
             BrokenSample: why it cannot be read, `name` as its key.
@@ -92,8 +92,8 @@ class Picture:
 
 
 @dataclass
-class PictureBatch:
-    """Decoded pictures that follow one another."""
+class ImageBatch:
+    """Decoded images that follow one another."""
 
     names: list[str] = field(default_factory=list)
     pixels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
@@ -105,45 +105,47 @@ class PictureBatch:
         return len(self.names)
 
 
-Pictures = ImageLike | Tensor | str | BinaryIO | Picture | Sequence[ImageLike | Tensor | str | BinaryIO | Picture]
-"""One picture or several: paths, file:// URLs, open files, PIL images, uint8 arrays [H, W, 3], tensors [3, H, W]
+ImageInputs = (
+    ImageLike | Tensor | str | BinaryIO | ImageInput | Sequence[ImageLike | Tensor | str | BinaryIO | ImageInput]
+)
+"""One image or several: paths, file:// URLs, open files, PIL images, uint8 arrays [H, W, 3], tensors [3, H, W]
 (uint8, or floats from 0 to 1), encoded bytes. An array or a tensor with one dimension more is several."""
 
 
-def as_pictures(pictures: Pictures) -> list[Picture]:
-    """Whatever a person hands over, as a list of named pictures.
+def as_image_inputs(images: ImageInputs) -> list[ImageInput]:
+    """Whatever a person hands over, as a list of named images.
 
     Raises:
         UserError: a file is open as text, or a string is a web address.
     """
-    one = isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Picture)
-    one = one or hasattr(pictures, "read")
-    if isinstance(pictures, np.ndarray | Tensor):
-        one = pictures.ndim < 4
-        one = one and pictures.dtype.kind not in "OUS" if isinstance(pictures, np.ndarray) else one  # of a table
-    if not one and not isinstance(pictures, Iterable):
-        raise UserError(f"{_type_of(pictures)} is no image; {_GIVE}")
-    many: list[Any] = [pictures] if one else list(cast(Sequence[Any], pictures))
-    return [_named(picture, position) for position, picture in enumerate(many)]
+    one = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | ImageInput)
+    one = one or hasattr(images, "read")
+    if isinstance(images, np.ndarray | Tensor):
+        one = images.ndim < 4
+        one = one and images.dtype.kind not in "OUS" if isinstance(images, np.ndarray) else one  # of a table
+    if not one and not isinstance(images, Iterable):
+        raise UserError(f"{_type_of(images)} is no image; {_GIVE}")
+    many: list[Any] = [images] if one else list(cast(Sequence[Any], images))
+    return [_named(image, position) for position, image in enumerate(many)]
 
 
-def _named(picture: Any, position: int) -> Picture:
-    if isinstance(picture, Picture):
-        return picture
-    if isinstance(picture, str | os.PathLike):
-        place = local_path(os.fsdecode(picture))
+def _named(image: Any, position: int) -> ImageInput:
+    if isinstance(image, ImageInput):
+        return image
+    if isinstance(image, str | os.PathLike):
+        place = local_path(os.fsdecode(image))
         if "://" in place and not Path(place).exists():
-            check_picture(place)
-        return Picture(place, Path(place))
+            check_image(place)
+        return ImageInput(place, Path(place))
     name = f"#{position}"
-    if isinstance(picture, bytearray | memoryview):
-        return Picture(name, bytes(picture))
-    if hasattr(picture, "read"):
-        own = getattr(picture, "name", None)
-        return Picture(own if isinstance(own, str) and own else name, _content(picture))
-    if not isinstance(picture, bytes | Image.Image | np.ndarray | Tensor):
-        raise UserError(f"image {name} is {_type_of(picture)}; {_GIVE}")
-    return Picture(name, picture)
+    if isinstance(image, bytearray | memoryview):
+        return ImageInput(name, bytes(image))
+    if hasattr(image, "read"):
+        own = getattr(image, "name", None)
+        return ImageInput(own if isinstance(own, str) and own else name, _content(image))
+    if not isinstance(image, bytes | Image.Image | np.ndarray | Tensor):
+        raise UserError(f"image {name} is {_type_of(image)}; {_GIVE}")
+    return ImageInput(name, image)
 
 
 _GIVE = "give paths, open files, PIL images, uint8 arrays, tensors or encoded bytes, one or a list of them"
@@ -185,41 +187,41 @@ def _array(tensor: Tensor) -> np.ndarray:
     return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-class FoundPictures(list[Picture]):
-    """Pictures that were found, and what beside them was left out."""
+class FoundImages(list[ImageInput]):
+    """Images that were found, and what beside them was left out."""
 
-    def __init__(self, pictures: Iterable[Picture] = ()) -> None:
-        super().__init__(pictures)
+    def __init__(self, images: Iterable[ImageInput] = ()) -> None:
+        super().__init__(images)
         self.left_out = LeftOut()
 
-    def take(self, other: FoundPictures) -> None:
+    def take(self, other: FoundImages) -> None:
         """Add what was found elsewhere."""
         self += other
         self.left_out.add(other.left_out)
 
 
-def find_pictures(places: Iterable[Path | str], *, listing: TextIO | None = None) -> FoundPictures:
-    """Pictures in `places`: files as they are, folders with their subfolders, globs, tars; "-" reads a list.
+def find_image_inputs(places: Iterable[Path | str], *, listing: TextIO | None = None) -> FoundImages:
+    """Images in `places`: files as they are, folders with their subfolders, globs, tars; "-" reads a list.
 
     Args:
         listing: where "-" reads paths from, one a line; standard input when None.
 
     Raises:
-        UserError: a place does not exist, a tar cannot be read, or there is no picture at all.
+        UserError: a place does not exist, a tar cannot be read, or there is no image at all.
     """
     names = [str(place) for place in places]
-    found = FoundPictures()
+    found = FoundImages()
     for place in names:
         if place == STDIN:
             for line in filter(None, map(str.strip, listing or _standard_input())):
-                # A line of the list that leads nowhere is one broken picture, not the end of the rest.
+                # A line of the list that leads nowhere is one broken image, not the end of the rest.
                 found.take(_at(line, strict=False))
         else:
             found.take(_at(place))
     if not found:
         lines = found.left_out.lines()
         but = f", but {'; '.join(lines)}" if lines else ""
-        raise UserError(f"there is no picture in {', '.join(names)}{but}")
+        raise UserError(f"there is no image in {', '.join(names)}{but}")
     return found
 
 
@@ -231,11 +233,11 @@ def _standard_input() -> Iterator[str]:
 
 
 def find_images(places: Iterable[Path | str]) -> list[str]:
-    """Paths of the picture files among `places`, as `find_pictures` finds them."""
-    return [picture.name for picture in find_pictures(places)]
+    """Paths of the image files among `places`, as `find_image_inputs` finds them."""
+    return [image.name for image in find_image_inputs(places)]
 
 
-def _at(place: str, *, strict: bool = True) -> FoundPictures:
+def _at(place: str, *, strict: bool = True) -> FoundImages:
     place = local_path(place)
     path = Path(place)
     if path.is_dir():
@@ -244,31 +246,31 @@ def _at(place: str, *, strict: bool = True) -> FoundPictures:
         return (
             _members(path, strict=strict)
             if path.suffix.lower() == ".tar"
-            else FoundPictures([Picture(str(path), path)])
+            else FoundImages([ImageInput(str(path), path)])
         )
     if any(c in place for c in "*?[") and not os.path.lexists(place):
         return _matches(place)
     if strict:
-        check_picture(place)
-    return FoundPictures([Picture(place, path)])
+        check_image(place)
+    return FoundImages([ImageInput(place, path)])
 
 
-def _below(folder: Path) -> FoundPictures:
+def _below(folder: Path) -> FoundImages:
     walked = walk(folder)
-    found = FoundPictures()
+    found = FoundImages()
     found.left_out.add(walked.left_out, str(folder))
     for name in sorted((*walked.images, *walked.tars)):
         path = folder / name
         if name.lower().endswith(".tar"):
             found.take(_members(path, strict=False))
         else:
-            found.append(Picture(str(path), path))
+            found.append(ImageInput(str(path), path))
     return found
 
 
-def _matches(pattern: str) -> FoundPictures:
+def _matches(pattern: str) -> FoundImages:
     """What a glob matches, each file once; hidden and system files only where the pattern itself names such."""
-    found, path = FoundPictures(), Path(pattern)
+    found, path = FoundImages(), Path(pattern)
     dots = any(part.startswith(".") and any(c in part for c in "*?[") for part in path.parts)
     seen: set[str] = set()
     # Unlike the module glob, pathlib follows no links where `**` stands.
@@ -280,8 +282,8 @@ def _matches(pattern: str) -> FoundPictures:
             seen.add(_real(match))
             continue
         more = _at(str(match), strict=False)  # `**` matches folders as well as what is in them
-        more[:] = [picture for picture in more if _real(picture.name) not in seen]
-        seen |= {_real(match), *(_real(picture.name) for picture in more)}
+        more[:] = [image for image in more if _real(image.name) not in seen]
+        seen |= {_real(match), *(_real(image.name) for image in more)}
         found.take(more)
     for ending, names in found.left_out.files.items():
         found.left_out.files[ending] = list(dict.fromkeys(names))
@@ -293,9 +295,9 @@ def _real(name: Path | str) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
 
 
-def _members(tar: Path, *, strict: bool) -> FoundPictures:
+def _members(tar: Path, *, strict: bool) -> FoundImages:
     """The images of a tar; of one that is cut those before the cut, where it is one of many places (not strict)."""
-    found = FoundPictures()
+    found = FoundImages()
     members: list[Member] = []
     try:
         for member in read_members(tar):
@@ -314,44 +316,44 @@ def _members(tar: Path, *, strict: bool) -> FoundPictures:
             continue
         name = f"{tar}/{member.name}"
         if ending_of(member.name) in IMAGE_SUFFIXES:
-            found.append(Picture(name, TarMember(tar, member)))
+            found.append(ImageInput(name, TarMember(tar, member)))
         else:
             found.left_out.take(name)
     return found
 
 
 def decoded(
-    pictures: Iterable[Picture], transform: ImageTransform, *, batch_size: int, threads: int | None = None
-) -> Iterator[PictureBatch]:
-    """Batches of `pictures` in order, decoded ahead of whoever takes them.
+    images: Iterable[ImageInput], transform: ImageTransform, *, batch_size: int, threads: int | None = None
+) -> Iterator[ImageBatch]:
+    """Batches of `images` in order, decoded ahead of whoever takes them.
 
     Args:
         transform: one that draws nothing at random.
-        batch_size: pictures at a time; those that are broken leave a batch smaller.
-        threads: that decode; None is one for each processor, 8 at most.
+        batch_size: images at a time; those that are broken leave a batch smaller.
+        threads: that decode; None is one for each CPU, 8 at most.
     """
-    waiting = iter(pictures)
+    waiting = iter(images)
     num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), "decode", initializer=_one_thread)
-    ahead: deque[list[tuple[Picture, Future[Tensor | BrokenSample]]]] = deque()
+    ahead: deque[list[tuple[ImageInput, Future[Tensor | BrokenSample]]]] = deque()
 
     def submit() -> None:
         batch = list(islice(waiting, batch_size))
         if batch:
-            ahead.append([(picture, pool.submit(_decode, picture, transform)) for picture in batch])
+            ahead.append([(image, pool.submit(_decode, image, transform)) for image in batch])
             torch.set_num_threads(num_threads)  # see `_one_thread`
 
     try:
         for _ in range(1 + _BATCHES_AHEAD):
             submit()
         while ahead:
-            batch, rows = PictureBatch(), []
-            for picture, future in ahead.popleft():
+            batch, rows = ImageBatch(), []
+            for image, future in ahead.popleft():
                 result = future.result()
                 if isinstance(result, BrokenSample):
                     batch.broken.append(result)
                 else:
-                    batch.names.append(picture.name)
+                    batch.names.append(image.name)
                     rows.append(result)
             submit()
             if rows:
@@ -362,15 +364,15 @@ def decoded(
 
 
 def _one_thread() -> None:
-    # One picture is too little work to share among cores. The setting is each thread's own once the thread has
-    # asked for it, but also what later threads start from: `decoded` puts it back.
+    # One image is too little work to share among cores. The setting is each thread's own once the thread has
+    # requested it, but also what later threads start from: `decoded` puts it back.
     torch.get_num_threads()
     torch.set_num_threads(1)
 
 
-def _decode(picture: Picture, transform: ImageTransform) -> Tensor | BrokenSample:
+def _decode(image: ImageInput, transform: ImageTransform) -> Tensor | BrokenSample:
     """uint8 [3, H, W], or why not."""
     try:
-        return transform(picture.decode(transform.min_side), _NO_RANDOM)
+        return transform(image.decode(transform.min_side), _NO_RANDOM)
     except BrokenSample as broken:
         return broken

@@ -1,4 +1,4 @@
-"""Pictures to use: found wherever they lie, decoded ahead and in order, the broken ones named."""
+"""Images to use: found wherever they lie, decoded ahead and in order, the broken ones named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from openblip.core.errors import UserError
-from openblip.data.pictures import Picture, as_pictures, decoded, find_images, find_pictures
+from openblip.data.image_inputs import ImageInput, as_image_inputs, decoded, find_image_inputs, find_images
 from openblip.data.transforms import evaluation_transform
 
 TRANSFORM = evaluation_transform(16)
@@ -25,7 +25,7 @@ def image(number: int) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five pictures, one of them a folder down, one in a tar beside a text, and a file that is none."""
+    """Five images, one of them a folder down, one in a tar beside a text, and a file that is none."""
     (tmp_path / "deep").mkdir()
     for number, name in enumerate(("a.png", "b.jpg", "c.png", "deep/d.png")):
         image(number).save(tmp_path / name)
@@ -47,8 +47,8 @@ def test_files_folders_globs_tars_and_lists(folder: Path, monkeypatch: pytest.Mo
     assert find_images([folder / "c.png", folder / "shard.tar"]) == [every[2], every[4]]
     assert find_images([f"{folder}/*.png", f"{folder}/*.tar"]) == [every[0], every[2], every[4]]
     listing = io.StringIO(f"{folder}/b.jpg\n\n{folder}/none.png\n{folder}/shard.tar\n")
-    found = find_pictures(["-"], listing=listing)
-    assert [picture.name for picture in found] == [every[1], f"{folder}/none.png", every[4]]
+    found = find_image_inputs(["-"], listing=listing)
+    assert [image.name for image in found] == [every[1], f"{folder}/none.png", every[4]]
     monkeypatch.chdir(folder)
     assert find_images(["*.png"]) == ["a.png", "c.png"]
 
@@ -59,8 +59,8 @@ def test_batches_come_in_order_with_what_is_broken(folder: Path, batch_size: int
     (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:200])
     (folder / "empty.png").write_bytes(b"")
     before = torch.get_num_threads()
-    pictures = find_pictures([folder])
-    batches = list(decoded(pictures, TRANSFORM, batch_size=batch_size, threads=threads))
+    images = find_image_inputs([folder])
+    batches = list(decoded(images, TRANSFORM, batch_size=batch_size, threads=threads))
     assert torch.get_num_threads() == before
     assert [len(batch) + len(batch.broken) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     names = [name for batch in batches for name in batch.names]
@@ -75,10 +75,10 @@ def test_batches_come_in_order_with_what_is_broken(folder: Path, batch_size: int
 def test_decoding_runs_a_few_batches_ahead_and_no_more(folder: Path) -> None:
     asked = []
 
-    def watched() -> Iterator[Picture]:
+    def watched() -> Iterator[ImageInput]:
         for number in range(40):
             asked.append(number)
-            yield as_pictures([image(number)])[0]
+            yield as_image_inputs([image(number)])[0]
 
     batches = decoded(watched(), TRANSFORM, batch_size=2)
     assert not asked
@@ -88,10 +88,10 @@ def test_decoding_runs_a_few_batches_ahead_and_no_more(folder: Path) -> None:
     assert len(asked) == 8
 
 
-def test_a_tar_that_vanishes_or_changes_is_one_broken_picture(folder: Path) -> None:
-    pictures = find_pictures([folder / "shard.tar", folder / "a.png"])
+def test_a_tar_that_vanishes_or_changes_is_one_broken_image(folder: Path) -> None:
+    images = find_image_inputs([folder / "shard.tar", folder / "a.png"])
     (folder / "shard.tar").unlink()
-    (batch,) = decoded(pictures, TRANSFORM, batch_size=4)
+    (batch,) = decoded(images, TRANSFORM, batch_size=4)
     assert batch.names == [str(folder / "a.png")]
     assert [sample.key for sample in batch.broken] == [f"{folder}/shard.tar/0.png"]
 
@@ -100,11 +100,11 @@ def test_a_cut_tar_is_refused(folder: Path) -> None:
     tar = folder / "shard.tar"
     tar.write_bytes(tar.read_bytes()[:700])
     with pytest.raises(UserError, match=r"shard\.tar cannot be read \(truncated\)"):
-        find_pictures([tar])
+        find_image_inputs([tar])
 
 
-def test_unusual_pictures_are_what_they_show(folder: Path) -> None:
-    """The first frame of an animation, an upright picture, transparency on white."""
+def test_unusual_images_are_what_they_show(folder: Path) -> None:
+    """The first frame of an animation, an upright image, transparency on white."""
     frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
     turned = Image.new("RGB", (16, 16), "black")
@@ -117,7 +117,7 @@ def test_unusual_pictures_are_what_they_show(folder: Path) -> None:
     palette.paste(0, (0, 0, 16, 8))
     palette.save(folder / "palette.png", transparency=0)
     names = ("moving.gif", "turned.png", "palette.png")
-    (batch,) = decoded(find_pictures([folder / name for name in names]), TRANSFORM, batch_size=4)
+    (batch,) = decoded(find_image_inputs([folder / name for name in names]), TRANSFORM, batch_size=4)
     assert not batch.broken
     moving, upright, clear = batch.pixels
     assert moving.flatten(1).float().mean(1).round().tolist() == [254, 0, 0] or moving[0].min() > 250
@@ -127,10 +127,10 @@ def test_unusual_pictures_are_what_they_show(folder: Path) -> None:
     assert clear[:, 12, 8].tolist() == [10, 200, 30]
 
 
-def test_no_picture_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no picture in"):
-        find_pictures([tmp_path])
-    with pytest.raises(UserError, match="there is no picture or folder"):
-        find_pictures([tmp_path / "none.png"])
-    with pytest.raises(UserError, match="there is no picture in -"):
-        find_pictures(["-"], listing=io.StringIO("\n"))
+def test_no_image_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no image in"):
+        find_image_inputs([tmp_path])
+    with pytest.raises(UserError, match="there is no image or folder"):
+        find_image_inputs([tmp_path / "none.png"])
+    with pytest.raises(UserError, match="there is no image in -"):
+        find_image_inputs(["-"], listing=io.StringIO("\n"))
