@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from loaders import PLAIN, RANDOM, ImageInputs, make
+from loaders import PLAIN, RANDOM, NoisyImages, make
 from make_data import encoded, make_image, number_of
 
 from openblip.core.errors import UserError
@@ -181,7 +181,7 @@ def test_a_batch_holds_all_images_of_its_samples(image_folder: Path, tmp_path: P
 def test_each_image_is_augmented_by_itself_and_again_in_the_same_way(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
 
-    class Twice(ImageInputs):
+    class Twice(NoisyImages):
         num_images = 2
 
         def __getitem__(self, index: int) -> Sample:
@@ -192,7 +192,7 @@ def test_each_image_is_augmented_by_itself_and_again_in_the_same_way(tmp_path: P
     assert all(not bool((first == second).all()) for first, second in batch.images)
     (again,) = make(Twice(4), 4, transform=RANDOM, num_images=2)
     assert bool((batch.images == again.images).all())
-    (alone,) = make(ImageInputs(4), 4, transform=RANDOM)
+    (alone,) = make(NoisyImages(4), 4, transform=RANDOM)
     assert alone.images.shape == (4, 3, 8, 8)
 
 
