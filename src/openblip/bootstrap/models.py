@@ -65,20 +65,20 @@ class Models:
         """Encode images, each tower once.
 
         Args:
-            pixels: normalised [B, 3, H, W] for each size that a tower reads.
+            pixels: uint8 [B, 3, H, W] for each size that a tower reads.
 
         Returns:
             the captioner's memory, the filter's image_embeds [B, N, Dv], the filter's memory.
         """
         judge = self.filter.model
-        embeds = judge.encode_image(pixels[self.filter.image_size])
+        embeds = judge.encode_pixels(pixels[self.filter.image_size])
         memory = judge.remember(embeds)
         if self.captioner is None:
             return None, embeds, memory
         if self.one_model:
             return memory, embeds, memory
         writer = self.captioner.model
-        own = embeds if self.one_vision else writer.encode_image(pixels[self.captioner.image_size])
+        own = embeds if self.one_vision else writer.encode_pixels(pixels[self.captioner.image_size])
         return writer.remember(own), embeds, memory
 
 

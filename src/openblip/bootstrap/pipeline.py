@@ -29,7 +29,6 @@ from openblip.data.sample import BrokenSample, Sample, stable_id
 from openblip.data.sources.base import Source
 from openblip.data.transforms import evaluation_transform
 from openblip.generation.types import DecodeConfig
-from openblip.models.pixels import normalize
 
 __all__ = ["Pipeline"]
 
@@ -84,7 +83,7 @@ class Pipeline:
         self._min_side = max(transform.min_side for transform in self._transforms.values())
         self._threads = threads or max(1, min(8, os.cpu_count() or 1))
         first = next(models.filter.model.parameters())
-        self._device, self._dtype = first.device, first.dtype
+        self._device = first.device
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def rows(
@@ -186,8 +185,7 @@ class Pipeline:
         began = time.perf_counter()
         models = self.models
         pixels = {
-            size: normalize(torch.stack([ready.pixels[size] for ready in batch]).to(self._device), self._dtype)
-            for size in self._transforms
+            size: torch.stack([ready.pixels[size] for ready in batch]).to(self._device) for size in self._transforms
         }
         writer_memory, embeds, memory = models.look(pixels)
         began = self._spent("see", began)

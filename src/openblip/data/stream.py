@@ -6,7 +6,7 @@ nor a stop and resume changes a single pixel, and the state to save is the numbe
 
     loader = Loader([open_source("tars/")], pretraining_transform(224), batch_size=64, seed=1, num_workers=2)
     for batch in loader:                        # one epoch; loader.epoch counts up at its end
-        images = normalize(batch.images)        # on the device
+        embeds = model.encode_pixels(batch.images)   # normalised on the device
         saved = loader.state_dict()             # load_state_dict(saved) continues after this batch
 
 With worker processes, batches cross by shared memory; with `num_workers=0` a thread decodes ahead (image codecs

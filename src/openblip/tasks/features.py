@@ -34,7 +34,6 @@ from openblip.data.sources.base import Source
 from openblip.data.sources.digest import Digest
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
-from openblip.models.pixels import normalize
 from openblip.models.tower import FrozenTower
 
 __all__ = ["FeatureCache", "NoPixels", "cache_features", "count_features", "fingerprint_of"]
@@ -113,7 +112,7 @@ def cache_features(
         keys, parts = begun.keys, begun.parts
         with StopSignals() as signals, closing(loader):
             for batch in loader:
-                pixels = normalize(batch.images.to(device), mean=tower.mean, std=tower.std)
+                pixels = tower.normalize(batch.images.to(device))
                 parts.append(tower(pixels).cpu())
                 keys += batch.keys
                 if signals.received:

@@ -179,7 +179,7 @@ def test_one_model_for_both_looks_once(models: Models, web: Path, tmp_path: Path
 
         towers = {id(part.model.vision): part.model.vision for part in (pair.captioner, pair.filter)}
         hooks = [tower.register_forward_hook(counted) for tower in towers.values()]
-        images = torch.zeros(2, 3, PIXELS, PIXELS)
+        images = torch.zeros(2, 3, PIXELS, PIXELS, dtype=torch.uint8)
         pair.look({PIXELS: images})
         for hook in hooks:
             hook.remove()

@@ -27,7 +27,6 @@ from openblip.experiments.presets import SCENE_VOCABULARY, short_train
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
-from openblip.models.pixels import normalize
 from openblip.models.stepper import DecoderStepper
 from openblip.objectives.pretraining import BlipPretraining
 from openblip.recipes.small import SHORT_RUN
@@ -105,7 +104,7 @@ def _time_model(size: str) -> tuple[float, float]:
     model = Blip(blip_config(size, vocab_size=_VOCAB))
     module = BlipPretraining(model, SHORT_RUN, enc_id=1, dec_id=2)
     optimizer = make_optimizer(module, short_train(LEAST_STEPS))
-    images = normalize(torch.randint(256, (_BATCH, 3, 64, 64), dtype=torch.uint8))
+    images = model.vision.normalize(torch.randint(256, (_BATCH, 3, 64, 64), dtype=torch.uint8))
     ids = torch.randint(5, _VOCAB, (_BATCH, _TOKENS))
     text = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
     dtype = choose_dtype("auto", "cpu")

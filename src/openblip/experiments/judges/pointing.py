@@ -21,7 +21,6 @@ from openblip.data.world.dataset import WorldSource
 from openblip.data.world.object import Object
 from openblip.explain.cam import WordMap, caption_maps, match_maps, peak_of
 from openblip.models.blip import Blip
-from openblip.models.pixels import normalize
 
 __all__ = ["Pointing", "measure_pointing"]
 
@@ -72,8 +71,7 @@ def measure_pointing(
     for index, thing, rival in _plain(world):
         image = transform(Image.fromarray(world.image(index)), np.random.default_rng(0))
         with torch.no_grad():
-            pixels = normalize(image[None].to(first.device), first.dtype)
-            memory = model.remember(model.encode_image(pixels))
+            memory = model.remember(model.encode_pixels(image[None].to(first.device)))
         words = maps(model, tokenizer, memory, f"a {thing.colour} {thing.shape}", layer=layer, **more)
         weights = torch.stack([word.weights for word in words[1:]]).mean(0)  # of colour and shape, not of "a"
         x, y = peak_of(weights)
