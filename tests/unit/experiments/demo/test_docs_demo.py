@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.demo import KINDS, lines, minutes, stored
+from benchmarks.demo import KINDS, RESULTS, lines, minutes, stored
+from openblip.core.text import read_json
 
 README = Path(__file__).resolve().parents[4] / "README.md"
 
@@ -22,3 +23,11 @@ def test_the_demo_keeps_its_time() -> None:
     for kind, demo in stored().items():
         assert minutes(demo) <= 1.15 * demo["minutes"], kind
         assert (demo["machine"]["capability"] == "AVX2") == (kind == "avx2")
+
+
+def test_the_demo_of_the_image_is_stored() -> None:
+    demo = read_json(RESULTS / "demo-30-minutes.json")
+    assert demo["minutes"] == 30
+    test = demo["stages"]["measure"]["test"]
+    said = f"{test['captioner_beam']['truth']:.0%} of the captions on its {test['images']} test images"
+    assert said in " ".join(README.read_text(encoding="utf-8").split())
