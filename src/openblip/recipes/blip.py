@@ -78,6 +78,7 @@ def caption_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str
         num_workers=4,
         max_length=40,
         prompt=CAPTION_PROMPT,
+        objective=ObjectiveConfig(objectives=("lm",)),
         train=TrainConfig(
             epochs=5,
             learning_rate=1e-5,
@@ -105,7 +106,7 @@ def retrieval_finetune(data: tuple[str, ...], *, model: str, validation: tuple[s
         batch_size=32,
         num_workers=4,
         max_length=35,
-        objective=ObjectiveConfig(use_image_ids=True),
+        objective=ObjectiveConfig(objectives=("itc", "itm"), use_image_ids=True),
         train=TrainConfig(
             epochs=6,
             learning_rate=5e-6 if model == "large" else 1e-5,

@@ -33,7 +33,7 @@ from openblip.tasks.config import RunConfig
 from openblip.tasks.families.family import Family
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import Answer, Caption, captions_of
-from openblip.tasks.vocabulary import tokenizer_from_scratch
+from openblip.tasks.vocabulary import tokenizer_from_scratch, tokenizer_of_start
 
 __all__ = ["BLIP", "BlipAdapter", "NlvrAdapter", "VqaAdapter"]
 
@@ -296,8 +296,7 @@ _ON_BLIP: dict[str, tuple[type, type[Adapter], Callable[[BlipConfig], Any]]] = {
 
 
 def _stored(config: RunConfig) -> StoredModel:
-    named = None if config.tokenizer in ("", "train") else config.tokenizer
-    return open_model(config.model, tokenizer=named, image_size=config.image_size)
+    return open_model(config.model, tokenizer=tokenizer_of_start(config), image_size=config.image_size)
 
 
 def _from_scratch(
