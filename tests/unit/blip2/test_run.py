@@ -258,7 +258,7 @@ def test_frozen_parts_that_a_starting_model_would_not_take_are_refused(
     start = str(first / "model")
     other = tmp_path / "other"
     shutil.copytree(tower.partition(":")[2], other)
-    with pytest.raises(UserError, match="has its vision part .* and keeps it; leave openblip:.*other out"):
+    with pytest.raises(UserError, match=r"has its vision part .* and keeps it; leave openblip:.*other out"):
         FAMILIES["blip2"].build(stage1(f"openblip:{other}", model=start), [], tmp_path)
     spelled = tower.replace("/model", "/../" + Path(tower).parent.name + "/model")
     FAMILIES["blip2"].build(stage1(spelled, model=start), [], tmp_path)  # the same folder
@@ -266,7 +266,7 @@ def test_frozen_parts_that_a_starting_model_would_not_take_are_refused(
     second = small_stage2((DATA,), model=start, language=opt)
     save_model(tmp_path / "second", FAMILIES["blip2"].build(second, [], tmp_path).stored)
     FAMILIES["blip2"].build(replace(second, model=str(tmp_path / "second")), [], tmp_path)
-    with pytest.raises(UserError, match="has its language part .*opt and keeps it; leave .*t5 out"):
+    with pytest.raises(UserError, match=r"has its language part .*opt and keeps it; leave .*t5 out"):
         FAMILIES["blip2"].build(small_stage2((DATA,), model=str(tmp_path / "second"), language=t5), [], tmp_path)
 
 
