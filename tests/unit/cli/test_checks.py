@@ -77,6 +77,11 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["caption", nothing, "--model", model],
             ["explain", nothing, "--model", model, "--out", nothing],
         ],
+        f"there is no file {nothing} with a text on each line": [
+            ["ask", image, "--model", model, "--question", "a", "--answers", nothing],
+            ["evaluate", image, "--model", model, "--answers", nothing],
+            ["retrieve", image, "--model", model, "--texts", nothing],
+        ],
         f"there is no file or folder {nothing}": [
             ["train", "small-pretrain", nothing, "--out", str(tmp_path / "run")],
             ["evaluate", nothing, "--model", model],

@@ -80,7 +80,8 @@ class BlipAdapter(_Embeds):
     def can(self) -> frozenset[str]:
         """As `Adapter.can`."""
         reads = {"match", "embed"} if self.model.text_encoder is not None else set()
-        return frozenset(reads | ({"caption", "likelihood"} if self.model.text_decoder is not None else set()))
+        writes = {"caption", "likelihood"} if self.model.text_decoder is not None else set()
+        return frozenset({"explain"} | reads | writes)
 
     def match(self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory) -> Tensor:
         """As `Matches.match`."""
