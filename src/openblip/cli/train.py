@@ -69,13 +69,14 @@ def train(
     if is_file(recipe):
         named = {"model": model, "vision": vision, "language": language, "steps": steps}
         config = _from_file(Path(recipe), data, validation, named)
+        title: str = config.task
     else:
         found = recipe_named(recipe)
         options = {"model": model, "validation": validation, "vision": vision, "language": language}
-        config = found.config(data, steps=steps, **options)
+        config, title = found.config(data, steps=steps, **options), found.name
     if tokenizer is not None:
         config = replace(config, tokenizer=tokenizer)
-    _run(override(config, set), out, resume=resume, title=Path(recipe).stem)
+    _run(override(config, set), out, resume=resume, title=title)
 
 
 def is_file(recipe: str) -> bool:

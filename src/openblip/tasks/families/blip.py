@@ -78,7 +78,7 @@ class BlipAdapter(_Embeds):
 
     @property
     def can(self) -> frozenset[str]:
-        """As `Adapter.can`."""
+        """Matching with the encoder, captions with the decoder, heat maps of either."""
         reads = {"match", "embed"} if self.model.text_encoder is not None else set()
         writes = {"caption", "likelihood"} if self.model.text_decoder is not None else set()
         return frozenset({"explain"} | reads | writes)
@@ -139,7 +139,7 @@ class VqaAdapter(_BlipBase):
 
     @property
     def can(self) -> frozenset[str]:
-        """As `Adapter.can`."""
+        """Answers, and nothing else: a VQA model has no captioning or matching head."""
         return frozenset({"answer"})
 
     @torch.no_grad()
@@ -219,7 +219,7 @@ class NlvrAdapter(_BlipBase):
 
     @property
     def can(self) -> frozenset[str]:
-        """As `Adapter.can`."""
+        """Judgements, and nothing else: both cross-attentions of a layer read images of a pair."""
         return frozenset({"judge"})
 
     @torch.no_grad()
@@ -235,7 +235,7 @@ class DualAdapter(_Embeds):
 
     @property
     def can(self) -> frozenset[str]:
-        """As `Adapter.can`."""
+        """Embeddings, and nothing else: no layer reads image and text together."""
         return frozenset({"embed"})
 
 

@@ -65,7 +65,8 @@ class Blip2Adapter(Adapter):
 
     @property
     def can(self) -> frozenset[str]:
-        """As `Adapter.can`."""
+        """Query features; matching with stage 1's heads; captions with a language model or ITG's head; answers and
+        likelihoods with a language model."""
         able = {"features"}
         if self.model.config.matches:
             able |= {"match", "embed"}
