@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from openblip.cli.train import show_recipe, train
 from openblip.core.config import from_dict, override, save, to_dict
 from openblip.core.errors import UserError
 from openblip.recipes.blip import blip_pretrain, caption_finetune, retrieval_finetune
@@ -24,7 +25,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "large": lambda: blip_pretrain(DATA, model="large"),
     "small": lambda: small_pretrain(DATA, steps=77),
     "caption": lambda: caption_finetune(DATA, model="m", validation=("world:val",)),
-    "retrieval": lambda: retrieval_finetune(DATA, model="m", large=True),
+    "retrieval": lambda: retrieval_finetune(DATA, model="large"),
 }
 
 
@@ -74,7 +75,7 @@ def test_fine_tuning_is_the_papers() -> None:
     assert (caption.decode.num_beams, caption.decode.min_new_tokens, caption.decode.max_new_tokens) == (3, 5, 20)
     retrieval = retrieval_finetune(DATA, model="m")
     assert (retrieval.image_size, retrieval.train.learning_rate, retrieval.train.epochs) == (384, 1e-5, 6)
-    assert retrieval_finetune(DATA, model="m", large=True).train.learning_rate == 5e-6
+    assert retrieval_finetune(DATA, model="large").train.learning_rate == 5e-6
     assert retrieval.objective.use_image_ids
     assert retrieval.task == "retrieval"
     assert (retrieval.objective.alpha, retrieval.objective.queue_size) == (0.4, 57600)
@@ -116,6 +117,9 @@ def test_every_recipe_of_the_catalogue_gives_its_configuration(name: str) -> Non
     recipe = CATALOGUE[name]
     needed = [option for option, default in recipe.options.items() if default is inspect.Parameter.empty]
     assert needed == list(recipe.needs), "what the command line asks for before torch is imported"
+    takes = {"model", "validation", "steps", *recipe.takes}
+    assert takes == {*recipe.options, "steps"}, "what it refuses before torch is imported"
+    assert takes <= inspect.signature(train).parameters.keys(), "what the command line can pass"
     given = dict.fromkeys(recipe.needs, "m")
     config = recipe.config(DATA, steps=7, validation=("world:val",), **given)
     assert config.train.max_steps == 7
@@ -128,6 +132,35 @@ def test_every_recipe_of_the_catalogue_gives_its_configuration(name: str) -> Non
     for option in recipe.needs:
         with pytest.raises(UserError, match=f"needs --{option}"):
             recipe.config(DATA)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_help_of_a_recipe_names_its_settings_whole_in_80_columns(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--set takes the names as they are shown; each row begins with one."""
+    monkeypatch.setenv("COLUMNS", "80")
+    show_recipe(name)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    known = CATALOGUE[name].config(("DATA",), **dict.fromkeys(CATALOGUE[name].needs, "MODEL"))
+    rows = shown.partition("\nsettings (--set NAME=VALUE)")[2].splitlines()[2:]
+    names = [row.split()[0] for row in rows if row[:1].strip()]
+    assert {"batch_size", "train.evaluate_every_epochs", "train.gradient_checkpointing"} <= set(names)
+    for setting in names:
+        value: object = known
+        for part in setting.split("."):
+            value = getattr(value, part)
+
+
+def test_help_shows_what_would_not_be_seen_in_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    show_recipe("blip-caption")
+    assert '"a picture of "' in capsys.readouterr().out
+    show_recipe("blip2-stage2")
+    shown = capsys.readouterr().out
+    assert '"\\n"' in shown
+    assert "(default: )" not in shown
 
 
 def test_the_papers_numbers_of_every_recipe_are_those_of_its_family() -> None:

@@ -5,29 +5,40 @@ The hub shows it as the model's page, so it begins with the hub's table of facts
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from openblip.checkpoints.recognise import AnyConfig, describe
-from openblip.models.blip import BlipConfig
+from openblip.checkpoints.recognise import KINDS, AnyConfig, describe
 from openblip.models.blip2 import Blip2Config
-from openblip.models.dual import DualConfig
-from openblip.models.nlvr import NlvrConfig
-from openblip.models.vqa import VqaConfig
 
 __all__ = ["model_card"]
 
-_CAPTION = ("openblip caption photos/ --model {name}", 'model.caption("photo.jpg")')
-_MATCH = (
-    'openblip match photos/ --model {name} --text "a red bus"',
-    'model.match("photo.jpg", ["a red bus"])',
-)
-_ASK = (
-    'openblip ask photos/ --model {name} --question "what is on the table?"',
-    'model.answer("photo.jpg", "what is on the table?")',
-)
-_EMBED = ("openblip embed photos/ --model {name}", 'model.embed_images("photo.jpg")')
-_PAIR = (None, 'model.judge("left.jpg", "right.jpg", "both images show a dog")')
+_USES = {
+    "caption": ("openblip caption photos/ --model FOLDER", 'model.caption("photo.jpg")'),
+    "ask": (
+        'openblip ask photos/ --model FOLDER --question "what is on the table?"',
+        'model.answer("photo.jpg", "what is on the table?")',
+    ),
+    "match": (
+        'openblip match photos/ --model FOLDER --text "a red bus"',
+        'model.match("photo.jpg", ["a red bus"])',
+    ),
+    "embed": ("openblip embed photos/ --model FOLDER", 'model.embed_images("photo.jpg")'),
+    "judge": (
+        'openblip judge left.jpg right.jpg --model FOLDER --text "both images show a dog"',
+        'model.judge("left.jpg", "right.jpg", "both images show a dog")',
+    ),
+}
+"""for what a model can do (`Kind.can`): the command, and the call in Python"""
+_TASKS = {
+    "caption": "image-to-text",
+    "ask": "visual-question-answering",
+    "match": "zero-shot-image-classification",
+    "embed": "zero-shot-image-classification",
+    "judge": "image-text-to-text",
+}
+"""the hub's name for what a model is mainly for"""
 
 
 def model_card(config: AnyConfig | Blip2Config, info: dict[str, Any], *, library: str = "openblip") -> str:
@@ -39,18 +50,16 @@ def model_card(config: AnyConfig | Blip2Config, info: dict[str, Any], *, library
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    task, uses = _uses(config)
-    kind = describe(config)
-    if isinstance(config, Blip2Config):
-        tag, about = "blip-2", _about_blip2(config)
-    else:
-        tag, about = "blip", _about_blip(config)
+    known, kind = KINDS[type(config)], describe(config)
+    tag, about = _FAMILIES[known.family]
+    can = known.can(config)
+    uses = [_USES[name] for name in can if name in _USES]
     card = ModelCard.from_template(
-        ModelCardData(library_name=library, pipeline_tag=task, tags=[tag, "image-text"]),
+        ModelCardData(library_name=library, pipeline_tag=_TASKS[can[0]], tags=[tag, "image-text"]),
         template_path=str(Path(__file__).with_name("card.md")),
         title=f"{kind[2:3].upper()}{kind[3:]}",
-        about=about,
-        commands=[command.format(name="FOLDER") for command, _ in uses if command],
+        about=about(config),
+        commands=[command for command, _ in uses],
         calls=[call for _, call in uses],
         origin=[f"{key}: {_value(value)}" for key, value in info.items()] or ["nothing was noted"],
     )
@@ -73,21 +82,11 @@ def _about_blip2(config: Blip2Config) -> str:
     )
 
 
-def _uses(config: AnyConfig | Blip2Config) -> tuple[str, list[tuple[str | None, str]]]:
-    if isinstance(config, VqaConfig):
-        return "visual-question-answering", [_ASK]
-    if isinstance(config, NlvrConfig):
-        return "image-text-to-text", [_PAIR]
-    if isinstance(config, DualConfig):
-        return "zero-shot-image-classification", [_EMBED]
-    if isinstance(config, Blip2Config):
-        found: list[tuple[str | None, str]] = [] if config.language is None else [_CAPTION, _ASK]
-        found += [_MATCH, _EMBED] if config.matches else []
-        return ("image-to-text" if config.language else "zero-shot-image-classification"), found
-    assert isinstance(config, BlipConfig)
-    uses: list[tuple[str | None, str]] = [_CAPTION] if config.decoder else []
-    uses += [_MATCH, _EMBED] if config.encoder else []
-    return "image-to-text" if config.decoder else "zero-shot-image-classification", uses
+_FAMILIES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "blip": ("blip", _about_blip),
+    "blip2": ("blip-2", _about_blip2),
+}
+"""for each family the hub's tag and what the card says of a model"""
 
 
 def _value(value: Any) -> str:

@@ -112,12 +112,16 @@ def _blip_can(config: BlipConfig) -> list[str]:
 
 
 def _blip2_can(config: Blip2Config) -> list[str]:
-    return (["caption", "ask"] if config.language is not None else []) + (_MATCHING if config.matches else [])
+    writes = config.language is None and config.qformer.writes and config.qformer.vocab_size is not None
+    return [
+        *(["caption", "ask"] if config.language is not None else []),
+        *(_MATCHING if config.matches else []),
+        *(["caption"] if writes else []),  # with the Q-Former's own head (ITG)
+    ]
 
 
 _DUAL = "two-tower BLIP model (transformers' BlipModel)"
 _MATCHING = ["match", "embed", "retrieve"]
-_JUDGE = "judge pairs of images (in Python: Predictor.judge)"
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,15 @@ class Kind:
     model: type[nn.Module]
     describe: Callable[[Any], str]
     can: Callable[[Any], list[str]]
-    """the commands for a model of a configuration, and what it can do in Python alone"""
+    """the commands for a model of a configuration, what it is mainly for first"""
 
 
 KINDS: dict[type, Kind] = {
     BlipConfig: Kind("blip", "blip", Blip, _with_vision(_blip_title), _blip_can),
     VqaConfig: Kind("blip-vqa", "blip", BlipVqa, _with_vision(lambda _: "BLIP VQA model"), lambda _: ["ask"]),
-    NlvrConfig: Kind("blip-nlvr", "blip", BlipNlvr, _with_vision(lambda _: "BLIP NLVR2 model"), lambda _: [_JUDGE]),
+    NlvrConfig: Kind(
+        "blip-nlvr", "blip", BlipNlvr, _with_vision(lambda _: "BLIP NLVR2 model"), lambda _: ["judge"]
+    ),
     DualConfig: Kind("blip-dual", "blip", BlipDual, _with_vision(lambda _: _DUAL), lambda _: ["embed"]),
     Blip2Config: Kind("blip2", "blip2", Blip2, _describe_blip2, _blip2_can),
 }

@@ -78,7 +78,7 @@ def _recipe(
             **sources,
             pretrain=blip_pretrain(data, model=size, validation=validation),
             captioner=caption_finetune(human, model=size, validation=validation),
-            filter=retrieval_finetune(human, model=size, validation=validation, large=size == "large"),
+            filter=retrieval_finetune(human, model=size, validation=validation),
         )
     tune = small_pretrain(human, model=size, validation=validation, steps=tune_steps)
     return BootstrapConfig(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from openblip.cli.results import read_lines
 from openblip.cli.train import check_train
 from openblip.core.errors import require
 from openblip.core.places import (
@@ -36,6 +38,10 @@ def _data(spec: str) -> None:
         parse_spec(spec)  # its settings
 
 
+def _lines(path: Path) -> None:
+    read_lines(path, "a text on each line")
+
+
 def _engine(name: str) -> None:
     if name == "ray":
         require("ray", "ray")
@@ -45,6 +51,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(("model", "captioner", "filter"), check_model),
     **dict.fromkeys(("data", "validation", "web", "human"), _data),
     "images": _images,
+    "answers": _lines,
     "device": check_device,
 }
 """by the name of a parameter, whatever the command"""
@@ -56,6 +63,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], None]] = {
     ("experiments", "data"): lambda folder: None,  # holds data sets, each looked for by its name
     ("explain", "image"): check_image,
     ("explain", "out"): check_new_file,
+    ("retrieve", "texts"): _lines,
     ("judge", "first"): check_image,
     ("judge", "second"): check_image,
     **{(command, "out"): check_new_file for command in ("caption", "match", "ask", "embed")},

@@ -43,9 +43,10 @@ def explain(
     from openblip.explain.drawing import draw_maps
 
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype="float32", batch_size=1)
-    blip = predictor.blip
+    blip = predictor.adapter.need("explain").model
     if by is None:
         by = "match" if text is not None and blip.config.encoder else "caption"
+    predictor.adapter.need(by)
     try:
         shown = ImageInput(str(image), image).decode()
     except BrokenSample as broken:

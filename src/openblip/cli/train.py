@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +23,7 @@ __all__ = ["check_train", "is_file", "recipes", "show_recipe", "train"]
 WHAT_DATA = (
     "the data: a folder of images with .txt files, a captions file, tars, hf:NAME, or world:train to try it out"
 )
+_NAME = re.compile(r"[\w-]+")
 Start = Annotated[
     str | None,
     arg(metavar="MODEL", help="the model to start from, or a size to train from scratch", help_behavior_hint=""),
@@ -66,18 +69,19 @@ def train(
     if is_file(recipe):
         named = {"model": model, "vision": vision, "language": language, "steps": steps}
         config = _from_file(Path(recipe), data, validation, named)
+        title: str = config.task
     else:
         found = recipe_named(recipe)
         options = {"model": model, "validation": validation, "vision": vision, "language": language}
-        config = found.config(data, steps=steps, **options)
+        config, title = found.config(data, steps=steps, **options), found.name
     if tokenizer is not None:
         config = replace(config, tokenizer=tokenizer)
-    _run(override(config, set), out, resume=resume, title=Path(recipe).stem)
+    _run(override(config, set), out, resume=resume, title=title)
 
 
 def is_file(recipe: str) -> bool:
     """Whether a recipe is given as a file of settings, and not by its name."""
-    return Path(recipe).suffix in (".toml", ".json") or "/" in recipe
+    return Path(recipe).suffix in (".toml", ".json")
 
 
 def _from_file(file: Path, data: tuple[str, ...], validation: tuple[str, ...], named: dict[str, Any]) -> RunConfig:
@@ -131,13 +135,15 @@ def show_recipe(name: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from openblip.core.config import to_dict
     from openblip.recipes.catalogue import recipe_named
+
+    recipe = recipe_named(name)  # a misspelled one is answered without torch
+
+    from openblip.core.config import to_dict
     from openblip.tasks.config import RunConfig, foreign_settings
 
-    recipe = recipe_named(name)
     config = _example(recipe)
-    usual = _flat(to_dict(RunConfig(sources=config.sources, family=config.family, prompt=config.prompt)))
+    usual = _flat(to_dict(RunConfig(sources=config.sources, family=config.family)))
     values = _flat(to_dict(config))
     console = Console(highlight=False)
     console.print(f"openblip train {name} DATA ... --out FOLDER [options]\n")
@@ -146,15 +152,16 @@ def show_recipe(name: str) -> None:
     options = Table(box=None, pad_edge=False, show_header=False)
     for option, default in recipe.options.items():
         shown = "(required)" if default is inspect.Parameter.empty else f"(default: {_shown(default)})"
-        options.add_row(f"  --{option}", shown)
+        options.add_row(f"  --{option}", shown if default != "" and default != () else "(default: none)")
     if "steps" not in recipe.options:
         options.add_row("  --steps", "(default: the epochs or steps below)")
-    options.add_row("  --tokenizer, --set NAME=VALUE, --resume", "as of every recipe: openblip train --help")
     console.print(options)
+    console.print("  --tokenizer, --set and --resume are of every recipe: openblip train --help")
     left_out = {"sources", "validation", "model", *foreign_settings(config.family)}
     table = Table(title="\nsettings (--set NAME=VALUE)", title_justify="left", box=None, pad_edge=False)
-    for column in ("name", "value", "default of other runs"):
-        table.add_column(column)
+    table.add_column("name", no_wrap=True, overflow="fold")  # whole, as --set takes it
+    for column in ("value", "default of other runs"):
+        table.add_column(column, overflow="fold")
     for key, value in sorted(values.items(), key=lambda item: (item[1] == usual.get(item[0]), item[0])):
         if key.partition(".")[0] not in left_out:
             same = value == usual.get(key)
@@ -178,7 +185,11 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return '""' if value == "" else ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    """A value in a line; what would not be seen (no text, spaces at an end, line breaks) stands in quotes."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    plain = isinstance(value, str) and value == " ".join(value.split()) != ""
+    return str(value) if plain or not isinstance(value, str) else json.dumps(value)
 
 
 def check_train(recipe: str, given: dict[str, Any]) -> None:
@@ -190,17 +201,18 @@ def check_train(recipe: str, given: dict[str, Any]) -> None:
     Raises:
         UserError: see above.
     """
-    from openblip.core.places import check_config_file
+    from openblip.core.places import check_run_settings
     from openblip.recipes.catalogue import recipe_named
 
     if is_file(recipe):
-        check_config_file(Path(recipe))
+        check_run_settings(Path(recipe))
         return
-    if Path(recipe).exists():
+    if not _NAME.fullmatch(recipe) or Path(recipe).exists():
+        run = Path(recipe) / "config.json"
+        hint = f"; the settings of a run are a file: {run}" if run.is_file() else ""
         raise UserError(
-            f"the first argument of train is a recipe (openblip recipes lists them), and {recipe} is data"
+            f"the first argument of train is a recipe (openblip recipes lists them), which {recipe} is not{hint}"
         )
-    needed = recipe_named(recipe).needs
-    if missing := [name for name in needed if name not in given]:
-        raise UserError(f"openblip train {recipe} needs --{missing[0]}; openblip train {recipe} --help says more")
+    found = recipe_named(recipe)
+    found.check(given.keys() & {"model", "validation", "steps", "vision", "language"})
     need(given.get("data", ()), WHAT_DATA)

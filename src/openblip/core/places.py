@@ -23,6 +23,7 @@ __all__ = [
     "check_image",
     "check_model",
     "check_new_file",
+    "check_run_settings",
     "description_file",
     "local_path",
     "missing_data",
@@ -183,6 +184,20 @@ def check_config_file(path: Path | None) -> None:
     """
     if path is not None and not path.is_file():
         raise UserError(f"there is no configuration file {path}")
+
+
+def check_run_settings(path: Path) -> None:
+    """Refuse what holds no settings of a run: a file that is not here, and a model's config.json.
+
+    Raises:
+        UserError: see above; names the file of the run that the model lies in.
+    """
+    check_config_file(path)
+    described = read_json(path) if path.suffix == ".json" else None
+    if isinstance(described, dict) and "model_type" in described:
+        run = path.parent.parent / path.name
+        hint = f"; did you mean {run}?" if run.is_file() else ""
+        raise UserError(f"{path} describes a model, where the settings of a run are needed{hint}")
 
 
 def check_new_file(out: Path | None) -> None:

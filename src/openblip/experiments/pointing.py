@@ -44,7 +44,7 @@ def run_pointing(
     """
     seed_everything(0)
     predictor = load(config.model, device="cpu", dtype="float32")
-    blip = predictor.blip
+    blip = predictor.adapter.need("explain").model
     depth = blip.config.text.depth
     world = WorldSource(split="test", num_samples=10 * config.images, size=64, seed=1, disturb=0.0)
     rows = []

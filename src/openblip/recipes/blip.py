@@ -78,6 +78,7 @@ def caption_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str
         num_workers=4,
         max_length=40,
         prompt=CAPTION_PROMPT,
+        objective=ObjectiveConfig(objectives=("lm",)),
         train=TrainConfig(
             epochs=5,
             learning_rate=1e-5,
@@ -90,12 +91,10 @@ def caption_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str
     )
 
 
-def retrieval_finetune(
-    data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = (), large: bool = False
-) -> RunConfig:
-    """Fine-tune for retrieval: ITC, ITM, image ids, 384 px, 6 epochs at 1e-5 (ViT-L 5e-6), global batch 256.
+def retrieval_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
+    """Fine-tune for retrieval: ITC, ITM, image ids, 384 px, 6 epochs at 1e-5, global batch 256 (ViT-L: 5e-6, 512).
 
-    Small models keep their own resolution.
+    Small models keep their own resolution; for a trained ViT-L set train.learning_rate=5e-6.
     """
     return RunConfig(
         sources=one_text_each(data),
@@ -107,10 +106,10 @@ def retrieval_finetune(
         batch_size=32,
         num_workers=4,
         max_length=35,
-        objective=ObjectiveConfig(use_image_ids=True),
+        objective=ObjectiveConfig(objectives=("itc", "itm"), use_image_ids=True),
         train=TrainConfig(
             epochs=6,
-            learning_rate=5e-6 if large else 1e-5,
+            learning_rate=5e-6 if model == "large" else 1e-5,
             min_learning_rate=0.0,
             warmup_steps=0,
             schedule="cosine-epoch",

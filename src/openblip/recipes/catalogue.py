@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ class Recipe:
     """where its settings come from"""
     needs: tuple[str, ...] = ()
     """options that have no default"""
+    takes: tuple[str, ...] = ()
+    """options besides those that every recipe takes: model, validation, steps"""
 
     @property
     def make(self) -> Callable[..., RunConfig]:
@@ -56,27 +58,37 @@ class Recipe:
         Raises:
             UserError: an option is missing, or is not one of the recipe's.
         """
-        known = self.options
         given = {name: value for name, value in options.items() if value not in (None, ())}
-        if steps is not None and "steps" in known:
+        self.check(given)
+        own = "steps" in self.options
+        if steps is not None and own:
             given["steps"] = steps
-        for name in given:
-            if name not in known:
-                raise UserError(f"the recipe {self.name} has no option --{name}{nearest(name, known)}")
-        for name, default in known.items():
-            if default is inspect.Parameter.empty and name not in given:
-                raise UserError(
-                    f"the recipe {self.name} needs --{name}; openblip train {self.name} --help says more"
-                )
         made = self.make(data, **given)
-        if steps is not None and "steps" not in known:
+        if steps is not None and not own:
             made = replace(made, train=replace(made.train, max_steps=steps))
         return made
 
+    def check(self, given: Collection[str]) -> None:
+        """Refuse options that the recipe does not take, and lacking ones that it needs; imports no torch.
 
+        Raises:
+            UserError: see above.
+        """
+        takes = (*_EVERY, *self.takes)
+        if foreign := sorted(set(given) - set(takes)):
+            known = ", ".join(f"--{name}" for name in takes)
+            raise UserError(f"the recipe {self.name} has no option --{foreign[0]}; it takes {known}")
+        if missing := [name for name in self.needs if name not in given]:
+            raise UserError(
+                f"the recipe {self.name} needs --{missing[0]}; openblip train {self.name} --help says more"
+            )
+
+
+_EVERY = ("model", "validation", "steps")
 _BLIP = "Li et al. 2022, arXiv 2201.12086, section 4 and appendix, and published configurations"
 _BLIP2 = "Li et al. 2023, arXiv 2301.12597, sections 3 and 4 and appendix, and published configurations"
 _START = ("model",)
+_VISION, _LANGUAGE = ("vision",), ("language",)
 _SMALL = "short runs in the scene world, docs/training.md"
 
 RECIPES: dict[str, Recipe] = {
@@ -89,8 +101,21 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe("blip-vqa", "blip:vqa_finetune", "fine-tuning for questions", _BLIP, _START),
         Recipe("blip-nlvr", "blip:nlvr_finetune", "fine-tuning for statements about two images", _BLIP, _START),
-        Recipe("blip2-stage1", "blip2:blip2_stage1", "the Q-Former over a frozen tower: ITC, ITM and ITG", _BLIP2),
-        Recipe("blip2-stage2", "blip2:blip2_stage2", "a frozen language model behind the Q-Former", _BLIP2, _START),
+        Recipe(
+            "blip2-stage1",
+            "blip2:blip2_stage1",
+            "the Q-Former over a frozen tower: ITC, ITM and ITG",
+            _BLIP2,
+            takes=_VISION,
+        ),
+        Recipe(
+            "blip2-stage2",
+            "blip2:blip2_stage2",
+            "a frozen language model behind the Q-Former",
+            _BLIP2,
+            _START,
+            _LANGUAGE,
+        ),
         Recipe(
             "blip2-caption", "blip2:blip2_caption", "fine-tuning a model of stage 2 for captions", _BLIP2, _START
         ),
@@ -100,6 +125,7 @@ RECIPES: dict[str, Recipe] = {
             "fine-tuning for questions, which the Q-Former reads too",
             _BLIP2,
             _START,
+            _LANGUAGE,
         ),
         Recipe(
             "blip2-retrieval",
@@ -111,8 +137,17 @@ RECIPES: dict[str, Recipe] = {
         Recipe("small-pretrain", "small:small_pretrain", "a small BLIP from scratch, on a CPU", _SMALL),
         Recipe("small-vqa", "small:small_vqa", "questions for a small BLIP, on a CPU", _SMALL),
         Recipe("small-nlvr", "small:small_nlvr", "statements about two images for a small BLIP, on a CPU", _SMALL),
-        Recipe("small-stage1", "small:small_stage1", "stage 1 with a small Q-Former, on a CPU", _SMALL),
-        Recipe("small-stage2", "small:small_stage2", "stage 2 behind a small Q-Former, on a CPU", _SMALL, _START),
+        Recipe(
+            "small-stage1", "small:small_stage1", "stage 1 with a small Q-Former, on a CPU", _SMALL, takes=_VISION
+        ),
+        Recipe(
+            "small-stage2",
+            "small:small_stage2",
+            "stage 2 behind a small Q-Former, on a CPU",
+            _SMALL,
+            _START,
+            _LANGUAGE,
+        ),
     )
 }
 

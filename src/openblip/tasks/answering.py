@@ -293,7 +293,7 @@ def evaluate_answers(
 
 
 def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:
-    """As `evaluate_answers`."""
+    """Accuracy of generated answers, and of ranked ones where there are `answers` to choose from."""
     return evaluate_answers(
         adapter.need("answer"),
         batches(),

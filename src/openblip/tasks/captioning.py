@@ -138,7 +138,7 @@ def evaluate_captions(
 
 
 def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:
-    """As `evaluate_captions`."""
+    """Metrics of generated captions, and the perplexity of the given ones."""
     return evaluate_captions(adapter.need("likelihood"), batches(), config.decode, prompt=config.prompt)
 
 

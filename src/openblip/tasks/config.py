@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from openblip.core.config import from_dict, read_table
 from openblip.core.errors import UserError
+from openblip.core.places import check_run_settings
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import parse_spec
 from openblip.data.transforms import ImageTransformConfig
@@ -194,6 +195,7 @@ def load_run_config(file: Path, *, data: Sequence[str] = (), validation: Sequenc
     Raises:
         UserError: the file cannot be read, a setting is unknown or of the wrong type; names the file.
     """
+    check_run_settings(file)
     table = read_table(file)
     if isinstance(table.get("run"), dict):
         # A run's own file keeps what the loop reads, and the model's sizes, beside it.

@@ -136,7 +136,7 @@ def evaluate_statements(model: Judges, batches: Iterable[Batch], *, max_rows: in
 
 
 def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:
-    """As `evaluate_statements`."""
+    """Accuracy and consistency of the judgements."""
     return evaluate_statements(adapter.need("judge"), batches())
 
 

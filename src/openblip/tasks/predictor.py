@@ -26,7 +26,6 @@ from openblip.data.image_inputs import ImageBatch, ImageInput, ImageInputs, as_i
 from openblip.data.sample import BrokenSample, stable_id
 from openblip.data.transforms import clean_caption, evaluation_transform
 from openblip.generation.types import DecodeConfig
-from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import Answered, Caption, Found, Judgement, Likelihood, Match
@@ -62,15 +61,8 @@ class Predictor:
         self._last_texts: tuple[tuple[str, ...], TokenBatch, Tensor] | None = None
 
     @property
-    def blip(self) -> Blip:
-        """The model, where it is a BLIP that captions or matches; others are refused in one sentence."""
-        if not isinstance(self.model, Blip):
-            self.adapter.refuse("caption")
-        return self.model
-
-    @property
     def can(self) -> frozenset[str]:
-        """What the model can do: "caption", "likelihood", "match", "embed", "answer", "judge", "features"."""
+        """What the model can do: names of `protocols.NEEDS`, such as "caption", "match", "answer" and "explain"."""
         return self.adapter.can
 
     @property

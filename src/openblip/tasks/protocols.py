@@ -34,6 +34,7 @@ NEEDS = {
     "answer": "answers need a BLIP VQA model (openblip train blip-vqa makes one), or a BLIP-2 model of stage 2",
     "judge": "judging pairs of images needs a BLIP NLVR2 model (openblip train blip-nlvr makes one)",
     "features": "query features need a BLIP-2 model",
+    "explain": "heat maps need a BLIP pre-training, captioning or retrieval model",
 }
 
 

@@ -233,7 +233,7 @@ def _matching_metrics(model: Matches, collection: Collection, seed: int) -> dict
 
 
 def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:
-    """As `evaluate_retrieval`."""
+    """Recall by ITC and after re-ranking by ITM, ITM's accuracy, and what the family adds."""
     matcher = adapter.need("match")
     metrics = evaluate_retrieval(matcher, batches(), rerank_k=config.rerank_k, max_length=config.max_length)
     return metrics | adapter.extra_metrics(batches, max_length=config.max_length), []

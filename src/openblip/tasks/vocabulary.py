@@ -16,7 +16,7 @@ from openblip.data.sources.questions import given_answers
 from openblip.data.transforms import clean_caption
 from openblip.tasks.config import RunConfig
 
-__all__ = ["all_answers", "tokenizer_from_scratch", "training_texts"]
+__all__ = ["all_answers", "tokenizer_from_scratch", "tokenizer_of_start", "training_texts"]
 
 _MOST_TEXTS = 200_000
 
@@ -39,6 +39,19 @@ def all_answers(sources: Sequence[Source]) -> Iterator[str]:
     """Every answer that the sources hold, as often as it was given, evenly shortened to a bound."""
     for source in sources:
         yield from given_answers(source, limit=max(1, _MOST_TEXTS // len(sources)))
+
+
+def tokenizer_of_start(config: RunConfig) -> str | None:
+    """The tokenizer to open the starting model with; None is its own.
+
+    Raises:
+        UserError: one is to be learned, whose ids would mean other texts than those that the model was trained on.
+    """
+    if config.tokenizer == "train":
+        raise UserError(
+            f'{config.model} has a tokenizer, whose ids it was trained on; leave tokenizer = "train" out'
+        )
+    return config.tokenizer or None
 
 
 def tokenizer_from_scratch(

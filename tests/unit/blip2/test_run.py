@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage1, blip2_stage2, blip2_vqa
 from openblip.recipes.small import small_stage1, small_stage2
-from openblip.tasks.config import RunConfig, load_run_config
+from openblip.tasks.config import RunConfig, as_sources, load_run_config
 from openblip.tasks.features import FeatureCache, cache_features, fingerprint_of
 from openblip.tasks.registry import FAMILIES, TASKS, adapt
 from openblip.tasks.task import RunData
@@ -248,6 +249,32 @@ def test_models_of_another_kind_are_refused(first: Path, tower: str, tmp_path: P
     asks = replace(config, model=str(tmp_path / "b" / "model"), task="answering", prompt="Question: {} Answer:")
     with pytest.raises(UserError, match="reads no text"):
         run_training(asks, tmp_path / "d", show=False)
+
+
+def test_frozen_parts_that_a_starting_model_would_not_take_are_refused(
+    first: Path, tower: str, tmp_path: Path
+) -> None:
+    """They were passed over in silence, and the model went on with its own."""
+    start = str(first / "model")
+    other = tmp_path / "other"
+    shutil.copytree(tower.partition(":")[2], other)
+    with pytest.raises(UserError, match=r"has its vision part .* and keeps it; leave openblip:.*other out"):
+        FAMILIES["blip2"].build(stage1(f"openblip:{other}", model=start), [], tmp_path)
+    spelled = tower.replace("/model", "/../" + Path(tower).parent.name + "/model")
+    FAMILIES["blip2"].build(stage1(spelled, model=start), [], tmp_path)  # the same folder
+    opt, t5 = (str(write_language(tmp_path / kind, kind)) for kind in ("opt", "t5"))
+    second = small_stage2((DATA,), model=start, language=opt)
+    save_model(tmp_path / "second", FAMILIES["blip2"].build(second, [], tmp_path).stored)
+    FAMILIES["blip2"].build(replace(second, model=str(tmp_path / "second")), [], tmp_path)
+    with pytest.raises(UserError, match=r"has its language part .*opt and keeps it; leave .*t5 out"):
+        FAMILIES["blip2"].build(small_stage2((DATA,), model=str(tmp_path / "second"), language=t5), [], tmp_path)
+
+
+def test_a_starting_model_keeps_its_tokenizer(first: Path, tower: str, tmp_path: Path) -> None:
+    for family, model in (("blip2", str(first / "model")), ("blip", tower.partition(":")[2])):
+        config = RunConfig(family=family, sources=as_sources((DATA,)), model=model, tokenizer="train")  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="has a tokenizer, whose ids it was trained on"):
+            FAMILIES[config.family].build(config, [], tmp_path)
 
 
 def test_an_objective_left_out_leaves_its_head_unused(first: Path, tower: str, tmp_path: Path) -> None:

@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 import torch
 
+from openblip.checkpoints.card import model_card
 from openblip.checkpoints.recognise import KINDS
 from openblip.checkpoints.store import FAMILIES, StoredModel, family, model_facts, open_model, save_model
 from openblip.cli.entry import COMMANDS
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
-from openblip.models.blip import blip_config
+from openblip.models.blip import Blip, blip_config
 from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.dual import BlipDual, DualConfig
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig, make_tower
 from openblip.models.vqa import BlipVqa, VqaConfig
-from openblip.tasks.predictor import Predictor
+from openblip.tasks.registry import adapt
 
 WORDS = TextTokenizer.train(["a red bus on a road", "two dogs"] * 3, vocab_size=60)
 SIZES = blip_config("nano", vocab_size=WORDS.vocab_size, image_size=32)
@@ -44,12 +45,12 @@ def models() -> list[tuple[str, Any, list[str]]]:
         ("blip", whole.part(encoder=True, decoder=False), MATCHING),
         ("blip", whole.part(encoder=False, decoder=True), ["caption"]),
         ("blip-vqa", BlipVqa(VqaConfig(**parts)), ["ask"]),
-        ("blip-nlvr", BlipNlvr(NlvrConfig(**parts)), ["judge pairs of images (in Python: Predictor.judge)"]),
+        ("blip-nlvr", BlipNlvr(NlvrConfig(**parts)), ["judge"]),
         ("blip-dual", BlipDual(DualConfig(**parts)), ["embed"]),
         (
             "blip2",
             Blip2(Blip2Config(vision=tower, qformer=qformer, embed_dim=16), make_tower(tower), None),
-            MATCHING,
+            [*MATCHING, "caption"],
         ),
     ]
 
@@ -74,12 +75,34 @@ def test_every_kind_comes_back_and_says_what_it_can(tmp_path: Path) -> None:
     assert seen == set(KINDS), "a kind is missing here"
 
 
-def test_what_a_model_can_do_is_a_command_or_a_method() -> None:
-    """`openblip info` names no command that is not there."""
+def test_what_a_model_can_do_is_a_command_that_its_adapter_can_do() -> None:
+    """`openblip info` names what the commands then do, and leaves none of it out."""
+    named = {"caption", "match", "embed", "ask", "judge"}
     for _, model, _ in models():
-        for ability in KINDS[type(model.config)].can(model.config):
-            method = ability.partition("Predictor.")[2].rstrip(")")
-            assert callable(getattr(Predictor, method)) if method else ability in COMMANDS
+        can = KINDS[type(model.config)].can(model.config)
+        assert set(can) <= COMMANDS.keys()
+        able = {"ask" if what == "answer" else what for what in adapt(StoredModel(model, WORDS)).can}
+        assert named & set(can) == named & able
+
+
+def test_the_card_shows_a_command_and_a_call_for_all_that_a_model_can_do() -> None:
+    for _, model, can in models():
+        card = model_card(model.config, {})
+        for ability in can:
+            assert f"openblip {ability} " in card or ability == "retrieve"
+        assert f"tags:\n- {'blip-2' if isinstance(model, Blip2) else 'blip'}\n" in card
+
+
+def test_drawings_of_a_model_that_cannot_be_explained_are_refused() -> None:
+    for _, model, _ in models():
+        adapter = adapt(StoredModel(model, WORDS))
+        if isinstance(model, Blip):
+            assert adapter.need("explain").model is model
+        else:
+            with pytest.raises(
+                UserError, match="heat maps need a BLIP pre-training, captioning or retrieval model"
+            ):
+                adapter.need("explain")
 
 
 def test_every_family_has_an_entry() -> None:

@@ -51,7 +51,12 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
     nothing, near = str(tmp_path / "none"), str(tmp_path / "results.jsnl")
     (tmp_path / "a-model").mkdir()
     (tmp_path / "a-model" / "config.json").write_text("{}")
+    (tmp_path / "a-run" / "model").mkdir(parents=True)
+    (tmp_path / "a-run" / "config.json").write_text('{"run": {}}')
+    (tmp_path / "a-run" / "model" / "config.json").write_text('{"model_type": "blip"}')
+    run = tmp_path / "a-run"
     model, bare = str(tmp_path / "a-model"), str(tmp_path)
+    recipe = "the first argument of train is a recipe (openblip recipes lists them)"
     cases = {
         NO_MODEL: [
             ["caption", image, *AT],
@@ -72,6 +77,11 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["caption", nothing, "--model", model],
             ["explain", nothing, "--model", model, "--out", nothing],
         ],
+        f"there is no file {nothing} with a text on each line": [
+            ["ask", image, "--model", model, "--question", "a", "--answers", nothing],
+            ["evaluate", image, "--model", model, "--answers", nothing],
+            ["retrieve", image, "--model", model, "--texts", nothing],
+        ],
         f"there is no file or folder {nothing}": [
             ["train", "small-pretrain", nothing, "--out", str(tmp_path / "run")],
             ["evaluate", nothing, "--model", model],
@@ -84,6 +94,25 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
         ],
         f'{image}?wieght=2: unknown setting "wieght" (did you mean "weight"?)': [
             ["train", "small-pretrain", f"{image}?wieght=2", "--out", str(tmp_path / "run")]
+        ],
+        **{
+            f"{recipe}, which {data} is not": [["train", data, "--out", nothing]]
+            for data in (image, bare, "world:train", "world:train?n=24", "captions.tar", "hf:someone/data")
+        },
+        f"{recipe}, which {run} is not; the settings of a run are a file: {run / 'config.json'}": [
+            ["train", str(run), "--out", nothing]
+        ],
+        f"{run / 'model' / 'config.json'} describes a model, where the settings of a run are needed; "
+        f"did you mean {run / 'config.json'}?": [["train", str(run / "model" / "config.json"), "--out", nothing]],
+        "the recipe blip-caption has no option --vision; it takes --model, --validation, --steps": [
+            ["train", "blip-caption", image, "--model", model, "--vision", "timm:x", "--out", nothing]
+        ],
+        "the recipe small-stage1 has no option --language; it takes --model, --validation, --steps, --vision": [
+            ["train", "small-stage1", image, "--language", "x", "--out", nothing]
+        ],
+        'there is no recipe "blip-captoin" (did you mean "blip-caption"?)': [
+            ["train", "blip-captoin", image, "--out", nothing],
+            ["train", "blip-captoin", "--help"],
         ],
         f"{out} exists already; choose a new file": [["caption", image, "--model", model, "--out", str(out)]],
         'openblip caption has no option "--beam" (did you mean "--beams"?)': [

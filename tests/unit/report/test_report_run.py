@@ -120,7 +120,7 @@ def test_skipped_samples_and_odd_files_are_shown(tmp_path: Path) -> None:
     causes = blocks_of(report, Table)[1]
     assert [row[:2] for row in causes.rows] == [["truncated", 2], ["missing", 1]]
     facts = {fact.name: fact.value for details in blocks_of(report, Details) for fact in details.facts}
-    assert facts == {"versions.torch": "2", "command": "openblip pretrain"}
+    assert facts == {"versions.torch": "2", "command": "openblip train"}
     assert "x<b>.jpg" not in render(report)
 
 

@@ -2,7 +2,7 @@
 
     openblip experiments easyvqa
 
-Each seed is a run of `openblip finetune vqa` from the model that the demo pre-trained (`openblip demo`), or from
+Each seed is a run of `openblip train small-vqa` from the model that the demo pre-trained (`openblip demo`), or from
 random weights (`--set start=micro`). Optimiser and rate were chosen on a tenth of the training images, left out
 of training for that (`--set held_out=true`); the number of steps was not tuned. `test` is measured with the weights
 at the end. A finished seed is not run again, one that was stopped resumes.
@@ -86,7 +86,7 @@ def sources(data: Path, out: Path, settings: Settings, *, train: bool) -> tuple[
 
 
 def run_config(data: Path, out: Path, seed: int, settings: Settings) -> RunConfig:
-    """One seed as a training run: what `openblip finetune vqa` takes for small models, and the settings."""
+    """One seed as a training run: what `openblip train small-vqa` takes for small models, and the settings."""
     recipe = small_vqa(("easyvqa.jsonl",), model=settings.start, steps=settings.steps)
     return replace(
         recipe,

@@ -33,7 +33,7 @@ from openblip.tasks.config import RunConfig
 from openblip.tasks.families.family import Family
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import Answer, Caption, captions_of
-from openblip.tasks.vocabulary import tokenizer_from_scratch
+from openblip.tasks.vocabulary import tokenizer_from_scratch, tokenizer_of_start
 
 __all__ = ["BLIP", "BlipAdapter", "NlvrAdapter", "VqaAdapter"]
 
@@ -78,9 +78,10 @@ class BlipAdapter(_Embeds):
 
     @property
     def can(self) -> frozenset[str]:
-        """As `Adapter.can`."""
+        """Matching with the encoder, captions with the decoder, heat maps of either."""
         reads = {"match", "embed"} if self.model.text_encoder is not None else set()
-        return frozenset(reads | ({"caption", "likelihood"} if self.model.text_decoder is not None else set()))
+        writes = {"caption", "likelihood"} if self.model.text_decoder is not None else set()
+        return frozenset({"explain"} | reads | writes)
 
     def match(self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory) -> Tensor:
         """As `Matches.match`."""
@@ -138,7 +139,7 @@ class VqaAdapter(_BlipBase):
 
     @property
     def can(self) -> frozenset[str]:
-        """As `Adapter.can`."""
+        """Answers, and nothing else: a VQA model has no captioning or matching head."""
         return frozenset({"answer"})
 
     @torch.no_grad()
@@ -218,7 +219,7 @@ class NlvrAdapter(_BlipBase):
 
     @property
     def can(self) -> frozenset[str]:
-        """As `Adapter.can`."""
+        """Judgements, and nothing else: both cross-attentions of a layer read images of a pair."""
         return frozenset({"judge"})
 
     @torch.no_grad()
@@ -234,7 +235,7 @@ class DualAdapter(_Embeds):
 
     @property
     def can(self) -> frozenset[str]:
-        """As `Adapter.can`."""
+        """Embeddings, and nothing else: no layer reads image and text together."""
         return frozenset({"embed"})
 
 
@@ -296,8 +297,7 @@ _ON_BLIP: dict[str, tuple[type, type[Adapter], Callable[[BlipConfig], Any]]] = {
 
 
 def _stored(config: RunConfig) -> StoredModel:
-    named = None if config.tokenizer in ("", "train") else config.tokenizer
-    return open_model(config.model, tokenizer=named, image_size=config.image_size)
+    return open_model(config.model, tokenizer=tokenizer_of_start(config), image_size=config.image_size)
 
 
 def _from_scratch(

@@ -35,7 +35,7 @@ from openblip.tasks.config import RunConfig
 from openblip.tasks.families.family import Family
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import Answer, Caption, captions_of
-from openblip.tasks.vocabulary import tokenizer_from_scratch
+from openblip.tasks.vocabulary import tokenizer_from_scratch, tokenizer_of_start
 
 __all__ = ["BLIP2", "PROMPT", "QUESTIONS", "Asked", "Blip2Adapter", "open_blip2"]
 
@@ -65,7 +65,8 @@ class Blip2Adapter(Adapter):
 
     @property
     def can(self) -> frozenset[str]:
-        """As `Adapter.can`."""
+        """Query features; matching with stage 1's heads; captions with a language model or ITG's head; answers and
+        likelihoods with a language model."""
         able = {"features"}
         if self.model.config.matches:
             able |= {"match", "embed"}
@@ -293,8 +294,9 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     Raises:
         UserError: a part is not to be had, or the starting model is of another kind.
     """
-    named = None if config.tokenizer in ("", "train") else config.tokenizer
-    stored = open_blip2(config.model, named) if config.model else None
+    stored = open_blip2(config.model, tokenizer_of_start(config)) if config.model else None
+    if stored is not None:
+        _refuse_other_parts(stored.model.config, config)
     if config.task in ("pretraining", "retrieval"):
         made = _from_scratch(config, sources, out) if stored is None else _with_heads(stored, config.model)
     elif stored is not None and stored.model.language is not None:
@@ -309,6 +311,23 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     if config.unfreeze_vision:
         _unfreeze(made.model)
     return made
+
+
+def _refuse_other_parts(own: Blip2Config, config: RunConfig) -> None:
+    """A starting model keeps its frozen parts; another one that is named would not be trained with."""
+    for name, kept, wanted in (("vision", own.vision, config.vision), ("language", own.language, config.language)):
+        if kept is None or wanted.source in (kept.source, type(wanted)().source):
+            continue
+        # One written into the model's folder says nothing of where it came from; a folder has several spellings.
+        if kept.source != "own" and "./" not in kept.source and not _same_folder(wanted.source, kept.source):
+            raise UserError(
+                f"{config.model} has its {name} part {kept.source} and keeps it; leave {wanted.source} out"
+            )
+
+
+def _same_folder(one: str, other: str) -> bool:
+    places = [Path(source.rpartition(":")[2]) for source in (one, other)]
+    return all(place.exists() for place in places) and places[0].samefile(places[1])
 
 
 def open_blip2(source: Path | str, tokenizer: str | None = None) -> Blip2Adapter:
