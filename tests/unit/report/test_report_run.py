@@ -111,7 +111,7 @@ def test_skipped_samples_and_odd_files_are_shown(tmp_path: Path) -> None:
     (folder / "skipped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in broken) + '{"key"')
     (folder / "config.json").write_text("{ not json")
     (folder / "versions.json").write_text(
-        json.dumps({"versions": {"torch": "2"}, "command": ["openblip", "pretrain"]})
+        json.dumps({"versions": {"torch": "2"}, "command": ["openblip", "train"]})
     )
     (folder / "log.txt").write_text("began\n")
     report = run_report(folder)
