@@ -124,7 +124,7 @@ def measure(model: Path, out: Path) -> dict[str, float]:
         found, records = evaluate_statements(adapter.need("judge"), batches)
         metrics["sentences"] = float(len(records))
         metrics |= {f"{name}{suffix}": value for name, value in found.items()}
-        metrics[f"judged true{suffix}"] = sum(record["prediction"] for record in records) / len(records)
+        metrics[f"judged true{suffix}"] = sum(bool(record["prediction"]) for record in records) / len(records)
     return {**metrics, "measuring_seconds": round(time.perf_counter() - began, 1)}
 
 

@@ -12,7 +12,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -113,7 +113,7 @@ class _Writer:
         self._random = Random(0)
         self._labels: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
 
-    def statements(self, images: list[str], boxes: list[Box]) -> list[dict[str, Any]]:
+    def statements(self, images: list[str], boxes: Sequence[Box]) -> list[dict[str, Any]]:
         """Each sentence is used about as often true as false, so that its words alone say nothing."""
         scene, rows = Scene(self._random, boxes), []
         for _ in range(_TRIES):
@@ -125,7 +125,7 @@ class _Writer:
                     break
         return rows
 
-    def captions(self, images: list[str], boxes: list[Box]) -> list[dict[str, Any]]:
+    def captions(self, images: list[str], boxes: Sequence[Box]) -> list[dict[str, Any]]:
         rows = []
         for image, shown in zip(images, (boxes[:2], boxes[2:]), strict=True):
             scene, texts = Scene(self._random, shown), [describe(shown)] * _LISTS
