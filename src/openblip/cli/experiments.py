@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["experiments"]
 
-Name = Literal["capfilt", "blip2", "compare", "pointing", "openstax", "openstax-web", "openstax-filter", "easyvqa"]
+Name = Literal[
+    "capfilt",
+    "blip2",
+    "compare",
+    "pointing",
+    "openstax",
+    "openstax-web",
+    "openstax-filter",
+    "easyvqa",
+    "nlvr",
+]
 
 
 def experiments(
@@ -38,7 +48,7 @@ def experiments(
         name: capfilt: noisy pairs, captioner, filter, both; nucleus against beam; tuned apart against tied. blip2:
             with and without stage 1, its objectives, queries, both kinds of language model, zero-shot answers.
             compare: BLIP beside BLIP-2 on the same images, with the models of blip2. pointing: Grad-CAM maps.
-            openstax, openstax-web, openstax-filter, easyvqa: real data (docs/real-data.md, docs/vqa.md).
+            openstax, openstax-web, openstax-filter, easyvqa, nlvr: real data (docs/real-data.md, docs/vqa.md).
         out: folder of the experiment; left out, its own in runs/experiments. The same command resumes in it.
         seeds: how often everything is repeated.
         quick: the smallest form, to see that it runs; it shows nothing.

@@ -12,7 +12,7 @@ from openblip.experiments import blip2, capfilt, compare, pointing
 from openblip.experiments.blip2_page import blip2_page
 from openblip.experiments.compare_page import compare_page
 from openblip.experiments.page import capfilt_page
-from openblip.experiments.real import easyvqa, experiment, openstax, openstax_filter
+from openblip.experiments.real import easyvqa, experiment, nlvr, openstax, openstax_filter
 from openblip.report.content import Report
 
 __all__ = ["EXPERIMENTS", "Experiment"]
@@ -94,4 +94,5 @@ EXPERIMENTS: dict[str, Experiment] = {
         quick=easyvqa.QUICK,
         folder="easyvqa",
     ),
+    "nlvr": _real("nlvr", nlvr, data="nlvr", settings=nlvr.SETTINGS["nlvr"], quick=nlvr.QUICK, folder="nlvr"),
 }

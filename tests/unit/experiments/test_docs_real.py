@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import RESULTS
+from openblip.experiments.real.nlvr import SETTINGS as NLVR
 from openblip.experiments.real.openstax import SETTINGS, STAGES
 from openblip.experiments.real.openstax_filter import KINDS
 from openblip.experiments.real.openstax_filter import SETTINGS as FILTER
@@ -81,3 +82,17 @@ def test_the_filters_figures_are_those_measured() -> None:
     assert {name for name, _ in rows} >= {f"kept_{kind}_half" for kind in KINDS}
     for measure, told in rows:
         assert told == cell(result["test"][measure]), measure
+
+
+def test_nlvrs_figures_are_those_measured() -> None:
+    section = SECTIONS["nlvr"]
+    result = stored(section)
+    assert result["name"] == "nlvr"
+    assert result["command"] in section
+    assert result["settings"] == json.loads(json.dumps(dataclasses.asdict(NLVR["nlvr"])))
+    assert all(len(stage["steps"]) == result["seeds"] for stage in result["stages"].values())
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|$", section, flags=re.MULTILINE)
+    assert {name for name, _ in rows} >= {"accuracy", "standard_error", "consistency", "accuracy, another image"}
+    for measure, told in rows:
+        assert told == ", ".join(f"{value:.4f}" for value in result["test"][measure]["seeds"]), measure
+    assert f"Always true is right in {result['guessing']['always true']:.2%}" in " ".join(section.split())
