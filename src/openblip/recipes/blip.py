@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from openblip.core.config import read_table
 from openblip.data.sources.base import SourceConfig
@@ -17,7 +18,7 @@ from openblip.data.transforms import ImageTransformConfig
 from openblip.generation.types import DecodeConfig
 from openblip.objectives.pretraining import ObjectiveConfig
 from openblip.tasks.answering import MAX_LENGTH
-from openblip.tasks.config import RunConfig, as_sources
+from openblip.tasks.config import RunConfig, TaskName, as_sources
 from openblip.training.config import TrainConfig
 
 __all__ = [
@@ -62,31 +63,62 @@ def blip_pretrain(data: tuple[str, ...], *, model: str = "base", validation: tup
     )
 
 
+def _finetune(
+    task: TaskName,
+    sources: tuple[SourceConfig, ...],
+    model: str,
+    validation: tuple[str, ...],
+    *,
+    pixels: int,
+    epochs: int,
+    learning_rate: float,
+    monitor: str,
+    **more: Any,
+) -> RunConfig:
+    """What the fine-tunings share: crops of at least half the area, no warm-up, a cosine in whole epochs.
+
+    Args:
+        pixels: of the images; small models keep their own resolution.
+        monitor: metric that decides which model is the best, where there is data to evaluate on.
+    """
+    return RunConfig(
+        task=task,
+        sources=sources,
+        validation=as_sources(validation),
+        model=model,
+        image_size=None if is_small(model) else pixels,
+        transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
+        num_workers=4,
+        train=TrainConfig(
+            epochs=epochs,
+            learning_rate=learning_rate,
+            min_learning_rate=0.0,
+            warmup_steps=0,
+            schedule="cosine-epoch",
+            monitor=monitor if validation else None,
+        ),
+        **more,
+    )
+
+
 def caption_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
     """Fine-tune a captioner: LM alone, 384 px, prompt "a picture of ", 5 epochs at 1e-5, global batch 256.
 
     Small models keep their own resolution.
     """
-    return RunConfig(
-        sources=one_text_each(data),
-        validation=as_sources(validation),
-        task="captioning",
-        model=model,
-        image_size=None if is_small(model) else 384,
-        transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
+    return _finetune(
+        "captioning",
+        one_text_each(data),
+        model,
+        validation,
+        pixels=384,
+        epochs=5,
+        learning_rate=1e-5,
+        monitor="CIDEr",
         batch_size=32,
-        num_workers=4,
         max_length=40,
         prompt=CAPTION_PROMPT,
         objective=ObjectiveConfig(objectives=("lm",)),
-        train=TrainConfig(
-            epochs=5,
-            learning_rate=1e-5,
-            min_learning_rate=0.0,
-            warmup_steps=0,
-            schedule="cosine-epoch",
-            monitor="CIDEr" if validation else None,
-        ),
         decode=DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=20),
     )
 
@@ -96,25 +128,18 @@ def retrieval_finetune(data: tuple[str, ...], *, model: str, validation: tuple[s
 
     Small models keep their own resolution; for a trained ViT-L set train.learning_rate=5e-6.
     """
-    return RunConfig(
-        sources=one_text_each(data),
-        validation=as_sources(validation),
-        task="retrieval",
-        model=model,
-        image_size=None if is_small(model) else 384,
-        transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
+    return _finetune(
+        "retrieval",
+        one_text_each(data),
+        model,
+        validation,
+        pixels=384,
+        epochs=6,
+        learning_rate=5e-6 if model == "large" else 1e-5,
+        monitor="t2i_recall_itm@1",
         batch_size=32,
-        num_workers=4,
         max_length=35,
         objective=ObjectiveConfig(objectives=("itc", "itm"), use_image_ids=True),
-        train=TrainConfig(
-            epochs=6,
-            learning_rate=5e-6 if model == "large" else 1e-5,
-            min_learning_rate=0.0,
-            warmup_steps=0,
-            schedule="cosine-epoch",
-            monitor="t2i_recall_itm@1" if validation else None,
-        ),
         rerank_k=128,
     )
 
@@ -125,24 +150,17 @@ def vqa_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str, ..
     A batch holds images, each with all its questions; "PATH?pairs=true" makes every question a sample of its
     own, as in the paper. `small_vqa` has the settings of small models, which keep their own resolution here too.
     """
-    return RunConfig(
-        task="answering",
-        sources=as_sources(data),
-        validation=as_sources(validation),
-        model=model,
-        image_size=None if is_small(model) else 480,
-        transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
+    return _finetune(
+        "answering",
+        as_sources(data),
+        model,
+        validation,
+        pixels=480,
+        epochs=10,
+        learning_rate=2e-5,
+        monitor="accuracy_generated",
         batch_size=16,
-        num_workers=4,
         max_length=MAX_LENGTH,
-        train=TrainConfig(
-            epochs=10,
-            learning_rate=2e-5,
-            min_learning_rate=0.0,
-            warmup_steps=0,
-            schedule="cosine-epoch",
-            monitor="accuracy_generated" if validation else None,
-        ),
         decode=ANSWERS,
     )
 
@@ -154,25 +172,18 @@ def nlvr_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str, .
     the reference each image is also cropped, flipped and changed by RandAugment; small models keep their own
     resolution here, and `small_nlvr` has their settings.
     """
-    return RunConfig(
-        task="nlvr",
-        sources=as_sources(data),
-        validation=as_sources(validation),
+    return _finetune(
+        "nlvr",
+        as_sources(data),
+        model,
+        validation,
+        pixels=384,
+        epochs=15,
+        learning_rate=3e-5,
+        monitor="accuracy",
         validation_samples=10_000,
-        model=model,
-        image_size=None if is_small(model) else 384,
-        transform=ImageTransformConfig(crop_scale=(0.5, 1.0)),
         batch_size=16,
-        num_workers=4,
         max_length=64,
-        train=TrainConfig(
-            epochs=15,
-            learning_rate=3e-5,
-            min_learning_rate=0.0,
-            warmup_steps=0,
-            schedule="cosine-epoch",
-            monitor="accuracy" if validation else None,
-        ),
     )
 
 

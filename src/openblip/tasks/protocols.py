@@ -8,6 +8,7 @@ Shapes: B images, N image tokens, Dv vision width, R rows (texts, rows of one im
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NoReturn, Protocol
 
@@ -115,9 +116,6 @@ class Generates(Encodes, Protocol):
 class Answers(Encodes, Protocol):
     """Questions are read with their images once; answers are then generated or ranked."""
 
-    ranks_cheaply: bool
-    """whether candidates are shortlisted by their first token, so that thousands can be ranked"""
-
     def ask(
         self,
         memory: ImageMemory,
@@ -151,7 +149,7 @@ class Judges(Encodes, Protocol):
         ...
 
 
-class Adapter:
+class Adapter(ABC):
     """What all adapters share: the model with its tokenizer, and what its folder says of it.
 
     Args:
@@ -166,7 +164,6 @@ class Adapter:
     """How captions are generated unless requested otherwise, as the papers do."""
     answering: DecodeConfig = DecodeConfig(num_beams=3, min_new_tokens=1, max_new_tokens=10)
     """How answers are generated unless requested otherwise, as the papers do."""
-    ranks_cheaply = True
 
     def __init__(
         self,
@@ -193,9 +190,9 @@ class Adapter:
         return "cls"
 
     @property
+    @abstractmethod
     def can(self) -> frozenset[str]:
         """What the model can do: names of `NEEDS`."""
-        raise NotImplementedError
 
     def need(self, what: str) -> Any:
         """This adapter, or one sentence that refuses.
@@ -206,7 +203,11 @@ class Adapter:
         return self if what in self.can else self.refuse(what)
 
     def refuse(self, what: str) -> NoReturn:
-        """Say in one sentence what the model is and what is needed."""
+        """Say in one sentence what the model is and what is needed.
+
+        Raises:
+            UserError: always.
+        """
         raise UserError(f"this is {describe(self.model.config)}; {NEEDS[what]}")
 
     @property
@@ -248,7 +249,12 @@ class Adapter:
         return self.model.remember(image_embeds)
 
     def extra_metrics(self, batches: Callable[[], Iterable[Any]], *, max_length: int) -> dict[str, float]:
-        """Further metrics of pre-training that this family alone has."""
+        """Further metrics of pre-training that this family alone has, by name.
+
+        Args:
+            batches: the evaluation data, from the beginning each time.
+            max_length: tokens of a text that are read.
+        """
         return {}
 
     # Texts ------------------------------------------------------------------------------------------------
@@ -267,6 +273,9 @@ class Adapter:
 
         Args:
             wordless: accept texts without a word.
+
+        Raises:
+            UserError: names the text and what is wrong with it.
         """
         limit, unknown = self.max_positions, self.tokenizer.unk_id
         for text in texts:
@@ -283,16 +292,28 @@ class Adapter:
                 )
 
     def check_captions(self, texts: Iterable[str]) -> None:
-        """Refuse captions to score that the model cannot read."""
+        """Refuse captions to score that the model cannot read.
+
+        Raises:
+            UserError: names the caption.
+        """
         self.check_texts(texts, wordless=True)
 
     def check_questions(self, questions: Iterable[str], candidates: Sequence[str] = ()) -> None:
-        """Refuse questions, and answers to choose from, that the model cannot read."""
+        """Refuse questions, and answers to choose from, that the model cannot read.
+
+        Raises:
+            UserError: names the text.
+        """
         self.check_texts(questions)
         self.check_texts(candidates, wordless=True)
 
     def check_prompt(self, prompts: Iterable[str]) -> None:
-        """Refuse prompts that the tokenizer does not know."""
+        """Refuse prompts that the tokenizer does not know.
+
+        Raises:
+            UserError: names the prompt.
+        """
         unknown = self.tokenizer.unk_id
         for text in set(prompts):
             pieces = self.tokenizer.encode([text], end=False).input_ids[0, 1:]

@@ -29,7 +29,11 @@ TASKS: dict[TaskName, Task] = {
 
 
 def adapt(stored: StoredModel) -> Adapter:
-    """The adapter of a model as it was opened (`StoredModel`)."""
+    """The adapter of a model as it was opened.
+
+    Raises:
+        UserError: no family has models of its class.
+    """
     for family in FAMILIES.values():
         if (adapter := family.adapters.get(type(stored.model))) is not None:
             return adapter(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
@@ -24,7 +25,7 @@ __all__ = ["PairBatch", "PreparedBatch", "Training", "TrainingStep", "depth_of_l
 
 
 @dataclass(frozen=True)
-class PreparedBatch:
+class PreparedBatch(ABC):
     """Tensors of B samples for one forward pass, and how much of what the loss is a mean over it holds."""
 
     images: Tensor
@@ -44,9 +45,9 @@ class PreparedBatch:
         return len(self.images)
 
     @property
+    @abstractmethod
     def num_scored(self) -> int:
-        """What the loss is divided by: tokens of language modelling, or questions."""
-        raise NotImplementedError
+        """What the loss is divided by: tokens of language modelling, questions, or statements."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class PairBatch(PreparedBatch):
 _Batch = TypeVar("_Batch", bound=PreparedBatch)
 
 
-class TrainingStep(nn.Module, Generic[_Batch]):
+class TrainingStep(nn.Module, ABC, Generic[_Batch]):
     """An objective over prepared batches, as the training loop takes it.
 
     Args:
@@ -122,9 +123,9 @@ class TrainingStep(nn.Module, Generic[_Batch]):
         """Depth of each parameter for layer-wise decay, see `depth_of_layers`."""
         return depth_of_layers(self, *self.model.depths)
 
+    @abstractmethod
     def forward(self, batch: _Batch) -> dict[str, Tensor]:
-        """Losses of a batch by name."""
-        raise NotImplementedError
+        """Losses of a batch by name, scalars; "loss" is minimised."""
 
 
 @dataclass(frozen=True)

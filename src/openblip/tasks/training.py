@@ -119,6 +119,9 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
 
     Args:
         out: the run's folder, where a tokenizer that is learned is kept.
+
+    Raises:
+        UserError: the family has no such task, or model or data cannot be had.
     """
     task, family = TASKS[config.task], FAMILIES[config.family]
     if config.family not in task.train:

@@ -62,6 +62,9 @@ def tokenizer_from_scratch(
     Args:
         out: the run's folder, where a tokenizer that is learned is kept.
         default: a hub name, or "train" to learn one from the texts.
+
+    Raises:
+        UserError: it cannot be had, or one is to be learned for a BERT that has its own.
     """
     name = config.tokenizer or config.text_pretrained or default
     if name != "train":

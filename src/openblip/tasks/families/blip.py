@@ -244,6 +244,9 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
 
     Args:
         out: the run's folder, where a tokenizer that is learned is kept.
+
+    Raises:
+        UserError: the model or a tokenizer cannot be had, or the starting model is of another kind.
     """
     if config.task in _ON_BLIP:
         return _build_on_blip(config, sources, out)

@@ -60,7 +60,6 @@ class Blip2Adapter(Adapter):
     family = "blip2"
     captioning = DecodeConfig(num_beams=5, max_new_tokens=30)
     answering = DecodeConfig(num_beams=5, max_new_tokens=10, length_penalty=0.0)
-    ranks_cheaply = False
     model: Blip2
 
     @property
