@@ -156,21 +156,23 @@ def make_plan(minutes: float, timed: Calibration, *, seed: int = 0) -> DemoPlan:
         human_images=_between(images - web - simple, 1000, 16_000),
         simple_images=simple,
         test_images=_between(int(seconds["measure"] / (writing * MEASURED)), 50, 200),
-        pretrain_steps=_steps(seconds["pretrain"], step),
-        captioner_steps=_steps(seconds["captioner"], step * 0.55),
-        matcher_steps=_steps(seconds["matcher"], step * 0.7),
+        pretrain_steps=_steps(seconds["pretrain"], step * STEP_COST["pretrain"]),
+        captioner_steps=_steps(seconds["captioner"], step * STEP_COST["captioner"]),
+        matcher_steps=_steps(seconds["matcher"], step * STEP_COST["matcher"]),
         capfilt_images=_between(int(seconds["capfilt"] / (writing * CLEANED)), 250, web),
-        again_steps=_steps(seconds["again"] / 2, step * 0.55),
+        again_steps=_steps(seconds["again"] / 2, step * STEP_COST["captioner"]),
         documents=_between(int(8000 * seconds["language"] / 45), 1000, 8000),
         language_steps=(_steps(seconds["language"] / 2, small), _steps(seconds["language"] / 2, small)),
         blip2_images=_between(int(6000 * seconds["stage1"] / 60), 1000, 6000),
-        stage1_steps=_steps(seconds["stage1"], small * 1.5),
-        stage2_steps=_steps(seconds["stage2"] / 2, small),
+        stage1_steps=_steps(seconds["stage1"], step * STEP_COST["stage1"]),
+        stage2_steps=_steps(seconds["stage2"] / 2, step * STEP_COST["stage2"]),
         seed=seed,
         seconds={stage: round(value, 1) for stage, value in seconds.items()},
     )
 
 
+STEP_COST = {"pretrain": 1.2, "captioner": 0.75, "matcher": 1.0, "stage1": 2.0, "stage2": 0.6}
+"""calibrated steps that a stage's step costs, its evaluations included; from the demos in benchmarks/results"""
 MEASURED, CLEANED = 16.0, 6.0
 """how many times a greedy caption an image costs that is measured in all ways, and one that CapFilt cleans"""
 

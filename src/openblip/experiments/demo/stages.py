@@ -94,7 +94,7 @@ def run_demo(
         earlier = [other for other in list(STAGES)[: number - 1] if not (out / "stages" / f"{other}.json").exists()]
         if earlier:
             raise UserError(f'stage "{name}" needs "{earlier[0]}" first; run: openblip demo --out {out}')
-        console.print(f"[bold]{number}/{len(STAGES)} {name}[/] {(stage.__doc__ or '').partition(chr(10))[0]}")
+        console.print(f"[bold]{number}/{len(STAGES)} {name}[/]: {(stage.__doc__ or '').partition(chr(10))[0]}")
         once(marker, partial(_timed, stage, out, plan, time_for(out, plan, name)), again=True)
     target = out / "report.html"
     console.print(
