@@ -1,0 +1,135 @@
+"""Flickr8k and the pretrained parts: where they lie, what is trained on, what is measured on.
+
+The folder of the real data holds `flickr8k/` (images/, train.jsonl of 6,000 and val.jsonl of 1,000 photographs with
+five captions each) and `parts/` (folders of transformers: a vision tower that never saw words, a BERT, and a decoder
+that never saw images). Both are read from disk and are no part of the project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from openblip.checkpoints.blip2_parts import as_tower, open_tower
+from openblip.core.errors import UserError
+from openblip.data.measured import Measured
+from openblip.data.sample import Batch
+from openblip.data.sources.base import SourceConfig
+from openblip.data.sources.open import open_source
+from openblip.data.stream import Loader
+from openblip.models.tower import TowerConfig
+from openblip.tasks.evaluation import FirstSamples
+from openblip.tasks.features import FeatureCache, NoPixels, cache_features, fingerprint_of
+from openblip.tasks.protocols import Adapter
+
+__all__ = ["Flickr8k", "Places", "unseen"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flickr8k:
+    """Everything the experiments on Flickr8k depend on but the data and the seed."""
+
+    vision: str = "dinov2-small"
+    """folder in `parts`; also `text` and `language`"""
+    text: str = "minilm-l6"
+    language: str = "gemma-3-270m"
+    dtype: str = "auto"
+    """of the frozen parts"""
+    crops: int = 1
+    """views of each training image in the feature cache: 1 is the whole image alone"""
+    max_length: int = 24
+    """tokens of a caption in training"""
+    train_images: int = 6000
+    test_images: int = 1000
+    """of `val`, on which everything is measured"""
+
+    queries: int = 32
+    embed_dim: int = 256
+    batch_size: int = 64
+    stage1_steps: int = 600
+    stage1_rate: float = 3e-4
+    rerank_k: int = 10
+    """candidates of each query that ITM reads"""
+
+    variant_steps: int = 200
+    """of each variant of stage 1, and of the whole one beside them"""
+    variant_images: int = 300
+    """of `val`, on which the variants are measured"""
+
+    stage2_steps: int = 300
+    stage2_batch: int = 32
+    stage2_rate: float = 5e-4
+    looks: int = 5
+    """evaluations of stage 2 while it learns"""
+    look_images: int = 100
+
+    blip_steps: int = 200
+    blip_batch: int = 32
+    blip_rate: float = 1e-4
+    captioner_steps: int = 60
+
+    questions: int = 120
+    """at most of each kind"""
+    gain_steps: int = 60
+    """on openstax's texts as they are and as CapFilt leaves them"""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Data and parts on disk, and the folder of the experiment."""
+
+    data: Path
+    out: Path
+    config: Flickr8k
+
+    def part(self, name: str) -> Path:
+        """The folder of a pretrained part.
+
+        Raises:
+            UserError: it is not there.
+        """
+        folder = self.data.parent / "parts" / name
+        if not (folder / "config.json").is_file():
+            raise UserError(f"there is no pretrained part {folder}; docs/real-data.md says how the parts are made")
+        return folder.resolve()
+
+    @property
+    def tower(self) -> TowerConfig:
+        """The frozen vision tower, all its blocks."""
+        like = TowerConfig(dtype=self.config.dtype)  # type: ignore[arg-type]
+        return as_tower(f"hf:{self.part(self.config.vision)}@0", like)
+
+    def source(self, split: str) -> SourceConfig:
+        """Photographs of a split with all their captions."""
+        return SourceConfig(
+            path=str((self.data / f"{split}.jsonl").resolve()),
+            name="flickr8k",
+            text_column="captions",
+            id_column="image_id",
+        )
+
+    def features(self, split: str) -> Path:
+        """What the tower sees of a split, computed once for all seeds; an image of `val` is seen whole."""
+        folder = self.out / f"features-{split}"
+        count = self.config.train_images if split == "train" else self.config.test_images
+        source = FirstSamples(open_source(self.source(split)), count)
+        for _ in cache_features([source], open_tower(self.tower), folder, batch_size=32):
+            pass
+        return folder
+
+
+def unseen(places: Places, adapter: Adapter, *, samples: int) -> Iterator[Batch]:
+    """The first photographs of `val` with all their captions; `images` are features [B, N, Dv] of the tower.
+
+    A BLIP-2 model takes these in place of pixels.
+    """
+    cache = FeatureCache.open([places.features("val")], fingerprint_of(adapter.model.vision))
+    source = cache.source(FirstSamples(open_source(places.source("val")), samples))
+    loader = Loader(
+        [source], NoPixels(), 50, shuffle=False, drop_last=False, text_mode="all", clean="simplify", max_words=None,
+        leave_out=True, skip_log=Measured(),
+    )  # fmt: skip
+    for batch in loader:
+        yield replace(batch, images=cache.read(batch.meta))
+    loader.close()
