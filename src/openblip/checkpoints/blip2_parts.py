@@ -44,7 +44,7 @@ def open_tower(config: TowerConfig, *, base: Path | None = None, pretrained: boo
     found = replace(config, source=f"{config.kind}:{_place(config.name, base)}") if config.own is None else config
     vision = _vision_of(found.name) if config.kind == "openblip" else None
     tower = make_tower(found, pretrained=pretrained, blip_vision=vision)
-    tower.config = config
+    tower.config = replace(tower.config, source=config.source)
     return tower
 
 
@@ -153,15 +153,17 @@ def _frozen(part: nn.Module) -> list[tuple[str, Any]]:
 def as_tower(source: str, like: TowerConfig | None = None) -> TowerConfig:
     """A configuration of the tower `source`, with the dtype and image size of `like`.
 
-    A source may say how many blocks to leave out: "timm:NAME@1". Without it a tower of timm or transformers is read
-    before its last block, as the paper does, and one of our own models after it.
+    A source may say how many blocks to leave out: "timm:NAME@1".
     """
     name, at, count = source.rpartition("@")
-    if not at or not count.isdigit():
-        name, count = source, "0" if source.startswith("openblip:") else "1"
+    named = bool(at) and count.isdigit()
     like = like or TowerConfig()
     return TowerConfig(
-        source=name, drop_layers=int(count), image_size=like.image_size, dtype=like.dtype, trained=like.trained
+        source=name if named else source,
+        drop_layers=int(count) if named else None,
+        image_size=like.image_size,
+        dtype=like.dtype,
+        trained=like.trained,
     )
 
 

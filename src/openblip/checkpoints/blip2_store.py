@@ -38,6 +38,7 @@ from openblip.core.errors import UserError
 from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig
+from openblip.models.tower_hf import TransformersEncoder, write_description
 from openblip.models.vision import VisionEncoder
 
 __all__ = ["facts", "open_found", "original_entries", "pack", "sizes", "take_part", "write_transformers"]
@@ -101,8 +102,7 @@ def pack(stored: StoredModel, folder: Path, *, whole: bool) -> Packed:
     config, frozen = model.config, model.frozen_parameter_names()
     if whole or config.vision.kind == "own":
         config = replace(config, vision=_whole_vision(model, folder))
-        if config.vision.kind != "hf":
-            frozen = {name for name in frozen if not name.startswith("vision.")}
+        frozen = {name for name in frozen if not name.startswith("vision.")}
     if whole and model.language is not None:
         assert stored.language_tokenizer is not None
         if model.language.config.quantize != "none":
@@ -126,11 +126,11 @@ def _is_trained(model: Blip2, name: str) -> bool:
 
 
 def _whole_vision(model: Blip2, target: Path) -> TowerConfig:
-    """A configuration by which the tower is built from the folder alone."""
+    """A configuration by which the tower is built from the folder alone; its weights are in the model's file."""
     config, encoder = model.config.vision, model.vision.encoder
-    if config.kind == "hf":
-        hf: Any = encoder.model
-        hf.save_pretrained(target / "vision")
+    if isinstance(encoder, TransformersEncoder):
+        tower = model.vision
+        write_description(target / "vision", encoder, pixels=tower.pixels, mean=tower.mean, std=tower.std)
         return replace(config, source="hf:./vision")
     if isinstance(encoder, VisionEncoder):
         depth = len(encoder.vit.blocks)

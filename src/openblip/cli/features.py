@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from openblip.cli.arguments import Data, Device, Folder, need
+from openblip.cli.arguments import Data, Device, Folder, Pixels, need
 from openblip.cli.train import WHAT_DATA
 from openblip.core.errors import UserError
 
@@ -23,6 +23,7 @@ def cache_features(
     out: Folder,
     vision: Tower = None,
     model: Start = None,
+    image_size: Pixels = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
     batch_size: int = 32,
     num_workers: int = 1,
@@ -35,6 +36,7 @@ def cache_features(
         out: folder of the features; what is there already is not computed again.
         vision: the frozen tower, as for train.
         model: a BLIP-2 model whose tower to take instead.
+        image_size: side of the images that the tower reads, as for train.
         dtype: that the tower computes in, as it must in training; auto is bfloat16 where that is native.
         batch_size: images at a time.
         num_workers: processes that decode images; 0 decodes in a thread.
@@ -52,10 +54,14 @@ def cache_features(
     if (vision is None) == (model is None):
         raise UserError("name the tower with --vision, or a BLIP-2 model that has it with --model")
     if model is not None:
+        if image_size is not None:
+            raise UserError(
+                "the tower of --model reads images of the size it was trained with; leave --image-size out"
+            )
         tower = open_blip2(model).model.vision
     else:
         assert vision is not None
-        tower = open_tower(replace(as_tower(vision), dtype=dtype))
+        tower = open_tower(replace(as_tower(vision), dtype=dtype, image_size=image_size))
     sources = [open_source(spec) for spec in data]
     progress = features.cache_features(
         sources, tower, out, batch_size=batch_size, num_workers=num_workers, device=choose_device(device)

@@ -295,7 +295,7 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     """
     stored = open_blip2(config.model, tokenizer_of_start(config)) if config.model else None
     if stored is not None:
-        _refuse_other_parts(stored.model.config, config)
+        _refuse_other_parts(stored.model, config)
     if config.task in ("pretraining", "retrieval"):
         made = _from_scratch(config, sources, out) if stored is None else _with_heads(stored, config.model)
     elif stored is not None and stored.model.language is not None:
@@ -312,8 +312,12 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     return made
 
 
-def _refuse_other_parts(own: Blip2Config, config: RunConfig) -> None:
+def _refuse_other_parts(model: Blip2, config: RunConfig) -> None:
     """A starting model keeps its frozen parts; another one that is named would not be trained with."""
+    own, size = model.config, config.vision.image_size
+    if size is not None and model.vision.pixels != (size, size):
+        kept = " x ".join(map(str, model.vision.pixels))
+        raise UserError(f"the vision tower of {config.model} reads images of {kept} pixels; leave image_size out")
     for name, kept, wanted in (("vision", own.vision, config.vision), ("language", own.language, config.language)):
         if kept is None or wanted.source in (kept.source, type(wanted)().source):
             continue
