@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from job_commands import ENVIRONMENT, CommandServer, Done, Running
 from job_world import NANO, SMALL, TRAIN, World
 
 from openblip.core.interrupt import AGAIN, RESUME
+from openblip.tasks.feature_files import ShardHead, open_shard, shard_files
 
 pytestmark = pytest.mark.slow
 
@@ -231,12 +233,18 @@ def test_cache_features(
     running.await_file(tmp_path / "features" / "cache.json")
     time.sleep(0.5)
     done = stop(running, signum, code, AGAIN)
-    assert " of 48 images; their features are in " in done.err
-    assert files(tmp_path / "features", ".safetensors")
-    openblip(*command)
-    assert files(tmp_path / "features", ".safetensors", ".json") == files(
-        tmp_path / "whole", ".safetensors", ".json"
-    )
+    kept = re.search(r"stopped after (\d+) of 48 images; their features are in ", done.err)
+    assert kept is not None, done.err
+    assert features_in(tmp_path / "features").keys() < features_in(tmp_path / "whole").keys()
+    assert f"({kept[1]} done before)" in openblip(*command).err
+    assert features_in(tmp_path / "features") == features_in(tmp_path / "whole")
+    assert files(tmp_path / "features", ".json") == files(tmp_path / "whole", ".json")
+
+
+def features_in(folder: Path) -> dict[str, bytes]:
+    """Of each image, whatever shards hold them."""
+    shards = [(ShardHead.read(file).keys, open_shard(file)) for file in shard_files(folder)]
+    return {key: rows[n, 0].numpy().tobytes() for keys, rows in shards for n, key in enumerate(keys)}
 
 
 def test_bootstrap(openblip: CommandServer, world: World, tmp_path: Path) -> None:

@@ -25,7 +25,13 @@ def cache_features(
     model: Start = None,
     image_size: Pixels = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
+    store: Literal["computed", "float16", "bfloat16", "int8"] = "computed",
+    crops: int = 1,
+    crop_scale: tuple[float, float] = (0.5, 1.0),
+    flip: bool = True,
+    seed: int = 0,
     batch_size: int = 32,
+    shard_mb: float = 64.0,
     num_workers: int = 1,
     device: Device = "auto",
 ) -> None:
@@ -38,17 +44,24 @@ def cache_features(
         model: a BLIP-2 model whose tower to take instead.
         image_size: side of the images that the tower reads, as for train.
         dtype: that the tower computes in, as it must in training; auto is bfloat16 where that is native.
-        batch_size: images at a time.
+        store: the dtype on disk; its error is measured and reported at the end.
+        crops: of each image, the whole image first; training draws one of them for each sample.
+        crop_scale: range of a random crop's share of the area.
+        flip: mirror half of the random crops; not where captions speak of left and right.
+        seed: of the random crops, which depend on it and on an image's name alone.
+        batch_size: images or crops at a time.
+        shard_mb: size of a file in MB; kill -9 loses the one that is being written, other signals nothing.
         num_workers: processes that decode images; 0 decodes in a thread.
     """
     import sys
     from dataclasses import replace
 
     from openblip.checkpoints.blip2_parts import as_tower, open_tower
+    from openblip.cli.progress import showing
     from openblip.core.runtime import choose_device
     from openblip.data.sources.open import open_source
-    from openblip.tasks import features
     from openblip.tasks.families.blip2 import open_blip2
+    from openblip.tasks.features import Crops, FeatureJob
 
     need(data, WHAT_DATA)
     if (vision is None) == (model is None):
@@ -62,13 +75,30 @@ def cache_features(
     else:
         assert vision is not None
         tower = open_tower(replace(as_tower(vision), dtype=dtype, image_size=image_size))
-    sources = [open_source(spec) for spec in data]
-    progress = features.cache_features(
-        sources, tower, out, batch_size=batch_size, num_workers=num_workers, device=choose_device(device)
+    job = FeatureJob(
+        [open_source(spec) for spec in data],
+        tower,
+        out,
+        store=None if store == "computed" else store,
+        crops=Crops(count=crops, scale=crop_scale, flip=flip, seed=seed),
+        batch_size=batch_size,
+        shard_mb=shard_mb,
+        num_workers=num_workers,
+        device=choose_device(device),
     )
-    for done, total in progress:
-        print(f"openblip: {done} of {total} images", file=sys.stderr)
-    if left_out := sum(map(len, sources)) - features.count_features(out):
+    height, width = tower.pixels
+    _, tokens, channels = job.shape
+    each = f"{tokens} x {channels} values at {width} x {height} pixels" + (
+        f" in {crops} crops" if crops > 1 else ""
+    )
+    size = f"{job.size / 1e9:.3g} GB in all"
+    print(f"openblip: {job.total} images ({job.done} done before), {each}, {size}", file=sys.stderr, flush=True)
+    with showing(job.total, done=job.done) as progress:
+        found = job.run(progress)
+    if found.left_out:
         why = f"{out / 'skipped.jsonl'} says why"
-        print(f"openblip: {left_out} of them cannot be used and have no features; {why}", file=sys.stderr)
+        print(f"openblip: {found.left_out} of them cannot be used and have no features; {why}", file=sys.stderr)
+    if found.error.tokens:
+        changed = f"relative error {found.error.relative:.2%}, mean cosine similarity {found.error.cosine:.6f}"
+        print(f"Stored as {store}: {changed} between a token before and after.")
     print(f"The features are in {out}; train with --set 'features=[\"{out}\"]'")

@@ -1,7 +1,7 @@
 """Making one batch: read the samples, decode, transform, choose and clean a text; and what becomes of broken ones.
 
 This is the part of the loader that runs in worker processes. A batch depends on the request alone: every random
-choice for a sample comes from a generator made of (seed, epoch, position).
+choice for a sample comes from a generator made of (seed, epoch, position), or of (seed, key) where that is requested.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from openblip.data.images import decode_images
-from openblip.data.sample import Batch, BrokenSample, Sample, collate
+from openblip.data.sample import Batch, BrokenSample, Sample, collate, stable_id
 from openblip.data.sources.base import Source
 from openblip.data.transforms import clean_caption
 
@@ -73,11 +73,12 @@ class BatchMaker(Dataset[Reply]):
         max_pixels: int,
         max_substitutes: int,
         leave_out: bool,
+        draw_by_key: bool,
     ) -> None:
         self._sources, self._transform, self._seed = list(sources), transform, seed
         self._text_mode, self._clean, self._max_words = text_mode, clean, max_words
         self._max_pixels, self._max_substitutes = max_pixels, max_substitutes
-        self._leave_out = leave_out
+        self._leave_out, self._draw_by_key = leave_out, draw_by_key
         self._min_side = getattr(transform, "min_side", None)
 
     def __getitem__(self, request: Request) -> Reply:
@@ -126,6 +127,8 @@ class BatchMaker(Dataset[Reply]):
 
     def _read(self, source: Source, index: int, rng: np.random.Generator) -> tuple[Sample, Tensor, tuple[str, ...]]:
         sample = source[index]
+        if self._draw_by_key:
+            rng = np.random.default_rng([self._seed, _AUGMENT, stable_id(sample.key)])
         texts = self._choose(sample, rng)
         images = decode_images(sample, min_side=self._min_side, max_pixels=self._max_pixels)
         if len(self._sources) > 1:  # two sources that both count from 0 must not share image ids

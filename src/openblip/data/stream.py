@@ -62,6 +62,7 @@ class Loader:
         max_substitutes: how many samples in a row may be broken before the source counts as broken.
         leave_out: nothing takes the place of a broken sample, as a measure demands: its batch is smaller, or is not
             given where it would be empty, so that ranks may give unequal numbers of batches.
+        draw_by_key: the random choices for a sample depend on the seed and its key, and not on its place.
         skip_log: a file for the broken samples, one JSON line each; all ranks may share it. Or a log.
         prefetch: batches made ahead (by each worker).
 
@@ -91,6 +92,7 @@ class Loader:
         max_pixels: int = MAX_PIXELS,
         max_substitutes: int = 200,
         leave_out: bool = False,
+        draw_by_key: bool = False,
         skip_log: SkipLog | Path | str | None = None,
         prefetch: int = 2,
         pin_memory: bool = False,
@@ -124,6 +126,7 @@ class Loader:
             max_pixels=max_pixels,
             max_substitutes=max_substitutes,
             leave_out=leave_out,
+            draw_by_key=draw_by_key,
         )
         self._engine = _Workers(maker, self._requests, num_workers, prefetch, pin_memory)
         self.epoch = 0

@@ -19,7 +19,7 @@ from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
 from openblip.experiments.results import Metrics
 from openblip.tasks.config import RunConfig
-from openblip.tasks.features import NoPixels
+from openblip.tasks.feature_cache import DrawCrop
 from openblip.tasks.step import TrainingStep
 from openblip.tasks.training import set_up
 from openblip.training.optim import make_optimizer
@@ -75,7 +75,7 @@ def _measure(config: RunConfig, out: Path, repeats: int, threads: int) -> Metric
 def _set_up(config: RunConfig, out: Path) -> tuple[TrainingStep[Any], Any]:
     """The step of a run and its first batch, images resized whole."""
     adapter, sources, training = set_up(config, out)
-    transform = NoPixels() if config.features else evaluation_transform(adapter.image_size)
+    transform = DrawCrop() if config.features else evaluation_transform(adapter.image_size)
     loader = Loader(sources, transform, config.batch_size, max_words=config.max_words)
     batch = training.prepare(next(iter(loader)))
     loader.close()

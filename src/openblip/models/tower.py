@@ -119,6 +119,10 @@ class FrozenTower(nn.Module):
         """uint8 [B, 3, H, W] -> what `forward` takes, in the tower's dtype."""
         return normalize(pixels, self.dtype, mean=self.mean, std=self.std)
 
+    def describe_input(self) -> dict[str, Any]:
+        """What an image becomes before `forward`, as plain data: cached features of another input are refused."""
+        return {"pixels": list(self.pixels), "mean": list(self.mean), "std": list(self.std)}
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> tokens [B, N, D], in the tower's dtype."""
         if self.config.trained:

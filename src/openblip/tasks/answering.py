@@ -31,7 +31,7 @@ from openblip.objectives.answering import VqaObjective
 from openblip.objectives.blip2 import Blip2Stage2
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
 from openblip.tasks.config import RunConfig
-from openblip.tasks.features import FeatureCache
+from openblip.tasks.feature_cache import FeatureCache
 from openblip.tasks.protocols import Adapter, Answers
 from openblip.tasks.step import PreparedBatch, Training, TrainingStep, images_of, unless_even
 from openblip.tasks.task import Batches, Evaluation, RunData, Task

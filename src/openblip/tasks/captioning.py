@@ -16,7 +16,7 @@ from openblip.generation.types import DecodeConfig
 from openblip.metrics.caption import caption_scores
 from openblip.objectives.blip2 import Blip2Stage2, split_prefix
 from openblip.tasks.config import RunConfig
-from openblip.tasks.features import FeatureCache
+from openblip.tasks.feature_cache import FeatureCache
 from openblip.tasks.pairs import train_blip
 from openblip.tasks.protocols import Adapter, Generates
 from openblip.tasks.step import PairBatch, Training, TrainingStep, images_of

@@ -1,337 +1,364 @@
 """Features of the frozen tower on disk: computed once for every image, read in training in place of images.
 
-    cache_features([open_source("photos/")], tower, "features/")       # resumable, shard by shard
-    cache = FeatureCache.open(["features/"], fingerprint_of(tower))     # refuses those of another tower
-    cache.source(open_source("photos/"))                                # a source whose samples name their features
+    done = cache_features([open_source("photos/")], tower, "features/")     # the same call resumes
 
-A folder holds cache.json, keys-NNNNN.json and features-NNNNN.safetensors ([n, N, D], in the tower's dtype), and
-inputs.json: the fingerprint of the images of each shard. A shard whose images have changed is made anew.
+A folder holds cache.json (the tower, its input, crops and storage), skipped.jsonl, and shards of a bounded size
+(`feature_files`). Each shard says which images it is of and holds their fingerprint, so that a run that was stopped
+and images that were added or replaced are one case: what no valid shard covers is computed.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from openblip.core.errors import UserError
-from openblip.core.files import atomic_path, write_json, write_tensors
-from openblip.core.fingerprint import fingerprint
+from openblip.core.files import write_json
 from openblip.core.interrupt import Stopped, StopSignals
-from openblip.core.text import read_json
-from openblip.data.sample import BrokenSample, Sample
+from openblip.data.sample import Sample
 from openblip.data.sources.base import Source
-from openblip.data.sources.digest import Digest
 from openblip.data.stream import Loader
-from openblip.data.transforms import evaluation_transform
+from openblip.data.transforms import ImageTransform, ImageTransformConfig, evaluation_transform
 from openblip.models.tower import FrozenTower
+from openblip.tasks.feature_cache import FORMAT, describe_tower, read_description, refuse_others
+from openblip.tasks.feature_files import (
+    ShardHead,
+    ShardWriter,
+    Span,
+    StorageError,
+    Store,
+    bytes_of_image,
+    shard_files,
+    shard_path,
+)
 
-__all__ = ["FeatureCache", "NoPixels", "cache_features", "count_features", "fingerprint_of"]
+__all__ = ["SHARD_MB", "Cached", "Crops", "FeatureJob", "cache_features"]
 
-FORMAT = "openblip-features"
-_ROW = "feature_row"
-
-
-def fingerprint_of(tower: FrozenTower) -> str:
-    """Digest of the tower's weights: features of one tower mean nothing to a model over another."""
-    return fingerprint(tower.encoder.named_parameters())
+SHARD_MB = 64.0
+_PLACE = "feature_place"
 
 
-@torch.no_grad()
-def cache_features(
-    sources: Sequence[Source],
-    tower: FrozenTower,
-    folder: Path | str,
-    *,
-    batch_size: int = 32,
-    shard_size: int = 1024,
-    num_workers: int = 1,
-    device: torch.device | str = "cpu",
-) -> Iterator[tuple[int, int]]:
-    """Compute what is not there yet, or has changed; yields (images done, of how many) after each shard made.
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """Which crops of an image are cached: the whole image, then random ones that depend on the seed and its key."""
 
-    Images are resized whole, nothing random. Those that cannot be read are left out and listed in skipped.jsonl.
+    count: int = 1
+    """the whole image among them"""
+    scale: tuple[float, float] = (0.5, 1.0)
+    """range of a random crop's share of the area"""
+    flip: bool = True
+    """mirror half of the random crops; not where captions speak of left and right"""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"the crops of an image count the whole image too, and cannot be {self.count}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            low, high = self.scale
+            raise UserError(f"the share of the area of crops must rise within 0 to 1, not from {low:g} to {high:g}")
+
+    def describe(self) -> dict[str, Any]:
+        """What matters of it, as plain data."""
+        drawn = {"scale": list(self.scale), "flip": self.flip, "seed": self.seed}
+        return {"count": self.count, **(drawn if self.count > 1 else {})}
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What a folder holds after `cache_features`."""
+
+    images: int
+    """that have features"""
+    left_out: int
+    """that cannot be read and are listed in skipped.jsonl"""
+    computed: int
+    """images that were gone through this time"""
+    size: int
+    """bytes on disk"""
+    error: StorageError
+    """of storage"""
+
+
+def cache_features(sources: Sequence[Source], tower: FrozenTower, folder: Path | str, **options: Any) -> Cached:
+    """Compute what is not there yet, or has changed; the options are those of `FeatureJob`."""
+    return FeatureJob(sources, tower, folder, **options).run()
+
+
+class FeatureJob:
+    """What there is to compute, known before it is begun.
+
+    Args:
+        store: how values are kept; None keeps them as they are computed.
+        batch_size: images, or crops of images, that the tower is given at a time.
+        shard_mb: MB (10**6 bytes) that a shard is not to exceed; it holds at least one batch.
+
+    Attributes:
+        total: images of all sources.
+        done: images that need not be computed again.
+        shape: of the features of an image, [C, N, D].
 
     Raises:
-        UserError: the folder holds features of another tower, two images have one key, or none can be read.
-        Stopped: SIGINT or SIGTERM came; what is computed is kept, in a shard that is not whole as well.
+        UserError: the folder holds other features.
     """
-    folder = Path(folder)
-    total = sum(len(source) for source in sources)
-    described = {
-        "format": FORMAT,
-        "vision": tower.config.source,
-        "drop_layers": tower.config.drop_layers,
-        "fingerprint": fingerprint_of(tower),
-        "pixels": list(tower.pixels),
-        "width": tower.width,
-        "dtype": str(tower.dtype).removeprefix("torch."),
-        "sources": [[source.name, len(source)] for source in sources],
-        "shard_size": shard_size,
-    }
-    known = _read(folder / "cache.json")
-    for name in described if known is not None else ():
-        if name != "sources" and known.get(name) != described[name]:
-            raise UserError(
-                f"{folder} holds other features: its {name} is {known.get(name)}, not {described[name]}; "
-                "choose a new folder"
-            )
-    bounds = [(first, min(total, first + shard_size)) for first in range(0, total, shard_size)]
-    inputs = [_images_of(sources, *bound) for bound in bounds]
-    made = _keep_unchanged(folder, inputs, trusted=known is not None and known["sources"] == described["sources"])
-    if known != described:
-        write_json(folder / "cache.json", described)
-    tower.to(device)
-    seen = {key for file in folder.glob("keys-*.json") for key in _read(file)}
-    for shard, (first, last) in enumerate(bounds):
-        if str(shard) in made:
-            continue
-        begun = _Begun(folder / f".begun-{shard:05d}.safetensors")
-        loader = Loader(
-            [_Slice(source, *span) for source, span in _spans(sources, first, last)],
-            evaluation_transform(tower.pixels),
-            batch_size,
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        tower: FrozenTower,
+        folder: Path | str,
+        *,
+        store: Store | None = None,
+        crops: Crops | None = None,
+        batch_size: int = 32,
+        shard_mb: float = SHARD_MB,
+        num_workers: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.folder, self._sources, self._tower, self._device = Path(folder), list(sources), tower, device
+        self._store = store or cast(Store, str(tower.dtype).removeprefix("torch."))
+        self._crops, self._num_workers = crops or Crops(), num_workers
+        self._described = {
+            "format": FORMAT,
+            "store": self._store,
+            "crops": self._crops.describe(),
+            "tower": describe_tower(tower),
+        }
+        self._refuse_others()
+        tower.to(device)
+        blank = torch.zeros(1, 3, *tower.pixels, dtype=torch.uint8, device=device)
+        _, tokens, width = tower(tower.normalize(blank)).shape
+        self.shape = (self._crops.count, tokens, width)
+        self._batch = max(1, batch_size // self._crops.count)
+        fitting = int(shard_mb * 1e6) // bytes_of_image(self.shape, self._store)
+        self._each = max(1, fitting // self._batch) * self._batch
+        self._starts = list(accumulate(map(len, self._sources), initial=0))
+        self.total = self._starts[-1]
+        self._kept, self._stale = self._sort_out()
+        self._missing = list(self._gaps())
+        self.done = self.total - sum(span.last - span.first for span in self._missing)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the features of all images."""
+        return self.total * bytes_of_image(self.shape, self._store)
+
+    def run(self, progress: Callable[[int], None] | None = None) -> Cached:
+        """Compute. Images that cannot be read are left out and listed.
+
+        Args:
+            progress: called with the number of images that are done, after each batch.
+
+        Raises:
+            UserError: two images have one key, none can be read, or the disk is full; finished shards are kept.
+            Stopped: SIGINT or SIGTERM came; what is computed is kept.
+        """
+        for file in (*self._stale, *self.folder.glob(".features-*.tmp")):
+            file.unlink(missing_ok=True)
+        write_json(self.folder / "cache.json", self._described)
+        if self._missing:
+            self._compute(progress or (lambda done: None))
+        heads = [ShardHead.read(file) for file in shard_files(self.folder)]
+        images = sum(len(head.keys) for head in heads)
+        if not images:
+            names = " and ".join(source.name for source in self._sources)
+            listed = self.folder / "skipped.jsonl"
+            raise UserError(f"no image of {names} can be read; {listed} says what is wrong with each")
+        return Cached(
+            images=images,
+            left_out=self.total - images,
+            computed=self.total - self.done,
+            size=sum(head.path.stat().st_size for head in heads),
+            error=reduce(StorageError.plus, (head.error for head in heads)),
+        )
+
+    def _compute(self, progress: Callable[[int], None]) -> None:
+        seen = {key: self._source_at(head.span.first) for head in self._kept for key in head.keys}
+        loader = self._loader()
+        done = self.done
+        with StopSignals() as signals, closing(loader):
+            rows = _Rows(loader)
+            for span in self._missing:
+                inputs, end = self._images_of(span), span.first
+                with ShardWriter(shard_path(self.folder, span.first), self._store, self.shape) as shard:
+                    while end < span.last:
+                        batch = rows.take(self._batch, span.last)
+                        now = batch[-1].place + 1 if len(batch) == self._batch else span.last
+                        if new := self._first_of_each(batch, seen):
+                            shard.add([row.key for row in new], self._features(new))
+                        done, end = done + now - end, now
+                        progress(done)
+                        if signals.received:
+                            break
+                    whole = end == span.last
+                    shard.finish(Span(span.first, end), inputs if whole else self._images_of(Span(span.first, end)))
+                if signals.received:
+                    place = f"{done} of {self.total} images"
+                    raise Stopped(f"stopped after {place}; their features are in {self.folder}", signals.received)
+
+    def _features(self, rows: Sequence[_Row]) -> Tensor:
+        """[n, C, N, D] of n images."""
+        images = torch.cat([row.images for row in rows]).to(self._device)
+        return self._tower(self._tower.normalize(images)).unflatten(0, (len(rows), self._crops.count))
+
+    def _first_of_each(self, rows: Sequence[_Row], seen: dict[str, int]) -> list[_Row]:
+        """The rows whose keys are new."""
+        new = []
+        for row in rows:
+            source = self._source_at(row.place)
+            if row.key not in seen:
+                new.append(row)
+            elif seen[row.key] != source:
+                raise UserError(f'two images have the key "{row.key}"; cache each source in a folder of its own')
+            seen[row.key] = source
+        return new
+
+    def _loader(self) -> Loader:
+        pending = [
+            _Pending(source, [span for span in self._missing if self._source_at(span.first) == number], start)
+            for number, (source, start) in enumerate(zip(self._sources, self._starts, strict=False))
+        ]
+        return Loader(
+            [source for source in pending if len(source)],
+            _CropTransform(self._tower.pixels, self._crops),
+            self._batch,
+            seed=self._crops.seed,
             shuffle=False,
             drop_last=False,
             text_mode="none",
-            num_workers=num_workers,
-            skip_log=folder / "skipped.jsonl",
+            num_workers=self._num_workers,
+            skip_log=self.folder / "skipped.jsonl",
             leave_out=True,
+            draw_by_key=True,
         )
-        begun.read(loader, inputs[shard])
-        keys, parts = begun.keys, begun.parts
-        with StopSignals() as signals, closing(loader):
-            for batch in loader:
-                pixels = tower.normalize(batch.images.to(device))
-                parts.append(tower(pixels).cpu())
-                keys += batch.keys
-                if signals.received:
-                    begun.write(loader, inputs[shard])
-                    place = f"{first + len(keys)} of {total} images"
-                    raise Stopped(f"stopped after {place}; their features are in {folder}", signals.received)
-        rows = _first_of_each(keys)
-        keys = [keys[row] for row in rows]
-        if twice := seen.intersection(keys):
-            raise UserError(f'two images have the key "{min(twice)}"; cache each source in a folder of its own')
-        seen.update(keys)
-        if keys:
-            with atomic_path(folder / f"features-{shard:05d}.safetensors") as temporary:
-                write_tensors(temporary, {"features": torch.cat(parts)[rows].contiguous()})
-        made[str(shard)] = inputs[shard]
-        write_json(folder / "inputs.json", made)
-        write_json(folder / f"keys-{shard:05d}.json", keys, indent=None)
-        begun.file.unlink(missing_ok=True)
-        yield last, total
-    if not seen:
-        names = " and ".join(source.name for source in sources)
-        raise UserError(f"no image of {names} can be read; {folder / 'skipped.jsonl'} says what is wrong with each")
+
+    def _refuse_others(self) -> None:
+        found = read_description(self.folder)
+        if found is None:
+            return
+        for name in ("store", "crops"):
+            if found[name] != self._described[name]:
+                raise UserError(
+                    f"{self.folder} holds other features: its {name} is {found[name]}, not "
+                    f"{self._described[name]}; choose a new folder"
+                )
+        refuse_others(found["tower"], self._described["tower"], self.folder, "choose a new folder")
+
+    def _sort_out(self) -> tuple[list[ShardHead], list[Path]]:
+        """The shards whose images are still the same, and the files of the others."""
+        kept, stale = [], []
+        for file in shard_files(self.folder):
+            try:
+                head = ShardHead.read(file)
+            except UserError:  # damaged
+                stale.append(file)
+                continue
+            number = self._source_at(head.span.first)
+            inside = number < len(self._sources) and head.span.last <= self._starts[number + 1]
+            if inside and head.inputs == self._images_of(head.span):
+                kept.append(head)
+            else:
+                stale.append(file)
+        return kept, stale
+
+    def _gaps(self) -> Iterator[Span]:
+        """What no shard covers, in pieces of at most a shard that lie in one source each."""
+        edges = [*((head.span.first, head.span.last) for head in self._kept), *((at, at) for at in self._starts)]
+        end = 0
+        for first, last in sorted(edges):
+            for begin in range(end, first, self._each):
+                yield Span(begin, min(first, begin + self._each))
+            end = last
+
+    def _source_at(self, place: int) -> int:
+        """Which source the image at a place among all is of; an empty source has none."""
+        return bisect_right(self._starts, place) - 1
+
+    def _images_of(self, span: Span) -> str:
+        """Fingerprint of images of one source; their texts do not matter to features."""
+        number = self._source_at(span.first)
+        start = self._starts[number]
+        return self._sources[number].fingerprint(range(span.first - start, span.last - start), texts=False)
 
 
-def count_features(folder: Path | str) -> int:
-    """How many images have features in a folder."""
-    return sum(len(_read(file)) for file in Path(folder).glob("keys-*.json"))
+class _Row(NamedTuple):
+    """An image to compute."""
+
+    place: int
+    """among all"""
+    key: str
+    images: Tensor
+    """uint8 [C, 3, H, W]"""
 
 
-def _images_of(sources: Sequence[Source], first: int, last: int) -> str:
-    """Fingerprint of the images of samples `first` to `last` of all; their texts do not matter to features."""
-    digest = Digest()
-    for source, span in _spans(sources, first, last):
-        digest.add(source.fingerprint(range(*span), texts=False))
-    return digest.value()
+class _Rows:
+    """The images of a loader one by one, whatever batches it makes."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._rows = (
+            _Row(meta[_PLACE], key, images)
+            for batch in loader
+            for meta, key, images in zip(batch.meta, batch.keys, batch.images, strict=True)
+        )
+        self._next: _Row | None = None
+
+    def take(self, most: int, before: int) -> list[_Row]:
+        """The next ones at places lower than `before`; fewer than `most` only where these are all."""
+        taken: list[_Row] = []
+        while len(taken) < most:
+            row = self._next or next(self._rows, None)
+            if row is None or row.place >= before:
+                self._next = row
+                break
+            taken.append(row)
+            self._next = None
+        return taken
 
 
-def _keep_unchanged(folder: Path, inputs: Sequence[str], *, trusted: bool) -> dict[str, str]:
-    """Remove the shards whose images have changed or are gone; return the inputs of the others by shard.
+class _Pending(Source):
+    """The samples of another source that are to be computed; each says its place among all.
 
     Args:
-        trusted: a folder of an earlier version, which does not say what it was made of, is of these images.
+        spans: of places among all, of which `start` is that of the source's first sample.
     """
-    noted = _read(folder / "inputs.json")
-    kept = {}
-    for keys in sorted(folder.glob("keys-*.json")):
-        shard = int(keys.stem.removeprefix("keys-"))
-        same = trusted if noted is None else shard < len(inputs) and noted.get(str(shard)) == inputs[shard]
-        if same:
-            kept[str(shard)] = inputs[shard]
-            continue
-        for name in (keys.name, f"features-{shard:05d}.safetensors"):
-            (folder / name).unlink(missing_ok=True)
-    return kept
 
-
-@dataclass
-class _Begun:
-    """A shard that is not whole: what is computed of it, and how far its loader is, in one file."""
-
-    file: Path
-    keys: list[str] = field(default_factory=list)
-    parts: list[Tensor] = field(default_factory=list)
-    """features [n, N, D]"""
-
-    def read(self, loader: Loader, images: str) -> None:
-        """Resume where the file was written; with another batch size or other images, from the shard's
-        beginning."""
-        if not self.file.is_file():
-            return
-        found = load_file(self.file)
-        state = json.loads(found["state"].numpy().tobytes())
-        if (state["loader"]["global_batch"], state.get("input")) == (loader.state_dict()["global_batch"], images):
-            loader.load_state_dict(state["loader"])
-            self.keys, self.parts = state["keys"], [found["features"]]
-
-    def write(self, loader: Loader, images: str) -> None:
-        """Keep what is computed."""
-        place = loader.state_dict()
-        del place["data"]  # texts do not matter
-        state = json.dumps({"keys": self.keys, "loader": place, "input": images}).encode()
-        plain = torch.frombuffer(bytearray(state), dtype=torch.uint8)
-        with atomic_path(self.file) as temporary:
-            write_tensors(temporary, {"features": torch.cat(self.parts), "state": plain})
-
-
-def _first_of_each(keys: Sequence[str]) -> list[int]:
-    first: dict[str, int] = {}
-    for row, key in enumerate(keys):
-        first.setdefault(key, row)
-    return list(first.values())
-
-
-def _spans(sources: Sequence[Source], first: int, last: int) -> Iterator[tuple[Source, tuple[int, int]]]:
-    """What of each source lies between samples `first` and `last` of all."""
-    start = 0
-    for source in sources:
-        low, high = max(first - start, 0), min(last - start, len(source))
-        if low < high:
-            yield source, (low, high)
-        start += len(source)
-
-
-class _Slice(Source):
-    """Samples `first` to `last` of another source."""
-
-    def __init__(self, source: Source, first: int, last: int) -> None:
+    def __init__(self, source: Source, spans: Sequence[Span], start: int) -> None:
         super().__init__()
-        self.name = source.name
-        self._source, self._first, self._last = source, first, last
+        self.name, self.bad_rows, self.num_images = source.name, source.bad_rows, source.num_images
+        self._source, self._start = source, start
+        self._places = np.concatenate([np.zeros(0, np.int64), *(np.arange(*span) for span in spans)])
 
     def __len__(self) -> int:
-        return self._last - self._first
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._source[self._first + index]
-
-    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
-        self._source.digest(digest, range(self._first + span.start, self._first + span.stop), texts=texts)
-
-
-def _read(file: Path) -> Any:
-    if not file.is_file():
-        return None
-    try:
-        return read_json(file)
-    except UserError as error:
-        raise UserError(f"{error}; remove the folder and cache the features again") from error
+        place = int(self._places[index])
+        sample = self._source[place - self._start]
+        return replace(sample, meta={_PLACE: place})
 
 
-@dataclass
-class FeatureCache:
-    """Features by the keys of their samples."""
+class _CropTransform:
+    """An image to uint8 [C, 3, H, W]: the whole image, then random crops of it."""
 
-    rows: dict[str, tuple[Path, int]]
-    """for each key the file and the row in it"""
-    shape: tuple[int, int]
-    """of one image's features, [N, D]"""
+    def __init__(self, pixels: tuple[int, int], crops: Crops) -> None:
+        self._whole = evaluation_transform(pixels)
+        config = ImageTransformConfig(image_size=pixels, crop_scale=crops.scale, flip=crops.flip, ops=())
+        self._random = [ImageTransform(config)] * (crops.count - 1)
 
-    @classmethod
-    def open(cls, folders: Sequence[Path | str], wanted: str) -> FeatureCache:
-        """Read the keys of `folders`.
-
-        Args:
-            wanted: `fingerprint_of` the tower that training uses.
-
-        Raises:
-            UserError: a folder holds no features, those of another tower, or a key stands in two of them.
-        """
-        rows: dict[str, tuple[Path, int]] = {}
-        for folder in map(Path, folders):
-            described = _read(folder / "cache.json")
-            if described is None or described.get("format") != FORMAT:
-                raise UserError(f"{folder} holds no features; openblip cache-features makes them")
-            if described["fingerprint"] != wanted:
-                raise UserError(
-                    f"the features in {folder} are those of another vision tower ({described['vision']}, "
-                    f"fingerprint {described['fingerprint'][:8]}, this model's is {wanted[:8]}); cache them again"
-                )
-            for file in sorted(folder.glob("keys-*.json")):
-                features = file.with_name(file.name.replace("keys", "features")).with_suffix(".safetensors")
-                for row, key in enumerate(_read(file)):
-                    if key in rows:
-                        raise UserError(f'the key "{key}" stands twice in the features; train on each by itself')
-                    rows[key] = features, row
-        if not rows:
-            raise UserError(f"{folders[0]} holds no features yet")
-        first, _ = next(iter(rows.values()))
-        with safe_open(first, "pt") as opened:
-            _, tokens, width = opened.get_slice("features").get_shape()
-        return cls(rows, (tokens, width))
-
-    def source(self, source: Source) -> Source:
-        """`source` with samples that name their features and have no images."""
-        return _CachedSource(source, self)
-
-    def read(self, meta: Sequence[dict[str, Any]]) -> Tensor:
-        """Features [B, N, D] of the samples with these `meta`."""
-        return torch.cat([self._row(*self.rows[m[_ROW]]) for m in meta])
-
-    def _row(self, file: Path, row: int) -> Tensor:
-        with safe_open(file, "pt") as opened:  # the file is mapped, not read
-            return opened.get_slice("features")[row : row + 1]
-
-
-class _CachedSource(Source):
-    """Samples of another source; a tiny grey image stands for each that has features."""
-
-    def __init__(self, source: Source, cache: FeatureCache) -> None:
-        super().__init__()
-        self.name, self.blocks, self.window = source.name, source.blocks, source.window
-        self.bad_rows = source.bad_rows
-        self._source, self._keys = source, cache.rows.keys()
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self._source[index]
-        key = sample.key if sample.key in self._keys else sample.key.rpartition("#")[0]  # one of several captions
-        if key not in self._keys:
-            raise BrokenSample("missing", sample.key, "there are no features of it on disk")
-        return replace(sample, images=(np.zeros((8, 8, 3), np.uint8),), meta={**sample.meta, _ROW: key})
-
-    def text_counts(self) -> np.ndarray:
-        return self._source.text_counts()
-
-    def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
-        before, digest.sizes = digest.sizes, False
-        self._source.digest(digest, span, texts=texts)
-        digest.sizes = before
-
-    def describe(self) -> dict[str, Any]:
-        return self._source.describe()
-
-
-class NoPixels:
-    """The transform of images that are not looked at."""
+    @property
+    def min_side(self) -> int:
+        """As `ImageTransform.min_side`."""
+        return max(transform.min_side for transform in (self._whole, *self._random))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """One pixel."""
-        return torch.zeros(3, 1, 1, dtype=torch.uint8)
+        return torch.stack([transform(image, rng) for transform in (self._whole, *self._random)])

@@ -13,7 +13,7 @@ from openblip.objectives.blip2 import OBJECTIVES as STAGE1_OBJECTIVES
 from openblip.objectives.blip2 import Blip2Stage1
 from openblip.objectives.pretraining import BlipPretraining
 from openblip.tasks.config import RunConfig
-from openblip.tasks.features import FeatureCache
+from openblip.tasks.feature_cache import FeatureCache
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.step import PairBatch, Training, TrainingStep, images_of
 from openblip.tasks.task import RunData

@@ -18,7 +18,7 @@ from openblip.core.runtime import average
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.batches import CleanText, TextMode
 from openblip.data.sample import Batch
-from openblip.tasks.features import FeatureCache
+from openblip.tasks.feature_cache import FeatureCache
 from openblip.training.step import Prepare
 
 __all__ = ["PairBatch", "PreparedBatch", "Training", "TrainingStep", "depth_of_layers", "images_of", "unless_even"]
@@ -145,7 +145,7 @@ class Training:
 
 def images_of(cache: FeatureCache | None) -> Callable[[Batch], Tensor]:
     """What a step is given of a batch's images: their pixels, or the features that `cache` holds."""
-    return (lambda batch: batch.images) if cache is None else (lambda batch: cache.read(batch.meta))
+    return (lambda batch: batch.images) if cache is None else (lambda batch: cache.read(batch.meta, batch.images))
 
 
 def unless_even(owner: Tensor, count: int) -> Tensor | None:

@@ -11,7 +11,7 @@ from openblip.data.sample import Batch
 from openblip.data.sources.base import Source, SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.tasks.config import RunConfig
-from openblip.tasks.features import FeatureCache
+from openblip.tasks.feature_cache import FeatureCache
 from openblip.tasks.step import Training
 
 __all__ = ["Batches", "Evaluation", "RunData", "Task"]

@@ -27,7 +27,7 @@ from openblip.data.stream import Loader
 from openblip.data.transforms import ImageTransform
 from openblip.tasks.config import MAY_CHANGE, RunConfig
 from openblip.tasks.evaluation import evaluation_batches
-from openblip.tasks.features import FeatureCache, NoPixels, fingerprint_of
+from openblip.tasks.feature_cache import DrawCrop, FeatureCache, describe_tower
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.registry import FAMILIES, TASKS
 from openblip.tasks.step import Training
@@ -67,7 +67,7 @@ def run_training(
     transform = ImageTransform(replace(config.transform, image_size=adapter.image_size))
     loader = Loader(
         sources,
-        transform if not config.features else NoPixels(),
+        transform if not config.features else DrawCrop(),
         config.batch_size,
         seed=config.train.seed,
         rank=rank(),
@@ -132,7 +132,7 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
     sources = [task.open(replace(source, pairs=True) if single else source) for source in config.sources]
     seed_everything(config.train.seed)
     adapter = family.build(config, sources, out)
-    cache = FeatureCache.open(config.features, fingerprint_of(adapter.model.vision)) if config.features else None
+    cache = FeatureCache.open(config.features, describe_tower(adapter.model.vision)) if config.features else None
     if cache is not None:
         sources = [cache.source(source) for source in sources]
     training = task.train[config.family](config, adapter, RunData(sources, out, cache))

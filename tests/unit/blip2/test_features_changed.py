@@ -19,7 +19,12 @@ from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.open import open_source
 from openblip.models.blip import Blip, blip_config
 from openblip.models.tower import FrozenTower
-from openblip.tasks.features import FeatureCache, cache_features, count_features, fingerprint_of
+from openblip.tasks.feature_cache import FeatureCache, describe_tower
+from openblip.tasks.feature_files import shard_files
+from openblip.tasks.features import Cached, cache_features
+
+BYTES = 17 * 64 * 4
+"""of the features of an image"""
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +55,14 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def fill(photos: Path, tower: FrozenTower, out: Path) -> list[tuple[int, int]]:
+def fill(photos: Path, tower: FrozenTower, out: Path) -> Cached:
+    """Shards of four images, each in two batches."""
     source = open_source(str(photos))
-    return list(cache_features([source], tower, out, num_workers=0, shard_size=4, batch_size=3))
+    return cache_features([source], tower, out, num_workers=0, shard_mb=4.5 * BYTES / 1e6, batch_size=2)
 
 
 def read(out: Path, tower: FrozenTower) -> dict[str, torch.Tensor]:
-    cache = FeatureCache.open([out], fingerprint_of(tower))
+    cache = FeatureCache.open([out], describe_tower(tower))
     return {key: cache.read([{"feature_row": key}])[0] for key in cache.rows}
 
 
@@ -85,42 +91,43 @@ def change_texts(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "anew"),
     [
-        (add, [(11, 11)]),
-        (replace, [(8, 10)]),
-        (remove, []),
-        (spoil, [(4, 10)]),
-        (change_texts, []),
+        (add, 1),
+        (replace, 4),
+        (remove, 0),
+        (spoil, 4),
+        (change_texts, 0),
     ],
 )
 def test_features_are_those_of_the_data_as_they_are(
     change: Callable[[Path], None],
-    anew: list[tuple[int, int]],
+    anew: int,
     photos: Path,
     tower: FrozenTower,
     tmp_path: Path,
 ) -> None:
-    assert [done for done, _ in fill(photos, tower, tmp_path / "f")] == [4, 8, 10]
+    assert fill(photos, tower, tmp_path / "f").computed == 10
+    assert len(shard_files(tmp_path / "f")) == 3
     change(photos)
-    assert fill(photos, tower, tmp_path / "f") == anew
+    assert fill(photos, tower, tmp_path / "f").computed == anew
     fill(photos, tower, tmp_path / "new")
     found, wanted = read(tmp_path / "f", tower), read(tmp_path / "new", tower)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
-    assert fill(photos, tower, tmp_path / "f") == []
+    assert fill(photos, tower, tmp_path / "f").computed == 0
 
 
 def test_nothing_stands_for_a_broken_image(photos: Path, tower: FrozenTower, tmp_path: Path) -> None:
     whole = (photos / "1.png").read_bytes()
     for number in (1, 8, 9):  # the last two are a shard of their own
         (photos / f"{number}.png").write_bytes(b"<html>")
-    fill(photos, tower, tmp_path / "f")
+    done = fill(photos, tower, tmp_path / "f")
+    assert (done.images, done.left_out) == (7, 3)
     found = read(tmp_path / "f", tower)
     assert sorted(found) == [f"{n}.png" for n in (0, 2, 3, 4, 5, 6, 7)]
-    assert count_features(tmp_path / "f") == 7
     listed = [json.loads(line)["key"] for line in (tmp_path / "f" / "skipped.jsonl").read_text().splitlines()]
     assert listed == ["1.png", "8.png", "9.png"]
     (photos / "1.png").write_bytes(whole)
-    assert fill(photos, tower, tmp_path / "f") == [(4, 10)]
+    assert fill(photos, tower, tmp_path / "f").computed == 4
     assert "1.png" in read(tmp_path / "f", tower)
 
 
@@ -138,8 +145,8 @@ def test_training_from_features_goes_on_without_the_images(
     table = photos / "captions.jsonl"
     rows = [json.dumps({"image": f"{n}.png", "caption": f"dog {n}"}) for n in range(10)]
     table.write_text("\n".join(rows))
-    list(cache_features([open_source(str(table))], tower, tmp_path / "f", num_workers=0))
-    cache = FeatureCache.open([tmp_path / "f"], fingerprint_of(tower))
+    cache_features([open_source(str(table))], tower, tmp_path / "f", num_workers=0)
+    cache = FeatureCache.open([tmp_path / "f"], describe_tower(tower))
     mark = cache.source(open_source(str(table))).fingerprint()
     for file in photos.glob("*.png"):
         file.unlink()
@@ -148,12 +155,10 @@ def test_training_from_features_goes_on_without_the_images(
     assert cache.source(open_source(str(table))).fingerprint() != mark
 
 
-def test_a_folder_of_an_earlier_version_is_kept_or_made_anew(
-    photos: Path, tower: FrozenTower, tmp_path: Path
-) -> None:
-    """It does not say what its shards were made of; the number of images does."""
+def test_a_folder_of_another_version_is_refused(photos: Path, tower: FrozenTower, tmp_path: Path) -> None:
     fill(photos, tower, tmp_path / "f")
-    (tmp_path / "f" / "inputs.json").unlink()
-    assert fill(photos, tower, tmp_path / "f") == []
-    add(photos)
-    assert fill(photos, tower, tmp_path / "f") == [(4, 11), (8, 11), (11, 11)]
+    described = json.loads((tmp_path / "f" / "cache.json").read_text())
+    (tmp_path / "f" / "cache.json").write_text(json.dumps(described | {"format": "openblip-features"}))
+    for read_it in (lambda: fill(photos, tower, tmp_path / "f"), lambda: read(tmp_path / "f", tower)):
+        with pytest.raises(UserError, match=r"cache\.json is of another version .* remove the folder"):
+            read_it()

@@ -24,7 +24,9 @@ from openblip.models.blip import Blip, blip_config
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage1, blip2_stage2, blip2_vqa
 from openblip.recipes.small import small_stage1, small_stage2
 from openblip.tasks.config import RunConfig, as_sources, load_run_config
-from openblip.tasks.features import FeatureCache, cache_features, fingerprint_of
+from openblip.tasks.feature_cache import FeatureCache, describe_tower
+from openblip.tasks.feature_files import shard_files
+from openblip.tasks.features import Cached, cache_features
 from openblip.tasks.registry import FAMILIES, TASKS, adapt
 from openblip.tasks.task import RunData
 from openblip.tasks.training import evaluate_model, run_training
@@ -109,44 +111,53 @@ def test_other_frozen_parts_do_not_go_on(first: Path, tower: str, tmp_path: Path
         run_training(stage1(f"openblip:{tmp_path / 'other'}"), copy, resume=True, show=False)
 
 
-def fill(tower: str, folder: Path, data: str = DATA, **options: Any) -> list[tuple[int, int]]:
-    return list(cache_features([open_source(data)], open_tower(as_tower(tower)), folder, num_workers=0, **options))
+SHARD = 10.5 * 17 * 64 * 4 / 1e6
+"""MB of ten images' features"""
+
+
+def fill(tower: str, folder: Path, data: str = DATA, **options: Any) -> Cached:
+    return cache_features([open_source(data)], open_tower(as_tower(tower)), folder, num_workers=0, **options)
 
 
 def test_training_from_features_gives_the_same_losses(tower: str, tmp_path: Path) -> None:
     plain = stage1(tower, validation=())
     plain = override(plain, ["transform.crop_scale=none"])
     run_training(plain, tmp_path / "plain", show=False)
-    assert fill(tower, tmp_path / "f", shard_size=10, batch_size=4) == [(10, 24), (20, 24), (24, 24)]
+    assert fill(tower, tmp_path / "f", shard_mb=SHARD, batch_size=4).images == 24
+    assert len(shard_files(tmp_path / "f")) == 3
     run_training(replace(plain, features=(str(tmp_path / "f"),)), tmp_path / "cached", show=False)
     for one, other in zip(losses(tmp_path / "plain"), losses(tmp_path / "cached"), strict=True):
         assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_features_go_on_where_they_stopped(tower: str, tmp_path: Path) -> None:
-    whole = fill(tower, tmp_path / "f", shard_size=10)
-    assert len(whole) == 3
-    (tmp_path / "f" / "keys-00002.json").unlink()
-    (tmp_path / "f" / "keys-00001.json").unlink()
-    assert fill(tower, tmp_path / "f", shard_size=10) == [(20, 24), (24, 24)]
-    assert fill(tower, tmp_path / "f", shard_size=10) == []
-    cache = FeatureCache.open([tmp_path / "f"], fingerprint_of(open_tower(as_tower(tower))))
+    fill(tower, tmp_path / "f", shard_mb=SHARD, batch_size=5)
+    shards = shard_files(tmp_path / "f")
+    assert [shard.name for shard in shards] == [f"features-{first:09d}.safetensors" for first in (0, 10, 20)]
+    before = [shard.read_bytes() for shard in shards]
+    shards[1].unlink()
+    shards[2].unlink()
+    assert fill(tower, tmp_path / "f", shard_mb=SHARD, batch_size=5).computed == 14
+    assert [shard.read_bytes() for shard in shard_files(tmp_path / "f")] == before
+    assert fill(tower, tmp_path / "f", shard_mb=SHARD, batch_size=5).computed == 0
+    cache = FeatureCache.open([tmp_path / "f"], describe_tower(open_tower(as_tower(tower))))
     assert len(cache.rows) == 24
     assert cache.shape == (17, 64)
-    with pytest.raises(UserError, match="shard_size"):
-        fill(tower, tmp_path / "f", shard_size=5)
+    shards[1].unlink()
+    assert fill(tower, tmp_path / "f", shard_mb=SHARD / 2, batch_size=5).computed == 10  # of another size, too
+    assert len(shard_files(tmp_path / "f")) == 4
 
 
 def test_features_of_another_tower_are_refused(tower: str, tmp_path: Path) -> None:
     fill(tower, tmp_path / "f")
-    with pytest.raises(UserError, match="another vision tower"):
+    with pytest.raises(UserError, match=r"other features: its drop_layers is 0, not 1; cache them again"):
         run_training(stage1(f"{tower}@1", features=(str(tmp_path / "f"),)), tmp_path / "r", show=False)
     with pytest.raises(UserError, match="holds no features"):
         run_training(stage1(tower, features=(str(tmp_path),)), tmp_path / "r2", show=False)
     with pytest.raises(UserError, match="other features: its drop_layers"):
         fill(f"{tower}@1", tmp_path / "f")
     with pytest.raises(UserError, match="stands twice"):
-        FeatureCache.open([tmp_path / "f", tmp_path / "f"], fingerprint_of(open_tower(as_tower(tower))))
+        FeatureCache.open([tmp_path / "f", tmp_path / "f"], describe_tower(open_tower(as_tower(tower))))
     other = stage1(tower, features=(str(tmp_path / "f"),), validation=())
     other = override(other, [f'sources=[{{"path": "world:test?n=16&size={PIXELS}"}}]'])
     with pytest.raises(UserError, match=r"broken as a whole.*no features"):

@@ -91,8 +91,7 @@ def train_world_language(
 
 def world_features(source: SourceConfig, tower: str, out: Path) -> Path:
     """Cache the features of a tower ("openblip:FOLDER") for all images of `source`; returns the folder."""
-    for _ in cache_features([open_source(source)], open_tower(as_tower(tower)), out, batch_size=128):
-        pass
+    cache_features([open_source(source)], open_tower(as_tower(tower)), out, batch_size=128)
     return out
 
 

@@ -20,7 +20,8 @@ from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.models.tower import TowerConfig
 from openblip.tasks.evaluation import FirstSamples
-from openblip.tasks.features import FeatureCache, NoPixels, cache_features, fingerprint_of
+from openblip.tasks.feature_cache import DrawCrop, FeatureCache, describe_tower
+from openblip.tasks.features import Crops, cache_features
 from openblip.tasks.protocols import Adapter
 
 __all__ = ["Flickr8k", "Places", "unseen"]
@@ -114,8 +115,9 @@ class Places:
         folder = self.out / f"features-{split}"
         count = self.config.train_images if split == "train" else self.config.test_images
         source = FirstSamples(open_source(self.source(split)), count)
-        for _ in cache_features([source], open_tower(self.tower), folder, batch_size=32):
-            pass
+        # Captions speak of left and right now and then: nothing is mirrored.
+        crops = Crops(count=self.config.crops if split == "train" else 1, flip=False)
+        cache_features([source], open_tower(self.tower), folder, crops=crops, batch_size=32)
         return folder
 
 
@@ -124,10 +126,10 @@ def unseen(places: Places, adapter: Adapter, *, samples: int) -> Iterator[Batch]
 
     A BLIP-2 model takes these in place of pixels.
     """
-    cache = FeatureCache.open([places.features("val")], fingerprint_of(adapter.model.vision))
+    cache = FeatureCache.open([places.features("val")], describe_tower(adapter.model.vision))
     source = cache.source(FirstSamples(open_source(places.source("val")), samples))
     loader = Loader(
-        [source], NoPixels(), 50, shuffle=False, drop_last=False, text_mode="all", clean="simplify", max_words=None,
+        [source], DrawCrop(), 50, shuffle=False, drop_last=False, text_mode="all", clean="simplify", max_words=None,
         leave_out=True, skip_log=Measured(),
     )  # fmt: skip
     for batch in loader:
