@@ -7,12 +7,16 @@ encoder without an image gives BERT's own hidden states.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from openblip.checkpoints.blip import head_rules, self_attention_rules, transformer_rules
 from openblip.checkpoints.keymap import Rule, import_state
@@ -22,36 +26,71 @@ from openblip.models.blip import Blip
 from openblip.models.qformer import QFormer
 from openblip.models.text import TextConfig
 
-__all__ = ["load_bert", "load_bert_into_qformer"]
+__all__ = ["SIZES", "bert_config", "load_bert", "load_bert_into_qformer"]
 
 ENCODER, DECODER = "text_encoder", "text_decoder.transformer"
 WORDS, POSITIONS, TYPES = (
     f"bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")
 )
+HEAD = "text_decoder.head"
 _HEAD = "cls.predictions."
-_SIZES = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "inner_width": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-}
+_BIAS = f"{_HEAD}bias"
+SIZES = ("width", "depth", "num_heads", "inner_width", "max_positions", "layer_norm_eps")
+"""fields of `TextConfig` that a text transformer must share with its BERT"""
 
 
-def load_bert(model: Blip, name: str) -> None:
+def bert_config(name: str) -> TextConfig:
+    """Sizes of a BERT as those of a text transformer without cross-attention; its weights are not read.
+
+    Args:
+        name: a folder that transformers' `save_pretrained` wrote, or a hub name.
+
+    Raises:
+        UserError: it cannot be read, or is no BERT.
+    """
+    from transformers import BertConfig, PretrainedConfig
+
+    with _telling(name):
+        described, _ = PretrainedConfig.get_config_dict(name)
+        if (kind := described.get("model_type", "bert")) != "bert":
+            raise UserError(f'"{name}" is of the kind {kind}; the text transformer can start from a BERT only')
+        theirs: Any = BertConfig.from_dict(described)
+    if theirs.hidden_act != "gelu":
+        raise UserError(f'"{name}" computes with {theirs.hidden_act} where BERT does with gelu')
+    if (positions := described.get("position_embedding_type", "absolute")) != "absolute":
+        raise UserError(
+            f'"{name}" has positions of the kind {positions}; the text transformer has absolute ones, '
+            "a table with a row for each position"
+        )
+    return TextConfig(
+        vocab_size=theirs.vocab_size,
+        width=theirs.hidden_size,
+        depth=theirs.num_hidden_layers,
+        num_heads=theirs.num_attention_heads,
+        inner_width=theirs.intermediate_size,
+        max_positions=theirs.max_position_embeddings,
+        memory_width=None,
+        layer_norm_eps=theirs.layer_norm_eps,
+        pad_id=theirs.pad_token_id or 0,
+    )
+
+
+def load_bert(model: Blip, name: str) -> str:
     """Start the text side of `model` from a BERT; cross-attention stays as it is.
 
     Rows of the word embeddings beyond BERT's vocabulary ([DEC] and [ENC]) stay too, and so does the language
     head where the BERT brings none.
 
     Args:
-        name: a folder that transformers' `save_pretrained` wrote, or a hub name.
+        name: as for `bert_config`.
+
+    Returns:
+        what was taken over and what is newly drawn, in a line.
 
     Raises:
         UserError: it cannot be read, is no BERT, or has other sizes.
     """
-    sizes, state = _read(name)
-    _check_sizes(sizes, model.config.text, name)
+    bert, state = _read(name, model.config.text)
     own = model.state_dict()
     part = ENCODER if model.config.encoder else DECODER
     rules = transformer_rules(model.config.text.depth, part, "bert", cross_attention=False)
@@ -60,76 +99,118 @@ def load_bert(model: Blip, name: str) -> None:
             rules += self_attention_rules(
                 f"{DECODER}.blocks.{i}.self_attention", f"bert.encoder.layer.{i}.attention"
             )
-    new = own[f"{part}.embeddings.word.weight"][sizes["vocab_size"] :]
-    state[WORDS] = torch.cat((state[WORDS], new.to(state[WORDS])))
-    state[POSITIONS] = state[POSITIONS] + state[TYPES][0]
-    if model.config.decoder and any(key.startswith(_HEAD) for key in state):
-        rules += _head(state, own["text_decoder.head.bias"][sizes["vocab_size"] :])
-    shapes = {key: value.shape for key, value in own.items()}
-    used = {name for rule in rules for name in rule.theirs}
-    model.load_state_dict(
-        import_state(rules, state, shapes, source=f'"{name}"', ignored=set(state) - used), strict=False
-    )
+    bias = own.get(f"{HEAD}.bias")
+    _load(model, rules, state, name, words=own[f"{part}.embeddings.word.weight"], bias=bias)
+    taken, drawn = ["embeddings", "self-attention", "feed-forward"], ["cross-attention"]
+    if bias is not None:
+        (taken if _has_head(state) else drawn).append("the language head's transform")
+    if model.config.encoder:
+        drawn += ["projections of ITC", "the ITM head"]
+    return _told("Text transformer", name, bert, taken, drawn)
 
 
-def load_bert_into_qformer(qformer: QFormer, name: str) -> None:
-    """Start BLIP-2's Q-Former from a BERT, as `load_bert`: its text side, self-attention, and language head."""
-    assert qformer.config.vocab_size is not None
-    sizes, state = _read(name)
+def load_bert_into_qformer(qformer: QFormer, name: str) -> str:
+    """Start BLIP-2's Q-Former from a BERT, as `load_bert`: its text side, self-attention, and language head.
+
+    The queries' feed-forwards start as the text's, as in the reference.
+    """
     config = qformer.config
-    text = replace(config.text, depth=config.depth, inner_width=config.inner_width)
-    _check_sizes(sizes, text, name)
+    assert config.vocab_size is not None
+    bert, state = _read(name, replace(config.text, depth=config.depth, inner_width=config.inner_width))
     own = qformer.state_dict()
     rules = []
     for rule in transformer_rules(config.depth, "", "bert", cross_attention=False):
         ours = rule.ours.removeprefix(".").replace(".feed_forward.", ".text_feed_forward.")
         ours = ours.replace("embeddings.norm.", "embed_norm.").removeprefix("embeddings.")
         rules.append(replace(rule, ours=ours))
-    state[WORDS] = torch.cat((state[WORDS], own["word.weight"][sizes["vocab_size"] :].to(state[WORDS])))
+    _load(qformer, rules, state, name, words=own["word.weight"], bias=own.get("head.bias"), head="head")
+    qformer.start_queries_as_text()
+    reading = [str(i) for i, block in enumerate(qformer.qformer_blocks) if block.cross_attention is not None]
+    taken = [
+        "embeddings",
+        "self-attention",
+        "text feed-forward (also into the queries' feed-forward, as in the reference)",
+    ]
+    drawn = ["queries", f"cross-attention of layer{'s' * (len(reading) > 1)} {', '.join(reading)}"]
+    if qformer.head is not None:
+        (taken if _has_head(state) else drawn).append("the language head's transform")
+    return _told("Q-Former", name, bert, taken, [*drawn, "projections of ITC", "the ITM head"])
+
+
+def _told(what: str, name: str, bert: TextConfig, taken: list[str], drawn: list[str]) -> str:
+    short = Path(name).name if Path(name).is_dir() else name
+    return (
+        f"{what} from {short}: {bert.depth} layers, {bert.width} wide, vocabulary {bert.vocab_size:,}; "
+        f"taken: {', '.join(taken)}; drawn: {', '.join(drawn)}"
+    )
+
+
+def _load(
+    model: nn.Module,
+    rules: list[Rule],
+    state: dict[str, Tensor],
+    name: str,
+    *,
+    words: Tensor,
+    bias: Tensor | None,
+    head: str = HEAD,
+) -> None:
+    """Load BERT's tensors by `rules`.
+
+    Args:
+        words: the model's word embeddings, whose rows beyond BERT's vocabulary are kept.
+        bias: of the model's language head `head`; None without one.
+    """
+    known = len(state[WORDS])
+    state[WORDS] = torch.cat((state[WORDS], words[known:].to(state[WORDS])))
     state[POSITIONS] = state[POSITIONS] + state[TYPES][0]
-    if qformer.head is not None and any(key.startswith(_HEAD) for key in state):
-        new = own["head.bias"][sizes["vocab_size"] :]
-        rules += [replace(r, ours=r.ours.removeprefix("text_decoder.")) for r in _head(state, new)]
-    shapes = {key: value.shape for key, value in own.items()}
+    if bias is not None and _has_head(state):
+        state[_BIAS] = torch.cat((state[_BIAS], bias[known:].to(state[_BIAS])))
+        rules = rules + head_rules(head, "cls")
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
     used = {key for rule in rules for key in rule.theirs}
-    ours_state = import_state(rules, state, shapes, source=f'"{name}"', ignored=set(state) - used)
-    qformer.load_state_dict(ours_state, strict=False)
+    ours = import_state(rules, state, shapes, source=f'"{name}"', ignored=set(state) - used)
+    model.load_state_dict(ours, strict=False)
 
 
-def _head(state: dict[str, Tensor], new_bias: Tensor) -> list[Rule]:
-    bias = f"{_HEAD}bias"
-    state[bias] = torch.cat((state[bias], new_bias.to(state[bias])))
-    return head_rules("text_decoder.head", "cls")
+def _has_head(state: dict[str, Tensor]) -> bool:
+    return _BIAS in state
 
 
-def _read(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Its configuration, and its tensors under the names of transformers' `BertForMaskedLM`."""
-    from transformers import BertForMaskedLM, PretrainedConfig
+@contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """What transformers says of files that it cannot read, as one sentence; its warnings are not for the user."""
     from transformers.utils import logging
 
-    spoken = logging.get_verbosity()
+    spoken, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # it tells of a missing head, which we may do without
+    logging.disable_progress_bar()
     try:
-        sizes, _ = PretrainedConfig.get_config_dict(name)
-        kind = sizes.get("model_type", "bert")
-        if kind != "bert":
-            raise UserError(f'"{name}" is of the kind {kind}; the text transformer can start from a BERT only')
-        loaded: Any = BertForMaskedLM.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+        yield
     except UserError:
         raise
     except SafetensorError as error:
-        if message := wrong_place(name):
-            raise UserError(message) from error
-        raise UserError(f'"{name}" is damaged or cut short: {error}') from error
-    except (OSError, ValueError, RuntimeError) as error:
-        if message := wrong_place(name):
-            raise UserError(message) from error
-        reason = first_line(error)
+        raise UserError(wrong_place(name) or f'"{name}" is damaged or cut short: {error}') from error
+    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         raise UserError(
-            f'"{name}" is neither the folder of a BERT nor one that the hub or its cache gives: {reason}'
+            wrong_place(name)
+            or f'"{name}" is neither the folder of a BERT nor one that the hub or its cache gives: '
+            f"{first_line(error)}"
         ) from error
     finally:
         logging.set_verbosity(spoken)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _read(name: str, ours: TextConfig) -> tuple[TextConfig, dict[str, Tensor]]:
+    """Its sizes, which must be `ours`, and its tensors under the names of transformers' `BertForMaskedLM`."""
+    from transformers import BertForMaskedLM
+
+    bert = bert_config(name)
+    _check_sizes(bert, ours, name)
+    with _telling(name):
+        loaded: Any = BertForMaskedLM.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     donor, found = loaded
     missing = sorted(key for key in found["missing_keys"] if key.startswith("bert.") and "position_ids" not in key)
     if missing:
@@ -138,24 +219,22 @@ def _read(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     state = {
         key: value.detach() for key, value in donor.state_dict().items() if not (headless and key.startswith(_HEAD))
     }
-    return donor.config.to_dict(), state
+    return bert, state
 
 
-def _check_sizes(theirs: dict[str, Any], ours: TextConfig, name: str) -> None:
+def _check_sizes(theirs: TextConfig, ours: TextConfig, name: str) -> None:
     differ = [
-        f"{field} {theirs[their_field]} against {getattr(ours, field)}"
-        for field, their_field in _SIZES.items()
-        if theirs[their_field] != getattr(ours, field)
+        f"{field} {getattr(theirs, field)} against {getattr(ours, field)}"
+        for field in SIZES
+        if getattr(theirs, field) != getattr(ours, field)
     ]
     if differ:
         raise UserError(
             f'"{name}" does not fit this text transformer: {", ".join(differ)}; take a BERT of the model\'s sizes, '
             "or leave text_pretrained out"
         )
-    if theirs["vocab_size"] > ours.vocab_size:
+    if theirs.vocab_size > ours.vocab_size:
         raise UserError(
-            f'"{name}" knows {theirs["vocab_size"]} tokens and the tokenizer {ours.vocab_size}; '
+            f'"{name}" knows {theirs.vocab_size} tokens and the tokenizer {ours.vocab_size}; '
             f"use its own tokenizer: tokenizer={name}"
         )
-    if theirs["hidden_act"] != "gelu":
-        raise UserError(f'"{name}" computes with {theirs["hidden_act"]} where BERT does with gelu')

@@ -33,7 +33,7 @@ from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about, 
 from openblip.experiments.presets import LEARNING_RATE, scene_blip
 from openblip.experiments.results import Metrics, Tables, result_of
 from openblip.experiments.stages import once, trained
-from openblip.models.qformer import QFormerConfig
+from openblip.models.qformer import QFormerSettings
 from openblip.objectives.blip2 import Stage1Config
 from openblip.recipes.small import SHORT_STAGE1
 from openblip.tasks.config import RunConfig
@@ -257,14 +257,14 @@ class Seed:
         every = max(1, self.config.stage2_steps // 5) if name in CURVES else 0
         return replace(made, train=replace(made.train, evaluate_every_steps=every))
 
-    def _run(self, stage: Any, steps: int, qformer: QFormerConfig, **frozen: Any) -> RunConfig:
+    def _run(self, stage: Any, steps: int, qformer: QFormerSettings, **frozen: Any) -> RunConfig:
         config = self.config
         return world.world_run(
             stage, self.world("train"), features=self.features, steps=steps, qformer=qformer, seed=self.number,
             batch_size=config.batch_size, learning_rate=config.learning_rate, **frozen,
         )  # fmt: skip
 
-    def _qformer(self, queries: int) -> QFormerConfig:
+    def _qformer(self, queries: int) -> QFormerSettings:
         return replace(world.QFORMER, num_queries=queries)
 
     def blip(self, source: SourceConfig, steps: int, *, seed: int) -> RunConfig:

@@ -28,7 +28,7 @@ from openblip.core.errors import UserError
 from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention, scale_narrow
 from openblip.models.text import LanguageHead, TextConfig, init_bert
 
-__all__ = ["QFormer", "QFormerConfig", "qformer_mask"]
+__all__ = ["QFORMERS", "QFormer", "QFormerConfig", "QFormerSettings", "qformer_mask"]
 
 Read = tuple[Tensor, Tensor, Tensor | None]
 Past = tuple[Tensor, Tensor]
@@ -75,6 +75,33 @@ class QFormerConfig:
             layer_norm_eps=self.layer_norm_eps,
             pad_id=self.pad_id,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QFormerSettings:
+    """What a run sets of a Q-Former that it trains from scratch.
+
+    None takes the value of the BERT that the Q-Former starts from, or else of its size in `QFORMERS`. Tower and
+    tokenizer give the widths of features and vocabulary.
+    """
+
+    num_queries: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    inner_width: int | None = None
+    cross_attention_every: int | None = None
+    max_positions: int | None = None
+    dropout: float | None = None
+    layer_norm_eps: float | None = None
+
+
+QFORMERS: dict[str, QFormerConfig] = {
+    "base": QFormerConfig(),
+    "micro": QFormerConfig(num_queries=16, width=256, depth=4, num_heads=4, inner_width=1024, max_positions=128),
+    "nano": QFormerConfig(num_queries=8, width=64, depth=2, num_heads=2, inner_width=128, max_positions=64),
+}
+"""The paper's Q-Former, and two for few images and no GPU."""
 
 
 def qformer_mask(kind: Literal["itc", "itm", "itg"], num_queries: int, text_mask: Tensor) -> Tensor:
@@ -185,6 +212,13 @@ class QFormer(nn.Module):
     def qformer_blocks(self) -> Sequence[QFormerBlock]:
         """The blocks, typed."""
         return cast(Sequence[QFormerBlock], self.blocks)
+
+    @torch.no_grad()
+    def start_queries_as_text(self) -> None:
+        """Copy the text's feed-forwards into the queries', which start from the same BERT in the reference."""
+        for block in self.qformer_blocks:
+            if block.text_feed_forward is not None:
+                block.query_feed_forward.load_state_dict(block.text_feed_forward.state_dict())
 
     def remember(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageMemory:
         """Project features [B, N, memory_width] once for every layer that reads them; mask bool [B, N]."""

@@ -57,7 +57,7 @@ def blip2_stage1(
         validation=as_sources(validation),
         model=model,
         vision=replace(as_tower(vision), dtype="auto"),
-        text_pretrained="" if model else "bert-base-uncased",
+        text_pretrained="bert-base-uncased" if model in ("", "base") else "",
         transform=_CROPS,
         batch_size=105,
         num_workers=4,

@@ -11,7 +11,6 @@ from typing import Literal
 from openblip.checkpoints.blip2_parts import as_language, as_tower
 from openblip.data.transforms import ImageTransformConfig
 from openblip.generation.types import DecodeConfig
-from openblip.models.qformer import QFormerConfig
 from openblip.objectives.blip2 import Stage1Config
 from openblip.objectives.pretraining import ObjectiveConfig
 from openblip.recipes.blip import ANSWERS
@@ -21,7 +20,6 @@ from openblip.tasks.config import AnsweringConfig, RunConfig, as_sources
 from openblip.training.config import TrainConfig
 
 __all__ = [
-    "QFORMERS",
     "SHORT_RUN",
     "SHORT_STAGE1",
     "short_training",
@@ -37,11 +35,6 @@ SHORT_RUN = ObjectiveConfig(queue_size=0, momentum=0.0, alpha=0.0, label_smoothi
 model itself a few steps ago, and from hard negatives alone ITM hardly begins to learn (docs/training.md)."""
 SHORT_STAGE1 = Stage1Config(label_smoothing=0.0, hard_share=0.2)
 """For runs of minutes: from hard negatives alone ITM hardly begins to learn in so few steps (docs/training.md)."""
-QFORMERS: dict[str, QFormerConfig] = {
-    "micro": QFormerConfig(num_queries=16, width=256, depth=4, num_heads=4, inner_width=1024, max_positions=128),
-    "nano": QFormerConfig(num_queries=8, width=64, depth=2, num_heads=2, inner_width=128, max_positions=64),
-}
-"""Q-Formers for few images and no GPU."""
 _WHOLE = ImageTransformConfig(crop_scale=None, flip=False, ops=())
 _MILD = ImageTransformConfig(crop_scale=(0.7, 1.0), flip=False, ops=())
 
@@ -173,8 +166,7 @@ def _small_blip2(data: tuple[str, ...], *, model: str, validation: tuple[str, ..
         sources=as_sources(data),
         validation=as_sources(validation),
         validation_samples=200,
-        model="" if model in QFORMERS else model,
-        qformer=QFORMERS.get(model, QFormerConfig()),
+        model=model,
         transform=_MILD,
         batch_size=64,
         max_length=40,

@@ -20,7 +20,7 @@ from openblip.data.transforms import ImageTransformConfig
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.answers import AccuracyRule
 from openblip.models.language import LanguageConfig
-from openblip.models.qformer import QFormerConfig
+from openblip.models.qformer import QFormerSettings
 from openblip.models.tower import TowerConfig
 from openblip.objectives.blip2 import Stage1Config
 from openblip.objectives.pretraining import ObjectiveConfig
@@ -86,8 +86,8 @@ class RunConfig:
     """Images of the validation sources that are used."""
 
     model: str = ""
-    """A model's folder or checkpoint file to start from, or a size of BLIP to train from scratch ("base", "large",
-    "micro", "nano"); "" is "base", and trains a Q-Former from scratch in BLIP-2."""
+    """A model's folder or checkpoint file to start from, or a size to train from scratch: of BLIP ("base", "large",
+    "micro", "nano") or of a Q-Former ("base", "micro", "nano"); "" is "base"."""
     tokenizer: str = ""
     """A folder or hub name; "" takes the starting model's own or that of `text_pretrained`, "train" learns one from
     the captions, which small models trained from scratch and Q-Formers do by default; a "base" or "large" takes
@@ -133,8 +133,8 @@ class RunConfig:
     """BLIP-2: the frozen tower of a model trained from scratch; a starting model keeps its own."""
     unfreeze_vision: bool = False
     """BLIP-2: train the tower of `model` with the rest, as in fine-tuning for captions and retrieval."""
-    qformer: QFormerConfig = field(default_factory=QFormerConfig)
-    """BLIP-2: of a model trained from scratch; `memory_width` and `vocab_size` are set from tower and tokenizer."""
+    qformer: QFormerSettings = field(default_factory=QFormerSettings)
+    """BLIP-2: of a model trained from scratch, where it is not as `text_pretrained` or the size in `model` says."""
     embed_dim: int = 256
     """BLIP-2: width of the shared image-text space of ITC."""
     stage1: Stage1Config = field(default_factory=Stage1Config)

@@ -176,6 +176,8 @@ class Adapter(ABC):
     ) -> None:
         self.model, self.tokenizer, self.language_tokenizer = model, tokenizer, language_tokenizer
         self.info, self.ignored = info or {}, list(ignored)
+        self.begun: list[str] = []
+        """for each pretrained part of a newly built model a line: what was taken over, what was drawn"""
 
     @property
     def stored(self) -> StoredModel:

@@ -8,6 +8,7 @@ those of the papers.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,9 @@ def run_training(
     device = start(config.train.device)
     out = Path(out)
     adapter, sources, training = set_up(config, out)
+    if show and rank() == 0 and not resume:
+        for line in adapter.begun:
+            print(line, file=sys.stderr)
     transform = ImageTransform(replace(config.transform, image_size=adapter.image_size))
     loader = Loader(
         sources,

@@ -3,6 +3,7 @@ text does."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 import transformers
 from small_blip2 import PIXELS, TEXTS, spread, tokenizer
 
+from openblip.checkpoints import bert as bert_module
+from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.open import open_source
-from openblip.models.qformer import QFormer, QFormerConfig
+from openblip.models.qformer import QFormer, QFormerSettings
 from openblip.models.vision import VisionConfig
 from openblip.recipes.small import small_stage1
 from openblip.tasks.config import RunConfig
@@ -23,9 +26,9 @@ from openblip.tasks.families.blip2 import build
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 """the same sums of float32 in another order"""
-SIZES = QFormerConfig(
-    num_queries=4, width=32, depth=2, num_heads=4, inner_width=48, max_positions=64, dropout=0.0, memory_width=32
-)
+QUERIES = QFormerSettings(num_queries=4, dropout=0.0)
+SIZES = replace(QUERIES, width=32, depth=2, num_heads=4, inner_width=48, max_positions=64, layer_norm_eps=1e-6)
+"""those of the BERT"""
 SEED = 5
 
 
@@ -42,7 +45,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     donor = transformers.BertForMaskedLM(
         transformers.BertConfig(
             vocab_size=len(pieces), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-            intermediate_size=48, max_position_embeddings=64,
+            intermediate_size=48, max_position_embeddings=64, layer_norm_eps=1e-6,
         )
     )  # fmt: skip
     spread(donor, 0.2)
@@ -55,14 +58,17 @@ def run(bert: Path, **changes: Any) -> RunConfig:
     own = VisionConfig(image_size=PIXELS, patch_size=8, width=32, depth=1, num_heads=2, final_norm=False)
     config = small_stage1(data, model="nano")
     vision = replace(config.vision, source="own", own=own, drop_layers=0)
-    settings = {"qformer": SIZES, "vision": vision, "text_pretrained": str(bert), **changes}
+    settings = {"qformer": QUERIES, "vision": vision, "text_pretrained": str(bert), **changes}
     return replace(config, **settings)
 
 
-def test_its_text_side_is_bert(bert: Path, tmp_path: Path) -> None:
-    config = run(bert)
+def built(config: RunConfig, out: Path) -> Any:
     torch.manual_seed(SEED)
-    made = build(config, [open_source(source) for source in config.sources], tmp_path)
+    return build(config, [open_source(source) for source in config.sources], out)
+
+
+def test_its_text_side_is_bert(bert: Path, tmp_path: Path) -> None:
+    made = built(run(bert), tmp_path)
     assert isinstance(made.tokenizer, TextTokenizer)
     qformer: QFormer = made.model.qformer.eval()
     donor = transformers.BertForMaskedLM.from_pretrained(bert).eval()
@@ -85,9 +91,8 @@ def test_what_bert_has_not_is_newly_initialized(bert: Path, tmp_path: Path) -> N
     """Cross-attention, queries, heads and the row of [DEC] are as they are without a BERT."""
     found = []
     for name in (str(bert), ""):
-        config = run(bert, text_pretrained=name, tokenizer="" if name else str(bert))
-        torch.manual_seed(SEED)
-        found.append(build(config, [open_source(source) for source in config.sources], tmp_path).model)
+        config = run(bert, qformer=SIZES, text_pretrained=name, tokenizer="" if name else str(bert))
+        found.append(built(config, tmp_path).model)
     ours, plain = (dict(model.named_parameters()) for model in found)
     started = {name for name in ours if not torch.equal(ours[name], plain[name])}
     new = ("cross_attention.", "qformer.queries", "vision", "text_proj", "itm_head", "temperature")
@@ -98,7 +103,46 @@ def test_what_bert_has_not_is_newly_initialized(bert: Path, tmp_path: Path) -> N
     assert not torch.equal(ours["qformer.word.weight"][:known], plain["qformer.word.weight"][:known])
 
 
-def test_other_sizes_are_refused(bert: Path, tmp_path: Path) -> None:
-    config = run(bert, qformer=replace(SIZES, depth=3))
-    with pytest.raises(UserError, match="depth 2 against 3"):
-        build(config, [open_source(source) for source in config.sources], tmp_path)
+def test_its_sizes_are_those_of_the_bert(bert: Path, tmp_path: Path) -> None:
+    """Whatever the size that the recipe names; the number of queries is the recipe's own."""
+    small = built(run(bert, model="micro", qformer=QFormerSettings()), tmp_path)
+    sizes, known = small.model.qformer.config, transformers.AutoConfig.from_pretrained(bert).vocab_size
+    assert [getattr(sizes, name) for name in bert_module.SIZES] == [32, 2, 4, 48, 64, 1e-6]
+    assert (sizes.num_queries, sizes.memory_width, sizes.vocab_size) == (16, 32, known + 2)
+    assert sizes.pad_id == small.tokenizer.pad_id
+    assert small.begun == [
+        f"Q-Former from {bert.name}: 2 layers, 32 wide, vocabulary {known}; taken: embeddings, self-attention, "
+        "text feed-forward (also into the queries' feed-forward, as in the reference), "
+        "the language head's transform; drawn: queries, cross-attention of layer 0, projections of ITC, "
+        "the ITM head"
+    ]
+
+
+def test_a_bert_alone_in_a_pickled_file(bert: Path, tmp_path: Path) -> None:
+    """As sentence-transformers' older folders are: no language head, names without "bert.", pytorch_model.bin."""
+    donor = transformers.BertModel.from_pretrained(bert, add_pooling_layer=False)
+    folder = Path(shutil.copytree(bert, tmp_path / "sentences"))
+    (folder / "model.safetensors").unlink()
+    torch.save(donor.state_dict(), folder / "pytorch_model.bin")
+    assert all(not name.startswith("bert.") for name in donor.state_dict())
+    plain, headless = (built(run(place), tmp_path) for place in (bert, folder))
+    assert headless.begun[0].endswith("the language head's transform, projections of ITC, the ITM head")
+    ours, theirs = (made.model.qformer.state_dict() for made in (headless, plain))
+    differ = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert differ == {"head.inner.weight", "head.inner.bias", "head.norm.weight", "head.norm.bias", "head.bias"}
+
+    torch.save({"word": Path("not a tensor")}, folder / "pytorch_model.bin")  # code, which is never run
+    with pytest.raises(UserError, match="sentences"):
+        built(run(folder), tmp_path)
+
+
+def test_a_size_that_is_set_otherwise_is_refused(bert: Path, tmp_path: Path) -> None:
+    """Even where it is the size that the recipe would take without a BERT."""
+    config = override(run(bert, model="micro"), ["qformer.width=256"])
+    with pytest.raises(UserError, match=r"has width 32 and the setting qformer.width asks for 256; leave the sett"):
+        built(config, tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_refused(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing"):
+        built(run(bert, text_pretrained=str(tmp_path / "nothing"), tokenizer=str(bert)), tmp_path)

@@ -21,6 +21,7 @@ from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.open import open_source
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
+from openblip.models.qformer import QFORMERS, QFormerSettings
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage1, blip2_stage2, blip2_vqa
 from openblip.recipes.small import small_stage1, small_stage2
 from openblip.tasks.config import RunConfig, as_sources, load_run_config
@@ -228,7 +229,7 @@ def test_the_papers_numbers() -> None:
     assert one.batch_size * 16 == 1680
     assert two.batch_size * 16 == 1920
     assert (two.language.source, two.language.end) == ("facebook/opt-2.7b", "\n")
-    assert one.qformer.num_queries == 32
+    assert (one.model, one.qformer, QFORMERS["base"].num_queries) == ("", QFormerSettings(), 32)
 
 
 @pytest.mark.parametrize(

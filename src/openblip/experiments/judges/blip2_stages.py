@@ -24,7 +24,7 @@ from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about
 from openblip.experiments.presets import LEARNING_RATE, SCENE_VOCABULARY, WHOLE_IMAGE
 from openblip.generation.language import decode_after
 from openblip.generation.types import DecodeConfig
-from openblip.models.qformer import QFormerConfig
+from openblip.models.qformer import QFormerSettings
 from openblip.recipes.blip2 import VISION
 from openblip.recipes.small import small_stage1
 from openblip.tasks.config import RunConfig
@@ -48,7 +48,7 @@ __all__ = [
     "world_run",
 ]
 
-QFORMER = QFormerConfig(
+QFORMER = QFormerSettings(
     num_queries=16, width=96, depth=4, num_heads=3, inner_width=384, max_positions=64, dropout=0.0
 )
 LANGUAGES: dict[str, LanguageSizes] = {
@@ -104,7 +104,7 @@ def world_run(
     tower: str = "",
     model: str = "",
     language: str = "",
-    qformer: QFormerConfig = QFORMER,
+    qformer: QFormerSettings = QFORMER,
     batch_size: int = 64,
     learning_rate: float = LEARNING_RATE,
     seed: int = 0,

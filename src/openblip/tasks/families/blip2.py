@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.bert import load_bert_into_qformer
+from openblip.checkpoints.bert import SIZES, bert_config, load_bert_into_qformer
 from openblip.checkpoints.blip2_parts import build_blip2, open_language, open_language_tokenizer, open_tower
 from openblip.checkpoints.recognise import describe
 from openblip.checkpoints.store import open_model
@@ -29,6 +29,7 @@ from openblip.generation.language import decode_after, score_after
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip2 import Blip2, Blip2Config, best_query
 from openblip.models.layers import ImageMemory, KVCache
+from openblip.models.qformer import QFORMERS, QFormerConfig
 from openblip.models.stepper import QFormerStepper
 from openblip.objectives.language import language_loss, language_targets
 from openblip.tasks.config import RunConfig
@@ -293,7 +294,8 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     Raises:
         UserError: a part is not to be had, or the starting model is of another kind.
     """
-    stored = open_blip2(config.model, tokenizer_of_start(config)) if config.model else None
+    scratch = config.model in ("", *QFORMERS)
+    stored = None if scratch else open_blip2(config.model, tokenizer_of_start(config))
     if stored is not None:
         _refuse_other_parts(stored.model, config)
     if config.task in ("pretraining", "retrieval"):
@@ -357,20 +359,36 @@ def _with_heads(stored: Blip2Adapter, source: str) -> Blip2Adapter:
 def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> Blip2Adapter:
     tokenizer = tokenizer_from_scratch(config, sources, out, default="train")
     tower = open_tower(config.vision)
-    sizes = replace(config.qformer, memory_width=tower.width, vocab_size=tokenizer.vocab_size)
+    sizes = replace(
+        _qformer_sizes(config),
+        memory_width=tower.width,
+        vocab_size=tokenizer.vocab_size,
+        pad_id=tokenizer.pad_id,
+    )
     model = build_blip2(Blip2Config(vision=config.vision, qformer=sizes, embed_dim=config.embed_dim), vision=tower)
+    adapter = Blip2Adapter(model, tokenizer)
     if config.text_pretrained:
-        load_bert_into_qformer(model.qformer, config.text_pretrained)
-    _start_query_layers(model)
-    return Blip2Adapter(model, tokenizer)
+        adapter.begun.append(load_bert_into_qformer(model.qformer, config.text_pretrained))
+    else:
+        model.qformer.start_queries_as_text()
+    return adapter
 
 
-@torch.no_grad()
-def _start_query_layers(model: Blip2) -> None:
-    """The queries' feed-forwards start as the text's, as in the reference."""
-    for block in model.qformer.qformer_blocks:
-        if block.text_feed_forward is not None:
-            block.query_feed_forward.load_state_dict(block.text_feed_forward.state_dict())
+def _qformer_sizes(config: RunConfig) -> QFormerConfig:
+    """Of a Q-Former from scratch: as it is set, as the BERT that it starts from has it, or as its size says."""
+    sizes = {name: value for name, value in vars(config.qformer).items() if value is not None}
+    preset = QFORMERS[config.model or "base"]
+    if config.text_pretrained:
+        bert = bert_config(config.text_pretrained)
+        differ = [name for name in SIZES if sizes.get(name, getattr(bert, name)) != getattr(bert, name)]
+        if differ:
+            raise UserError(
+                f'"{config.text_pretrained}" has {differ[0]} {getattr(bert, differ[0])} and the setting '
+                f"qformer.{differ[0]} asks for {sizes[differ[0]]}; leave the setting out, since a Q-Former takes "
+                "its sizes from the BERT that it starts from"
+            )
+        sizes |= {name: getattr(bert, name) for name in SIZES}
+    return replace(preset, **sizes)
 
 
 def _with_options(stored: Blip2Adapter, config: RunConfig) -> Blip2Adapter:
