@@ -27,6 +27,10 @@ Name = Literal[
     "openstax-filter",
     "easyvqa",
     "nlvr",
+    "flickr8k",
+    "flickr8k-variants",
+    "flickr8k-blip",
+    "flickr8k-capfilt",
 ]
 
 
@@ -49,6 +53,7 @@ def experiments(
             with and without stage 1, its objectives, queries, both kinds of language model, zero-shot answers.
             compare: BLIP beside BLIP-2 on the same images, with the models of blip2. pointing: Grad-CAM maps.
             openstax, openstax-web, openstax-filter, easyvqa, nlvr: real data (docs/real-data.md, docs/vqa.md).
+            flickr8k, flickr8k-variants, flickr8k-blip, flickr8k-capfilt: real photographs and pretrained parts.
         out: folder of the experiment; left out, its own in runs/experiments. The same command resumes in it.
         seeds: how often everything is repeated.
         quick: the smallest form, to see that it runs; it shows nothing.

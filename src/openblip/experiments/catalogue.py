@@ -12,7 +12,18 @@ from openblip.experiments import blip2, capfilt, compare, pointing
 from openblip.experiments.blip2_page import blip2_page
 from openblip.experiments.compare_page import compare_page
 from openblip.experiments.page import capfilt_page
-from openblip.experiments.real import easyvqa, experiment, nlvr, openstax, openstax_filter
+from openblip.experiments.real import (
+    easyvqa,
+    experiment,
+    flickr8k,
+    flickr8k_blip,
+    flickr8k_capfilt,
+    flickr8k_page,
+    nlvr,
+    openstax,
+    openstax_filter,
+)
+from openblip.experiments.real.flickr8k_data import Flickr8k
 from openblip.report.content import Report
 
 __all__ = ["EXPERIMENTS", "Experiment"]
@@ -57,6 +68,7 @@ def _real(name: str, module: Any, *, data: str = "openstax", **more: Any) -> Exp
 
 
 _BLIP2 = partial(Experiment, settings=blip2.Blip2Experiment(), quick=blip2.QUICK, folder="blip2", figures=True)
+_FLICKR8K = partial(Experiment, settings=Flickr8k(), quick=flickr8k.QUICK, folder="flickr8k", data="flickr8k")
 EXPERIMENTS: dict[str, Experiment] = {
     "capfilt": Experiment(
         settings=capfilt.CapFiltExperiment(),
@@ -95,4 +107,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         folder="easyvqa",
     ),
     "nlvr": _real("nlvr", nlvr, data="nlvr", settings=nlvr.SETTINGS["nlvr"], quick=nlvr.QUICK, folder="nlvr"),
+    "flickr8k": _FLICKR8K(run=flickr8k.run, page=flickr8k_page.flickr8k_page, figures=True),
+    "flickr8k-variants": _FLICKR8K(run=flickr8k.run_variants, page=flickr8k_page.variants_page, files="variants-"),
+    "flickr8k-blip": _FLICKR8K(run=flickr8k_blip.run, page=flickr8k_page.blip_page, files="blip-"),
+    "flickr8k-capfilt": _FLICKR8K(run=flickr8k_capfilt.run, page=flickr8k_page.capfilt_page, files="capfilt-"),
 }

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.blip2_parts import as_language, open_language, open_language_tokenizer
+from openblip.checkpoints.blip2_parts import as_language
 from openblip.core.config import keep_settings
 from openblip.core.files import read_jsonl
 from openblip.data.sample import Batch
@@ -36,7 +36,18 @@ from openblip.tasks.retrieval import evaluate_retrieval
 from openblip.tasks.training import run_training
 from openblip.training.config import TrainConfig
 
-__all__ = ["QUICK", "VARIANTS", "Seed", "run", "run_variants", "written_captions"]
+__all__ = [
+    "BEAM",
+    "QUICK",
+    "VARIANTS",
+    "Seed",
+    "Variant",
+    "fine_tuning",
+    "open_seed",
+    "run",
+    "run_variants",
+    "written_captions",
+]
 
 QUICK = Flickr8k(
     train_images=16, test_images=8, batch_size=4, stage1_steps=2, rerank_k=2, variant_steps=2, variant_images=6,
@@ -140,24 +151,25 @@ class Seed:
 
         return trained(self.out / f"stage1{'-' * bool(name)}{name.replace(' ', '-')}", train)
 
+    def stage2_run(self, *, after_stage1: bool) -> RunConfig:
+        """The language model behind the Q-Former of stage 1, or behind one with BERT's weights."""
+        config = self.config
+        language = as_language(str(self.places.part(config.language)))
+        every = max(1, config.stage2_steps // config.looks)
+        return replace(
+            self.stage1_run(Variant(queries=config.queries), config.stage2_steps),
+            task="captioning",
+            model=str(self.stage1()) if after_stage1 else "",
+            language=replace(language, dtype=config.dtype),  # type: ignore[arg-type]
+            batch_size=config.stage2_batch,
+            train=fine_tuning(config.stage2_steps, config.stage2_rate, self.number, evaluate_every_steps=every),
+        )
+
     def stage2(self, *, after_stage1: bool) -> Path:
         """The model of stage 2, by its folder."""
 
         def train(run: Path) -> None:
-            config = self.config
-            first = self.stage1_run(Variant(queries=config.queries), config.stage2_steps)
-            language = as_language(str(self.places.part(config.language)))
-            every = max(1, config.stage2_steps // config.looks)
-            second = replace(
-                first,
-                task="captioning",
-                model=str(self.stage1()) if after_stage1 else "",
-                language=replace(language, dtype=config.dtype),  # type: ignore[arg-type]
-                batch_size=config.stage2_batch,
-                train=fine_tuning(
-                    config.stage2_steps, config.stage2_rate, self.number, evaluate_every_steps=every
-                ),
-            )
+            second = self.stage2_run(after_stage1=after_stage1)
             self.tell(f"stage 2, {'after' if after_stage1 else 'without'} stage 1")
             run_training(second, run, resume=True, title="stage 2", evaluator=self._look, show=False)
 
@@ -239,11 +251,6 @@ class Seed:
         rows = [record for record in read_jsonl(run / "metrics.jsonl") if record["split"] == "eval"]
         return {key: [float(row[key]) for row in rows] for key in ("step", "CIDEr", "BLEU-4")}
 
-    def seconds(self, run: Path) -> float:
-        """How long the training that left the model `run` took."""
-        rows = read_jsonl(run.parent / "metrics.jsonl")
-        return float(rows[-1].get("seconds", 0.0))
-
 
 def texts_of(batch: Batch) -> list[list[str]]:
     """The texts of each image of a batch."""
@@ -305,7 +312,7 @@ def run(
     curves: list[dict[str, Any]] = []
     captions: list[dict[str, Any]] = []
     for number in range(seeds):
-        seed = _seed(out, config, data, number, on_stage)
+        seed = open_seed(out, config, data, number, on_stage)
         first = seed.measured_stage1()
         second = {}
         for name, after_stage1 in _SECOND.items():
@@ -323,13 +330,12 @@ def run_variants(
     """Stage 1 without each of its objectives and with other numbers of queries; arguments as for `run`."""
     tables: list[Tables] = []
     for number in range(seeds):
-        seed = _seed(out, config, data, number, on_stage)
+        seed = open_seed(out, config, data, number, on_stage)
         tables.append({"variants": {name: seed.measured_stage1(name) for name in VARIANTS}})
     return result_of(config, tables)
 
 
-def _seed(
-    out: Path, config: Flickr8k, data: Path, number: int, on_stage: Callable[[str], None] | None
-) -> Seed:
+def open_seed(out: Path, config: Flickr8k, data: Path, number: int, on_stage: Callable[[str], None] | None) -> Seed:
+    """One seed in the folder of an experiment, with the settings that the folder was begun with."""
     keep_settings(out / "experiment.json", config, "an experiment")
     return Seed(Places(data, out, config), number, on_stage or (lambda _: None))

@@ -37,6 +37,8 @@ class Flickr8k:
     language: str = "gemma-3-270m"
     dtype: str = "auto"
     """of the frozen parts"""
+    image_size: int = 224
+    """pixels that the tower reads; one that names a size itself reads that in BLIP-2"""
     crops: int = 1
     """views of each training image in the feature cache: 1 is the whole image alone"""
     max_length: int = 24

@@ -207,7 +207,9 @@ def accuracy(asked: Sequence[Asked], given: Sequence[str]) -> dict[str, float]:
     """Share of right answers, by kind and in the mean of the kinds ("all"); the first known word counts."""
     shares = {}
     for kind in KINDS:
-        right = [_first(text, kind) == one.answer for one, text in zip(asked, given, strict=True) if one.kind == kind]
+        right = [
+            _first(text, kind) == one.answer for one, text in zip(asked, given, strict=True) if one.kind == kind
+        ]
         if right:
             shares[kind] = sum(right) / len(right)
     return {"all": sum(shares.values()) / len(shares), **shares}
