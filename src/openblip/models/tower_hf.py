@@ -75,7 +75,7 @@ def transformers_encoder(
     own = _own_pixels(processor, model.config)
     pixels = own if image_size is None else (image_size, image_size)
     if pixels is None:
-        raise UserError(f'"{name}" is no vision model of transformers: nothing says the size of its images')
+        raise UserError(f'nothing in "{name}" says the size of images; give image_size if it is a vision model')
     if pixels != own:
         _check_multiple(name, pixels[0], model.config)
     dropped = settled_drop(model, drop_layers)
@@ -143,7 +143,8 @@ def _vision_part(model: Any) -> Any:
 
 def _without_pooling(model: Any) -> None:
     """Leave out the pooling, which nothing reads and whose weights a folder may lack."""
-    if getattr(model, "pooler", None) is not None:
+    pooler = getattr(model, "pooler", None)
+    if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
         model.pooler = None
     if getattr(model, "use_head", False):
         model.use_head = False
