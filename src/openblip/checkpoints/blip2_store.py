@@ -35,10 +35,12 @@ from openblip.checkpoints.stored import (
 )
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError
+from openblip.models import tower_hf, tower_timm
 from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig
-from openblip.models.tower_hf import TransformersEncoder, write_description
+from openblip.models.tower_hf import TransformersEncoder
+from openblip.models.tower_timm import TimmEncoder
 from openblip.models.vision import VisionEncoder
 
 __all__ = ["facts", "open_found", "original_entries", "pack", "sizes", "take_part", "write_transformers"]
@@ -130,8 +132,12 @@ def _whole_vision(model: Blip2, target: Path) -> TowerConfig:
     config, encoder = model.config.vision, model.vision.encoder
     if isinstance(encoder, TransformersEncoder):
         tower = model.vision
-        write_description(target / "vision", encoder, pixels=tower.pixels, mean=tower.mean, std=tower.std)
+        tower_hf.write_description(target / "vision", encoder, pixels=tower.pixels, mean=tower.mean, std=tower.std)
         return replace(config, source="hf:./vision")
+    if isinstance(encoder, TimmEncoder):
+        if tower_timm.write_description(target / "vision", encoder):
+            return replace(config, source="timm:local-dir:./vision")
+        return replace(config, source=config.place[0].removesuffix("@"))
     if isinstance(encoder, VisionEncoder):
         depth = len(encoder.vit.blocks)
         own = replace(

@@ -1,4 +1,4 @@
-"""The frozen vision tower of BLIP-2: any Vision Transformer whose tokens the Q-Former reads.
+"""The frozen vision tower of BLIP-2: any encoder whose tokens of an image's patches the Q-Former reads.
 
 Where it comes from is a `TowerConfig`: a timm model, a vision model of transformers, the tower of one of our BLIP
 models, or sizes of our own with weights in the model's file (as whole checkpoints bring them). Frozen is frozen: no
@@ -9,18 +9,19 @@ Shapes: B images, N tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError
-from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, Triple, normalize
+from openblip.models.pixels import normalize
 from openblip.models.products import use_onednn
 from openblip.models.tower_hf import transformers_encoder
-from openblip.models.tower_parts import block_list, drop_last_blocks
+from openblip.models.tower_parts import Encoder, block_list, drop_last_blocks
 from openblip.models.tower_timm import timm_encoder
 from openblip.models.vision import VisionConfig, VisionEncoder
 
@@ -32,8 +33,9 @@ class TowerConfig:
     """Which frozen vision tower; the default is the paper's EVA-CLIP ViT-g/14 without its last block."""
 
     source: str = "timm:eva_giant_patch14_clip_224"
-    """timm:NAME, hf:NAME (a vision model of transformers, by hub name or folder), openblip:FOLDER (the vision tower
-    of a BLIP model of ours), or "own": `own` gives the sizes and the model's file holds the weights."""
+    """timm:NAME (or timm:local-dir:FOLDER, timm:ARCHITECTURE@FILE), hf:NAME (a vision model of transformers, by hub
+    name or folder), openblip:FOLDER (the vision tower of a BLIP model of ours), or "own": `own` gives the sizes and
+    the model's file holds the weights."""
     drop_layers: int | None = None
     """Blocks left out at the end; with 0 the tower's final norm stays. None is 1 for a transformer of timm or
     transformers, as in the paper, and 0 for any other tower."""
@@ -68,34 +70,42 @@ class TowerConfig:
         """What stands behind the kind."""
         return self.source.partition(":")[2]
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """`source` in two: up to where it names a path or a hub name, and that; timm's own names have none."""
+        if self.kind == "timm":
+            before, mark, path = self.source.partition("timm:local-dir:")
+            if not mark and not self.name.startswith("hf-hub:"):
+                before, mark, path = self.source.partition("@")
+            return (before + mark, path) if mark else (self.source, "")
+        return f"{self.kind}:", self.name
+
 
 class FrozenTower(nn.Module):
     """An encoder that gives tokens, frozen unless the configuration says that it is trained.
 
-    Args:
-        encoder: normalised images [B, 3, H, W] -> tokens [B, N, width].
+    Attributes:
+        width: D of the tokens.
         pixels: height and width of the images.
         mean: of pixel values from 0 to 1, by which images are normalised; `std` likewise.
+        grid: rows and columns of the image's patches, which are the last tokens, row by row.
+        first: tokens before them: [CLS], where the tower has it.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        config: TowerConfig,
-        *,
-        width: int,
-        pixels: tuple[int, int],
-        mean: Triple = IMAGE_MEAN,
-        std: Triple = IMAGE_STD,
-    ) -> None:
+    def __init__(self, made: Encoder, config: TowerConfig) -> None:
         super().__init__()
-        # "auto" is resolved here, so that the stored configuration names the dtype that was used.
-        config = replace(config, dtype=frozen_dtype(config.dtype), drop_layers=config.drop_layers or 0)
-        self.config, self.width, self.pixels, self.mean, self.std = config, width, pixels, mean, std
-        self.encoder = encoder
-        use_onednn(encoder)
+        # What was left open is settled here, so that the stored configuration names what was used.
+        size = made.pixels[0] if made.pixels[0] == made.pixels[1] and config.own is None else config.image_size
+        self.config = replace(
+            config, dtype=frozen_dtype(config.dtype), drop_layers=made.drop_layers, image_size=size
+        )
+        self.encoder = made.module
+        self.width, self.grid, self.first = made.width, made.grid, made.first
+        self.pixels, self.mean, self.std = made.pixels, made.mean, made.std
+        use_onednn(self.encoder)
+        self.encoder.to(kept_in(config))
         if not config.trained:
-            self.encoder.to(DTYPES[config.dtype]).requires_grad_(False).eval()
+            self.encoder.requires_grad_(False).eval()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,55 +142,44 @@ class FrozenTower(nn.Module):
             return self.encoder(images.to(self.dtype))
 
 
+def kept_in(config: TowerConfig) -> torch.dtype:
+    """The dtype of a tower's weights."""
+    return torch.float32 if config.trained else DTYPES[frozen_dtype(config.dtype)]
+
+
 def make_tower(
-    config: TowerConfig, *, pretrained: bool = True, blip_vision: VisionEncoder | None = None
+    config: TowerConfig,
+    *,
+    pretrained: bool = True,
+    blip_vision: VisionEncoder | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> FrozenTower:
     """Build the tower that `config` names.
 
     Args:
         pretrained: with the weights of its source; False draws them, as they are about to be replaced.
         blip_vision: for openblip:FOLDER the vision tower found there; opening folders is not for this floor.
+        state: for timm:local-dir:FOLDER and timm:ARCHITECTURE@FILE the weights found there, likewise.
 
     Raises:
         UserError: there is no such model, or it gives no patch tokens.
     """
-    tower = _assemble(config, pretrained, blip_vision)
-    _check_tokens(tower)
-    return tower
-
-
-def _assemble(config: TowerConfig, pretrained: bool, blip_vision: VisionEncoder | None) -> FrozenTower:
     if config.kind == "own":
         assert config.own is not None
-        return FrozenTower(VisionEncoder(config.own), config, width=config.own.width, pixels=config.own.pixels)
+        return FrozenTower(_of_vision(VisionEncoder(config.own), 0), config)
     if config.kind == "openblip":
         assert blip_vision is not None, "open the folder first"
         drop_last_blocks(blip_vision.vit, config.drop_layers or 0)
-        return FrozenTower(blip_vision, config, width=blip_vision.width, pixels=blip_vision.config.pixels)
-    make = timm_encoder if config.kind == "timm" else transformers_encoder
-    made = make(config.name, image_size=config.image_size, drop_layers=config.drop_layers, pretrained=pretrained)
-    config = replace(config, drop_layers=made.drop_layers, image_size=_side(made.pixels))
-    return FrozenTower(made.module, config, width=made.width, pixels=made.pixels, mean=made.mean, std=made.std)
+        return FrozenTower(_of_vision(blip_vision, config.drop_layers or 0), config)
+    options: Any = {"image_size": config.image_size, "drop_layers": config.drop_layers, "pretrained": pretrained}
+    if config.kind == "hf":
+        return FrozenTower(transformers_encoder(config.name, dtype=kept_in(config), **options), config)
+    before, path = config.place
+    name = before[len("timm:") : -1] if before.endswith("@") else config.name
+    assert state is not None or not path or not pretrained, "open the file first"
+    return FrozenTower(timm_encoder(name, state=state, **options), config)
 
 
-def _side(pixels: tuple[int, int]) -> int | None:
-    """The side of a square, so that a stored configuration names the size that was used."""
-    return pixels[0] if pixels[0] == pixels[1] else None
-
-
-@torch.no_grad()
-def _check_tokens(tower: FrozenTower) -> None:
-    """Refuse a tower that does not give tokens [1, N, D] of the width it says, which an image shows."""
-    # On the device "meta" there are no values to run.
-    if next(tower.parameters()).is_meta:
-        return
-    trained = tower.encoder.training
-    tower.encoder.eval()
-    found = tower(torch.zeros(1, 3, *tower.pixels))
-    tower.encoder.train(trained)
-    if not isinstance(found, Tensor) or found.ndim != 3 or found.shape[1] < 2 or found.shape[2] != tower.width:
-        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(
-            f"{tower.config.source} gives {shape} and no patch tokens [1, N, {tower.width}]; the Q-Former reads "
-            "tokens: take a Vision Transformer"
-        )
+def _of_vision(vision: VisionEncoder, dropped: int) -> Encoder:
+    pixels, grid = vision.config.pixels, vision.config.grid
+    return Encoder(module=vision, width=vision.width, grid=grid, pixels=pixels, drop_layers=dropped)

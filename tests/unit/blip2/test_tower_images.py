@@ -86,5 +86,5 @@ def test_an_image_size_that_is_named_is_taken(dino: Path) -> None:
 def test_a_model_without_images_is_no_tower(tmp_path: Path) -> None:
     text = {key: value for key, value in SIZES.items() if key not in ("image_size", "patch_size")}
     transformers.BertModel(transformers.BertConfig(vocab_size=30, **text)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="no vision model of transformers"):
+    with pytest.raises(UserError, match="says the size of images"):
         make_tower(TowerConfig(source=f"hf:{tmp_path}"))

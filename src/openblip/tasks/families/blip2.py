@@ -28,9 +28,11 @@ from openblip.generation.decode import decode
 from openblip.generation.language import decode_after, score_after
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip2 import Blip2, Blip2Config, best_query
+from openblip.models.language import LanguageConfig
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.qformer import QFORMERS, QFormerConfig
 from openblip.models.stepper import QFormerStepper
+from openblip.models.tower import TowerConfig
 from openblip.objectives.language import language_loss, language_targets
 from openblip.tasks.config import RunConfig
 from openblip.tasks.families.family import Family
@@ -324,14 +326,14 @@ def _refuse_other_parts(model: Blip2, config: RunConfig) -> None:
         if kept is None or wanted.source in (kept.source, type(wanted)().source):
             continue
         # One written into the model's folder says nothing of where it came from; a folder has several spellings.
-        if kept.source != "own" and "./" not in kept.source and not _same_folder(wanted.source, kept.source):
+        if kept.source != "own" and "./" not in kept.source and not _same_place(wanted, kept):
             raise UserError(
                 f"{config.model} has its {name} part {kept.source} and keeps it; leave {wanted.source} out"
             )
 
 
-def _same_folder(one: str, other: str) -> bool:
-    places = [Path(source.rpartition(":")[2]) for source in (one, other)]
+def _same_place(*parts: TowerConfig | LanguageConfig) -> bool:
+    places = [Path(part.place[1] if isinstance(part, TowerConfig) else part.source) for part in parts]
     return all(place.exists() for place in places) and places[0].samefile(places[1])
 
 
