@@ -175,8 +175,8 @@ class ShardWriter:
             if not bool(back.isfinite().all()):
                 largest = values.abs().max().item()
                 raise UserError(
-                    f"values up to {largest:.3g} cannot be stored as {self._store}; take bfloat16, or the dtype that "
-                    "they are computed in"
+                    f"values up to {largest:.3g} cannot be stored as {self._store}; choose bfloat16, or the dtype "
+                    "that they are computed in"
                 )
             self._error = self._error.plus(StorageError.between(values, back))
         self._keys += keys
