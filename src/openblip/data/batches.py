@@ -1,7 +1,7 @@
 """Making one batch: read the samples, decode, transform, choose and clean a text; and what becomes of broken ones.
 
 This is the part of the loader that runs in worker processes. A batch depends on the request alone: every random
-choice for a sample comes from a generator made of (seed, epoch, position), or of (seed, key) where that is requested.
+choice for a sample comes from a generator made of (seed, epoch, position), or of (seed, key) with `draw_by_key`.
 """
 
 from __future__ import annotations

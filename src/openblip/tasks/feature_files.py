@@ -80,7 +80,7 @@ def bytes_of_image(shape: Sequence[int], store: Store) -> int:
 
 
 def quantize(features: Tensor) -> tuple[Tensor, Tensor]:
-    """float [..., N, D] -> int8 [..., N, D] and float32 scales [..., N + D], of the tokens and then the channels."""
+    """float [..., N, D] -> int8 [..., N, D] and float32 scales [..., N + D], those of the tokens first."""
     values = features.float()
     channels = values.abs().amax(-2, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     values = values / channels
@@ -114,7 +114,12 @@ class StorageError(NamedTuple):
 
     def plus(self, other: StorageError) -> StorageError:
         """Of both together."""
-        return StorageError(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return StorageError(
+            self.squares + other.squares,
+            self.changes + other.changes,
+            self.cosines + other.cosines,
+            self.tokens + other.tokens,
+        )
 
     @property
     def relative(self) -> float:
@@ -168,9 +173,10 @@ class ShardWriter:
         if stored.dtype != features.dtype:
             values = features.float()
             if not bool(back.isfinite().all()):
+                largest = values.abs().max().item()
                 raise UserError(
-                    f"values up to {values.abs().max().item():.3g} cannot be stored as {self._store}; store them as "
-                    "bfloat16, or as they are computed"
+                    f"values up to {largest:.3g} cannot be stored as {self._store}; choose bfloat16, or the dtype "
+                    "that they are computed in"
                 )
             self._error = self._error.plus(StorageError.between(values, back))
         self._keys += keys

@@ -128,7 +128,7 @@ class FeatureJob:
         self.folder, self._sources, self._tower, self._device = Path(folder), list(sources), tower, device
         self._store = store or cast(Store, str(tower.dtype).removeprefix("torch."))
         self._crops, self._num_workers = crops or Crops(), num_workers
-        self._described = {
+        self._described: dict[str, Any] = {
             "format": FORMAT,
             "store": self._store,
             "crops": self._crops.describe(),
