@@ -94,9 +94,8 @@ def test_it_is_read(command: str) -> None:
 @pytest.mark.parametrize("command", [c for c in EVERY if c.startswith("openblip train ") and ".json " not in c])
 def test_settings_of_a_training_are_known(command: str) -> None:
     words = words_of(command)
-    named = {
-        word[2:]: words[i + 1] for i, word in enumerate(words) if word in ("--model", "--vision", "--language")
-    }
+    options = ("--model", "--vision", "--text", "--language")
+    named = {word[2:]: words[i + 1] for i, word in enumerate(words) if word in options}
     config = recipe_named(words[1]).config(("captions.jsonl",), **named)
     for i, word in enumerate(words):
         if word == "--set":

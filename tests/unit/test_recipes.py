@@ -64,8 +64,8 @@ def test_pretraining_is_the_papers() -> None:
     assert base.objective.alpha_ramp_epochs == 1.0
     assert base.objective.label_smoothing == 0.1
     assert base.text_pretrained == "bert-base-uncased"
-    assert base.vision_pretrained.startswith("vit_base_patch16_224")
-    assert large.vision_pretrained.startswith("vit_large_patch16_224")
+    assert base.vision_pretrained.startswith("timm:vit_base_patch16_224")
+    assert large.vision_pretrained.startswith("timm:vit_large_patch16_224")
 
 
 def test_fine_tuning_is_the_papers() -> None:

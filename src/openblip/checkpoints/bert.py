@@ -231,7 +231,7 @@ def _check_sizes(theirs: TextConfig, ours: TextConfig, name: str) -> None:
     if differ:
         raise UserError(
             f'"{name}" does not fit this text transformer: {", ".join(differ)}; take a BERT of the model\'s sizes, '
-            "or leave text_pretrained out"
+            "or a model of the BERT's sizes: --model from-parts"
         )
     if theirs.vocab_size > ours.vocab_size:
         raise UserError(

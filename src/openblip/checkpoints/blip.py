@@ -28,6 +28,7 @@ __all__ = [
     "PUBLISHED_WIDTHS",
     "Notes",
     "blip_rules",
+    "check_plain",
     "config_from_state",
     "heads_of",
     "load_blip_state",
@@ -382,17 +383,31 @@ def original_state(model: Blip | BlipVqa | BlipNlvr) -> dict[str, Tensor]:
     """
     config = model.config
     rules = rules_for(config)
-    if config.vision.stem != "patch":
-        raise UserError(
-            'the original vision tower cuts images into patches by one convolution, this model has stem = "conv"; '
-            "such a model cannot be exported"
-        )
+    check_plain(config.vision, "the original vision tower")
     theirs = export_state(rules, {key: value.detach() for key, value in model.state_dict().items()})
     for key in list(theirs):
         if key.endswith("embeddings.position_embeddings.weight"):
             positions = torch.arange(config.text.max_positions).expand(1, -1).clone()
             theirs[key.replace("position_embeddings.weight", "position_ids")] = positions
     return theirs
+
+
+def check_plain(vision: VisionConfig, theirs: str) -> None:
+    """Refuse to export a tower that `theirs` cannot hold.
+
+    Raises:
+        UserError: see above.
+    """
+    if vision.stem != "patch":
+        raise UserError(
+            f'{theirs} cuts images into patches by one convolution, this model has stem = "conv"; '
+            "such a model cannot be exported"
+        )
+    if vision.registers:
+        raise UserError(
+            f"{theirs} has no tokens beside [CLS] and patches, this model has {vision.registers} registers; "
+            "such a model cannot be exported"
+        )
 
 
 def momentum_state(state: Mapping[str, Tensor], config: BlipConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -220,15 +220,16 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
 def _with_own_vision(model: Blip2) -> Blip2:
     """The model over a tower whose sizes are written out, or why transformers' BLIP-2 cannot hold it."""
     config, encoder = model.config.vision, model.vision.encoder
-    if config.own is not None and not config.own.final_norm and config.own.stem == "patch":
+    own = config.own
+    if own is not None and not own.final_norm and own.stem == "patch" and not own.registers:
         return model
-    own: VisionConfig | None = None
+    own = None
     if isinstance(encoder, VisionEncoder):
         own, state = replace(encoder.config, depth=len(encoder.vit.blocks)), encoder.vit.state_dict()
     elif config.kind == "timm":
         found = _plain(encoder.vit)
         own, state = found if found is not None else (None, {})
-    if own is None or own.stem != "patch" or any(key.startswith("norm.") for key in state):
+    if own is None or own.stem != "patch" or own.registers or any(key.startswith("norm.") for key in state):
         raise UserError(
             f"transformers' BLIP-2 has a plain Vision Transformer whose last norm is the trained one; the tower "
             f"{config.source} computes otherwise, so this model cannot be exported"

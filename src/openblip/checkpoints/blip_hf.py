@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.blip import IGNORED, rules_for, transformer_rules, vision_rules
+from openblip.checkpoints.blip import IGNORED, check_plain, rules_for, transformer_rules, vision_rules
 from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
 from openblip.checkpoints.recognise import AnyConfig, describe
 from openblip.checkpoints.stored import Like
@@ -206,11 +206,7 @@ def _note_dtype(path: Path) -> None:
 def _architecture(config: AnyConfig) -> str:
     """The class of theirs for a model of ours, or why there is none."""
     vision = config.vision
-    if vision.stem != "patch":
-        raise UserError(
-            'transformers\' BLIP cuts images into patches by one convolution, this model has stem = "conv"; '
-            "such a model cannot be exported"
-        )
+    check_plain(vision, "transformers' BLIP")
     if vision.pixels[0] != vision.pixels[1]:
         raise UserError(
             f"transformers' BLIP takes square images, this model {vision.pixels[0]} x {vision.pixels[1]}; "

@@ -64,7 +64,8 @@ def _open_own(found: Found, options: Options) -> StoredModel:
     config = _at_size(config, options)
     model, state = _empty_model(config), read_state(weights)
     if _POSITIONS in state and options.image_size is not None:
-        state[_POSITIONS] = interpolate_positions(state[_POSITIONS], config.vision.grid, source_grid)
+        first = 1 + config.vision.registers
+        state[_POSITIONS] = interpolate_positions(state[_POSITIONS], config.vision.grid, source_grid, first=first)
     fill(model, state, weights)
     if options.tokenizer is None:
         tokenizer = TextTokenizer.load(found.path)

@@ -44,6 +44,7 @@ def train(
     tokenizer: Place = None,
     vision: Place = None,
     image_size: Pixels = None,
+    text: Place = None,
     language: Place = None,
     set: Sets = (),
     resume: bool = False,
@@ -58,7 +59,9 @@ def train(
             and a recipe that monitors a metric the best one in FOLDER/best.
         steps: steps of the optimizer, in place of the recipe's length.
         tokenizer: a folder or hub name, or "train" to learn one from the captions.
-        vision: BLIP-2's frozen tower: timm:NAME, hf:NAME or openblip:FOLDER, with @1 read before its last block.
+        vision: BLIP-2's frozen tower: timm:NAME, hf:NAME or openblip:FOLDER, with @1 read before its last block; or
+            the Vision Transformer that BLIP's tower starts from: timm:NAME or hf:NAME.
+        text: the BERT that BLIP's text side or BLIP-2's Q-Former starts from: a folder or hub name.
         image_size: side of the images in pixels; left out, that of the recipe, of BLIP-2's frozen tower its own.
         language: BLIP-2's frozen language model: a folder or hub name of transformers.
         resume: continue from the newest checkpoint in the run's folder.
@@ -69,12 +72,14 @@ def train(
     from openblip.recipes.catalogue import recipe_named
 
     if is_file(recipe):
-        named = {"model": model, "vision": vision, "language": language, "steps": steps}
+        named = {"model": model, "vision": vision, "text": text, "language": language, "steps": steps}
         config = _from_file(Path(recipe), data, validation, named)
         title: str = config.task
     else:
         found = recipe_named(recipe)
-        options = {"model": model, "validation": validation, "vision": vision, "language": language}
+        options = {
+            "model": model, "validation": validation, "vision": vision, "text": text, "language": language
+        }  # fmt: skip
         config, title = found.config(data, steps=steps, **options), found.name
     if tokenizer is not None:
         config = replace(config, tokenizer=tokenizer)
@@ -100,8 +105,12 @@ def _from_file(file: Path, data: tuple[str, ...], validation: tuple[str, ...], n
     config = load_run_config(file, data=data, validation=validation)
     if named["model"] is not None:
         config = replace(config, model=named["model"])
-    if named["vision"] is not None:
+    if named["vision"] is not None and config.family == "blip":
+        config = replace(config, vision_pretrained=named["vision"])
+    elif named["vision"] is not None:
         config = replace(config, vision=as_tower(named["vision"]))
+    if named["text"] is not None:
+        config = replace(config, text_pretrained=named["text"])
     if named["language"] is not None:
         config = replace(config, language=as_language(named["language"]))
     if named["steps"] is not None:
@@ -220,5 +229,5 @@ def check_train(recipe: str, given: dict[str, Any]) -> None:
             f"the first argument of train is a recipe (openblip recipes lists them), which {recipe} is not{hint}"
         )
     found = recipe_named(recipe)
-    found.check(given.keys() & {"model", "validation", "steps", "vision", "language"})
+    found.check(given.keys() & {"model", "validation", "steps", "vision", "text", "language"})
     need(given.get("data", ()), WHAT_DATA)

@@ -1,7 +1,7 @@
 """The vision tower: a timm Vision Transformer whose tokens are all used, [CLS] first.
 
-Sizes of our own are built from numbers (`VisionConfig`), so that no download is needed; `pretrained`
-names a timm model whose weights are taken where they can be had.
+Sizes of our own are built from numbers (`VisionConfig`), so that no download is needed; `checkpoints.vit` starts a
+tower from a pretrained one.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import StdConv2d, build_sincos2d_pos_embed
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from openblip.core.compute import uses_fused_attention
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, first_line
 from openblip.models.layers import scale_narrow
 from openblip.models.pixels import normalize
 from openblip.models.products import use_onednn
 
-__all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions"]
+__all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions", "timm_vit"]
 
 
 PLACE_SCALE = 0.5
@@ -52,9 +53,11 @@ class VisionConfig:
     final_norm: bool = True
     """Whether the tower ends with a LayerNorm; False where another norm follows, as after BLIP-2's frozen
     towers."""
+    registers: int = 0
+    """Tokens between [CLS] and the patches that hold no part of the image and are left out of what the tower gives:
+    DINOv2's registers (Darcet et al. 2023, arXiv 2309.16588), the distillation token of a DeiT."""
     pretrained: str | None = None
-    """The timm model to take the weights from when training starts, for example
-    "vit_base_patch16_224.augreg_in1k"."""
+    """The source that the weights were taken from when training started: timm:NAME or hf:NAME."""
 
     def __post_init__(self) -> None:
         patch = self.patch_size
@@ -137,6 +140,7 @@ class VisionEncoder(nn.Module):
             global_pool="",
             drop_path_rate=config.drop_path,
             final_norm=config.final_norm,
+            reg_tokens=config.registers,
             norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
             embed_layer=ConvStem if config.stem == "conv" else timm.layers.PatchEmbed,
         )
@@ -161,7 +165,9 @@ class VisionEncoder(nn.Module):
             f"expected images [B, 3, {height}, {width}], got {tuple(images.shape)}"
         )
         self._choose_attention(images)
-        return self.vit.forward_features(images)
+        tokens = self.vit.forward_features(images)
+        count = self.config.registers
+        return torch.cat((tokens[:, :1], tokens[:, 1 + count :]), dim=1) if count else tokens
 
     def _choose_attention(self, images: Tensor) -> None:
         # timm chooses when a block is built; device and dtype under autocast are known only when it runs.
@@ -179,43 +185,53 @@ class VisionEncoder(nn.Module):
         assert self.width % 4 == 0, f"sines and cosines of two sides need a width that 4 divides, not {self.width}"
         places = build_sincos2d_pos_embed(list(self.config.grid), self.width, temperature=100.0)
         assert self.vit.pos_embed is not None
-        self.vit.pos_embed[0, 1:] = PLACE_SCALE * places
+        self.vit.pos_embed[0, 1 + self.config.registers :] = PLACE_SCALE * places
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping their activations."""
         self.vit.set_grad_checkpointing(enabled)
 
-    def load_pretrained(self) -> None:
-        """Take the weights of the timm model named in the configuration, positions interpolated.
 
-        Raises:
-            UserError: timm cannot give them, or their sizes differ.
-        """
-        name = self.config.pretrained
-        assert name is not None, "no pretrained model is named"
-        try:
-            donor = timm.create_model(name, pretrained=True, num_classes=0)
-        except (RuntimeError, OSError) as error:
-            raise UserError(f'timm has no weights for "{name}" here: {error}') from error
-        state = donor.state_dict()
-        own = self.vit.state_dict()
-        if "pos_embed" in state:
-            state["pos_embed"] = interpolate_positions(state["pos_embed"], self.vit.patch_embed.grid_size)
-        wrong = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
-        if wrong:
-            raise UserError(f'"{name}" does not fit this vision tower: {wrong[0]} and {len(wrong) - 1} more differ')
-        self.vit.load_state_dict({key: state[key] for key in own})
+def timm_vit(name: str) -> VisionTransformer:
+    """The Vision Transformer `name` of timm with its weights.
+
+    Args:
+        name: as `timm.create_model` takes it, local-dir:FOLDER included.
+
+    Raises:
+        UserError: timm cannot give it, or it computes otherwise than a plain Vision Transformer.
+    """
+    try:
+        vit = timm.create_model(name, pretrained=True, num_classes=0)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f'timm has no weights for "{name}" here: {first_line(error)}') from error
+    # Others, as EVA and DINOv3 with rotary positions, are of their own classes; what a plain one has not besides
+    # the activation shows in the names of its weights.
+    plain = type(vit) in (VisionTransformer, VisionTransformerDistilled)
+    if not plain or getattr(vit.blocks[0].mlp.act, "approximate", "") != "none" or vit.cls_token is None:
+        raise UserError(
+            f'"{name}" is no plain Vision Transformer, with [CLS], learned positions and GELU, as the vision tower '
+            "of BLIP is: take a ViT, DeiT or DINOv2"
+        )
+    return vit
 
 
 def interpolate_positions(
-    positions: Tensor, grid: tuple[int, int], source_grid: tuple[int, int] | None = None
+    positions: Tensor,
+    grid: tuple[int, int],
+    source_grid: tuple[int, int] | None = None,
+    *,
+    first: int = 1,
+    antialias: bool = False,
 ) -> Tensor:
-    """Resample position embeddings [1, 1 + n, D] to `grid` (rows, columns); bicubic, as the reference does.
+    """Resample position embeddings [1, first + n, D] to `grid` (rows, columns); bicubic, as the reference does.
 
     Args:
         source_grid: rows and columns they stand for; a square when None.
+        first: embeddings before those of patches: [CLS] and registers.
+        antialias: whether detail that a smaller grid cannot hold is filtered, as DINOv2 with registers does.
     """
-    count = positions.shape[1] - 1
+    count = positions.shape[1] - first
     if source_grid is None:
         side = round(count**0.5)
         source_grid = (side, side)
@@ -223,8 +239,10 @@ def interpolate_positions(
         raise UserError(f"{count} position embeddings do not fill a grid of {source_grid[0]} x {source_grid[1]}")
     if source_grid == tuple(grid):
         return positions
-    # [CLS] is outside the grid and keeps its embedding.
-    cls, patches = positions[:, :1], positions[:, 1:]
+    # [CLS] and registers are outside the grid and keep their embeddings.
+    outside, patches = positions[:, :first], positions[:, first:]
     square = patches.reshape(1, *source_grid, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(square.float(), size=tuple(grid), mode="bicubic", align_corners=False)
-    return torch.cat((cls, resized.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)), dim=1)
+    resized = F.interpolate(
+        square.float(), size=tuple(grid), mode="bicubic", align_corners=False, antialias=antialias
+    )
+    return torch.cat((outside, resized.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)), dim=1)

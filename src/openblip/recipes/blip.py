@@ -39,20 +39,30 @@ def one_text_each(specs: tuple[str, ...]) -> tuple[SourceConfig, ...]:
     return tuple(replace(source, pairs=True) for source in as_sources(specs))
 
 
-def blip_pretrain(data: tuple[str, ...], *, model: str = "base", validation: tuple[str, ...] = ()) -> RunConfig:
+def blip_pretrain(
+    data: tuple[str, ...],
+    *,
+    model: str = "base",
+    vision: str = "",
+    text: str = "",
+    validation: tuple[str, ...] = (),
+) -> RunConfig:
     """BLIP pre-training with ITC, ITM and LM, 224 px; the paper's global batch is 2,880 (ViT-B) or 2,400 (ViT-L).
 
     Args:
         data: sources, "PATH?setting=value".
-        model: "base" or "large" to train from scratch, over pretrained towers, or a model to start from.
+        model: "base" or "large" to train from scratch, over pretrained towers; "from-parts" for the sizes of
+            `vision` and `text`; or a model to start from.
+        vision: Vision Transformer to start the tower from: timm:NAME or hf:NAME.
+        text: BERT to start the text side from, a hub name or folder.
     """
     large, scratch = model == "large", model in ("base", "large")
     return RunConfig(
         sources=as_sources(data),
         validation=as_sources(validation),
         model=model,
-        vision_pretrained=f"vit_{model}_patch16_224.augreg_in21k" if scratch else "",
-        text_pretrained="bert-base-uncased" if scratch else "",
+        vision_pretrained=vision or (f"timm:vit_{model}_patch16_224.augreg_in21k" if scratch else ""),
+        text_pretrained=text or ("bert-base-uncased" if scratch else ""),
         batch_size=75,
         num_workers=4,
         max_length=30,

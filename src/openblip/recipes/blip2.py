@@ -47,9 +47,18 @@ _PRETRAIN = TrainConfig(
 
 
 def blip2_stage1(
-    data: tuple[str, ...], *, vision: str = VISION, validation: tuple[str, ...] = (), model: str = ""
+    data: tuple[str, ...],
+    *,
+    vision: str = VISION,
+    text: str = "",
+    validation: tuple[str, ...] = (),
+    model: str = "",
 ) -> RunConfig:
-    """Stage 1: ITC, ITM and ITG over a frozen tower, 250,000 steps, global batch 2,320 (ViT-L) or 1,680 (ViT-g)."""
+    """Stage 1: ITC, ITM and ITG over a frozen tower, 250,000 steps, global batch 2,320 (ViT-L) or 1,680 (ViT-g).
+
+    Args:
+        text: BERT that the Q-Former starts from and takes its sizes from, a hub name or folder.
+    """
     return RunConfig(
         family="blip2",
         task="pretraining",
@@ -57,7 +66,7 @@ def blip2_stage1(
         validation=as_sources(validation),
         model=model,
         vision=replace(as_tower(vision), dtype="auto"),
-        text_pretrained="bert-base-uncased" if model in ("", "base") else "",
+        text_pretrained=text or ("bert-base-uncased" if model in ("", "base") else ""),
         transform=_CROPS,
         batch_size=105,
         num_workers=4,

@@ -88,13 +88,19 @@ _EVERY = ("model", "validation", "steps")
 _BLIP = "Li et al. 2022, arXiv 2201.12086, section 4 and appendix, and published configurations"
 _BLIP2 = "Li et al. 2023, arXiv 2301.12597, sections 3 and 4 and appendix, and published configurations"
 _START = ("model",)
-_VISION, _LANGUAGE = ("vision",), ("language",)
+_PARTS, _LANGUAGE = ("vision", "text"), ("language",)
 _SMALL = "short runs in the scene world, docs/training.md"
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("blip-pretrain", "blip:blip_pretrain", "pre-training with ITC, ITM and LM, ViT-B or ViT-L", _BLIP),
+        Recipe(
+            "blip-pretrain",
+            "blip:blip_pretrain",
+            "pre-training with ITC, ITM and LM, ViT-B or ViT-L",
+            _BLIP,
+            takes=_PARTS,
+        ),
         Recipe("blip-caption", "blip:caption_finetune", "fine-tuning a captioner: LM", _BLIP, _START),
         Recipe(
             "blip-retrieval", "blip:retrieval_finetune", "fine-tuning for retrieval: ITC and ITM", _BLIP, _START
@@ -106,7 +112,7 @@ RECIPES: dict[str, Recipe] = {
             "blip2:blip2_stage1",
             "the Q-Former over a frozen tower: ITC, ITM and ITG",
             _BLIP2,
-            takes=_VISION,
+            takes=_PARTS,
         ),
         Recipe(
             "blip2-stage2",
@@ -134,11 +140,13 @@ RECIPES: dict[str, Recipe] = {
             _BLIP2,
             _START,
         ),
-        Recipe("small-pretrain", "small:small_pretrain", "a small BLIP from scratch, on a CPU", _SMALL),
+        Recipe(
+            "small-pretrain", "small:small_pretrain", "a small BLIP from scratch, on a CPU", _SMALL, takes=_PARTS
+        ),
         Recipe("small-vqa", "small:small_vqa", "questions for a small BLIP, on a CPU", _SMALL),
         Recipe("small-nlvr", "small:small_nlvr", "statements about two images for a small BLIP, on a CPU", _SMALL),
         Recipe(
-            "small-stage1", "small:small_stage1", "stage 1 with a small Q-Former, on a CPU", _SMALL, takes=_VISION
+            "small-stage1", "small:small_stage1", "stage 1 with a small Q-Former, on a CPU", _SMALL, takes=_PARTS
         ),
         Recipe(
             "small-stage2",

@@ -59,14 +59,25 @@ def short_training(
 
 
 def small_pretrain(
-    data: tuple[str, ...], *, model: str = "micro", validation: tuple[str, ...] = (), steps: int = 1000
+    data: tuple[str, ...],
+    *,
+    model: str = "micro",
+    vision: str = "",
+    text: str = "",
+    validation: tuple[str, ...] = (),
+    steps: int = 1000,
 ) -> RunConfig:
     """A small BLIP from scratch: ITC, ITM and LM without queue and momentum copies, Muon, mild crops.
 
     Args:
-        model: "nano" or "micro" to train from scratch, or a small model's folder.
+        model: "nano" or "micro" to train from scratch, "from-parts" for the sizes of `vision` and `text`, or a
+            small model's folder.
+        vision: Vision Transformer to start the tower from: timm:NAME or hf:NAME.
+        text: BERT to start the text side from, a hub name or folder.
     """
     return RunConfig(
+        vision_pretrained=vision,
+        text_pretrained=text,
         sources=as_sources(data),
         validation=as_sources(validation),
         validation_samples=200,
@@ -128,6 +139,7 @@ def small_stage1(
     data: tuple[str, ...],
     *,
     vision: str = VISION,
+    text: str = "",
     model: str = "micro",
     validation: tuple[str, ...] = (),
     steps: int = 1000,
@@ -136,10 +148,11 @@ def small_stage1(
 
     Args:
         vision: the frozen tower: timm:NAME, hf:NAME or openblip:FOLDER, with @1 read before its last block.
+        text: BERT that the Q-Former starts from and takes its sizes from, a hub name or folder.
         model: "nano" or "micro" for a Q-Former from scratch, or a model of stage 1 to start from.
     """
     config = _small_blip2(data, model=model, validation=validation, steps=steps)
-    return replace(config, vision=as_tower(vision))
+    return replace(config, vision=as_tower(vision), text_pretrained=text)
 
 
 def small_stage2(

@@ -87,7 +87,8 @@ class RunConfig:
 
     model: str = ""
     """A model's folder or checkpoint file to start from, or a size to train from scratch: of BLIP ("base", "large",
-    "micro", "nano") or of a Q-Former ("base", "micro", "nano"); "" is "base"."""
+    "micro", "nano", or "from-parts" for the sizes of `vision_pretrained` and `text_pretrained`) or of a Q-Former
+    ("base", "micro", "nano"); "" is "base"."""
     tokenizer: str = ""
     """A folder or hub name; "" takes the starting model's own or that of `text_pretrained`, "train" learns one from
     the captions, which small models trained from scratch and Q-Formers do by default; a "base" or "large" takes
@@ -125,7 +126,8 @@ class RunConfig:
     image_size: int | None = None
     """BLIP: pixels; None keeps the model's own."""
     vision_pretrained: str = ""
-    """BLIP: timm model whose weights a vision tower that is trained from scratch starts from."""
+    """BLIP: Vision Transformer, timm:NAME or hf:NAME (hub name or folder of transformers), whose weights a vision
+    tower that is trained from scratch starts from."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """BLIP: "captioning" and "retrieval" set its `objectives` themselves."""
 

@@ -160,6 +160,7 @@ class Seed:
             self.stage1_run(Variant(queries=config.queries), config.stage2_steps),
             task="captioning",
             model=str(self.stage1()) if after_stage1 else "",
+            text_pretrained="" if after_stage1 else str(self.places.part(config.text)),
             language=replace(language, dtype=config.dtype),  # type: ignore[arg-type]
             batch_size=config.stage2_batch,
             train=fine_tuning(config.stage2_steps, config.stage2_rate, self.number, evaluate_every_steps=every),

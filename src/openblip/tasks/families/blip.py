@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.bert import load_bert
+from openblip.checkpoints.bert import bert_config, load_bert
 from openblip.checkpoints.store import StoredModel, open_model
+from openblip.checkpoints.vit import PretrainedVit, read_vit, start_vision
 from openblip.core.errors import UserError
-from openblip.core.tokenizer import First, TokenBatch
+from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
 from openblip.data.sources.base import Source
 from openblip.data.transforms import clean_question
 from openblip.generation.decode import decode
@@ -35,7 +36,10 @@ from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import Answer, Caption, captions_of
 from openblip.tasks.vocabulary import tokenizer_from_scratch, tokenizer_of_start
 
-__all__ = ["BLIP", "BlipAdapter", "NlvrAdapter", "VqaAdapter"]
+__all__ = ["BLIP", "FROM_PARTS", "BlipAdapter", "NlvrAdapter", "VqaAdapter"]
+
+FROM_PARTS = "from-parts"
+"""in place of a size: that of the pretrained vision tower and BERT"""
 
 
 class _BlipBase(Adapter):
@@ -252,7 +256,7 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
         return _build_on_blip(config, sources, out)
     parts = {"encoder": config.task != "captioning", "decoder": config.task != "retrieval"}
     size = config.model or "base"
-    if size in SIZES:
+    if size in (*SIZES, FROM_PARTS):
         wanted = config.objective.objectives
         if config.task == "pretraining":
             parts = {"encoder": "itc" in wanted, "decoder": "lm" in wanted}
@@ -266,7 +270,7 @@ def _build_on_blip(config: RunConfig, sources: Sequence[Source], out: Path) -> A
     """A model of another kind that starts from a `Blip`."""
     kind, adapter, sizes = _ON_BLIP[config.task]
     size = config.model or "base"
-    if size in SIZES:
+    if size in (*SIZES, FROM_PARTS):
         start = _from_scratch(config, size, sources, out, encoder=True, decoder=True)
         blip, tokenizer = start.model, start.tokenizer
     else:
@@ -300,24 +304,49 @@ _ON_BLIP: dict[str, tuple[type, type[Adapter], Callable[[BlipConfig], Any]]] = {
 
 
 def _stored(config: RunConfig) -> StoredModel:
+    if named := config.vision_pretrained or config.text_pretrained:
+        raise UserError(f"{config.model} has its vision tower and its text side and keeps them; leave {named} out")
     return open_model(config.model, tokenizer=tokenizer_of_start(config), image_size=config.image_size)
 
 
 def _from_scratch(
     config: RunConfig, size: str, sources: Sequence[Source], out: Path, *, encoder: bool, decoder: bool
 ) -> Adapter:
+    donor = read_vit(config.vision_pretrained) if config.vision_pretrained else None
     default = "train" if size in ("nano", "micro") else "bert-base-uncased"
+    if size == FROM_PARTS and (donor is None or not config.text_pretrained):
+        raise UserError(
+            f'model = "{FROM_PARTS}" takes its sizes from a vision tower and a BERT: name both, '
+            "--vision hf:NAME (or timm:NAME) and --text NAME"
+        )
     tokenizer = tokenizer_from_scratch(config, sources, out, default=default)
-    sizes = blip_config(size, vocab_size=tokenizer.vocab_size, image_size=config.image_size)
-    sizes = replace(sizes, encoder=encoder, decoder=decoder)
-    if config.vision_pretrained:
-        sizes = replace(sizes, vision=replace(sizes.vision, pretrained=config.vision_pretrained))
-    model = Blip(sizes)
-    if config.vision_pretrained:
-        model.vision.load_pretrained()
+    sizes = _sizes(config, size, donor, tokenizer)
+    model = Blip(replace(sizes, encoder=encoder, decoder=decoder))
+    adapter = BlipAdapter(model, tokenizer)
+    if donor is not None:
+        adapter.begun.append(start_vision(model.vision, donor))
     if config.text_pretrained:
-        load_bert(model, config.text_pretrained)
-    return BlipAdapter(model, tokenizer)
+        adapter.begun.append(load_bert(model, config.text_pretrained))
+    return adapter
+
+
+def _sizes(config: RunConfig, size: str, donor: PretrainedVit | None, tokenizer: TextTokenizer) -> BlipConfig:
+    """Those of a preset, or those of the pretrained parts."""
+    if size == FROM_PARTS and donor is not None:
+        vision = donor.sizes(config.image_size)
+        text = replace(
+            bert_config(config.text_pretrained),
+            vocab_size=tokenizer.vocab_size,
+            memory_width=vision.width,
+            pad_id=tokenizer.pad_id,
+        )
+        return BlipConfig(vision=vision, text=text)
+    sizes = blip_config(size, vocab_size=tokenizer.vocab_size, image_size=config.image_size)
+    if donor is None:
+        return sizes
+    # What the sizes of a preset do not say.
+    own = {name: getattr(donor.config, name) for name in ("layer_norm_eps", "registers", "pretrained")}
+    return replace(sizes, vision=replace(sizes.vision, **own))
 
 
 BLIP = Family(

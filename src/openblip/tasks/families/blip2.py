@@ -299,6 +299,8 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     scratch = config.model in ("", *QFORMERS)
     stored = None if scratch else open_blip2(config.model, tokenizer_of_start(config))
     if stored is not None:
+        if config.text_pretrained:
+            raise UserError(f"{config.model} has its Q-Former and keeps it; leave {config.text_pretrained} out")
         _refuse_other_parts(stored.model, config)
     if config.task in ("pretraining", "retrieval"):
         made = _from_scratch(config, sources, out) if stored is None else _with_heads(stored, config.model)
