@@ -45,7 +45,7 @@ KNOWN_LOOPS: tuple[frozenset[str], ...] = ()
 OWNERS: dict[str, tuple[str, ...]] = {
     "timm": ("models.vision", "models.tower"),
     "transformers": (
-        *("models.language", "experiments.judges.small_language", "models.tower"),
+        *("models.language", "models.language_stepper", "experiments.judges.small_language", "models.tower"),
         *("core.tokenizer", "core.language_tokenizer", "checkpoints"),
     ),
     "tokenizers": ("core.tokenizer", "core.language_tokenizer"),
