@@ -19,7 +19,8 @@ from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.generation.decode import DecodeConfig, decode
 from openblip.models.blip2 import Blip2, Blip2Config, best_query
-from openblip.models.language import CausalStepper, FrozenLanguage, LanguageConfig, Seq2SeqStepper
+from openblip.models.language import FrozenLanguage, LanguageConfig
+from openblip.models.language_stepper import CausalStepper, Seq2SeqStepper
 from openblip.models.qformer import QFormerConfig
 from openblip.models.stepper import QFormerStepper
 from openblip.models.tower import TowerConfig, make_tower

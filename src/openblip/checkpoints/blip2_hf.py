@@ -192,6 +192,11 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
     generates = model.config.language is not None if part is None else part == "caption"
     if generates and (model.config.language is None or stored.language_tokenizer is None):
         raise UserError("this model has no language model, so transformers has no class for its captions")
+    if generates and model.llm.bos_first:
+        raise UserError(
+            "transformers' BLIP-2 puts the images' soft prompts before [BOS], and this model was trained with them "
+            "after it (language.bos=first), so it cannot be exported; one trained with language.bos=none can"
+        )
     if not generates and not model.config.matches:
         raise UserError("this model has no heads for matching; leave --part match out")
     config = _their_config(model, generates)

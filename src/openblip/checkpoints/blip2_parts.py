@@ -71,7 +71,7 @@ def _vision_of(source: str, image_size: int | None) -> VisionEncoder:
 def open_language(config: LanguageConfig, *, base: Path | None = None) -> FrozenLanguage:
     """The language model that `config` names; `base` as for `open_tower`."""
     language = make_language(replace(config, source=_place(config.source, base)))
-    language.config = config
+    language.config = replace(language.config, source=config.source)
     return language
 
 

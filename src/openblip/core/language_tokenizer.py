@@ -7,7 +7,7 @@ token that begins with the prompt's last letters and ends in the text is scored 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,15 +34,28 @@ class LanguageBatch:
     """bool [R, T], True for tokens that the language model is to predict"""
     starts: Tensor
     """bool [R, T], True for tokens that begin a word: where a text may be split into prefix and rest"""
+    places: Tensor | None = None
+    """int64 [S], of the scored tokens in the flattened [R * T]; found on the CPU, for a GPU to wait for nothing"""
+
+    def __post_init__(self) -> None:
+        if self.places is None and self.scored.device.type == "cpu":
+            object.__setattr__(self, "places", self.scored_places)
+
+    @property
+    def scored_places(self) -> Tensor:
+        """`places`, which are looked for here if the batch was made on a device."""
+        if self.places is not None:
+            return self.places
+        return (self.scored & self.attention_mask).flatten().nonzero()[:, 0]
+
+    def whole(self) -> LanguageBatch:
+        """The same with every token scored, as an encoder-decoder's targets are."""
+        return replace(self, scored=self.attention_mask, places=None)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> LanguageBatch:
         """Move all tensors."""
-        return LanguageBatch(
-            *(
-                tensor.to(device, non_blocking=non_blocking)
-                for tensor in (self.input_ids, self.attention_mask, self.scored, self.starts)
-            )
-        )
+        tensors = (self.input_ids, self.attention_mask, self.scored, self.starts, self.scored_places)
+        return LanguageBatch(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -123,6 +136,12 @@ class LanguageTokenizer:
     def vocab_size(self) -> int:
         """Number of ids."""
         return len(self.hf)
+
+    @property
+    def puts_bos(self) -> bool:
+        """Whether every text begins with [BOS], as Gemma's and Llama's do; Qwen's and GPT-2's do not."""
+        begun = self.hf("a")["input_ids"][:1]
+        return self.hf.bos_token_id is not None and begun == [self.hf.bos_token_id]
 
     def save(self, folder: Path | str) -> None:
         """Write it as transformers does."""

@@ -12,15 +12,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig, Decoded, Stepper
-from openblip.models.language import CausalStepper, FrozenLanguage, Seq2SeqStepper
+from openblip.models.language import FrozenLanguage
+from openblip.models.language_stepper import CausalStepper, Seq2SeqStepper
 
 __all__ = ["decode_after", "score_after"]
+
+_ROWS = 64
+"""of logits that are in float32 at once"""
 
 
 @torch.no_grad()
@@ -86,14 +91,15 @@ def score_after(
     for chunk in torch.arange(len(flat)).split(max_rows):
         own, part = rows[chunk].to(device), [flat[i] for i in chunk.tolist()]
         if states is not None:
-            batch = tokenizer.texts(part).to(device)
-            logits = llm.target_logits(states[0][own], states[1][own], batch.input_ids)
-            scored = batch.attention_mask
+            batch = tokenizer.texts(part).whole().to(device)
+            logits = llm.target_logits(states[0][own], states[1][own], batch.input_ids, batch.scored_places)
         else:
             batch = tokenizer.texts(part, prompts=[prompts[i] for i in rows[chunk].tolist()]).to(device)
-            logits = llm.decoder_logits(soft[own], batch.input_ids, batch.attention_mask)[:, :-1]
-            scored = batch.scored & batch.attention_mask
-        picked = logits.float().log_softmax(-1).gather(-1, batch.input_ids[..., None])[..., 0]
-        sums[chunk] = picked.masked_fill(~scored, 0.0).sum(1).cpu()
-        counts[chunk] = scored.sum(1).cpu()
+            logits = llm.decoder_logits(soft[own], batch.input_ids, batch.attention_mask, batch.scored_places)
+        places = batch.scored_places
+        pairs = zip(logits.split(_ROWS), batch.input_ids.flatten()[places].split(_ROWS), strict=True)
+        losses = [F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in pairs]
+        each = torch.zeros(batch.input_ids.numel(), device=device).index_copy(0, places, torch.cat(losses))
+        sums[chunk] = -each.view_as(batch.input_ids).sum(1).cpu()
+        counts[chunk] = (batch.scored & batch.attention_mask).sum(1).cpu()
     return sums.view(-1, number), counts.view(-1, number)

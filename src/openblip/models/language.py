@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from openblip.core.errors import UserError, first_line, require
 from openblip.core.places import wrong_place
 from openblip.models.products import use_onednn
 
-__all__ = ["CausalStepper", "FrozenLanguage", "LanguageConfig", "Seq2SeqStepper", "make_language"]
+__all__ = ["FrozenLanguage", "LanguageConfig", "make_language"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,9 @@ class LanguageConfig:
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] = ()
     """the projections that LoRA goes to, as ("q_proj", "v_proj"); () are those that peft names for its kind"""
+    bos: Literal["auto", "first", "none"] = "auto"
+    """where a text's [BOS] stands: before the soft prompts ("first"), or after them with the text ("none", as in
+    published models); "auto" is settled by `FrozenLanguage.settle_bos` when stage 2 starts, "none" till then"""
     end: str = ""
     """text that ends what it writes; "" is its end token ("\\n" for the published OPT models)"""
 
@@ -86,6 +88,34 @@ class FrozenLanguage(nn.Module):
         if config.lora_rank:
             self.add_lora(config)
         self.hf.eval()
+
+    @property
+    def bos_first(self) -> bool:
+        """Whether a text's first token stands before the soft prompts."""
+        return self.config.bos == "first"
+
+    def settle_bos(self, puts_bos: bool) -> None:
+        """Settle where [BOS] stands for a model that is newly trained.
+
+        Decoders learned texts that begin with [BOS], and some (Gemma) read badly what begins otherwise. OPT keeps
+        the paper's order.
+
+        Args:
+            puts_bos: whether its tokenizer puts [BOS] before every text.
+
+        Raises:
+            UserError: it is to be first, and there is none.
+        """
+        has_one = puts_bos and not self.is_encoder_decoder
+        if self.config.bos == "first" and not has_one:
+            raise UserError(
+                f"the texts of {self.config.source} do not begin with [BOS], so it cannot be first; leave "
+                "language.bos out"
+            )
+        wanted = self.config.bos
+        if wanted == "auto":
+            wanted = "first" if has_one and self.hf.config.model_type != "opt" else "none"
+        self.config = replace(self.config, bos=wanted)
 
     def add_lora(self, config: LanguageConfig) -> None:
         """Put trained low-rank matrices beside its projections, which change nothing before they are trained."""
@@ -169,20 +199,26 @@ class FrozenLanguage(nn.Module):
                 f"positions of {self.config.source}; shorten the prompt"
             )
 
-    def decoder_logits(self, soft: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def decoder_logits(
+        self, soft: Tensor, input_ids: Tensor, attention_mask: Tensor, places: Tensor | None = None
+    ) -> Tensor:
         """A decoder's logits [R, 1 + T, V]: those at place t predict text token t, the last what would follow.
 
         Args:
             soft: soft prompts [R, Q, L].
             input_ids: [R, T], padded on the right.
+            places: int64 [S], of tokens in the flattened [R * T]: logits [S, V] that predict these alone.
         """
         self.check_room(soft.shape[1], input_ids.shape[1])
         embeds, mask = self._join(soft, input_ids, attention_mask)
         length = input_ids.shape[1] + 1
+        inputs: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask, "use_cache": False}
         with torch.autocast(soft.device.type, enabled=False):
-            options: dict[str, Any] = {"logits_to_keep": length} if "logits_to_keep" in self._options else {}
-            logits = self._run(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **options).logits
-        return logits[:, -length:]
+            if places is not None:
+                row = places.div(length - 1, rounding_mode="floor")
+                before = row * embeds.shape[1] + soft.shape[1] - 1  # what predicts token 0 of the row
+                return self._logits_at(before + places % (length - 1), inputs)
+            return self._run(**inputs).logits[:, -length:]
 
     def encode(self, soft: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """An encoder-decoder's reading of soft prompts and prefix: states [R, Q + T, L'] and their mask."""
@@ -193,20 +229,48 @@ class FrozenLanguage(nn.Module):
             states = self.hf.get_encoder()(inputs_embeds=embeds, attention_mask=reads).last_hidden_state
         return states, mask
 
-    def target_logits(self, states: Tensor, mask: Tensor, target_ids: Tensor) -> Tensor:
-        """An encoder-decoder's logits [R, T, V] for targets [R, T]: those at place t predict target t."""
+    def target_logits(
+        self, states: Tensor, mask: Tensor, target_ids: Tensor, places: Tensor | None = None
+    ) -> Tensor:
+        """An encoder-decoder's logits [R, T, V] for targets [R, T]: those at place t predict target t.
+
+        Args:
+            places: int64 [S], of targets in the flattened [R * T]: logits [S, V] that predict these alone.
+        """
         assert self.start_id is not None, "a decoder is read by decoder_logits"
         start = torch.full_like(target_ids[:, :1], self.start_id)
-        inputs = torch.cat((start, target_ids[:, :-1]), dim=1)
+        written = torch.cat((start, target_ids[:, :-1]), dim=1)
+        inputs: dict[str, Any] = {"encoder_outputs": (states,), "attention_mask": mask, "use_cache": False}
+        inputs["decoder_input_ids"] = written
         with torch.autocast(states.device.type, enabled=False):
-            return self._run(
-                encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=inputs, use_cache=False
-            ).logits
+            return self._run(**inputs).logits if places is None else self._logits_at(places, inputs)
+
+    def _logits_at(self, places: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Logits [S, V] at places of the flattened sequences: its head reads the hidden states of those alone.
+
+        The choice is made where the model calls its head, so that what it does before and after (OPT's projection,
+        T5's and Cohere's scales, Gemma 2's cap) stays its own code.
+        """
+        chosen = False
+
+        def choose(head: nn.Module, hidden: tuple[Tensor, ...]) -> tuple[Tensor]:
+            nonlocal chosen
+            chosen = True
+            return (hidden[0].flatten(0, -2)[places][None],)
+
+        hook = self.hf.get_output_embeddings().register_forward_pre_hook(choose)
+        try:
+            logits: Tensor = self._run(**inputs).logits.flatten(0, -2)
+        finally:
+            hook.remove()
+        return logits if chosen else logits[places]  # a model may multiply by its embeddings without a head
 
     def _join(self, soft: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        text = self.embed(input_ids)
-        embeds = torch.cat((soft.to(text.dtype), text), dim=1)
-        return embeds, torch.cat((attention_mask.new_ones(soft.shape[:2]), attention_mask), dim=1)
+        """Soft prompts and text as one sequence: embeddings [R, Q + T, L] and mask; a [BOS] is the first token."""
+        text, begun = self.embed(input_ids), int(self.bos_first)
+        embeds = torch.cat((text[:, :begun], soft.to(text.dtype), text[:, begun:]), dim=1)
+        real = attention_mask.new_ones(soft.shape[:2])
+        return embeds, torch.cat((attention_mask[:, :begun], real, attention_mask[:, begun:]), dim=1)
 
     def _run(self, *, attention_mask: Tensor, cache: Any = None, **inputs: Any) -> Any:
         """One forward; positions are counted over real tokens, so that padding changes nothing."""
@@ -244,89 +308,6 @@ class FrozenLanguage(nn.Module):
         if not causal:
             return seen
         return seen & torch.ones(rows, mask.shape[1], dtype=torch.bool, device=mask.device).tril()
-
-
-class CausalStepper:
-    """Writes with a decoder behind soft prompts, one token at a time (see `generation`'s `Stepper`)."""
-
-    def __init__(self, language: FrozenLanguage, soft: Tensor) -> None:
-        from transformers import DynamicCache
-
-        self.language, self.soft = language, soft
-        self.vocab_size = language.vocab_size
-        self.max_length = None if language.max_length is None else language.max_length - soft.shape[1]
-        self.cache: Any = DynamicCache()
-        self.mask: Tensor | None = None
-
-    def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Read prompts [R, T], padded on either side; scores [R, V] of the next token."""
-        order = attention_mask.to(torch.uint8).argsort(dim=1, stable=True)  # real tokens to the right
-        ids, mask = prompt_ids.gather(1, order), attention_mask.gather(1, order)
-        embeds, self.mask = self.language._join(self.soft, ids, mask)
-        return self._read(embeds)
-
-    def step(self, token: Tensor) -> Tensor:
-        """Read one more token [R]; scores [R, V] of the next."""
-        assert self.mask is not None
-        self.mask = F.pad(self.mask, (0, 1), value=True)
-        return self._read(self.language.embed(token[:, None]))
-
-    def reorder(self, index: Tensor) -> None:
-        """Make row i what row `index[i]` was."""
-        assert self.mask is not None
-        self.cache.reorder_cache(index)
-        self.mask = self.mask[index]
-
-    def _read(self, embeds: Tensor) -> Tensor:
-        assert self.mask is not None
-        language = self.language
-        options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in language._options else {}
-        with torch.autocast(embeds.device.type, enabled=False):
-            out = language._run(
-                inputs_embeds=embeds, attention_mask=self.mask, cache=self.cache, use_cache=True, **options
-            )
-        return out.logits[:, -1]
-
-
-class Seq2SeqStepper:
-    """Writes with an encoder-decoder from what its encoder read, one token at a time.
-
-    Args:
-        states: [R, S, L'] of `FrozenLanguage.encode`; mask bool [R, S].
-    """
-
-    def __init__(self, language: FrozenLanguage, states: Tensor, mask: Tensor) -> None:
-        from transformers import DynamicCache, EncoderDecoderCache
-
-        self.language, self.states, self.mask = language, states, mask
-        self.vocab_size = language.vocab_size
-        self.max_length = language.max_length
-        self.cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
-
-    def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Read the decoder's first tokens [R, T], all real; scores [R, V] of the next."""
-        assert bool(attention_mask.all()), "a decoder starts from whole rows"
-        return self._read(prompt_ids)
-
-    def step(self, token: Tensor) -> Tensor:
-        """Read one more token [R]; scores [R, V] of the next."""
-        return self._read(token[:, None])
-
-    def reorder(self, index: Tensor) -> None:
-        """Make row i what row `index[i]` was."""
-        self.cache.reorder_cache(index)
-        self.states, self.mask = self.states[index], self.mask[index]
-
-    def _read(self, ids: Tensor) -> Tensor:
-        with torch.autocast(ids.device.type, enabled=False):
-            out = self.language._run(
-                encoder_outputs=(self.states,),
-                attention_mask=self.mask,
-                decoder_input_ids=ids,
-                cache=self.cache,
-                use_cache=True,
-            )
-        return out.logits[:, -1]
 
 
 def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenLanguage:

@@ -21,7 +21,7 @@ from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import Blip2, best_query
 from openblip.models.layers import KVCache
 from openblip.objectives.contrastive import positive_pairs, smoothed_contrastive_loss
-from openblip.objectives.language import IGNORED, language_loss, language_targets
+from openblip.objectives.language import language_loss, language_targets, token_loss
 from openblip.objectives.matching import Negatives, draw_negatives, match_pairs
 
 __all__ = ["OBJECTIVES", "Blip2Stage1", "Blip2Stage2", "Stage1Config", "split_prefix"]
@@ -164,7 +164,7 @@ class Blip2Stage2(nn.Module):
 
         Args:
             image_embeds: [B, N, Dv].
-            text: what is written, padded on the right; a decoder reads what is not `scored` as the prompt.
+            text: what is written, padded on the right; what is not `scored` is read and carries no loss.
             questions: for the Q-Former to read with the images (fine-tuning for VQA).
             prefix: what an encoder-decoder's encoder reads; None splits each text at a word drawn at random.
             num_tokens: see `language_loss`.
@@ -180,15 +180,10 @@ class Blip2Stage2(nn.Module):
             if prefix is None:
                 prefix, text = split_prefix(text, eos_id=self.eos_id)
             states, mask = llm.encode(soft, prefix.input_ids, prefix.attention_mask)
-            logits = llm.target_logits(states, mask, text.input_ids)
-            targets = text.input_ids.masked_fill(~text.attention_mask, IGNORED)
+            logits = llm.target_logits(states, mask, text.input_ids, places := text.scored_places)
         else:
-            logits = llm.decoder_logits(soft, text.input_ids, text.attention_mask)[:, :-1]
-            targets = text.input_ids.masked_fill(~(text.scored & text.attention_mask), IGNORED)
-        # `language_loss` shifts by one: place t speaks of target t + 1.
-        logits = torch.nn.functional.pad(logits, (0, 0, 0, 1))
-        targets = torch.nn.functional.pad(targets, (1, 0), value=IGNORED)
-        loss = language_loss(logits, targets, label_smoothing=0.0, num_tokens=num_tokens)
+            logits = llm.decoder_logits(soft, text.input_ids, text.attention_mask, places := text.scored_places)
+        loss = token_loss(logits, text.input_ids.flatten()[places], num_tokens=num_tokens)
         return {"loss": loss, "loss_lm": loss}
 
 

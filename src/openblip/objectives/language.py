@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-__all__ = ["IGNORED", "language_loss", "language_targets"]
+__all__ = ["IGNORED", "language_loss", "language_targets", "token_loss"]
+
+_BLOCK = 2**24
+"""logits that are in float32 at once"""
 
 IGNORED = -100
 
@@ -49,3 +56,45 @@ def language_loss(
         return losses.view(wanted.shape).sum(1)
     count = (wanted != IGNORED).sum() if num_tokens is None else num_tokens
     return losses / count.clamp(min=1)
+
+
+def token_loss(logits: Tensor, targets: Tensor, *, num_tokens: Tensor | None = None) -> Tensor:
+    """Cross-entropy of chosen tokens, a scalar: that of `language_loss` where the choice is made before the head.
+
+    Args:
+        logits: [S, V]; row s predicts target s.
+        targets: int64 [S].
+        num_tokens: as for `language_loss`.
+    """
+    total: Tensor = _SummedLoss.apply(logits, targets)
+    return total / (max(len(targets), 1) if num_tokens is None else num_tokens.clamp(min=1))
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Cross-entropy summed over rows, its gradient computed beside it, block by block.
+
+    torch keeps the logits of a language model's vocabulary three times in float32; here they and their gradient
+    are kept once each, in their own dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        total = logits.new_zeros((), dtype=torch.float32)
+        grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        rows = max(1, _BLOCK // logits.shape[1])
+        for start in range(0, len(logits), rows):
+            block = slice(start, start + rows)
+            wanted = targets[block, None]
+            scores = logits[block].float().log_softmax(-1)
+            total -= scores.gather(1, wanted).sum()
+            if grad is not None:
+                grad[block] = scores.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=scores.dtype))
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_total: Tensor) -> tuple[Tensor, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * of_total.to(grad.dtype), None

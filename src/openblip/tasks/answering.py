@@ -155,7 +155,7 @@ def prepare_answers(
         read = tokenizer.encode(questions, max_length=max_length)
         if encoder_decoder:
             prefix = language_tokenizer.prompts(prompts, side="right", end=True)
-            text = language_tokenizer.texts(answers)
+            text = language_tokenizer.texts(answers).whole()
             return LanguagePairBatch(images(batch), text, batch.image_ids, questions=read, prefix=prefix)
         text = language_tokenizer.texts(answers, prompts=prompts)
         return LanguagePairBatch(images(batch), text, batch.image_ids, questions=read)

@@ -37,9 +37,8 @@ class LanguagePairBatch(PairBatch):
 
     @property
     def num_scored(self) -> int:
-        """Tokens that language modelling scores; a decoder's prompt is not scored."""
-        mask = self.text.attention_mask
-        return int((mask if self.prefix is not None else mask & self.text.scored).sum())
+        """Tokens that language modelling scores; a prompt is not scored."""
+        return len(self.text.scored_places)
 
 
 class Stage2Step(TrainingStep[LanguagePairBatch]):
@@ -72,7 +71,7 @@ def prepare_captions(
         if not encoder_decoder:
             text = tokenizer.texts(batch.texts, prompts=[prompt] * count, max_length=max_length)
             return LanguagePairBatch(images(batch), text, batch.image_ids)
-        text = tokenizer.texts(batch.texts, max_length=max_length)
+        text = tokenizer.texts(batch.texts, max_length=max_length).whole()
         if prompt:
             prefix = tokenizer.prompts([prompt] * count, side="right", end=True)
         else:

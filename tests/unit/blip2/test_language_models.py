@@ -16,7 +16,8 @@ from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig
-from openblip.models.language import CausalStepper, FrozenLanguage, LanguageConfig, Seq2SeqStepper, make_language
+from openblip.models.language import FrozenLanguage, LanguageConfig, make_language
+from openblip.models.language_stepper import CausalStepper, Seq2SeqStepper
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the same sums of float32 in another order"""
@@ -107,6 +108,98 @@ def test_other_decoders_compute_as_in_transformers(kind: str) -> None:
         embeds = torch.cat((images[row], model.embed(ids[row, :length])))[None]
         expected = hf(inputs_embeds=embeds).logits[0, -length - 1 :]
         torch.testing.assert_close(logits[row, : length + 1], expected, **CLOSE)
+
+
+def scaled_heads() -> dict[str, Any]:
+    """Models that compute more than a product at their head."""
+    sizes: dict[str, Any] = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    grouped = {**sizes, "intermediate_size": 64, "num_key_value_heads": 2}
+    t = transformers
+    t5: dict[str, Any] = {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    bart = {"vocab_size": 40, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4}
+    opt: dict[str, Any] = {"ffn_dim": 64, "word_embed_proj_dim": 16, "max_position_embeddings": 64}
+    return {
+        "Gemma 2": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**grouped, head_dim=8, final_logit_softcapping=2.0)),
+        "Cohere": lambda: t.CohereForCausalLM(t.CohereConfig(**grouped, logit_scale=0.3)),
+        "Granite": lambda: t.GraniteForCausalLM(t.GraniteConfig(**grouped, logits_scaling=3.0)),
+        "OPT": lambda: t.OPTForCausalLM(t.OPTConfig(**sizes, **opt)),
+        "T5": lambda: t.T5ForConditionalGeneration(
+            t.T5Config(**t5, decoder_start_token_id=0, tie_word_embeddings=True)
+        ),
+        "Bart": lambda: t.BartForConditionalGeneration(
+            t.BartConfig(**bart, decoder_attention_heads=4, max_position_embeddings=64, decoder_start_token_id=2)
+        ),
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", scaled_heads())
+def test_the_head_reads_chosen_places_alone(kind: str) -> None:
+    torch.manual_seed(0)
+    hf = scaled_heads()[kind]()
+    spread(hf, 0.3)
+    if hasattr(hf, "final_logits_bias"):
+        hf.final_logits_bias.normal_()
+    model = FrozenLanguage(hf, LanguageConfig(source=kind))
+    images, places = soft(model), torch.tensor([1, 2, 6, 9, 14, 20])
+    ids = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    rows: list[int] = []
+    model.hf.get_output_embeddings().register_forward_hook(lambda _, inputs, out: rows.append(out[..., 0].numel()))
+    if model.is_encoder_decoder:
+        states = model.encode(images, ids, mask)
+        chosen, whole = model.target_logits(*states, ids, places), model.target_logits(*states, ids)
+    else:
+        chosen = model.decoder_logits(images, ids, mask, places)
+        whole = model.decoder_logits(images, ids, mask)[:, :-1]
+    torch.testing.assert_close(chosen, whole.flatten(0, 1)[places], **CLOSE)
+    assert rows[0] == len(places)
+    assert not model.hf.get_output_embeddings()._forward_pre_hooks
+
+
+@torch.no_grad()
+def test_bos_stands_before_the_soft_prompts(folders: dict[str, Path]) -> None:
+    """As transformers reads [BOS], soft prompts, text; with padding on either side, whole and in steps."""
+    model = make_language(LanguageConfig(source=str(folders["llama"]), bos="first"))
+    words, images = LanguageTokenizer.load(folders["llama"]), soft(model)
+    prompts = ["a photo of", "", "the"]
+    whole = words.texts(["a red bus", "two dogs", "road"], prompts=prompts)
+    logits = model.decoder_logits(images, whole.input_ids, whole.attention_mask)
+    sides: tuple[Any, ...] = ("left", "right")
+    reads = [words.prompts(prompts, side=side) for side in sides]
+    first = [CausalStepper(model, images).start(read.input_ids, read.attention_mask) for read in reads]
+    for row in range(3):
+        length = int(whole.attention_mask[row].sum())
+        text = model.embed(whole.input_ids[row, :length])
+        expected = model.hf(inputs_embeds=torch.cat((text[:1], images[row], text[1:]))[None]).logits[0]
+        torch.testing.assert_close(logits[row, 1 : length + 1], expected[-length:], **CLOSE)
+        begun = words.prompts([prompts[row]], side="right").input_ids.shape[1]
+        for scores in first:
+            torch.testing.assert_close(scores[row], logits[row, begun], **CLOSE)
+    together = written(model, words, prompts, images, num_beams=3)
+    alone = written(model, words, prompts[1:2], images[1:2], num_beams=3)
+    length = int(alone.lengths[0])
+    assert together.ids[1, :length].tolist() == alone.ids[0, :length].tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "begins", "settled"),
+    [
+        ("llama", "auto", True, "first"), ("llama", "auto", False, "none"), ("llama", "none", True, "none"),
+        ("opt", "auto", True, "none"), ("opt", "first", True, "first"), ("t5", "auto", False, "none"),
+    ],
+)  # fmt: skip
+def test_where_bos_stands_is_settled(
+    folders: dict[str, Path], kind: str, wanted: Any, begins: bool, settled: str
+) -> None:
+    model = make_language(LanguageConfig(source=str(folders[kind]), bos=wanted))
+    assert LanguageTokenizer.load(folders[kind]).puts_bos == (kind != "t5")
+    model.settle_bos(begins)
+    assert model.config.bos == settled
+    if not begins:
+        model.config = LanguageConfig(bos="first")
+        with pytest.raises(UserError, match=r"do not begin with \[BOS\]"):
+            model.settle_bos(begins)
 
 
 @torch.no_grad()

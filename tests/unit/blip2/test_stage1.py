@@ -171,7 +171,7 @@ def test_batches_move_without_waiting(folders: dict[str, Path]) -> None:
     batch = LanguagePairBatch(torch.zeros(1, 3, 8, 8), rest, torch.arange(1), questions=text(1), prefix=prefix)
     with Moves() as moves:
         moved = batch.to("cpu", non_blocking=True)
-    assert moves.number == 2 + 2 + 4 + 4
+    assert moves.number == 2 + 2 + 5 + 5
     assert torch.equal(moved.questions.input_ids, text(1).input_ids)  # type: ignore[union-attr]
     assert torch.equal(moved.prefix.attention_mask, prefix.attention_mask)  # type: ignore[union-attr]
 

@@ -21,7 +21,7 @@ from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip2 import Blip2
-from openblip.models.language import CausalStepper, Seq2SeqStepper
+from openblip.models.language_stepper import CausalStepper, Seq2SeqStepper
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the reference's code sums float32 in another order"""

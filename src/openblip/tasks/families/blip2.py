@@ -418,15 +418,16 @@ def _before_language(
     """Stage 2: the Q-Former of stage 1, or one from scratch, before a language model."""
     started = _from_scratch(config, sources, out) if stored is None else stored
     first, language = started.model, open_language(config.language)
+    language_tokenizer = open_language_tokenizer(config.language)
+    language.settle_bos(language_tokenizer.puts_bos)
     reads = config.task == "answering" and first.config.qformer.vocab_size is not None
     sizes = replace(first.config.qformer, writes=False)
     sizes = sizes if reads else replace(sizes, vocab_size=None)
-    described = replace(first.config, qformer=sizes, matches=False, language=config.language)
+    described = replace(first.config, qformer=sizes, matches=False, language=language.config)
     model = build_blip2(described, vision=first.vision, language=language)
     wanted = dict(model.named_parameters())
     kept = {name: value for name, value in first.state_dict().items() if name in wanted}
     model.load_state_dict(kept, strict=False)
-    language_tokenizer = open_language_tokenizer(config.language)
     return Blip2Adapter(model, started.tokenizer if reads else None, language_tokenizer=language_tokenizer)
 
 

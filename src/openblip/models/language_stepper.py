@@ -1,0 +1,100 @@
+"""A frozen language model that writes behind soft prompts, one token at a time (see `generation`'s `Stepper`).
+
+Shapes: R rows, Q soft prompts of width L, T text tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.models.language import FrozenLanguage
+
+__all__ = ["CausalStepper", "Seq2SeqStepper"]
+
+
+class CausalStepper:
+    """Writes with a decoder behind soft prompts, one token at a time (see `generation`'s `Stepper`)."""
+
+    def __init__(self, language: FrozenLanguage, soft: Tensor) -> None:
+        from transformers import DynamicCache
+
+        self.language, self.soft = language, soft
+        self.vocab_size = language.vocab_size
+        self.max_length = None if language.max_length is None else language.max_length - soft.shape[1]
+        self.cache: Any = DynamicCache()
+        self.mask: Tensor | None = None
+
+    def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Read prompts [R, T], padded on either side; scores [R, V] of the next token."""
+        # Padding goes to the right, so that a [BOS] is the first token, and then before everything.
+        order = attention_mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+        ids, mask = prompt_ids.gather(1, order), attention_mask.gather(1, order)
+        embeds, mask = self.language._join(self.soft, ids, mask)
+        order = mask.to(torch.uint8).argsort(dim=1, stable=True)
+        self.mask = mask.gather(1, order)
+        return self._read(embeds.gather(1, order[..., None].expand_as(embeds)))
+
+    def step(self, token: Tensor) -> Tensor:
+        """Read one more token [R]; scores [R, V] of the next."""
+        assert self.mask is not None
+        self.mask = F.pad(self.mask, (0, 1), value=True)
+        return self._read(self.language.embed(token[:, None]))
+
+    def reorder(self, index: Tensor) -> None:
+        """Make row i what row `index[i]` was."""
+        assert self.mask is not None
+        self.cache.reorder_cache(index)
+        self.mask = self.mask[index]
+
+    def _read(self, embeds: Tensor) -> Tensor:
+        assert self.mask is not None
+        rows, length = embeds.shape[:2]
+        last = torch.arange(1, rows + 1, device=embeds.device) * length - 1
+        inputs = {"inputs_embeds": embeds, "attention_mask": self.mask, "cache": self.cache, "use_cache": True}
+        with torch.autocast(embeds.device.type, enabled=False):
+            return self.language._logits_at(last, inputs)
+
+
+class Seq2SeqStepper:
+    """Writes with an encoder-decoder from what its encoder read, one token at a time.
+
+    Args:
+        states: [R, S, L'] of `FrozenLanguage.encode`; mask bool [R, S].
+    """
+
+    def __init__(self, language: FrozenLanguage, states: Tensor, mask: Tensor) -> None:
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        self.language, self.states, self.mask = language, states, mask
+        self.vocab_size = language.vocab_size
+        self.max_length = language.max_length
+        self.cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Read the decoder's first tokens [R, T], all real; scores [R, V] of the next."""
+        assert bool(attention_mask.all()), "a decoder starts from whole rows"
+        return self._read(prompt_ids)
+
+    def step(self, token: Tensor) -> Tensor:
+        """Read one more token [R]; scores [R, V] of the next."""
+        return self._read(token[:, None])
+
+    def reorder(self, index: Tensor) -> None:
+        """Make row i what row `index[i]` was."""
+        self.cache.reorder_cache(index)
+        self.states, self.mask = self.states[index], self.mask[index]
+
+    def _read(self, ids: Tensor) -> Tensor:
+        with torch.autocast(ids.device.type, enabled=False):
+            out = self.language._run(
+                encoder_outputs=(self.states,),
+                attention_mask=self.mask,
+                decoder_input_ids=ids,
+                cache=self.cache,
+                use_cache=True,
+            )
+        return out.logits[:, -1]
