@@ -1,10 +1,10 @@
-"""BLIP-2 from real pretrained parts on Flickr8k: a tower that never saw words, a language model that never saw images.
+"""BLIP-2 on Flickr8k from pretrained parts: a tower that never saw words, a language model that never saw images.
 
     openblip experiments flickr8k            # (a) stage 1, (b) stage 2 with and without it, (e) zero-shot answers
     openblip experiments flickr8k-variants   # (c) each objective of stage 1 left out; 8, 32 and 64 queries
 
-Both write to runs/experiments/flickr8k and share what they train. The tower's features are computed once; everything
-is measured on photographs of `val`, which decide nothing: no step or setting is chosen by them.
+Both write to runs/experiments/flickr8k and share what they train. The tower's features are computed once; all is
+measured on photographs of `val`, which decide nothing: no step is chosen by them.
 """
 
 from __future__ import annotations

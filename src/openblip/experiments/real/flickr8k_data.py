@@ -1,8 +1,8 @@
 """Flickr8k and the pretrained parts: where they lie, what is trained on, what is measured on.
 
 The folder of the real data holds `flickr8k/` (images/, train.jsonl of 6,000 and val.jsonl of 1,000 photographs with
-five captions each) and `parts/` (folders of transformers: a vision tower that never saw words, a BERT, and a decoder
-that never saw images). Both are read from disk and are no part of the project.
+five captions each) and `parts/` (folders of transformers: a vision tower that never saw words, a BERT, and a
+decoder that never saw images). Both are read from disk and are no part of the project.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def flickr8k_page(result: dict[str, Any]) -> Report:
             ),
             Section(
                 title="Stage 2 with and without stage 1",
-                intro="The same language model and the same stage 2, from the Q-Former of stage 1 and from one that "
-                "has only BERT's weights (the paper's figure 5). The curves are of greedy captions of some "
+                intro="The same language model and the same stage 2, from the Q-Former of stage 1 and from one with "
+                "BERT's weights alone (the paper's figure 5). The curves are of greedy captions of some "
                 "photographs, the table of beams over all.",
                 blocks=[
                     Charts(charts=[_curve(result, "CIDEr"), _curve(result, "BLEU-4")]),
@@ -70,8 +70,8 @@ def flickr8k_page(result: dict[str, Any]) -> Report:
             ),
             Section(
                 title="Zero-shot answers",
-                intro="Questions made from the captions by rule; none was ever trained on. **Ranked**: the likeliest "
-                "of the usual answers; **written**: the first of them in what is generated.",
+                intro="Questions made from the captions by rule; none was ever trained on. **Ranked**: the "
+                "likeliest of the usual answers; **written**: the first of them in what is generated.",
                 blocks=[measures_table("Answers right", mean["answers"], _own(mean["answers"]), _ANSWERED)],
             ),
             Section(title="How it was made", blocks=[details(result)]),
