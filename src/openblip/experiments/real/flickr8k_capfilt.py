@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
+from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import run_capfilt
 from openblip.checkpoints.store import open_model
 from openblip.data.sources.base import SourceConfig
@@ -82,7 +83,9 @@ class _CapFilt:
         target = self.out / "cleaned"
         if not (target / "captions.jsonl").exists():
             self.seed.tell("CapFilt cleans")
-            run_capfilt(self.config(source(self.data, "train", column="web_text")), target, Output(layout="jsonl"))
+            policy = Policy(threshold=self.seed.config.threshold)
+            web = source(self.data, "train", column="web_text")
+            run_capfilt(self.config(web), target, Output(policy=policy, layout="jsonl"))
         return SourceConfig(path=str(target / "captions.jsonl"))
 
     def gain(self) -> dict[str, Metrics]:

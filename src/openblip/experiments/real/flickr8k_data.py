@@ -74,6 +74,8 @@ class Flickr8k:
 
     questions: int = 120
     """at most of each kind"""
+    threshold: float = 0.5
+    """ITM probability from which CapFilt keeps a text"""
     gain_steps: int = 60
     """on openstax's texts as they are and as CapFilt leaves them"""
 

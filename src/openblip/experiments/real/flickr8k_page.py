@@ -60,8 +60,8 @@ def flickr8k_page(result: dict[str, Any]) -> Report:
             ),
             Section(
                 title="Stage 2 with and without stage 1",
-                intro="The same language model and the same stage 2, from the Q-Former of stage 1 and from one with "
-                "BERT's weights alone (the paper's figure 5). The curves are of greedy captions of some "
+                intro="The same language model and the same stage 2, from the Q-Former of stage 1 and from one "
+                "with BERT's weights alone (the paper's figure 5). The curves are of greedy captions of some "
                 "photographs, the table of beams over all.",
                 blocks=[
                     Charts(charts=[_curve(result, "CIDEr"), _curve(result, "BLEU-4")]),

@@ -110,10 +110,10 @@ def _counts(row: int, texts: Sequence[Sequence[str]]) -> Iterable[Asked]:
             numbers = set(_numbers(text, singular, plural))
             vague |= plural in text and not numbers - {1}
             named.update(numbers)
-        if len(named) == 1 and not vague:
+        if len(named) == 1:
             ((number, times),) = named.items()
             # "a dog" may be said of one of several; three captions that all say so are more certain.
-            if times >= (3 if number == 1 else 2):
+            if times >= 3 and not vague if number == 1 else times >= 2:
                 yield Asked(row, "count", question, CHOICES["count"][number - 1])
 
 
