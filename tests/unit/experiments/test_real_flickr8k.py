@@ -10,12 +10,12 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tests.unit.blip2.small_blip2 import write_language
 
 from openblip.cli.entry import main
 from openblip.core.tokenizer import TextTokenizer
 from openblip.experiments.real.flickr8k import VARIANTS
 from openblip.experiments.real.flickr8k_questions import CHOICES, accuracy, ask_about, guessing
+from tests.unit.blip2.small_blip2 import write_language
 
 DOGS = [
     "Two brown dogs run on the grass .",
