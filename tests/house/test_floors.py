@@ -43,9 +43,9 @@ KNOWN_LOOPS: tuple[frozenset[str], ...] = ()
 
 # Heavy libraries and the only modules that know them.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "timm": ("models.vision", "models.tower"),
+    "timm": ("models.vision", "models.tower_timm"),
     "transformers": (
-        *("models.language", "experiments.judges.small_language", "models.tower"),
+        *("models.language", "experiments.judges.small_language", "models.tower_hf"),
         *("core.tokenizer", "core.language_tokenizer", "checkpoints"),
     ),
     "tokenizers": ("core.tokenizer", "core.language_tokenizer"),

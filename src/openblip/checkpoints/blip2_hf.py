@@ -248,6 +248,8 @@ def _plain(vit: Any) -> tuple[VisionConfig, dict[str, Tensor]] | None:
 
     EVA-CLIP's queries and values have a bias, and its keys have none.
     """
+    if not hasattr(vit, "blocks") or not hasattr(vit.blocks[0], "attn"):
+        return None
     block, patches = vit.blocks[0], vit.patch_embed
     added = [getattr(vit, name, None) for name in ("norm_pre", "rope", "reg_token")]
     added += [getattr(block, name, None) for name in ("ls1", "ls2", "gamma_1", "gamma_2")]

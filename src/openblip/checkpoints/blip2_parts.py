@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from openblip.checkpoints.blip_store import open_found as open_blip
 from openblip.checkpoints.recognise import family_of
-from openblip.checkpoints.state import find
+from openblip.checkpoints.state import find, read_folder, read_state
 from openblip.checkpoints.stored import Options
 from openblip.core.errors import UserError, about
 from openblip.core.fingerprint import fingerprint
@@ -41,20 +41,30 @@ def open_tower(config: TowerConfig, *, base: Path | None = None, pretrained: boo
         base: the folder of the model that names it, which a source like "hf:./vision" is relative to.
         pretrained: with its weights; False where they are about to be replaced.
     """
-    found = replace(config, source=f"{config.kind}:{_place(config.name, base)}") if config.own is None else config
-    vision = _vision_of(found.name) if config.kind == "openblip" else None
-    tower = make_tower(found, pretrained=pretrained, blip_vision=vision)
-    tower.config = config
+    before, path = config.place
+    path = _place(path, base) if path else path
+    found = replace(config, source=before + path)
+    vision = _vision_of(path, config.image_size) if config.kind == "openblip" else None
+    state = _timm_weights(Path(path)) if config.kind == "timm" and path and pretrained else None
+    tower = make_tower(found, pretrained=pretrained, blip_vision=vision, state=state)
+    tower.config = replace(tower.config, source=config.source)
     return tower
 
 
-def _vision_of(source: str) -> VisionEncoder:
+def _timm_weights(place: Path) -> dict[str, Tensor]:
+    """The weights in a file, or in a folder of timm's format."""
+    if not place.exists():
+        raise UserError(f"there is no file or folder {place} with the weights of a timm model")
+    return read_folder(place) if place.is_dir() else read_state(place)
+
+
+def _vision_of(source: str, image_size: int | None) -> VisionEncoder:
     """The vision tower of a BLIP model, in whichever format it is."""
     found = find(source)
     with about(source, found.path):
         if family_of(found) != "blip":
             raise UserError(f"{source} is a BLIP-2 model; name its vision tower itself, which openblip info shows")
-        vision: VisionEncoder = open_blip(found, Options()).model.vision
+        vision: VisionEncoder = open_blip(found, Options(image_size=image_size)).model.vision
     return vision
 
 
@@ -105,7 +115,7 @@ def _place(source: str, base: Path | None) -> str:
     if source.startswith("./"):
         return str(base / source)
     above = () if Path(source).exists() else base.resolve().parents
-    return next((str(folder / source) for folder in above if (folder / source).is_dir()), source)
+    return next((str(folder / source) for folder in above if (folder / source).exists()), source)
 
 
 def build_blip2(
@@ -153,15 +163,18 @@ def _frozen(part: nn.Module) -> list[tuple[str, Any]]:
 def as_tower(source: str, like: TowerConfig | None = None) -> TowerConfig:
     """A configuration of the tower `source`, with the dtype and image size of `like`.
 
-    A source may say how many blocks to leave out: "timm:NAME@1". Without it a tower of timm or transformers is read
-    before its last block, as the paper does, and one of our own models after it.
+    A source may end with how many blocks to leave out: "timm:NAME@1". Digits behind the last @ are always that; a
+    file of weights whose name is digits alone is written with a folder, "timm:ARCHITECTURE@./1".
     """
     name, at, count = source.rpartition("@")
-    if not at or not count.isdigit():
-        name, count = source, "0" if source.startswith("openblip:") else "1"
+    named = bool(at) and count.isdigit()
     like = like or TowerConfig()
     return TowerConfig(
-        source=name, drop_layers=int(count), image_size=like.image_size, dtype=like.dtype, trained=like.trained
+        source=name if named else source,
+        drop_layers=int(count) if named else None,
+        image_size=like.image_size,
+        dtype=like.dtype,
+        trained=like.trained,
     )
 
 

@@ -35,9 +35,12 @@ from openblip.checkpoints.stored import (
 )
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError
+from openblip.models import tower_hf, tower_timm
 from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig
+from openblip.models.tower_hf import TransformersEncoder
+from openblip.models.tower_timm import TimmEncoder
 from openblip.models.vision import VisionEncoder
 
 __all__ = ["facts", "open_found", "original_entries", "pack", "sizes", "take_part", "write_transformers"]
@@ -101,8 +104,7 @@ def pack(stored: StoredModel, folder: Path, *, whole: bool) -> Packed:
     config, frozen = model.config, model.frozen_parameter_names()
     if whole or config.vision.kind == "own":
         config = replace(config, vision=_whole_vision(model, folder))
-        if config.vision.kind != "hf":
-            frozen = {name for name in frozen if not name.startswith("vision.")}
+        frozen = {name for name in frozen if not name.startswith("vision.")}
     if whole and model.language is not None:
         assert stored.language_tokenizer is not None
         if model.language.config.quantize != "none":
@@ -126,12 +128,16 @@ def _is_trained(model: Blip2, name: str) -> bool:
 
 
 def _whole_vision(model: Blip2, target: Path) -> TowerConfig:
-    """A configuration by which the tower is built from the folder alone."""
+    """A configuration by which the tower is built from the folder alone; its weights are in the model's file."""
     config, encoder = model.config.vision, model.vision.encoder
-    if config.kind == "hf":
-        hf: Any = encoder.model
-        hf.save_pretrained(target / "vision")
+    if isinstance(encoder, TransformersEncoder):
+        tower = model.vision
+        tower_hf.write_description(target / "vision", encoder, pixels=tower.pixels, mean=tower.mean, std=tower.std)
         return replace(config, source="hf:./vision")
+    if isinstance(encoder, TimmEncoder):
+        if tower_timm.write_description(target / "vision", encoder):
+            return replace(config, source="timm:local-dir:./vision")
+        return replace(config, source=config.place[0].removesuffix("@"))
     if isinstance(encoder, VisionEncoder):
         depth = len(encoder.vit.blocks)
         own = replace(
@@ -160,9 +166,15 @@ def original_entries(stored: StoredModel) -> dict[str, Any]:
 
 
 def facts(stored: StoredModel) -> dict[str, Any]:
-    """Parameters that are trained and those of each part, and the fingerprints of the frozen ones."""
+    """Parameters that are trained and those of each part, what is read of images, and frozen fingerprints."""
     model: Blip2 = stored.model
+    tower, (rows, columns) = model.vision, model.vision.grid
     return {
+        "images": {
+            "pixels": list(tower.pixels),
+            "patches": [rows, columns],
+            "tokens": tower.first + rows * columns,
+        },
         "trained_parameters": model.num_trained(),
         "parameters_by_part": {name: count_parameters(part) for name, part in model.named_children()},
         "frozen": fingerprints(model),

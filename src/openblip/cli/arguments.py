@@ -21,6 +21,7 @@ __all__ = [
     "Model",
     "OptionalPath",
     "Out",
+    "Pixels",
     "Sets",
     "Texts",
     "Tokenizer",
@@ -50,6 +51,7 @@ Tokenizer = Annotated[
         help_behavior_hint="",
     ),
 ]
+Pixels = Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")]
 Heads = Annotated[
     tuple[int, ...],
     arg(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from openblip.cli.arguments import Data, Device, Folder, need
+from openblip.cli.arguments import Data, Device, Folder, Pixels, need
 from openblip.cli.train import WHAT_DATA
 from openblip.core.errors import UserError
 
@@ -23,6 +23,7 @@ def cache_features(
     out: Folder,
     vision: Tower = None,
     model: Start = None,
+    image_size: Pixels = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
     store: Literal["computed", "float16", "bfloat16", "int8"] = "computed",
     crops: int = 1,
@@ -41,6 +42,7 @@ def cache_features(
         out: folder of the features; what is there already is not computed again.
         vision: the frozen tower, as for train.
         model: a BLIP-2 model whose tower to take instead.
+        image_size: side of the images that the tower reads, as for train.
         dtype: that the tower computes in, as it must in training; auto is bfloat16 where that is native.
         store: the dtype on disk; its error is measured and reported at the end.
         crops: of each image, the whole image first; training draws one of them for each sample.
@@ -65,10 +67,14 @@ def cache_features(
     if (vision is None) == (model is None):
         raise UserError("name the tower with --vision, or a BLIP-2 model that has it with --model")
     if model is not None:
+        if image_size is not None:
+            raise UserError(
+                "the tower of --model reads images of the size it was trained with; leave --image-size out"
+            )
         tower = open_blip2(model).model.vision
     else:
         assert vision is not None
-        tower = open_tower(replace(as_tower(vision), dtype=dtype))
+        tower = open_tower(replace(as_tower(vision), dtype=dtype, image_size=image_size))
     job = FeatureJob(
         [open_source(spec) for spec in data],
         tower,

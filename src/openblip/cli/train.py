@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Data, Folder, Sets, Validation, need
+from openblip.cli.arguments import Data, Folder, Pixels, Sets, Validation, need
 from openblip.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def train(
     steps: Steps = None,
     tokenizer: Place = None,
     vision: Place = None,
+    image_size: Pixels = None,
     language: Place = None,
     set: Sets = (),
     resume: bool = False,
@@ -58,6 +59,7 @@ def train(
         steps: steps of the optimizer, in place of the recipe's length.
         tokenizer: a folder or hub name, or "train" to learn one from the captions.
         vision: BLIP-2's frozen tower: timm:NAME, hf:NAME or openblip:FOLDER, with @1 read before its last block.
+        image_size: side of the images in pixels; left out, that of the recipe, of BLIP-2's frozen tower its own.
         language: BLIP-2's frozen language model: a folder or hub name of transformers.
         resume: continue from the newest checkpoint in the run's folder.
     """
@@ -76,6 +78,10 @@ def train(
         config, title = found.config(data, steps=steps, **options), found.name
     if tokenizer is not None:
         config = replace(config, tokenizer=tokenizer)
+    if image_size is not None and config.family == "blip2":
+        config = replace(config, vision=replace(config.vision, image_size=image_size))
+    elif image_size is not None:
+        config = replace(config, image_size=image_size)
     _run(override(config, set), out, resume=resume, title=title)
 
 
@@ -156,7 +162,7 @@ def show_recipe(name: str) -> None:
     if "steps" not in recipe.options:
         options.add_row("  --steps", "(default: the epochs or steps below)")
     console.print(options)
-    console.print("  --tokenizer, --set and --resume are of every recipe: openblip train --help")
+    console.print("  --tokenizer, --image-size, --set and --resume are of every recipe: openblip train --help")
     left_out = {"sources", "validation", "model", *foreign_settings(config.family)}
     table = Table(title="\nsettings (--set NAME=VALUE)", title_justify="left", box=None, pad_edge=False)
     table.add_column("name", no_wrap=True, overflow="fold")  # whole, as --set takes it

@@ -67,8 +67,8 @@ class Blip2(nn.Module):
                 f"the vision tower {config.vision.source} is {vision.width} wide and the Q-Former reads "
                 f"{config.qformer.memory_width}; set qformer.memory_width to the tower's width"
             )
-        # The parts have settled what "auto" means.
-        config = replace(config, vision=replace(config.vision, dtype=vision.config.dtype))
+        # The parts have settled what was left to them, such as the dtype "auto".
+        config = replace(config, vision=vision.config)
         if config.language is not None and language is not None:
             config = replace(config, language=replace(config.language, dtype=language.config.dtype))
         self.config = config

@@ -1,4 +1,4 @@
-"""The frozen vision tower of BLIP-2: any Vision Transformer whose tokens the Q-Former reads.
+"""The frozen vision tower of BLIP-2: any encoder whose tokens of an image's patches the Q-Former reads.
 
 Where it comes from is a `TowerConfig`: a timm model, a vision model of transformers, the tower of one of our BLIP
 models, or sizes of our own with weights in the model's file (as whole checkpoints bring them). Frozen is frozen: no
@@ -9,21 +9,23 @@ Shapes: B images, N tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from openblip.core.compute import DTYPES, frozen_dtype
-from openblip.core.errors import UserError, first_line
-from openblip.core.places import wrong_place
-from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, Triple, normalize
+from openblip.core.errors import UserError
+from openblip.models.pixels import normalize
 from openblip.models.products import use_onednn
+from openblip.models.tower_hf import transformers_encoder
+from openblip.models.tower_parts import Encoder, block_list, drop_last_blocks
+from openblip.models.tower_timm import timm_encoder
 from openblip.models.vision import VisionConfig, VisionEncoder
 
-__all__ = ["FrozenTower", "TowerConfig", "drop_last_blocks", "make_tower"]
+__all__ = ["FrozenTower", "TowerConfig", "make_tower"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +33,14 @@ class TowerConfig:
     """Which frozen vision tower; the default is the paper's EVA-CLIP ViT-g/14 without its last block."""
 
     source: str = "timm:eva_giant_patch14_clip_224"
-    """timm:NAME, hf:NAME (a vision model of transformers, by hub name or folder), openblip:FOLDER (the vision tower
-    of a BLIP model of ours), or "own": `own` gives the sizes and the model's file holds the weights."""
-    drop_layers: int = 1
-    """Blocks left out at the end; with 0 the tower's final norm stays."""
+    """timm:NAME (or timm:local-dir:FOLDER, timm:ARCHITECTURE@FILE), hf:NAME (a vision model of transformers, by hub
+    name or folder), openblip:FOLDER (the vision tower of a BLIP model of ours), or "own": `own` gives the sizes and
+    the model's file holds the weights."""
+    drop_layers: int | None = None
+    """Blocks left out at the end; with 0 the tower's final norm stays. None is 1 for a transformer of timm or
+    transformers, as in the paper, and 0 for any other tower."""
     image_size: int | None = None
-    """Side of the images in pixels; None is what the tower was trained with."""
+    """Side of the images in pixels; None is that of the tower's own preprocessor."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """The dtype in which a frozen tower is kept and computes; "auto" becomes bfloat16 where that is native, else
     float32, when the tower is built."""
@@ -53,7 +57,7 @@ class TowerConfig:
             )
         if (kind == "own") != (self.own is not None):
             raise UserError('the vision tower\'s sizes (own) go with source = "own" and with no other')
-        if self.drop_layers < 0:
+        if self.drop_layers is not None and self.drop_layers < 0:
             raise UserError(f"drop_layers counts blocks and cannot be {self.drop_layers}")
 
     @property
@@ -66,34 +70,42 @@ class TowerConfig:
         """What stands behind the kind."""
         return self.source.partition(":")[2]
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """`source` in two: up to where it names a path or a hub name, and that; timm's own names have none."""
+        if self.kind == "timm":
+            before, mark, path = self.source.partition("timm:local-dir:")
+            if not mark and not self.name.startswith("hf-hub:"):
+                before, mark, path = self.source.partition("@")
+            return (before + mark, path) if mark else (self.source, "")
+        return f"{self.kind}:", self.name
+
 
 class FrozenTower(nn.Module):
     """An encoder that gives tokens, frozen unless the configuration says that it is trained.
 
-    Args:
-        encoder: normalised images [B, 3, H, W] -> tokens [B, N, width].
+    Attributes:
+        width: D of the tokens.
         pixels: height and width of the images.
         mean: of pixel values from 0 to 1, by which images are normalised; `std` likewise.
+        grid: rows and columns of the image's patches, which are the last tokens, row by row.
+        first: tokens before them: [CLS], where the tower has it.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        config: TowerConfig,
-        *,
-        width: int,
-        pixels: tuple[int, int],
-        mean: Triple = IMAGE_MEAN,
-        std: Triple = IMAGE_STD,
-    ) -> None:
+    def __init__(self, made: Encoder, config: TowerConfig) -> None:
         super().__init__()
-        # "auto" is resolved here, so that the stored configuration names the dtype that was used.
-        config = replace(config, dtype=frozen_dtype(config.dtype))
-        self.config, self.width, self.pixels, self.mean, self.std = config, width, pixels, mean, std
-        self.encoder = encoder
-        use_onednn(encoder)
+        # What was left open is settled here, so that the stored configuration names what was used.
+        size = made.pixels[0] if made.pixels[0] == made.pixels[1] and config.own is None else config.image_size
+        self.config = replace(
+            config, dtype=frozen_dtype(config.dtype), drop_layers=made.drop_layers, image_size=size
+        )
+        self.encoder = made.module
+        self.width, self.grid, self.first = made.width, made.grid, made.first
+        self.pixels, self.mean, self.std = made.pixels, made.mean, made.std
+        use_onednn(self.encoder)
+        self.encoder.to(kept_in(config))
         if not config.trained:
-            self.encoder.to(DTYPES[config.dtype]).requires_grad_(False).eval()
+            self.encoder.requires_grad_(False).eval()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,8 +114,9 @@ class FrozenTower(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Number of blocks, for layer-wise decay."""
-        return len(_blocks(self.encoder))
+        """Number of blocks, for layer-wise decay; 0 where it has stages in their place."""
+        found = block_list(self.encoder)
+        return 0 if found is None else len(found[1])
 
     def train(self, mode: bool = True) -> FrozenTower:
         """A frozen encoder stays in evaluation mode whatever the parent does."""
@@ -129,161 +142,44 @@ class FrozenTower(nn.Module):
             return self.encoder(images.to(self.dtype))
 
 
-class _TimmEncoder(nn.Module):
-    """A timm model's tokens before its pooling."""
-
-    def __init__(self, vit: nn.Module) -> None:
-        super().__init__()
-        self.vit = vit
-
-    def forward(self, images: Tensor) -> Tensor:
-        return cast(Any, self.vit).forward_features(images)
-
-
-class _TransformersEncoder(nn.Module):
-    """The hidden states of a vision model of transformers after all but the last `drop_layers` blocks."""
-
-    def __init__(self, model: nn.Module, drop_layers: int) -> None:
-        super().__init__()
-        self.model = model
-        self.drop_layers = drop_layers
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.drop_layers:
-            # hidden_states begins with the embeddings, so [-1] is the last block's output, before the final norm.
-            return self.model(pixel_values=images, output_hidden_states=True).hidden_states[-1 - self.drop_layers]
-        return self.model(pixel_values=images).last_hidden_state
+def kept_in(config: TowerConfig) -> torch.dtype:
+    """The dtype of a tower's weights."""
+    return torch.float32 if config.trained else DTYPES[frozen_dtype(config.dtype)]
 
 
 def make_tower(
-    config: TowerConfig, *, pretrained: bool = True, blip_vision: VisionEncoder | None = None
+    config: TowerConfig,
+    *,
+    pretrained: bool = True,
+    blip_vision: VisionEncoder | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> FrozenTower:
     """Build the tower that `config` names.
 
     Args:
         pretrained: with the weights of its source; False draws them, as they are about to be replaced.
         blip_vision: for openblip:FOLDER the vision tower found there; opening folders is not for this floor.
+        state: for timm:local-dir:FOLDER and timm:ARCHITECTURE@FILE the weights found there, likewise.
 
     Raises:
         UserError: there is no such model, or it gives no patch tokens.
     """
     if config.kind == "own":
         assert config.own is not None
-        return FrozenTower(VisionEncoder(config.own), config, width=config.own.width, pixels=config.own.pixels)
+        return FrozenTower(_of_vision(VisionEncoder(config.own), 0), config)
     if config.kind == "openblip":
         assert blip_vision is not None, "open the folder first"
-        drop_last_blocks(blip_vision.vit, config.drop_layers)
-        return FrozenTower(blip_vision, config, width=blip_vision.width, pixels=blip_vision.config.pixels)
-    return _timm_tower(config, pretrained) if config.kind == "timm" else _transformers_tower(config, pretrained)
+        drop_last_blocks(blip_vision.vit, config.drop_layers or 0)
+        return FrozenTower(_of_vision(blip_vision, config.drop_layers or 0), config)
+    options: Any = {"image_size": config.image_size, "drop_layers": config.drop_layers, "pretrained": pretrained}
+    if config.kind == "hf":
+        return FrozenTower(transformers_encoder(config.name, dtype=kept_in(config), **options), config)
+    before, path = config.place
+    name = before[len("timm:") : -1] if before.endswith("@") else config.name
+    assert state is not None or not path or not pretrained, "open the file first"
+    return FrozenTower(timm_encoder(name, state=state, **options), config)
 
 
-def drop_last_blocks(vit: nn.Module, count: int) -> None:
-    """Leave the last `count` blocks out, and the final norm, which was made for what they give."""
-    if count == 0:
-        return
-    blocks = _blocks(vit)
-    if count >= len(blocks):
-        raise UserError(f"a tower of {len(blocks)} blocks cannot be without {count}; lower drop_layers")
-    cast(Any, vit).blocks = blocks[:-count]
-    for name in ("norm", "fc_norm"):
-        if isinstance(getattr(vit, name, None), nn.Module):
-            setattr(vit, name, nn.Identity())
-
-
-def _blocks(encoder: nn.Module) -> Any:
-    lists = [
-        module
-        for name, module in encoder.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-        and name.rpartition(".")[2] in ("blocks", "layers", "layer")
-    ]
-    if not lists:
-        raise UserError(f"{type(encoder).__name__} has no list of blocks, so layers cannot be left out or counted")
-    # A stem of convolutions may be a list of layers too; the blocks are what the tower mostly consists of.
-    return max(lists, key=lambda found: sum(parameter.numel() for parameter in found.parameters()))
-
-
-def _timm_tower(config: TowerConfig, pretrained: bool) -> FrozenTower:
-    options: dict[str, Any] = {} if config.image_size is None else {"img_size": config.image_size}
-    try:
-        vit: Any = timm.create_model(config.name, pretrained=pretrained, num_classes=0, **options)
-    except (RuntimeError, OSError, TypeError) as error:
-        raise UserError(f'timm does not give "{config.name}" here: {first_line(error)}') from error
-    settings = vit.pretrained_cfg
-    side = config.image_size or settings["input_size"][-1]
-    tower = FrozenTower(
-        _TimmEncoder(vit),
-        config,
-        width=vit.num_features,
-        pixels=(side, side),
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
-    )
-    _check_tokens(tower)
-    drop_last_blocks(vit, config.drop_layers)
-    return tower
-
-
-def _transformers_tower(config: TowerConfig, pretrained: bool) -> FrozenTower:
-    from transformers import AutoConfig, AutoModel
-
-    try:
-        described: Any = AutoConfig.from_pretrained(config.name)
-        vision = getattr(described, "vision_config", described)
-        whole: Any = AutoModel.from_pretrained(config.name) if pretrained else AutoModel.from_config(described)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            wrong_place(config.name)
-            or f'"{config.name}" is neither a folder of transformers nor a model that the hub or its cache gives: '
-            f"{first_line(error)}"
-        ) from error
-    model = getattr(whole, "vision_model", whole)
-    if not hasattr(vision, "image_size") or not hasattr(vision, "hidden_size"):
-        raise UserError(f'"{config.name}" is no vision transformer of transformers: its config has no image_size')
-    if config.image_size not in (None, vision.image_size):
-        raise UserError(
-            f'"{config.name}" takes images of {vision.image_size} pixels; leave image_size out, or take '
-            "the model from timm, which interpolates"
-        )
-    mean, std = _processor_mean_std(config.name)
-    encoder = _TransformersEncoder(model, config.drop_layers)
-    tower = FrozenTower(
-        encoder,
-        config,
-        width=vision.hidden_size,
-        pixels=(vision.image_size, vision.image_size),
-        mean=mean,
-        std=std,
-    )
-    _check_tokens(tower)
-    return tower
-
-
-def _processor_mean_std(name: str) -> tuple[Triple, Triple]:
-    """Mean and standard deviation that its image processor normalises with; CLIP's where it brings none."""
-    from transformers.image_processing_utils import BaseImageProcessor
-
-    try:
-        found, _ = BaseImageProcessor.get_image_processor_dict(name)
-    except (OSError, ValueError):
-        return IMAGE_MEAN, IMAGE_STD
-    mean, std = found.get("image_mean", IMAGE_MEAN), found.get("image_std", IMAGE_STD)
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
-
-
-@torch.no_grad()
-def _check_tokens(tower: FrozenTower) -> None:
-    """Refuse a tower that does not give tokens [1, N, D] of the width it says, which an image shows."""
-    # On the device "meta" there are no values to run.
-    if next(tower.parameters()).is_meta:
-        return
-    trained = tower.encoder.training
-    tower.encoder.eval()
-    found = tower(torch.zeros(1, 3, *tower.pixels))
-    tower.encoder.train(trained)
-    if not isinstance(found, Tensor) or found.ndim != 3 or found.shape[1] < 2 or found.shape[2] != tower.width:
-        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(
-            f"{tower.config.source} gives {shape} and no patch tokens [1, N, {tower.width}]; the Q-Former reads "
-            "tokens: take a Vision Transformer"
-        )
+def _of_vision(vision: VisionEncoder, dropped: int) -> Encoder:
+    pixels, grid = vision.config.pixels, vision.config.grid
+    return Encoder(module=vision, width=vision.width, grid=grid, pixels=pixels, drop_layers=dropped)

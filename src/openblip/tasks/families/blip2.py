@@ -28,8 +28,10 @@ from openblip.generation.decode import decode
 from openblip.generation.language import decode_after, score_after
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip2 import Blip2, Blip2Config, best_query
+from openblip.models.language import LanguageConfig
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.stepper import QFormerStepper
+from openblip.models.tower import TowerConfig
 from openblip.objectives.language import language_loss, language_targets
 from openblip.tasks.config import RunConfig
 from openblip.tasks.families.family import Family
@@ -295,7 +297,7 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     """
     stored = open_blip2(config.model, tokenizer_of_start(config)) if config.model else None
     if stored is not None:
-        _refuse_other_parts(stored.model.config, config)
+        _refuse_other_parts(stored.model, config)
     if config.task in ("pretraining", "retrieval"):
         made = _from_scratch(config, sources, out) if stored is None else _with_heads(stored, config.model)
     elif stored is not None and stored.model.language is not None:
@@ -312,20 +314,24 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     return made
 
 
-def _refuse_other_parts(own: Blip2Config, config: RunConfig) -> None:
+def _refuse_other_parts(model: Blip2, config: RunConfig) -> None:
     """A starting model keeps its frozen parts; another one that is named would not be trained with."""
+    own, size = model.config, config.vision.image_size
+    if size is not None and model.vision.pixels != (size, size):
+        kept = " x ".join(map(str, model.vision.pixels))
+        raise UserError(f"the vision tower of {config.model} reads images of {kept} pixels; leave image_size out")
     for name, kept, wanted in (("vision", own.vision, config.vision), ("language", own.language, config.language)):
         if kept is None or wanted.source in (kept.source, type(wanted)().source):
             continue
         # One written into the model's folder says nothing of where it came from; a folder has several spellings.
-        if kept.source != "own" and "./" not in kept.source and not _same_folder(wanted.source, kept.source):
+        if kept.source != "own" and "./" not in kept.source and not _same_place(wanted, kept):
             raise UserError(
                 f"{config.model} has its {name} part {kept.source} and keeps it; leave {wanted.source} out"
             )
 
 
-def _same_folder(one: str, other: str) -> bool:
-    places = [Path(source.rpartition(":")[2]) for source in (one, other)]
+def _same_place(*parts: TowerConfig | LanguageConfig) -> bool:
+    places = [Path(part.place[1] if isinstance(part, TowerConfig) else part.source) for part in parts]
     return all(place.exists() for place in places) and places[0].samefile(places[1])
 
 
