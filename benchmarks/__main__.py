@@ -31,6 +31,7 @@ BENCHMARKS = {
     "capfilt": ("benchmarks.capfilt", "CapFilt: the whole command against a plain loop over transformers"),
     "capfilt-engines": ("benchmarks.capfilt_engines", "CapFilt by Ray and by processes: what the engine costs"),
     "capfilt-memory": ("benchmarks.capfilt_memory", "CapFilt's peak memory over 1,000 samples and 100,000"),
+    "features": ("benchmarks.features", "features cached, beside the bare forward pass of their tower"),
     "loader": ("benchmarks.loader", "JPEG images decoded and transformed from tars for each second"),
     "match": ("benchmarks.match", "one image with 32 texts by ITM, against transformers"),
     "startup": (

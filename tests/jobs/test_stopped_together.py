@@ -241,6 +241,24 @@ def test_cache_features(
     assert files(tmp_path / "features", ".json") == files(tmp_path / "whole", ".json")
 
 
+def test_cache_features_killed(openblip: CommandServer, world: World, model: Path, tmp_path: Path) -> None:
+    """kill -9 loses the shard that is being written, and nothing of it stays on disk."""
+    how = ("--vision", f"openblip:{model}", "--batch-size", 4, "--shard-mb", 0.0001, "--device", "cpu")
+    command = ("cache-features", world.folder, "--out", tmp_path / "features", *how)
+    running = openblip.start(*command, before=SLOW_TOWER)
+    running.await_file(tmp_path / "features" / "features-000000008.safetensors")
+    running.signal(signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+    none_is_left(running.pid)
+    kept = len(features_in(tmp_path / "features"))
+    assert kept % 4 == 0
+    assert 12 <= kept < 48
+    assert f"48 images ({kept} done before)" in openblip(*command).err
+    assert not list((tmp_path / "features").glob(".*"))
+    openblip("cache-features", world.folder, "--out", tmp_path / "whole", *how)
+    assert features_in(tmp_path / "features") == features_in(tmp_path / "whole")
+
+
 def features_in(folder: Path) -> dict[str, bytes]:
     """Of each image, whatever shards hold them."""
     shards = [(ShardHead.read(file).keys, open_shard(file)) for file in shard_files(folder)]

@@ -166,9 +166,15 @@ def original_entries(stored: StoredModel) -> dict[str, Any]:
 
 
 def facts(stored: StoredModel) -> dict[str, Any]:
-    """Parameters that are trained and those of each part, and the fingerprints of the frozen ones."""
+    """Parameters that are trained and those of each part, what is read of images, and frozen fingerprints."""
     model: Blip2 = stored.model
+    tower, (rows, columns) = model.vision, model.vision.grid
     return {
+        "images": {
+            "pixels": list(tower.pixels),
+            "patches": [rows, columns],
+            "tokens": tower.first + rows * columns,
+        },
         "trained_parameters": model.num_trained(),
         "parameters_by_part": {name: count_parameters(part) for name, part in model.named_children()},
         "frozen": fingerprints(model),

@@ -38,12 +38,18 @@ def info(source: Source, /, *, tokenizer: Tokenizer = None, heads: Heads = ()) -
         **({"  trained": f"{facts['trained_parameters']:,}"} if "trained_parameters" in facts else {}),
         **{f"  of the {name}": f"{count:,}" for name, count in facts["parameters_by_part"].items()},
         **family(stored).sizes(stored.model.config),
+        **({"images": _images(**facts["images"])} if "images" in facts else {}),
         **{f"frozen {name}": f"{part['source']} ({part['fingerprint']})" for name, part in frozen},
         "vocabulary": f"{stored.tokenizer.vocab_size:,} tokens" if stored.tokenizer is not None else "none",
         "keys not needed": f"{len(stored.ignored)}: {', '.join(stored.ignored[:4])}" if stored.ignored else "none",
         **{name: str(value) for name, value in stored.info.items()},
     }
     show_table(source, ("what", "value"), rows)
+
+
+def _images(*, pixels: list[int], patches: list[int], tokens: int) -> str:
+    sizes = (" x ".join(map(str, sides)) for sides in (pixels, patches))
+    return "{} pixels, {} patches, {} tokens".format(*sizes, tokens)
 
 
 def convert(

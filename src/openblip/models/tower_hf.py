@@ -89,6 +89,7 @@ def transformers_encoder(
         mean=_triple(mean) if scaled else (0.0, 0.0, 0.0),
         std=_triple(std) if scaled else (1.0, 1.0, 1.0),
         drop_layers=dropped,
+        own=_size(getattr(model.config, "image_size", None)),
     )
 
 

@@ -116,9 +116,19 @@ def drop_last_blocks(encoder: nn.Module, count: int) -> None:
 
 @torch.no_grad()
 def examined(
-    module: TokenEncoder, source: str, *, pixels: tuple[int, int], mean: Triple, std: Triple, drop_layers: int
+    module: TokenEncoder,
+    source: str,
+    *,
+    pixels: tuple[int, int],
+    mean: Triple,
+    std: Triple,
+    drop_layers: int,
+    own: tuple[int, int] | None = None,
 ) -> Encoder:
     """An encoder with what a blank image shows of it: width and place of its tokens.
+
+    Args:
+        own: the size of images that its configuration names, for a message.
 
     Raises:
         UserError: it does not take images of this size, gives no tokens of patches, or computes on behind its
@@ -131,8 +141,9 @@ def examined(
     try:
         found = module(torch.zeros(1, 3, *pixels, dtype=weight.dtype, device=weight.device))
     except (ValueError, RuntimeError, TypeError, AttributeError, AssertionError) as error:
-        size = " x ".join(map(str, pixels))
-        raise UserError(f"{source} does not take images of {size} pixels: {first_line(error)}") from error
+        size, other = (" x ".join(map(str, sides)) for sides in (pixels, own or ()))
+        hint = f"; its own are of {other}" if own not in (None, pixels) else ""
+        raise UserError(f"{source} does not take images of {size} pixels: {first_line(error)}{hint}") from error
     finally:
         module.train(training)
         if hook:

@@ -144,7 +144,8 @@ class RunConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     """BLIP-2: the language model of "captioning" and "answering"; one of `model` is kept."""
     features: tuple[str, ...] = ()
-    """BLIP-2: folders of `openblip cache-features`; training reads these in place of images, unaugmented."""
+    """BLIP-2: folders of `openblip cache-features`; training reads these in place of images, of each
+    image one of the crops that were cached. `transform` has no effect then."""
     save_whole: bool = False
     """BLIP-2: save the frozen parts with the model, so that its folder needs nothing else."""
 

@@ -81,10 +81,12 @@ def bytes_of_image(shape: Sequence[int], store: Store) -> int:
 
 def quantize(features: Tensor) -> tuple[Tensor, Tensor]:
     """float [..., N, D] -> int8 [..., N, D] and float32 scales [..., N + D], those of the tokens first."""
-    values = features.float()
-    channels = values.abs().amax(-2, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    values, tiny = features.float(), torch.finfo(torch.float32).tiny
+    # Channels are compared over tokens of equal size: one large token would else set the scale of every channel.
+    sizes = values.square().mean(-1, keepdim=True).sqrt_().clamp_min_(tiny)
+    channels = (values / sizes).abs_().amax(-2, keepdim=True).clamp_min_(tiny)
     values = values / channels
-    tokens = values.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    tokens = (values.abs().amax(-1, keepdim=True) / 127).clamp_min_(tiny)
     return (values / tokens).round_().to(torch.int8), torch.cat([tokens[..., 0], channels[..., 0, :]], -1)
 
 

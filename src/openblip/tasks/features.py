@@ -125,6 +125,8 @@ class FeatureJob:
         num_workers: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, not {batch_size}")
         self.folder, self._sources, self._tower, self._device = Path(folder), list(sources), tower, device
         self._store = store or cast(Store, str(tower.dtype).removeprefix("torch."))
         self._crops, self._num_workers = crops or Crops(), num_workers

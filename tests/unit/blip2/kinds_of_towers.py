@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-__all__ = ["CNNS", "TRANSFORMERS", "make_transformers"]
+__all__ = ["CNNS", "SIZES", "TRANSFORMERS", "make_transformers"]
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
