@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from openblip.checkpoints.blip import head_rules, self_attention_rules, transformer_rules
 from openblip.checkpoints.keymap import Rule, import_state
+from openblip.checkpoints.quiet import quiet
 from openblip.core.errors import UserError, first_line
 from openblip.core.places import wrong_place
 from openblip.models.blip import Blip
@@ -179,14 +180,10 @@ def _has_head(state: dict[str, Tensor]) -> bool:
 
 @contextmanager
 def _telling(name: str) -> Iterator[None]:
-    """What transformers says of files that it cannot read, as one sentence; its warnings are not for the user."""
-    from transformers.utils import logging
-
-    spoken, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # it tells of a missing head, which we may do without
-    logging.disable_progress_bar()
+    """What transformers says of files that it cannot read, as one sentence."""
     try:
-        yield
+        with quiet():
+            yield
     except UserError:
         raise
     except SafetensorError as error:
@@ -197,10 +194,6 @@ def _telling(name: str) -> Iterator[None]:
             or f'"{name}" is neither the folder of a BERT nor one that the hub or its cache gives: '
             f"{first_line(error)}"
         ) from error
-    finally:
-        logging.set_verbosity(spoken)
-        if bar:
-            logging.enable_progress_bar()
 
 
 def _read(name: str, ours: TextConfig) -> tuple[TextConfig, dict[str, Tensor]]:

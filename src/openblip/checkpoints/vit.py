@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.blip import QKV
+from openblip.checkpoints.quiet import quiet
 from openblip.core.errors import UserError, first_line
 from openblip.core.places import wrong_place
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD
@@ -164,7 +165,8 @@ def _of_transformers(source: str, name: str) -> PretrainedVit:
                 f'"{name}" is of the kind {kind} and no plain Vision Transformer, with [CLS], learned positions '
                 "and GELU, as the vision tower of BLIP is: take a ViT, DeiT or DINOv2"
             )
-        loaded: Any = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+        with quiet():
+            loaded: Any = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:

@@ -202,7 +202,7 @@ def timm_vit(name: str) -> VisionTransformer:
         UserError: timm cannot give it, or it computes otherwise than a plain Vision Transformer.
     """
     try:
-        vit = timm.create_model(name, pretrained=True, num_classes=0)
+        vit: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f'timm has no weights for "{name}" here: {first_line(error)}') from error
     # Others, as EVA and DINOv3 with rotary positions, are of their own classes; what a plain one has not besides

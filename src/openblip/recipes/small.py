@@ -17,6 +17,7 @@ from openblip.recipes.blip import ANSWERS
 from openblip.recipes.blip2 import LANGUAGE, VISION
 from openblip.tasks.answering import MAX_LENGTH
 from openblip.tasks.config import AnsweringConfig, RunConfig, as_sources
+from openblip.tasks.families.blip import FROM_PARTS
 from openblip.training.config import TrainConfig
 
 __all__ = [
@@ -75,6 +76,10 @@ def small_pretrain(
         vision: Vision Transformer to start the tower from: timm:NAME or hf:NAME.
         text: BERT to start the text side from, a hub name or folder.
     """
+    # Muon at the rate of a model from scratch would soon replace what pretrained parts know; AdamW and its rate are
+    # those of the paper, which starts from such parts.
+    parts = model == FROM_PARTS
+    train = short_training(steps, optimizer="adamw", learning_rate=3e-4) if parts else short_training(steps)
     return RunConfig(
         vision_pretrained=vision,
         text_pretrained=text,
@@ -87,7 +92,7 @@ def small_pretrain(
         max_length=40,
         max_words=40,
         objective=SHORT_RUN,
-        train=short_training(steps),
+        train=train,
         decode=DecodeConfig(num_beams=3, max_new_tokens=32, min_new_tokens=2),
     )
 

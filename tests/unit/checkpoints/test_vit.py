@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import transformers
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -74,8 +75,14 @@ def offer(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> list[tuple[Any, 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"init_values": 0.5}, {"reg_tokens": 3, "no_embed_class": True}, {"reg_tokens": 3}],
-    ids=["plain", "layer scale", "registers without positions", "registers"],
+    [
+        {},
+        {"init_values": 0.5},
+        {"init_values": 0.5, "no_embed_class": True},
+        {"reg_tokens": 3, "no_embed_class": True},
+        {"reg_tokens": 3},
+    ],
+    ids=["plain", "layer scale", "DeiT III", "registers without positions", "registers"],
 )
 @torch.no_grad()
 def test_it_gives_the_tokens_of_timms_model(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
@@ -93,6 +100,16 @@ def test_it_gives_the_tokens_of_timms_model(monkeypatch: pytest.MonkeyPatch, cha
     registers = changes.get("reg_tokens", 0)
     expected = torch.cat((expected[:, :1], expected[:, 1 + registers :]), dim=1)
     torch.testing.assert_close(vision(vision.normalize(images)), expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_distilled_deit_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = spread(VisionTransformerDistilled(img_size=32, embed_dim=24, num_classes=0, **SIZES))
+    offer(monkeypatch, model)
+    vision, _ = started("timm:some_vit")
+    images = vision.normalize(pixels(32))
+    expected = model.forward_features(images)
+    torch.testing.assert_close(vision(images), torch.cat((expected[:, :1], expected[:, 2:]), dim=1), **CLOSE)
 
 
 @torch.no_grad()
