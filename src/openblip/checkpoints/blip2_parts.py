@@ -105,7 +105,7 @@ def _place(source: str, base: Path | None) -> str:
     if source.startswith("./"):
         return str(base / source)
     above = () if Path(source).exists() else base.resolve().parents
-    return next((str(folder / source) for folder in above if (folder / source).is_dir()), source)
+    return next((str(folder / source) for folder in above if (folder / source).exists()), source)
 
 
 def build_blip2(
