@@ -221,10 +221,15 @@ def _batch(
     if llm is None:
         return PairBatch(images, TokenBatch(ids, mask), image_ids)
     if not llm.is_encoder_decoder:
-        return LanguagePairBatch(images, LanguageBatch(ids, mask, mask, mask), image_ids)
+        return LanguagePairBatch(images, _all_scored(ids, mask), image_ids)
     half = slice(0, tokens // 2)
-    part = LanguageBatch(ids[:, half], mask[:, half], mask[:, half], mask[:, half])
+    part = _all_scored(ids[:, half], mask[:, half])
     return LanguagePairBatch(images, part, image_ids, prefix=part)
+
+
+def _all_scored(ids: Tensor, mask: Tensor) -> LanguageBatch:
+    """Their places are named, since tensors without values cannot be searched."""
+    return LanguageBatch(ids, mask, mask, mask, torch.arange(ids.numel()))
 
 
 def largest_batch(few: Memory, many: Memory, card: float) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from openblip.core.errors import UserError, first_line
-from openblip.core.places import wrong_place
+from openblip.core.places import gguf_file, wrong_place
 
 __all__ = ["LanguageBatch", "LanguageTokenizer"]
 
@@ -99,11 +99,12 @@ class LanguageTokenizer:
 
     @classmethod
     def load(cls, source: Path | str, *, end: str = "") -> LanguageTokenizer:
-        """Read the tokenizer of a transformers folder or hub name."""
+        """Read the tokenizer of a transformers folder or hub name, or of a GGUF file in one."""
         from transformers import AutoTokenizer
 
+        place, options = gguf_file(str(source))
         try:
-            return cls(AutoTokenizer.from_pretrained(source, use_fast=True), end=end, name=f'"{source}"')
+            return cls(AutoTokenizer.from_pretrained(place, use_fast=True, **options), end=end, name=f'"{source}"')
         except UserError:
             raise
         except Exception as error:  # tokenizers raises no kind of its own

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from openblip.core.errors import UserError, nearest
+from openblip.core.errors import UserError, nearest, require
 from openblip.core.kinds import instead_of_model, looks_like, read_head
 from openblip.core.text import read_json
 
@@ -25,6 +25,7 @@ __all__ = [
     "check_new_file",
     "check_run_settings",
     "description_file",
+    "gguf_file",
     "local_path",
     "missing_data",
     "nested_model",
@@ -115,6 +116,8 @@ def wrong_place(source: Path | str) -> str | None:
     path = Path(source)
     if path.is_file():
         found = instead_of_model(read_head(path))
+        if path.suffix.lower() == ".gguf":
+            return f"{path} cannot be read as a GGUF file of an architecture that transformers knows"
         return f"{path} is one file, where a model's folder is needed" + (f"; it {found}" if found else "")
     if not path.is_dir():
         return None
@@ -126,9 +129,18 @@ def wrong_place(source: Path | str) -> str | None:
                 own = pattern.endswith((".bin", ".safetensors"))
                 if not own or instead_of_model(read_head(file)):
                     return f"{file} cannot be read: it {found}"
-    if any(path.glob("*.gguf")):
-        return f"{path} holds GGUF files, which are for llama.cpp; give the model in transformers' format"
+    if files := sorted(path.glob("*.gguf")):
+        return f"{path} holds GGUF files; a language model is opened from one by its name, {files[0]}"
     return None
+
+
+def gguf_file(source: str) -> tuple[str, dict[str, str]]:
+    """A model's folder or hub name, and what transformers is told besides where `source` names a GGUF file in it."""
+    if not source.lower().endswith(".gguf"):
+        return source, {}
+    require("gguf", "gguf")
+    folder, _, name = source.rpartition("/")
+    return folder or ".", {"gguf_file": name}
 
 
 _OF_MODELS = (

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError, first_line, require
-from openblip.core.places import wrong_place
+from openblip.core.places import gguf_file, wrong_place
 from openblip.models.products import use_onednn
 
 __all__ = ["FrozenLanguage", "LanguageConfig", "make_language"]
@@ -33,7 +33,8 @@ class LanguageConfig:
     """Which frozen language model."""
 
     source: str = "facebook/opt-2.7b"
-    """a transformers folder or hub name; a decoder or an encoder-decoder"""
+    """a transformers folder or hub name; a decoder or an encoder-decoder. With the name of a GGUF file in it
+    ("folder/model.gguf", by the extra "gguf"), that one, its matrices in `dtype`"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """that it is kept and computes in; "auto" becomes bfloat16 where that is native, else float32, when the model
     is opened"""
@@ -322,18 +323,21 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     config = replace(config, dtype=frozen_dtype(config.dtype))
-    options: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
+    place, inside = gguf_file(config.source)
+    options: dict[str, Any] = {"dtype": DTYPES[config.dtype], **inside}
     if config.quantize != "none":
+        if inside:
+            raise UserError(f"{config.source} is read into whole matrices; leave language.quantize out")
         options["quantization_config"] = _fewer_bits(config)
     try:
-        described: Any = AutoConfig.from_pretrained(config.source)
+        described: Any = AutoConfig.from_pretrained(place, **inside)
         if described.model_type == "blip-2":  # the language model inside
             described = described.text_config
             options |= {"config": described, "key_mapping": {r"^language_model\.": ""}}
         auto: Any = AutoModelForSeq2SeqLM if described.is_encoder_decoder else AutoModelForCausalLM
         if pretrained:
             with without_bars():
-                model, loaded = auto.from_pretrained(config.source, output_loading_info=True, **options)
+                model, loaded = auto.from_pretrained(place, output_loading_info=True, **options)
         else:
             model, loaded = auto.from_config(described), {}
     except UserError:
