@@ -181,10 +181,6 @@ class VisionEncoder(nn.Module):
         assert self.vit.pos_embed is not None
         self.vit.pos_embed[0, 1:] = PLACE_SCALE * places
 
-    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping their activations."""
-        self.vit.set_grad_checkpointing(enabled)
-
     def load_pretrained(self) -> None:
         """Take the weights of the timm model named in the configuration, positions interpolated.
 
