@@ -2,6 +2,7 @@
 
     python -m benchmarks list
     python -m benchmarks compare blip-pretrain [--quick] [--dtype D] [--json] [--out FILE | --store]
+    python -m benchmarks gpu [--predict | --pretend]        # benchmarks/gpu.sh
 
 Each benchmark is a module with `run(quick: bool) -> dict`, which gives the object that `--json` prints.
 """
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure OpenBLIP beside its peers.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="name the benchmarks")
+    commands.add_parser("gpu", help="the run on a GPU (benchmarks/gpu.sh)", add_help=False)
     compare = commands.add_parser("compare", help="run one benchmark")
     compare.add_argument("name")
     compare.add_argument("--quick", action="store_true", help="a small size, to see that it runs")
@@ -56,7 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
     compare.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     compare.add_argument("--out", type=Path, help="write the result to this file")
     compare.add_argument("--store", action="store_true", help="write it to benchmarks/results/NAME-MACHINE.json")
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "gpu":
+        from benchmarks.gpu.__main__ import main as gpu
+
+        return gpu(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.command == "list":
         for name, (_, subject) in BENCHMARKS.items():
             print(f"{name:16} {subject}")

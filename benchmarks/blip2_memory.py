@@ -131,7 +131,7 @@ class Memory:
 
 
 @contextmanager
-def _without_values() -> Iterator[Meter]:
+def without_values() -> Iterator[Meter]:
     """Fake tensors under a meter, with what CUDA does in the place of what a CPU does."""
     meter = Meter()
     with (
@@ -168,19 +168,32 @@ def step_memory(
         model = Blip2(config, tower, llm).train()
     objective = Blip2Stage1(model, Stage1Config(), dec_id=30522) if llm is None else Blip2Stage2(model, eos_id=1)
     step: nn.Module = Stage1Step(objective) if llm is None else Stage2Step(objective)
-    with _without_values() as meter:
-        _give_storage(step)
+    model.gradient_checkpointing_enable(checkpointing)
+
+    def batch() -> PairBatch:
         features = None
         if from_features:
             features = tower(torch.zeros(1, 3, *tower.pixels)).expand(batch_size, -1, -1).contiguous()
             tower.encoder = nn.Identity()
-        model.gradient_checkpointing_enable(checkpointing)
-        trained = [value for value in model.parameters() if value.requires_grad]
-        frozen = sum(
-            value.numel() * value.element_size() for value in model.parameters() if not value.requires_grad
-        )
+        return _batch(tower, llm, batch_size, tokens, features)
+
+    return memory_of(step, batch)
+
+
+def memory_of(step: nn.Module, make_batch: Callable[[], Any]) -> Memory:
+    """Memory of one step under autocast in bfloat16 with AdamW.
+
+    Args:
+        step: a step of the training loop on the device "meta".
+        make_batch: called where tensors have no values.
+    """
+    with without_values() as meter:
+        give_storage(step)
+        batch = make_batch()
+        trained = [value for value in step.parameters() if value.requires_grad]
+        fixed = [value for value in step.parameters() if not value.requires_grad]
+        frozen = sum(value.numel() * value.element_size() for value in fixed)
         moments = [torch.zeros_like(value) for value in trained for _ in range(2)]
-        batch = _batch(tower, llm, batch_size, tokens, features)
         held = meter.peak = meter.now
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = step(batch)
@@ -191,11 +204,11 @@ def step_memory(
         trained=held - frozen,
         peak=meter.peak,
         trained_parameters=sum(value.numel() for value in trained),
-        frozen_parameters=sum(value.numel() for value in model.parameters() if not value.requires_grad),
+        frozen_parameters=sum(value.numel() for value in fixed),
     )
 
 
-def _give_storage(module: nn.Module) -> None:
+def give_storage(module: nn.Module) -> None:
     """Tensors without values, but with a storage, in place of those that have neither."""
     made: dict[int, Tensor] = {}
     for part in module.modules():

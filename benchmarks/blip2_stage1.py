@@ -23,6 +23,7 @@ from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import Blip2, Blip2Config, best_query
+from openblip.models.language import FrozenLanguage
 from openblip.models.layers import KVCache
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig, make_tower
@@ -90,29 +91,42 @@ def config_of(quick: bool) -> Blip2Config:
 class Stage1Step:
     """A model, a batch and an optimiser; every run is one whole step."""
 
-    def __init__(self, side: str, dtype: str, config: Blip2Config, *, whole: bool) -> None:
+    def __init__(
+        self,
+        side: str,
+        dtype: str,
+        config: Blip2Config,
+        *,
+        whole: bool,
+        batch: int = BATCH,
+        tokens: int = TOKENS,
+        device: torch.device | str = "cpu",
+    ) -> None:
         keep_freed_memory()
         torch.manual_seed(0)
+        self.device = torch.device(device)
         kept: Any = dtype  # one of those that a tower may have
-        self.model = _model(replace(config, vision=replace(config.vision, dtype=kept)), whole=whole)
+        config = replace(config, vision=replace(config.vision, dtype=kept))
+        self.model = drawn_model(config, whole=whole, device=self.device)
         step = Blip2Stage1(self.model, Stage1Config(), dec_id=DEC)
         self.module: nn.Module = step.train() if side == "ours" else LavisStage1(step).train()
         self.step, self.whole = step, whole
-        self.autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+        self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
         height, width = self.model.vision.pixels
-        tokens = (height // 14) * (width // 14) + 1
-        shape = (BATCH, 3, height, width) if whole else (BATCH, tokens, config.qformer.memory_width)
-        self.images = torch.randn(shape).to(torch.float32 if whole else self.model.vision.dtype)
-        ids = torch.randint(1000, 30000, (BATCH, TOKENS))
+        patches = (height // 14) * (width // 14) + 1
+        shape = (batch, 3, height, width) if whole else (batch, patches, config.qformer.memory_width)
+        images = torch.randn(shape, device=self.device)
+        self.images = images.to(torch.float32 if whole else self.model.vision.dtype)
+        ids = torch.randint(1000, 30000, (batch, tokens), device=self.device)
         ids[:, 0], ids[:, -1] = 101, 102
         self.text = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
 
     def outputs(self) -> dict[str, float]:
         """Losses and the norm of each trained parameter's gradient, with negatives given and without dropout."""
-        own = torch.arange(BATCH)
-        negatives = Negatives(own.roll(1), own.roll(3), torch.ones(BATCH, dtype=torch.bool))
+        own = torch.arange(len(self.images), device=self.device)
+        negatives = Negatives(own.roll(1), own.roll(3), torch.ones_like(own, dtype=torch.bool))
         config = self.model.qformer.config
         _set_dropout(self.model, 0.0)
         losses = self._losses(negatives)
@@ -140,12 +154,18 @@ class Stage1Step:
         return losses
 
 
-def _model(config: Blip2Config, *, whole: bool) -> Blip2:
+def drawn_model(
+    config: Blip2Config,
+    *,
+    whole: bool,
+    language: FrozenLanguage | None = None,
+    device: torch.device | str = "cpu",
+) -> Blip2:
     """A model with drawn weights; the tower's billion is drawn quickly, or not at all where none is read."""
     with torch.device("meta"):
         tower = make_tower(config.vision, pretrained=False)
     if whole:
-        tower.to_empty(device="cpu")
+        tower.to_empty(device=device)
         with torch.no_grad():
             for name, value in (*tower.named_parameters(), *tower.named_buffers()):
                 if "norm" in name:
@@ -154,7 +174,8 @@ def _model(config: Blip2Config, *, whole: bool) -> Blip2:
                     value.uniform_(-0.04, 0.04)
                 else:
                     value.zero_()
-    model = Blip2(config, tower)
+    with torch.device(device):
+        model = Blip2(config, tower, language)
     with torch.no_grad():
         for name, parameter in model.qformer.named_parameters():
             if parameter.ndim == 2 and "word" not in name and "position" not in name:
@@ -178,7 +199,7 @@ class LavisStage1(nn.Module):
         queries = model.read_image(model.remember(image_embeds), cache)
         images = model.image_features(queries).float()
         texts = model.text_features(text.input_ids, text.attention_mask).float()
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(images.device.type, enabled=False):
             i2t = best_query(images, texts.detach()) / model.temperature
             t2i = best_query(images.detach(), texts).T / model.temperature
         loss_itc = smoothed_contrastive_loss(i2t, t2i, positive_pairs(batch, 0, batch, images.device))
@@ -186,7 +207,7 @@ class LavisStage1(nn.Module):
             negatives = draw_negatives(t2i.detach(), i2t.detach())
             for index in (negatives.image_for_text, negatives.text_for_image):  # it reads each back to the host
                 index.tolist()
-        own = torch.arange(batch)
+        own = torch.arange(batch, device=images.device)
         rows = torch.cat((own, own, negatives.text_for_image))
         embeds = torch.cat((image_embeds, image_embeds[negatives.image_for_text], image_embeds))
         logits = model.match(text.input_ids[rows], text.attention_mask[rows], model.remember(embeds))

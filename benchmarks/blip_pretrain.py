@@ -11,10 +11,11 @@ dozen operations, the fused one once in all; with it the optimiser is no part of
 from __future__ import annotations
 
 import platform
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
 
 BATCH, TOKENS = 8, 12
 ENC, DEC = 30523, 30522
+FUSED = "openblip.models.vision.uses_fused_attention"
 REPOSITORY_S = 22.4
 """what the original repository took for this step on a machine of this kind, float32"""
 
@@ -83,26 +85,37 @@ def config_of(quick: bool) -> BlipConfig:
 class TrainingStep:
     """A model, a batch and an optimiser; every run is one whole step."""
 
-    def __init__(self, side: str, dtype: str, config: BlipConfig, *, queue_size: int) -> None:
+    def __init__(
+        self,
+        side: str,
+        dtype: str,
+        config: BlipConfig,
+        *,
+        queue_size: int,
+        batch: int = BATCH,
+        device: torch.device | str = "cpu",
+    ) -> None:
         keep_freed_memory()  # on both sides, as the command line does: without it the allocator is measured
         torch.manual_seed(0)
-        timm.layers.set_fused_attn(side == "ours")  # the original repository's vision tower writes attention out
-        step = BlipPretraining(Blip(config), ObjectiveConfig(queue_size=queue_size), enc_id=ENC, dec_id=DEC)
+        self.device = torch.device(device)
+        with self.device:
+            step = BlipPretraining(Blip(config), ObjectiveConfig(queue_size=queue_size), enc_id=ENC, dec_id=DEC)
         _unsettle(step)
         self.step = step.train()
         self.module: nn.Module = step if side == "ours" else ReferencePretraining(step).train()
         self.dropout = config.text.dropout
-        self.autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+        self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+        self.written_out = side == "peer"
         self.optimizer = torch.optim.AdamW(step.model.parameters(), lr=1e-6, weight_decay=0.05, fused=True)
-        self.images = torch.randn(BATCH, 3, *config.vision.pixels)
-        ids = torch.randint(1000, 30000, (BATCH, TOKENS))
+        self.images = torch.randn(batch, 3, *config.vision.pixels, device=self.device)
+        ids = torch.randint(1000, 30000, (batch, TOKENS), device=self.device)
         ids[:, 0], ids[:, -1] = 101, 102
         self.text = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
 
     def outputs(self) -> dict[str, float]:
         """Losses and the norm of each parameter's gradient, with negatives given and without dropout."""
-        own = torch.arange(BATCH)
-        negatives = Negatives(own.roll(1), own.roll(3), torch.ones(BATCH, dtype=torch.bool))
+        own = torch.arange(len(self.images), device=self.device)
+        negatives = Negatives(own.roll(1), own.roll(3), torch.ones_like(own, dtype=torch.bool))
         _set_dropout(self.step, 0.0)
         losses = self._losses(negatives)
         losses["loss"].backward()
@@ -121,7 +134,9 @@ class TrainingStep:
         self.optimizer.zero_grad()
 
     def _losses(self, negatives: Negatives | None) -> dict[str, Tensor]:
-        with self.autocast:
+        # The original repository's vision tower writes attention out, on every device.
+        attention = mock.patch(FUSED, return_value=False) if self.written_out else nullcontext()
+        with self.autocast, attention:
             losses: dict[str, Tensor] = self.module(self.images, self.text, negatives=negatives)
         return losses
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.capfilt import CASES, NEW
+from benchmarks.gpu.cards import A100, H100, Gpu
 from benchmarks.tables import RESULTS, text_table
 from openblip.models.blip import blip_config
 
@@ -21,7 +22,6 @@ __all__ = [
     "GPUS",
     "IMAGES",
     "Cost",
-    "Gpu",
     "gflop_of",
     "load",
     "memory_bytes",
@@ -37,18 +37,7 @@ ARITHMETIC_SHARE, MEMORY_SHARE = 0.4, 0.6
 """of a vendor's figures, that lasts"""
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A vendor's figures."""
-
-    name: str
-    tflops: float
-    """dense bfloat16"""
-    gb_per_s: float
-    """of its memory"""
-
-
-GPUS = (Gpu("A100 80 GB", 312, 2039), Gpu("H100 SXM", 989, 3350))
+GPUS = (A100, H100)
 
 
 @dataclass(frozen=True)

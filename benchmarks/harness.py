@@ -23,7 +23,16 @@ from typing import Any, Protocol
 from openblip.core.memory import peak_mb
 from openblip.core.runtime import machine, versions
 
-__all__ = ["Subject", "compare", "machine_slug", "matmul_gflops", "result_of", "table"]
+__all__ = [
+    "Subject",
+    "compare",
+    "largest_difference",
+    "machine_slug",
+    "matmul_gflops",
+    "result_of",
+    "spread",
+    "table",
+]
 
 THREADS = 2
 SIDES = ("ours", "peer")
@@ -109,7 +118,7 @@ def compare(
         finally:
             for worker in workers.values():
                 worker.stop()
-    worst = _largest_difference(*(outputs[side]["values"] for side in SIDES))
+    worst = largest_difference(*(outputs[side]["values"] for side in SIDES))
     wall = {side: [run["wall_s"] for run in runs[side]] for side in SIDES}
     ours, peer = (statistics.median(wall[side]) for side in SIDES)
     return {
@@ -118,7 +127,7 @@ def compare(
         "ours_s": round(ours, 4),
         "peer_s": round(peer, 4),
         "ratio": round(peer / ours, 3),
-        "spread": round(max(_spread(times) for times in wall.values()), 3),
+        "spread": round(max(spread(times) for times in wall.values()), 3),
         "outputs_agree": worst <= tolerance,
         "largest_difference": worst,
         "ours_peak_mb": round(peak["ours"]),
@@ -131,7 +140,7 @@ def compare(
     }
 
 
-def _spread(times: Sequence[float]) -> float:
+def spread(times: Sequence[float]) -> float:
     """Range of the middle half of the repeats, relative to the median."""
     if len(times) < 2:
         return 0.0
@@ -139,7 +148,7 @@ def _spread(times: Sequence[float]) -> float:
     return (high - low) / statistics.median(times)
 
 
-def _largest_difference(ours: dict[str, float], peer: dict[str, float]) -> float:
+def largest_difference(ours: dict[str, float], peer: dict[str, float]) -> float:
     """Largest relative difference of two sets of outputs; infinite when they do not name the same."""
     if ours.keys() != peer.keys():
         return float("inf")

@@ -2,7 +2,7 @@
 
 Same weights, same losses, another way there: every text is padded to 30 tokens; each reader of the images
 projects keys and values of its own from raw features (ITM's pairs, ITM's negatives, LM: four times the batch);
-attention is written out (that of the vision tower when it is built under `timm.layers.set_fused_attn(False)`);
+attention is written out (that of the vision tower by who measures: `benchmarks.blip_pretrain`);
 negatives are drawn one by one and read back to the host; momentum copies are moved
 one parameter at a time.
 """
@@ -58,7 +58,7 @@ class ReferencePretraining(nn.Module):
         """As `BlipPretraining.forward` with all three objectives and no image ids."""
         model, text = self.step.model, pad_to(text, self.text_length)
         image_embeds = model.encode_image(images)
-        image_mask = torch.ones(image_embeds.shape[:2], dtype=torch.bool)
+        image_mask = torch.ones(image_embeds.shape[:2], dtype=torch.bool, device=images.device)
         loss_itc, sim_i2t, sim_t2i = self._itc(images, image_embeds, text)
         loss_itm = self._itm(image_embeds, image_mask, text, sim_i2t, sim_t2i, negatives)
         loss_lm = self._lm(_Readers(image_embeds, image_mask), text)
@@ -82,7 +82,7 @@ class ReferencePretraining(nn.Module):
             text_feat_m = F.normalize(momentum_copy.text_proj(hidden_m[:, 0]), dim=-1)
             image_all = torch.cat((image_feat_m.T, queue.images.T.clone().detach()), dim=1)
             text_all = torch.cat((text_feat_m.T, queue.texts.T.clone().detach()), dim=1)
-            targets = torch.zeros(batch, image_all.shape[1])
+            targets = torch.zeros(batch, image_all.shape[1], device=images.device)
             targets.fill_diagonal_(1)
             soft_i2t = alpha * F.softmax(image_feat_m @ text_all / temperature, dim=1) + (1 - alpha) * targets
             soft_t2i = alpha * F.softmax(text_feat_m @ image_all / temperature, dim=1) + (1 - alpha) * targets
@@ -129,7 +129,7 @@ class ReferencePretraining(nn.Module):
             _Readers(torch.cat((image_neg, image_embeds)), torch.cat((image_mask, image_mask))),
         )
         logits = model.itm_head(torch.cat((positive[:, 0], negative[:, 0])))
-        labels = torch.cat((torch.ones(batch, dtype=torch.long), torch.zeros(2 * batch, dtype=torch.long)))
+        labels = (torch.arange(3 * batch, device=logits.device) < batch).long()
         return F.cross_entropy(logits, labels)
 
     def _lm(self, readers: _Readers, text: TokenBatch) -> Tensor:
@@ -163,7 +163,7 @@ def plain_text(
     length = input_ids.shape[1]
     allowed = attention_mask[:, None, None, :]
     if transformer.causal:
-        allowed = allowed & torch.ones(length, length, dtype=torch.bool).tril()
+        allowed = allowed & torch.ones(length, length, dtype=torch.bool, device=allowed.device).tril()
     hidden = transformer.embeddings(input_ids)
     for block in transformer.text_blocks:
         hidden = _self_attention(block.self_attention, hidden, allowed)
@@ -200,7 +200,7 @@ def _attend(
         t.view(t.shape[0], t.shape[1], heads, size).permute(0, 2, 1, 3) for t in (query, key, value)
     )
     scores = torch.matmul(query, key.transpose(-1, -2)) / size**0.5
-    scores = scores + torch.zeros(allowed.shape).masked_fill(~allowed, -10000.0)
+    scores = scores + torch.zeros(allowed.shape, device=scores.device).masked_fill(~allowed, -10000.0)
     probabilities = F.dropout(scores.softmax(-1), module.dropout, module.training)
     context = torch.matmul(probabilities, value).permute(0, 2, 1, 3).contiguous().flatten(2)
     projected = F.dropout(module.output(context), module.dropout, module.training)

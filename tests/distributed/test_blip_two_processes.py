@@ -67,7 +67,7 @@ def test_shards_equal_copies(whole: Path, tmp_path: Path, layers: str) -> None:
 
 
 def test_copies_recompute_activations(whole: Path, tmp_path: Path) -> None:
-    run(tmp_path, HALF, "--gradient_checkpointing=true")
+    run(tmp_path, HALF, "--gradient_checkpointing=1")
     close(whole, tmp_path, rtol=1e-3)
     equal_states(whole, tmp_path)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError, nearest
 from openblip.models.layers import ImageMemory
+from openblip.models.recompute import recompute
 from openblip.models.text import TextConfig, TextDecoder, TextTransformer
 from openblip.models.vision import VisionConfig, VisionEncoder
 
@@ -168,12 +169,12 @@ class Blip(nn.Module):
         """Blocks of the vision tower and of the text transformer, for layer-wise decay."""
         return self.config.vision.depth, self.config.text.depth
 
-    def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
-        """Trade time for memory: recompute every block in the backward pass."""
-        self.vision.set_gradient_checkpointing(enabled)
+    def gradient_checkpointing_enable(self, share: float = 1.0) -> None:
+        """Trade time for memory: recompute a share of the blocks of each part in the backward pass; 0 is off."""
+        recompute(self.vision.vit.blocks, share)
         for text in (self.text_encoder, self.text_decoder.transformer if self.text_decoder else None):
             if text is not None:
-                text.checkpointing = enabled
+                recompute(text.text_blocks, share)
 
     def part(self, *, encoder: bool, decoder: bool) -> Blip:
         """A model of some of the parts, weights copied: a captioner (decoder) or a filter (encoder).

@@ -20,6 +20,7 @@ from openblip.core.errors import UserError
 from openblip.models.language import FrozenLanguage, LanguageConfig
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.qformer import QFormer, QFormerConfig
+from openblip.models.recompute import recompute
 from openblip.models.tower import FrozenTower, TowerConfig
 
 __all__ = ["TEMPERATURE", "Blip2", "Blip2Config", "best_query"]
@@ -160,11 +161,11 @@ class Blip2(nn.Module):
         """Blocks of the vision tower and of the Q-Former, for layer-wise decay."""
         return self.vision.depth, self.config.qformer.depth
 
-    def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
-        """Trade time for memory: recompute the blocks of Q-Former and language model in the backward pass."""
-        self.qformer.checkpointing = enabled
+    def gradient_checkpointing_enable(self, share: float = 1.0) -> None:
+        """Trade time for memory: recompute a share of the blocks of Q-Former and language model; 0 is off."""
+        recompute(self.qformer.qformer_blocks, share)
         if self.language is not None:
-            self.language.gradient_checkpointing_enable(enabled)
+            self.language.gradient_checkpointing_enable(share)
 
     def frozen_parameter_names(self) -> set[str]:
         """Names of the parameters that are not trained."""

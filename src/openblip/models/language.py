@@ -24,6 +24,7 @@ from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError, first_line, require
 from openblip.core.places import gguf_file, wrong_place
 from openblip.models.products import use_onednn
+from openblip.models.recompute import first_blocks
 
 __all__ = ["FrozenLanguage", "LanguageConfig", "make_language"]
 
@@ -159,19 +160,19 @@ class FrozenLanguage(nn.Module):
         self._mark_recomputed(mode)
         return self
 
-    def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
-        """Recompute its blocks in the backward pass, which needs them for the soft prompts' gradient."""
+    def gradient_checkpointing_enable(self, share: float = 1.0) -> None:
+        """Recompute a share of its blocks in the backward pass, which needs them for the soft prompts' gradient."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        if enabled:
+        if share:
             self.hf.gradient_checkpointing_enable(
                 {"use_reentrant": False, "context_fn": lambda: (self._evaluating(), self._evaluating())}
             )
         else:
             self.hf.gradient_checkpointing_disable()
         self._mark_recomputed(False)
-        blocks = (part for part in self.hf.modules() if isinstance(part, GradientCheckpointingLayer))
-        self._recomputed = [block for block in blocks if enabled]
+        blocks = [part for part in self.hf.modules() if isinstance(part, GradientCheckpointingLayer)]
+        self._recomputed = list(first_blocks(blocks, share))
         self._mark_recomputed(self.training)
 
     def _mark_recomputed(self, training: bool) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory, PairCrossAttention
+from openblip.models.recompute import recompute
 from openblip.models.text import TextConfig, TextTransformer, init_bert
 from openblip.models.vision import VisionConfig, VisionEncoder
 
@@ -96,7 +97,7 @@ class BlipNlvr(nn.Module):
         """Blocks of the vision tower and of the text transformer, for layer-wise decay."""
         return self.config.vision.depth, self.config.text.depth
 
-    def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
-        """Trade time for memory: recompute every block in the backward pass."""
-        self.vision.set_gradient_checkpointing(enabled)
-        self.text_encoder.checkpointing = enabled
+    def gradient_checkpointing_enable(self, share: float = 1.0) -> None:
+        """Trade time for memory: recompute a share of the blocks of each part in the backward pass; 0 is off."""
+        recompute(self.vision.vit.blocks, share)
+        recompute(self.text_encoder.text_blocks, share)

@@ -76,8 +76,10 @@ def _same_parameters(layer: nn.Linear) -> Linear:
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN computes this; never for a compiler, for autocast, or for tensors that only look like ones."""
+    # The compiler is asked first: it would trace into the questions about the CPU, and break its graph at each.
     return (
-        _prefers_onednn()
+        not torch.compiler.is_compiling()
+        and _prefers_onednn()
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.ndim > 1
@@ -86,7 +88,6 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and type(x) in (Tensor, nn.Parameter)
         and type(weight) in (Tensor, nn.Parameter)
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -22,7 +22,6 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from openblip.core.errors import UserError
 from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention, scale_narrow
@@ -187,7 +186,6 @@ class QFormer(nn.Module):
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpointing = False
         self.queries = nn.Parameter(torch.zeros(1, config.num_queries, config.width))
         nn.init.normal_(self.queries, std=0.02)
         # One LayerNorm for queries and text, as in the reference, where both pass BERT's embedding layer.
@@ -322,13 +320,10 @@ class QFormer(nn.Module):
                 read = memory.keys[reading], memory.values[reading], memory.mask
                 reading += 1
             before = None if past is None else (past.keys[layer], past.values[layer])
-            if self.checkpointing and self.training:
-                hidden, key, value = checkpoint(block, hidden, num_queries, mask, read, before, use_reentrant=False)
-            else:
-                hidden, key, value = block(hidden, num_queries, mask, read, before)
+            hidden, key, value = block(hidden, num_queries, mask, read, before)
             keys.append(key)
             values.append(value)
-        # Kept after the pass, since a checkpointed block runs twice and would append twice.
+        # Kept after the pass, since a recomputed block runs twice and would append twice.
         if keep is not None:
             keep.keys, keep.values = keys, values
         return hidden

@@ -16,7 +16,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from openblip.core.errors import UserError
 from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention, scale_narrow
@@ -117,7 +116,6 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.causal = causal
-        self.checkpointing = False
         self.embeddings = TextEmbeddings(config)
         options = {"dropout": config.dropout, "eps": config.layer_norm_eps}
         self.blocks = nn.ModuleList(
@@ -141,7 +139,7 @@ class TextTransformer(nn.Module):
         # Without __init__, which would build and initialise modules of its own in place of the shared ones.
         decoder = TextTransformer.__new__(TextTransformer)
         nn.Module.__init__(decoder)
-        decoder.config, decoder.causal, decoder.checkpointing = self.config, True, self.checkpointing
+        decoder.config, decoder.causal = self.config, True
         decoder.embeddings = self.embeddings
         config = self.config
         decoder.blocks = nn.ModuleList(
@@ -208,10 +206,7 @@ class TextTransformer(nn.Module):
             # Only the last block may omit the other tokens: those before it give the keys and values that the first
             # reads.
             first = first_only and layer == len(self.blocks) - 1
-            if self.checkpointing and self.training:
-                hidden = checkpoint(block, hidden, mask, causal, read, cache, layer, first, use_reentrant=False)
-            else:
-                hidden = block(hidden, mask, causal, read, cache, layer, first)
+            hidden = block(hidden, mask, causal, read, cache, layer, first)
         return hidden
 
 

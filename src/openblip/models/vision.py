@@ -187,10 +187,6 @@ class VisionEncoder(nn.Module):
         assert self.vit.pos_embed is not None
         self.vit.pos_embed[0, 1 + self.config.registers :] = PLACE_SCALE * places
 
-    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping their activations."""
-        self.vit.set_grad_checkpointing(enabled)
-
 
 def timm_vit(name: str) -> VisionTransformer:
     """The Vision Transformer `name` of timm with its weights.

@@ -119,9 +119,9 @@ class BlipPretraining(nn.Module):
         self.alpha_now.fill_(self.config.alpha * (min(1.0, epoch / ramp) if ramp > 0 else 1.0))
         self.update_momentum = new_step
 
-    def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
+    def gradient_checkpointing_enable(self, share: float = 1.0) -> None:
         """As `Blip.gradient_checkpointing_enable`."""
-        self.model.gradient_checkpointing_enable(enabled)
+        self.model.gradient_checkpointing_enable(share)
 
     def forward(
         self,

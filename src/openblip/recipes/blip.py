@@ -68,7 +68,7 @@ def blip_pretrain(
         max_length=30,
         objective=ObjectiveConfig(),
         train=TrainConfig(
-            epochs=20, learning_rate=2e-4 if large else 3e-4, gradient_checkpointing=large, monitor=None
+            epochs=20, learning_rate=2e-4 if large else 3e-4, gradient_checkpointing=float(large), monitor=None
         ),
     )
 

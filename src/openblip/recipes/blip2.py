@@ -131,7 +131,7 @@ def _finetune(
             layer_decay=layer_decay,
             evaluate_every_epochs=1,
             evaluate_every_steps=0,
-            gradient_checkpointing=True,
+            gradient_checkpointing=1.0,
             monitor=monitor if validation else None,
         ),
         **more,

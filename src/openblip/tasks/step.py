@@ -110,9 +110,9 @@ class TrainingStep(nn.Module, ABC, Generic[_Batch]):
         """What the loss's sum is divided by; None is what the batch itself holds."""
         return self.num_scored if self._counted else None
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Recompute activations in the backward pass."""
-        self.model.gradient_checkpointing_enable()
+    def gradient_checkpointing_enable(self, share: float = 1.0) -> None:
+        """Recompute the activations of a share of the blocks in the backward pass."""
+        self.model.gradient_checkpointing_enable(share)
 
     def frozen_parameter_names(self) -> set[str]:
         """Names of the parameters that no checkpoint holds."""

@@ -70,10 +70,12 @@ class TrainConfig:
     fast."""
     device: Literal["auto", "cpu"] = "auto"
     """"auto" uses a GPU where there is one; "cpu" leaves it alone."""
-    compile: bool = False
-    """Compile the whole step by torch.compile: slow to start, faster to run on GPUs."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: Literal["none", "blocks", "step"] = "none"
+    """What torch.compile compiles: "blocks" each transformer block, whose code all blocks of a kind share, while
+    evaluations stay as they are; "step" the whole step, which takes many times longer to start."""
+    gradient_checkpointing: float = 0.0
+    """Share of the blocks, 0 to 1, that recompute their activations in the backward pass: less memory, with 1 about
+    a third more time; a share that just fits the memory costs less."""
     sharding: Literal["none", "fsdp2"] = "none"
     """Over several processes "none" keeps whole copies (DDP), "fsdp2" splits weights, gradients and moments."""
     sharding_layers: tuple[str, ...] = ()
@@ -125,6 +127,8 @@ class TrainConfig:
                 raise UserError(f"{name} cannot be negative, and is {getattr(self, name)}")
         if self.optimizer == "muon" and self.sharding != "none":
             raise UserError('optimizer "muon" needs whole matrices, which sharding "fsdp2" splits; take "adamw"')
+        if not 0 <= self.gradient_checkpointing <= 1:
+            raise UserError(f"gradient_checkpointing is a share from 0 to 1, not {self.gradient_checkpointing}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas must lie in [0, 1), and are {self.betas}")
         if self.min_learning_rate > self.learning_rate:

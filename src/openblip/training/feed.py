@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from openblip.training.compiling import uncompiled
+from openblip.training.launch import unsharded
 from openblip.training.state import own_generators
 from openblip.training.step import Loader, Prepare
 
-__all__ = ["Feed", "Stopwatch", "num_rows"]
+__all__ = ["Feed", "Stopwatch", "beside_training", "num_rows"]
 
 
 class Feed:
@@ -88,3 +90,10 @@ class Stopwatch:
             yield
         finally:
             self._paused += time.perf_counter() - began
+
+
+@contextmanager
+def beside_training(watch: Stopwatch, module: nn.Module, device: torch.device) -> Iterator[None]:
+    """For evaluating and exporting: neither time nor generators are training's, the module is whole and eager."""
+    with watch.pause(), own_generators(device), unsharded(module), uncompiled(), torch.no_grad():
+        yield

@@ -31,6 +31,7 @@ from torch import nn
 from openblip.core.compute import choose_dtype
 from openblip.core.errors import MissingExtra, UserError, nearest
 from openblip.core.runtime import is_main, world_size
+from openblip.training.compiling import compile_blocks, undo_compile
 from openblip.training.config import TrainConfig
 from openblip.training.step import HasFrozenNames
 
@@ -89,7 +90,7 @@ def make_accelerator(config: TrainConfig, module: nn.Module, out_dir: Path, step
         fsdp_plugin=plugin,
         # The loop divides the loss itself; a launcher's environment must not divide it again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        dynamo_backend="inductor" if config.compile else None,
+        dynamo_backend="inductor" if config.compile == "step" else None,
         kwargs_handlers=[
             DistributedDataParallelKwargs(
                 broadcast_buffers=False,
@@ -100,6 +101,8 @@ def make_accelerator(config: TrainConfig, module: nn.Module, out_dir: Path, step
         log_with=_trackers(config.trackers, out_dir, step) or None,
         project_config=ProjectConfiguration(project_dir=str(out_dir), logging_dir=str(out_dir / "trackers")),
     )
+    if config.compile == "blocks":
+        compile_blocks(module)
     if by_launcher is None:
         # Accelerate sets it when it gets the plugin, and the next run in this process may want none.
         os.environ.pop("ACCELERATE_USE_FSDP", None)
@@ -219,6 +222,7 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
 def release(module: nn.Module) -> None:
     """Take off what preparing put on a module, so that it can be used, and trained again."""
+    undo_compile(module)
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         module.__dict__.pop(name, None)
 

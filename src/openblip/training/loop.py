@@ -29,10 +29,10 @@ from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.training import state as states
 from openblip.training.config import FIT_AFTER, TrainConfig
 from openblip.training.due import evaluation_is_due, fitted_steps, note_best
-from openblip.training.feed import Feed, Stopwatch
+from openblip.training.feed import Feed, Stopwatch, beside_training
 from openblip.training.folder import open_run
 from openblip.training.interrupt import Interrupted, agree
-from openblip.training.launch import make_accelerator, on_main, release, start, unsharded, wrap
+from openblip.training.launch import make_accelerator, on_main, release, start, wrap
 from openblip.training.log import RunLog, format_duration, format_metrics
 from openblip.training.meters import FiniteGuard, Meters
 from openblip.training.optim import (
@@ -144,8 +144,8 @@ class _Trainer:
         if config.gradient_checkpointing:
             if not isinstance(module, HasCheckpointing):
                 name = type(module).__name__
-                raise UserError(f"{name} cannot recompute activations; set gradient_checkpointing = false")
-            module.gradient_checkpointing_enable()
+                raise UserError(f"{name} cannot recompute activations; set gradient_checkpointing = 0")
+            module.gradient_checkpointing_enable(config.gradient_checkpointing)
         self.frozen = states.frozen_fingerprint(module)
         if state and state["frozen"] != self.frozen:
             raise UserError(
@@ -352,7 +352,7 @@ class _Trainer:
             return
         self.guard.raise_if_tripped(self._last_good())
         evaluate, alone = partial(self.evaluate, self.module, progress.step), world_size() == 1
-        with self.watch.pause(), states.own_generators(self.device), unsharded(self.module), torch.no_grad():
+        with beside_training(self.watch, self.module, self.device):
             seed_everything(self.config.seed)  # so that two evaluations differ by the model alone
             self.module.eval()
             found = self.signals.unless_stopped(evaluate) if alone else evaluate()
@@ -379,7 +379,7 @@ class _Trainer:
             with write_folder(self.out_dir / name) as folder:
                 export(folder)
 
-        with self.watch.pause(), states.own_generators(self.device), unsharded(self.module), torch.no_grad():
+        with beside_training(self.watch, self.module, self.device):
             self.module.eval()
             on_main(write)
             self.module.train()

@@ -60,7 +60,9 @@ class HasCounts(Protocol):
 class HasCheckpointing(Protocol):
     """Optional: a module that can recompute activations instead of keeping them."""
 
-    def gradient_checkpointing_enable(self) -> None: ...
+    def gradient_checkpointing_enable(self, share: float = 1.0) -> None:
+        """For the share of its blocks, 0 to 1."""
+        ...
 
 
 @runtime_checkable

@@ -159,7 +159,7 @@ def test_captions_are_fine_tuned_with_lora_and_an_unfrozen_tower(folders: dict[s
     """From a model of stage 2 without LoRA; a run that resumes is the unbroken one."""
     begun = stage2(tmp_path / "m", folders["opt"]).model
     config = blip2_caption(DATA, model=str(tmp_path / "m"), validation=DATA)
-    settings = {"layer_decay": 0.9, "gradient_checkpointing": True, "max_steps": 4}
+    settings = {"layer_decay": 0.9, "gradient_checkpointing": 1.0, "max_steps": 4}
     config = replace(
         config, batch_size=4, num_workers=0, validation_samples=2, train=replace(TRAIN, **settings),
         decode=DecodeConfig(max_new_tokens=3),

@@ -11,7 +11,7 @@ import transformers
 from small_blip2 import PIXELS
 from torch import nn
 
-from benchmarks.blip2_memory import GIB, Memory, _give_storage, _without_values, largest_batch, step_memory
+from benchmarks.blip2_memory import GIB, Memory, give_storage, largest_batch, step_memory, without_values
 from openblip.models.blip2 import Blip2Config
 from openblip.models.language import LanguageConfig
 from openblip.models.qformer import QFormerConfig
@@ -32,8 +32,8 @@ def test_every_storage_is_counted_while_it_is_held() -> None:
     matrix, rows = 256 * 256 * 4, 512 * 256 * 4
     with torch.device("meta"):
         module = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(3)))
-    with _without_values() as meter:
-        _give_storage(module)
+    with without_values() as meter:
+        give_storage(module)
         assert meter.now == 3 * matrix
         inputs = torch.empty(512, 256)
         hidden = module(inputs)
@@ -54,8 +54,8 @@ def test_tied_weights_stay_tied() -> None:
     with torch.device("meta"):
         module = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
         module[1].weight = module[0].weight
-    with _without_values() as meter:
-        _give_storage(module)
+    with without_values() as meter:
+        give_storage(module)
         assert module[1].weight is module[0].weight
         assert meter.now == 64 * 64 * 4
 

@@ -316,7 +316,7 @@ def test_no_batch_and_a_missing_ability_are_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not one batch"):
         run(tmp_path / "a", loader=ToyLoader(4, 8))
     with pytest.raises(UserError, match="Regression cannot recompute"):
-        run(tmp_path / "b", module=Regression(), gradient_checkpointing=True)
+        run(tmp_path / "b", module=Regression(), gradient_checkpointing=1.0)
     with pytest.raises(UserError, match=r'unknown tracker "tensorbord".*"tensorboard"'):
         run(tmp_path / "c", trackers=("tensorbord",))
     with pytest.raises(UserError, match="float16"):

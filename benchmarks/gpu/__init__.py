@@ -1,0 +1,1 @@
+"""One prepared run on a GPU: checks, tests, measurements and a training, in eight minutes (`benchmarks/gpu.sh`)."""

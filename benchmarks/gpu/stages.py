@@ -1,0 +1,49 @@
+"""The stages in order of worth, so that a run that is cut loses the least, and the process of one stage."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["STAGES", "Stage", "last_line"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run, in a process of its own."""
+
+    name: str
+    """of the module in `benchmarks.gpu` whose `measure(report)` it calls"""
+    seconds: float
+    """after which it is ended"""
+    subject: str
+    needed: bool = False
+    """whether nothing after it means anything when it fails"""
+
+
+STAGES = (
+    Stage("environment", 40, "card, driver, packages, rates, SDPA's kernels", needed=True),
+    Stage("tests", 75, "pytest -m gpu"),
+    Stage("training", 110, "steps of BLIP, BLIP-2's stage 1 and stage 2; BLIP beside the reference's way"),
+)
+
+
+def last_line(text: str) -> str:
+    """The last line that says something, at most 300 characters of it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
+
+
+def main(name: str, path: str, pretend: str) -> None:
+    """The process of one stage: imports first, then waits for its turn: a line with the seconds that it has."""
+    module = importlib.import_module(f"benchmarks.gpu.{name}")
+    from benchmarks.gpu.report import Report
+
+    if seconds := sys.stdin.readline():
+        module.measure(Report(Path(path), float(seconds), pretend == "1"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,35 @@
+"""Activations computed again in the backward pass in place of kept: less memory for more time, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["first_blocks", "recompute"]
+
+
+def first_blocks(blocks: Sequence[nn.Module], share: float) -> Sequence[nn.Module]:
+    """The first blocks that make up `share` (0 to 1) of all, to the nearest number."""
+    return blocks[: round(share * len(blocks))]
+
+
+def recompute(blocks: Sequence[nn.Module], share: float) -> None:
+    """Let the first blocks, a `share` of all, keep their inputs alone while they are trained; 0 takes it back.
+
+    What a block draws (dropout) is drawn alike when it is computed again.
+    """
+    for block in blocks:
+        block.__dict__.pop("forward", None)
+    for block in first_blocks(blocks, share):
+        block.forward = partial(_recomputed, block, type(block).forward)  # type: ignore[method-assign]
+
+
+def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
+    if block.training and torch.is_grad_enabled():
+        return checkpoint(forward, block, *args, use_reentrant=False)
+    return forward(block, *args)
