@@ -129,7 +129,7 @@ class Seed:
             features=(str(self.places.features("train")),),
             vision=self.places.tower,
             text_pretrained=str(self.places.part(config.text)),
-            qformer=replace(base.qformer, num_queries=variant.queries),
+            qformer=replace(base.qformer, num_queries=variant.queries, dropout=config.dropout),
             embed_dim=config.embed_dim,
             stage1=variant.objective,
             batch_size=config.batch_size,

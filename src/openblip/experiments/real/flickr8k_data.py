@@ -41,36 +41,38 @@ class Flickr8k:
     """pixels that the tower reads; one that names a size itself reads that in BLIP-2"""
     crops: int = 1
     """views of each training image in the feature cache: 1 is the whole image alone"""
-    max_length: int = 24
+    max_length: int = 20
     """tokens of a caption in training"""
     train_images: int = 6000
     test_images: int = 1000
     """of `val`, on which everything is measured"""
 
     queries: int = 32
+    dropout: float = 0.0
+    """of the Q-Former"""
     embed_dim: int = 256
     batch_size: int = 64
-    stage1_steps: int = 600
-    stage1_rate: float = 3e-4
+    stage1_steps: int = 250
+    stage1_rate: float = 5e-4
     rerank_k: int = 10
     """candidates of each query that ITM reads"""
 
-    variant_steps: int = 200
+    variant_steps: int = 80
     """of each variant of stage 1, and of the whole one beside them"""
     variant_images: int = 300
     """of `val`, on which the variants are measured"""
 
-    stage2_steps: int = 300
+    stage2_steps: int = 100
     stage2_batch: int = 32
     stage2_rate: float = 5e-4
     looks: int = 5
     """evaluations of stage 2 while it learns"""
     look_images: int = 100
 
-    blip_steps: int = 200
+    blip_steps: int = 150
     blip_batch: int = 32
     blip_rate: float = 1e-4
-    captioner_steps: int = 60
+    captioner_steps: int = 40
 
     questions: int = 120
     """at most of each kind"""
