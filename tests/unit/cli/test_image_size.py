@@ -47,7 +47,7 @@ def test_features_and_training_agree(dino: str, tmp_path: Path) -> None:
         train("small-stage1", (WORLD,), out=tmp_path / "other", image_size=32, **started)
     train("small-stage1", (WORLD,), out=tmp_path / "same", image_size=48, **started)
     assert open_model(tmp_path / "same" / "model").model.vision.pixels == (48, 48)
-    with pytest.raises(UserError, match="keeps its image size"):
+    with pytest.raises(UserError, match="leave --image-size out"):
         cache_features((WORLD,), out=tmp_path / "f", model=started["model"], image_size=48)
 
 
