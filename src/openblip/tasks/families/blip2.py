@@ -318,8 +318,8 @@ def _refuse_other_parts(model: Blip2, config: RunConfig) -> None:
     """A starting model keeps its frozen parts; another one that is named would not be trained with."""
     own, size = model.config, config.vision.image_size
     if size is not None and model.vision.pixels != (size, size):
-        kept = " x ".join(map(str, model.vision.pixels))
-        raise UserError(f"the vision tower of {config.model} reads images of {kept} pixels; leave image_size out")
+        sides = " x ".join(map(str, model.vision.pixels))
+        raise UserError(f"the vision tower of {config.model} reads images of {sides} pixels; leave image_size out")
     for name, kept, wanted in (("vision", own.vision, config.vision), ("language", own.language, config.language)):
         if kept is None or wanted.source in (kept.source, type(wanted)().source):
             continue
