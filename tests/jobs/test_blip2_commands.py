@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -40,11 +41,15 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stage1(openblip: CommandServer, world: World, blip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stage 1 from features on disk, over the vision tower of a BLIP."""
+    """A stage 1 from features on disk, in two crops of each image, over the vision tower of a BLIP."""
     features, out = tmp_path_factory.mktemp("features") / "f", tmp_path_factory.mktemp("runs") / "stage1"
     tower = f"openblip:{blip}"
-    done = openblip("cache-features", world.folder, "--vision", tower, "--out", features, "--num-workers", 0)
-    assert "48 of 48 images" in done.err
+    how = ("--store", "int8", "--crops", 2, "--no-flip", "--num-workers", 0)
+    done = openblip("cache-features", world.folder, "--vision", tower, "--out", features, *how)
+    assert "48 of 48 images, " in done.err
+    assert " images/s, 0:00:00 left" in done.err
+    assert (found := re.search(r"Stored as int8: relative error (.*)%, mean cosine similarity 0\.9999", done.out))
+    assert 0.1 < float(found[1]) < 1
     assert str(features) in done.out
     openblip(
         *(

@@ -312,6 +312,21 @@ def test_shards_are_bounded_by_bytes(photos: Source, tower: FrozenTower, tmp_pat
     assert len(shard_files(tmp_path / "g")) == 4  # one batch each
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (lambda: {"crops": Crops(count=0)}, "count the whole image too, and cannot be 0"),
+        (lambda: {"crops": Crops(count=2, scale=(0.5, 2))}, "must rise within 0 to 1, not from 0.5 to 2"),
+        (lambda: {"batch_size": 0}, "batch_size must be at least 1, not 0"),
+    ],
+)
+def test_options_that_cannot_be(
+    options: Callable[[], dict[str, Any]], words: str, photos: Source, tower: FrozenTower, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        fill(photos, tower, tmp_path / "f", **options())
+
+
 def test_progress_is_told_from_the_first_batch_on(capsys: pytest.CaptureFixture[str]) -> None:
     with showing(100, done=20) as progress:
         for done in range(30, 101, 10):

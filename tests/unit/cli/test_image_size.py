@@ -36,7 +36,7 @@ def test_features_and_training_agree(dino: str, tmp_path: Path) -> None:
         features = tmp_path / f"features-{tokens}"
         cache_features((WORLD,), out=features, vision=dino, image_size=size, num_workers=0, device="cpu")
         described = json.loads((features / "cache.json").read_text())
-        assert described["pixels"] == [size or 32] * 2
+        assert described["tower"]["input"]["pixels"] == [size or 32] * 2
         out = tmp_path / f"run-{tokens}"
         settings = (*RUN, f'features=["{features}"]')
         train("small-stage1", (WORLD,), out=out, vision=dino, image_size=size, model="nano", steps=1, set=settings)
