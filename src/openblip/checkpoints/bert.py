@@ -24,10 +24,10 @@ from openblip.checkpoints.quiet import quiet
 from openblip.core.errors import UserError, first_line
 from openblip.core.places import wrong_place
 from openblip.models.blip import Blip
-from openblip.models.qformer import QFormer
+from openblip.models.qformer import QFormer, QFormerConfig, QFormerSettings
 from openblip.models.text import TextConfig
 
-__all__ = ["SIZES", "bert_config", "load_bert", "load_bert_into_qformer"]
+__all__ = ["SIZES", "bert_config", "load_bert", "load_bert_into_qformer", "qformer_sizes"]
 
 ENCODER, DECODER = "text_encoder", "text_decoder.transformer"
 WORDS, POSITIONS, TYPES = (
@@ -108,6 +108,29 @@ def load_bert(model: Blip, name: str) -> str:
     if model.config.encoder:
         drawn += ["projections of ITC", "the ITM head"]
     return _told("Text transformer", name, bert, taken, drawn)
+
+
+def qformer_sizes(settings: QFormerSettings, usual: QFormerConfig, name: str) -> QFormerConfig:
+    """Of a Q-Former from scratch: as it is set, as the BERT that it starts from has it, or as in `usual`.
+
+    Args:
+        name: of the BERT, as for `bert_config`; "" for none.
+
+    Raises:
+        UserError: the BERT cannot be read, or has another size than is set.
+    """
+    sizes = {field: value for field, value in vars(settings).items() if value is not None}
+    if name:
+        bert = bert_config(name)
+        theirs = {field: getattr(bert, field) for field in SIZES}
+        if differ := [field for field in SIZES if sizes.get(field, theirs[field]) != theirs[field]]:
+            raise UserError(
+                f'"{name}" has {differ[0]} {theirs[differ[0]]} and the setting qformer.{differ[0]} asks for '
+                f"{sizes[differ[0]]}; leave the setting out, since a Q-Former takes its sizes from the BERT that "
+                "it starts from"
+            )
+        sizes |= theirs
+    return replace(usual, **sizes)
 
 
 def load_bert_into_qformer(qformer: QFormer, name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.bert import SIZES, bert_config, load_bert_into_qformer
+from openblip.checkpoints.bert import load_bert_into_qformer, qformer_sizes
 from openblip.checkpoints.blip2_parts import build_blip2, open_language, open_language_tokenizer, open_tower
 from openblip.checkpoints.recognise import describe
 from openblip.checkpoints.store import open_model
@@ -30,7 +30,7 @@ from openblip.generation.types import DecodeConfig
 from openblip.models.blip2 import Blip2, Blip2Config, best_query
 from openblip.models.language import LanguageConfig
 from openblip.models.layers import ImageMemory, KVCache
-from openblip.models.qformer import QFORMERS, QFormerConfig
+from openblip.models.qformer import QFORMERS
 from openblip.models.stepper import QFormerStepper
 from openblip.models.tower import TowerConfig
 from openblip.objectives.language import language_loss, language_targets
@@ -364,7 +364,7 @@ def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> Bl
     tokenizer = tokenizer_from_scratch(config, sources, out, default="train")
     tower = open_tower(config.vision)
     sizes = replace(
-        _qformer_sizes(config),
+        qformer_sizes(config.qformer, QFORMERS[config.model or "base"], config.text_pretrained),
         memory_width=tower.width,
         vocab_size=tokenizer.vocab_size,
         pad_id=tokenizer.pad_id,
@@ -376,23 +376,6 @@ def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> Bl
     else:
         model.qformer.start_queries_as_text()
     return adapter
-
-
-def _qformer_sizes(config: RunConfig) -> QFormerConfig:
-    """Of a Q-Former from scratch: as it is set, as the BERT that it starts from has it, or as its size says."""
-    sizes = {name: value for name, value in vars(config.qformer).items() if value is not None}
-    preset = QFORMERS[config.model or "base"]
-    if config.text_pretrained:
-        bert = bert_config(config.text_pretrained)
-        differ = [name for name in SIZES if sizes.get(name, getattr(bert, name)) != getattr(bert, name)]
-        if differ:
-            raise UserError(
-                f'"{config.text_pretrained}" has {differ[0]} {getattr(bert, differ[0])} and the setting '
-                f"qformer.{differ[0]} asks for {sizes[differ[0]]}; leave the setting out, since a Q-Former takes "
-                "its sizes from the BERT that it starts from"
-            )
-        sizes |= {name: getattr(bert, name) for name in SIZES}
-    return replace(preset, **sizes)
 
 
 def _with_options(stored: Blip2Adapter, config: RunConfig) -> Blip2Adapter:
