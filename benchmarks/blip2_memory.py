@@ -3,6 +3,9 @@
     python -m benchmarks.blip2_memory [--json] [--store]
     python -m benchmarks.blip2_memory --vision timm:NAME --language FOLDER-OR-HUB-NAME --tokens 32
 
+The floating-point operations of a step's matrix products are counted too, forward and backward; attention's own,
+some 3%, are not. From them docs/blip2.md estimates how long a run takes.
+
 A step of the real sizes runs on tensors without values (torch's fake tensors), and every storage that it holds is
 counted from its birth to its end: weights, the optimiser's moments, gradients, what autograd keeps, what an
 operation needs in passing. Two things are put in a GPU's place: attention keeps its inputs, its output and one
@@ -30,6 +33,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tables import text_table
 from openblip.checkpoints.blip2_parts import as_tower
@@ -41,6 +45,7 @@ from openblip.models.language import FrozenLanguage, LanguageConfig
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import FrozenTower, TowerConfig, make_tower
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config
+from openblip.recipes.blip2 import VISION_TODAY
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
 from openblip.tasks.pairs import Stage1Step
 from openblip.tasks.step import PairBatch
@@ -128,6 +133,8 @@ class Memory:
     """most that is held at once"""
     trained_parameters: int
     frozen_parameters: int
+    flops: int = 0
+    """of the step's matrix products"""
 
 
 @contextmanager
@@ -195,9 +202,10 @@ def memory_of(step: nn.Module, make_batch: Callable[[], Any]) -> Memory:
         frozen = sum(value.numel() * value.element_size() for value in fixed)
         moments = [torch.zeros_like(value) for value in trained for _ in range(2)]
         held = meter.peak = meter.now
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            losses = step(batch)
-        losses["loss"].backward()
+        with FlopCounterMode(display=False) as counter:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                losses = step(batch)
+            losses["loss"].backward()
         del moments
     return Memory(
         frozen=frozen,
@@ -205,6 +213,7 @@ def memory_of(step: nn.Module, make_batch: Callable[[], Any]) -> Memory:
         peak=meter.peak,
         trained_parameters=sum(value.numel() for value in trained),
         frozen_parameters=sum(value.numel() for value in fixed),
+        flops=counter.get_total_flops(),
     )
 
 
@@ -277,6 +286,30 @@ def flan_t5_xl() -> Any:
     return model
 
 
+def qwen3_1_7b() -> Any:
+    """Qwen3-1.7B in its published sizes."""
+    import transformers
+
+    sizes: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28}
+    sizes |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
+    sizes |= {"tie_word_embeddings": True, "attn_implementation": "sdpa"}
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes))
+
+
+def gemma3_1b() -> Any:
+    """Gemma 3 1B in its published sizes."""
+    import transformers
+
+    sizes: dict[str, Any] = {"hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144}
+    sizes |= {"sliding_window": 512, "tie_word_embeddings": True, "attn_implementation": "sdpa"}
+    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes))
+
+
+PAPER: dict[str, Make] = {"OPT-2.7B": opt_2_7b, "FlanT5-XL": flan_t5_xl}
+TODAY: dict[str, Make] = {"Qwen3-1.7B": qwen3_1_7b, "Gemma 3 1B": gemma3_1b}
+
+
 @dataclass(frozen=True)
 class Case:
     """A row of the table."""
@@ -317,7 +350,16 @@ def cases(vision: TowerConfig, languages: dict[str, Make]) -> list[Case]:
 
 def run(vision: TowerConfig, languages: dict[str, Make], tokens: int = TOKENS) -> dict[str, Any]:
     """The table as plain data."""
-    rows = []
+    return {
+        "name": "blip2-memory",
+        "tokens": tokens,
+        "reserve_gib": RESERVE,
+        "rows": _rows(vision, languages, tokens),
+    }
+
+
+def _rows(vision: TowerConfig, languages: dict[str, Make], tokens: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for case in cases(vision, languages):
         few, many = (case.memory(size, tokens) for size in SIZES)
         each = (many.peak - few.peak) / (SIZES[1] - SIZES[0])
@@ -329,19 +371,20 @@ def run(vision: TowerConfig, languages: dict[str, Make], tokens: int = TOKENS) -
                 "frozen_gib": round(few.frozen / GIB, 2),
                 "trained_gib": round(few.trained / GIB, 2),
                 "each_mib": round(each / 2**20, 1),
+                "each_tflop": round((many.flops - few.flops) / (SIZES[1] - SIZES[0]) / 1e12, 3),
                 "peak_gib": {
                     str(size): round(found.peak / GIB, 2) for size, found in zip(SIZES, (few, many), strict=True)
                 },
                 "largest_batch": {str(card): largest_batch(few, many, card) for card in CARDS},
             }
         )
-    return {"name": "blip2-memory", "tokens": tokens, "reserve_gib": RESERVE, "rows": rows}
+    return rows
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """The result as a table for docs/blip2.md, by lines."""
+def table(result: dict[str, Any], rows: str = "rows") -> list[str]:
+    """The result's `rows`, or those of "today", as a table for docs/blip2.md, by lines."""
     head = ("", "trained", "frozen", "weights and moments", "each image", *(f"{card} GB" for card in CARDS))
-    rows = [
+    lines = [
         (
             row["case"],
             f"{row['trained_parameters'] / 1e6:.1f}M",
@@ -350,9 +393,9 @@ def table(result: dict[str, Any]) -> list[str]:
             f"{row['each_mib']:.0f} MiB",
             *(str(row["largest_batch"][str(card)] or "none") for card in CARDS),
         )
-        for row in result["rows"]
+        for row in result[rows]
     ]
-    return text_table(head, rows, left=len(head))
+    return text_table(head, lines, left=len(head))
 
 
 def main() -> None:
@@ -364,11 +407,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--store", action="store_true", help="keep it in benchmarks/results")
     options = parser.parse_args()
-    languages: dict[str, Make] = {"OPT-2.7B": opt_2_7b, "FlanT5-XL": flan_t5_xl}
-    if options.language:
-        languages = {options.language: lambda: _described(options.language)}
+    languages = {options.language: lambda: _described(options.language)} if options.language else PAPER
     result = run(as_tower(options.vision, VISION), languages, options.tokens)
     if options.store:
+        result["today"] = _rows(as_tower(VISION_TODAY, VISION), TODAY, options.tokens)
         write_json(STORED, result)
     if options.json:
         print(json.dumps(result, indent=2))

@@ -169,3 +169,25 @@ def test_the_papers_numbers_of_every_recipe_are_those_of_its_family() -> None:
     assert "2301.12597" in sources["blip2"]
     with pytest.raises(UserError, match='did you mean "blip-caption"'):
         recipe_named("blip-captions")
+
+
+def test_todays_parts_take_the_papers_settings() -> None:
+    for stage, options in (("stage1", {}), ("stage2", {"model": "m"})):
+        made = recipe_named(f"blip2-today-{stage}").config(DATA, **options)
+        paper = recipe_named(f"blip2-{stage}").config(DATA, **options)
+        assert (made.train.epochs, made.train.max_steps, made.batch_size) == (10, None, 128)
+        for name in ("learning_rate", "min_learning_rate", "warmup_steps", "betas", "weight_decay"):
+            assert getattr(made.train, name) == getattr(paper.train, name)
+    first = recipe_named("blip2-today-stage1").config(DATA)
+    assert "siglip" in first.vision.source
+    assert first.vision.drop_layers == 1
+    other = recipe_named("blip2-today-stage1").config(DATA, vision="timm:vit_large_patch16_dinov3.lvd1689m")
+    assert "dinov3" in other.vision.source
+    second = recipe_named("blip2-today-stage2").config(DATA, model="m")
+    assert ("Qwen3" in second.language.source, second.language.end) == (True, "")
+    assert (
+        "gemma"
+        in recipe_named("blip2-today-stage2")
+        .config(DATA, model="m", language="google/gemma-3-1b-pt")
+        .language.source
+    )

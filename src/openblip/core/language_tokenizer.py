@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,10 @@ from torch import Tensor
 from openblip.core.errors import UserError, first_line
 from openblip.core.places import gguf_file, wrong_place
 
-__all__ = ["LanguageBatch", "LanguageTokenizer"]
+__all__ = ["IMAGE_MARK", "LanguageBatch", "LanguageTokenizer"]
 
+IMAGE_MARK = "\ufffc"
+"""where the soft prompts stand in a prompt of a chat; Unicode's sign for an object in a text"""
 Side = Literal["left", "right"]
 
 
@@ -36,6 +39,8 @@ class LanguageBatch:
     """bool [R, T], True for tokens that begin a word: where a text may be split into prefix and rest"""
     places: Tensor | None = None
     """int64 [S], of the scored tokens in the flattened [R * T]; found on the CPU, for a GPU to wait for nothing"""
+    before: int | None = None
+    """tokens of every row that stand before the soft prompts, in a chat; None leaves it to the language model"""
 
     def __post_init__(self) -> None:
         if self.places is None and self.scored.device.type == "cpu":
@@ -55,7 +60,8 @@ class LanguageBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> LanguageBatch:
         """Move all tensors."""
         tensors = (self.input_ids, self.attention_mask, self.scored, self.starts, self.scored_places)
-        return LanguageBatch(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
+        moved = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
+        return LanguageBatch(*moved, before=self.before)
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -144,6 +150,33 @@ class LanguageTokenizer:
         begun = self.hf("a")["input_ids"][:1]
         return self.hf.bos_token_id is not None and begun == [self.hf.bos_token_id]
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether its model was tuned on conversations of a known form."""
+        return bool(getattr(self.hf, "chat_template", None))
+
+    def chat(self, text: str) -> str:
+        """A prompt as a user's turn with the image before `text`, and the model's turn begun.
+
+        Raises:
+            UserError: the tokenizer has no chat template.
+        """
+        return self._rendered([{"role": "user", "content": f"{IMAGE_MARK}{text}"}])
+
+    @cached_property
+    def turn_end_id(self) -> int:
+        """The token that ends a turn of the model."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": IMAGE_MARK}]
+        rest = self._rendered(turns, begun=False).rpartition(IMAGE_MARK)[2].strip()
+        ids = self.hf(rest, add_special_tokens=False)["input_ids"]
+        return int(ids[0]) if ids else self.eos_id
+
+    def _rendered(self, turns: list[dict[str, str]], *, begun: bool = True) -> str:
+        if not self.has_chat:
+            raise UserError("this language model's tokenizer has no chat template; leave language.chat out")
+        options = {"enable_thinking": False}  # Qwen 3 would write its thoughts first
+        return str(self.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=begun, **options))
+
     def save(self, folder: Path | str) -> None:
         """Write it as transformers does."""
         self.hf.save_pretrained(folder)
@@ -155,9 +188,11 @@ class LanguageTokenizer:
             side: where padding stands.
             end: close with the end token, as what an encoder reads.
         """
-        rows = [self._plain(text) for text in texts]
+        parts = [self._around_image(text) for text in texts]
+        rows = [self._plain(after) if before is None else before + self._bare(after) for before, after in parts]
         ids = [[*row, *([self.eos_id] if end else [])] for row in rows]
-        return self._pad(ids, [[False] * len(row) for row in ids], [[False] * len(row) for row in ids], side)
+        none = [[False] * len(row) for row in ids]
+        return self._pad(ids, none, none, side, [before for before, _ in parts])
 
     def texts(
         self, texts: Sequence[str], *, prompts: Sequence[str] | None = None, max_length: int | None = None
@@ -165,18 +200,25 @@ class LanguageTokenizer:
         """Texts to learn to write, each after its prompt and with the end token; padded on the right.
 
         Args:
-            prompts: read and not scored, one for each text; joined by a space.
-            max_length: tokens of a row; the text is cut, its end token then missing.
+            prompts: read and not scored, one for each text; joined by a space, those of a chat as they are.
+            max_length: tokens of a row, in a chat of what is scored; the text is cut, its end token then missing.
         """
         prompts = [""] * len(texts) if prompts is None else list(prompts)
-        ids, scored, starts = [], [], []
+        ids, scored, starts, befores = [], [], [], []
         for prompt, text in zip(prompts, texts, strict=True):
-            begin = prompt.rstrip()
-            whole = f"{begin} {text.strip()}" if begin else text.strip()
-            encoded = self.hf(whole, return_offsets_mapping=True, return_special_tokens_mask=True)
-            row: list[int] = []
-            flags: list[bool] = []
-            words: list[bool] = []
+            before, after = self._around_image(prompt)
+            begin = after.rstrip() if before is None else after
+            space = " " if begin and before is None else ""
+            whole = f"{begin}{space}{text.strip()}"
+            encoded = self.hf(
+                whole,
+                return_offsets_mapping=True,
+                return_special_tokens_mask=True,
+                add_special_tokens=before is None,
+            )
+            row: list[int] = list(before or ())
+            flags: list[bool] = [False] * len(row)
+            words: list[bool] = [False] * len(row)
             for token, (first, last), special in zip(
                 encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True
             ):
@@ -187,11 +229,14 @@ class LanguageTokenizer:
                 words.append(
                     not special and (first == 0 or whole[first : first + 1] == " " or whole[first - 1] == " ")
                 )
-            row, flags, words = [*row, self.eos_id], [*flags, True], [*words, False]
-            ids.append(row[:max_length])
-            scored.append(flags[:max_length])
-            starts.append(words[:max_length])
-        return self._pad(ids, scored, starts, "right")
+            end = self.eos_id if before is None else self.turn_end_id
+            row, flags, words = [*row, end], [*flags, True], [*words, False]
+            cut = max_length if max_length is None or before is None else max_length + flags.count(False)
+            ids.append(row[:cut])
+            scored.append(flags[:cut])
+            starts.append(words[:cut])
+            befores.append(before)
+        return self._pad(ids, scored, starts, "right", befores)
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Text of one row of ids, up to the first token that ends it."""
@@ -201,6 +246,14 @@ class LanguageTokenizer:
                 values = values[:place]
                 break
         return str(self.hf.decode(values, skip_special_tokens=True)).strip()
+
+    def _around_image(self, prompt: str) -> tuple[list[int] | None, str]:
+        """Ids of what stands before the image, None outside a chat, and the text after it."""
+        before, mark, after = prompt.partition(IMAGE_MARK)
+        return (self._bare(before), after) if mark else (None, prompt)
+
+    def _bare(self, text: str) -> list[int]:
+        return list(self.hf(text, add_special_tokens=False)["input_ids"])
 
     def _plain(self, text: str) -> list[int]:
         """Ids with the special tokens at the beginning and without those at the end."""
@@ -214,8 +267,15 @@ class LanguageTokenizer:
         return ids
 
     def _pad(
-        self, ids: list[list[int]], scored: list[list[bool]], starts: list[list[bool]], side: Side
+        self,
+        ids: list[list[int]],
+        scored: list[list[bool]],
+        starts: list[list[bool]],
+        side: Side,
+        befores: Sequence[list[int] | None],
     ) -> LanguageBatch:
+        lengths = {None if before is None else len(before) for before in befores}
+        assert len(lengths) <= 1, "prompts of one chat template, or none"
         width = max((len(row) for row in ids), default=0)
         input_ids = torch.full((len(ids), width), self.pad_id, dtype=torch.int64)
         flags = torch.zeros(3, len(ids), width, dtype=torch.bool)
@@ -225,4 +285,4 @@ class LanguageTokenizer:
             flags[0, i, place] = True
             flags[1, i, place] = torch.tensor(scored[i], dtype=torch.bool)
             flags[2, i, place] = torch.tensor(starts[i], dtype=torch.bool)
-        return LanguageBatch(input_ids, flags[0], flags[1], flags[2])
+        return LanguageBatch(input_ids, flags[0], flags[1], flags[2], before=next(iter(lengths), None))

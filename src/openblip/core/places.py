@@ -135,7 +135,7 @@ def wrong_place(source: Path | str) -> str | None:
 
 
 def gguf_file(source: str) -> tuple[str, dict[str, str]]:
-    """A model's folder or hub name, and what transformers is told besides where `source` names a GGUF file in it."""
+    """Folder or hub name of a model, and what transformers is told besides if `source` names a GGUF file in it."""
     if not source.lower().endswith(".gguf"):
         return source, {}
     require("gguf", "gguf")

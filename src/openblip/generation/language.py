@@ -54,8 +54,11 @@ def decode_after(
         read = tokenizer.prompts(prompts, side="left").to(device)
         if not read.input_ids.shape[1] or not bool(read.attention_mask.any(1).all()):
             raise UserError("this language model needs a prompt to begin from: its tokenizer has no first token")
-        stepper, start, mask = CausalStepper(llm, soft), read.input_ids, read.attention_mask
+        stepper, start = CausalStepper(llm, soft, before=read.before), read.input_ids
+        mask = read.attention_mask
     ends, pad = tokenizer.stop_ids, tokenizer.pad_id
+    if read.before is not None:
+        ends = [*ends, tokenizer.turn_end_id]
     return decode(stepper, start, mask, config, eos_ids=ends, pad_id=pad, keys=keys)
 
 
@@ -95,7 +98,8 @@ def score_after(
             logits = llm.target_logits(states[0][own], states[1][own], batch.input_ids, batch.scored_places)
         else:
             batch = tokenizer.texts(part, prompts=[prompts[i] for i in rows[chunk].tolist()]).to(device)
-            logits = llm.decoder_logits(soft[own], batch.input_ids, batch.attention_mask, batch.scored_places)
+            ids, real = batch.input_ids, batch.attention_mask
+            logits = llm.decoder_logits(soft[own], ids, real, batch.scored_places, before=batch.before)
         places = batch.scored_places
         pairs = zip(logits.split(_ROWS), batch.input_ids.flatten()[places].split(_ROWS), strict=True)
         losses = [F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in pairs]

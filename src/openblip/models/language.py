@@ -50,6 +50,9 @@ class LanguageConfig:
     bos: Literal["auto", "first", "none"] = "auto"
     """where a text's [BOS] stands: before the soft prompts ("first"), or after them with the text ("none", as in
     published models); "auto" is settled by `FrozenLanguage.settle_bos` when stage 2 starts, "none" till then"""
+    chat: Literal["auto", "yes", "no"] = "auto"
+    """whether prompts stand in the user's turn of its tokenizer's chat template, after the soft prompts; "auto":
+    for questions, where there is a template and the model was not trained with a prompt of its own"""
     end: str = ""
     """text that ends what it writes; "" is its end token ("\\n" for the published OPT models)"""
 
@@ -202,7 +205,13 @@ class FrozenLanguage(nn.Module):
             )
 
     def decoder_logits(
-        self, soft: Tensor, input_ids: Tensor, attention_mask: Tensor, places: Tensor | None = None
+        self,
+        soft: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        places: Tensor | None = None,
+        *,
+        before: int | None = None,
     ) -> Tensor:
         """A decoder's logits [R, 1 + T, V]: those at place t predict text token t, the last what would follow.
 
@@ -210,9 +219,10 @@ class FrozenLanguage(nn.Module):
             soft: soft prompts [R, Q, L].
             input_ids: [R, T], padded on the right.
             places: int64 [S], of tokens in the flattened [R * T]: logits [S, V] that predict these alone.
+            before: tokens that stand before the soft prompts; None is [BOS] where that is first, else none.
         """
         self.check_room(soft.shape[1], input_ids.shape[1])
-        embeds, mask = self._join(soft, input_ids, attention_mask)
+        embeds, mask = self._join(soft, input_ids, attention_mask, before)
         length = input_ids.shape[1] + 1
         inputs: dict[str, Any] = {"inputs_embeds": embeds, "attention_mask": mask, "use_cache": False}
         with torch.autocast(soft.device.type, enabled=False):
@@ -267,9 +277,11 @@ class FrozenLanguage(nn.Module):
             hook.remove()
         return logits if chosen else logits[places]  # a model may multiply by its embeddings without a head
 
-    def _join(self, soft: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft prompts and text as one sequence: embeddings [R, Q + T, L] and mask; a [BOS] is the first token."""
-        text, begun = self.embed(input_ids), int(self.bos_first)
+    def _join(
+        self, soft: Tensor, input_ids: Tensor, attention_mask: Tensor, before: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Soft prompts and text as one sequence, [R, Q + T, L], and its mask; `before`: see `decoder_logits`."""
+        text, begun = self.embed(input_ids), int(self.bos_first) if before is None else before
         embeds = torch.cat((text[:, :begun], soft.to(text.dtype), text[:, begun:]), dim=1)
         real = attention_mask.new_ones(soft.shape[:2])
         return embeds, torch.cat((attention_mask[:, :begun], real, attention_mask[:, begun:]), dim=1)

@@ -17,12 +17,17 @@ __all__ = ["CausalStepper", "Seq2SeqStepper"]
 
 
 class CausalStepper:
-    """Writes with a decoder behind soft prompts, one token at a time (see `generation`'s `Stepper`)."""
+    """Writes with a decoder behind soft prompts, one token at a time.
 
-    def __init__(self, language: FrozenLanguage, soft: Tensor) -> None:
+    Args:
+        soft: [R, Q, L].
+        before: as in `FrozenLanguage.decoder_logits`.
+    """
+
+    def __init__(self, language: FrozenLanguage, soft: Tensor, *, before: int | None = None) -> None:
         from transformers import DynamicCache
 
-        self.language, self.soft = language, soft
+        self.language, self.soft, self.before = language, soft, before
         self.vocab_size = language.vocab_size
         self.max_length = None if language.max_length is None else language.max_length - soft.shape[1]
         self.cache: Any = DynamicCache()
@@ -30,10 +35,10 @@ class CausalStepper:
 
     def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Read prompts [R, T], padded on either side; scores [R, V] of the next token."""
-        # Padding goes to the right, so that a [BOS] is the first token, and then before everything.
+        # Padding goes to the right, where the first tokens are each row's own, and then before everything.
         order = attention_mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
         ids, mask = prompt_ids.gather(1, order), attention_mask.gather(1, order)
-        embeds, mask = self.language._join(self.soft, ids, mask)
+        embeds, mask = self.language._join(self.soft, ids, mask, self.before)
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)
         self.mask = mask.gather(1, order)
         return self._read(embeds.gather(1, order[..., None].expand_as(embeds)))

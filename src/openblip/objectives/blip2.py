@@ -180,9 +180,11 @@ class Blip2Stage2(nn.Module):
             if prefix is None:
                 prefix, text = split_prefix(text, eos_id=self.eos_id)
             states, mask = llm.encode(soft, prefix.input_ids, prefix.attention_mask)
-            logits = llm.target_logits(states, mask, text.input_ids, places := text.scored_places)
+            places = text.scored_places
+            logits = llm.target_logits(states, mask, text.input_ids, places)
         else:
-            logits = llm.decoder_logits(soft, text.input_ids, text.attention_mask, places := text.scored_places)
+            places, mask = text.scored_places, text.attention_mask
+            logits = llm.decoder_logits(soft, text.input_ids, mask, places, before=text.before)
         loss = token_loss(logits, text.input_ids.flatten()[places], num_tokens=num_tokens)
         return {"loss": loss, "loss_lm": loss}
 

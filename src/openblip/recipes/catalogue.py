@@ -87,6 +87,7 @@ class Recipe:
 _EVERY = ("model", "validation", "steps")
 _BLIP = "Li et al. 2022, arXiv 2201.12086, section 4 and appendix, and published configurations"
 _BLIP2 = "Li et al. 2023, arXiv 2301.12597, sections 3 and 4 and appendix, and published configurations"
+_TODAY = "the paper's settings with today's parts, 10 passes at batch 1,024; docs/blip2.md, Today's parts"
 _START = ("model",)
 _PARTS, _LANGUAGE = ("vision", "text"), ("language",)
 _SMALL = "short runs in the scene world, docs/training.md"
@@ -119,6 +120,21 @@ RECIPES: dict[str, Recipe] = {
             "blip2:blip2_stage2",
             "a frozen language model behind the Q-Former",
             _BLIP2,
+            _START,
+            _LANGUAGE,
+        ),
+        Recipe(
+            "blip2-today-stage1",
+            "blip2:blip2_today_stage1",
+            "stage 1 over SigLIP 2, for a few million pairs",
+            _TODAY,
+            takes=_VISION,
+        ),
+        Recipe(
+            "blip2-today-stage2",
+            "blip2:blip2_today_stage2",
+            "stage 2 before Qwen 3, for a few million pairs",
+            _TODAY,
             _START,
             _LANGUAGE,
         ),

@@ -140,6 +140,7 @@ def prepare_answers(
     encoder_decoder: bool,
     max_length: int,
     prompt: str,
+    chat: bool = False,
     cache: FeatureCache | None = None,
 ) -> Callable[[Batch], LanguagePairBatch]:
     """A function from batches with one question an image to what BLIP-2's language model trains on.
@@ -152,6 +153,7 @@ def prepare_answers(
         questions = [clean_question(text) for text in batch.texts]
         answers = [_draw(answers_of(meta)[text].merged) for meta, text in zip(batch.meta, batch.texts, strict=True)]
         prompts = [prompt.replace("{}", question) for question in questions]
+        prompts = [language_tokenizer.chat(text) for text in prompts] if chat else prompts
         read = tokenizer.encode(questions, max_length=max_length)
         if encoder_decoder:
             prefix = language_tokenizer.prompts(prompts, side="right", end=True)
@@ -187,6 +189,7 @@ def train_blip2(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
         encoder_decoder=adapter.model.llm.is_encoder_decoder,
         max_length=config.max_length,
         prompt=config.prompt,
+        chat=adapter.model.llm.config.chat == "yes",
         cache=data.cache,
     )
     answers = answer_list(config, data.sources, data.out) if config.answering.answers else ()

@@ -58,6 +58,7 @@ def prepare_captions(
     encoder_decoder: bool,
     max_length: int,
     prompt: str = "",
+    chat: bool = False,
     cache: FeatureCache | None = None,
 ) -> Callable[[Batch], LanguagePairBatch]:
     """A function from the loader's batches to those of stage 2.
@@ -65,6 +66,7 @@ def prepare_captions(
     An encoder-decoder reads the prompt; without one, each caption is split at a word drawn at random.
     """
     images = images_of(cache)
+    prompt = tokenizer.chat(prompt) if chat else prompt
 
     def prepare(batch: Batch) -> LanguagePairBatch:
         count = len(batch.texts)
@@ -89,6 +91,7 @@ def train_stage2(config: RunConfig, adapter: Adapter, data: RunData) -> Training
         encoder_decoder=adapter.model.llm.is_encoder_decoder,
         max_length=config.max_length,
         prompt=config.prompt,
+        chat=adapter.model.llm.config.chat == "yes",
         cache=data.cache,
     )
     step = Stage2Step(Blip2Stage2(adapter.model, eos_id=tokenizer.eos_id))

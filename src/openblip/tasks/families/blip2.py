@@ -46,6 +46,8 @@ PROMPT = "a photo of"
 """how captions begin with published models"""
 QUESTIONS = {False: "Question: {} Answer:", True: "Question: {} Short answer:"}
 """how a decoder, and an encoder-decoder, is asked"""
+CHAT_QUESTION = "{} Answer with a single word or phrase."
+"""how a model tuned on conversations is asked"""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Blip2Adapter(Adapter):
         if self.model.language is None:
             return ""
         prompt = str(self.info.get("prompt", ""))
+        if "{}" not in prompt and self._chats(asks=True):
+            return CHAT_QUESTION
         return prompt if "{}" in prompt else QUESTIONS[self.model.llm.is_encoder_decoder]
 
     def move(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -173,14 +177,25 @@ class Blip2Adapter(Adapter):
             raise UserError(f"this is {describe(self.model.config)}; it needs a language model, as after stage 2")
         return self.language_tokenizer
 
+    def _chats(self, *, asks: bool) -> bool:
+        """Whether prompts are put into a user's turn: see `LanguageConfig.chat`."""
+        chat = self.model.llm.config.chat
+        own = "{}" in str(self.info.get("prompt", ""))
+        free = chat == "auto" and asks and not own and not self.model.llm.is_encoder_decoder
+        return chat == "yes" or (free and self.llm_tokenizer.has_chat)
+
+    def _placed(self, prompts: Sequence[str], *, asks: bool = False) -> list[str]:
+        """Prompts as the language model reads them."""
+        return [self.llm_tokenizer.chat(text) for text in prompts] if self._chats(asks=asks) else list(prompts)
+
     def generate(
         self, memory: ImageMemory, config: DecodeConfig, prompts: Sequence[str], keys: Tensor | None = None
     ) -> list[list[Caption]]:
         """As `Generates.generate`; without a language model the Q-Former generates, without prompts."""
         if self.model.language is None:
             return self._generate_with_qformer(memory, config, keys)
-        soft = self._soft(memory, len(prompts))
-        decoded = decode_after(self.model.llm, self.llm_tokenizer, soft, config, prompts=prompts, keys=keys)
+        soft, placed = self._soft(memory, len(prompts)), self._placed(prompts)
+        decoded = decode_after(self.model.llm, self.llm_tokenizer, soft, config, prompts=placed, keys=keys)
         return captions_of(decoded, len(prompts), self.llm_tokenizer)
 
     @torch.no_grad()
@@ -207,7 +222,7 @@ class Blip2Adapter(Adapter):
         self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `Generates.score_own`; texts are read whole."""
-        each, prompts = [[text] for text in texts], [prompt] * len(texts)
+        each, prompts = [[text] for text in texts], self._placed([prompt]) * len(texts)
         soft = self._soft(memory, len(texts))
         sums, counts = score_after(self.model.llm, self.llm_tokenizer, soft, each, prompts=prompts)
         return sums[:, 0], counts[:, 0]
@@ -216,7 +231,8 @@ class Blip2Adapter(Adapter):
         """As `Generates.score_all`."""
         images = memory.batch_size
         each, soft = [list(texts)] * images, self._soft(memory, images)
-        sums, counts = score_after(self.model.llm, self.llm_tokenizer, soft, each, prompts=[prompt] * images)
+        prompts = self._placed([prompt]) * images
+        sums, counts = score_after(self.model.llm, self.llm_tokenizer, soft, each, prompts=prompts)
         return sums, counts[0]
 
     # Answering --------------------------------------------------------------------------------------------
@@ -239,6 +255,7 @@ class Blip2Adapter(Adapter):
         wording = self.question_prompt if prompt is None else prompt
         read = self.tokens(cleaned, max_length=max_length) if self.reads_questions else None
         prompts = [wording.replace("{}", text) for text in cleaned]
+        prompts = self._placed(prompts, asks=wording == self.question_prompt)
         return Asked(self._soft(memory, len(cleaned), read), prompts)
 
     def answers(self, asked: Asked, config: DecodeConfig) -> list[tuple[Answer, ...]]:
@@ -391,8 +408,19 @@ def _with_options(stored: Blip2Adapter, config: RunConfig) -> Blip2Adapter:
     if wanted.lora_rank and not kept.lora_rank:
         lora = {name: getattr(wanted, name) for name in ("lora_rank", "lora_alpha", "lora_targets")}
         model.llm.add_lora(replace(model.llm.config, **lora))
+    model.llm.config = _with_chat(model.llm.config, stored.llm_tokenizer, config)
     model.config = replace(model.config, language=model.llm.config)
     return stored
+
+
+def _with_chat(language: LanguageConfig, tokenizer: LanguageTokenizer, config: RunConfig) -> LanguageConfig:
+    """A run settles whether its prompts stand in a chat, so that the model is used as it was trained."""
+    chat = config.language.chat if config.language.chat != "auto" else language.chat
+    if chat == "auto" and config.task == "answering":
+        chat = "yes" if tokenizer.has_chat else "no"
+    if chat == "yes":
+        tokenizer.chat("")  # refuses where there is no template
+    return replace(language, chat=chat)
 
 
 def _before_language(
@@ -403,6 +431,7 @@ def _before_language(
     first, language = started.model, open_language(config.language)
     language_tokenizer = open_language_tokenizer(config.language)
     language.settle_bos(language_tokenizer.puts_bos)
+    language.config = _with_chat(language.config, language_tokenizer, config)
     reads = config.task == "answering" and first.config.qformer.vocab_size is not None
     sizes = replace(first.config.qformer, writes=False)
     sizes = sizes if reads else replace(sizes, vocab_size=None)
