@@ -47,7 +47,7 @@ TOLERANCE = {"float32": 0.01, "bfloat16": 0.1, "default": 0.1}
 def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     """Measure all dtypes, or `only` one."""
     rows = []
-    with _prepared(quick):
+    with prepared(quick):
         for case in CASES:
             for dtype, tolerance in TOLERANCE.items():
                 if only in (None, dtype) and (dtype == "float32" or has_native_bfloat16("cpu")):
@@ -70,7 +70,7 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
 
 
 @contextmanager
-def _prepared(quick: bool) -> Iterator[None]:
+def prepared(quick: bool, images: int = 4) -> Iterator[None]:
     """Models of the published sizes and photographs, where both sides find them."""
     with (
         tempfile.TemporaryDirectory() as place,
@@ -81,7 +81,7 @@ def _prepared(quick: bool) -> Iterator[None]:
             root = Path(place)
             (root / "captioner").symlink_to(captioner)
             (root / "filter").symlink_to(published.folder())
-            _write_images(root / "web")
+            _write_images(root / "web", images)
             os.environ[PLACE] = place
             try:
                 yield
@@ -89,10 +89,10 @@ def _prepared(quick: bool) -> Iterator[None]:
                 os.environ.pop(PLACE)
 
 
-def _write_images(folder: Path) -> None:
+def _write_images(folder: Path, count: int) -> None:
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for number in range(max(images for _, images in CASES.values())):
+    for number in range(count):
         photograph(rng).save(folder / f"{number:03d}.jpg", quality=90)
         words = " ".join(f"word{word}" for word in rng.integers(1000, 30000, 10))
         (folder / f"{number:03d}.txt").write_text(words)
@@ -114,7 +114,9 @@ def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
 class Ours:
     """The command, from files to table and training set."""
 
-    def __init__(self, place: Path, captions: int, images: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, place: Path, captions: int, images: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
         keep_freed_memory()
         self.target = place / "ours"
         web = place / f"web-{images}"
@@ -125,7 +127,7 @@ class Ours:
         decode = DecodeConfig(
             sample=True, top_p=0.9, num_sequences=captions, min_new_tokens=NEW, max_new_tokens=NEW
         )
-        models = open_models(str(place / "captioner"), str(place / "filter")).to("cpu", dtype)
+        models = open_models(str(place / "captioner"), str(place / "filter")).to(device, dtype)
         self.config = CapFiltConfig(source=SourceConfig(path=str(web)), filter="filter", decode=decode)
         self.pipeline = Pipeline(models, decode, max_length=self.config.max_length)
 
@@ -147,15 +149,18 @@ class Ours:
 class Loop:
     """One sample at a time, over transformers."""
 
-    def __init__(self, place: Path, captions: int, images: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, place: Path, captions: int, images: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
         from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipForImageTextRetrieval
         from transformers import BlipImageProcessor as Processor
 
         torch.set_grad_enabled(False)
-        self.captions, self.dtype = captions, dtype
+        self.captions, self.dtype, self.device = captions, dtype, torch.device(device)
         self.paths = sorted((place / "web").glob("*.jpg"))[:images]
-        self.writer = BlipForConditionalGeneration.from_pretrained(place / "captioner", dtype=dtype).eval()
-        self.judge = BlipForImageTextRetrieval.from_pretrained(place / "filter", dtype=dtype).eval()
+        writer: Any = BlipForConditionalGeneration.from_pretrained(place / "captioner", dtype=dtype)
+        judge: Any = BlipForImageTextRetrieval.from_pretrained(place / "filter", dtype=dtype)
+        self.writer, self.judge = writer.to(device).eval(), judge.to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(place / "captioner")
         side = self.writer.config.vision_config.image_size
         self.processor = Processor(size={"height": side, "width": side})
@@ -164,11 +169,12 @@ class Loop:
         """An image as the models read it."""
         image = Image.open(io.BytesIO(data)).convert("RGB")
         values: torch.Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"]
-        return values.to(self.dtype)
+        return values.to(self.device, self.dtype)
 
     def match(self, data: bytes, text: str) -> float:
         """ITM probability of one pair."""
         ids = self.tokenizer(text, return_tensors="pt", truncation=True, max_length=40)["input_ids"]
+        ids = ids.to(self.device)
         ids[:, 0] = published.ENC
         logits = self.judge(pixel_values=self.pixels(data), input_ids=ids, use_itm_head=True)[0]
         return float(logits.float().softmax(-1)[0, 1])

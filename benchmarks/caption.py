@@ -60,19 +60,25 @@ def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
 
 
 class Captioning:
-    """Four images; a run writes a caption for each."""
+    """Images; a run writes a caption for each."""
 
     exact = True
 
-    def __init__(self, size: int, dtype: torch.dtype) -> None:
-        self.pixels = torch.randn(BATCH, 3, size, size, generator=torch.Generator().manual_seed(2)).to(dtype)
-        self.text = published.texts(BATCH, 12, published.DEC)
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device | str) -> None:
+        self.size, self.dtype, self.device = size, dtype, torch.device(device)
+        self.take(BATCH)
+
+    def take(self, batch: int) -> None:
+        """Draw so many images, and texts that stand for their captions."""
+        pixels = torch.randn(batch, 3, self.size, self.size, generator=torch.Generator().manual_seed(2))
+        self.pixels = pixels.to(self.device, self.dtype)
+        self.text = published.texts(batch, 12, published.DEC).to(self.device)
 
     def outputs(self) -> dict[str, float]:
         """Ids of every caption, or the log-probability of a given one."""
         if self.exact:
             ids = self.write()
-            return {f"image {i} token {j}": float(ids[i, j]) for i in range(BATCH) for j in range(NEW)}
+            return {f"image {i} token {j}": float(ids[i, j]) for i in range(len(ids)) for j in range(NEW)}
         logits = self.read().float().log_softmax(-1)[:, :-1]
         own = logits.gather(-1, self.text[:, 1:, None])[..., 0].sum(1)
         return {f"log-probability {i}": float(value) for i, value in enumerate(own)}
@@ -82,27 +88,27 @@ class Captioning:
         self.write()
 
     def write(self) -> Tensor:
-        """New ids [4, 20]."""
+        """New ids [B, 20]."""
         raise NotImplementedError
 
     def read(self) -> Tensor:
-        """Logits [4, T, V] of the given texts."""
+        """Logits [B, T, V] of the given texts."""
         raise NotImplementedError
 
 
 class Ours(Captioning):
     """This library."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         keep_freed_memory()
-        self.model = open_model(published.folder(), like="transformers").model.to(dtype)
+        self.model = open_model(published.folder(), like="transformers").model.to(device, dtype)
         self.config = DecodeConfig(num_beams=BEAMS, min_new_tokens=NEW, max_new_tokens=NEW)
-        super().__init__(self.model.config.vision.pixels[0], dtype)
+        super().__init__(self.model.config.vision.pixels[0], dtype, device)
 
     def write(self) -> Tensor:
         """As the class says."""
         memory = self.model.remember(self.model.encode_image(self.pixels))
-        start = torch.full((BATCH, 1), published.DEC)
+        start = torch.full((len(self.pixels), 1), published.DEC, device=self.device)
         stepper = DecoderStepper(self.model.decoder, memory)
         return decode(stepper, start, None, self.config, eos_ids=published.SEP, pad_id=0).ids
 
@@ -116,11 +122,12 @@ class Ours(Captioning):
 class Theirs(Captioning):
     """transformers."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         from transformers import BlipForConditionalGeneration
 
-        self.model = BlipForConditionalGeneration.from_pretrained(published.folder(), dtype=dtype).eval()
-        super().__init__(self.model.config.vision_config.image_size, dtype)
+        model: Any = BlipForConditionalGeneration.from_pretrained(published.folder(), dtype=dtype)
+        self.model = model.to(device).eval()
+        super().__init__(self.model.config.vision_config.image_size, dtype, device)
 
     def write(self) -> Tensor:
         """As the class says."""

@@ -63,15 +63,18 @@ def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
 class Matching:
     """Ids and an image; a run scores all texts with it."""
 
-    def __init__(self, case: str, dtype: torch.dtype) -> None:
-        self.case, self.dtype = case, dtype
-        self.ids = published.texts(TEXTS, TOKENS, published.ENC)
+    def __init__(
+        self, case: str, dtype: torch.dtype, device: torch.device | str = "cpu", texts: int = TEXTS
+    ) -> None:
+        self.case, self.dtype, self.device = case, dtype, torch.device(device)
+        self.ids = published.texts(texts, TOKENS, published.ENC).to(device)
         self.embeds = torch.empty(0)
         self.pixels = torch.empty(0)
 
     def look(self, size: int) -> None:
         """Draw the image, and see it where a case begins with what was seen."""
-        self.pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2)).to(self.dtype)
+        pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2))
+        self.pixels = pixels.to(self.device, self.dtype)
         self.embeds = self.see(self.pixels)
 
     def outputs(self) -> dict[str, float]:
@@ -95,10 +98,12 @@ class Matching:
 class Ours(Matching):
     """This library."""
 
-    def __init__(self, case: str, dtype: torch.dtype) -> None:
-        super().__init__(case, dtype)
+    def __init__(
+        self, case: str, dtype: torch.dtype, device: torch.device | str = "cpu", texts: int = TEXTS
+    ) -> None:
+        super().__init__(case, dtype, device, texts)
         keep_freed_memory()
-        self.model = open_model(published.folder(), like="transformers").model.to(dtype)
+        self.model = open_model(published.folder(), like="transformers").model.to(device, dtype)
         self.look(self.model.config.vision.pixels[0])
 
     def see(self, pixels: Tensor) -> Tensor:
@@ -116,11 +121,14 @@ class Ours(Matching):
 class Theirs(Matching):
     """transformers."""
 
-    def __init__(self, case: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, case: str, dtype: torch.dtype, device: torch.device | str = "cpu", texts: int = TEXTS
+    ) -> None:
         from transformers import BlipForImageTextRetrieval
 
-        super().__init__(case, dtype)
-        self.model = BlipForImageTextRetrieval.from_pretrained(published.folder(), dtype=dtype).eval()
+        super().__init__(case, dtype, device, texts)
+        model: Any = BlipForImageTextRetrieval.from_pretrained(published.folder(), dtype=dtype)
+        self.model = model.to(device).eval()
         self.look(self.model.config.vision_config.image_size)
 
     def see(self, pixels: Tensor) -> Tensor:
@@ -132,15 +140,15 @@ class Theirs(Matching):
         """As the class says."""
         mask = torch.ones_like(self.ids)
         if self.case == "pixels":
-            pixels = self.pixels.expand(TEXTS, -1, -1, -1).contiguous()
+            pixels = self.pixels.expand(len(self.ids), -1, -1, -1).contiguous()
             whole: Tensor = self.model(input_ids=self.ids, attention_mask=mask, pixel_values=pixels).itm_score
             return whole
-        embeds = self.embeds if self.case == "shared" else self.embeds.repeat(TEXTS, 1, 1)
+        embeds = self.embeds if self.case == "shared" else self.embeds.repeat(len(self.ids), 1, 1)
         hidden = self.model.text_encoder(
             input_ids=self.ids,
             attention_mask=mask,
             encoder_hidden_states=embeds,
-            encoder_attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+            encoder_attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=self.device),
         ).last_hidden_state
         scores: Tensor = self.model.itm_head(hidden[:, 0])
         return scores

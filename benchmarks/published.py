@@ -32,9 +32,9 @@ VOCABULARY = 30524
 _Model = TypeVar("_Model")
 
 
-def captioner(quick: bool) -> Blip:
-    """ViT-B/16 at 384 px with a text decoder; `quick` takes two layers and 64 px."""
-    return _drawn(Blip, replace(_sizes(quick), encoder=False), seed=0)
+def captioner(quick: bool, size: str = "base") -> Blip:
+    """ViT-B/16, or the `size` "large", at 384 px with a text decoder; `quick` takes two layers and 64 px."""
+    return _drawn(Blip, replace(_sizes(quick, size), encoder=False), seed=0)
 
 
 def matcher(quick: bool) -> Blip:
@@ -57,8 +57,8 @@ def _drawn(kind: Callable[[Any], _Model], config: Any, *, seed: int) -> _Model:
     return kind(config)
 
 
-def _sizes(quick: bool) -> BlipConfig:
-    config = blip_config("base", image_size=64 if quick else 384)
+def _sizes(quick: bool, size: str = "base") -> BlipConfig:
+    config = blip_config(size, image_size=64 if quick else 384)
     if quick:
         config = replace(config, vision=replace(config.vision, depth=2), text=replace(config.text, depth=2))
     # transformers' BLIP reads this from its own default, which is not the original's (docs/checkpoints.md).

@@ -16,6 +16,7 @@ from benchmarks.gpu.cards import gpu_named
 from benchmarks.gpu.measure import card
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.stages import last_line
+from openblip.core.errors import UserError
 from openblip.core.runtime import machine, versions
 from openblip.core.text import read_text
 
@@ -30,6 +31,8 @@ def measure(report: Report) -> None:
     report.add("packages", versions=versions(), missing=missing_packages(), machine=machine())
     device = report.device
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("torch sees no GPU here; benchmarks/gpu.sh --pretend runs every stage on the CPU")
         torch.cuda.init()
         free, total = torch.cuda.mem_get_info()
         report.add(

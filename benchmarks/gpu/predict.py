@@ -2,13 +2,16 @@
 
     python -m benchmarks gpu --predict [--store]
 
-A prediction is for a card whose memory holds it: seconds at a share of the card's dense bfloat16 rate that lasts.
+Speeds are those at the shares of a card's figures that last (`benchmarks.capfilt_plan` has the same shares). Of
+writing a caption, reading the decoder's weights and the images' keys and values once for each token is counted as
+well; what the host needs to launch kernels is not.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,18 +20,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import caption, match
 from benchmarks.blip2_memory import GIB, give_storage, memory_of
+from benchmarks.capfilt_plan import ARITHMETIC_SHARE, MEMORY_SHARE
 from benchmarks.gpu.cards import H100
-from benchmarks.gpu.steps import WORKS
+from benchmarks.gpu.steps import WORKS, blip_sizes, tower_sizes
 from benchmarks.tables import RESULTS, text_table
 from openblip.core.files import write_json
+from openblip.models.blip import Blip, BlipConfig
+from openblip.models.tower import make_tower
 
 __all__ = ["STORED", "main", "predicted", "table"]
 
 STORED = RESULTS / "gpu-predicted.json"
-SHARE = 0.4
-"""of the card's rate that a training step is predicted to reach (`capfilt_plan` has the same)"""
 STEPS = (("blip", (64, 128, 256)), ("stage1", (128,)), ("stage2", (128,)))
+CAPTIONS = (1, 16, 64)
+FEATURES, TEXTS = 128, 128
 
 
 def predicted(case: str) -> dict[str, Any] | None:
@@ -41,7 +48,21 @@ def predicted(case: str) -> dict[str, Any] | None:
 def compute() -> dict[str, Any]:
     """All predictions."""
     rows = [predict_step(name, batch) for name, batches in STEPS for batch in batches]
-    return {"name": "gpu-predicted", "card": H100.name, "share": SHARE, "rows": rows}
+    rows += [predict_captions(batch) for batch in CAPTIONS]
+    rows += [predict_features(FEATURES), predict_matching(TEXTS)]
+    return {"name": "gpu-predicted", "card": H100.name, "rows": rows}
+
+
+def _row(case: str, images: int, tflop: float, *, gigabytes: float = 0.0, **more: Any) -> dict[str, Any]:
+    """A prediction by its arithmetic and what has to be read one token after another."""
+    seconds = tflop / H100.tflops / ARITHMETIC_SHARE + gigabytes / H100.gb_per_s / MEMORY_SHARE
+    return {
+        "case": case,
+        "images": images,
+        "tflop": round(tflop, 3),
+        "images_per_s": round(images / seconds),
+        **more,
+    }
 
 
 def predict_step(name: str, batch: int, *, small: bool = False) -> dict[str, Any]:
@@ -50,37 +71,87 @@ def predict_step(name: str, batch: int, *, small: bool = False) -> dict[str, Any
     step = work.make("meta").train()
     tflop = flops_of(step, lambda: work.batch(batch)) / 1e12
     memory = memory_of(work.make("meta").train(), lambda: work.batch(batch))
-    return {
-        "case": f"{name}, batch {batch}",
-        "images": batch,
-        "tflop": round(tflop, 3),
-        "images_per_s": round(batch / (tflop / H100.tflops / SHARE)),
-        "peak_gib": round(memory.peak / GIB, 2),
-        "trained_parameters": memory.trained_parameters,
-        "frozen_parameters": memory.frozen_parameters,
-    }
+    return _row(
+        f"{name}, batch {batch}",
+        batch,
+        tflop,
+        peak_gib=round(memory.peak / GIB, 2),
+        trained_parameters=memory.trained_parameters,
+        frozen_parameters=memory.frozen_parameters,
+    )
 
 
 def flops_of(step: nn.Module, make_batch: Callable[[], Any]) -> int:
     """Floating-point operations of a step's products, forward and backward, nothing recomputed; on "meta"."""
+    return counted(step, lambda: step(make_batch())["loss"].backward())
+
+
+def counted(module: nn.Module, run: Callable[[], Any]) -> int:
+    """Floating-point operations of the products in `run`, whose module is on "meta"."""
     # Attention as plain products, since what a fused kernel recomputes is no arithmetic of the model.
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
-        give_storage(step)
-        batch = make_batch()
+        give_storage(module)
         with FlopCounterMode(display=False) as counter, torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = step(batch)["loss"]
-            loss.backward()
+            run()
     return int(counter.get_total_flops())
+
+
+def predict_captions(batch: int, *, small: bool = False) -> dict[str, Any]:
+    """Captions of `caption.NEW` tokens by beams: the vision tower once, then the decoder token by token."""
+    config = blip_sizes(small, "base" if small else "large", 384)
+    tflop = caption_flops(config) * batch / 1e12
+    tokens = 1 + config.vision.grid[0] * config.vision.grid[1]
+    with torch.device("meta"):
+        decoder = Blip(replace(config, encoder=False)).decoder
+    weights = 2 * sum(value.numel() for value in decoder.parameters())
+    memory = 2 * 2 * config.text.depth * tokens * config.text.width
+    read = caption.NEW * (weights + batch * memory) / 1e9
+    return _row(f"captions, batch {batch}", batch, tflop, gigabytes=read)
+
+
+def caption_flops(config: BlipConfig) -> int:
+    """Operations of one image's caption, all beams; attention over the words before is left out, a hundredth."""
+    with torch.device("meta"):
+        model = Blip(replace(config, encoder=False)).eval().requires_grad_(False)
+
+    def word(rows: int) -> object:
+        memory = model.remember(model.encode_image(torch.zeros(1, 3, *config.vision.pixels)))
+        return model.decoder(torch.zeros(rows, 1, dtype=torch.int64), memory=memory) if rows else memory
+
+    seen, one, many = (counted(model, lambda rows=rows: word(rows)) for rows in (0, 1, caption.BEAMS))
+    return one + (caption.NEW - 1) * (many - seen)
+
+
+def predict_features(batch: int, *, small: bool = False) -> dict[str, Any]:
+    """Features of the frozen tower."""
+    with torch.device("meta"):
+        tower = make_tower(tower_sizes(small), pretrained=False)
+    flops = counted(tower, lambda: tower(torch.zeros(batch, 3, *tower.pixels)))
+    return _row(f"features of the frozen tower, batch {batch}", batch, flops / 1e12)
+
+
+def predict_matching(texts: int, *, small: bool = False) -> dict[str, Any]:
+    """ITM of one image's features with texts; its "images" are pairs."""
+    config = blip_sizes(small, "base", 384)
+    with torch.device("meta"):
+        model = Blip(replace(config, decoder=False)).eval().requires_grad_(False)
+
+    def run() -> object:
+        tokens = 1 + config.vision.grid[0] * config.vision.grid[1]
+        memory = model.remember(torch.zeros(1, tokens, config.vision.width))
+        return model.match(torch.zeros(texts, match.TOKENS, dtype=torch.int64), None, memory)
+
+    return _row(f"{texts} texts, features", texts, counted(model, run) / 1e12)
 
 
 def table(result: dict[str, Any]) -> list[str]:
     """The predictions as lines of docs/performance.md."""
-    head = ("step", "TFLOP", "peak memory", f"images/s at {SHARE:.0%} of an {result['card']}")
+    head = ("what", "TFLOP", "peak memory", f"images/s on an {result['card']}")
     rows = [
         (
             row["case"],
-            f"{row['tflop']:.1f}",
-            f"{row['peak_gib']:.1f} GiB",
+            f"{row['tflop']:.2f}",
+            f"{row['peak_gib']:.1f} GiB" if "peak_gib" in row else "",
             f"{row['images_per_s']:,}",
         )
         for row in result["rows"]

@@ -15,18 +15,24 @@ class Stage:
     """A part of the run, in a process of its own."""
 
     name: str
-    """of the module in `benchmarks.gpu` whose `measure(report)` it calls"""
+    """of the module whose `measure(report)` it calls"""
     seconds: float
     """after which it is ended"""
     subject: str
     needed: bool = False
     """whether nothing after it means anything when it fails"""
+    package: str = "benchmarks.gpu"
+    """where its module is"""
 
 
 STAGES = (
     Stage("environment", 40, "card, driver, packages, rates, SDPA's kernels", needed=True),
     Stage("tests", 75, "pytest -m gpu"),
     Stage("training", 110, "steps of BLIP, BLIP-2's stage 1 and stage 2; BLIP beside the reference's way"),
+    Stage("options", 90, "torch.compile, fused AdamW, SDPA, recomputing, transfers: each on or off"),
+    Stage("caption", 90, "captions by beam search and ITM of 128 texts, beside transformers"),
+    Stage("bootstrap", 60, "CapFilt's stages beside a loop over transformers; features of ViT-g"),
+    Stage("train", 480, "a training for the time that is left"),
 )
 
 
@@ -36,9 +42,9 @@ def last_line(text: str) -> str:
     return lines[-1][:300] if lines else ""
 
 
-def main(name: str, path: str, pretend: str) -> None:
+def main(module_name: str, path: str, pretend: str) -> None:
     """The process of one stage: imports first, then waits for its turn: a line with the seconds that it has."""
-    module = importlib.import_module(f"benchmarks.gpu.{name}")
+    module = importlib.import_module(module_name)
     from benchmarks.gpu.report import Report
 
     if seconds := sys.stdin.readline():

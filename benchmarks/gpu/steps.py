@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.blip2_memory import opt_2_7b
 from benchmarks.blip2_stage1 import drawn_model
@@ -35,7 +35,7 @@ from openblip.tasks.step import PairBatch, TrainingStep
 from openblip.training.config import TrainConfig
 from openblip.training.optim import make_optimizer
 
-__all__ = ["WORKS", "Train", "Work", "blip_sizes", "tower_sizes"]
+__all__ = ["WORKS", "Train", "Work", "blip_sizes", "qformer_sizes", "tower_sizes"]
 
 ENC, DEC = 30523, 30522
 TOKENS = {"blip": 12, "stage1": 32, "stage2": 32}
@@ -57,6 +57,13 @@ def tower_sizes(small: bool) -> TowerConfig:
     if small:
         return TowerConfig(source="timm:vit_tiny_patch16_224", drop_layers=11, image_size=64, dtype="float32")
     return TowerConfig(dtype="bfloat16")
+
+
+def qformer_sizes(small: bool) -> QFormerConfig:
+    """The paper's, or two narrow layers over the tiny tower."""
+    if small:
+        return QFormerConfig(num_queries=8, width=96, depth=2, num_heads=4, inner_width=192, memory_width=192)
+    return QFormerConfig()
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def _blip(small: bool) -> Work:
 
 def _blip2(small: bool, language: bool) -> Work:
     tower = tower_sizes(small)
-    qformer = QFormerConfig(depth=2, memory_width=192) if small else QFormerConfig()
+    qformer = qformer_sizes(small)
     if language:
         qformer = replace(qformer, vocab_size=None)
     settings = LanguageConfig(dtype="float32" if small else "bfloat16") if language else None
@@ -176,8 +183,3 @@ class Train:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return losses
-
-
-def trained_parameters(module: nn.Module) -> int:
-    """How many numbers are trained."""
-    return sum(value.numel() for value in module.parameters() if value.requires_grad)

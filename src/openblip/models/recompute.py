@@ -26,7 +26,7 @@ def recompute(blocks: Sequence[nn.Module], share: float) -> None:
     for block in blocks:
         block.__dict__.pop("forward", None)
     for block in first_blocks(blocks, share):
-        block.forward = partial(_recomputed, block, type(block).forward)  # type: ignore[method-assign]
+        block.forward = partial(_recomputed, block, type(block).forward)
 
 
 def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:

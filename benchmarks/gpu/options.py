@@ -1,0 +1,147 @@
+"""What makes a step fast, one thing on or off at a time: each stays only with a gain that is seen here.
+
+Every case is a step of BLIP's pre-training (of BLIP-2's stage 1 where it says so) that differs from "base" in what
+its name says. What the data loader gives stands beside it: nothing is gained by a step that waits for images.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from benchmarks.gpu.measure import measured
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.steps import WORKS, Train, Work
+from benchmarks.photographs import write_tars
+from openblip.core.runtime import usable_cores
+from openblip.data.sources import open_source
+from openblip.data.stream import Loader
+from openblip.data.transforms import pretraining_transform
+from openblip.models.vision import VisionEncoder
+from openblip.training import compiling
+from openblip.training.config import TrainConfig
+
+__all__ = ["OPTIONS", "Option", "measure"]
+
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Option:
+    """One difference from "base"."""
+
+    change: Callable[[Train], None] = lambda train: None
+    """of a step that is ready to run"""
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """what the step runs in"""
+    work: str = "blip"
+
+
+def _optimizer(**options: bool) -> Callable[[Train], None]:
+    def change(train: Train) -> None:
+        groups = [{"params": group["params"]} for group in train.optimizer.param_groups]
+        train.optimizer = torch.optim.AdamW(groups, lr=1e-6, weight_decay=0.05, **options)
+
+    return change
+
+
+def _channels_last(train: Train) -> None:
+    for part in train.step.modules():
+        if isinstance(part, VisionEncoder):
+            stem: Any = part.vit.patch_embed
+            stem.to(memory_format=torch.channels_last)
+            stem.register_forward_pre_hook(_to_channels_last)
+
+
+def _to_channels_last(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (inputs[0].contiguous(memory_format=torch.channels_last),)
+
+
+def _pageable(train: Train) -> None:
+    train.batch = replace(train.batch, images=train.batch.images.clone())
+
+
+def _compiled(train: Train) -> None:
+    compiling.compile_blocks(train.step)
+
+
+def _recomputing(share: float) -> Callable[[Train], None]:
+    return lambda train: train.step.gradient_checkpointing_enable(share)
+
+
+@contextmanager
+def _written_out() -> Iterator[None]:
+    with (
+        mock.patch("openblip.models.vision.uses_fused_attention", return_value=False),
+        mock.patch("openblip.models.layers.uses_fused_attention", return_value=False),
+    ):
+        yield
+
+
+OPTIONS = {
+    "base": Option(),
+    "torch.compile of the blocks": Option(_compiled),
+    "AdamW not fused": Option(_optimizer(foreach=True)),
+    "attention written out": Option(around=_written_out),
+    "recomputing every block": Option(_recomputing(1.0)),
+    "recomputing half of the blocks": Option(_recomputing(0.5)),
+    "channels-last stem": Option(_channels_last),
+    "images not pinned": Option(_pageable),
+    "stage 1: base": Option(work="stage1"),
+    "stage 1: torch.compile of the blocks": Option(_compiled, work="stage1"),
+}
+"""in order of worth"""
+
+
+def measure(report: Report) -> None:
+    """A row for each option with its gain over "base", and the loader's images/s on all cores."""
+    if report.pretend:
+        compiling.BACKEND = "eager"
+    with report.case("loader"):
+        report.add("loader, pre-training transform", **_loader(report.pretend))
+    base: dict[str, float] = {}
+    for name, option in OPTIONS.items():
+        if report.left < 10:
+            report.add(name, error="no time was left")
+            continue
+        with report.case(name):
+            found = _measure(option, WORKS[option.work](report.pretend), report)
+            base.setdefault(option.work, found["seconds"])
+            report.add(name, **found, times_base=round(base[option.work] / found["seconds"], 3))
+
+
+def _measure(option: Option, work: Work, report: Report) -> dict[str, Any]:
+    torch.manual_seed(0)
+    batch, device = 2 if report.pretend else BATCH, report.device
+    config = TrainConfig(precision="float32" if report.pretend else "bfloat16")
+    train = Train(work.make(device), work.batch(batch), device, config)
+    option.change(train)
+    with option.around():
+        began = time.perf_counter()
+        losses = train.run()
+        first = time.perf_counter() - began
+        found = measured(train.run, device, images=batch, seconds=2, pretend=report.pretend)
+    return {**found, "first_s": round(first, 2), "loss": round(float(losses["loss"].detach()), 4)}
+
+
+def _loader(pretend: bool) -> dict[str, Any]:
+    """JPEG images of 500 x 375 through the pre-training transform on all cores: what they can feed a GPU with."""
+    tars, per_tar, kinds = (1, 8, 2) if pretend else (16, 256, 32)
+    workers = 0 if pretend else usable_cores()
+    with tempfile.TemporaryDirectory() as folder:
+        write_tars(Path(folder), tars, per_tar, kinds)
+        loader = Loader(open_source(folder), pretraining_transform(224), 4 if pretend else 64, num_workers=workers)
+        images, began = 0, time.perf_counter()
+        for batch in loader:
+            images += len(batch.images)
+        loader.close()
+    return {"images_per_s": round(images / (time.perf_counter() - began), 1), "workers": workers}
