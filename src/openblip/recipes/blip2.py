@@ -106,10 +106,19 @@ def blip2_stage2(
 
 
 def blip2_today_stage1(
-    data: tuple[str, ...], *, vision: str = VISION_TODAY, validation: tuple[str, ...] = (), model: str = ""
+    data: tuple[str, ...],
+    *,
+    vision: str = VISION_TODAY,
+    text: str = "",
+    validation: tuple[str, ...] = (),
+    model: str = "",
 ) -> RunConfig:
-    """Stage 1 over SigLIP 2 for a few million pairs: 10 passes, global batch 1,024 on 8 processes."""
-    made = blip2_stage1(data, vision=vision, validation=validation, model=model)
+    """Stage 1 over SigLIP 2 for a few million pairs: 10 passes, global batch 1,024 on 8 processes.
+
+    Args:
+        text: as for `blip2_stage1`.
+    """
+    made = blip2_stage1(data, vision=vision, text=text, validation=validation, model=model)
     return replace(made, batch_size=128, train=replace(made.train, max_steps=None, epochs=10))
 
 

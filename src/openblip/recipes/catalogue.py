@@ -128,7 +128,7 @@ RECIPES: dict[str, Recipe] = {
             "blip2:blip2_today_stage1",
             "stage 1 over SigLIP 2, for a few million pairs",
             _TODAY,
-            takes=_VISION,
+            takes=_PARTS,
         ),
         Recipe(
             "blip2-today-stage2",

@@ -188,8 +188,8 @@ def answer(
         return soft[torch.tensor([asked[row].row for row in rows])]
 
     for start in range(0, len(asked), _ROWS):
-        rows = range(start, min(start + _ROWS, len(asked)))
-        decoded = decode_after(llm, tokenizer, seen(rows), _SHORT, prompts=[prompts[row] for row in rows])
+        part = range(start, min(start + _ROWS, len(asked)))
+        decoded = decode_after(llm, tokenizer, seen(part), _SHORT, prompts=[prompts[row] for row in part])
         written += [tokenizer.decode(ids) for _, ids, _, _ in decoded.texts()]
     by_kind: dict[str, list[int]] = defaultdict(list)
     for row, one in enumerate(asked):
