@@ -188,7 +188,7 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
     """
     import transformers
 
-    model = _with_own_vision(stored.model)
+    model = stored.model
     generates = model.config.language is not None if part is None else part == "caption"
     if generates and (model.config.language is None or stored.language_tokenizer is None):
         raise UserError("this model has no language model, so transformers has no class for its captions")
@@ -199,6 +199,7 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
         )
     if not generates and not model.config.matches:
         raise UserError("this model has no heads for matching; leave --part match out")
+    model = _with_own_vision(model)
     config = _their_config(model, generates)
     if model.config.matches:
         config.itc_temperature = model.temperature.item()

@@ -60,8 +60,8 @@ class LanguageBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> LanguageBatch:
         """Move all tensors."""
         tensors = (self.input_ids, self.attention_mask, self.scored, self.starts, self.scored_places)
-        moved = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
-        return LanguageBatch(*moved, before=self.before)
+        ids, mask, scored, starts, places = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
+        return LanguageBatch(ids, mask, scored, starts, places, self.before)
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]

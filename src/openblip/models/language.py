@@ -228,8 +228,8 @@ class FrozenLanguage(nn.Module):
         with torch.autocast(soft.device.type, enabled=False):
             if places is not None:
                 row = places.div(length - 1, rounding_mode="floor")
-                before = row * embeds.shape[1] + soft.shape[1] - 1  # what predicts token 0 of the row
-                return self._logits_at(before + places % (length - 1), inputs)
+                start = row * embeds.shape[1] + soft.shape[1] - 1  # what predicts token 0 of the row
+                return self._logits_at(start + places % (length - 1), inputs)
             return self._run(**inputs).logits[:, -length:]
 
     def encode(self, soft: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

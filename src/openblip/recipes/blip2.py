@@ -34,7 +34,7 @@ __all__ = [
 VISION = "timm:eva_giant_patch14_clip_224"
 LANGUAGE = "facebook/opt-2.7b"
 VISION_TODAY = "timm:vit_so400m_patch14_siglip_gap_224.v2_webli"
-"""SigLIP 2 (Apache 2.0), 428M parameters; DINOv3, timm:vit_large_patch16_dinov3.lvd1689m, has its own licence"""
+"""SigLIP 2 (Apache 2.0); DINOv3, timm:vit_large_patch16_dinov3.lvd1689m, has its own licence"""
 LANGUAGE_TODAY = "Qwen/Qwen3-1.7B-Base"
 """Qwen 3 (Apache 2.0); Gemma 3, google/gemma-3-1b-pt, has its own licence"""
 QUESTION = "Question: {} Short answer:"

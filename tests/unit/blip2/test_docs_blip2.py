@@ -114,6 +114,9 @@ def test_what_vllm_reads_is_there(place: Path) -> None:
 def test_its_figures_are_those_computed() -> None:
     result = json.loads(blip2_memory.STORED.read_text(encoding="utf-8"))
     assert "\n".join(blip2_memory.table(result)) in PAGE
+    assert "\n".join(blip2_memory.table(result, "today")) in PAGE
+    for row in result["today"]:
+        assert f"| {row['each_tflop']:.2f} |" in PAGE
     assert result["tokens"] == blip2_memory.TOKENS == 32
     assert f"{blip2_memory.RESERVE:.0f} GiB of the card are left" in FLAT
     rows = {row["case"]: row for row in result["rows"]}
