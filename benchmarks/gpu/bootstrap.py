@@ -12,6 +12,7 @@ from benchmarks import capfilt
 from benchmarks.blip2_stage1 import drawn_model
 from benchmarks.gpu.caption import half
 from benchmarks.gpu.measure import measured
+from benchmarks.gpu.predict import predicted
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.steps import qformer_sizes, tower_sizes
 from openblip.models.blip2 import Blip2Config
@@ -69,4 +70,7 @@ def _features(report: Report) -> None:
         for name, run in (("computed", compute), ("copied to the host too", cache)):
             case = f"features of the frozen tower, batch {batch}, {name}"
             with report.case(case):
-                report.add(case, **measured(run, device, images=batch, seconds=2, pretend=small))
+                before = predicted(f"features of the frozen tower, batch {batch}")
+                tflop = None if before is None else before["tflop"]
+                row = measured(run, device, images=batch, seconds=2, tflop=tflop, pretend=small)
+                report.add(case, **row, predicted=before)

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import caption, match, published
 from benchmarks.gpu.measure import attention_kernels, measured
+from benchmarks.gpu.predict import predicted
 from benchmarks.gpu.report import Report
 from benchmarks.harness import largest_difference
 
@@ -58,7 +59,8 @@ def _captions(report: Report) -> None:
                 with report.case(f"captions, batch {batch}: {name}"):
                     model.take(batch)
                     found[name] = measured(model.run, device, images=batch, seconds=3, pretend=report.pretend)
-                    report.add(f"captions, batch {batch}: {name}", **found[name])
+                    before = predicted(f"captions, batch {batch}") if name == "ours" else None
+                    report.add(f"captions, batch {batch}: {name}", **found[name], predicted=before)
             if len(found) == 2:
                 times = found["transformers"]["seconds"] / found["ours"]["seconds"]
                 report.add(f"captions, batch {batch}: times faster", ratio=round(times, 3), aim=AIM)
@@ -77,7 +79,8 @@ def _reranking(report: Report) -> None:
                 outputs.append(subject.outputs())
                 found[name] = measured(subject.run, device, images=texts, seconds=2, pretend=report.pretend)
                 pairs = {"pairs_per_s": found[name].pop("images_per_s")}
-                report.add(f"{texts} texts, {case}: {name}", **found[name], **pairs)
+                before = predicted(f"{texts} texts, {case}") if name == "ours" else None
+                report.add(f"{texts} texts, {case}: {name}", **found[name], **pairs, predicted=before)
         if len(found) == 2:
             times = found["transformers"]["seconds"] / found["ours"]["seconds"]
             worst = largest_difference(*outputs)

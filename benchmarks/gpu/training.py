@@ -43,7 +43,7 @@ def _ours(report: Report, name: str) -> None:
             case = f"{name}, batch {batch}: ours"
             with report.case(case):
                 train = Train(step, work.batch(batch), device, config)
-                before = None if report.pretend else predicted(f"{name}, batch {batch}")
+                before = predicted(f"{name}, batch {batch}")
                 found = measured(
                     train.run,
                     device,
