@@ -8,7 +8,7 @@ from openblip.tasks.answering import ANSWERING
 from openblip.tasks.captioning import CAPTIONING
 from openblip.tasks.config import FamilyName, TaskName
 from openblip.tasks.families.blip import BLIP
-from openblip.tasks.families.blip2 import BLIP2
+from openblip.tasks.families.blip2_build import BLIP2
 from openblip.tasks.families.family import Family
 from openblip.tasks.nlvr import NLVR
 from openblip.tasks.pretraining import PRETRAINING

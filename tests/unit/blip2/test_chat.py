@@ -17,7 +17,8 @@ from openblip.core.language_tokenizer import IMAGE_MARK, LanguageTokenizer
 from openblip.generation.types import DecodeConfig
 from openblip.models.language import LanguageConfig, make_language
 from openblip.recipes.blip2 import blip2_caption, blip2_vqa
-from openblip.tasks.families.blip2 import CHAT_QUESTION, QUESTIONS, Blip2Adapter, _with_chat
+from openblip.tasks.families.blip2 import CHAT_QUESTION, QUESTIONS, Blip2Adapter
+from openblip.tasks.families.blip2_build import _with_chat
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"

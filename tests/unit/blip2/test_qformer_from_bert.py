@@ -22,7 +22,7 @@ from openblip.models.qformer import QFormer, QFormerSettings
 from openblip.models.vision import VisionConfig
 from openblip.recipes.small import small_stage1
 from openblip.tasks.config import RunConfig
-from openblip.tasks.families.blip2 import build
+from openblip.tasks.families.blip2_build import build
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 """the same sums of float32 in another order"""
