@@ -175,7 +175,7 @@ class FrozenLanguage(nn.Module):
             self.hf.gradient_checkpointing_disable()
         self._mark_recomputed(False)
         blocks = [part for part in self.hf.modules() if isinstance(part, GradientCheckpointingLayer)]
-        self._recomputed = list(first_blocks(blocks, share))
+        self._recomputed = first_blocks(blocks, share)
         self._mark_recomputed(self.training)
 
     def _mark_recomputed(self, training: bool) -> None:

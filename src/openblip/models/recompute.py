@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["first_blocks", "recompute"]
 
 
-def first_blocks(blocks: Sequence[nn.Module], share: float) -> Sequence[nn.Module]:
+def first_blocks(blocks: Iterable[nn.Module], share: float) -> list[nn.Module]:
     """The first blocks that make up `share` (0 to 1) of all, to the nearest number."""
-    return blocks[: round(share * len(blocks))]
+    found = list(blocks)
+    return found[: round(share * len(found))]
 
 
-def recompute(blocks: Sequence[nn.Module], share: float) -> None:
+def recompute(blocks: Iterable[nn.Module], share: float) -> None:
     """Let the first blocks, a `share` of all, keep their inputs alone while they are trained; 0 takes it back.
 
     What a block draws (dropout) is drawn alike when it is computed again.

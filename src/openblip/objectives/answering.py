@@ -58,7 +58,8 @@ class VqaObjective(nn.Module):
         """
         model = self.model
         question_ids, answer_ids = questions.input_ids.clone(), answers.input_ids.clone()
-        question_ids[:, 0], answer_ids[:, 0] = self.enc_id, self.dec_id
+        question_ids[:, 0].fill_(self.enc_id)
+        answer_ids[:, 0].fill_(self.dec_id)
         memory = model.remember(model.encode_image(images))
         if image_of is not None:
             memory = memory.select(image_of)

@@ -47,7 +47,7 @@ class NlvrObjective(nn.Module):
             scalar "loss", and "accuracy": the share of statements that are judged right.
         """
         model, ids = self.model, statements.input_ids.clone()
-        ids[:, 0] = self.enc_id
+        ids[:, 0].fill_(self.enc_id)
         memory = model.remember(model.encode_pair(images[:, 0], images[:, 1]))
         if pair_of is not None:
             memory = memory.select(pair_of)

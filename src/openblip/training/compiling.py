@@ -5,7 +5,7 @@ All blocks of a kind share one compiled code: a model of 12 blocks takes no long
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -42,6 +42,8 @@ def undo_compile(module: nn.Module) -> None:
         part.__dict__.pop("_compiled_call_impl", None)
 
 
-def uncompiled() -> AbstractContextManager[Any]:
+def uncompiled(module: nn.Module) -> AbstractContextManager[Any]:
     """Within, nothing compiled is used: an evaluation writes texts that grow, and would compile time and again."""
-    return torch.compiler.set_stance("force_eager")
+    compiled = any(part._compiled_call_impl is not None for part in module.modules())
+    # The compiler takes seconds to import, which a run that compiles nothing does not spend.
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -95,5 +95,5 @@ class Stopwatch:
 @contextmanager
 def beside_training(watch: Stopwatch, module: nn.Module, device: torch.device) -> Iterator[None]:
     """For evaluating and exporting: neither time nor generators are training's, the module is whole and eager."""
-    with watch.pause(), own_generators(device), unsharded(module), uncompiled(), torch.no_grad():
+    with watch.pause(), own_generators(device), unsharded(module), uncompiled(module), torch.no_grad():
         yield

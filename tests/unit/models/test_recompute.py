@@ -55,7 +55,7 @@ def test_the_first_blocks_recompute_and_change_nothing(share: float, count: int,
     blocks = nn.ModuleList(Block() for _ in range(4))
     wanted, names = gradients(blocks), list(blocks.state_dict())
     recompute(blocks, share)
-    assert list(first_blocks(blocks, share)) == list(blocks)[:count]
+    assert first_blocks(blocks, share) == list(blocks)[:count]
     found = gradients(blocks)
     assert counted == list(blocks)[:count]
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
