@@ -26,7 +26,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("environment", 40, "card, driver, packages, rates, SDPA's kernels", needed=True),
+    Stage("environment", 55, "card, driver, packages, rates, SDPA's kernels", needed=True),
     Stage("tests", 75, "pytest -m gpu"),
     Stage("training", 110, "steps of BLIP, BLIP-2's stage 1 and stage 2; BLIP beside the reference's way"),
     Stage("options", 90, "torch.compile, fused AdamW, SDPA, recomputing, transfers: each on or off"),

@@ -114,7 +114,7 @@ def _blip2(small: bool, language: bool) -> Work:
         if not language:
             return PairBatch(pixels, TokenBatch(*_texts(rows, TOKENS["stage1"], 30000)), rest)
         ids, mask = _texts(rows, TOKENS["stage2"], 500 if small else 50000)
-        return LanguagePairBatch(pixels, LanguageBatch(ids, mask, mask, mask), rest)
+        return LanguagePairBatch(pixels, LanguageBatch(ids, mask, mask, mask, torch.arange(ids.numel())), rest)
 
     return Work("stage2" if language else "stage1", make, batch)
 
