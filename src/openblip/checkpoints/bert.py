@@ -251,6 +251,7 @@ def _check_sizes(theirs: TextConfig, ours: TextConfig, name: str) -> None:
         )
     if theirs.vocab_size > ours.vocab_size:
         raise UserError(
-            f'"{name}" knows {theirs.vocab_size} tokens and the tokenizer {ours.vocab_size}; '
-            f"use its own tokenizer: tokenizer={name}"
+            f'"{name}" has embeddings of {theirs.vocab_size} tokens and the tokenizer has {ours.vocab_size}; '
+            f"take its own tokenizer (--tokenizer {name}) or, where that is the one, cut the embeddings to its "
+            "tokens: bert.resize_token_embeddings(len(tokenizer)) of transformers"
         )

@@ -28,7 +28,7 @@ def cache_features(
     store: Literal["computed", "float16", "bfloat16", "int8"] = "computed",
     crops: int = 1,
     crop_scale: tuple[float, float] = (0.5, 1.0),
-    flip: bool = True,
+    no_flip: bool = False,
     seed: int = 0,
     batch_size: int = 32,
     shard_mb: float = 64.0,
@@ -47,7 +47,7 @@ def cache_features(
         store: the dtype on disk; its error is measured and reported at the end.
         crops: of each image, the whole image first; training draws one of them for each sample.
         crop_scale: range of a random crop's share of the area.
-        flip: mirror half of the random crops; not where captions speak of left and right.
+        no_flip: do not mirror half of the random crops, as where captions speak of left and right.
         seed: of the random crops, which depend on it and on an image's name alone.
         batch_size: images or crops at a time.
         shard_mb: size of a file in MB; kill -9 loses the one that is being written, other signals nothing.
@@ -67,10 +67,9 @@ def cache_features(
     if (vision is None) == (model is None):
         raise UserError("name the tower with --vision, or a BLIP-2 model that has it with --model")
     if model is not None:
-        if image_size is not None:
-            raise UserError(
-                "the tower of --model reads images of the size it was trained with; leave --image-size out"
-            )
+        if image_size is not None or dtype != "float32":
+            option, kept = ("dtype", "in the dtype") if image_size is None else ("image-size", "of the size")
+            raise UserError(f"the tower of --model reads images {kept} it was trained with; leave --{option} out")
         tower = open_blip2(model).model.vision
     else:
         assert vision is not None
@@ -80,7 +79,7 @@ def cache_features(
         tower,
         out,
         store=None if store == "computed" else store,
-        crops=Crops(count=crops, scale=crop_scale, flip=flip, seed=seed),
+        crops=Crops(count=crops, scale=crop_scale, flip=not no_flip, seed=seed),
         batch_size=batch_size,
         shard_mb=shard_mb,
         num_workers=num_workers,

@@ -163,6 +163,11 @@ class LanguageTokenizer:
         """
         return self._rendered([{"role": "user", "content": f"{IMAGE_MARK}{text}"}])
 
+    def placed(self, text: str, *, chat: bool) -> str:
+        """A prompt as `prompts` and `texts` take it, in a chat or alone; a mark that is part of it is left out."""
+        text = text.replace(IMAGE_MARK, "")
+        return self.chat(text) if chat else text
+
     @cached_property
     def turn_end_id(self) -> int:
         """The token that ends a turn of the model."""

@@ -109,7 +109,7 @@ def adapter_folder(source: Path | str) -> str | None:
 
 
 def wrong_place(source: Path | str) -> str | None:
-    """Why no model of transformers is at `source`, where its files show that; else None.
+    """Why no model of transformers is at `source`, where its files or their absence show that; else None.
 
     To be called after one could not be opened: files that another format needs may be missing from a good folder.
     """
@@ -120,7 +120,7 @@ def wrong_place(source: Path | str) -> str | None:
             return f"{path} cannot be read as a GGUF file of an architecture that transformers knows"
         return f"{path} is one file, where a model's folder is needed" + (f"; it {found}" if found else "")
     if not path.is_dir():
-        return None
+        return _missing(str(source))
     if message := adapter_folder(path):
         return message
     for pattern in _OF_MODELS:
@@ -132,6 +132,16 @@ def wrong_place(source: Path | str) -> str | None:
     if files := sorted(path.glob("*.gguf")):
         return f"{path} holds GGUF files; a language model is opened from one by its name, {files[0]}"
     return None
+
+
+def _missing(source: str) -> str | None:
+    """That there is no such folder or file; None where the hub may have it."""
+    folder, _, name = source.rpartition("/")
+    if not name.lower().endswith(".gguf"):
+        return None if _HUB_NAME.fullmatch(source) or not source else f"there is no folder {source}"
+    if Path(folder or ".").is_dir():
+        return f"there is no file {source}"
+    return None if _HUB_NAME.fullmatch(folder) else f"there is no folder {folder}"
 
 
 def gguf_file(source: str) -> tuple[str, dict[str, str]]:

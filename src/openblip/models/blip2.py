@@ -45,6 +45,8 @@ class Blip2Config:
     """Epsilon of the trained LayerNorm over the tower; transformers' folders have 1e-6."""
 
     def __post_init__(self) -> None:
+        if self.embed_dim < 1:
+            raise UserError(f"embed_dim must be at least 1, not {self.embed_dim}")
         if self.matches and self.qformer.vocab_size is None:
             raise UserError("matching needs a Q-Former that reads text: give qformer.vocab_size")
 

@@ -57,6 +57,9 @@ class QFormerConfig:
     pad_id: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("width", "depth", "num_heads", "inner_width"):
+            if (size := getattr(self, name)) < 1:
+                raise UserError(f"{name} of the Q-Former must be at least 1, not {size}")
         if self.width % self.num_heads:
             raise UserError(f"the Q-Former's width {self.width} is not a multiple of {self.num_heads} heads")
         if self.num_queries < 1 or self.cross_attention_every < 1:

@@ -57,6 +57,8 @@ class TowerConfig:
             )
         if (kind == "own") != (self.own is not None):
             raise UserError('the vision tower\'s sizes (own) go with source = "own" and with no other')
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"image_size is the side of images in pixels and cannot be {self.image_size}")
         if self.drop_layers is not None and self.drop_layers < 0:
             raise UserError(f"drop_layers counts blocks and cannot be {self.drop_layers}")
 

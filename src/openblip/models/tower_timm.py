@@ -82,7 +82,20 @@ def write_description(folder: Path, encoder: TimmEncoder) -> bool:
     return True
 
 
+def _described(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder; nothing where there is none."""
+    file = folder / "config.json"
+    found = read_json(file) if file.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
 def _create(name: str, image_size: int | None, pretrained: bool) -> Any:
+    folder = name.removeprefix("local-dir:")
+    if folder != name and "architecture" not in _described(Path(folder)):
+        raise UserError(
+            f"{folder} is no folder in timm's format, with a config.json that names its architecture; one of "
+            f"transformers is hf:{folder}"
+        )
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
         try:

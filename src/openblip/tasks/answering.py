@@ -153,7 +153,7 @@ def prepare_answers(
         questions = [clean_question(text) for text in batch.texts]
         answers = [_draw(answers_of(meta)[text].merged) for meta, text in zip(batch.meta, batch.texts, strict=True)]
         prompts = [prompt.replace("{}", question) for question in questions]
-        prompts = [language_tokenizer.chat(text) for text in prompts] if chat else prompts
+        prompts = [language_tokenizer.placed(text, chat=chat) for text in prompts]
         read = tokenizer.encode(questions, max_length=max_length)
         if encoder_decoder:
             prefix = language_tokenizer.prompts(prompts, side="right", end=True)

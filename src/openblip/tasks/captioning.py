@@ -66,7 +66,7 @@ def prepare_captions(
     An encoder-decoder reads the prompt; without one, each caption is split at a word drawn at random.
     """
     images = images_of(cache)
-    prompt = tokenizer.chat(prompt) if chat else prompt
+    prompt = tokenizer.placed(prompt, chat=chat)
 
     def prepare(batch: Batch) -> LanguagePairBatch:
         count = len(batch.texts)

@@ -9,6 +9,7 @@ and images that were added or replaced are one case: what no valid shard covers 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -64,6 +65,8 @@ class Crops:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UserError(f"the crops of an image count the whole image too, and cannot be {self.count}")
+        if self.seed < 0:
+            raise UserError(f"the seed of crops cannot be negative, and is {self.seed}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             low, high = self.scale
             raise UserError(f"the share of the area of crops must rise within 0 to 1, not from {low:g} to {high:g}")
@@ -125,8 +128,10 @@ class FeatureJob:
         num_workers: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {batch_size}")
+        if batch_size < 1 or num_workers < 0:
+            raise UserError("batch_size must be at least 1, and num_workers not negative")
+        if not 0 < shard_mb < math.inf:
+            raise UserError(f"shard_mb is the size of a file in MB and cannot be {shard_mb:g}")
         self.folder, self._sources, self._tower, self._device = Path(folder), list(sources), tower, device
         self._store = store or cast(Store, str(tower.dtype).removeprefix("torch."))
         self._crops, self._num_workers = crops or Crops(), num_workers
@@ -248,11 +253,15 @@ class FeatureJob:
         found = read_description(self.folder)
         if found is None:
             return
-        for name in ("store", "crops"):
-            if found[name] != self._described[name]:
+        kept, asked = (
+            {"store": one["store"], **{f"{name} of crops": value for name, value in one["crops"].items()}}
+            for one in (found, self._described)
+        )
+        for name, value in asked.items():
+            if kept[name] != value:
                 raise UserError(
-                    f"{self.folder} holds other features: its {name} is {found[name]}, not "
-                    f"{self._described[name]}; choose a new folder"
+                    f"{self.folder} holds other features: its {name} is {kept[name]}, not {value}; "
+                    "choose a new folder"
                 )
         refuse_others(found["tower"], self._described["tower"], self.folder, "choose a new folder")
 

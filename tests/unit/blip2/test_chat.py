@@ -116,6 +116,20 @@ def test_it_answers_captions_and_scores(folder: Path) -> None:
     assert all("<|" not in answer.text for row in answers for answer in row)
 
 
+def test_the_images_mark_in_a_text_is_no_image(folder: Path, plain: Path) -> None:
+    marked, config = f"what {IMAGE_MARK}is a dog", DecodeConfig(num_beams=1, max_new_tokens=3)
+    for language, marks in ((folder, 1), (plain, 0)):
+        found = adapter(language)
+        memory = found.remember(found.model.encode_image(images(1)))
+        questions = found.ask(memory, [QUESTION, marked])
+        assert questions.prompts[0] == questions.prompts[1]
+        assert questions.prompts[1].count(IMAGE_MARK) == marks
+        first, second = found.answers(questions, config)
+        assert first == second
+        captions = (found.generate(memory, config, [prompt]) for prompt in (f"a {IMAGE_MARK}photo", "a photo"))
+        assert next(captions) == next(captions)
+
+
 def replace_chat(found: Blip2Adapter, chat: Any) -> Blip2Adapter:
     found.model.llm.config = replace(found.model.llm.config, chat=chat)
     return found

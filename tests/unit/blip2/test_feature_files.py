@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -176,7 +177,7 @@ def test_a_crop_depends_on_seed_key_and_number_alone(
         assert torch.allclose(mine, same, atol=1e-5)
         assert torch.allclose(mine, other, atol=1e-5) == (crop == 0)
     assert not torch.allclose(read(tmp_path / "f", tower, ["c.png"], 1), read(tmp_path / "f", tower, ["c.png"], 2))
-    with pytest.raises(UserError, match=r"its crops is \{'count': 3, .* not \{'count': 3, .*'seed': 2"):
+    with pytest.raises(UserError, match="its seed of crops is 0, not 2; choose a new folder"):
         fill(photos, tower, tmp_path / "f", crops=Crops(count=3, seed=2))
 
 
@@ -317,7 +318,12 @@ def test_shards_are_bounded_by_bytes(photos: Source, tower: FrozenTower, tmp_pat
     [
         (lambda: {"crops": Crops(count=0)}, "count the whole image too, and cannot be 0"),
         (lambda: {"crops": Crops(count=2, scale=(0.5, 2))}, "must rise within 0 to 1, not from 0.5 to 2"),
-        (lambda: {"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        (lambda: {"crops": Crops(seed=-1)}, "seed of crops cannot be negative"),
+        (lambda: {"batch_size": 0}, "batch_size must be at least 1"),
+        (lambda: {"num_workers": -1}, "num_workers not negative"),
+        (lambda: {"shard_mb": 0.0}, "shard_mb .* cannot be 0"),
+        (lambda: {"shard_mb": math.nan}, "shard_mb .* cannot be nan"),
+        (lambda: {"shard_mb": math.inf}, "shard_mb .* cannot be inf"),
     ],
 )
 def test_options_that_cannot_be(

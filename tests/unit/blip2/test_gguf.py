@@ -94,6 +94,10 @@ def test_what_is_no_gguf_file_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         make_language(LanguageConfig(source=str(tmp_path)))
     with pytest.raises(UserError, match=r"leave language\.quantize out"):
         make_language(LanguageConfig(source=str(tmp_path / "small.gguf"), quantize="8bit"))
+    for lost in (tmp_path / "lost.gguf", tmp_path / "lost" / "small.gguf"):
+        named = lost if lost.parent == tmp_path else lost.parent
+        with pytest.raises(UserError, match=rf"there is no (file|folder) {named}$"):
+            make_language(LanguageConfig(source=str(lost)))
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match=r'pip install "openblip\[gguf\]"'):
         make_language(LanguageConfig(source=str(tmp_path / "small.gguf")))

@@ -10,7 +10,7 @@ from small_blip2 import images, model, tokenizer
 from torch import Tensor
 
 from openblip.core.errors import UserError
-from openblip.models.blip2 import Blip2
+from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.layers import KVCache
 from openblip.models.qformer import QFormerConfig, qformer_mask
 
@@ -193,3 +193,8 @@ def test_what_it_cannot_do_is_said() -> None:
         model().qformer.read_text(torch.zeros(1, 33, dtype=torch.int64), None)
     with pytest.raises(ValueError, match="multiple"):
         QFormerConfig(width=30, num_heads=4)
+    for name in ("width", "depth", "num_heads", "inner_width"):
+        with pytest.raises(UserError, match=f"{name} of the Q-Former must be at least 1, not 0"):
+            QFormerConfig(**{name: 0})
+    with pytest.raises(UserError, match="embed_dim must be at least 1"):
+        Blip2Config(embed_dim=0)

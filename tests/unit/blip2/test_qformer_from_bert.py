@@ -103,6 +103,20 @@ def test_what_bert_has_not_is_newly_initialized(bert: Path, tmp_path: Path) -> N
     assert not torch.equal(ours["qformer.word.weight"][:known], plain["qformer.word.weight"][:known])
 
 
+def test_rows_that_its_tokenizer_does_not_name_are_refused(bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    donor = transformers.BertForMaskedLM.from_pretrained(folder)
+    known = donor.config.vocab_size
+    donor.resize_token_embeddings(known + 30)
+    donor.save_pretrained(folder)
+    words = f"of {known + 30} tokens and the tokenizer has {known + 2}; .*resize_token"
+    with pytest.raises(UserError, match=words):
+        built(run(folder), tmp_path)
+    donor.resize_token_embeddings(known)
+    donor.save_pretrained(folder)
+    assert built(run(folder), tmp_path).model.qformer.config.vocab_size == known + 2
+
+
 def test_its_sizes_are_those_of_the_bert(bert: Path, tmp_path: Path) -> None:
     """Whatever the size that the recipe names; the number of queries is the recipe's own."""
     small = built(run(bert, model="micro", qformer=QFormerSettings()), tmp_path)

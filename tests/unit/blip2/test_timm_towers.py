@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import transformers
 from safetensors.torch import save_file
 from test_towers_of_others import frozen
 
@@ -109,10 +110,15 @@ def test_weights_that_do_not_fit_are_refused(place: Path, weights: dict[str, tor
     refused(weights, "are not those of|weights lack", name="test_convnext")
     refused((place / "a.safetensors").read_bytes()[:1000], "damaged or cut short")
     refused(b"<!DOCTYPE html>", "no checkpoint")
+    theirs = tmp_path / "of-transformers"
+    transformers.ViTModel(
+        transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ).save_pretrained(theirs)
     for source, words in (
         (f"timm:{NAME}@nowhere.safetensors", "no file or folder nowhere.safetensors"),
         ("timm:local-dir:nowhere", "no file or folder nowhere"),
         (f"timm:local-dir:{tmp_path}", "timm does not give|neither"),
+        (f"timm:local-dir:{theirs}", f"no folder in timm's format, .* is hf:{theirs}"),
         (f"timm:no_such_vit@{place / 'a.safetensors'}", 'timm does not give "no_such_vit"'),
     ):
         with pytest.raises(UserError, match=words):

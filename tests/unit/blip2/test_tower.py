@@ -136,10 +136,12 @@ def test_a_trained_tower_learns() -> None:
         ({"source": "resnet"}, "timm:NAME"),
         ({"source": "own"}, "sizes"),
         ({"source": "timm:test_vit", "drop_layers": -1}, "drop_layers"),
+        ({"source": "timm:test_vit", "image_size": 0}, "cannot be 0"),
+        ({"source": "timm:test_vit", "image_size": -8}, "cannot be -8"),
         ({"source": "timm:test_vit", "drop_layers": 99}, "lower drop_layers"),
         ({"source": "timm:no_such_model"}, "no_such_model"),
         ({"source": "timm:test_resnet", "drop_layers": 1}, "has stages"),
-        ({"source": "hf:/no/such/folder"}, "neither a folder"),
+        ({"source": "hf:/no/such/folder"}, "there is no folder /no/such/folder"),
     ],
 )
 def test_what_is_no_tower_is_refused(settings: dict[str, Any], words: str) -> None:

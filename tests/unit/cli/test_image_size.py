@@ -49,6 +49,8 @@ def test_features_and_training_agree(dino: str, tmp_path: Path) -> None:
     assert open_model(tmp_path / "same" / "model").model.vision.pixels == (48, 48)
     with pytest.raises(UserError, match="leave --image-size out"):
         cache_features((WORLD,), out=tmp_path / "f", model=started["model"], image_size=48)
+    with pytest.raises(UserError, match="leave --dtype out"):
+        cache_features((WORLD,), out=tmp_path / "f", model=started["model"], dtype="bfloat16")
 
 
 def test_blip_reads_images_of_the_size_too(tmp_path: Path) -> None:

@@ -62,6 +62,12 @@ def test_every_command_with_a_model_takes_a_tokenizer() -> None:
     assert not without
 
 
+def test_every_flag_is_off_by_default() -> None:
+    """One that is on would be called --no-NAME, which the command line does not know."""
+    parameters = [(name, p) for name, one in COMMANDS.items() for p in inspect.signature(one).parameters.values()]
+    assert not [(name, p.name) for name, p in parameters if p.default is True]
+
+
 def test_a_tokenizer_can_be_named(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     theirs, words = str(place / "theirs"), str(place / "words")
     image = str(place / "images" / "1.png")

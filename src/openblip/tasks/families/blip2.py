@@ -177,7 +177,8 @@ class Blip2Adapter(Adapter):
 
     def _placed(self, prompts: Sequence[str], *, asks: bool = False) -> list[str]:
         """Prompts as the language model reads them."""
-        return [self.llm_tokenizer.chat(text) for text in prompts] if self._chats(asks=asks) else list(prompts)
+        chat = self._chats(asks=asks)
+        return [self.llm_tokenizer.placed(text, chat=chat) for text in prompts]
 
     def generate(
         self, memory: ImageMemory, config: DecodeConfig, prompts: Sequence[str], keys: Tensor | None = None
