@@ -22,6 +22,7 @@ from torch import Tensor
 from openblip.core.errors import UserError, about, first_line
 from openblip.core.files import write_text
 from openblip.core.kinds import instead_of_text, looks_like, read_head
+from openblip.core.places import wrong_place
 from openblip.core.text import read_json, read_lines, read_text
 
 __all__ = ["First", "TextTokenizer", "TokenBatch"]
@@ -198,6 +199,8 @@ class TextTokenizer:
                 f"{folder} holds neither tokenizer.json nor vocab.txt; name the tokenizer it was trained with: "
                 "--tokenizer FOLDER, or a hub name"
             )
+        if message := wrong_place(source):
+            raise UserError(message)
         return cls._from_hub(str(source))
 
     @classmethod

@@ -167,12 +167,14 @@ class FrozenLanguage(nn.Module):
         """Recompute a share of its blocks in the backward pass, which needs them for the soft prompts' gradient."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
+        # Newer versions of transformers warn of the older name.
+        kind = "activation" if hasattr(self.hf, "activation_checkpointing_enable") else "gradient"
         if share:
-            self.hf.gradient_checkpointing_enable(
+            getattr(self.hf, f"{kind}_checkpointing_enable")(
                 {"use_reentrant": False, "context_fn": lambda: (self._evaluating(), self._evaluating())}
             )
         else:
-            self.hf.gradient_checkpointing_disable()
+            getattr(self.hf, f"{kind}_checkpointing_disable")()
         self._mark_recomputed(False)
         blocks = [part for part in self.hf.modules() if isinstance(part, GradientCheckpointingLayer)]
         self._recomputed = first_blocks(blocks, share)

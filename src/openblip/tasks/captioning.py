@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.sample import Batch
@@ -67,6 +68,10 @@ def prepare_captions(
     """
     images = images_of(cache)
     prompt = tokenizer.placed(prompt, chat=chat)
+    if not encoder_decoder and not tokenizer.texts(["a"], prompts=[prompt], max_length=max_length).scored.any():
+        raise UserError(
+            f"the prompt fills the {max_length} tokens of max_length and leaves none for captions; raise it"
+        )
 
     def prepare(batch: Batch) -> LanguagePairBatch:
         count = len(batch.texts)

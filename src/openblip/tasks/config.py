@@ -154,6 +154,8 @@ class RunConfig:
             raise UserError("no data source is named: give a folder, a captions file, tars, hf:NAME or world:SPLIT")
         if self.batch_size < 1 or self.num_workers < 0 or self.max_length < 3:
             raise UserError("batch_size must be at least 1, num_workers not negative, max_length at least 3")
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"image_size is the side of images in pixels and cannot be {self.image_size}")
         for name in foreign_settings(self.family):
             if getattr(self, name) != _default(name):
                 raise UserError(f'the setting "{name}" is not read by family = "{self.family}"; leave it out')

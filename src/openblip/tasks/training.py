@@ -140,6 +140,8 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
     if cache is not None:
         sources = [cache.source(source) for source in sources]
     training = task.train[config.family](config, adapter, RunData(sources, out, cache))
+    if cache is not None and adapter.model.config.vision.trained:  # of a starting model; it gets no gradient here
+        training = replace(training, find_unused_parameters=True)
     adapter.info |= {"task": config.task, "prompt": config.prompt, "clean": config.clean}
     if training.answers:
         adapter.info["answers"] = list(training.answers)

@@ -17,6 +17,7 @@ from openblip.core.language_tokenizer import IMAGE_MARK, LanguageTokenizer
 from openblip.generation.types import DecodeConfig
 from openblip.models.language import LanguageConfig, make_language
 from openblip.recipes.blip2 import blip2_caption, blip2_vqa
+from openblip.tasks.captioning import prepare_captions
 from openblip.tasks.families.blip2 import CHAT_QUESTION, QUESTIONS, Blip2Adapter
 from openblip.tasks.families.blip2_build import _with_chat
 
@@ -128,6 +129,14 @@ def test_the_images_mark_in_a_text_is_no_image(folder: Path, plain: Path) -> Non
         assert first == second
         captions = (found.generate(memory, config, [prompt]) for prompt in (f"a {IMAGE_MARK}photo", "a photo"))
         assert next(captions) == next(captions)
+
+
+def test_a_prompt_that_leaves_no_room_for_captions_is_refused(folder: Path) -> None:
+    words = LanguageTokenizer.load(folder)
+    with pytest.raises(UserError, match="fills the 4 tokens of max_length"):
+        prepare_captions(words, encoder_decoder=False, max_length=4, prompt="a photo of")
+    prepare_captions(words, encoder_decoder=False, max_length=5, prompt="a photo of")
+    prepare_captions(words, encoder_decoder=False, max_length=4, prompt="a photo of", chat=True)
 
 
 def replace_chat(found: Blip2Adapter, chat: Any) -> Blip2Adapter:

@@ -283,6 +283,7 @@ def test_frozen_is_frozen(language: Any, kind: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_recomputing_gives_the_same_gradient(folders: dict[str, Path], kind: str) -> None:
     found = []

@@ -25,12 +25,13 @@ from openblip.models.qformer import QFORMERS, QFormerSettings
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage1, blip2_stage2, blip2_vqa
 from openblip.recipes.small import small_stage1, small_stage2
 from openblip.tasks.config import RunConfig, as_sources, load_run_config
+from openblip.tasks.families.blip2_build import _unfreeze
 from openblip.tasks.feature_cache import FeatureCache, describe_tower
 from openblip.tasks.feature_files import shard_files
 from openblip.tasks.features import Cached, cache_features
 from openblip.tasks.registry import FAMILIES, TASKS, adapt
 from openblip.tasks.task import RunData
-from openblip.tasks.training import evaluate_model, run_training
+from openblip.tasks.training import evaluate_model, run_training, set_up
 from openblip.training.config import TrainConfig
 
 DATA = f"world:train?n=24&size={PIXELS}"
@@ -165,6 +166,21 @@ def test_features_of_another_tower_are_refused(tower: str, tmp_path: Path) -> No
         run_training(other, tmp_path / "r3", show=False)
 
 
+def test_features_of_a_tower_that_was_fine_tuned(first: Path, tower: str, tmp_path: Path) -> None:
+    stored = open_model(first / "model")
+    _unfreeze(stored.model)
+    save_model(tmp_path / "m", stored)
+    kept = open_model(tmp_path / "m").model.vision
+    cache_features([open_source(DATA)], kept, tmp_path / "f", num_workers=0)
+    config = stage1(tower, model=str(tmp_path / "m"), features=(str(tmp_path / "f"),), validation=())
+    assert set_up(config, tmp_path / "r")[2].find_unused_parameters, "DDP would wait for the tower's gradient"
+    run_training(config, tmp_path / "r", show=False)
+    after = open_model(tmp_path / "r" / "model").model.vision
+    assert after.config.trained
+    for name, value in kept.state_dict().items():
+        assert torch.equal(after.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_stage_2_from_stage_1(first: Path, tmp_path: Path, kind: Kind) -> None:
     llm = write_language(tmp_path / "llm", kind)
@@ -238,6 +254,7 @@ def test_the_papers_numbers() -> None:
         ({"sources": ()}, "no data source"),
         ({"task": "answering"}, "where the question goes"),
         ({"image_size": 64}, "is not read by family"),
+        ({"image_size": 0}, "image_size .* cannot be 0"),
         ({"family": "blip"}, "is not read by family"),
         ({"features": ("f",), "unfreeze_vision": True}, "leave features or"),
         ({"batch_size": 0}, "at least 1"),

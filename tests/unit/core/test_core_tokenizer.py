@@ -276,3 +276,8 @@ def test_a_setting_that_is_neither_true_nor_false_is_reported(tmp_path: Path, na
     folder = _vocabulary(tmp_path, PIECES, **{name: value})
     with pytest.raises(UserError, match=f"{name} in .*tokenizer_config.json must be true or false, not "):
         TextTokenizer.load(folder)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^there is no folder {tmp_path / 'nowhere'}$"):
+        TextTokenizer.load(tmp_path / "nowhere")
