@@ -46,7 +46,7 @@ class Option:
     work: str = "blip"
 
 
-def _optimizer(**options: bool) -> Callable[[Train], None]:
+def _optimizer(**options: Any) -> Callable[[Train], None]:
     def change(train: Train) -> None:
         groups = [{"params": group["params"]} for group in train.optimizer.param_groups]
         train.optimizer = torch.optim.AdamW(groups, lr=1e-6, weight_decay=0.05, **options)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ def caption_flops(config: BlipConfig) -> int:
         memory = model.remember(model.encode_image(torch.zeros(1, 3, *config.vision.pixels)))
         return model.decoder(torch.zeros(rows, 1, dtype=torch.int64), memory=memory) if rows else memory
 
-    seen, one, many = (counted(model, lambda rows=rows: word(rows)) for rows in (0, 1, caption.BEAMS))
+    seen, one, many = (counted(model, partial(word, rows)) for rows in (0, 1, caption.BEAMS))
     return one + (caption.NEW - 1) * (many - seen)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,15 @@ def first_blocks(blocks: Sequence[nn.Module], share: float) -> Sequence[nn.Modul
     return blocks[: round(share * len(blocks))]
 
 
-def recompute(blocks: Sequence[nn.Module], share: float) -> None:
+def recompute(blocks: Iterable[nn.Module], share: float) -> None:
     """Let the first blocks, a `share` of all, keep their inputs alone while they are trained; 0 takes it back.
 
     What a block draws (dropout) is drawn alike when it is computed again.
     """
-    for block in blocks:
+    listed = list(blocks)
+    for block in listed:
         block.__dict__.pop("forward", None)
-    for block in first_blocks(blocks, share):
+    for block in first_blocks(listed, share):
         block.forward = partial(_recomputed, block, type(block).forward)
 
 
