@@ -24,9 +24,10 @@ def recompute(blocks: Iterable[nn.Module], share: float) -> None:
 
     What a block draws (dropout) is drawn alike when it is computed again.
     """
-    for block in blocks:
+    listed = list(blocks)
+    for block in listed:
         block.__dict__.pop("forward", None)
-    for block in first_blocks(blocks, share):
+    for block in first_blocks(listed, share):
         block.forward = partial(_recomputed, block, type(block).forward)
 
 
