@@ -160,3 +160,8 @@ def test_a_size_that_is_set_otherwise_is_refused(bert: Path, tmp_path: Path) -> 
 def test_a_folder_that_is_not_there_is_refused(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing"):
         built(run(bert, text_pretrained=str(tmp_path / "nothing"), tokenizer=str(bert)), tmp_path)
+
+
+def test_from_parts_is_a_size_of_blip(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='"from-parts" is a size of BLIP; a Q-Former takes its sizes from the BERT'):
+        built(run(bert, model="from-parts"), tmp_path)

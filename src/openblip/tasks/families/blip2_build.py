@@ -16,6 +16,7 @@ from openblip.models.language import LanguageConfig
 from openblip.models.qformer import QFORMERS
 from openblip.models.tower import TowerConfig
 from openblip.tasks.config import RunConfig
+from openblip.tasks.families.blip import FROM_PARTS
 from openblip.tasks.families.blip2 import Blip2Adapter, open_blip2
 from openblip.tasks.families.family import Family
 from openblip.tasks.protocols import Adapter
@@ -33,6 +34,11 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     Raises:
         UserError: a part is not to be had, or the starting model is of another kind.
     """
+    if config.model == FROM_PARTS:
+        raise UserError(
+            f'"{FROM_PARTS}" is a size of BLIP; a Q-Former takes its sizes from the BERT that --text names, so leave '
+            "--model out"
+        )
     scratch = config.model in ("", *QFORMERS)
     stored = None if scratch else open_blip2(config.model, tokenizer_of_start(config))
     if stored is not None:
