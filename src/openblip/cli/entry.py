@@ -17,7 +17,19 @@ from typing import Any
 
 import tyro
 
-from openblip.cli import bootstrap, capfilt, experiments, explain, features, judge, make, models, train, use
+from openblip.cli import (
+    bootstrap,
+    capfilt,
+    datasets,
+    experiments,
+    explain,
+    features,
+    judge,
+    make,
+    models,
+    train,
+    use,
+)
 from openblip.cli.checks import check_arguments
 from openblip.cli.refusals import refusal
 from openblip.core.errors import UserError, nearest
@@ -33,7 +45,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     ),
     "models": (models.info, models.convert),
     "bootstrap": (capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
-    "data": (make.world, make.tokenizer),
+    "data": (datasets.datasets, make.world, make.tokenizer),
     "show": (make.demo, experiments.experiments, make.report),
 }
 """as `openblip --help` lists them"""
@@ -42,6 +54,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+_WITH_DATA = {"data", "validation", "web", "human", "source"}
 _GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments"}
 """commands that resume by themselves when they are run again"""
 
@@ -113,6 +126,8 @@ def _read(arguments: list[str]) -> Callable[[], None]:
     if not arguments or arguments[0] in ("-h", "--help"):
         return _overview
     name, *words = _joined(arguments)
+    if name in COMMANDS and COMMANDS[name] is not datasets.datasets:
+        words = _take_data_root(name, words)
     _check_names(name, words)
     if name == "train" and _recipe_of_help(words):
         return functools.partial(train.show_recipe, _recipe_of_help(words))
@@ -135,6 +150,25 @@ def _read(arguments: list[str]) -> Callable[[], None]:
     return run
 
 
+def _take_data_root(name: str, words: list[str]) -> list[str]:
+    """The words without --data-root, which every command with data has: coco:test is looked for below it.
+
+    Raises:
+        UserError: it names no folder, or the command takes no data.
+    """
+    option = next((word for word in words if word.replace("_", "-").partition("=")[0] == "--data-root"), None)
+    if option is None or not inspect.signature(COMMANDS[name]).parameters.keys() & _WITH_DATA:
+        return words
+    place = words.index(option)
+    _, given, folder = option.partition("=")
+    if not given:
+        folder = words[place + 1] if place + 1 < len(words) else ""
+    if not folder:
+        raise UserError("--data-root needs the folder that holds the published datasets")
+    os.environ[datasets.DATA_ROOT] = str(datasets.data_root(folder).absolute())
+    return words[:place] + words[place + (1 if given else 2) :]
+
+
 def _overview() -> None:
     """Print what `openblip --help` says: all commands in groups."""
     from rich.console import Console
@@ -149,7 +183,8 @@ def _overview() -> None:
     console = Console(highlight=False)
     console.print("openblip COMMAND ...: train, use, bootstrap and evaluate BLIP and BLIP-2.")
     console.print(table)
-    console.print("\nopenblip COMMAND --help says more; openblip --version is for bug reports.")
+    console.print("\nCommands with data take published datasets as coco:test, below --data-root or OPENBLIP_DATA.")
+    console.print("openblip COMMAND --help says more; openblip --version is for bug reports.")
 
 
 def _asks_for_help(words: list[str]) -> bool:
