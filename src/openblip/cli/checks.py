@@ -65,6 +65,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], None]] = {
     ("experiments", "data"): lambda folder: None,  # holds data sets, each looked for by its name
     ("explain", "image"): check_image,
     ("explain", "out"): check_new_file,
+    ("evaluate", "submission"): check_new_file,
     ("retrieve", "texts"): _lines,
     ("judge", "first"): check_image,
     ("judge", "second"): check_image,

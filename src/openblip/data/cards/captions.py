@@ -86,7 +86,6 @@ CAPTIONS: tuple[Card, ...] = (
             Archive("val2017", f"{_COCO}/zips/val2017.zip", 5_000),
             Archive("test2017", f"{_COCO}/zips/test2017.zip", 40_670),
         ),
-        submission="captions",
         targets=(
             Target("BLEU-4 / CIDEr, test, fine-tuned", _B129, "39.7 / 133.3", _BLIP7),
             Target("BLEU-4 / CIDEr, test, fine-tuned", "BLIP ViT-L, 129M", "40.4 / 136.7", _BLIP7),
@@ -159,7 +158,6 @@ CAPTIONS: tuple[Card, ...] = (
             Archive("val", "https://nocaps.org/download", 4_500),
             Archive("test", "https://nocaps.org/download", 10_600),
         ),
-        submission="captions",
         targets=(
             Target("CIDEr / SPICE, val", _B129, "109.6 / 14.7", _BLIP7),
             Target("CIDEr / SPICE, val", "BLIP ViT-L, 129M", "113.2 / 14.8", _BLIP7),
@@ -182,7 +180,6 @@ CAPTIONS: tuple[Card, ...] = (
             Archive("train_images", "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip", 25_119),
             Archive("test_images", "https://dl.fbaipublicfiles.com/textvqa/images/test_images.zip", 3_289),
         ),
-        submission="captions",
         note="one caption in a row, five rows to an image",
     ),
     Card(

@@ -98,12 +98,7 @@ def coco(root: Path) -> Path:
 
 def karpathy(root: Path) -> Path:
     """Karpathy's own file of COCO, restval in it."""
-    splits = (
-        ("train2014", 9, "train"),
-        ("val2014", 133, "restval"),
-        ("val2014", 42, "val"),
-        ("val2014", 73, "test"),
-    )
+    own = (("val2014", 133, "restval"), ("val2014", 42, "val"), ("val2014", 73, "test"))
     rows = [
         {
             "filepath": folder,
@@ -260,7 +255,7 @@ def _vqa_files(home: Path, split: str, rows: list[dict[str, Any]], *, prefix: st
 
 
 def vqav2(root: Path) -> Path:
-    """The original files; the images are those of `coco`. A question stands twice at an image, answered differently."""
+    """The original files; the images are those of `coco`. A question stands twice at an image."""
     home = root / "vqav2"
     rows = [
         {
