@@ -18,10 +18,12 @@ __all__ = [
     "TEN_ANSWERS",
     "aokvqa",
     "coco",
+    "derived",
     "everything",
     "flickr30k",
     "gqa",
     "image",
+    "karpathy",
     "nlvr2",
     "nocaps",
     "okvqa",
@@ -373,4 +375,22 @@ def everything(root: Path) -> Path:
         make(root)
     for name in ("cc3m", "cc12m", "sbu", "laion"):
         tars(root, name)
+    return root
+
+
+def derived(root: Path) -> Path:
+    """The files of BLIP and LAVIS alone, beside the images of `everything`."""
+    photo = {"image": "val2014/COCO_val2014_000000000042.jpg", "question": "What is this?"}
+    ten = ["net"] * 9 + ["mesh"]
+    write(root / "vqav2" / "vqa_val.json", [{**photo, "question_id": 7, "answer": ten, "dataset": "vqa"}])
+    test = {"image": "test2015/COCO_test2015_000000000014.jpg", "question": "What is this?"}
+    write(root / "vqav2" / "vqa_test.json", [{**test, "question_id": 8, "dataset": "vqa"}])
+    write(root / "okvqa" / "annotations" / "vqa_val_eval.json", [{**photo, "question_id": 9, "answer": ten}])
+    image = {"image": "n161313.jpg", "question": "Is it?", "answer": "yes"}
+    write(root / "gqa" / "testdev_balanced_questions.json", [{**image, "question_id": "201"}])
+    pair = [f"dev/dev-10-0-img{side}.png" for side in (0, 1)]
+    write(root / "nlvr2" / "nlvr_dev.json", [{"images": pair, "sentence": "A dog.", "label": "True"}])
+    write(root / "nocaps" / "nocaps_val.json", [{"image": "val/0000ab.jpg", "img_id": 0}])
+    rows = [{"filename": "2.jpg", "imgid": 0, "split": "val", "sentences": [{"raw": "A dog."}, {"raw": "Two."}]}]
+    write(root / "flickr30k" / "dataset_flickr30k.json", {"dataset": "flickr30k", "images": rows})
     return root

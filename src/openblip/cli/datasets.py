@@ -11,10 +11,11 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from openblip.cli.arguments import person
-from openblip.data.cards import CARDS, DATA_ROOT, Card, card_named
+from openblip.core.places import DATA_ROOT
+from openblip.data.cards import CARDS, Card, card_named
 from openblip.data.cards.find import data_root, find_form
 
-__all__ = ["DATA_ROOT", "data_root", "dataset_rows", "datasets"]
+__all__ = ["dataset_rows", "datasets"]
 
 
 def datasets(

@@ -34,6 +34,7 @@ from openblip.cli.checks import check_arguments
 from openblip.cli.refusals import refusal
 from openblip.core.errors import UserError, nearest
 from openblip.core.interrupt import AGAIN, RESUME, Stopped, Terminated, ending_at_once
+from openblip.core.places import DATA_ROOT
 
 __all__ = ["COMMANDS", "main"]
 
@@ -54,7 +55,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-_WITH_DATA = {"data", "validation", "web", "human", "source"}
+_WITH_DATA = {"data", "validation", "web", "human"}
+"""parameters that name data"""
 _GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments"}
 """commands that resume by themselves when they are run again"""
 
@@ -126,8 +128,7 @@ def _read(arguments: list[str]) -> Callable[[], None]:
     if not arguments or arguments[0] in ("-h", "--help"):
         return _overview
     name, *words = _joined(arguments)
-    if name in COMMANDS and COMMANDS[name] is not datasets.datasets:
-        words = _take_data_root(name, words)
+    words, root = _without_data_root(name, words)
     _check_names(name, words)
     if name == "train" and _recipe_of_help(words):
         return functools.partial(train.show_recipe, _recipe_of_help(words))
@@ -147,26 +148,33 @@ def _read(arguments: list[str]) -> Callable[[], None]:
         raise UserError(f"{refusal(name, COMMANDS[name], words)}; openblip {name} --help says more") from None
     if surplus:
         raise UserError(f"unrecognized arguments: {', '.join(surplus)}; openblip {name} --help says more")
-    return run
+    return functools.partial(_below, root, run) if root else run
 
 
-def _take_data_root(name: str, words: list[str]) -> list[str]:
-    """The words without --data-root, which every command with data has: coco:test is looked for below it.
+def _without_data_root(name: str, words: list[str]) -> tuple[list[str], str]:
+    """The words without --data-root, which every command with data has, and its folder, "" for none.
 
     Raises:
-        UserError: it names no folder, or the command takes no data.
+        UserError: no folder follows.
     """
+    known = inspect.signature(COMMANDS[name]).parameters if name in COMMANDS else {}
     option = next((word for word in words if word.replace("_", "-").partition("=")[0] == "--data-root"), None)
-    if option is None or not inspect.signature(COMMANDS[name]).parameters.keys() & _WITH_DATA:
-        return words
+    if option is None or not (name == "capfilt" or _WITH_DATA & known.keys()):
+        return words, ""
     place = words.index(option)
-    _, given, folder = option.partition("=")
+    _, given, root = option.partition("=")
+    rest = words[place + 1 :]
     if not given:
-        folder = words[place + 1] if place + 1 < len(words) else ""
-    if not folder:
+        root, rest = " ".join(rest[:1]), rest[1:]
+    if not root or root.startswith("--"):
         raise UserError("--data-root needs the folder that holds the published datasets")
-    os.environ[datasets.DATA_ROOT] = str(datasets.data_root(folder).absolute())
-    return words[:place] + words[place + (1 if given else 2) :]
+    return words[:place] + rest, root
+
+
+def _below(root: str, run: Callable[[], None]) -> None:
+    """Run with `root` as the folder of published datasets."""
+    os.environ[DATA_ROOT] = os.path.abspath(os.path.expanduser(root))
+    run()
 
 
 def _overview() -> None:

@@ -415,7 +415,8 @@ def _tell_incomplete(measured: Measured, out: Path | None) -> None:
     for one in found[:_MOST_TOLD]:
         tell(BrokenSample(one["cause"], one["key"], one["detail"]))
     causes = ", ".join(f"{count} {cause}" for cause, count in measured.counts.most_common())
-    where = f"; {out / 'metrics.json'} lists all" if out is not None else ""
+    where = "; these are not the figures of the whole split"
+    where += f", and {out / 'metrics.json'} lists all" if out is not None else ""
     used = f"{measured.num_images} image{'s' * (measured.num_images != 1)}"
     without = f"without {len(found)} that cannot be used ({causes})"
     print(f"openblip: measured on {used}, {without}{where}", file=sys.stderr)

@@ -15,6 +15,7 @@ from openblip.core.kinds import instead_of_model, looks_like, read_head
 from openblip.core.text import read_json
 
 __all__ = [
+    "DATA_ROOT",
     "NAMED",
     "QUERY",
     "adapter_folder",
@@ -35,6 +36,8 @@ __all__ = [
 
 QUERY = re.compile(r"^(?P<path>.*?)\?(?P<query>\w+=[^?]*)$", re.DOTALL)
 """a data spec with settings: PATH?name=value&..."""
+DATA_ROOT = "OPENBLIP_DATA"
+"""the variable that names the folder of the published datasets"""
 NAMED = re.compile(r"(?P<name>[A-Za-z][\w-]+):(?P<split>[\w.-]*)")
 """a split of a published dataset, NAME:SPLIT"""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")

@@ -9,7 +9,8 @@ import miniature
 import pytest
 
 from openblip.core.errors import UserError
-from openblip.data.cards import CARDS, DATA_ROOT, find_split
+from openblip.core.places import DATA_ROOT
+from openblip.data.cards import CARDS, find_split
 from openblip.data.sources import Source, SourceConfig, open_source, parse_spec
 from openblip.data.sources.questions import answers_of, asked_of, open_questions
 from openblip.data.sources.statements import open_statements, statements_of
@@ -62,6 +63,29 @@ def test_coco_in_karpathys_own_file(tmp_path: Path, root: Path) -> None:
         "COCO_val2014_000000000133.jpg",  # restval
     ]
     assert open_source(f"coco:test?root={tmp_path}")[0].texts == ("Sentence 0 of 73.", "Sentence 1 of 73.")
+
+
+@pytest.mark.parametrize("name", ["coco", "flickr30k", "nocaps", "gqa", "nlvr2"])
+def test_files_of_blip_and_lavis_are_read(name: str, tmp_path: Path, root: Path) -> None:
+    """Where the original annotations are not there."""
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.json", "*.tar"))
+    miniature.derived(tmp_path)
+    at = f"?root={tmp_path}"
+    if name == "coco":
+        (given,) = asked_of(open_questions(f"vqav2:val{at}")[0].meta).given
+        assert (given.about.id, given.texts) == (7, ("net",) * 9 + ("mesh",))
+        assert asked_of(open_questions(f"vqav2:test{at}")[0].meta).given[0].about.id == 8
+        assert asked_of(open_questions(f"okvqa:val{at}")[0].meta).given[0].about.id == 9
+    elif name == "gqa":
+        assert asked_of(open_questions(f"gqa:testdev{at}")[0].meta).given[0].about.id == "201"
+    elif name == "nlvr2":
+        assert statements_of(open_statements(f"nlvr2:dev{at}")[0].meta)[0].label
+    elif name == "nocaps":
+        source = open_source(f"nocaps:val{at}")
+        assert Path(str(source[0].image)).is_file()
+        assert source[0].texts == ()
+    else:
+        assert open_source(f"flickr30k:val{at}")[0].texts == ("A dog.", "Two.")
 
 
 def test_images_may_lie_beside_the_annotations(tmp_path: Path, root: Path) -> None:

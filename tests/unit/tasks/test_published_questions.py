@@ -16,7 +16,7 @@ from torch import Tensor
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import main
 from openblip.core.errors import UserError
-from openblip.data.cards import DATA_ROOT
+from openblip.core.places import DATA_ROOT
 from openblip.data.sample import Batch
 from openblip.data.sources.questions import open_questions
 from openblip.generation.types import DecodeConfig
@@ -24,8 +24,6 @@ from openblip.tasks.answering import evaluate_answers, prepare_questions
 from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.results import Answer
 from openblip.tasks.submission import question_ids, write_submission
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 
 
 class Oracle:

@@ -10,12 +10,11 @@ of `openblip.data.sources` read them.
 from __future__ import annotations
 
 from openblip.data.cards.card import Archive, Card, Form, Target
-from openblip.data.cards.find import DATA_ROOT, card_named, find_split, missing_images, named_split
+from openblip.data.cards.find import card_named, find_split, missing_images, named_split
 from openblip.data.cards.table import CARDS
 
 __all__ = [
     "CARDS",
-    "DATA_ROOT",
     "Archive",
     "Card",
     "Form",

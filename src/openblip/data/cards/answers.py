@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from openblip.data.cards.captions import BLIP
 from openblip.data.cards.card import Archive, Card, Form, Target
 
@@ -54,16 +56,15 @@ def _okvqa(split: str) -> tuple[Form, ...]:
 
 
 def _aokvqa(split: str) -> tuple[Form, ...]:
-    settings = {"image_name": f"{split}2017/{{image_id:012}}.jpg", "answer_column": "direct_answers"}
-    if split == "test":
-        settings = {"image_name": settings["image_name"], **_NO_ANSWERS}
+    answers: dict[str, Any] = _NO_ANSWERS if split == "test" else {"answer_column": "direct_answers"}
+    settings = {"image_name": f"{split}2017/{{image_id:012}}.jpg", **answers}
     name = f"aokvqa_v1p0_{split}.json"
     return (Form(name, _AOKVQA, images=(f"{split}2017",), settings=settings, complete=split != "test"),)
 
 
 def _gqa(split: str) -> tuple[Form, ...]:
     answered = split in ("train", "val", "testdev")
-    settings = {"image_name": "{imageId}.jpg", **({} if answered else _NO_ANSWERS)}
+    settings: dict[str, Any] = {"image_name": "{imageId}.jpg", **({} if answered else _NO_ANSWERS)}
     return (
         Form(
             f"{split}_balanced_questions.json",

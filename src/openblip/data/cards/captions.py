@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from openblip.data.cards.card import Archive, Card, Form, Target
 
 __all__ = ["CAPTIONS"]
@@ -40,9 +42,8 @@ def _flickr30k(split: str) -> tuple[Form, ...]:
 
 def _textcaps(split: str, folder: str) -> tuple[Form, ...]:
     name = f"TextCaps_0.1_{split}.json"
-    settings = {"image_name": "{image_id}.jpg", "text_column": "caption_str"}
-    if split == "test":
-        settings = {"image_name": "{image_id}.jpg", "need_texts": False}
+    texts: dict[str, Any] = {"need_texts": False} if split == "test" else {"text_column": "caption_str"}
+    settings = {"image_name": "{image_id}.jpg", **texts}
     url = f"https://dl.fbaipublicfiles.com/textvqa/data/textcaps/{name}"
     return (Form(name, url, images=(folder,), image_root=folder, settings=settings, complete=split != "test"),)
 

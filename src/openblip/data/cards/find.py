@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openblip.core.errors import UserError, nearest
-from openblip.core.places import NAMED, local_path
+from openblip.core.places import DATA_ROOT, NAMED, local_path
 from openblip.data.cards.card import Archive, Card, Form
 from openblip.data.cards.table import CARDS
 from openblip.data.sample import BrokenSample
@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # the sources open what is named here
     from openblip.data.sources.base import Source, SourceConfig
 
 __all__ = [
-    "DATA_ROOT",
     "Found",
     "card_named",
     "data_root",
@@ -32,8 +31,6 @@ __all__ = [
     "named_split",
 ]
 
-DATA_ROOT = "OPENBLIP_DATA"
-"""The variable that names the folder of the datasets."""
 _ELSEWHERE = ("world", "hf", "pipe", "file", "timm")
 _ANNOTATIONS = ("annotations", "annotation", "questions", "")
 _IMAGES = ("images", "")

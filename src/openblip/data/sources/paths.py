@@ -83,7 +83,9 @@ def name_images(
             continue
         cells = {match[1]: given_id(row.get(match[1])) for match in _PLACE.finditer(pattern)}
         if all(cells.values()):
-            name = _PLACE.sub(lambda match, known=cells: known[match[1]].zfill(int(match[2] or 0)), pattern)
+            name = pattern
+            for match in _PLACE.finditer(pattern):
+                name = name.replace(match[0], cells[match[1]].zfill(int(match[2] or 0)))
             yield label, {**row, "image": name}
         elif any(name.strip().lower() in IMAGE_COLUMNS for name in row):
             yield label, row
