@@ -111,7 +111,9 @@ def test_visual_genome_images_lie_in_two_folders() -> None:
     source = open_source("vg:train")
     assert [Path(str(source[index].image)).parent.name for index in (0, 1)] == ["VG_100K", "VG_100K_2"]
     assert source[1].texts == ("region 0 of 2", "region 1 of 2", "region 2 of 2")
-    assert answers_of(open_questions("vgqa:train")[0].meta)["What is this?"].texts == ("Thing 1.",)
+    assert answers_of(open_questions("vgqa:train")[0].meta)["What is this?"].merged == {"Thing 1.": 0.2}
+    whole = open_questions("vgqa:train?answer_weight=1")[0].meta
+    assert answers_of(whole)["What is this?"].merged == {"Thing 1.": 1.0}
 
 
 def test_vqav2_keeps_ids_kinds_and_both_askings_of_a_question() -> None:

@@ -176,12 +176,12 @@ ANSWERS: tuple[Card, ...] = (
                     "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/question_answers.json.zip",
                     images=("VG_100K", "VG_100K_2"),
                     image_root="VG_100K+VG_100K_2",
-                    settings={"image_name": "{id}.jpg", "text_column": "qas"},
+                    settings={"image_name": "{id}.jpg", "text_column": "qas", "answer_weight": 0.2},
                 ),
             )
         },
         images_of="vg",
-        note="BLIP trains on VQAv2 and on these; an answer has a weight of 0.2 there, and of 1 in LAVIS",
+        note="BLIP trains on VQAv2 and on these with a weight of 0.2, LAVIS with answer_weight=1",
     ),
     Card(
         name="nlvr2",

@@ -7,6 +7,7 @@ such column) is a `UserError` when the source is opened.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -34,7 +35,18 @@ __all__ = [
 
 COLUMN_SETTINGS = ("image_column", "text_column", "id_column", "answer_column", "meta_columns")
 _OF_EVERY_SOURCE = frozenset(
-    ("path", "name", "weight", "pairs", "need_texts", "need_answers", "rule", "max_questions", "num_images")
+    (
+        "path",
+        "name",
+        "weight",
+        "pairs",
+        "need_texts",
+        "need_answers",
+        "answer_weight",
+        "rule",
+        "max_questions",
+        "num_images",
+    )
 )
 URL_COLUMNS = ("url", "image_url", "img_url")
 
@@ -83,6 +95,8 @@ class SourceConfig:
     """Column of the answers to a question, or of a statement's label; guessed from the usual names when empty."""
     need_answers: bool = True
     """False: questions without answers will do, as those of a test split whose answers are predicted."""
+    answer_weight: float | None = None
+    """In training, of the answers to these questions (None: 1): BLIP gives those of Visual Genome 0.2."""
     rule: str = ""
     """Of accuracy of answers to these questions, see `metrics.answers`; default: that of the evaluation."""
     max_questions: int = 0
@@ -93,6 +107,8 @@ class SourceConfig:
             raise UserError("a data source needs a path: a folder, captions file, tars, hf:NAME or world:SPLIT")
         if self.weight is not None and not self.weight > 0:
             raise UserError(f"the weight of source {self.path} must be above 0, not {self.weight}")
+        if self.answer_weight is not None and not 0 < self.answer_weight < math.inf:
+            raise UserError(f"answer_weight of source {self.path} must be above 0, not {self.answer_weight}")
         if self.max_questions < 0:
             raise UserError(f"max_questions of source {self.path} cannot be negative, and is {self.max_questions}")
         if self.num_images < 1:
@@ -199,6 +215,7 @@ def refuse_unread(config: SourceConfig, reads: frozenset[str], what: str) -> Non
         ("max_questions", config.max_questions),
         ("rule", config.rule),
         ("need_answers", not config.need_answers),
+        ("answer_weight", config.answer_weight is not None),
     ):
         if given and not config.questions:
             raise UserError(f'{what} reads the setting "{name}" only for questions with answers (finetune vqa)')

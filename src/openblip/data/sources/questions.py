@@ -49,13 +49,14 @@ class QuestionSource(Source):
     Args:
         source: with texts that `question_texts` made.
         rule: see `Asked`.
+        weight: of all answers, see `SourceConfig.answer_weight`.
     """
 
-    def __init__(self, source: Source, *, rule: str = "") -> None:
+    def __init__(self, source: Source, *, rule: str = "", weight: float = 1.0) -> None:
         super().__init__()
         self.name, self.bad_rows = source.name, source.bad_rows
         self.blocks, self.window = source.blocks, source.window
-        self._source, self._rule = source, rule
+        self._source, self._rule, self._weight = source, rule, weight
 
     def __len__(self) -> int:
         return len(self._source)
@@ -63,6 +64,8 @@ class QuestionSource(Source):
     def __getitem__(self, index: int) -> Sample:
         sample = self._source[index]
         questions, given = read_questions(sample.texts)
+        if self._weight != 1:
+            given = tuple(replace(one, weights=tuple(self._weight * w for w in one.weights)) for one in given)
         if not questions:
             raise BrokenSample("no-text", sample.key, "there is no question about this image")
         return replace(sample, texts=questions, meta={**sample.meta, _ASKED: Asked(questions, given, self._rule)})
@@ -71,7 +74,7 @@ class QuestionSource(Source):
         return self._source.text_counts()
 
     def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
-        digest.add("questions")
+        digest.add("questions", self._weight)
         self._source.digest(digest, span, texts=texts)
 
     def describe(self) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def open_questions(spec: SourceConfig | str) -> Source:
     """
     config = parse_spec(spec) if isinstance(spec, str) else spec
     config = replace(config, questions=True, need_texts=True)
-    rule = find_split(config).rule
+    found = find_split(config)
     source: Source
     if config.path.startswith("world:"):
         from openblip.data.world.dataset import WorldSource, open_world
@@ -99,7 +102,10 @@ def open_questions(spec: SourceConfig | str) -> Source:
     else:
         source = open_source(replace(config, pairs=False))
     each = 1 if config.pairs else config.max_questions
-    return QuestionSource(PairsSource(source, each=each) if each else source, rule=rule)
+    source = PairsSource(source, each=each) if each else source
+    return QuestionSource(
+        source, rule=found.rule, weight=1.0 if found.answer_weight is None else found.answer_weight
+    )
 
 
 class _WorldQuestions(Source):
