@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from openblip.data.cards.answers import ANSWERS
 from openblip.data.cards.captions import CAPTIONS
 from openblip.data.cards.card import Card
@@ -20,6 +22,6 @@ def markdown_tables() -> str:
     return f"{_table(rows)}\n\nFigures of the papers:\n\n{_table(figures)}\n"
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
