@@ -45,6 +45,7 @@ USE = {
     "evaluate",
     "report",
     "recipes",
+    "datasets",
 }
 WRITE = {"tokenizer", "world", "capfilt", "capfilt-decide"}
 TRAIN = {"small-pretrain", "small-vqa", "small-stage1", "blip-caption", "blip-retrieval", "blip-vqa"}
@@ -60,8 +61,10 @@ ELSEWHERE = (
     "ray",
     "{}",
     ".json ",
+    "--data-root",
 )
-"""in commands that need a network, Ray or a language model: tests/unit/blip2 and tests/unit/bootstrap run those"""
+"""in commands that need a network, Ray, a language model or published datasets: tests/unit/blip2,
+tests/unit/bootstrap and tests/unit/tasks/test_published_questions.py run those"""
 
 
 def commands(page: Path) -> Iterator[str]:

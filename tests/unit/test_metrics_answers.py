@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +103,29 @@ def test_the_official_rule(prediction: str, answers: tuple[str, ...], official: 
     assert answer_accuracy(prediction, answers, rule="official") == pytest.approx(official)
     assert answer_accuracy(prediction, answers, rule="normalised") == pytest.approx(normalised)
     assert mean_answer_accuracy([prediction], [answers]) == pytest.approx(official)
+
+
+def test_the_official_program_gives_the_same_numbers() -> None:
+    """240 cases (unanimous ones, marks, articles, number words, empty answers) through vqaEval.py a013f00."""
+    cases = json.loads((Path(__file__).resolve().parents[1] / "golden" / "vqa_accuracy.json").read_text("utf-8"))
+    assert len(cases) == 240
+    found = [answer_accuracy(case["prediction"], case["answers"]) for case in cases]
+    assert found == pytest.approx([case["accuracy"] for case in cases], abs=1e-6)
+    normalised = [answer_accuracy(case["prediction"], case["answers"], rule="normalised") for case in cases]
+    assert sum(map(abs, (a - b for a, b in zip(found, normalised, strict=True)))) > 3  # the list tells them apart
+
+
+@pytest.mark.parametrize(
+    ("prediction", "direct", "exact"),
+    [("Ride", 1.0, 0.3), ("ride", 0.0, 0.0), ("train", 2 / 3, 0.2), ("walk", 1.0, 0.5), (" walk", 0.0, 0.0)],
+)
+def test_direct_answers_and_exact_ones_are_compared_as_they_are(
+    prediction: str, direct: float, exact: float
+) -> None:
+    """As allenai/aokvqa's eval_predictions.py counts: all ten, no one left out, nothing normalised."""
+    answers = ("Ride",) * 3 + ("train",) * 2 + ("walk",) * 5
+    assert answer_accuracy(prediction, answers, rule="direct") == pytest.approx(direct)
+    assert answer_accuracy(prediction, answers, rule="exact") == pytest.approx(exact)
 
 
 def test_few_answers_count_by_share() -> None:

@@ -11,6 +11,7 @@ from openblip.cli.results import read_lines
 from openblip.cli.train import check_train
 from openblip.core.errors import require
 from openblip.core.places import (
+    NAMED,
     QUERY,
     check_config_file,
     check_data,
@@ -32,10 +33,11 @@ def _images(place: str) -> None:
 
 def _data(spec: str) -> None:
     check_data(spec)
-    if QUERY.match(spec):
+    if QUERY.match(spec) or NAMED.fullmatch(spec):
+        from openblip.data.cards import find_split
         from openblip.data.sources.open import parse_spec
 
-        parse_spec(spec)  # its settings
+        find_split(parse_spec(spec))  # its settings, and whether a published dataset is there
 
 
 def _lines(path: Path) -> None:
@@ -63,6 +65,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], None]] = {
     ("experiments", "data"): lambda folder: None,  # holds data sets, each looked for by its name
     ("explain", "image"): check_image,
     ("explain", "out"): check_new_file,
+    ("evaluate", "submission"): check_new_file,
     ("retrieve", "texts"): _lines,
     ("judge", "first"): check_image,
     ("judge", "second"): check_image,

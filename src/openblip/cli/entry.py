@@ -17,11 +17,24 @@ from typing import Any
 
 import tyro
 
-from openblip.cli import bootstrap, capfilt, experiments, explain, features, judge, make, models, train, use
+from openblip.cli import (
+    bootstrap,
+    capfilt,
+    datasets,
+    experiments,
+    explain,
+    features,
+    judge,
+    make,
+    models,
+    train,
+    use,
+)
 from openblip.cli.checks import check_arguments
 from openblip.cli.refusals import refusal
 from openblip.core.errors import UserError, nearest
 from openblip.core.interrupt import AGAIN, RESUME, Stopped, Terminated, ending_at_once
+from openblip.core.places import DATA_ROOT
 
 __all__ = ["COMMANDS", "main"]
 
@@ -33,7 +46,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     ),
     "models": (models.info, models.convert),
     "bootstrap": (capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
-    "data": (make.world, make.tokenizer),
+    "data": (datasets.datasets, make.world, make.tokenizer),
     "show": (make.demo, experiments.experiments, make.report),
 }
 """as `openblip --help` lists them"""
@@ -42,6 +55,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+_WITH_DATA = {"data", "validation", "web", "human"}
+"""parameters that name data"""
 _GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments"}
 """commands that resume by themselves when they are run again"""
 
@@ -113,6 +128,7 @@ def _read(arguments: list[str]) -> Callable[[], None]:
     if not arguments or arguments[0] in ("-h", "--help"):
         return _overview
     name, *words = _joined(arguments)
+    words, root = _without_data_root(name, words)
     _check_names(name, words)
     if name == "train" and _recipe_of_help(words):
         return functools.partial(train.show_recipe, _recipe_of_help(words))
@@ -132,7 +148,33 @@ def _read(arguments: list[str]) -> Callable[[], None]:
         raise UserError(f"{refusal(name, COMMANDS[name], words)}; openblip {name} --help says more") from None
     if surplus:
         raise UserError(f"unrecognized arguments: {', '.join(surplus)}; openblip {name} --help says more")
-    return run
+    return functools.partial(_below, root, run) if root else run
+
+
+def _without_data_root(name: str, words: list[str]) -> tuple[list[str], str]:
+    """The words without --data-root, which every command with data has, and its folder, "" for none.
+
+    Raises:
+        UserError: no folder follows.
+    """
+    known = inspect.signature(COMMANDS[name]).parameters if name in COMMANDS else {}
+    option = next((word for word in words if word.replace("_", "-").partition("=")[0] == "--data-root"), None)
+    if option is None or not (name == "capfilt" or _WITH_DATA & known.keys()):
+        return words, ""
+    place = words.index(option)
+    _, given, root = option.partition("=")
+    rest = words[place + 1 :]
+    if not given:
+        root, rest = " ".join(rest[:1]), rest[1:]
+    if not root or root.startswith("--"):
+        raise UserError("--data-root needs the folder that holds the published datasets")
+    return words[:place] + rest, root
+
+
+def _below(root: str, run: Callable[[], None]) -> None:
+    """Run with `root` as the folder of published datasets."""
+    os.environ[DATA_ROOT] = os.path.abspath(os.path.expanduser(root))
+    run()
 
 
 def _overview() -> None:
@@ -149,7 +191,8 @@ def _overview() -> None:
     console = Console(highlight=False)
     console.print("openblip COMMAND ...: train, use, bootstrap and evaluate BLIP and BLIP-2.")
     console.print(table)
-    console.print("\nopenblip COMMAND --help says more; openblip --version is for bug reports.")
+    console.print("\nCommands with data take published datasets as coco:test, below --data-root or OPENBLIP_DATA.")
+    console.print("openblip COMMAND --help says more; openblip --version is for bug reports.")
 
 
 def _asks_for_help(words: list[str]) -> bool:

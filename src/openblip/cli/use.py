@@ -324,6 +324,7 @@ def evaluate(
     beams: int = 3,
     max_new_tokens: int = 20,
     answers: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    submission: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     device: Device = "auto",
 ) -> None:
@@ -338,6 +339,7 @@ def evaluate(
         beams: of the captions, or answers.
         max_new_tokens: longest caption, or answer.
         answers: of a VQA model: rank the lines of this file; left out, the answers that it was trained with.
+        submission: a new file of the answers to all questions of a published dataset, for its evaluation server.
         out: folder for metrics.json and predictions.jsonl; what had to be left out is listed, and the exit code 1.
     """
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
@@ -347,8 +349,10 @@ def evaluate(
     from openblip.tasks.config import RunConfig, as_sources
     from openblip.tasks.load import load
     from openblip.tasks.registry import task_of
+    from openblip.tasks.submission import submission_format, submit
     from openblip.tasks.training import evaluate_model
 
+    form = submission_format(as_sources(data)) if submission is not None else ""
     predictor = load(model, tokenizer=tokenizer, device=device, dtype="float32")
     adapter, task = predictor.adapter, task_of(predictor.adapter)
     asks = task == "answering"
@@ -359,7 +363,7 @@ def evaluate(
         task=task,
         sources=as_sources(data),
         validation=as_sources(data),
-        validation_samples=samples,
+        validation_samples=sys.maxsize if form else samples,
         rerank_k=rerank,
         prompt=adapter.question_prompt if asks else adapter.prompt,
         max_length=min(MAX_LENGTH if asks else 64, adapter.max_positions),
@@ -368,6 +372,8 @@ def evaluate(
     )
     measured = Measured()
     metrics, records = evaluate_model(config, adapter, answers=candidates, measured=measured)
+    if submission is not None:
+        submit(submission, form, records, config.validation)
     _report_measures(model, data, samples, metrics, records, measured, out)
 
 
@@ -382,6 +388,9 @@ def _report_measures(
 ) -> None:
     """Write and print the figures; exit with 1 when the measure had to leave something out."""
     from openblip.core.files import write_bytes, write_json
+
+    if unanswered := int(metrics.get("num_unanswered", 0)):
+        print(f"openblip: {unanswered} questions have no answers in the data: predictions only", file=sys.stderr)
 
     left_out = {"left_out": measured.left_out} if measured.left_out else {}
     if out is not None:
@@ -406,7 +415,8 @@ def _tell_incomplete(measured: Measured, out: Path | None) -> None:
     for one in found[:_MOST_TOLD]:
         tell(BrokenSample(one["cause"], one["key"], one["detail"]))
     causes = ", ".join(f"{count} {cause}" for cause, count in measured.counts.most_common())
-    where = f"; {out / 'metrics.json'} lists all" if out is not None else ""
+    where = "; these are not the figures of the whole split"
+    where += f", and {out / 'metrics.json'} lists all" if out is not None else ""
     used = f"{measured.num_images} image{'s' * (measured.num_images != 1)}"
     without = f"without {len(found)} that cannot be used ({causes})"
     print(f"openblip: measured on {used}, {without}{where}", file=sys.stderr)

@@ -15,6 +15,8 @@ from openblip.core.kinds import instead_of_model, looks_like, read_head
 from openblip.core.text import read_json
 
 __all__ = [
+    "DATA_ROOT",
+    "NAMED",
     "QUERY",
     "adapter_folder",
     "check_config_file",
@@ -34,6 +36,10 @@ __all__ = [
 
 QUERY = re.compile(r"^(?P<path>.*?)\?(?P<query>\w+=[^?]*)$", re.DOTALL)
 """a data spec with settings: PATH?name=value&..."""
+DATA_ROOT = "OPENBLIP_DATA"
+"""the variable that names the folder of the published datasets"""
+NAMED = re.compile(r"(?P<name>[A-Za-z][\w-]+):(?P<split>[\w.-]*)")
+"""a split of a published dataset, NAME:SPLIT"""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 _FILE = "file://"
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
@@ -175,7 +181,8 @@ def check_image(place: Path | str) -> None:
 
 
 def check_data(spec: str) -> None:
-    """Refuse a data spec whose path is not here; the hub, worlds, patterns and ranges are left to who opens them.
+    """Refuse a data spec whose path is not here; the hub, worlds, published datasets, patterns and ranges are left
+    to who opens them.
 
     Raises:
         UserError: there is no such file or folder; names the nearest one beside it.
@@ -186,7 +193,7 @@ def check_data(spec: str) -> None:
     if elsewhere or any(letter in place for letter in "*?[{"):
         return
     path = Path(place).expanduser()
-    if not path.exists():
+    if not path.exists() and not NAMED.fullmatch(place):
         raise UserError(missing_data(place))
 
 

@@ -6,7 +6,7 @@
 Answers are compared by the rules of the official program, quirks included, so that figures are comparable
 with published ones. One of them: it applies `normalise_answer` only where the answers to a question are not all
 equal, so that "Yes." is wrong where all ten people said "yes". Other programs always normalise; that is a rule of
-its own here.
+its own here, as are those of A-OKVQA's direct answers and of GQA, which compare answers as they are.
 """
 
 from __future__ import annotations
@@ -17,10 +17,20 @@ from typing import Literal, get_args
 
 from openblip.core.errors import UserError, nearest
 
-__all__ = ["RULES", "AccuracyRule", "answer_accuracy", "exact_match", "mean_answer_accuracy", "normalise_answer"]
+__all__ = [
+    "AS_GIVEN",
+    "RULES",
+    "AccuracyRule",
+    "answer_accuracy",
+    "exact_match",
+    "mean_answer_accuracy",
+    "normalise_answer",
+]
 
-AccuracyRule = Literal["official", "normalised"]
+AccuracyRule = Literal["official", "normalised", "direct", "exact"]
 RULES: tuple[AccuracyRule, ...] = get_args(AccuracyRule)
+AS_GIVEN: tuple[AccuracyRule, ...] = ("direct", "exact")
+"""rules that compare answers as they are given"""
 
 _FEW = 3
 """answers of which the share that agrees is taken: leaving one person out says nothing of so few"""
@@ -56,6 +66,8 @@ def _missing_apostrophes() -> dict[str, str]:
 _SPELLINGS = _missing_apostrophes()
 _NUMBER_COMMA = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
+_MOST_FULL_STOPS = 32
+"""that the official program drops: it gives a flag of `re` in the place of a count"""
 
 
 def normalise_answer(answer: str) -> str:
@@ -70,7 +82,7 @@ def normalise_answer(answer: str) -> str:
     for mark in _MARKS:
         beside_blank = f"{mark} " in answer or f" {mark}" in answer
         cleaned = cleaned.replace(mark, "" if beside_blank or has_number_comma else " ")
-    cleaned = _FULL_STOP.sub("", cleaned)
+    cleaned = _FULL_STOP.sub("", cleaned, count=_MOST_FULL_STOPS)
     words = [_NUMBERS.get(word, word) for word in cleaned.lower().split()]
     return " ".join(_SPELLINGS.get(word, word) for word in words if word not in _ARTICLES)
 
@@ -87,13 +99,17 @@ def answer_accuracy(prediction: str, answers: Sequence[str], *, rule: AccuracyRu
 
     Args:
         rule: "official" compares unanimous answers as given (line breaks, tabs and outer blanks aside) and
-            others after `normalise_answer`; "normalised" compares all after it.
+            others after `normalise_answer`; "normalised" compares all after it. "direct" is A-OKVQA's, min(1, equal
+            answers / 3) of all people, and "exact" GQA's, the share of equal answers; both as they are given.
     """
     if rule not in RULES:
         raise UserError(f'there is no rule "{rule}" of VQA accuracy{nearest(rule, RULES)}')
     if isinstance(answers, str) or len(answers) == 0:
         raise UserError("a question has no list of answers to compare with; give at least one")
     count = len(answers)
+    if rule in AS_GIVEN:
+        equal = sum(answer == prediction for answer in answers)
+        return min(1.0, equal / _FEW) if rule == "direct" else equal / count
     given, predicted = [_one_line(answer) for answer in answers], _one_line(prediction)
     if rule == "normalised" or count <= _FEW or len(set(given)) > 1:
         given, predicted = [normalise_answer(answer) for answer in given], normalise_answer(predicted)

@@ -6,10 +6,11 @@ BLIP-2: the language model answers, and the Q-Former reads the question too.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,10 +24,10 @@ from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.data.sample import Batch
 from openblip.data.sources.answers import GivenAnswers
 from openblip.data.sources.base import Source
-from openblip.data.sources.questions import answers_of, open_questions
+from openblip.data.sources.questions import answers_of, asked_of, open_questions
 from openblip.data.transforms import clean_question
 from openblip.generation.types import DecodeConfig
-from openblip.metrics.answers import AccuracyRule, answer_accuracy, normalise_answer
+from openblip.metrics.answers import AS_GIVEN, AccuracyRule, answer_accuracy, normalise_answer
 from openblip.objectives.answering import VqaObjective
 from openblip.objectives.blip2 import Blip2Stage2
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
@@ -117,7 +118,7 @@ def prepare_questions(
         owners: list[int] = []
         weights: list[float] = []
         for row, (question, image) in enumerate(zip(batch.texts, batch.image_index.tolist(), strict=True)):
-            given = known[image][question].merged
+            given = _trainable(known[image][question], question)
             texts += given
             weights += given.values()
             owners += [row] * len(given)
@@ -151,7 +152,8 @@ def prepare_answers(
 
     def prepare(batch: Batch) -> LanguagePairBatch:
         questions = [clean_question(text) for text in batch.texts]
-        answers = [_draw(answers_of(meta)[text].merged) for meta, text in zip(batch.meta, batch.texts, strict=True)]
+        given = [answers_of(meta)[text] for meta, text in zip(batch.meta, batch.texts, strict=True)]
+        answers = [_draw(_trainable(one, text)) for one, text in zip(given, batch.texts, strict=True)]
         prompts = [prompt.replace("{}", question) for question in questions]
         prompts = [language_tokenizer.placed(text, chat=chat) for text in prompts]
         read = tokenizer.encode(questions, max_length=max_length)
@@ -163,6 +165,17 @@ def prepare_answers(
         return LanguagePairBatch(images(batch), text, batch.image_ids, questions=read)
 
     return prepare
+
+
+def _trainable(given: GivenAnswers, question: str) -> dict[str, float]:
+    """The answers to a question with their weights.
+
+    Raises:
+        UserError: it has none, as in test splits.
+    """
+    if not (merged := given.merged):
+        raise UserError(f'the question "{question}" has no answers to train on; leave test splits to evaluate')
+    return merged
 
 
 def _draw(weights: dict[str, float]) -> str:
@@ -227,12 +240,12 @@ def score_answer(prediction: str, given: GivenAnswers, *, rule: AccuracyRule = "
     """How right an answer is, 0 to 1.
 
     Of answers by several people VQA's accuracy: right if three gave it. Where they have weights of their own: the
-    share of these that agrees with the prediction.
+    share of these that agrees with the prediction, unless the rule compares answers as they are.
 
     Args:
         rule: as of `answer_accuracy`.
     """
-    if len(set(given.weights)) == 1:
+    if len(set(given.weights)) == 1 or rule in AS_GIVEN:
         return answer_accuracy(prediction, given.texts, rule=rule)
     predicted = normalise_answer(prediction)
     agreeing = sum(w for text, w in given.merged.items() if normalise_answer(text) == predicted)
@@ -259,40 +272,72 @@ def evaluate_answers(
         prompt: as of `Answers.ask`.
         max_length: tokens of a question.
         max_rows: questions that are answered at once.
-        rule: of accuracy, as of `answer_accuracy`.
+        rule: of accuracy, as of `answer_accuracy`, where the data do not say theirs.
 
     Returns:
         metrics by name: "accuracy_generated", "accuracy_ranked", and "accuracy_most": that of ranking if it never
-        erred, since an answer may not be among the candidates; and one record for each question.
+        erred, since an answer may not be among the candidates; each also for the kinds of question that the data
+        tell apart ("accuracy_generated, number") and, where the rule compares answers as they are, normalised
+        ("accuracy_generated, normalised"); "accuracy_choice" where there are choices; "num_unanswered" where some
+        have no answers in the data; and one record for each question.
     """
     records: list[dict[str, object]] = []
-    totals: dict[str, float] = {}
+    scores: dict[str, list[float]] = defaultdict(list)
     known: dict[str, list[str]] = {}
     for text in dict.fromkeys(candidates):
         known.setdefault(normalise_answer(text), []).append(text)
     for batch in batches:
         memory = model.remember(model.encode(batch.images))
-        given = [answers_of(meta) for meta in batch.meta]
+        asked_of_image = [asked_of(meta) for meta in batch.meta]
+        assert [q for asked in asked_of_image for q in asked.questions] == batch.texts, "not all, or cleaned"
+        given = [answers for asked in asked_of_image for answers in asked.given]
         for rows in torch.arange(len(batch.texts)).split(max_rows):
             owners = batch.image_index[rows]
             texts = [batch.texts[row] for row in rows.tolist()]
             asked = model.ask(memory.select(owners.to(model.device)), texts, prompt=prompt, max_length=max_length)
             written = model.answers(asked, config)
             ranked = model.rank(asked, candidates, keep=keep) if candidates else [()] * len(texts)
-            for owner, question, (free, *_), chosen in zip(owners.tolist(), texts, written, ranked, strict=True):
-                right = given[owner][question]
-                scores = {"generated": score_answer(free.text, right, rule=rule)}
-                record = {"key": batch.keys[owner], "question": question, "answers": list(right.texts)}
-                record |= {"generated": free.text, "log_prob": free.log_prob}
-                if chosen:
-                    scores["ranked"] = score_answer(chosen[0].text, right, rule=rule)
-                    there = {near for text in right.texts for near in known.get(normalise_answer(text), ())}
-                    scores["most"] = max((score_answer(text, right, rule=rule) for text in there), default=0.0)
-                    record |= {"ranked": chosen[0].text, "probability": chosen[0].probability}
-                for name, value in scores.items():
-                    totals[name] = totals.get(name, 0.0) + value
-                records.append({**record, **{f"accuracy_{name}": value for name, value in scores.items()}})
-    return {f"accuracy_{name}": total / len(records) for name, total in totals.items()}, records
+            for row, owner, (free, *_), ordered in zip(
+                rows.tolist(), owners.tolist(), written, ranked, strict=True
+            ):
+                right, question = given[row], batch.texts[row]
+                own_rule = cast("AccuracyRule", asked_of_image[owner].rule or rule)
+                record: dict[str, object] = {"key": batch.keys[owner], "question": question}
+                record |= {"question_id": right.about.id} if right.about.id is not None else {}
+                record |= {"answers": list(right.texts), "generated": free.text, "log_prob": free.log_prob}
+                options = {"generated": [free.text]}
+                if ordered:
+                    record |= {"ranked": ordered[0].text, "probability": ordered[0].probability}
+                    there = [near for text in right.texts for near in known.get(normalise_answer(text), ())]
+                    options |= {"ranked": [ordered[0].text], "most": there}
+                found = _scores(options, right, own_rule) if right.texts else {}
+                if right.about.choices:
+                    choices, own = right.about.choices, torch.tensor([owner], device=model.device)
+                    one = model.ask(memory.select(own), [question], prompt=prompt, max_length=max_length)
+                    record["choice"] = model.rank(one, choices, keep=len(choices))[0][0].text
+                    if right.about.correct is not None:
+                        found["choice"] = float(record["choice"] == choices[right.about.correct])
+                for name, value in found.items():
+                    scores[name].append(value)
+                    if right.about.kind and name != "choice":
+                        scores[f"{name}, {right.about.kind}"].append(value)
+                records.append({**record, **{f"accuracy_{name}": value for name, value in found.items()}})
+    metrics = {f"accuracy_{name}": sum(values) / len(values) for name, values in scores.items()}
+    unanswered = sum(not record["answers"] for record in records)
+    return metrics | ({"num_unanswered": float(unanswered)} if unanswered else {}), records
+
+
+def _scores(options: Mapping[str, Sequence[str]], right: GivenAnswers, rule: AccuracyRule) -> dict[str, float]:
+    """How right the best of some answers is, by name; beside it after normalisation where the rule does without."""
+    rules = {"": rule, ", normalised": "normalised"} if rule in AS_GIVEN else {"": rule}
+    found: dict[str, float] = {}
+    for ending, one in rules.items():
+        if rule == "direct" and right.about.difficult and not ending:
+            continue  # A-OKVQA's program leaves it out; LAVIS, which normalises, does not
+        for name, texts in options.items():
+            values = (score_answer(text, right, rule=one) for text in texts)
+            found[f"{name}{ending}"] = max(values, default=0.0)
+    return found
 
 
 def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:

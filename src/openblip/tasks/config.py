@@ -56,8 +56,9 @@ class AnsweringConfig:
     keep: int = 128
     """Answers that are read whole for each question, chosen by their first token."""
     rule: AccuracyRule = "official"
-    """Of accuracy: "official" compares unanimous answers as they were given, as the VQA program does; "normalised"
-    without regard to case, articles and marks, like all others."""
+    """Of accuracy, where the data do not say theirs: "official" compares unanimous answers as they were given, as
+    the VQA program does; "normalised" without regard to case, articles and marks, like all others; "direct" is that
+    of A-OKVQA, "exact" that of GQA."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:

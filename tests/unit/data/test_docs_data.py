@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from make_data import encoded, make_image
 
+from openblip.data.cards.table import markdown_tables
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import SourceConfig, open_source, parse_spec
 
@@ -27,6 +28,12 @@ def blocks(language: str) -> list[str]:
 def test_every_setting_is_named() -> None:
     fields = {field.name for field in dataclasses.fields(SourceConfig)} - {"path"}
     assert {name for name in fields if f"`{name}" not in PAGE} == set()
+
+
+def test_its_tables_of_datasets_are_those_of_the_cards() -> None:
+    """To renew them, put what `markdown_tables` gives between the marks."""
+    (tables,) = re.findall(r"<!-- datasets -->\n(.*?)<!-- end -->", PAGE, flags=re.DOTALL)
+    assert tables == markdown_tables()
 
 
 def test_every_cause_is_named() -> None:

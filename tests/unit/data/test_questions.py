@@ -16,7 +16,7 @@ from make_data import encoded, make_image
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
 from openblip.data.sources import open_source
-from openblip.data.sources.answers import question_texts, read_questions
+from openblip.data.sources.answers import by_question, question_texts, read_questions
 from openblip.data.sources.questions import answers_of, given_answers, open_questions
 from openblip.data.stream import Loader
 from openblip.data.world.dataset import WorldConfig, write_world
@@ -47,7 +47,8 @@ def merged(source: Any, index: int) -> dict[str, dict[str, float]]:
     ("row", "expected"),
     [
         ({"answers": "red"}, {"red": 1.0}),
-        ({"answers": ["red", " red", "pink", ""]}, {"red": 2 / 3, "pink": 1 / 3}),
+        ({"answers": ["red", " red", "pink", ""]}, {"red": 0.5, "pink": 0.25}),
+        ({"answers": ["2", 2, 2.0]}, {"2": 1.0}),
         ({"answers": ["red", "pink"], "weights": [0.9, 0.3]}, {"red": 0.9, "pink": 0.3}),
         ({"answers": "red", "weights": 0.2}, {"red": 0.2}),
         ({"answers": {"red": 2, "pink": 1}}, {"red": 2.0, "pink": 1.0}),
@@ -59,9 +60,9 @@ def merged(source: Any, index: int) -> dict[str, dict[str, float]]:
     ],
 )
 def test_answers_are_read_however_they_are_written(row: dict[str, Any], expected: dict[str, float]) -> None:
-    questions, answers = read_questions(question_texts({"question": " what? ", **row}, NAMES, "line 1"))
+    questions, given = read_questions(question_texts({"question": " what? ", **row}, NAMES, "line 1"))
     assert questions == ("what?",)
-    assert answers["what?"].merged == pytest.approx(expected)
+    assert given[0].merged == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,10 @@ def test_answers_are_read_however_they_are_written(row: dict[str, Any], expected
         ({"question": "", "answers": "red"}, 'no question under "question"'),
         ({"answers": "red"}, 'no question under "question"'),
         ({"question": "what?"}, 'no answer under "answers"'),
-        ({"question": "what?", "answers": ["", None]}, 'no answer under "answers"'),
+        ({"question": "what?", "answers": ["", " "]}, 'no answer under "answers"'),
+        ({"question": "what?", "answers": None}, 'no answer under "answers"'),
+        ({"question": "what?", "answers": ["a", None]}, "an answer is null"),
+        ({"question": "what?", "answers": [{"answer": None}]}, "an answer is null"),
         ({"question": "what?", "answers": ["a", "b"], "weights": [1]}, "the weights of 2 answers are"),
         ({"question": "what?", "answers": ["a"], "weights": [-1]}, "the weights of 1 answers are"),
         ({"question": "what?", "answers": {"a": "much"}}, "the weights of 1 answers are"),
@@ -85,9 +89,9 @@ def test_rows_that_ask_or_answer_nothing_are_reported(row: dict[str, Any], messa
 
 def test_a_question_asked_twice_of_an_image_counts_twice_with_all_answers() -> None:
     rows = [{"question": "what?", "answers": text} for text in ("a", "b", "a")]
-    questions, answers = read_questions(text for row in rows for text in question_texts(row, NAMES, ""))
+    questions, given = read_questions(text for row in rows for text in question_texts(row, NAMES, ""))
     assert questions == ("what?",) * 3
-    assert answers["what?"].merged == pytest.approx({"a": 2 / 3, "b": 1 / 3})
+    assert by_question(questions, given)["what?"].merged == pytest.approx({"a": 2 / 3, "b": 1 / 3})
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "nested", "inside"])

@@ -19,6 +19,11 @@ from openblip.data.sources.questions import open_questions
 from openblip.data.sources.statements import open_statements
 
 GIVEN: dict[str, Any] = {
+    "root": ".",
+    "image_name": "images/{caption}.png",
+    "need_answers": False,
+    "rule": "exact",
+    "answer_weight": 0.2,
     "split": "train",
     "image_root": ".",
     "absolute_paths": True,
@@ -58,7 +63,7 @@ OF_TABLES = {"split", "image_root", "absolute_paths", "image_column", "text_colu
 READ = {
     "folder": {"text_column"},
     "tars": {"image_column", "text_column", "id_column", "meta_columns"},
-    "table": OF_TABLES,
+    "table": OF_TABLES | {"image_name"},
     "parquet": OF_TABLES,
     "world": set[str](),
 }

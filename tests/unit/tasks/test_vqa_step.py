@@ -14,6 +14,7 @@ from torch import Tensor
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.data.sources.answers import GivenAnswers
+from openblip.data.sources.questions import Asked, answers_of
 from openblip.generation.types import DecodeConfig
 from openblip.models.pixels import normalize
 from openblip.models.vqa import BlipVqa
@@ -40,9 +41,11 @@ def asked(owners: Sequence[int], given: Sequence[GivenAnswers] = GIVEN) -> Batch
     """Images with questions, `given` in turn."""
     batch = small.batch(list(owners))
     questions = [small.QUESTIONS[i % 4] for i in range(len(owners))]
-    meta: list[dict[str, Any]] = [{"answers": {}} for _ in batch.keys]
-    for number, (owner, question) in enumerate(zip(owners, questions, strict=True)):
-        meta[owner]["answers"][question] = given[number % len(given)]
+    own = [[n for n, owner in enumerate(owners) if owner == image] for image in range(len(batch))]
+    meta = [
+        {"asked": Asked(tuple(questions[n] for n in numbers), tuple(given[n % len(given)] for n in numbers))}
+        for numbers in own
+    ]
     return replace(batch, texts=questions, meta=meta)
 
 
@@ -57,7 +60,7 @@ def one_by_one(model: BlipVqa, tokenizer: TextTokenizer, batch: Batch) -> float:
     for question, owner in zip(batch.texts, batch.image_index.tolist(), strict=True):
         memory = model.remember(model.encode_image(normalize(batch.images[owner][None])))
         read = VqaAdapter(model, tokenizer).read(memory, encode_questions(tokenizer, [question]))
-        for text, weight in batch.meta[owner]["answers"][question].merged.items():
+        for text, weight in answers_of(batch.meta[owner])[question].merged.items():
             ids = tokenizer.encode([text], first="dec").input_ids
             logits = model.text_decoder(ids, memory=read)[0, :-1].log_softmax(-1)
             total -= weight * float(logits.gather(1, ids[0, 1:, None]).sum())
@@ -172,7 +175,7 @@ def test_evaluation_answers_every_question_both_ways(tokenizer: TextTokenizer) -
         for question, owner in zip(batch.texts, batch.image_index.tolist(), strict=True):
             memory = model.remember(model.encode_image(normalize(batch.images[owner][None])))
             read = VqaAdapter(model, tokenizer).read(memory, encode_questions(tokenizer, [question]))
-            right = batch.meta[owner]["answers"][question]
+            right = answers_of(batch.meta[owner])[question]
             record = records[len(expected["most"])]
             assert (record["key"], record["question"]) == (batch.keys[owner], question)
             for name, found in (

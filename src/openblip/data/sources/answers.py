@@ -7,7 +7,8 @@
     {"image": "1.jpg", "conversations": [{"from": "human", "value": "what color is it?"}, {"from": "gpt", ...}]}
     {"image": "1.jpg", "questions": [{"question": "what color is the bus?", "answer": "red"}, ...]}
 
-An answer that several people gave stands there several times, or has a weight.
+An answer that several people gave stands there several times, or has a weight. A number is an answer as its text
+is; an empty answer counts among those that were given, and is not trained on; null is no answer.
 """
 
 from __future__ import annotations
@@ -16,27 +17,48 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from openblip.data.sample import BrokenSample
-from openblip.data.sources.cells import is_missing, turns
+from openblip.data.sources.cells import given_id, is_missing, turns
 
 __all__ = [
+    "ABOUT_COLUMNS",
     "ANSWER_COLUMNS",
     "HOLDING_ANSWERS",
     "QUESTION_COLUMNS",
     "WEIGHT_COLUMNS",
+    "About",
     "GivenAnswers",
+    "by_question",
     "question_texts",
     "read_questions",
 ]
 
 QUESTION_COLUMNS = ("question", "questions", "text", "conversations", "messages")
-HOLDING_ANSWERS = ("questions", "conversations", "messages")
+HOLDING_ANSWERS = ("questions", "qas", "conversations", "messages")
 """Columns of questions in which each has its answer with it."""
-ANSWER_COLUMNS = ("answer", "answers", "multiple_choice_answer")
+ANSWER_COLUMNS = ("answer", "answers", "direct_answers", "multiple_choice_answer")
 WEIGHT_COLUMNS = ("weights", "answer_weights", "weight")
+ABOUT_COLUMNS = ("question_id", "choices", "correct_choice_idx", "difficult_direct_answer", "answer_type", "types")
+"""Columns of what published datasets say of a question besides, see `About`."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What published datasets say of a question besides its answers."""
+
+    id: int | str | None = None
+    """as written there: evaluation servers tell 1 from "1" """
+    choices: tuple[str, ...] = ()
+    """to choose from (A-OKVQA)"""
+    correct: int | None = None
+    """which of the choices is right; None where that is not told"""
+    difficult: bool = False
+    """left out of the accuracy of direct answers (A-OKVQA)"""
+    kind: str = ""
+    """VQA's "yes/no", "number" or "other"; GQA's "open" or "binary" """
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,29 +66,36 @@ class GivenAnswers:
     """What was answered to a question."""
 
     texts: tuple[str, ...]
-    """an answer that several people gave as often as they gave it"""
+    """an answer that several people gave as often as they gave it; none where answers are to be predicted"""
     weights: tuple[float, ...]
     """of each in training; equal shares of one where the data give none"""
+    about: About = About()
 
     @property
     def merged(self) -> dict[str, float]:
-        """Each answer once, with the sum of its weights."""
+        """Each answer with a word in it once, with the sum of its weights."""
         found: dict[str, float] = {}
         for text, weight in zip(self.texts, self.weights, strict=True):
-            found[text] = found.get(text, 0.0) + weight
+            if text:
+                found[text] = found.get(text, 0.0) + weight
         return found
 
 
-def question_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> tuple[str, ...]:
+def question_texts(
+    row: Mapping[str, Any], names: Mapping[str, str], label: str, *, need_answers: bool = True
+) -> tuple[str, ...]:
     """The questions of a row, each with its answers as one JSON text that `read_questions` reads.
 
     So they go through whatever carries captions: columns, grouping by image, one of several drawn.
 
     Args:
-        names: which columns hold the "question", its "answer" and, where there are any, the "weight" of each.
+        names: which columns hold the "question", its "answer" and, where there are any, the "weight" of each; and
+            by their own names `ABOUT_COLUMNS`.
+        need_answers: refuse questions without answers.
 
     Raises:
-        BrokenSample: "bad-row", a question without a word, without answers, or with weights that are none.
+        BrokenSample: "bad-row", a question without a word, without answers, with an answer that is null, or with
+            weights that are none.
     """
     cell = _opened(row.get(names["question"]))
     if said := turns(cell):
@@ -75,39 +104,75 @@ def question_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str)
         return tuple(text for item in asked for text in question_texts(item, _guess(item), label))
     if isinstance(cell, list | tuple):
         items = [item if isinstance(item, Mapping) else {} for item in cell]
-        return tuple(text for item in items for text in question_texts(item, _guess(item), label))
+        return tuple(
+            text for item in items for text in question_texts(item, _guess(item), label, need_answers=need_answers)
+        )
     question = "" if is_missing(cell) else str(cell).strip()
     if not question:
         raise BrokenSample("bad-row", label, f'no question under "{names["question"]}"')
     column = names.get("answer", ANSWER_COLUMNS[0])
-    answers, weights = _answers(_opened(row.get(column)))
-    if not answers:
+    answers, weights = _answers(_opened(row.get(column)), label)
+    if not any(answers) and (need_answers or not is_missing(row.get(column))):
         raise BrokenSample("bad-row", label, f'no answer under "{column}"')
     given = _opened(row.get(names["weight"])) if "weight" in names else None
     if not is_missing(given):
         weights = _numbers(given if isinstance(given, list | tuple) else [given])
     if len(weights) != len(answers) or not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise BrokenSample("bad-row", label, f"the weights of {len(answers)} answers are {given or weights!r}")
-    return (json.dumps([question, answers, weights], ensure_ascii=False),)
+    plain = asdict(About())
+    about = {name: value for name, value in asdict(_about(row, names, label)).items() if value != plain[name]}
+    return (json.dumps([question, answers, weights, about], ensure_ascii=False),)
 
 
-def read_questions(texts: Iterable[str]) -> tuple[tuple[str, ...], dict[str, GivenAnswers]]:
-    """Questions and the answers to each, from what `question_texts` made.
-
-    A question that was asked twice of an image has the answers of both, so that each asking counts once.
-    """
+def read_questions(texts: Iterable[str]) -> tuple[tuple[str, ...], tuple[GivenAnswers, ...]]:
+    """Questions and the answers to each, from what `question_texts` made; a question may be there twice."""
     questions: list[str] = []
-    found: dict[str, GivenAnswers] = {}
+    found: list[GivenAnswers] = []
     for text in texts:
-        question, answers, weights = json.loads(text)
-        if question in found:
-            before = found[question]
-            times = questions.count(question)
-            shares = [weight * times / (times + 1) for weight in before.weights]
-            answers, weights = [*before.texts, *answers], [*shares, *(w / (times + 1) for w in weights)]
-        found[question] = GivenAnswers(tuple(answers), tuple(weights))
+        question, answers, weights, about = json.loads(text)
+        about = About(**{**about, "choices": tuple(about.get("choices", ()))})
         questions.append(question)
-    return tuple(questions), found
+        found.append(GivenAnswers(tuple(answers), tuple(weights), about))
+    return tuple(questions), tuple(found)
+
+
+def by_question(questions: Sequence[str], given: Sequence[GivenAnswers]) -> dict[str, GivenAnswers]:
+    """The answers to each question; one that was asked twice has those of both, so that each asking counts once."""
+    found: dict[str, GivenAnswers] = {}
+    times: dict[str, int] = {}
+    for question, answers in zip(questions, given, strict=True):
+        count = times.get(question, 0)
+        times[question] = count + 1
+        if question not in found:
+            found[question] = answers
+            continue
+        before = found[question]
+        weights = [weight * count / (count + 1) for weight in before.weights]
+        weights += [weight / (count + 1) for weight in answers.weights]
+        found[question] = replace(before, texts=before.texts + answers.texts, weights=tuple(weights))
+    return found
+
+
+def _about(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> About:
+    """What a row says besides.
+
+    Raises:
+        BrokenSample: "bad-row", choices among which the right one is not.
+    """
+    number, choices, correct, difficult, kind, types = (row.get(names.get(name, name)) for name in ABOUT_COLUMNS)
+    choices = _opened(choices)
+    choices = tuple(map(str, choices)) if isinstance(choices, list | tuple) else ()
+    if choices and correct is not None and (type(correct) is not int or not 0 <= correct < len(choices)):
+        raise BrokenSample("bad-row", label, f"correct_choice_idx is {correct!r:.40}, of {len(choices)} choices")
+    if isinstance(types, Mapping) and "structural" in types:
+        kind = "open" if types["structural"] == "query" else "binary"
+    return About(
+        id=number if type(number) is int else given_id(number) or None,
+        choices=choices,
+        correct=correct if choices else None,
+        difficult=difficult is True,
+        kind=kind if isinstance(kind, str) else "",
+    )
 
 
 def _guess(item: Mapping[str, Any]) -> dict[str, str]:
@@ -127,21 +192,26 @@ def _opened(value: Any) -> Any:
     return value
 
 
-def _answers(value: Any) -> tuple[list[str], list[float]]:
+def _answers(value: Any, label: str) -> tuple[list[str], list[float]]:
     """Answers with their weights, from one, several, several with weights, or objects of VQA's annotations."""
     if isinstance(value, Mapping) and "answer" not in value:
         given = {str(text).strip(): weight for text, weight in value.items() if str(text).strip()}
         return list(given), _numbers(given.values())
+    if is_missing(value):
+        return [], []
     several: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
-    texts = [_word(item.get("answer") if isinstance(item, Mapping) else item) for item in several]
-    texts = [text for text in texts if text]
+    cells = [item.get("answer") if isinstance(item, Mapping) else item for item in several]
+    if any(map(is_missing, cells)):
+        raise BrokenSample("bad-row", label, f"an answer is null: {several!r:.80}")
+    texts = [_word(cell) for cell in cells]
     return texts, [1 / max(1, len(texts))] * len(texts)
 
 
 def _word(value: Any) -> str:
+    """An answer as text: true is "yes", 2.0 (as pandas writes 2 beside a missing value) is "2"."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "" if is_missing(value) else str(value).strip()
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _numbers(values: Iterable[Any]) -> list[float]:

@@ -7,6 +7,7 @@ such column) is a `UserError` when the source is opened.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -33,7 +34,20 @@ __all__ = [
 ]
 
 COLUMN_SETTINGS = ("image_column", "text_column", "id_column", "answer_column", "meta_columns")
-_OF_EVERY_SOURCE = frozenset(("path", "name", "weight", "pairs", "need_texts", "max_questions", "num_images"))
+_OF_EVERY_SOURCE = frozenset(
+    (
+        "path",
+        "name",
+        "weight",
+        "pairs",
+        "need_texts",
+        "need_answers",
+        "answer_weight",
+        "rule",
+        "max_questions",
+        "num_images",
+    )
+)
 URL_COLUMNS = ("url", "image_url", "img_url")
 
 
@@ -42,7 +56,10 @@ class SourceConfig:
     """Where samples come from and how they are read; docs/data.md shows each format."""
 
     path: str
-    """A folder, a captions file, tars (folder, glob, {000..099}.tar), "hf:NAME[:SPLIT]" or "world:SPLIT"."""
+    """A folder, a captions file, tars (folder, glob, {000..099}.tar), "hf:NAME[:SPLIT]", "world:SPLIT", or a split
+    of a published dataset, "coco:test" (see data/cards)."""
+    root: str = ""
+    """The folder of published datasets; default: that of the variable OPENBLIP_DATA."""
     name: str = ""
     """Keeps image ids of several sources apart (default: the path); sources of one name share their ids."""
     weight: float | None = None
@@ -58,6 +75,8 @@ class SourceConfig:
     image_column: str = ""
     """Column of the image's path or bytes, in tars its ending; guessed from the usual names when empty. Of samples
     with several images one column for each, "left,right", or one that holds lists."""
+    image_name: str = ""
+    """The path of a row's image from other columns, "val2017/{image_id:012}.jpg"; rows without these name it."""
     num_images: int = 1
     """Images of each sample: 2 for the pairs of NLVR2. Only tables and hf: have samples with several."""
     text_column: str = ""
@@ -74,6 +93,12 @@ class SourceConfig:
     """The texts are statements, true or false, see `statements.open_statements`; `text_column` names theirs."""
     answer_column: str = ""
     """Column of the answers to a question, or of a statement's label; guessed from the usual names when empty."""
+    need_answers: bool = True
+    """False: questions without answers will do, as those of a test split whose answers are predicted."""
+    answer_weight: float | None = None
+    """In training, of the answers to these questions (None: 1): BLIP gives those of Visual Genome 0.2."""
+    rule: str = ""
+    """Of accuracy of answers to these questions, see `metrics.answers`; default: that of the evaluation."""
     max_questions: int = 0
     """Most questions about an image in one sample; an image with more makes several. 0 takes all."""
 
@@ -82,6 +107,8 @@ class SourceConfig:
             raise UserError("a data source needs a path: a folder, captions file, tars, hf:NAME or world:SPLIT")
         if self.weight is not None and not self.weight > 0:
             raise UserError(f"the weight of source {self.path} must be above 0, not {self.weight}")
+        if self.answer_weight is not None and not 0 < self.answer_weight < math.inf:
+            raise UserError(f"answer_weight of source {self.path} must be above 0, not {self.answer_weight}")
         if self.max_questions < 0:
             raise UserError(f"max_questions of source {self.path} cannot be negative, and is {self.max_questions}")
         if self.num_images < 1:
@@ -184,8 +211,14 @@ def refuse_unread(config: SourceConfig, reads: frozenset[str], what: str) -> Non
         )
     if config.answer_column and not (config.questions or config.statements):
         raise UserError(f'{what} reads the setting "answer_column" only for questions and statements')
-    if config.max_questions and not config.questions:
-        raise UserError(f'{what} reads the setting "max_questions" only for questions with answers (finetune vqa)')
+    for name, given in (
+        ("max_questions", config.max_questions),
+        ("rule", config.rule),
+        ("need_answers", not config.need_answers),
+        ("answer_weight", config.answer_weight is not None),
+    ):
+        if given and not config.questions:
+            raise UserError(f'{what} reads the setting "{name}" only for questions with answers (finetune vqa)')
 
 
 class PairsSource(Source):

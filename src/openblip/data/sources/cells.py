@@ -34,7 +34,7 @@ TEXT_COLUMNS = (
 )
 ID_COLUMNS = ("image_id", "img_id", "imgid", "cocoid")
 
-_TEXT_FIELDS = ("raw", "caption", "text", "sentence", "description", "value")
+_TEXT_FIELDS = ("raw", "caption", "text", "sentence", "description", "phrase", "value")
 _NO_ID = frozenset({"", "nan", "none", "null", "<na>"})
 NO_TEXT = frozenset({"nan", "NaN", "<NA>"})
 """What str() and the csv module make of pandas' missing captions; "None" is an answer that people give."""

@@ -77,7 +77,7 @@ class HubSource(Source):
 
         def count(row: dict[str, Any]) -> int:
             try:
-                return len(row_texts(row, self._columns, ""))
+                return len(row_texts(row, self._columns, "", need_answers=self._config.need_answers))
             except BrokenSample:
                 return 0
 
@@ -105,7 +105,7 @@ class HubSource(Source):
         image_id = key if any(isinstance(image, bytes) for image in given) else image_name(*given)
         if self._ids is not None:
             image_id = self._ids[index].as_py()
-        texts = row_texts(row, self._columns, key)
+        texts = row_texts(row, self._columns, key, need_answers=self._config.need_answers)
         meta = {name: row[name] for name in self._config.meta_columns}
         return Sample(key=key, images=images, texts=texts, image_id=image_id, meta=meta)
 

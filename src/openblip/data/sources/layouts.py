@@ -41,11 +41,17 @@ def rows_of_object(content: Mapping[str, Any], path: Path, config: SourceConfig)
                 label = f"{path.name}[{number}]"
                 yield BrokenSample("bad-row", label, f"several images have its image_id, {row['image_id']!r}")
             else:
-                yield {"image": owners[0].get("file_name") if owners else None, **row}
+                owner = owners[0] if owners else {}
+                kept = {name: owner[name] for name in config.meta_columns if name in owner}
+                yield {**kept, "image": owner.get("file_name"), **row}
     elif isinstance(images, list):
         yield from _images_alone(images, path, config)
     elif isinstance(annotations, list):
         yield from annotations
+    elif isinstance(content.get("data"), list):  # TextCaps'
+        yield from content["data"]
+    elif content and all(isinstance(row, dict) and "question" in row for row in content.values()):  # GQA's
+        yield from ({"question_id": number, **row} for number, row in content.items())
     elif any(str(name).strip().lower() in IMAGE_COLUMNS for name in content):
         yield content  # one row, not in a list
     else:
@@ -97,13 +103,15 @@ def _is_vqa(content: Mapping[str, Any], part: str) -> bool:
 def _vqa(content: Mapping[str, Any], path: Path, config: SourceConfig) -> Iterator[Any]:
     """Questions joined with their answers from the file beside this one."""
     here, there = ("questions", "annotations") if _is_vqa(content, "questions") else ("annotations", "questions")
-    other = _partner(content, path, here, there)
+    alone = here == "questions" and not config.need_answers
+    other = {there: []} if alone else _partner(content, path, here, there)
     pair = {here: content, there: other}
     answers = {
         given_id(row.get("question_id")): row for row in pair["annotations"]["annotations"] if isinstance(row, dict)
     }
     kind = content.get("data_type", other.get("data_type", "mscoco"))
     subset = str(content.get("data_subtype", other.get("data_subtype", "")))
+    subset = subset.replace("test-dev", "test")  # which is a part of it, with the same images
     roots = image_roots(config.image_root, str(path.parent))
     folder = f"{subset}/" if any(os.path.isdir(os.path.join(root, subset)) for root in roots) and subset else ""
     prefix, ending = ("COCO", "jpg") if kind == "mscoco" else (kind, "png")

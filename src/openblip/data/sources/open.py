@@ -18,6 +18,7 @@ from openblip.core.config import override
 from openblip.core.errors import UserError, nearest
 from openblip.core.kinds import looks_like, read_head
 from openblip.core.places import QUERY, local_path, missing_data
+from openblip.data.cards.find import find_split, missing_images
 from openblip.data.formats import IMAGE_SUFFIXES
 from openblip.data.sources.base import PairsSource, Source, SourceConfig, refuse_unread
 from openblip.data.sources.folder import FolderSource, with_texts
@@ -67,13 +68,16 @@ def open_source(spec: SourceConfig | str) -> Source:
     Raises:
         UserError: nothing is there, its kind cannot be recognized, it is empty, or a column is missing.
     """
-    config = parse_spec(spec) if isinstance(spec, str) else spec
+    given = parse_spec(spec) if isinstance(spec, str) else spec
+    config = find_split(given)
     source = _open(config)
     if not len(source):
         bad = f"; {len(source.bad_rows)} rows cannot be read, first {source.bad_rows[0]}" if source.bad_rows else ""
         raise UserError(f"{config.path} holds no samples{bad}")
     refuse_unread(config, source.reads, config.path)
     source.name = config.name or config.path
+    if config is not given:
+        missing_images(source, given.path)
     return PairsSource(source) if config.pairs else source
 
 
@@ -94,7 +98,7 @@ def source_parts(spec: SourceConfig | str) -> SourceParts:
     Raises:
         UserError: a setting of `spec` is wrong.
     """
-    config = parse_spec(spec) if isinstance(spec, str) else spec
+    config = find_split(parse_spec(spec) if isinstance(spec, str) else spec)
     place = local_path(config.path)
     if place.startswith(("world:", "hf:")) or "://" in place:
         return SourceParts([config])

@@ -52,6 +52,8 @@ _CACHE_BYTES = 256 << 20
 
 def open_parquet(paths: Sequence[Path], config: SourceConfig) -> TableSource:
     """Open one parquet file, or several with the same columns."""
+    if config.image_name:
+        raise UserError(f'{config.path} is parquet, which does not read the setting "image_name"')
     try:
         return _open(paths, config)
     except UnicodeDecodeError as error:  # names of columns, and cells of nested types
@@ -107,7 +109,7 @@ def _open(paths: Sequence[Path], config: SourceConfig) -> TableSource:
         images = ImagePaths(places, roots, absolute=config.absolute_paths)
     num_rows = len(rows) - len(bad_rows)
     if "question" in names or "statement" in names:
-        texts, text_row, without_answers = _answered(table, names, paths[0].name)
+        texts, text_row, without_answers = _answered(table, names, paths[0].name, need_answers=config.need_answers)
         bad_rows += without_answers
     else:
         column = table[names["caption"]] if "caption" in names else None
@@ -358,7 +360,7 @@ def _flatten(column: pa.ChunkedArray | None, file: str) -> tuple[pa.Array, np.nd
 
 
 def _answered(
-    table: pa.Table, names: Mapping[str, str], file: str
+    table: pa.Table, names: Mapping[str, str], file: str, *, need_answers: bool
 ) -> tuple[pa.Array, np.ndarray, list[BrokenSample]]:
     """Return the questions or statements one by one with their rows, and what is wrong with other rows."""
     texts: list[str] = []
@@ -367,7 +369,7 @@ def _answered(
     columns = [column for role, column in names.items() if not role.startswith("image") and role != "id"]
     for number, row in enumerate(table.select(columns).to_pylist()):
         try:
-            found = row_texts(row, names, f"{file}:{number}")
+            found = row_texts(row, names, f"{file}:{number}", need_answers=need_answers)
         except BrokenSample as broken:
             bad.append(broken)
             continue

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from openblip.core.errors import UserError
 from openblip.core.places import local_path, missing_data
 from openblip.data.sample import BrokenSample
+from openblip.data.sources.cells import IMAGE_COLUMNS, given_id
 
-__all__ = ["image_roots", "locate_image"]
+__all__ = ["image_roots", "locate_image", "name_images"]
+
+_PLACE = re.compile(r"\{(\w+)(?::0(\d+))?\}")
 
 
 def image_roots(given: str, default: str) -> tuple[str, ...]:
@@ -59,3 +65,30 @@ def locate_image(name: str, roots: tuple[str, ...], *, key: str, absolute: bool)
         return Path(os.path.normpath(name))
     hint = "; set absolute_paths if you trust the file" if os.path.isabs(name) else ""
     raise BrokenSample("bad-row", key, f"{name} leads out of {' and '.join(roots)}{hint}")
+
+
+def name_images(
+    rows: Iterable[tuple[str, dict[str, Any] | BrokenSample]], pattern: str
+) -> Iterator[tuple[str, dict[str, Any] | BrokenSample]]:
+    """Rows with "image" made of their other columns; see `SourceConfig.image_name`.
+
+    Raises:
+        UserError: the pattern holds no column.
+    """
+    if not _PLACE.search(pattern):
+        raise UserError(f'image_name="{pattern}" names no column; write one as in "{{image_id:012}}.jpg"')
+    for label, row in rows:
+        if isinstance(row, BrokenSample):
+            yield label, row
+            continue
+        cells = {match[1]: given_id(row.get(match[1])) for match in _PLACE.finditer(pattern)}
+        if all(cells.values()):
+            name = pattern
+            for match in _PLACE.finditer(pattern):
+                name = name.replace(match[0], cells[match[1]].zfill(int(match[2] or 0)))
+            yield label, {**row, "image": name}
+        elif any(name.strip().lower() in IMAGE_COLUMNS for name in row):
+            yield label, row
+        else:
+            empty = next(name for name, cell in cells.items() if not cell)
+            yield label, BrokenSample("bad-row", label, f'no "{empty}" to name its image with')

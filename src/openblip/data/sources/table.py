@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from openblip.core.errors import UserError, nearest
 from openblip.data.sample import BrokenSample, ImageLike, Sample
 from openblip.data.sources.answers import (
+    ABOUT_COLUMNS,
     ANSWER_COLUMNS,
     HOLDING_ANSWERS,
     QUESTION_COLUMNS,
@@ -38,7 +39,7 @@ from openblip.data.sources.labels import (
     pair_images,
     statement_texts,
 )
-from openblip.data.sources.paths import image_roots, locate_image
+from openblip.data.sources.paths import image_roots, locate_image, name_images
 from openblip.data.sources.records import Row, read_records
 
 __all__ = [
@@ -143,7 +144,10 @@ class TableSource(Source):
     """Samples from `Columns`."""
 
     reads = frozenset(
-        (*COLUMN_SETTINGS, "split", "image_root", "absolute_paths", "questions", "statements", "num_images")
+        (
+            *(*COLUMN_SETTINGS, "split", "image_root", "image_name", "absolute_paths"),
+            *("questions", "statements", "num_images"),
+        )
     )
 
     def __init__(self, columns: Columns, config: SourceConfig, *, kind: str) -> None:
@@ -216,6 +220,8 @@ def open_records(path: Path, config: SourceConfig) -> TableSource:
     rows = read_records(path, config)
     if config.statements:
         rows = pair_images(rows, image_roots(config.image_root, str(path.parent)))
+    if config.image_name:
+        rows = name_images(rows, config.image_name)
     columns = _gather(rows, path, config)
     return TableSource(columns, config, kind=path.suffix[1:].lower())
 
@@ -249,7 +255,7 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
             continue
         try:
             paths = row_paths(row, image_columns(names), label, count=config.num_images)
-            found = row_texts(row, names, label)
+            found = row_texts(row, names, label, need_answers=config.need_answers)
         except BrokenSample as broken:
             bad_rows.append(broken)
             continue
@@ -313,15 +319,20 @@ def row_paths(row: Mapping[str, Any], columns: Sequence[str], label: str, *, cou
     return paths
 
 
-def row_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> tuple[str, ...]:
+def row_texts(
+    row: Mapping[str, Any], names: Mapping[str, str], label: str, *, need_answers: bool = True
+) -> tuple[str, ...]:
     """The captions of a row, or its questions or its statement as JSON.
+
+    Args:
+        need_answers: refuse questions without answers.
 
     Raises:
         BrokenSample: "bad-row", a question without answers or a statement without a label; "bad-text", a caption
             that is not UTF-8.
     """
     if "question" in names:
-        return question_texts(row, names, label)
+        return question_texts(row, names, label, need_answers=need_answers)
     if "statement" in names:
         return statement_texts(row, names, label)
     try:
@@ -386,10 +397,10 @@ def _question_columns(seen: Sequence[str], config: SourceConfig, where: str) -> 
     known = {name.strip().lower(): name for name in seen}
     question = find_column(config.text_column, QUESTION_COLUMNS, seen, what="question", where=where)
     names = {"question": question}
-    if (
-        question.strip().lower() not in HOLDING_ANSWERS or config.answer_column
-    ):  # which hold their answers themselves
+    holding = question.strip().lower() in HOLDING_ANSWERS  # which have their answers with them
+    here = config.need_answers or not known.keys().isdisjoint(ANSWER_COLUMNS)
+    if config.answer_column or (here and not holding):
         names["answer"] = find_column(config.answer_column, ANSWER_COLUMNS, seen, what="answer", where=where)
     if weight := next((known[name] for name in WEIGHT_COLUMNS if name in known), ""):
         names["weight"] = weight
-    return names
+    return names | {name: known[name] for name in ABOUT_COLUMNS if name in known}
