@@ -66,7 +66,8 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], None]] = {
     ("retrieve", "texts"): _lines,
     ("judge", "first"): check_image,
     ("judge", "second"): check_image,
-    **{(command, "out"): check_new_file for command in ("caption", "match", "ask", "embed")},
+    ("caption", "out"): lambda out: None if out.is_dir() else check_new_file(out),  # see its --write
+    **{(command, "out"): check_new_file for command in ("match", "ask", "embed")},
 }
 
 

@@ -17,7 +17,19 @@ from typing import Any
 
 import tyro
 
-from openblip.cli import bootstrap, capfilt, experiments, explain, features, judge, make, models, train, use
+from openblip.cli import (
+    bootstrap,
+    capfilt,
+    caption,
+    experiments,
+    explain,
+    features,
+    judge,
+    make,
+    models,
+    train,
+    use,
+)
 from openblip.cli.checks import check_arguments
 from openblip.cli.refusals import refusal
 from openblip.core.errors import UserError, nearest
@@ -28,7 +40,7 @@ __all__ = ["COMMANDS", "main"]
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "train": (train.train, train.recipes, features.cache_features),
     "use": (
-        *(use.caption, use.match, use.ask, judge.judge, use.embed, use.retrieve, use.evaluate),
+        *(caption.caption, use.match, use.ask, judge.judge, use.embed, use.retrieve, use.evaluate),
         explain.explain,
     ),
     "models": (models.info, models.convert),
