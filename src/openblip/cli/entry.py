@@ -21,12 +21,14 @@ from openblip.cli import (
     bootstrap,
     capfilt,
     caption,
+    classify,
     experiments,
     explain,
     features,
     judge,
     make,
     models,
+    score,
     train,
     use,
 )
@@ -40,7 +42,8 @@ __all__ = ["COMMANDS", "main"]
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "train": (train.train, train.recipes, features.cache_features),
     "use": (
-        *(caption.caption, use.match, use.ask, judge.judge, use.embed, use.retrieve, use.evaluate),
+        *(caption.caption, use.match, score.score, classify.classify, use.ask, judge.judge),
+        *(use.embed, use.retrieve, use.evaluate),
         explain.explain,
     ),
     "models": (models.info, models.convert),

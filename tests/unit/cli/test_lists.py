@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from openblip.cli.results import _sink, read_lines
+from openblip.cli.results import read_lines, sink
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
@@ -43,7 +43,7 @@ def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
 
 def test_results_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
-    with _sink(tmp_path / "out.jsonl") as write:
+    with sink(tmp_path / "out.jsonl") as write:
         write(name, {"image": name})
         write("b", {"image": "naïve.png"})
     lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
