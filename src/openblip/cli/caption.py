@@ -62,14 +62,12 @@ def caption(
         length_penalty: beams compare log-probability / length ** this; below 1 prefers short captions.
         seed: of sampling; the same seed gives an image the same captions in any batch.
         batch_size: images at a time.
-        write: txt puts NAME.txt beside each image, a caption on each line, as tools that train image generators
-            read it; images that have one are skipped, so that the same command resumes.
-        existing: with --write txt, what becomes of a file that is there; append adds lines that it lacks.
+        write: txt puts NAME.txt beside each image, one caption on each line; the same command resumes.
+        existing: with --write txt, what to do with a file that exists; append adds the lines that it lacks.
         extension: with --write txt, of the files.
         prefix: with --write txt, text before each caption, such as "mytoken, ".
         suffix: with --write txt, text after each caption.
-        out: a new file for the results, one JSON object a line; with --write txt, a folder for the text files that
-            mirrors those of the images.
+        out: a new file of JSON lines; with --write txt, a folder in which the texts lie as the images do in theirs.
     """
     need(images, WHAT_IMAGES)
     if write != "txt" and (existing, extension, prefix, suffix) != ("skip", ".txt", "", ""):

@@ -104,7 +104,7 @@ def _say_stopped(what: str, code: int, arguments: list[str]) -> int:
     name = " ".join(_joined(arguments)[:1])
     if name in COMMANDS and "resume" in inspect.signature(COMMANDS[name]).parameters:
         what += f"; {RESUME}"
-    elif name in _GO_ON:
+    elif name in _GO_ON or (name == "caption" and "txt" in arguments and "--existing" not in arguments):
         what += f"; {AGAIN}"
     return _say(what, code)
 

@@ -82,6 +82,7 @@ def test_a_stopped_command_resumes_and_leaves_what_is_there(
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_bytes", stopped)
         assert run() == 130
+    assert "the same command" in capfd.readouterr().err
     times = {path: path.stat().st_mtime_ns for path in written}
     done = sorted(times, key=str)
     done[0].write_text("mine\n")  # what a person has corrected since
