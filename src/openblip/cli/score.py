@@ -174,7 +174,7 @@ def _scored(
         elif why := refused(one.text):
             results[row] = BrokenSample("bad-text", one.place, why)
         else:
-            name = _name_of(one.image, row)
+            name = _name_of(one.image)
             if name not in rows_of:
                 images.append(ImageInput(name, one.image))
             rows_of.setdefault(name, []).append((row, one))
@@ -193,9 +193,11 @@ def _scored(
             given += 1
 
 
-def _name_of(image: ImageLike, row: int) -> str:
+def _name_of(image: ImageLike) -> str:
     """What is equal for equal images."""
-    return str(image) if isinstance(image, Path) else short_hash(image) if isinstance(image, bytes) else f"#{row}"
+    if isinstance(image, Path):
+        return str(image)
+    return short_hash(image) if isinstance(image, bytes) else f"#{id(image)}"
 
 
 def _record(pair: Pair, result: Score, *, text_ids: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_each_image_has_its_file_beside_it_and_the_loader_reads_it(photos: Path)
         (["photos/sub/", "photos/a.jpg"], ["a.txt", "c.d.txt", "deep/e.txt"]),
         (["photos/*/*.webp"], ["sub/c.d.txt"]),
         (["photos/sub/deep/e.jpg"], ["e.txt"]),
+        (["./photos/sub"], ["c.d.txt", "deep/e.txt"]),
         (["photos", "photos/a.jpg"], ["a.txt", "b.txt", "sub/c.d.txt", "sub/deep/e.txt"]),
     ],
 )
@@ -93,6 +95,20 @@ def test_images_that_differ_in_their_ending_share_a_text(photos: Path) -> None:
     plan = planned(TextFiles([photos], existing="overwrite"))
     assert plan.sharing == [("photos/a.png", "photos/a.jpg")]
     assert [image.name for image in plan.images][:2] == ["photos/a.jpg", "photos/b.PNG"]
+
+
+def test_images_of_a_list_have_texts_beside_them(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(Path("here.png"))
+    absolute = str(tmp_path / "photos" / "sub" / "c.d.webp")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{absolute}\nphotos/a.jpg\n"))
+    plan = planned(TextFiles(["-", "*.png"]))
+    assert plan.files == {
+        absolute: tmp_path / "photos" / "sub" / "c.d.txt",
+        "photos/a.jpg": Path("photos/a.txt"),
+        "here.png": Path("here.txt"),
+    }
 
 
 def test_nothing_is_written_outside(photos: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
 from openblip.data.sinks import read_rows, write_rows
 from openblip.data.sources.pairs import Pair, read_pairs
+from openblip.models.dual import BlipDual, DualConfig
 from openblip.tasks.predictor import Predictor
 from openblip.tasks.scoring import QUESTION, _blocks
 
@@ -130,6 +131,17 @@ def test_what_is_refused(predictor: Predictor, asker: Predictor) -> None:
             call()
 
 
+def test_two_towers_have_cosines_alone() -> None:
+    torch.manual_seed(0)
+    sizes = small.model().config
+    model = BlipDual(DualConfig(vision=sizes.vision, text=sizes.text, embed_dim=16)).eval()
+    towers = small.predictor(model, small.tokenizer())
+    (score,) = towers.score(IMAGES[0], "two dogs")[0]
+    cosine = float(towers.embed_images(IMAGES[0])[0] @ towers.embed_texts("two dogs")[0])
+    assert score.itc_similarity == pytest.approx(cosine, abs=1e-5)
+    assert (score.itm_probability, score.log_prob, score.vqa_probability) == (None, None, None)
+
+
 ROWS: list[dict[str, Any]] = [
     {"id": "x", "image": "0.png", "text": "two dogs"},
     {"id": 7, "image": "1.png", "text": "birds"},
@@ -195,6 +207,9 @@ def test_rows_keep_their_place_and_their_id(here: Path) -> None:
     assert [one.name for one in good("inside.parquet")] == ["inside.parquet row 0", "inside.parquet row 1"]
     Path("0.txt").write_text("two dogs\nbirds\n")
     assert [(one.id, one.text) for one in good(".?text_column=txt")] == [("0.png", "two dogs"), ("0.png", "birds")]
+    drawn = good("world:test?n=3")
+    assert len({one.row for one in drawn}) == 3
+    assert len({command._name_of(one.image) for one in drawn}) == 3, "the texts of an image share it"
     with pytest.raises(UserError, match='has no column "prompt"'):
         list(read_pairs("pairs.csv?image_column=image&text_column=prompt"))
 

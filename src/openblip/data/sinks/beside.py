@@ -161,7 +161,8 @@ class _Roots:
     def of(self, name: str) -> str:
         """The innermost of them that holds the image; of a list's, the image's own folder."""
         folder = os.path.dirname(name) or "."
-        holds = (root for root in self._roots if root == "." or folder == root or folder.startswith(_slash(root)))
+        below = not os.path.isabs(folder) and ".." not in Path(folder).parts
+        holds = (root for root in self._roots if (root == "." and below) or _slash(folder).startswith(_slash(root)))
         return next(holds, folder)
 
 
