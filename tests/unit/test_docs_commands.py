@@ -17,6 +17,7 @@ from PIL import Image
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import COMMANDS, _read, main
 from openblip.core.config import override
+from openblip.core.files import remove_quietly
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
 from openblip.models.text import TextConfig
@@ -36,6 +37,8 @@ STAND_INS = {
 USE = {
     "caption",
     "match",
+    "classify",
+    "score",
     "ask",
     "embed",
     "retrieve",
@@ -157,12 +160,13 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels).save(folder / name / f"000{number}{ending}")
             (folder / name / f"000{number}.txt").write_text(TEXTS[number % 3] + "\n")
     captions = "".join(f'{{"image": "photos/000{n}.png", "caption": "{TEXTS[n % 3]}"}}\n' for n in range(1, 9))
-    for name in ("captions.jsonl", "human.jsonl", "coco.jsonl"):
+    for name in ("captions.jsonl", "human.jsonl", "coco.jsonl", "pairs.jsonl"):
         (folder / name).write_text(captions)
     for name in ("questions.jsonl", "test.jsonl"):
         (folder / name).write_text("".join(QUESTION.format(n) for n in range(1, 9)))
     for name in ("answers.txt", "runs/vqa/answers.txt"):
         (folder / name).write_text("yes\nno\n")
+    (folder / "classes.txt").write_text("images\tdog\ncat\n")
     (folder / "dataset_coco.json").write_text(
         '{"images": [{"filename": "0002.png", "split": "test", "sentences": [{"raw": "two dogs"}]}]}'
     )
@@ -188,7 +192,7 @@ def run(words: list[str], place: Path) -> None:
     words = [STAND_INS.get(word, word) for word in words]
     for i, word in enumerate(words):
         if word == "--out":
-            shutil.rmtree(place / words[i + 1], ignore_errors=True)
+            remove_quietly(place / words[i + 1])
     if words[0] == "convert":
         shutil.rmtree(place / words[2], ignore_errors=True)
     assert main(words) == 0

@@ -56,7 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("page", "count"), [("using.md", 8), ("checkpoints.md", 4)])
+@pytest.mark.parametrize(("page", "count"), [("using.md", 9), ("checkpoints.md", 4)])
 def test_examples_run(page: str, count: int, place: Path) -> None:
     blocks = fenced(page, "python")
     assert len(blocks) == count

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 
 from openblip.core.errors import UserError
 
+if TYPE_CHECKING:
+    from openblip.generation.types import DecodeConfig
+
 __all__ = [
+    "WHAT_IMAGES",
     "Config",
     "Data",
     "Device",
@@ -22,14 +26,17 @@ __all__ = [
     "OptionalPath",
     "Out",
     "Pixels",
+    "Prompt",
     "Sets",
     "Texts",
     "Tokenizer",
     "Validation",
+    "decoding",
     "need",
     "person",
 ]
 
+WHAT_IMAGES = "the images: files, folders, globs, tars, or - for a list on standard input"
 _REQUIRED, _REPEAT = "(required)", "(repeat it for more)"
 
 Data = Annotated[tuple[str, ...], arg(metavar="DATA ...", help_behavior_hint="")]
@@ -51,6 +58,7 @@ Tokenizer = Annotated[
         help_behavior_hint="",
     ),
 ]
+Prompt = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 Pixels = Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")]
 Heads = Annotated[
     tuple[int, ...],
@@ -104,3 +112,12 @@ def need(values: tuple[object, ...], what: str) -> None:
 def person() -> bool:
     """Whether a person reads the output; a pipe or a file gets JSON lines."""
     return sys.stdout.isatty()
+
+
+def decoding(beams: int, number: int, nucleus: float | None = None, **more: Any) -> DecodeConfig:
+    """How texts are generated, by the options of a command."""
+    from openblip.generation.types import DecodeConfig
+
+    if nucleus is not None:
+        return DecodeConfig(sample=True, top_p=nucleus, num_sequences=number, **more)
+    return DecodeConfig(num_beams=max(beams, number), num_sequences=number, **more)

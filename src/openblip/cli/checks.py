@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from openblip.cli.classify import read_classes
 from openblip.cli.results import read_lines
 from openblip.cli.train import check_train
 from openblip.core.errors import require
@@ -57,7 +58,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "device": check_device,
 }
 """by the name of a parameter, whatever the command"""
-_OF_COMMANDS: dict[tuple[str, str], Callable[[Any], None]] = {
+_OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("info", "source"): check_model,
     ("convert", "source"): check_model,
     ("capfilt", "source"): _data,
@@ -67,9 +68,12 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], None]] = {
     ("explain", "out"): check_new_file,
     ("evaluate", "submission"): check_new_file,
     ("retrieve", "texts"): _lines,
+    ("score", "pairs"): _data,
+    ("classify", "classes"): read_classes,
     ("judge", "first"): check_image,
     ("judge", "second"): check_image,
-    **{(command, "out"): check_new_file for command in ("caption", "match", "ask", "embed")},
+    ("caption", "out"): lambda out: None if out.is_dir() else check_new_file(out),  # see its --write
+    **{(command, "out"): check_new_file for command in ("match", "ask", "embed", "classify", "score")},
 }
 
 

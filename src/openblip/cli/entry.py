@@ -20,6 +20,8 @@ import tyro
 from openblip.cli import (
     bootstrap,
     capfilt,
+    caption,
+    classify,
     datasets,
     experiments,
     explain,
@@ -27,6 +29,7 @@ from openblip.cli import (
     judge,
     make,
     models,
+    score,
     train,
     use,
 )
@@ -41,7 +44,8 @@ __all__ = ["COMMANDS", "main"]
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "train": (train.train, train.recipes, features.cache_features),
     "use": (
-        *(use.caption, use.match, use.ask, judge.judge, use.embed, use.retrieve, use.evaluate),
+        *(caption.caption, use.match, score.score, classify.classify, use.ask, judge.judge),
+        *(use.embed, use.retrieve, use.evaluate),
         explain.explain,
     ),
     "models": (models.info, models.convert),
@@ -104,7 +108,7 @@ def _say_stopped(what: str, code: int, arguments: list[str]) -> int:
     name = " ".join(_joined(arguments)[:1])
     if name in COMMANDS and "resume" in inspect.signature(COMMANDS[name]).parameters:
         what += f"; {RESUME}"
-    elif name in _GO_ON:
+    elif name in _GO_ON or (name == "caption" and "txt" in arguments and "--existing" not in arguments):
         what += f"; {AGAIN}"
     return _say(what, code)
 

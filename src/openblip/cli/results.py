@@ -11,13 +11,14 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from openblip.cli.arguments import person
 from openblip.core.errors import UserError
+from openblip.core.files import write_json
 from openblip.core.places import check_new_file
 from openblip.core.text import json_bytes, read_list
 
@@ -33,9 +34,12 @@ __all__ = [
     "conclude",
     "each_batch",
     "open_predictor",
+    "progress",
     "read_lines",
     "show_table",
+    "sink",
     "tell",
+    "tell_figures",
     "tell_left_out",
 ]
 
@@ -67,16 +71,20 @@ def each_batch(
     *,
     out: Path | None = None,
     before: Iterable[Row] = (),
+    schema: Mapping[str, Any] | None = None,
+    after: Callable[[], None] = lambda: None,
 ) -> None:
     """Go through the images a batch at a time and give each result; the exit code says if any was left out.
 
     Args:
-        out: a new file for the JSON lines, in place of standard output.
+        out: a new file for the results, in place of standard output.
         before: results that come first and need no image.
+        schema: see `sink`.
+        after: called at the end, such as to tell what all results come to.
     """
     began, broken = time.perf_counter(), []
     tell_left_out(images)
-    with _sink(out) as write, _progress(len(images)) as advance:
+    with sink(out, schema) as write, progress(len(images)) as advance:
         for line, record in before:
             write(line, record)
         for batch in predictor.batches(images):
@@ -87,6 +95,7 @@ def each_batch(
             for line, record in rows(batch) if len(batch) else ():
                 write(line, record)
             advance(len(batch) + len(batch.broken))
+    after()
     conclude(images, broken, f"{predictor.computing}, {time.perf_counter() - began:.1f} s")
 
 
@@ -118,13 +127,35 @@ def conclude(images: FoundImages, broken: list[BrokenSample], how: str) -> None:
         raise SystemExit(1)
 
 
+def tell_figures(line: str, figures: dict[str, Any], file: Path | None) -> None:
+    """Say on standard error what all results come to, and write it whole to a JSON file where one is named."""
+    print(f"openblip: {line}", file=sys.stderr)
+    if file is not None:
+        write_json(file, figures)
+
+
 @contextmanager
-def _sink(out: Path | None) -> Iterator[Callable[[str, dict[str, Any]], None]]:
-    """How results are written: `write(line, record)`."""
+def sink(
+    out: Path | None, schema: Mapping[str, Any] | None = None
+) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """How results are written: `write(line, record)`.
+
+    Args:
+        out: a new file, of JSON lines or .parquet; None is standard output.
+        schema: of the records as a parquet file's rows, see `data.sinks.tables`.
+    """
     if out is None and person():
         yield lambda line, record: print(line, flush=True)
         return
     check_new_file(out)
+    if out is not None and out.suffix.lower() == ".parquet":
+        if schema is None:
+            raise UserError(f"{out}: these results are no table; give a .jsonl file")
+        from openblip.data.sinks.tables import row_writer
+
+        with row_writer(out, schema) as write_row:
+            yield lambda line, record: write_row(record)
+        return
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -160,18 +191,22 @@ def _write_whole(number: int, data: bytes, held: str) -> None:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; nothing where nobody watches."""
-    if not sys.stderr.isatty() or total < 2:
+def progress(total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """A bar on standard error; nothing where nobody watches.
+
+    Args:
+        total: None where it is not known.
+    """
+    if not sys.stderr.isatty() or (total is not None and total < 2):
         yield lambda count: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, redirect_stdout=person(), transient=True) as bar:
-        task = bar.add_task("images", total=total)
+        task = bar.add_task(unit, total=total)
         yield lambda count: bar.advance(task, count)
 
 

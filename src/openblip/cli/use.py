@@ -1,4 +1,4 @@
-"""Commands that use a model on images: `caption`, `match`, `ask`, `embed`, `retrieve` and `evaluate`.
+"""Commands that use a model on images: `match`, `ask`, `embed`, `retrieve` and `evaluate`.
 
 On a terminal they print lines to read; into a pipe or a file they print JSON, one object a line.
 """
@@ -13,7 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from openblip.cli.arguments import Data, Device, Dtype, ImagePaths, Model, Out, Texts, Tokenizer, need, person
+from openblip.cli.arguments import (
+    WHAT_IMAGES,
+    Data,
+    Device,
+    Dtype,
+    ImagePaths,
+    Model,
+    Out,
+    Prompt,
+    Texts,
+    Tokenizer,
+    decoding,
+    need,
+    person,
+)
 from openblip.cli.results import (
     Row,
     check_counts,
@@ -31,74 +45,11 @@ from openblip.core.text import json_bytes
 if TYPE_CHECKING:
     from openblip.data.image_inputs import ImageBatch
     from openblip.data.measured import Measured
-    from openblip.generation.types import DecodeConfig
 
-__all__ = ["ask", "caption", "embed", "evaluate", "match", "retrieve"]
+__all__ = ["ask", "embed", "evaluate", "match", "retrieve"]
 
-WHAT_IMAGES = "the images: files, folders, globs, tars, or - for a list on standard input"
-Prompt = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 _MOST_TOLD = 5
 """of what a measure had to leave out, one by one"""
-Share = Annotated[float | None, arg(metavar="P", help_behavior_hint="")]
-
-
-def caption(
-    images: ImagePaths = (),
-    /,
-    *,
-    model: Model,
-    tokenizer: Tokenizer = None,
-    prompt: Prompt = None,
-    beams: int = 3,
-    nucleus: Share = None,
-    num_captions: int = 1,
-    min_new_tokens: int = 5,
-    max_new_tokens: int = 20,
-    repetition_penalty: float = 1.0,
-    length_penalty: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 16,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    out: Out = None,
-) -> None:
-    """Write captions for images.
-
-    Args:
-        images: files, folders, globs, tars, or - for a list on standard input.
-        prompt: how captions begin; left out, what the model was trained with.
-        beams: texts that the beam search keeps; 1 is greedy.
-        nucleus: sample instead, among the likeliest tokens that together reach this probability (the paper: 0.9).
-        num_captions: for each image: the best of the beams, or so many samples.
-        min_new_tokens: shortest caption.
-        max_new_tokens: longest caption.
-        repetition_penalty: above 1 makes what was written already less likely.
-        length_penalty: beams compare log-probability / length ** this; below 1 prefers short captions.
-        seed: of sampling; the same seed gives an image the same captions in any batch.
-        batch_size: images at a time.
-    """
-    need(images, WHAT_IMAGES)
-    from openblip.data.image_inputs import find_image_inputs
-
-    config = _decoding(
-        beams,
-        num_captions,
-        nucleus,
-        min_new_tokens=min_new_tokens,
-        max_new_tokens=max_new_tokens,
-        repetition_penalty=repetition_penalty,
-        length_penalty=length_penalty,
-        seed=seed,
-    )
-    found = find_image_inputs(images)
-    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
-
-    def rows(batch: ImageBatch) -> Iterator[Row]:
-        for name, written in zip(batch.names, predictor.caption(batch, config, prompt=prompt), strict=True):
-            texts = [{"text": c.text, "log_prob": round(c.log_prob, 4)} for c in written]
-            yield f"{name}: " + "\n    ".join(c.text for c in written), {"image": name, "captions": texts}
-
-    each_batch(predictor, found, rows, out=out)
 
 
 def match(
@@ -183,7 +134,7 @@ def ask(
 
     from openblip.data.image_inputs import find_image_inputs
 
-    config = _decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
+    config = decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
     candidates = None if answers is None else read_lines(answers, "answers to choose from")
     found = find_image_inputs(images)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
@@ -368,7 +319,7 @@ def evaluate(
         prompt=adapter.question_prompt if asks else adapter.prompt,
         max_length=min(MAX_LENGTH if asks else 64, adapter.max_positions),
         clean=adapter.info.get("clean", "simplify"),
-        decode=_decoding(beams, 1, max_new_tokens=max_new_tokens, min_new_tokens=least),
+        decode=decoding(beams, 1, max_new_tokens=max_new_tokens, min_new_tokens=least),
     )
     measured = Measured()
     metrics, records = evaluate_model(config, adapter, answers=candidates, measured=measured)
@@ -420,12 +371,3 @@ def _tell_incomplete(measured: Measured, out: Path | None) -> None:
     used = f"{measured.num_images} image{'s' * (measured.num_images != 1)}"
     without = f"without {len(found)} that cannot be used ({causes})"
     print(f"openblip: measured on {used}, {without}{where}", file=sys.stderr)
-
-
-def _decoding(beams: int, number: int, nucleus: float | None = None, **more: Any) -> DecodeConfig:
-    """How texts are written, by the options of a command."""
-    from openblip.generation.types import DecodeConfig
-
-    if nucleus is not None:
-        return DecodeConfig(sample=True, top_p=nucleus, num_sequences=number, **more)
-    return DecodeConfig(num_beams=max(beams, number), num_sequences=number, **more)

@@ -27,9 +27,11 @@ from openblip.data.sample import BrokenSample, stable_id
 from openblip.data.transforms import clean_caption, evaluation_transform
 from openblip.generation.types import DecodeConfig
 from openblip.models.layers import ImageMemory
+from openblip.tasks.classification import TEMPLATES, By, Classifier
 from openblip.tasks.protocols import Adapter
-from openblip.tasks.results import Answered, Caption, Found, Judgement, Likelihood, Match
+from openblip.tasks.results import Answered, Caption, ClassScore, Found, Judgement, Likelihood, Match, Score
 from openblip.tasks.retrieval import embed_texts, match_logits, match_probability
+from openblip.tasks.scoring import ANSWER, QUESTION, Scorer
 from openblip.tasks.search import search_images, search_texts
 from openblip.tasks.texts import OwnTexts, Texts
 
@@ -202,6 +204,53 @@ class Predictor:
                 probability = match_probability(logits).view(len(rows), len(group)).tolist()
                 for row, similar in zip(probability, cosine, strict=True):
                     results.append([Match(*values) for values in zip(group, row, similar, strict=True)])
+        own.check(len(results))
+        return results
+
+    def classify(
+        self,
+        images: ImageInputs | ImageBatch,
+        classes: Sequence[str],
+        *,
+        templates: Sequence[str] = TEMPLATES,
+        by: By = "itc",
+        top: int | None = None,
+    ) -> list[list[ClassScore]]:
+        """Zero-shot classification: the `top` classes of each image (None: all), the likeliest first.
+
+        Args:
+            templates: texts with {} in place of a class; several are averaged, as embeddings or as ITM logits.
+        """
+        classifier = Classifier(self.adapter, classes, templates=templates, by=by)
+        return [row for batch in self.whole(images) for row in classifier(self.encode(batch), top=top)]
+
+    def score(
+        self,
+        images: ImageInputs | ImageBatch,
+        texts: Texts,
+        *,
+        by: Sequence[str] = (),
+        prompt: str | None = None,
+        question: str = QUESTION,
+        answer: str = ANSWER,
+    ) -> list[list[Score]]:
+        """How well texts fit images by several measures; an image is encoded once.
+
+        Args:
+            by: "itm", "itc", "likelihood", "vqa"; none is all that the model has.
+            prompt: what stands before a text in its likelihood; None is what the model was trained with.
+            question: of VQAScore, {} in place of the text.
+            answer: whose probability VQAScore is.
+        """
+        scorer, own = Scorer(self.adapter, by, prompt, question, answer), OwnTexts.of(texts)
+        for text in dict.fromkeys(text for group in own.groups for text in group):
+            scorer.check(text)
+        results: list[list[Score]] = []
+        for batch in self.whole(images):
+            each = [group for rows, group in own.share(len(results), len(batch)) for _ in rows]
+            owners = [row for row, group in enumerate(each) for _ in group]
+            found = iter(scorer(self.encode(batch), [text for group in each for text in group], owners))
+            results += [[next(found) for _ in group] for group in each]
         own.check(len(results))
         return results
 

@@ -83,6 +83,11 @@ class Matches(Encodes, Protocol):
         """Cosines of C texts and I images, [C, I]."""
         ...
 
+    @property
+    def similarity_scale(self) -> float:
+        """What cosines were multiplied with in training before their softmax: 1 / temperature."""
+        ...
+
     def match(self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory) -> Tensor:
         """Ids [R, T] that begin with `first` -> ITM logits [R, 2]; class 1 is "matched"."""
         ...

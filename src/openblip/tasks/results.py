@@ -8,7 +8,18 @@ from typing import Any
 
 from openblip.generation.types import Decoded
 
-__all__ = ["Answer", "Answered", "Caption", "Found", "Judgement", "Likelihood", "Match", "captions_of"]
+__all__ = [
+    "Answer",
+    "Answered",
+    "Caption",
+    "ClassScore",
+    "Found",
+    "Judgement",
+    "Likelihood",
+    "Match",
+    "Score",
+    "captions_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,41 @@ class Match:
     """that they belong together, by ITM"""
     itc_similarity: float
     """cosine of their embeddings"""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """How well a class fits an image."""
+
+    name: str
+    probability: float
+    """among all classes: softmax of their scores, of cosines over the temperature that the model learned"""
+    score: float
+    """cosine by ITC, mean logit (matched minus not) by ITM"""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a text fits an image by several measures; None for those that were not asked for."""
+
+    text: str
+    itm_probability: float | None
+    """that they belong together, by ITM"""
+    itc_similarity: float | None
+    """cosine of their embeddings"""
+    log_prob: float | None
+    """natural logarithm of the probability of the text as a caption, its end included"""
+    num_tokens: int | None
+    """how many tokens that is of"""
+    vqa_probability: float | None
+    """of "yes" to the question whether the image shows the text (VQAScore)"""
+
+    @property
+    def log_prob_per_token(self) -> float | None:
+        """Comparable for texts of different length."""
+        if self.log_prob is None or self.num_tokens is None:
+            return None
+        return self.log_prob / max(self.num_tokens, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from openblip.cli.results import _sink, read_lines
+from openblip.cli.results import read_lines, sink
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
+from openblip.data.sinks import read_rows
 from openblip.data.sources import open_source
 from openblip.recipes.small import small_vqa
 from openblip.tasks.answering import answer_list
@@ -43,12 +44,37 @@ def test_a_list_in_another_encoding_is_named(tmp_path: Path) -> None:
 
 def test_results_hold_names_that_are_not_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
-    with _sink(tmp_path / "out.jsonl") as write:
+    with sink(tmp_path / "out.jsonl") as write:
         write(name, {"image": name})
         write("b", {"image": "naïve.png"})
     lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
     assert [json.loads(line)["image"] for line in lines] == [name, "naïve.png"]
     assert os.fsencode(json.loads(lines[0])["image"]) == b"caf\xe9.png"
+
+
+def test_results_as_a_table_are_whole_or_not_there(tmp_path: Path) -> None:
+    schema = {"image": "string", "score": "float"}
+    with sink(tmp_path / "out.parquet", schema) as write:
+        write("a", {"image": os.fsdecode(b"caf\xe9.png"), "score": 0.5})
+        write("b", {"image": "b.png"})
+    assert read_rows(tmp_path / "out.parquet") == [
+        {"image": "caf\\udce9.png", "score": 0.5},
+        {"image": "b.png", "score": None},
+    ]
+
+    def stopped() -> None:
+        with sink(tmp_path / "cut.parquet", schema) as write:
+            write("a", {"image": "a.png"})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    with (
+        pytest.raises(UserError, match=r"these results are no table; give a \.jsonl file"),
+        sink(tmp_path / "no.parquet"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
 
 
 @pytest.mark.parametrize("indent", [None, 1])

@@ -13,7 +13,8 @@ import small
 import spoiled
 
 from openblip.checkpoints.store import StoredModel, save_model
-from openblip.cli.use import ask, caption, embed, evaluate, match, retrieve
+from openblip.cli.caption import caption
+from openblip.cli.use import ask, embed, evaluate, match, retrieve
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.data.measured import Measured

@@ -8,8 +8,8 @@ The same rows give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from openblip.core.errors import UserError
 from openblip.core.files import atomic_path
 
-__all__ = ["Kind", "read_rows", "write_rows"]
+__all__ = ["Kind", "read_rows", "row_writer", "write_rows"]
 
 Kind = Any
 """A kind's name ("string", "int", "float", "bool", "bytes"), [kind] for a list of it, {name: kind} for a record."""
@@ -54,15 +54,40 @@ def write_rows(
     Raises:
         UserError: the disk is full.
     """
+    with row_writer(path, schema, rows_in_group=rows_in_group) as write:
+        for row in rows:
+            write(row)
+
+
+@contextmanager
+def row_writer(
+    path: Path | str, schema: Mapping[str, Kind], *, rows_in_group: int = 1 << 16
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yield what takes the rows of a parquet file one by one; the file appears at the end, whole or not at all.
+
+    Raises:
+        UserError: the disk is full.
+    """
     types = pa.schema([(name, _type(kind)) for name, kind in schema.items()])
-    rows = iter(rows)
+    group: list[Mapping[str, Any]] = []
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, types, compression="zstd") as writer:
-        while group := list(islice(rows, rows_in_group)):
+
+        def flush() -> None:
             try:
                 table = pa.Table.from_pylist(group, schema=types)
             except UnicodeEncodeError:
                 table = pa.Table.from_pylist([_utf8(row) for row in group], schema=types)
             writer.write_table(table)
+            group.clear()
+
+        def write(row: Mapping[str, Any]) -> None:
+            group.append(row)
+            if len(group) == rows_in_group:
+                flush()
+
+        yield write
+        if group:
+            flush()
 
 
 def _utf8(value: Any) -> Any:

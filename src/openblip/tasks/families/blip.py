@@ -76,6 +76,11 @@ class _Embeds(_BlipBase):
         """As `Matches.similarities`."""
         return text_features @ image_features.T
 
+    @property
+    def similarity_scale(self) -> float:
+        """As `Matches.similarity_scale`."""
+        return 1 / self.model.temperature.item()
+
 
 class BlipAdapter(_Embeds):
     """A `Blip`: matches where it has an encoder, generates where it has a decoder."""
@@ -241,6 +246,11 @@ class DualAdapter(_Embeds):
     def can(self) -> frozenset[str]:
         """Embeddings, and nothing else: no layer reads image and text together."""
         return frozenset({"embed"})
+
+    @property
+    def similarity_scale(self) -> float:
+        """As `Matches.similarity_scale`."""
+        return self.model.logit_scale.exp().item()
 
 
 def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:

@@ -144,6 +144,11 @@ class Blip2Adapter(Adapter):
         """As `Matches.similarities`: that of the query which fits the text best."""
         return best_query(image_features, text_features).T
 
+    @property
+    def similarity_scale(self) -> float:
+        """As `Matches.similarity_scale`."""
+        return 1 / self.model.temperature.item()
+
     def match(self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory) -> Tensor:
         """As `Matches.match`."""
         return self.model.match(input_ids, attention_mask, memory)

@@ -36,8 +36,8 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     """
     if config.model == FROM_PARTS:
         raise UserError(
-            f'"{FROM_PARTS}" is a size of BLIP; a Q-Former takes its sizes from the BERT that --text names, so leave '
-            "--model out"
+            f'"{FROM_PARTS}" is a size of BLIP; a Q-Former takes its sizes from the BERT that --text names, so '
+            "leave --model out"
         )
     scratch = config.model in ("", *QFORMERS)
     stored = None if scratch else open_blip2(config.model, tokenizer_of_start(config))

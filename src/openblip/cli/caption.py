@@ -1,0 +1,132 @@
+"""The command `caption`: captions as lines, as JSON, or in text files of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
+
+from openblip.cli.arguments import WHAT_IMAGES, Device, Dtype, ImagePaths, Model, Prompt, Tokenizer, decoding, need
+from openblip.cli.results import Row, each_batch, open_predictor, tell_left_out
+from openblip.core.errors import UserError
+
+if TYPE_CHECKING:
+    from openblip.data.image_inputs import FoundImages, ImageBatch
+    from openblip.data.sinks.beside import Plan, TextFiles
+
+__all__ = ["caption"]
+
+Share = Annotated[float | None, arg(metavar="P", help_behavior_hint="")]
+Words = Annotated[str, arg(metavar="TEXT", help_behavior_hint="")]
+
+
+def caption(
+    images: ImagePaths = (),
+    /,
+    *,
+    model: Model,
+    tokenizer: Tokenizer = None,
+    prompt: Prompt = None,
+    beams: int = 3,
+    nucleus: Share = None,
+    num_captions: int = 1,
+    min_new_tokens: int = 5,
+    max_new_tokens: int = 20,
+    repetition_penalty: float = 1.0,
+    length_penalty: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    write: Literal["json", "txt"] = "json",
+    existing: Literal["skip", "overwrite", "append"] = "skip",
+    extension: str = ".txt",
+    prefix: Words = "",
+    suffix: Words = "",
+    out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None,
+) -> None:
+    """Write captions for images.
+
+    Args:
+        images: files, folders, globs, tars, or - for a list on standard input.
+        prompt: how captions begin; left out, what the model was trained with.
+        beams: texts that the beam search keeps; 1 is greedy.
+        nucleus: sample instead, among the likeliest tokens that together reach this probability (the paper: 0.9).
+        num_captions: for each image: the best of the beams, or so many samples.
+        min_new_tokens: shortest caption.
+        max_new_tokens: longest caption.
+        repetition_penalty: above 1 makes what was written already less likely.
+        length_penalty: beams compare log-probability / length ** this; below 1 prefers short captions.
+        seed: of sampling; the same seed gives an image the same captions in any batch.
+        batch_size: images at a time.
+        write: txt puts NAME.txt beside each image, one caption on each line; the same command resumes.
+        existing: with --write txt, what to do with a file that exists; append adds the lines that it lacks.
+        extension: with --write txt, of the files.
+        prefix: with --write txt, text before each caption, such as "mytoken, ".
+        suffix: with --write txt, text after each caption.
+        out: a new file of JSON lines; with --write txt, a folder in which the texts lie as the images do in theirs.
+    """
+    need(images, WHAT_IMAGES)
+    if write != "txt" and (existing, extension, prefix, suffix) != ("skip", ".txt", "", ""):
+        raise UserError("--existing, --extension, --prefix and --suffix are for text files: add --write txt")
+    from openblip.data.image_inputs import find_image_inputs
+
+    config = decoding(
+        beams,
+        num_captions,
+        nucleus,
+        min_new_tokens=min_new_tokens,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
+        length_penalty=length_penalty,
+        seed=seed,
+    )
+    files: TextFiles | None = None
+    plan: Plan | None = None
+    if write == "txt":
+        from openblip.data.sinks.beside import TextFiles
+
+        files = TextFiles(images, out, extension, existing, prefix, suffix)
+    found = find_image_inputs(images)
+    if files is not None:
+        plan = files.plan(found)
+        _tell_plan(plan, len(found))
+        found = plan.images
+        if not found:
+            _end_without_work(found)
+            return
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
+
+    def rows(batch: ImageBatch) -> Iterator[Row]:
+        for name, written in zip(batch.names, predictor.caption(batch, config, prompt=prompt), strict=True):
+            record = {"image": name, "captions": [_told(c.text, c.log_prob) for c in written]}
+            if files is not None and plan is not None:
+                files.write(plan.files[name], (c.text for c in written))
+                record["file"] = str(plan.files[name])
+            yield f"{name}: " + "\n    ".join(c.text for c in written), record
+
+    each_batch(predictor, found, rows, out=out if files is None else None)
+
+
+def _told(text: str, log_prob: float) -> dict[str, str | float]:
+    return {"text": text, "log_prob": round(log_prob, 4)}
+
+
+def _tell_plan(plan: Plan, total: int) -> None:
+    """Say on standard error which images need no caption."""
+    if plan.existing:
+        print(f"openblip: {plan.existing} of {total} images skipped, whose text is there", file=sys.stderr)
+    if plan.sharing:
+        (name, owner), count = plan.sharing[0], len(plan.sharing)
+        others = f", and {count - 1} more likewise" if count > 1 else ""
+        print(f"openblip: {name} shares the text of {owner}{others}", file=sys.stderr)
+
+
+def _end_without_work(images: FoundImages) -> None:
+    """All texts are there; what cannot be used is told all the same, with exit code 1."""
+    tell_left_out(images)
+    if images.left_out.broken():
+        raise SystemExit(1)

@@ -1,0 +1,215 @@
+"""The command `score`: how well texts fit their images, as text-to-image papers report it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from openblip.cli.arguments import Device, Dtype, Model, Tokenizer
+from openblip.cli.results import open_predictor, progress, sink, tell, tell_figures
+from openblip.core.errors import UserError
+from openblip.core.fingerprint import short_hash
+from openblip.core.places import check_new_file
+
+if TYPE_CHECKING:
+    from openblip.data.sample import BrokenSample, ImageLike
+    from openblip.data.sources.pairs import Pair
+    from openblip.tasks.predictor import Predictor
+    from openblip.tasks.results import Score
+    from openblip.tasks.scoring import Scorer
+
+__all__ = ["score"]
+
+_WINDOW_ROWS, _WINDOW_BYTES = 8192, 256 << 20
+"""rows among which those of one image share its encoding, and the bytes of images that are held for that"""
+_SCHEMA = {
+    "row": "int",
+    "id": "string",
+    "image": "string",
+    "text": "string",
+    "itm": "float",
+    "itc": "float",
+    "log_prob": "float",
+    "num_tokens": "int",
+    "log_prob_per_token": "float",
+    "vqa": "float",
+}
+_MEANS = {
+    "itm": "ITM probability",
+    "itc": "ITC cosine",
+    "log_prob": "log-likelihood",
+    "log_prob_per_token": "log-likelihood of a token",
+    "vqa": "VQAScore",
+}
+
+
+def score(
+    pairs: Annotated[Positional[str], arg(metavar="PAIRS", help_behavior_hint="")],
+    /,
+    *,
+    model: Model,
+    tokenizer: Tokenizer = None,
+    by: Annotated[str, arg(metavar="LIST", help_behavior_hint="")] = "",
+    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
+    question: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
+    answer: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
+    batch_size: int = 16,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    summary: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+) -> None:
+    """Score how well texts fit their images: ITM, ITC, likelihood of the text, VQAScore.
+
+    Args:
+        pairs: a file with columns image and text (JSON lines, CSV, parquet), or any other data as for train.
+        by: of itm, itc, likelihood, vqa those to compute, with commas; left out, all that the model has.
+        prompt: what stands before a text in its likelihood; left out, what the model was trained with.
+        question: of VQAScore, {} in place of the text; left out, that of Lin et al.
+        answer: whose probability VQAScore is; left out, "yes".
+        batch_size: images at a time.
+        out: a new file for the results, in the order of the rows: .parquet, else one JSON object a line.
+        summary: a new JSON file for the means, and for the rows that could not be used.
+    """
+    from openblip.data.sample import BrokenSample
+    from openblip.data.sources.pairs import read_pairs
+    from openblip.tasks.scoring import ANSWER, QUESTION, Scorer
+
+    check_new_file(summary)
+    windows = _windows(read_pairs(pairs))
+    window: list[Pair | BrokenSample] = next(windows, [])
+    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
+    measures = [name.strip() for name in by.split(",") if name.strip()]
+    scorer = Scorer(predictor.adapter, measures, prompt, question or QUESTION, answer or ANSWER)
+    began, means, broken = time.perf_counter(), _Means(), list[BrokenSample]()
+    with sink(out, _SCHEMA) as write, progress(None, "rows") as advance:
+        while window:
+            for one in _scored(window, predictor, scorer):
+                advance(1)
+                if isinstance(one, BrokenSample):
+                    broken.append(one)
+                    tell(one)
+                    continue
+                pair, result = one
+                record = _record(pair, result, text_ids=out is not None and out.suffix.lower() == ".parquet")
+                means.add(record)
+                shown = "  ".join(f"{name} {record[name]:.4g}" for name in _MEANS if name in record)
+                write(f"{pair.name}: {shown}  {pair.text}", record)
+            window = next(windows, [])
+    if not means.rows:
+        first = f"; the first: {broken[0]}" if broken else ""
+        raise UserError(f"none of the {len(broken)} rows of {pairs} can be used{first}")
+    left_out = [{"key": one.key, "cause": one.cause, "detail": one.detail} for one in broken]
+    about = {"model": model, "pairs": pairs, "by": list(scorer.by), "rows": means.rows, "images": len(means.images)}
+    line = ", ".join(f"{_MEANS[name]} {value:.4g}" for name, value in means.means.items())
+    tell_figures(f"means: {line}", {**about, "means": means.means, "left_out": left_out}, summary)
+    skipped = f", {len(broken)} skipped" if broken else ""
+    seconds = time.perf_counter() - began
+    print(f"openblip: {means.rows} rows done{skipped} ({predictor.computing}, {seconds:.1f} s)", file=sys.stderr)
+    if broken:
+        raise SystemExit(1)
+
+
+class _Means:
+    """Sums of the measures over rows."""
+
+    def __init__(self) -> None:
+        self.rows, self.images, self._sums = 0, set[str](), dict[str, float]()
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.rows += 1
+        self.images.add(record["image"])
+        for name in _MEANS:
+            if name in record:
+                self._sums[name] = self._sums.get(name, 0.0) + record[name]
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {name: total / self.rows for name, total in self._sums.items()}
+
+
+def _windows(pairs: Iterator[Pair | BrokenSample]) -> Iterator[list[Pair | BrokenSample]]:
+    """Rows in pieces that fit in memory."""
+    window: list[Pair | BrokenSample] = []
+    held = 0
+    for one in pairs:
+        window.append(one)
+        image = getattr(one, "image", None)
+        held += len(image) if isinstance(image, bytes) else 0
+        if len(window) == _WINDOW_ROWS or held > _WINDOW_BYTES:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window
+
+
+def _scored(
+    window: list[Pair | BrokenSample], predictor: Predictor, scorer: Scorer
+) -> Iterator[tuple[Pair, Score] | BrokenSample]:
+    """Each row with its score, or why it cannot be used, in order; rows of one image share its encoding."""
+    from openblip.data.image_inputs import ImageBatch, ImageInput
+    from openblip.data.sample import BrokenSample
+
+    @cache
+    def refused(text: str) -> str:
+        try:
+            scorer.check(text)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    results: dict[int, tuple[Pair, Score] | BrokenSample] = {}
+    rows_of: dict[str, list[tuple[int, Pair]]] = {}
+    images: list[ImageInput] = []
+    for row, one in enumerate(window):
+        if isinstance(one, BrokenSample):
+            results[row] = one
+        elif why := refused(one.text):
+            results[row] = BrokenSample("bad-text", one.place, why)
+        else:
+            name = _name_of(one.image)
+            if name not in rows_of:
+                images.append(ImageInput(name, one.image))
+            rows_of.setdefault(name, []).append((row, one))
+    given = 0
+    for batch in chain(predictor.batches(images), [ImageBatch()]):
+        for sample in batch.broken:
+            for row, pair in rows_of[sample.key]:
+                results[row] = BrokenSample(sample.cause, pair.place, f"{pair.name}: {sample.detail}")
+        rows = [own for name in batch.names for own in rows_of[name]]
+        if rows:
+            owners = [place for place, name in enumerate(batch.names) for _ in rows_of[name]]
+            scores = scorer(predictor.encode(batch), [pair.text for _, pair in rows], owners)
+            results |= {row: (pair, found) for (row, pair), found in zip(rows, scores, strict=True)}
+        while given in results:
+            yield results.pop(given)
+            given += 1
+
+
+def _name_of(image: ImageLike) -> str:
+    """What is equal for equal images."""
+    if isinstance(image, Path):
+        return str(image)
+    return short_hash(image) if isinstance(image, bytes) else f"#{id(image)}"
+
+
+def _record(pair: Pair, result: Score, *, text_ids: bool) -> dict[str, Any]:
+    """A result as it is written, without the measures that were not computed."""
+    called = None if pair.id is None else {"id": str(pair.id) if text_ids else pair.id}
+    values = {
+        "itm": result.itm_probability,
+        "itc": result.itc_similarity,
+        "log_prob": result.log_prob,
+        "num_tokens": result.num_tokens,
+        "log_prob_per_token": result.log_prob_per_token,
+        "vqa": result.vqa_probability,
+    }
+    measures = {name: round(value, 6) for name, value in values.items() if value is not None}
+    return {"row": pair.row, **(called or {}), "image": pair.name, "text": pair.text, **measures}
