@@ -27,6 +27,7 @@ from openblip.objectives.pretraining import ObjectiveConfig
 from openblip.training.config import TrainConfig
 
 __all__ = [
+    "IN_MEMORY",
     "MAY_CHANGE",
     "AnsweringConfig",
     "FamilyName",
@@ -36,6 +37,9 @@ __all__ = [
     "foreign_settings",
     "load_run_config",
 ]
+
+IN_MEMORY = 2 * 2**30
+"""bytes of a collection's image features that are kept in memory unless set otherwise"""
 
 FamilyName = Literal["blip", "blip2"]
 TaskName = Literal["pretraining", "captioning", "retrieval", "answering", "nlvr"]
@@ -121,6 +125,9 @@ class RunConfig:
     """How captions and answers are generated when the model is evaluated."""
     rerank_k: int = 16
     """Candidates that ITM reads for each query when retrieval is evaluated."""
+    rerank_memory: int = IN_MEMORY
+    """Bytes of image features that the evaluation of retrieval keeps in memory; more go to a temporary file (in the
+    folder that TMPDIR names)."""
     answering: AnsweringConfig = field(default_factory=AnsweringConfig)
 
     image_size: int | None = None
@@ -183,7 +190,7 @@ def _default(name: str) -> Any:
 
 
 MAY_CHANGE = (
-    *("run.validation*", "run.num_workers", "run.decode*", "run.rerank_k", "run.save_whole"),
+    *("run.validation*", "run.num_workers", "run.decode*", "run.rerank_*", "run.save_whole"),
     *("run.answering.keep", "run.answering.rule"),
 )
 """Settings that a resumed run may change."""
