@@ -2,8 +2,8 @@
 
 The peer is this library's text encoder, driven as the original repository re-ranks: the image's features are
 repeated for the texts and every pair projects keys and values of its own in every layer (`compute_itm` of BLIP's
-`train_retrieval.py`); attention is written out and texts are padded to 35 tokens. transformers' model, which projects
-for each pair too, is measured in `benchmarks.match`. Ours is `tasks.retrieval.match_logits`. ViT-B, 384 px.
+`train_retrieval.py`); attention is written out and texts are padded to 35 tokens. transformers' model, which
+projects for each pair too, is measured in `benchmarks.match`. Ours is `tasks.retrieval.match_logits`. ViT-B, 384 px.
 
 From the measured rates the result predicts an evaluation of COCO's 5k test images with their 25,010 captions.
 """
@@ -24,7 +24,7 @@ from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
 from openblip.core.tokenizer import TokenBatch
 from openblip.tasks.registry import adapt
-from openblip.tasks.retrieval import match_logits
+from openblip.tasks.retrieval import match_logits, match_probability
 from openblip.training.log import format_duration
 
 TEXTS, SHORTEST, LONGEST, PADDED = 128, 8, 16, 35
@@ -102,8 +102,8 @@ class Reranking:
         self.text = TokenBatch(published.texts(TEXTS, LONGEST, published.ENC).masked_fill(~mask, 0), mask)
 
     def outputs(self) -> dict[str, float]:
-        """Every pair's logit."""
-        return {f"text {i}": float(value) for i, value in enumerate(self.score())}
+        """Every pair's probability; a difference of logits may be near 0, where no relative tolerance is right."""
+        return {f"text {i}": float(value) for i, value in enumerate(match_probability(self.score()))}
 
     def run(self) -> None:
         """All pairs."""
