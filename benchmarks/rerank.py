@@ -3,7 +3,7 @@
 The peer is this library's text encoder, driven as the original repository re-ranks: the image's features are
 repeated for the texts and every pair projects keys and values of its own in every layer (`compute_itm` of BLIP's
 `train_retrieval.py`); attention is written out and texts are padded to 35 tokens. transformers' model, which
-projects for each pair too, is measured in `benchmarks.match`. Ours is `tasks.retrieval.match_logits`. ViT-B, 384 px.
+projects for each pair too, is measured in `benchmarks.match`. Ours is `tasks.retrieval.match_logits`. ViT-B at 384.
 
 From the measured rates the result predicts an evaluation of COCO's 5k test images with their 25,010 captions.
 """

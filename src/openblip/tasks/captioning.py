@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.sample import Batch
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.caption import caption_scores
 from openblip.objectives.blip2 import Blip2Stage2, split_prefix
+from openblip.objectives.selfcritical import CaptionRewards, SelfCritical
 from openblip.tasks.config import RunConfig
 from openblip.tasks.feature_cache import FeatureCache
 from openblip.tasks.pairs import train_blip
 from openblip.tasks.protocols import Adapter, Generates
 from openblip.tasks.step import PairBatch, Training, TrainingStep, images_of
 from openblip.tasks.task import Batches, Evaluation, RunData, Task
+from openblip.tasks.vocabulary import texts_of_images
 
-__all__ = ["CAPTIONING", "LanguagePairBatch", "Stage2Step", "evaluate_captions", "prepare_captions", "train_stage2"]
+__all__ = [
+    "CAPTIONING",
+    "LanguagePairBatch",
+    "SelfCriticalStep",
+    "Stage2Step",
+    "evaluate_captions",
+    "prepare_captions",
+    "train_captions",
+    "train_stage2",
+]
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,30 @@ def train_stage2(config: RunConfig, adapter: Adapter, data: RunData) -> Training
     return Training(step, prepare, config.clean, config.max_words)
 
 
+class SelfCriticalStep(TrainingStep[PairBatch]):
+    """`SelfCritical` over `PairBatch`es, whose texts it does not read."""
+
+    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Losses of a batch by name."""
+        return self.objective(self.model.vision.normalize(batch.images), batch.image_ids)
+
+
+def train_captions(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
+    """BLIP's captioner: by LM, or by CIDEr-D of its own captions (`config.scst`)."""
+    training = train_blip(config, adapter, data, objectives=("lm",))
+    if not config.scst.samples:
+        return training
+    references = {
+        image: [CaptionRewards.words_of(text) for text in texts]
+        for image, texts in texts_of_images(data.sources, clean=config.clean).items()
+    }
+    if len(references) < 2:
+        raise UserError("self-critical training weighs words by the images they are said of; name at least two")
+    rewards = CaptionRewards(references)
+    objective = SelfCritical(adapter.model, config.scst, adapter.tokenizer, rewards, prompt=config.prompt)
+    return replace(training, step=SelfCriticalStep(objective))
+
+
 @torch.no_grad()
 def evaluate_captions(
     model: Generates,
@@ -144,4 +179,4 @@ def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Seq
     return evaluate_captions(adapter.need("likelihood"), batches(), config.decode, prompt=config.prompt)
 
 
-CAPTIONING = Task(train={"blip": partial(train_blip, objectives=("lm",)), "blip2": train_stage2}, evaluate=evaluate)
+CAPTIONING = Task(train={"blip": train_captions, "blip2": train_stage2}, evaluate=evaluate)

@@ -24,6 +24,7 @@ from openblip.models.qformer import QFormerSettings
 from openblip.models.tower import TowerConfig
 from openblip.objectives.blip2 import Stage1Config
 from openblip.objectives.pretraining import ObjectiveConfig
+from openblip.objectives.selfcritical import SelfCriticalConfig
 from openblip.training.config import TrainConfig
 
 __all__ = [
@@ -138,6 +139,9 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """BLIP: "captioning" and "retrieval" set its `objectives` themselves."""
 
+    scst: SelfCriticalConfig = field(default_factory=SelfCriticalConfig)
+    """BLIP: "captioning" by self-critical training, with CIDEr-D as reward, in place of LM."""
+
     vision: TowerConfig = field(default_factory=TowerConfig)
     """BLIP-2: the frozen tower of a model trained from scratch; a starting model keeps its own."""
     unfreeze_vision: bool = False
@@ -166,12 +170,14 @@ class RunConfig:
                 raise UserError(f'the setting "{name}" is not read by family = "{self.family}"; leave it out')
         if self.family == "blip2" and self.task == "answering" and "{}" not in self.prompt:
             raise UserError('the prompt of questions says where the question goes: prompt = "Question: {} Answer:"')
+        if self.scst.samples and self.task != "captioning":
+            raise UserError(f'scst trains captioners; leave it out of task = "{self.task}"')
         if self.features and self.unfreeze_vision:
             raise UserError("features on disk are those of the frozen tower; leave features or unfreeze_vision out")
 
 
 _ONLY: dict[str, tuple[str, ...]] = {
-    "blip": ("image_size", "vision_pretrained", "objective"),
+    "blip": ("image_size", "vision_pretrained", "objective", "scst"),
     "blip2": (
         *("vision", "unfreeze_vision", "qformer", "embed_dim", "stage1", "language", "features", "save_whole"),
     ),
