@@ -1,11 +1,11 @@
 """Self-critical training of captions (Rennie et al., CVPR 2017): what raises CIDEr-D becomes likelier.
 
-Captions are sampled from the model itself; each is rewarded with its CIDEr-D against its image's references, less a
-baseline: the mean reward of the image's other samples (Luo 2020) or that of the greedy caption (Rennie et al.).
-The loss is minus this advantage times the caption's log-likelihood, so its gradient is that of the expected reward.
-The end of a caption counts as a word of its own, else captions that stop before their last word pay off.
+Captions are sampled from the model itself (`tasks.selfcritical`); each is rewarded with its CIDEr-D against its
+image's references, less a baseline: the mean reward of the image's other samples (Luo 2020) or that of the greedy caption
+(Rennie et al.). The loss is minus this advantage times the caption's log-likelihood, so its gradient is that of the
+expected reward. The end of a caption counts as a word, else captions that stop before their last word pay off.
 
-Sampling and scoring run without dropout: the log-likelihoods are those of the distribution that was sampled from.
+Shapes: B images, K samples of each.
 """
 
 from __future__ import annotations
@@ -14,25 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.core.runtime import average
-from openblip.core.tokenizer import TextTokenizer
-from openblip.generation.decode import decode
-from openblip.generation.types import DecodeConfig, Decoded
 from openblip.metrics.caption import CiderD
 from openblip.metrics.words import split_words
-from openblip.models.blip import Blip
-from openblip.models.layers import ImageMemory
-from openblip.models.stepper import DecoderStepper
-from openblip.objectives.language import language_loss, language_targets
 
-__all__ = ["CaptionRewards", "SelfCritical", "SelfCriticalConfig"]
+__all__ = ["CaptionRewards", "SelfCriticalConfig", "advantages", "self_critical_loss"]
 
 _END = "</s>"
-_MOST = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,95 +66,18 @@ class CaptionRewards:
         return self._cider.score(words, self._references[image])
 
 
-class SelfCritical(nn.Module):
-    """A captioner with its reward.
+def advantages(rewards: Tensor, greedy: Tensor | None) -> Tensor:
+    """What each of [B, K] rewards is above its baseline: `greedy` [B], or the mean of the image's other samples."""
+    if greedy is not None:
+        return rewards - greedy[:, None]
+    return rewards - (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+
+
+def self_critical_loss(advantage: Tensor, log_probs: Tensor, lengths: Tensor) -> Tensor:
+    """Minus advantages times log-likelihoods, [B, K] each, over the tokens of all captions; a scalar.
 
     Args:
-        model: with a decoder.
-        prompt: how every caption begins; it carries no loss and no reward.
+        lengths: tokens of each caption, int64 [B, K]; their sum is averaged over processes, so that the mean of the
+            processes' losses is the mean over all tokens.
     """
-
-    def __init__(
-        self,
-        model: Blip,
-        config: SelfCriticalConfig,
-        tokenizer: TextTokenizer,
-        rewards: CaptionRewards,
-        *,
-        prompt: str = "",
-    ) -> None:
-        super().__init__()
-        self.model, self.config, self.tokenizer, self.rewards = model, config, tokenizer, rewards
-        prompt_ids = tokenizer.encode([prompt], first="dec", end=False).input_ids
-        self.prompt_ids: Tensor
-        self.register_buffer("prompt_ids", prompt_ids, persistent=False)
-
-    def forward(self, images: Tensor, image_ids: Tensor) -> dict[str, Tensor]:
-        """Losses of a batch.
-
-        Args:
-            images: normalised [B, 3, H, W].
-            image_ids: int64 [B], ids of the references.
-
-        Returns:
-            scalars: "loss", and "reward", the mean CIDEr-D of the samples (that of the greedy captions is
-            "reward_greedy", where they are the baseline).
-        """
-        training = self.model.training
-        self.model.eval()
-        try:
-            memory = self.model.remember(self.model.encode_image(images))
-            sampled = self._write(memory.detach(), image_ids, self.config.samples)
-            rewards = self._rewards(sampled, image_ids).view(len(images), -1)
-            told = {"reward": rewards.mean()}
-            if self.config.baseline == "greedy":
-                greedy = self._rewards(self._write(memory.detach(), image_ids, 0), image_ids)[:, None]
-                told["reward_greedy"] = greedy.mean()
-                advantages = rewards - greedy
-            else:
-                others = (rewards.sum(1, keepdim=True) - rewards) / (self.config.samples - 1)
-                advantages = rewards - others
-            log_probs = self._log_probs(memory, sampled)
-        finally:
-            self.model.train(training)
-        # Divided by the tokens of an average process, so that the mean over processes is that over all tokens.
-        num_tokens = average(sampled.lengths.sum().float())
-        return {"loss": -(advantages.flatten() * log_probs).sum() / num_tokens, **told}
-
-    def _write(self, memory: ImageMemory, image_ids: Tensor, samples: int) -> Decoded:
-        """Captions: `samples` for each image, or a greedy one."""
-        config = DecodeConfig(max_new_tokens=self.config.max_new_tokens)
-        keys = None
-        if samples:
-            # Drawn from torch's generator on the CPU, which a checkpoint holds: a resumed run samples the same.
-            # The image makes it another one on each process.
-            draw = torch.randint(_MOST, (len(image_ids),))
-            keys = (draw ^ image_ids.cpu()).to(image_ids.device)
-            config = DecodeConfig(sample=True, num_sequences=samples, max_new_tokens=self.config.max_new_tokens)
-        return decode(
-            DecoderStepper(self.model.decoder, memory),
-            self.prompt_ids.expand(len(image_ids), -1),
-            None,
-            config,
-            eos_ids=self.tokenizer.sep_id,
-            pad_id=self.tokenizer.pad_id,
-            keys=keys,
-        )
-
-    def _rewards(self, decoded: Decoded, image_ids: Tensor) -> Tensor:
-        """CIDEr-D of each caption, float32 [S]."""
-        ids = image_ids.tolist()
-        values = [
-            self.rewards.of(ids[row], self.rewards.words_of(self.tokenizer.decode(tokens), ended=ended))
-            for row, tokens, _, ended in decoded.texts()
-        ]
-        return torch.tensor(values, device=image_ids.device)
-
-    def _log_probs(self, memory: ImageMemory, decoded: Decoded) -> Tensor:
-        """Log-likelihood of each caption after its prompt, [S], with gradient."""
-        prompt_ids = self.prompt_ids.expand(memory.batch_size, -1)
-        start = prompt_ids.shape[1]
-        ids = decoded.with_prompts(prompt_ids, pad_id=self.tokenizer.pad_id)
-        mask = torch.arange(ids.shape[1], device=ids.device) < start + decoded.lengths[:, None]
-        logits = self.model.decoder(ids, mask, memory=memory)
-        return -language_loss(logits, language_targets(ids, mask, start), label_smoothing=0.0, per_text=True)
+    return -(advantage * log_probs).sum() / average(lengths.sum().float())

@@ -19,6 +19,7 @@ from openblip.data.sources.open import parse_spec
 from openblip.data.transforms import ImageTransformConfig
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.answers import AccuracyRule
+from openblip.metrics.java import JavaMetric
 from openblip.models.language import LanguageConfig
 from openblip.models.qformer import QFormerSettings
 from openblip.models.tower import TowerConfig
@@ -124,6 +125,8 @@ class RunConfig:
         default_factory=lambda: DecodeConfig(num_beams=3, max_new_tokens=20, min_new_tokens=2)
     )
     """How captions and answers are generated when the model is evaluated."""
+    java_metrics: tuple[JavaMetric, ...] = ()
+    """"METEOR" and "SPICE" of captions when the model is evaluated; they need Java and the extra "java-metrics"."""
     rerank_k: int = 16
     """Candidates that ITM reads for each query when retrieval is evaluated."""
     rerank_memory: int = IN_MEMORY
@@ -196,7 +199,7 @@ def _default(name: str) -> Any:
 
 
 MAY_CHANGE = (
-    *("run.validation*", "run.num_workers", "run.decode*", "run.rerank_*", "run.save_whole"),
+    *("run.validation*", "run.num_workers", "run.decode*", "run.rerank_*", "run.java_metrics", "run.save_whole"),
     *("run.answering.keep", "run.answering.rule"),
 )
 """Settings that a resumed run may change."""

@@ -30,7 +30,9 @@ def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Seq
         metrics |= adapter.extra_metrics(batches, max_length=config.max_length)
     if "likelihood" in adapter.can:
         generator = adapter.need("likelihood")
-        scores, records = evaluate_captions(generator, batches(), config.decode, prompt=config.prompt)
+        scores, records = evaluate_captions(
+            generator, batches(), config.decode, prompt=config.prompt, java_metrics=config.java_metrics
+        )
         metrics |= scores
     return metrics, records
 

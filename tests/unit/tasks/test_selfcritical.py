@@ -17,9 +17,10 @@ from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.metrics.caption import CiderD
 from openblip.models.pixels import normalize
-from openblip.objectives.selfcritical import CaptionRewards, SelfCritical, SelfCriticalConfig
+from openblip.objectives.selfcritical import CaptionRewards, SelfCriticalConfig
 from openblip.recipes.blip import caption_finetune
 from openblip.tasks.config import RunConfig
+from openblip.tasks.selfcritical import SelfCritical
 from openblip.tasks.training import run_training
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
@@ -83,7 +84,7 @@ def test_the_loss_is_the_advantage_times_the_likelihood(baseline: str) -> None:
         likelihood = sum(logits[0, i - 1].log_softmax(-1)[text[i]] for i in range(start, len(text)))
         total = total - (own[place] - base) * likelihood
     expected = total / sampled.lengths.sum()
-    assert abs(float(expected)) > 1e-3
+    assert abs(expected.item()) > 1e-3
     # Sums of float32 in another order.
     torch.testing.assert_close(found["loss"], expected, rtol=1e-3, atol=1e-5)
     assert float(found["reward"]) == pytest.approx(sum(own) / len(own), rel=1e-5)
