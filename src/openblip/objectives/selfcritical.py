@@ -1,9 +1,10 @@
 """Self-critical training of captions (Rennie et al., CVPR 2017): what raises CIDEr-D becomes likelier.
 
 Captions are sampled from the model itself (`tasks.selfcritical`); each is rewarded with its CIDEr-D against its
-image's references, less a baseline: the mean reward of the image's other samples (Luo 2020) or that of the greedy caption
-(Rennie et al.). The loss is minus this advantage times the caption's log-likelihood, so its gradient is that of the
-expected reward. The end of a caption counts as a word, else captions that stop before their last word pay off.
+image's references, less a baseline: the mean reward of the image's other samples (Luo 2020) or that of the greedy
+caption (Rennie et al.). The loss is minus this advantage times the caption's log-likelihood, so its gradient is
+that of the expected reward. The end of a caption counts as a word, else captions that stop before their last word
+pay off.
 
 Shapes: B images, K samples of each.
 """

@@ -9,7 +9,7 @@ Shapes: C texts, I images, E joint width, N image tokens, Dv vision width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,6 +42,8 @@ __all__ = [
 
 _PROJECTED = 2**30
 """bytes of projected memory that a reading of several images may take"""
+_ON_CPU = 32
+"""texts of one image that are read at once on a CPU"""
 
 
 @dataclass
@@ -140,14 +142,17 @@ def match_logits(
     for key in (lengths, pairs[:, 1], counts):
         order = order[key[order].argsort(stable=True)]
     images, counts = torch.unique_consecutive(pairs[order, 1], return_counts=True)
-    several = len(images) > 1
-    at_once = max(1, _PROJECTED // model.remember(image_embeds[:1].to(device)).nbytes) if several else 1
-    done = 0
-    for group in _groups(counts.tolist(), max_rows, at_once):
-        own = images[group]
+    start, done, at_once = 0, 0, 1
+    while start < len(images):
+        end = _end_of_group(counts, start, max_rows, at_once)
+        own = images[start:end]
         memory = model.remember(image_embeds[own.to(image_embeds.device)].to(device))
-        rows = len(own) * int(counts[group.start])
-        for chunk in order[done : done + rows].split(max_rows):
+        # The first image, read alone, tells how many fit.
+        at_once = max(1, _PROJECTED * len(own) // memory.nbytes)
+        rows = len(own) * int(counts[start])
+        # On a CPU a smaller reading is as fast, and less of it is padding.
+        at_a_time = min(max_rows, _ON_CPU) if len(own) == 1 and device.type == "cpu" else max_rows
+        for chunk in order[done : done + rows].split(at_a_time):
             texts = pairs[chunk, 0].to(device)
             mask = text.attention_mask[texts]
             width = int(mask.sum(1).max())
@@ -156,20 +161,15 @@ def match_logits(
             result[chunk] = (logits[:, 1] - logits[:, 0]).cpu()
             if on_rows is not None:
                 on_rows(len(chunk))
-        done += rows
+        start, done = end, done + rows
     return result
 
 
-def _groups(counts: Sequence[int], max_rows: int, most: int) -> Iterator[slice]:
-    """Runs of at most `most` equal `counts` whose sum is at most `max_rows`; a larger count is a run of its own."""
-    start = 0
-    while start < len(counts):
-        end = start + 1
-        limit = start + max(1, min(most, max_rows // counts[start]))
-        while end < min(limit, len(counts)) and counts[end] == counts[start]:
-            end += 1
-        yield slice(start, end)
-        start = end
+def _end_of_group(counts: Tensor, start: int, max_rows: int, most: int) -> int:
+    """End of at most `most` equal `counts` whose sum is at most `max_rows`; a larger count is a group alone."""
+    count = int(counts[start])
+    group = counts[start : start + max(1, min(most, max_rows // count))]
+    return start + int((group == count).sum())
 
 
 def match_probability(logit_difference: Tensor) -> Tensor:

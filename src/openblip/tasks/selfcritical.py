@@ -1,6 +1,7 @@
 """A captioner that samples captions and learns from their rewards (`objectives.selfcritical`).
 
-Sampling and scoring run without dropout: the log-likelihoods are those of the distribution that was sampled from.
+The decoder samples and scores without dropout: the log-likelihoods are those of the distribution that was sampled
+from.
 """
 
 from __future__ import annotations
@@ -65,10 +66,10 @@ class SelfCritical(nn.Module):
             scalars: "loss", and "reward", the mean CIDEr-D of the samples (that of the greedy captions is
             "reward_greedy", where they are the baseline).
         """
-        training = self.model.training
-        self.model.eval()
+        memory = self.model.remember(self.model.encode_image(images))
+        decoder, training = self.model.decoder, self.model.training
+        decoder.eval()
         try:
-            memory = self.model.remember(self.model.encode_image(images))
             sampled = self._write(memory.detach(), image_ids, self.config.samples)
             rewards = self._rewards(sampled, image_ids).view(len(images), -1)
             told = {"reward": rewards.mean()}
@@ -78,7 +79,7 @@ class SelfCritical(nn.Module):
                 told["reward_greedy"] = greedy.mean()
             log_probs = self._log_probs(memory, sampled)
         finally:
-            self.model.train(training)
+            decoder.train(training)
         advantage = advantages(rewards, greedy).flatten()
         return {"loss": self_critical_loss(advantage, log_probs, sampled.lengths), **told}
 

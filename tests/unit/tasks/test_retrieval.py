@@ -16,6 +16,8 @@ from openblip.data.sample import Batch
 from openblip.models.blip import Blip
 from openblip.models.pixels import normalize
 from openblip.tasks import feature_rows, retrieval
+from openblip.tasks.config import as_sources
+from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.families.blip import BlipAdapter
 from openblip.tasks.feature_rows import FeatureRows
 from openblip.tasks.forecast import Forecast
@@ -143,7 +145,7 @@ def test_itm_accuracy_counts_own_and_other_pairs(
 def test_an_image_is_projected_once_and_never_copied_for_a_text(
     blip: Blip, tokenizer: TextTokenizer, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One image's projection tells how large it is; then each is projected once, whatever texts need it."""
+    """The first image is read alone, which tells how many fit into memory."""
     collection = collect(BlipAdapter(blip, tokenizer), batches)
     projected: list[int] = []
     rows: list[tuple[int, int]] = []
@@ -161,14 +163,18 @@ def test_an_image_is_projected_once_and_never_copied_for_a_text(
     _, itm, _ = one_by_one(blip, tokenizer, batches)
     found = match_logits(Counting(blip, tokenizer), collection.image_embeds, collection.text, pairs)
     torch.testing.assert_close(found, itm[pairs[:, 0], pairs[:, 1]], **CLOSE)
-    assert sum(projected) == 1 + 4
-    assert sorted(rows) == [(2, 1), (2, 2), (3, 1)], "images 1 and 2 have one text each and are read together"
+    assert sum(projected) == 4
+    assert sorted(rows) == [(1, 1), (1, 1), (2, 1), (3, 1)]
+    rows.clear()
+    equal = torch.cartesian_prod(torch.arange(8), torch.arange(5))
+    match_logits(Counting(blip, tokenizer), collection.image_embeds, collection.text, equal)
+    assert rows == [(8, 1), (32, 4)], "images with equally many texts are read together"
     projected.clear()
     monkeypatch.setattr(retrieval, "_PROJECTED", 1)
     torch.testing.assert_close(
         match_logits(Counting(blip, tokenizer), collection.image_embeds, collection.text, pairs), found, **CLOSE
     )
-    assert projected == [1] * 5, "no more memory than asked for"
+    assert projected == [1] * 4, "no more memory than asked for"
 
 
 def test_features_on_disk_give_the_same_ranking(
@@ -237,3 +243,17 @@ def test_a_long_reranking_is_announced_once(capsys: pytest.CaptureFixture[str]) 
     now[0] += 20
     short.done(1000)
     assert capsys.readouterr().err == ""
+
+
+def test_each_process_measures_every_sample_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sampler fills up the last batches of processes with samples that were there before."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for number in range(5):
+        small.make_image(number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(small.TEXTS[number])
+    found = list(
+        evaluation_batches(as_sources((str(tmp_path),)), small.PIXELS, samples=5, batch_size=2, clean="none")
+    )
+    assert [len(batch) for batch in found] == [2, 2, 1]
+    assert sorted(text for batch in found for text in batch.texts) == sorted(small.TEXTS[:5])

@@ -60,7 +60,7 @@ def test_the_loss_is_the_advantage_times_the_likelihood(baseline: str) -> None:
     ids = torch.arange(3)
     torch.manual_seed(3)
     found = step(images, ids)
-    assert model.training, "dropout is on again afterwards"
+    assert all(module.training for module in model.modules()), "dropout is on again afterwards"
     model.eval()
     torch.manual_seed(3)
     with torch.no_grad():
