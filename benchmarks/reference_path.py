@@ -23,7 +23,7 @@ from openblip.objectives.language import IGNORED, language_targets
 from openblip.objectives.matching import Negatives
 from openblip.objectives.pretraining import BlipPretraining
 
-__all__ = ["ReferencePretraining", "pad_to"]
+__all__ = ["ReferencePretraining", "pad_to", "repeated_readers"]
 
 
 def pad_to(text: TokenBatch, length: int) -> TokenBatch:
@@ -172,6 +172,15 @@ def plain_text(
             hidden = _cross_attention(block.cross_attention, hidden, readers)
         hidden = block.feed_forward(hidden)
     return hidden
+
+
+def repeated_readers(
+    transformer: TextTransformer, input_ids: Tensor, attention_mask: Tensor, image_embeds: Tensor
+) -> Tensor:
+    """Hidden states [R, T, D] of texts that all read one image [1, N, Dv], whose features are repeated for them."""
+    embeds = image_embeds.repeat(len(input_ids), 1, 1)
+    mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    return plain_text(transformer, input_ids, attention_mask, _Readers(embeds, mask))
 
 
 def _self_attention(module: SelfAttention, hidden: Tensor, allowed: Tensor) -> Tensor:

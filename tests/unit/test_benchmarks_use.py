@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import caption, match, published, rank
+from benchmarks import caption, match, published, rank, rerank
 
 SIDES: dict[str, tuple[Callable[[bool], Any], tuple[str, ...]]] = {
     "match": (published.matcher, match.CASES),
     "caption": (published.captioner, ("4 images",)),
     "rank": (published.vqa, ("128 answers",)),
+    "rerank": (published.matcher, ("128 texts of an image",)),
 }
 
 
@@ -44,6 +45,15 @@ def test_what_is_measured_is_what_the_issue_asks_for() -> None:
     assert (match.TEXTS, match.TOKENS) == (32, 12)
     assert (caption.BATCH, caption.BEAMS, caption.NEW) == (4, 3, 20)
     assert rank.ANSWERS == 128
+    assert (rerank.TEXTS, rerank.SHORTEST, rerank.LONGEST) == (128, 8, 16)
     with torch.device("meta"):
         vision = published.captioner(False).config.vision
     assert (vision.pixels, vision.width, vision.depth) == ((384, 384), 768, 12)
+
+
+def test_the_whole_evaluation_is_predicted_from_the_rates() -> None:
+    """(5,000 + 25,010) queries of 128 pairs each, read at 1 s for 128 pairs, and 5,000 images at 0.2 s."""
+    told = rerank.predicted({"ours_s": 1.0, "peer_s": 10.0}, 0.2, k=128)
+    assert told["coco_5k_pairs"] == 3_841_280
+    assert told["coco_5k_ours"] == "8:36:50"
+    assert told["coco_5k_peer"] == "83:38:20"

@@ -12,13 +12,22 @@ from openblip.core.errors import UserError
 from openblip.metrics.caption import bleu, caption_scores, cider, distinct, rouge_l
 from openblip.metrics.words import split_words
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text(encoding="utf-8"))
+FOLDER = Path(__file__).parents[1] / "golden"
+GOLDEN = json.loads((FOLDER / "metrics.json").read_text(encoding="utf-8"))
+HARD = json.loads((FOLDER / "words.json").read_text(encoding="utf-8"))
 
 
 def test_words_equal_those_of_the_java_tokenizer() -> None:
     assert len(GOLDEN["sentences"]) > 200
     for sentence, words in GOLDEN["sentences"]:
         assert split_words(sentence) == words.split(), sentence
+
+
+def test_words_of_hard_strings_equal_those_of_the_java_tokenizer() -> None:
+    """Quotes, hyphens, numbers, money, dates, addresses, markup, telephone numbers, emoji, other scripts."""
+    assert len(HARD["sentences"]) >= 310
+    wrong = {s: (split_words(s), words) for s, words in HARD["sentences"] if split_words(s) != words.split()}
+    assert not wrong
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,8 @@ def evaluate(
     rerank: int = 16,
     beams: int = 3,
     max_new_tokens: int = 20,
+    meteor: bool = False,
+    spice: bool = False,
     answers: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     submission: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
@@ -289,6 +291,8 @@ def evaluate(
         rerank: candidates that ITM reads for each query; 0 leaves re-ranking out.
         beams: of the captions, or answers.
         max_new_tokens: longest caption, or answer.
+        meteor: of captions, by its Java program (pip install "openblip[java-metrics]").
+        spice: of captions, likewise.
         answers: of a VQA model: rank the lines of this file; left out, the answers that it was trained with.
         submission: a new file of the answers to all questions of a published dataset, for its evaluation server.
         out: folder for metrics.json and predictions.jsonl; what had to be left out is listed, and the exit code 1.
@@ -316,6 +320,7 @@ def evaluate(
         validation=as_sources(data),
         validation_samples=sys.maxsize if form else samples,
         rerank_k=rerank,
+        java_metrics=(*(("METEOR",) if meteor else ()), *(("SPICE",) if spice else ())),
         prompt=adapter.question_prompt if asks else adapter.prompt,
         max_length=min(MAX_LENGTH if asks else 64, adapter.max_positions),
         clean=adapter.info.get("clean", "simplify"),

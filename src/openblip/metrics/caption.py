@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from openblip.core.errors import UserError
 from openblip.metrics.words import split_words
 
-__all__ = ["bleu", "caption_scores", "cider", "distinct", "rouge_l"]
+__all__ = ["CiderD", "bleu", "caption_scores", "cider", "distinct", "rouge_l"]
 
 Words = Sequence[str]
 NGrams = Counter[tuple[str, ...]]
@@ -129,32 +129,43 @@ def _common_length(first: Words, second: Words) -> int:
 
 
 def cider(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> NDArray[np.float64]:
-    """CIDEr-D of each image, [N] (Vedantam et al., CVPR 2015, equation 4 and section 5.2), from 0 to 10.
+    """CIDEr-D of each image, [N], from 0 to 10; document frequencies are those of `references`."""
+    scorer = CiderD.of(references)
+    scores = [scorer.score(words, texts) for words, texts in zip(captions, references, strict=True)]
+    return np.array(scores, dtype=np.float64)
+
+
+class CiderD:
+    """CIDEr-D (Vedantam et al., CVPR 2015, equation 4 and section 5.2) with document frequencies of a collection.
 
     Term weights are counts times the log of images over images whose references hold the n-gram; cosines
     with clipped counts, a Gaussian of the difference in length (sigma 6), mean over n = 1..4 and references.
     As in the reference program, length is counted in pairs of words.
+
+    Args:
+        frequency: images whose references hold an n-gram; what is left out counts as held by one.
+        num_images: of the collection.
     """
-    reference_counts = [[_ngrams(text) for text in texts] for texts in references]
-    frequency: Counter[tuple[str, ...]] = Counter()
-    for counts in reference_counts:
-        frequency.update(set().union(*counts))
-    log_images = math.log(len(captions)) if captions else 0.0
 
-    def weigh(counts: NGrams) -> tuple[dict[tuple[str, ...], float], list[float]]:
-        weights = {
-            ngram: count * (log_images - math.log(max(1, frequency[ngram]))) for ngram, count in counts.items()
-        }
-        norms = [0.0] * MAX_ORDER
-        for ngram, weight in weights.items():
-            norms[len(ngram) - 1] += weight**2
-        return weights, [math.sqrt(norm) for norm in norms]
+    def __init__(self, frequency: Mapping[tuple[str, ...], int], num_images: int) -> None:
+        self._frequency = frequency
+        self._log_images = math.log(num_images) if num_images else 0.0
 
-    scores = np.zeros(len(captions))
-    for image, (words, counts) in enumerate(zip(captions, reference_counts, strict=True)):
-        weights, norms = weigh(_ngrams(words))
-        for text, reference in zip(references[image], counts, strict=True):
-            reference_weights, reference_norms = weigh(reference)
+    @classmethod
+    def of(cls, references: Sequence[Sequence[Words]]) -> CiderD:
+        """With the document frequencies of each image's references."""
+        frequency: Counter[tuple[str, ...]] = Counter()
+        for texts in references:
+            frequency.update(set().union(*(_ngrams(text) for text in texts)))
+        # Most n-grams are held by one image, which is what is taken for the unknown ones.
+        return cls({ngram: count for ngram, count in frequency.items() if count > 1}, len(references))
+
+    def score(self, words: Words, references: Sequence[Words]) -> float:
+        """Of a caption against the references of its image, from 0 to 10."""
+        weights, norms = self._weigh(words)
+        total = 0.0
+        for text in references:
+            reference_weights, reference_norms = self._weigh(text)
             products = [0.0] * MAX_ORDER
             for ngram, weight in weights.items():
                 other = reference_weights.get(ngram, 0.0)
@@ -165,8 +176,19 @@ def cider(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> N
             ]
             difference = max(0, len(words) - 1) - max(0, len(text) - 1)
             closeness = math.exp(-(difference**2) / (2 * CIDER_SIGMA**2))
-            scores[image] += 10 * closeness * sum(cosines) / MAX_ORDER / len(counts)
-    return scores
+            total += 10 * closeness * sum(cosines) / MAX_ORDER / len(references)
+        return total
+
+    def _weigh(self, words: Words) -> tuple[dict[tuple[str, ...], float], list[float]]:
+        """The weight of each n-gram, and the norm of those of each order."""
+        weights = {
+            ngram: count * (self._log_images - math.log(self._frequency.get(ngram, 1)))
+            for ngram, count in _ngrams(words).items()
+        }
+        norms = [0.0] * MAX_ORDER
+        for ngram, weight in weights.items():
+            norms[len(ngram) - 1] += weight**2
+        return weights, [math.sqrt(norm) for norm in norms]
 
 
 def distinct(captions: Sequence[Words], order: int) -> float:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,15 +14,27 @@ from openblip.core.tokenizer import TokenBatch
 from openblip.data.sample import Batch
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.caption import caption_scores
+from openblip.metrics.java import JavaMetric, check_java, java_scores
 from openblip.objectives.blip2 import Blip2Stage2, split_prefix
+from openblip.objectives.selfcritical import CaptionRewards
 from openblip.tasks.config import RunConfig
 from openblip.tasks.feature_cache import FeatureCache
 from openblip.tasks.pairs import train_blip
 from openblip.tasks.protocols import Adapter, Generates
+from openblip.tasks.selfcritical import SelfCritical, SelfCriticalStep
 from openblip.tasks.step import PairBatch, Training, TrainingStep, images_of
 from openblip.tasks.task import Batches, Evaluation, RunData, Task
+from openblip.tasks.vocabulary import texts_of_images
 
-__all__ = ["CAPTIONING", "LanguagePairBatch", "Stage2Step", "evaluate_captions", "prepare_captions", "train_stage2"]
+__all__ = [
+    "CAPTIONING",
+    "LanguagePairBatch",
+    "Stage2Step",
+    "evaluate_captions",
+    "prepare_captions",
+    "train_captions",
+    "train_stage2",
+]
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,22 @@ def train_stage2(config: RunConfig, adapter: Adapter, data: RunData) -> Training
     return Training(step, prepare, config.clean, config.max_words)
 
 
+def train_captions(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
+    """BLIP's captioner: by LM, or by CIDEr-D of its own captions (`config.scst`)."""
+    training = train_blip(config, adapter, data, objectives=("lm",))
+    if not config.scst.samples:
+        return training
+    references = {
+        image: [CaptionRewards.words_of(text) for text in texts]
+        for image, texts in texts_of_images(data.sources, clean=config.clean).items()
+    }
+    if len(references) < 2:
+        raise UserError("self-critical training weighs words by the images they are said of; name at least two")
+    rewards = CaptionRewards(references)
+    objective = SelfCritical(adapter.model, config.scst, adapter.tokenizer, rewards, prompt=config.prompt)
+    return replace(training, step=SelfCriticalStep(objective))
+
+
 @torch.no_grad()
 def evaluate_captions(
     model: Generates,
@@ -111,17 +138,22 @@ def evaluate_captions(
     *,
     prompt: str = "",
     max_length: int | None = 40,
+    java_metrics: Sequence[JavaMetric] = (),
 ) -> Evaluation:
     """Generate a caption for every image and compare it with all its texts.
+
+    Images whose record says "domain", as those of NoCaps do, are measured for each domain too.
 
     Args:
         batches: with every text of every image (`text_mode="all"`).
         max_length: tokens of a reference text that its perplexity reads.
 
     Returns:
-        metrics by name: BLEU, ROUGE-L, CIDEr, and the perplexity of the reference texts; and one record for each
-        image: key, caption, references.
+        metrics by name: BLEU, ROUGE-L, CIDEr, the perplexity of the reference texts, METEOR and SPICE where asked
+        for, and "CIDEr_in", "CIDEr_near" and "CIDEr_out" (and others) of domains; and one record for each image:
+        key, caption, references, and its domain.
     """
+    check_java(java_metrics)
     records: list[dict[str, object]] = []
     written: list[str] = []
     references: list[list[str]] = []
@@ -135,18 +167,42 @@ def evaluate_captions(
         own: list[list[str]] = [[] for _ in batch.keys]
         for row, text in zip(batch.image_index.tolist(), batch.texts, strict=True):
             own[row].append(text)
-        for key, best, texts in zip(batch.keys, captions, own, strict=True):
+        for key, best, texts, meta in zip(batch.keys, captions, own, batch.meta, strict=True):
             written.append(best[0].text)
             references.append(texts)
-            records.append({"key": key, "caption": best[0].text, "log_prob": best[0].log_prob, "references": texts})
-    scores = caption_scores(written, references)
+            record = {"key": key, "caption": best[0].text, "log_prob": best[0].log_prob, "references": texts}
+            records.append(record | ({"domain": meta["domain"]} if meta.get("domain") else {}))
+    scores = caption_scores(written, references) | java_scores(written, references, java_metrics)
+    scores |= _scores_of_domains(written, references, [str(record.get("domain", "")) for record in records])
     scores["perplexity"] = float(torch.tensor(-log_prob / max(count, 1)).exp())
     return scores, records
 
 
+def _scores_of_domains(
+    captions: Sequence[str], references: Sequence[Sequence[str]], domains: Sequence[str]
+) -> dict[str, float]:
+    """Scores of each domain's images alone, "CIDEr_near" of the domain "near-domain".
+
+    As the NoCaps server and its users do, a domain is a collection of its own: CIDEr weighs its words by the
+    references of its own images.
+    """
+    scores: dict[str, float] = {}
+    for domain in sorted({domain for domain in domains if domain}):
+        rows = [row for row, own in enumerate(domains) if own == domain]
+        found = caption_scores([captions[row] for row in rows], [references[row] for row in rows])
+        scores |= {f"{name}_{domain.removesuffix('-domain')}": value for name, value in found.items()}
+    return scores
+
+
 def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:
     """Metrics of generated captions, and the perplexity of the given ones."""
-    return evaluate_captions(adapter.need("likelihood"), batches(), config.decode, prompt=config.prompt)
+    return evaluate_captions(
+        adapter.need("likelihood"),
+        batches(),
+        config.decode,
+        prompt=config.prompt,
+        java_metrics=config.java_metrics,
+    )
 
 
-CAPTIONING = Task(train={"blip": partial(train_blip, objectives=("lm",)), "blip2": train_stage2}, evaluate=evaluate)
+CAPTIONING = Task(train={"blip": train_captions, "blip2": train_stage2}, evaluate=evaluate)

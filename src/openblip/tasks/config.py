@@ -19,14 +19,17 @@ from openblip.data.sources.open import parse_spec
 from openblip.data.transforms import ImageTransformConfig
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.answers import AccuracyRule
+from openblip.metrics.java import JavaMetric
 from openblip.models.language import LanguageConfig
 from openblip.models.qformer import QFormerSettings
 from openblip.models.tower import TowerConfig
 from openblip.objectives.blip2 import Stage1Config
 from openblip.objectives.pretraining import ObjectiveConfig
+from openblip.objectives.selfcritical import SelfCriticalConfig
 from openblip.training.config import TrainConfig
 
 __all__ = [
+    "IN_MEMORY",
     "MAY_CHANGE",
     "AnsweringConfig",
     "FamilyName",
@@ -36,6 +39,9 @@ __all__ = [
     "foreign_settings",
     "load_run_config",
 ]
+
+IN_MEMORY = 2 * 2**30
+"""bytes of a collection's image features that are kept in memory unless set otherwise"""
 
 FamilyName = Literal["blip", "blip2"]
 TaskName = Literal["pretraining", "captioning", "retrieval", "answering", "nlvr"]
@@ -120,8 +126,13 @@ class RunConfig:
         default_factory=lambda: DecodeConfig(num_beams=3, max_new_tokens=20, min_new_tokens=2)
     )
     """How captions and answers are generated when the model is evaluated."""
+    java_metrics: tuple[JavaMetric, ...] = ()
+    """"METEOR" and "SPICE" of captions when the model is evaluated; they need Java and the extra "java-metrics"."""
     rerank_k: int = 16
     """Candidates that ITM reads for each query when retrieval is evaluated."""
+    rerank_memory: int = IN_MEMORY
+    """Bytes of image features that the evaluation of retrieval keeps in memory; more go to a temporary file (in the
+    folder that TMPDIR names)."""
     answering: AnsweringConfig = field(default_factory=AnsweringConfig)
 
     image_size: int | None = None
@@ -131,6 +142,9 @@ class RunConfig:
     tower that is trained from scratch starts from."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """BLIP: "captioning" and "retrieval" set its `objectives` themselves."""
+
+    scst: SelfCriticalConfig = field(default_factory=SelfCriticalConfig)
+    """BLIP: "captioning" by self-critical training, with CIDEr-D as reward, in place of LM."""
 
     vision: TowerConfig = field(default_factory=TowerConfig)
     """BLIP-2: the frozen tower of a model trained from scratch; a starting model keeps its own."""
@@ -162,12 +176,14 @@ class RunConfig:
                 raise UserError(f'the setting "{name}" is not read by family = "{self.family}"; leave it out')
         if self.family == "blip2" and self.task == "answering" and "{}" not in self.prompt:
             raise UserError('the prompt of questions says where the question goes: prompt = "Question: {} Answer:"')
+        if self.scst.samples and self.task != "captioning":
+            raise UserError(f'scst trains captioners; leave it out of task = "{self.task}"')
         if self.features and self.unfreeze_vision:
             raise UserError("features on disk are those of the frozen tower; leave features or unfreeze_vision out")
 
 
 _ONLY: dict[str, tuple[str, ...]] = {
-    "blip": ("image_size", "vision_pretrained", "objective"),
+    "blip": ("image_size", "vision_pretrained", "objective", "scst"),
     "blip2": (
         *("vision", "unfreeze_vision", "qformer", "embed_dim", "stage1", "language", "features", "save_whole"),
     ),
@@ -186,7 +202,7 @@ def _default(name: str) -> Any:
 
 
 MAY_CHANGE = (
-    *("run.validation*", "run.num_workers", "run.decode*", "run.rerank_k", "run.save_whole"),
+    *("run.validation*", "run.num_workers", "run.decode*", "run.rerank_*", "run.java_metrics", "run.save_whole"),
     *("run.answering.keep", "run.answering.rule"),
 )
 """Settings that a resumed run may change."""

@@ -20,11 +20,19 @@ def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Seq
     records: list[dict[str, object]] = []
     if "match" in adapter.can:
         matcher = adapter.need("match")
-        metrics |= evaluate_retrieval(matcher, batches(), rerank_k=config.rerank_k, max_length=config.max_length)
+        metrics |= evaluate_retrieval(
+            matcher,
+            batches(),
+            rerank_k=config.rerank_k,
+            max_length=config.max_length,
+            max_bytes=config.rerank_memory,
+        )
         metrics |= adapter.extra_metrics(batches, max_length=config.max_length)
     if "likelihood" in adapter.can:
         generator = adapter.need("likelihood")
-        scores, records = evaluate_captions(generator, batches(), config.decode, prompt=config.prompt)
+        scores, records = evaluate_captions(
+            generator, batches(), config.decode, prompt=config.prompt, java_metrics=config.java_metrics
+        )
         metrics |= scores
     return metrics, records
 

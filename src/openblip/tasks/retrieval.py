@@ -1,15 +1,15 @@
 """Retrieval and matching: texts for images and images for texts, by ITC and then by ITM.
 
 ITC compares all pairs by their embeddings; the best k of each query are then read together with the image by ITM
-and ordered by ITC similarity + ITM logit, as the reference does. An image is encoded once; its memory is kept for
-re-ranking, on the device or the CPU.
+and ordered by ITC similarity + ITM logit, as the reference does. An image is encoded once and its memory is
+projected once: pairs are read image by image. Features of a large collection are on disk (`tasks.feature_rows`).
 
 Shapes: C texts, I images, E joint width, N image tokens, Dv vision width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,9 @@ from openblip.core.tokenizer import TokenBatch
 from openblip.data.sample import Batch
 from openblip.metrics.retrieval import rank_of_relevant, rank_scores
 from openblip.metrics.scores import roc_auc
-from openblip.tasks.config import RunConfig
+from openblip.tasks.config import IN_MEMORY, RunConfig
+from openblip.tasks.feature_rows import FeatureRows
+from openblip.tasks.forecast import Forecast
 from openblip.tasks.pairs import train_blip, train_stage1
 from openblip.tasks.protocols import Adapter, Matches
 from openblip.tasks.task import Batches, Evaluation, Task
@@ -38,13 +40,18 @@ __all__ = [
     "rerank",
 ]
 
+_PROJECTED = 2**30
+"""bytes of projected memory that a reading of several images may take"""
+_ON_CPU = 32
+"""texts of one image that are read at once on a CPU"""
+
 
 @dataclass
 class Collection:
     """Images and texts as a model reads them."""
 
     image_embeds: Tensor
-    """[I, N, Dv] features for the memory"""
+    """[I, N, Dv] features for the memory; on the CPU, mapped from a file, where they are large"""
     image_features: Tensor
     """[I, E] normalised; [I, Q, E] of BLIP-2"""
     text: TokenBatch
@@ -74,20 +81,28 @@ def embed_texts(
 
 
 @torch.no_grad()
-def collect(model: Matches, batches: Iterable[Batch], *, max_length: int = 35) -> Collection:
-    """Encode all images and texts of `batches`, each once (`text_mode="all"` for several texts an image)."""
-    embeds, features, owners = [], [], []
+def collect(
+    model: Matches, batches: Iterable[Batch], *, max_length: int = 35, max_bytes: int = IN_MEMORY
+) -> Collection:
+    """Encode all images and texts of `batches`, each once (`text_mode="all"` for several texts an image).
+
+    Args:
+        max_bytes: of image features that are kept in memory; more go to a temporary file.
+    """
+    features, owners = [], []
     texts: list[str] = []
     keys: list[str] = []
-    for batch in batches:
-        image_embeds = model.encode(batch.images)
-        embeds.append(image_embeds)
-        features.append(model.image_features(image_embeds).float())
-        owners.append(batch.image_index + len(keys))
-        keys += batch.keys
-        texts += batch.texts
+    with FeatureRows(max_bytes) as rows:
+        for batch in batches:
+            image_embeds = model.encode(batch.images)
+            rows.append(image_embeds)
+            features.append(model.image_features(image_embeds).float())
+            owners.append(batch.image_index + len(keys))
+            keys += batch.keys
+            texts += batch.texts
+        embeds = rows.tensor()
     tokens, text_features = embed_texts(model, texts, max_length=max_length)
-    return Collection(torch.cat(embeds), torch.cat(features), tokens, text_features, torch.cat(owners), keys, texts)
+    return Collection(embeds, torch.cat(features), tokens, text_features, torch.cat(owners), keys, texts)
 
 
 def begin_matching(model: Matches, text: TokenBatch) -> Tensor:
@@ -99,53 +114,62 @@ def begin_matching(model: Matches, text: TokenBatch) -> Tensor:
 
 @torch.no_grad()
 def match_logits(
-    model: Matches, image_embeds: Tensor, text: TokenBatch, pairs: Tensor, *, max_rows: int = 256
+    model: Matches,
+    image_embeds: Tensor,
+    text: TokenBatch,
+    pairs: Tensor,
+    *,
+    max_rows: int = 256,
+    on_rows: Callable[[int], None] | None = None,
 ) -> Tensor:
     """ITM logit differences (matched minus not) for pairs int64 [P, 2] of (text, image), float32 [P] on the CPU.
 
-    Pairs are read image by image, so that each image's memory is projected once.
+    Pairs are read image by image, so that each image's memory is projected once, and each image's texts from the
+    shortest to the longest, so that little is padded.
 
     Args:
         max_rows: pairs that are read at once.
+        on_rows: told how many pairs were read, after each reading.
     """
     result = torch.empty(len(pairs))
     input_ids = begin_matching(model, text)
     device = input_ids.device
-    order = pairs[:, 1].argsort(stable=True)
+    lengths = text.attention_mask.sum(1).cpu()[pairs[:, 0]]
+    counts = torch.bincount(pairs[:, 1])[pairs[:, 1]]
+    # Images with equally many texts stand together: these are folded over the images' memories, which are
+    # never copied for a text.
+    order = torch.arange(len(pairs))
+    for key in (lengths, pairs[:, 1], counts):
+        order = order[key[order].argsort(stable=True)]
     images, counts = torch.unique_consecutive(pairs[order, 1], return_counts=True)
-    done = 0
-    for group in _groups(counts.tolist(), max_rows):
-        own = counts[group]
-        memory = model.remember(image_embeds[images[group].to(device)])
-        rows = torch.arange(len(own)).repeat_interleave(own)
-        # Equally many texts for each image are folded over its memory; else the memory is gathered.
-        folded = len(own) == 1 or bool((own == own[0]).all())
-        for part in torch.arange(len(rows)).split(max_rows):
-            chunk = order[done + part]
+    start, done, at_once = 0, 0, 1
+    while start < len(images):
+        end = _end_of_group(counts, start, max_rows, at_once)
+        own = images[start:end]
+        memory = model.remember(image_embeds[own.to(image_embeds.device)].to(device))
+        # The first image, read alone, tells how many fit.
+        at_once = max(1, _PROJECTED * len(own) // memory.nbytes)
+        rows = len(own) * int(counts[start])
+        # On a CPU a smaller reading is as fast, and less of it is padding.
+        at_a_time = min(max_rows, _ON_CPU) if len(own) == 1 and device.type == "cpu" else max_rows
+        for chunk in order[done : done + rows].split(at_a_time):
             texts = pairs[chunk, 0].to(device)
             mask = text.attention_mask[texts]
             width = int(mask.sum(1).max())
             full = bool(mask[:, :width].all())
-            logits = model.match(
-                input_ids[texts, :width],
-                None if full else mask[:, :width],
-                memory if folded else memory.select(rows[part].to(device)),
-            ).float()
+            logits = model.match(input_ids[texts, :width], None if full else mask[:, :width], memory).float()
             result[chunk] = (logits[:, 1] - logits[:, 0]).cpu()
-        done += len(rows)
+            if on_rows is not None:
+                on_rows(len(chunk))
+        start, done = end, done + rows
     return result
 
 
-def _groups(counts: Sequence[int], limit: int) -> Iterator[slice]:
-    """Runs of `counts` whose sum is at most `limit`; a larger count is a run of its own."""
-    start, total = 0, 0
-    for place, count in enumerate(counts):
-        if place > start and total + count > limit:
-            yield slice(start, place)
-            start, total = place, 0
-        total += count
-    if start < len(counts):
-        yield slice(start, len(counts))
+def _end_of_group(counts: Tensor, start: int, max_rows: int, most: int) -> int:
+    """End of at most `most` equal `counts` whose sum is at most `max_rows`; a larger count is a group alone."""
+    count = int(counts[start])
+    group = counts[start : start + max(1, min(most, max_rows // count))]
+    return start + int((group == count).sum())
 
 
 def match_probability(logit_difference: Tensor) -> Tensor:
@@ -170,30 +194,40 @@ def rerank(model: Matches, collection: Collection, scores: Tensor, k: int) -> tu
     i2t = scores.T.topk(min(k, num_texts), dim=1).indices
     pairs_t2i = torch.stack((torch.arange(num_texts)[:, None].expand_as(t2i), t2i), dim=-1).reshape(-1, 2)
     pairs_i2t = torch.stack((i2t, torch.arange(num_images)[:, None].expand_as(i2t)), dim=-1).reshape(-1, 2)
-    pairs = torch.unique(torch.cat((pairs_t2i, pairs_i2t)), dim=0)
-    logits = match_logits(model, collection.image_embeds, collection.text, pairs)
-    matched = torch.full_like(scores, 0.0)
-    matched[pairs[:, 0], pairs[:, 1]] = logits
+    pairs, places = torch.unique(torch.cat((pairs_t2i, pairs_i2t)), dim=0, return_inverse=True)
+    forecast = Forecast("re-ranking", len(pairs), "pairs")
+    logits = match_logits(model, collection.image_embeds, collection.text, pairs, on_rows=forecast.done)
     results = []
-    for chosen in (pairs_t2i, pairs_i2t):
+    for chosen, where in zip((pairs_t2i, pairs_i2t), places.split((len(pairs_t2i), len(pairs_i2t))), strict=True):
         # In float64, where so large a shift leaves the order of near-equal scores as it is.
         result = scores.double() - 1e4
-        result[chosen[:, 0], chosen[:, 1]] = (scores + matched)[chosen[:, 0], chosen[:, 1]].double()
+        text, image = chosen.T
+        result[text, image] = (scores[text, image] + logits[where]).double()
         results.append(result)
     return results[0], results[1]
 
 
 @torch.no_grad()
 def evaluate_retrieval(
-    model: Matches, batches: Iterable[Batch], *, rerank_k: int = 16, max_length: int = 35, seed: int = 0
+    model: Matches,
+    batches: Iterable[Batch],
+    *,
+    rerank_k: int = 16,
+    max_length: int = 35,
+    max_bytes: int = IN_MEMORY,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Recall in both directions by ITC and after re-ranking by ITM, and how well ITM tells own from other texts.
+
+    Args:
+        rerank_k: candidates of each query that ITM reads, all of them in a smaller collection; 0 leaves it out.
+        max_bytes: of image features that are kept in memory, see `collect`.
 
     Returns:
         "t2i_recall@1|5|10", "i2t_recall@...", the same with "_itm" when `rerank_k` is above 0, "itm_accuracy"
         (own pairs against pairs with another image, half and half) and "itm_auc".
     """
-    collection = collect(model, batches, max_length=max_length)
+    collection = collect(model, batches, max_length=max_length, max_bytes=max_bytes)
     scores = model.similarities(collection.text_features, collection.image_features).cpu()
     owners = collection.image_of_text.numpy()
     metrics = _recalls(scores.numpy(), scores.numpy(), owners, "")
@@ -205,17 +239,22 @@ def evaluate_retrieval(
 
 
 def _recalls(t2i: np.ndarray, i2t: np.ndarray, owners: np.ndarray, suffix: str) -> dict[str, float]:
-    relevant = owners[:, None] == np.arange(t2i.shape[1])
-    with_text = relevant.any(axis=0)
+    with_text = np.unique(owners)
     ranks = {
-        "t2i": rank_of_relevant(t2i, relevant),
-        "i2t": rank_of_relevant(i2t.T[with_text], relevant.T[with_text]),
+        "t2i": _ranks(t2i, lambda texts: owners[texts, None] == np.arange(t2i.shape[1])),
+        "i2t": _ranks(i2t.T[with_text], lambda rows: with_text[rows, None] == owners),
     }
     return {
         f"{direction}_recall{suffix}@{k}": rank_scores(found, depths=(k,))[f"recall@{k}"]
         for direction, found in ranks.items()
         for k in (1, 5, 10)
     }
+
+
+def _ranks(scores: np.ndarray, relevant: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """`rank_of_relevant` of queries [Q, C], some at a time: it holds several matrices as large as its scores."""
+    parts = [slice(start, start + 512) for start in range(0, len(scores), 512)]
+    return np.concatenate([rank_of_relevant(scores[part], relevant(part)) for part in parts])
 
 
 def _matching_metrics(model: Matches, collection: Collection, seed: int) -> dict[str, float]:
@@ -235,7 +274,13 @@ def _matching_metrics(model: Matches, collection: Collection, seed: int) -> dict
 def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:
     """Recall by ITC and after re-ranking by ITM, ITM's accuracy, and what the family adds."""
     matcher = adapter.need("match")
-    metrics = evaluate_retrieval(matcher, batches(), rerank_k=config.rerank_k, max_length=config.max_length)
+    metrics = evaluate_retrieval(
+        matcher,
+        batches(),
+        rerank_k=config.rerank_k,
+        max_length=config.max_length,
+        max_bytes=config.rerank_memory,
+    )
     return metrics | adapter.extra_metrics(batches, max_length=config.max_length), []
 
 

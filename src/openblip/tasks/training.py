@@ -26,6 +26,7 @@ from openblip.data.sample import Batch
 from openblip.data.sources.base import Source
 from openblip.data.stream import Loader
 from openblip.data.transforms import ImageTransform
+from openblip.metrics.java import check_java
 from openblip.tasks.config import MAY_CHANGE, RunConfig
 from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.feature_cache import DrawCrop, FeatureCache, describe_tower
@@ -132,6 +133,7 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
         raise UserError(
             f'the task "{config.task}" is not available for {config.family}, but for {", ".join(task.train)}'
         )
+    check_java(config.java_metrics)
     single = config.family in task.single
     sources = [task.open(replace(source, pairs=True) if single else source) for source in config.sources]
     seed_everything(config.train.seed)

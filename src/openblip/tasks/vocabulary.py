@@ -10,13 +10,13 @@ from pathlib import Path
 from openblip.core.errors import UserError
 from openblip.core.runtime import rank
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.sample import BrokenSample
+from openblip.data.sample import BrokenSample, stable_id
 from openblip.data.sources.base import Source
 from openblip.data.sources.questions import given_answers
 from openblip.data.transforms import clean_caption
 from openblip.tasks.config import RunConfig
 
-__all__ = ["all_answers", "tokenizer_from_scratch", "tokenizer_of_start", "training_texts"]
+__all__ = ["all_answers", "texts_of_images", "tokenizer_from_scratch", "tokenizer_of_start", "training_texts"]
 
 _MOST_TEXTS = 200_000
 
@@ -29,6 +29,18 @@ def training_texts(sources: Sequence[Source], *, clean: str, limit: int) -> Iter
         for index in range(0, len(source), stride):
             with suppress(BrokenSample):  # counted when the loader meets it
                 yield from (_cleaned(text, clean) for text in source[index].texts)
+
+
+def texts_of_images(sources: Sequence[Source], *, clean: str) -> dict[int, list[str]]:
+    """Every text of every image, by the image's id, as training reads them."""
+    texts: dict[int, list[str]] = {}
+    for source in sources:
+        for index in range(len(source)):
+            with suppress(BrokenSample):  # counted when the loader meets it
+                sample = source[index]
+                own = texts.setdefault(stable_id(sample.image_id or sample.key), [])
+                own += [cleaned for text in sample.texts if (cleaned := _cleaned(text, clean))]
+    return texts
 
 
 def _cleaned(text: str, clean: str) -> str:

@@ -107,3 +107,20 @@ def test_evaluation_compares_with_all_texts_of_an_image(blip: Blip, tokenizer: T
     assert metrics["perplexity"] == pytest.approx(math.exp(-log_prob / count), rel=1e-3)
     expected = caption_scores(written, [record["references"] for record in records])  # type: ignore[misc]
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+
+def test_domains_are_measured_apart(blip: Blip, tokenizer: TextTokenizer) -> None:
+    """NoCaps: each domain is a collection of its own, so that its document frequencies are its own."""
+    domains = ["in-domain", "near-domain", "in-domain", "out-domain", "near-domain", "out-domain"]
+    batches = [small.batch([0, 0, 1, 2]), small.batch([0, 1, 2], first=3, text=4)]
+    for batch, names in zip(batches, (domains[:3], domains[3:]), strict=True):
+        batch.meta = [{"domain": name} for name in names]
+    scores, records = evaluate_captions(BlipAdapter(blip, tokenizer), batches, GREEDY)
+    assert [record["domain"] for record in records] == domains
+    for domain in ("in", "near", "out"):
+        own = [record for record in records if record["domain"] == f"{domain}-domain"]
+        expected = caption_scores([r["caption"] for r in own], [r["references"] for r in own])
+        assert {name: scores[f"{name}_{domain}"] for name in expected} == expected
+    plain, records = evaluate_captions(BlipAdapter(blip, tokenizer), [small.batch([0, 0, 1, 2])], GREEDY)
+    assert not any("_" in name for name in plain)
+    assert "domain" not in records[0]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import small
 import torch
 from torch import Tensor
 
+from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.models.blip import Blip
 from openblip.models.pixels import normalize
+from openblip.tasks import feature_rows, retrieval
+from openblip.tasks.config import as_sources
+from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.families.blip import BlipAdapter
+from openblip.tasks.feature_rows import FeatureRows
+from openblip.tasks.forecast import Forecast
 from openblip.tasks.retrieval import Collection, collect, evaluate_retrieval, match_logits, rerank
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -121,15 +130,130 @@ def test_itm_accuracy_counts_own_and_other_pairs(
     blip: Blip, tokenizer: TextTokenizer, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An ITM head that always says "matched" is right for own pairs alone; one that knows is always right."""
-    from openblip.tasks import retrieval
-
     owners = torch.tensor([0, 1, 1, 2, 2, 2, 3, 4])
 
-    def knows(_model: object, _embeds: object, _text: object, pairs: Tensor) -> Tensor:
+    def knows(_model: object, _embeds: object, _text: object, pairs: Tensor, **_: object) -> Tensor:
         return (owners[pairs[:, 0]] == pairs[:, 1]).float() * 2 - 1
 
-    for judge, accuracy, auc in ((lambda *given: torch.ones(len(given[3])), 0.5, 0.5), (knows, 1.0, 1.0)):
+    for judge, accuracy, auc in ((lambda *given, **_: torch.ones(len(given[3])), 0.5, 0.5), (knows, 1.0, 1.0)):
         monkeypatch.setattr(retrieval, "match_logits", judge)
         metrics = evaluate_retrieval(BlipAdapter(blip, tokenizer), batches, rerank_k=2)
         assert metrics["itm_accuracy"] == accuracy
         assert metrics["itm_auc"] == auc
+
+
+def test_an_image_is_projected_once_and_never_copied_for_a_text(
+    blip: Blip, tokenizer: TextTokenizer, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first image is read alone, which tells how many fit into memory."""
+    collection = collect(BlipAdapter(blip, tokenizer), batches)
+    projected: list[int] = []
+    rows: list[tuple[int, int]] = []
+
+    class Counting(BlipAdapter):
+        def remember(self, image_embeds: Tensor):
+            projected.append(len(image_embeds))
+            return super().remember(image_embeds)
+
+        def match(self, input_ids: Tensor, attention_mask: Tensor | None, memory):
+            rows.append((len(input_ids), memory.batch_size))
+            return super().match(input_ids, attention_mask, memory)
+
+    pairs = torch.tensor([[7, 4], [0, 0], [5, 2], [1, 0], [2, 4], [0, 4], [3, 1]])
+    _, itm, _ = one_by_one(blip, tokenizer, batches)
+    found = match_logits(Counting(blip, tokenizer), collection.image_embeds, collection.text, pairs)
+    torch.testing.assert_close(found, itm[pairs[:, 0], pairs[:, 1]], **CLOSE)
+    assert sum(projected) == 4
+    assert sorted(rows) == [(1, 1), (1, 1), (2, 1), (3, 1)]
+    rows.clear()
+    equal = torch.cartesian_prod(torch.arange(8), torch.arange(5))
+    match_logits(Counting(blip, tokenizer), collection.image_embeds, collection.text, equal)
+    assert rows == [(8, 1), (32, 4)], "images with equally many texts are read together"
+    projected.clear()
+    monkeypatch.setattr(retrieval, "_PROJECTED", 1)
+    torch.testing.assert_close(
+        match_logits(Counting(blip, tokenizer), collection.image_embeds, collection.text, pairs), found, **CLOSE
+    )
+    assert projected == [1] * 4, "no more memory than asked for"
+
+
+def test_features_on_disk_give_the_same_ranking(
+    blip: Blip, tokenizer: TextTokenizer, batches: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    adapter = BlipAdapter(blip, tokenizer)
+    kept = collect(adapter, batches)
+    stored = collect(adapter, batches, max_bytes=kept.image_embeds[:4].nbytes)
+    assert torch.equal(stored.image_embeds, kept.image_embeds)
+    assert stored.image_embeds.untyped_storage().nbytes() == kept.image_embeds.nbytes
+    for one, other in zip(
+        rerank(adapter, kept, similarity(kept), 2), rerank(adapter, stored, similarity(stored), 2), strict=True
+    ):
+        assert torch.equal(one, other)
+    assert evaluate_retrieval(adapter, batches, max_bytes=0) == evaluate_retrieval(adapter, batches)
+    assert list(tmp_path.iterdir()) == [], "the file has no name"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rows_are_kept_in_their_dtype(dtype: torch.dtype) -> None:
+    parts = [torch.randn(count, 3, 4).to(dtype) for count in (2, 1, 3)]
+    with FeatureRows(max_bytes=2 * parts[0].nbytes) as rows:
+        for part, on_disk in zip(parts, (False, False, True), strict=True):
+            rows.append(part)
+            assert rows.on_disk == on_disk
+        found = rows.tensor()
+    assert found.dtype == dtype
+    assert torch.equal(found, torch.cat(parts)), "readable after the file was closed"
+
+
+def test_the_file_is_released_on_an_error(
+    blip: Blip, tokenizer: TextTokenizer, batches: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    opened = []
+    real = tempfile.TemporaryFile
+    monkeypatch.setattr(feature_rows.tempfile, "TemporaryFile", lambda: opened.append(real()) or opened[-1])
+
+    def broken():
+        yield batches[0]
+        raise RuntimeError("the data ended")
+
+    with pytest.raises(RuntimeError, match="the data ended"):
+        collect(BlipAdapter(blip, tokenizer), broken(), max_bytes=0)
+    assert [file.closed for file in opened] == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_rows.tempfile, "TemporaryFile", full)
+    with FeatureRows(0) as rows, pytest.raises(UserError, match="TMPDIR"):
+        rows.append(torch.zeros(1, 2, 3))
+
+
+def test_a_long_reranking_is_announced_once(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    forecast = Forecast("re-ranking", 100_000, "pairs", after=10, clock=lambda: now[0])
+    for now[0] in (5.0, 20.0, 30.0):
+        forecast.done(1000)
+    assert capsys.readouterr().err == "re-ranking of 100,000 pairs takes about 16:40 (100 pairs a second)\n"
+    short = Forecast("re-ranking", 2000, "pairs", after=10, clock=lambda: now[0])
+    now[0] += 20
+    short.done(1000)
+    assert capsys.readouterr().err == ""
+
+
+def test_each_process_measures_every_sample_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sampler fills up the last batches of processes with samples that were there before."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for number in range(5):
+        small.make_image(number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(small.TEXTS[number])
+    found = list(
+        evaluation_batches(as_sources((str(tmp_path),)), small.PIXELS, samples=5, batch_size=2, clean="none")
+    )
+    assert [len(batch) for batch in found] == [2, 2, 1]
+    assert sorted(text for batch in found for text in batch.texts) == sorted(small.TEXTS[:5])
