@@ -17,7 +17,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from openblip.data.sample import BrokenSample
@@ -119,8 +119,7 @@ def question_texts(
         weights = _numbers(given if isinstance(given, list | tuple) else [given])
     if len(weights) != len(answers) or not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise BrokenSample("bad-row", label, f"the weights of {len(answers)} answers are {given or weights!r}")
-    plain = asdict(About())
-    about = {name: value for name, value in asdict(_about(row, names, label)).items() if value != plain[name]}
+    about = _about(row, names, label)
     return (json.dumps([question, answers, weights, about], ensure_ascii=False),)
 
 
@@ -153,8 +152,8 @@ def by_question(questions: Sequence[str], given: Sequence[GivenAnswers]) -> dict
     return found
 
 
-def _about(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> About:
-    """What a row says besides.
+def _about(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> dict[str, Any]:
+    """What a row says besides: the fields of `About` that it has.
 
     Raises:
         BrokenSample: "bad-row", choices among which the right one is not.
@@ -166,13 +165,14 @@ def _about(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> Abou
         raise BrokenSample("bad-row", label, f"correct_choice_idx is {correct!r:.40}, of {len(choices)} choices")
     if isinstance(types, Mapping) and "structural" in types:
         kind = "open" if types["structural"] == "query" else "binary"
-    return About(
-        id=number if type(number) is int else given_id(number) or None,
-        choices=choices,
-        correct=correct if choices else None,
-        difficult=difficult is True,
-        kind=kind if isinstance(kind, str) else "",
-    )
+    about = {
+        "id": number if type(number) is int else given_id(number) or None,
+        "choices": choices or None,
+        "correct": correct if choices else None,
+        "difficult": True if difficult is True else None,
+        "kind": kind if isinstance(kind, str) else None,
+    }
+    return {name: value for name, value in about.items() if value is not None}
 
 
 def _guess(item: Mapping[str, Any]) -> dict[str, str]:
