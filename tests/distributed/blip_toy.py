@@ -22,7 +22,10 @@ from openblip.models.blip import Blip, blip_config
 from openblip.objectives import pretraining
 from openblip.objectives.matching import Negatives
 from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
+from openblip.objectives.selfcritical import CaptionRewards, SelfCriticalConfig
+from openblip.tasks import selfcritical
 from openblip.tasks.pairs import BlipStep
+from openblip.tasks.selfcritical import SelfCritical, SelfCriticalStep
 from openblip.tasks.step import PairBatch
 from openblip.training import start, train
 
@@ -57,6 +60,34 @@ def chosen_negatives(
     return Negatives(following, following, image_ids > 3)
 
 
+class Words:
+    """A tokenizer whose words are numbers."""
+
+    sep_id, pad_id = 3, PAD
+
+    def encode(self, texts: list[str], *, first: str, end: bool) -> TokenBatch:
+        return TokenBatch(torch.tensor([[DEC]]), torch.ones(1, 1, dtype=torch.bool))
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(f"w{number}" for number in ids if number != self.sep_id)
+
+
+def build_self_critical(seed: int = 0) -> SelfCriticalStep:
+    """The step of a captioner whose captions depend on the image and the seed alone, not on the process."""
+    seed_everything(seed)
+    selfcritical._MOST = 1
+    references = {
+        image: [
+            CaptionRewards.words_of(" ".join(f"w{image + n}" for n in range(5, 5 + length))) for length in (3, 6)
+        ]
+        for image in range(12)
+    }
+    model = Blip(blip_config("nano", vocab_size=40, image_size=16)).part(encoder=False, decoder=True)
+    tokenizer: Any = Words()
+    config = SelfCriticalConfig(samples=8, max_new_tokens=7)
+    return SelfCriticalStep(SelfCritical(model, config, tokenizer, CaptionRewards(references)))
+
+
 def build(objectives: tuple[str, ...], seed: int = 0) -> BlipStep:
     """The step of a nano model, 16 pixels, with a queue that a few batches fill."""
     seed_everything(seed)
@@ -79,7 +110,7 @@ def main(arguments: list[str], environment: dict[str, str] | None = None) -> Non
     # A large eps: the first steps of Adam else follow the sign of gradients that are nearly zero.
     settings: dict[str, Any] = {"max_steps": 6, "eps": 1e-3, "learning_rate": 5e-3, "warmup_steps": 0, **options}
     start("cpu")
-    step = build(objectives)
+    step = build_self_critical() if "scst" in objectives else build(objectives)
     loader = PairLoader(24, batch_size, rank=rank(), world=world_size())
 
     def export(folder: Path) -> None:

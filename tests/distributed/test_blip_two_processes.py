@@ -83,3 +83,11 @@ def test_drawn_negatives_train_too(tmp_path: Path) -> None:
     run(tmp_path, HALF, "--draw=true", "--max_steps=12", "--learning_rate=2e-3")
     records = launching.losses(tmp_path)
     assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_captions_sampled_by_two_are_rewarded_as_those_of_one(tmp_path: Path) -> None:
+    """Self-critical training: the mean over all tokens, however many each process sampled."""
+    run(tmp_path / "one", WHOLE, '--objectives=["scst"]', "--max_steps=3", processes=1)
+    run(tmp_path / "two", HALF, '--objectives=["scst"]', "--max_steps=3")
+    close(tmp_path / "one", tmp_path / "two", rtol=1e-3)
+    assert all(record["reward"] > 0 for record in launching.losses(tmp_path / "one"))
