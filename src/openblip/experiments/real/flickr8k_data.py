@@ -52,17 +52,17 @@ class Flickr8k:
     """of the Q-Former"""
     embed_dim: int = 256
     batch_size: int = 64
-    stage1_steps: int = 250
+    stage1_steps: int = 600
     stage1_rate: float = 5e-4
     rerank_k: int = 10
     """candidates of each query that ITM reads"""
 
-    variant_steps: int = 80
+    variant_steps: int = 150
     """of each variant of stage 1, and of the whole one beside them"""
     variant_images: int = 300
     """of `val`, on which the variants are measured"""
 
-    stage2_steps: int = 100
+    stage2_steps: int = 150
     stage2_batch: int = 32
     stage2_rate: float = 5e-4
     looks: int = 5
