@@ -75,3 +75,8 @@ def test_mistakes_are_one_sentence(
     assert out == ""
     assert err.startswith(f"openblip: {sentence}")
     assert len(err.splitlines()) == 1
+
+
+def test_score_takes_a_data_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "coco:test", "--model", "m", "--data-root", str(tmp_path)]) == 2
+    assert f"coco:test is not complete in {tmp_path / 'coco'}" in capsys.readouterr().err
