@@ -132,7 +132,7 @@ def test_other_sizes_are_reported(tmp_path: Path, changes: dict[str, object], me
 
 
 def test_what_is_no_bert_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no folder .*nothing"):
+    with pytest.raises(UserError, match=r"there is no folder .*nothing"):
         load_bert(new_model(), str(tmp_path / "nothing"))
     RobertaModel(RobertaConfig(**SIZES)).save_pretrained(tmp_path / "roberta")
     with pytest.raises(UserError, match="of the kind roberta"):
