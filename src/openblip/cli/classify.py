@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -62,7 +63,7 @@ def classify(
     """
     need(images, WHAT_IMAGES)
     check_counts(top=top)
-    check_new_file(summary)
+    check_new_file(summary, out)
     named = read_classes(classes)
     if summary is not None and truth == "none":
         raise UserError("--summary holds the accuracy, which needs --truth folder")
@@ -158,12 +159,16 @@ def _tell_accuracy(
     without: int,
     summary: Path | None,
 ) -> None:
+    if not accuracy.images:
+        print("openblip: no accuracy: no image in a folder of a class can be used", file=sys.stderr)
+        return
     figures = accuracy.figures()
     tops = "".join(
         f"{name.replace('top', 'top-')} {figures[name]:.1%}, " for name in ("top1", "top5") if name in figures
     )
     left = f", {without} in no folder of a class left out" if without else ""
-    line = f"{tops}mean of classes {figures['mean_per_class']:.1%} over {figures['images']} images{left}"
+    seen = f"{accuracy.images} image{'s' * (accuracy.images != 1)}"
+    line = f"{tops}mean of classes {figures['mean_per_class']:.1%} over {seen}{left}"
     about = {"model": model, "by": by, "templates": templates, "classes": classes, "without_truth": without}
     tell_figures(line, {**about, **figures}, summary)
     if person():

@@ -80,9 +80,7 @@ def _show(card: Card, root: Path | None) -> None:
         for split in card.splits:
             found = find_form(card, split, root)
             facts[f"{card.name}:{split} in {root}"] = found.missing or f"{found.file}"
-    if person():
-        from openblip.cli.results import show_table
-
-        show_table(card.name, ("what", "value"), facts)
+    if person():  # lines: the cells of a table would cut addresses
+        print("\n".join([card.name, *(f"  {name}: {value}" for name, value in facts.items())]))
     else:
         print(json.dumps({"dataset": card.name, **facts}, indent=2, ensure_ascii=False))

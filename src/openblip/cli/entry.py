@@ -59,7 +59,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-_WITH_DATA = {"data", "validation", "web", "human"}
+_WITH_DATA = {"data", "pairs", "validation", "web", "human"}
 """parameters that name data"""
 _GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments"}
 """commands that resume by themselves when they are run again"""

@@ -82,7 +82,7 @@ def score(
     from openblip.data.sources.pairs import read_pairs
     from openblip.tasks.scoring import ANSWER, QUESTION, Scorer
 
-    check_new_file(summary)
+    check_new_file(summary, out)
     windows = _windows(read_pairs(pairs))
     window: list[Pair | BrokenSample] = next(windows, [])
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
@@ -112,7 +112,8 @@ def score(
     tell_figures(f"means: {line}", {**about, "means": means.means, "left_out": left_out}, summary)
     skipped = f", {len(broken)} skipped" if broken else ""
     seconds = time.perf_counter() - began
-    print(f"openblip: {means.rows} rows done{skipped} ({predictor.computing}, {seconds:.1f} s)", file=sys.stderr)
+    rows = f"{means.rows} row{'s' * (means.rows != 1)}"
+    print(f"openblip: {rows} done{skipped} ({predictor.computing}, {seconds:.1f} s)", file=sys.stderr)
     if broken:
         raise SystemExit(1)
 

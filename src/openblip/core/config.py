@@ -161,32 +161,48 @@ def save(config: Any, path: Path | str) -> None:
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
-    """Apply `["train.lr=1e-4", ...]`; a value is read as JSON, as text, or as items between commas, as fits."""
+    """Apply `["train.lr=1e-4", ...]`; a value is read as JSON, as text, or as items between commas, as fits.
+
+    One that is refused is tried again after the others: a setting may be right beside another value only.
+    """
     data = to_dict(config)
-    for assignment in assignments:
-        dotted, separator, text = assignment.partition("=")
-        if not separator:
-            raise UserError(f'"{assignment}" sets nothing; write NAME=VALUE, for example train.learning_rate=1e-4')
-        *parents, last = dotted.strip().split(".")
-        table = data
-        for depth, name in enumerate(parents):
-            if not isinstance(table.get(name), dict):
-                raise UserError(f'unknown setting "{".".join(parents[: depth + 1])}"{nearest(name, table)}')
-            table = table[name]
-        if last not in table:
-            raise UserError(f'unknown setting "{dotted}"{nearest(last, table)}')
-        error: UserError | None = None
-        for value in _readings(text.strip()):
-            table[last] = value
-            try:
-                config = from_dict(type(config), data)
-                break
-            except UserError as failed:
-                error = error or failed
-        else:
-            assert error is not None
-            raise error
+    waiting = list(assignments)
+    while waiting:
+        refused: dict[str, UserError] = {}
+        for assignment in waiting:
+            table, name, text = _place(data, assignment)
+            before = table[name]
+            for value in _readings(text):
+                table[name] = value
+                try:
+                    config = from_dict(type(config), data)
+                    break
+                except UserError as error:
+                    refused.setdefault(assignment, error)
+            else:
+                table[name] = before
+                continue
+            refused.pop(assignment, None)
+        if len(refused) == len(waiting):
+            raise refused[waiting[0]]
+        waiting = list(refused)
     return config
+
+
+def _place(data: dict[str, Any], assignment: str) -> tuple[dict[str, Any], str, str]:
+    """The table that an assignment changes, the name in it, and the value as text."""
+    dotted, separator, text = assignment.partition("=")
+    if not separator:
+        raise UserError(f'"{assignment}" sets nothing; write NAME=VALUE, for example train.learning_rate=1e-4')
+    *parents, last = dotted.strip().split(".")
+    table = data
+    for depth, name in enumerate(parents):
+        if not isinstance(table.get(name), dict):
+            raise UserError(f'unknown setting "{".".join(parents[: depth + 1])}"{nearest(name, table)}')
+        table = table[name]
+    if last not in table:
+        raise UserError(f'unknown setting "{dotted}"{nearest(last, table)}')
+    return table, last, text.strip()
 
 
 def _readings(text: str) -> Iterator[Any]:

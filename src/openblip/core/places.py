@@ -6,6 +6,7 @@ images or data calls them again, so that both say the same.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -229,11 +230,16 @@ def check_run_settings(path: Path) -> None:
         raise UserError(f"{path} describes a model, where the settings of a run are needed{hint}")
 
 
-def check_new_file(out: Path | None) -> None:
+def check_new_file(out: Path | None, other: Path | None = None) -> None:
     """Refuse to write over a file of results.
 
+    Args:
+        other: of the same command, written before.
+
     Raises:
-        UserError: it exists.
+        UserError: it exists, or both are the same.
     """
     if out is not None and out.exists():
         raise UserError(f"{out} exists already; choose a new file")
+    if out is not None and other is not None and os.path.abspath(out) == os.path.abspath(other):
+        raise UserError(f"{out} is named for two different results; choose two files")

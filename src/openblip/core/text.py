@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,6 +25,7 @@ __all__ = [
     "read_lines",
     "read_list",
     "read_text",
+    "refuse_broken",
     "text_bytes",
 ]
 
@@ -163,6 +165,22 @@ def text_bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # halves of characters, as JSON may hold them
         return text.encode("utf-8", "backslashreplace")
+
+
+def refuse_broken(texts: Iterable[str]) -> None:
+    """Refuse texts that hold bytes which are not UTF-8, or halves of characters, as JSON may hold them.
+
+    Raises:
+        UserError: names the first.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            shown = text.encode("utf-8", "backslashreplace").decode()
+            raise UserError(
+                f'the text "{shown}" is not UTF-8 at character {error.start + 1}; write it anew'
+            ) from error
 
 
 def json_bytes(value: Any, *, indent: int | None = None) -> bytes:

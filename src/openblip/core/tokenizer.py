@@ -23,7 +23,7 @@ from openblip.core.errors import UserError, about, first_line
 from openblip.core.files import write_text
 from openblip.core.kinds import instead_of_text, looks_like, read_head
 from openblip.core.places import wrong_place
-from openblip.core.text import read_json, read_lines, read_text
+from openblip.core.text import read_json, read_lines, read_text, refuse_broken
 
 __all__ = ["First", "TextTokenizer", "TokenBatch"]
 
@@ -100,13 +100,20 @@ class TextTokenizer:
             first: what the text is for: "cls" to encode it alone, "enc" to match it, "dec" to write it.
             max_length: longest row in tokens, the first and the last special token included; the rest is cut.
             end: whether to close with [SEP]; a prompt to be continued does not.
+
+        Raises:
+            UserError: a text is no Unicode, see `refuse_broken`.
         """
         if isinstance(texts, str):
             raise UserError("encode takes a list of texts, not one text; put it in a list")
         start = {"cls": self.cls_id, "enc": self.enc_id, "dec": self.dec_id}[first]
         tail = [self.sep_id] if end else []
         room = None if max_length is None else max(max_length - 1 - len(tail), 0)
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        except TypeError as error:  # what it says of a text that is no Unicode
+            refuse_broken(texts)
+            raise error
         rows = [[start, *encoding.ids[:room], *tail] for encoding in encodings]
         return self.pad(rows)
 

@@ -231,7 +231,7 @@ def answer_list(config: RunConfig, sources: Sequence[Source], out: Path) -> list
         raise UserError(f"{file} holds no answers; write one on each line")
     counts = Counter(" ".join(answer.split()) for answer in all_answers(sources))
     answers = sorted(counts, key=lambda answer: (-counts[answer], answer))[: config.answering.max_answers]
-    if rank() == 0:
+    if answers and rank() == 0:  # an empty list could not be read again
         write_text(file, "".join(f"{answer}\n" for answer in answers))
     return answers
 

@@ -75,3 +75,19 @@ def test_mistakes_are_one_sentence(
     assert out == ""
     assert err.startswith(f"openblip: {sentence}")
     assert len(err.splitlines()) == 1
+
+
+def test_score_takes_a_data_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "coco:test", "--model", "m", "--data-root", str(tmp_path)]) == 2
+    assert f"coco:test is not complete in {tmp_path / 'coco'}" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_whole_addresses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("openblip.cli.datasets.person", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["datasets", "coco"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "coco"
+    assert "  images val2014: http://images.cocodataset.org/zips/val2014.zip (40,504 images)" in lines

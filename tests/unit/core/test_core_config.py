@@ -137,6 +137,23 @@ def test_override() -> None:
     assert [override(run, [f"amp={text}"]).amp for text in ("1", "0", "False")] == [True, False, False]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    low: int = 0
+    high: int = 5
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise UserError(f"low {self.low} is above high {self.high}")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_settings_that_are_right_together_come_in_any_order(order: int) -> None:
+    assert override(Bound(), ["low=7", "high=9"][::order]) == Bound(low=7, high=9)
+    with pytest.raises(UserError, match="low 7 is above high 6"):
+        override(Bound(), ["low=7", "high=6"][::order])
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [

@@ -207,7 +207,9 @@ def test_missing_annotations_are_named_with_where_they_are_had(tmp_path: Path, r
     home = tmp_path / "vqav2"
     home.mkdir()
     shutil.copy(root / "vqav2" / "v2_OpenEnded_mscoco_val2014_questions.json", home)
-    with pytest.raises(UserError, match=r"v2_mscoco_val2014_annotations.json is not there"):  # half of the pair
+    with pytest.raises(
+        UserError, match=r"vqav2: v2_mscoco_val2014_annotations.json is not there"
+    ):  # half of the pair
         open_questions(f"vqav2:val?root={tmp_path}")
 
 

@@ -128,3 +128,10 @@ def test_mistakes_are_one_sentence(here: Path, capfd: pytest.CaptureFixture[str]
         assert main([*COMMAND, *more]) == 2
         (line,) = capfd.readouterr().err.splitlines()
         assert message in line
+
+
+def test_a_folder_with_the_name_of_a_text_is_refused(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "photos" / "0.txt").mkdir()
+    for existing in ("skip", "overwrite", "append"):
+        assert run("--existing", existing) == 2
+        assert "photos/0.txt is a folder, where the text of photos/0.png would be" in capfd.readouterr().err

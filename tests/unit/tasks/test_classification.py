@@ -198,6 +198,7 @@ def test_mistakes_are_one_sentence(here: Path, capfd: pytest.CaptureFixture[str]
         ("--classes", "none.txt"): "there is no file none.txt",
         ("--classes", "cat,dogs", "--truth", "folder"): "no image lies in a folder that is called as a class; they",
         ("--classes", "cat,dogs", "--summary", "a.json"): "needs --truth folder",
+        ("--classes", "cat,dogs\udcff"): "is not UTF-8 at character",
         ("--classes", "cat,dogs", "--template", "a cat"): "has no {} in place of the class",
         ("--classes", "cat,dogs", "--top", "0"): "--top must be at least 1",
         (): "needs --classes",
@@ -206,3 +207,15 @@ def test_mistakes_are_one_sentence(here: Path, capfd: pytest.CaptureFixture[str]
         assert main([*COMMAND, *more]) == 2
         (line,) = capfd.readouterr().err.splitlines()
         assert message in line
+
+
+def test_without_an_image_of_a_class_there_is_no_accuracy(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for image in (here / "photos" / "n1").rglob("*.png"):
+        image.write_text("no image")
+    (here / "classes.txt").write_text("n1\tdogs\ncat\n")
+    more = ("--classes", "classes.txt", "--truth", "folder", "--summary", "accuracy.json")
+    assert main([*COMMAND, *more]) == 1
+    said = capfd.readouterr().err
+    assert "no accuracy: no image in a folder of a class can be used" in said
+    assert "top-1" not in said
+    assert not (here / "accuracy.json").exists()

@@ -280,6 +280,7 @@ def test_mistakes_are_one_sentence(here: Path, capfd: pytest.CaptureFixture[str]
         ("pairs.jsonl", "--by", "itm,vqa"): "answers need a BLIP VQA model",
         ("pairs.jsonl", "--by", "all"): 'there is no measure "all"',
         ("pairs.jsonl", "--out", "pairs.jsonl"): "pairs.jsonl exists already",
+        ("pairs.jsonl", "--out", "a.jsonl", "--summary", "./a.jsonl"): "a.jsonl is named for two different results",
         ("pairs.jsonl", "--question", "is it?"): "has no {} in place of the text",
     }
     for more, message in cases.items():
@@ -288,3 +289,15 @@ def test_mistakes_are_one_sentence(here: Path, capfd: pytest.CaptureFixture[str]
         assert message in line
     assert main(["score", "bad.jsonl", "--model", "model", *COMMAND]) == 2
     assert "none of the 2 rows of bad.jsonl can be used; the first: missing" in capfd.readouterr().err
+
+
+def test_a_text_of_half_a_character_is_left_out(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(
+        here / "half.jsonl", [{"image": "0.png", "text": "a red \ud83d"}, {"image": "0.png", "text": "two dogs"}]
+    )
+    assert main(["score", "half.jsonl", "--model", "model", *COMMAND]) == 1
+    said = capfd.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert "half.jsonl line 1 (bad-text)" in said.err
+    assert "is not UTF-8 at character 7" in said.err
+    assert "openblip: 1 row done, 1 skipped" in said.err

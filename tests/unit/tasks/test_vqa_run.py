@@ -20,6 +20,7 @@ from openblip.models.blip import Blip, blip_config
 from openblip.models.vqa import BlipVqa
 from openblip.recipes.blip import vqa_finetune
 from openblip.recipes.small import small_vqa
+from openblip.tasks.answering import answer_list
 from openblip.tasks.config import RunConfig, as_sources, load_run_config
 from openblip.tasks.training import run_training
 
@@ -156,3 +157,9 @@ def test_the_recipe_is_the_papers_for_its_sizes_and_gentle_for_small_models(tmp_
         assert vqa_finetune(("vqa.jsonl",), model=model).image_size is None, "it keeps its own"
     gentle = small_vqa(("vqa.jsonl",), model="micro")
     assert (gentle.train.learning_rate, gentle.transform.flip, gentle.transform.crop_scale) == (4e-3, False, None)
+
+
+def test_an_empty_list_of_answers_is_not_kept(tmp_path: Path) -> None:
+    """Else the next run into the folder, on data that are repaired, would refuse the list."""
+    assert answer_list(config(tmp_path), (), tmp_path) == []
+    assert not (tmp_path / "answers.txt").exists()

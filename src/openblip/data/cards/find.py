@@ -135,9 +135,12 @@ def _look(card: Card, form: Form, root: Path) -> Found:
     file = next(_files(home, form), None)
     base, missing = _image_base(root, card, form)
     if file is None:
-        names = " and ".join(filter(None, (form.file, form.beside)))
+        each = [name for name in (form.file, form.beside) if name]
+        absent = [name for name in each if not any(any((home / part).glob(name)) for part in _ANNOTATIONS)] or each
+        names = " and ".join(absent)
         packed = _half(home, form.file)
-        missing = f"{names} is not there{packed}; get it from {form.url}"
+        are, them = ("are", "them") if len(absent) > 1 else ("is", "it")
+        missing = f"{names} {are} not there{packed}; get {them} from {form.url}"
     return Found(form, file, base, missing)
 
 

@@ -88,7 +88,7 @@ class TextFiles:
 
         Raises:
             UserError: an image lies in a tar, two images in different folders would share a file, or a folder
-                cannot be written.
+                cannot be written or has the name of a text.
         """
         plan, roots = Plan(FoundImages()), _Roots(self.places)
         plan.images.left_out = found.left_out
@@ -101,6 +101,8 @@ class TextFiles:
             except BrokenSample as broken:
                 found.left_out.folders.append(broken)
                 continue
+            if path.is_dir():
+                raise UserError(f"{path} is a folder, where the text of {image.name} would be; rename it")
             stem, owner = _stem(image.name), owners.setdefault(str(path), image.name)
             if owner != image.name and _stem(owner) != stem:
                 raise UserError(f"{owner} and {image.name} would share {path}; name one of their folders at a time")

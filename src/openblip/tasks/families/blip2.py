@@ -19,6 +19,7 @@ from openblip.checkpoints.recognise import describe
 from openblip.checkpoints.store import open_model
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.core.text import refuse_broken
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.transforms import clean_question
 from openblip.generation.decode import decode
@@ -270,15 +271,19 @@ class Blip2Adapter(Adapter):
     # What is refused --------------------------------------------------------------------------------------
 
     def check_captions(self, texts: Iterable[str]) -> None:
-        """A language model reads any text."""
+        """A language model reads any text that is Unicode."""
+        refuse_broken(texts)
 
     def check_questions(self, questions: Iterable[str], candidates: Sequence[str] = ()) -> None:
-        """A language model reads any question; the Q-Former those in its vocabulary."""
+        """A language model reads any question that is Unicode; the Q-Former those in its vocabulary."""
+        questions = list(questions)
+        refuse_broken([*questions, *candidates])
         if self.reads_questions:
             self.check_texts(questions)
 
     def check_prompt(self, prompts: Iterable[str]) -> None:
-        """A language model begins with any prompt."""
+        """A language model begins with any prompt that is Unicode."""
+        refuse_broken(prompts)
 
 
 @torch.no_grad()
