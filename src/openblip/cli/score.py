@@ -212,5 +212,10 @@ def _record(pair: Pair, result: Score, *, text_ids: bool) -> dict[str, Any]:
         "log_prob_per_token": result.log_prob_per_token,
         "vqa": result.vqa_probability,
     }
-    measures = {name: round(value, 6) for name, value in values.items() if value is not None}
+    # By significant digits: a VQAScore may be far below 1e-6.
+    measures = {
+        name: float(f"{value:.8g}") if isinstance(value, float) else value
+        for name, value in values.items()
+        if value is not None
+    }
     return {"row": pair.row, **(called or {}), "image": pair.name, "text": pair.text, **measures}

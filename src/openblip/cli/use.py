@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -311,6 +312,8 @@ def evaluate(
     predictor = load(model, tokenizer=tokenizer, device=device, dtype="float32")
     adapter, task = predictor.adapter, task_of(predictor.adapter)
     asks = task == "answering"
+    if submission is not None and not asks:
+        raise UserError(f"--submission needs a model that answers questions; {model} was trained for {task}")
     candidates = adapter.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
     least = 0 if asks else min(2, adapter.captioning.min_new_tokens)
     config = RunConfig(
@@ -328,9 +331,10 @@ def evaluate(
     )
     measured = Measured()
     metrics, records = evaluate_model(config, adapter, answers=candidates, measured=measured)
-    if submission is not None:
-        submit(submission, form, records, config.validation)
-    _report_measures(model, data, samples, metrics, records, measured, out)
+    with ExitStack() as last:
+        if submission is not None:  # at the end: what was computed is kept where it is refused
+            last.callback(submit, submission, form, records, config.validation)
+        _report_measures(model, data, samples, metrics, records, measured, out)
 
 
 def _report_measures(

@@ -223,6 +223,18 @@ def test_a_broken_image_keeps_the_submission_from_being_written(
     broken = tmp_path / "coco" / "images" / "test2015" / "COCO_test2015_000000000014.jpg"
     broken.write_bytes(broken.read_bytes()[:40])
     words = ["--model", str(vqa), "--device", "cpu", "--submission", str(tmp_path / "out.json")]
-    assert main(["evaluate", "vqav2:test", *words]) == 2
+    assert main(["evaluate", "vqav2:test", *words, "--out", str(tmp_path / "test")]) == 2
     assert "needs all 2 questions, and 1 have no prediction, the first 14000" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+    (answered,) = (tmp_path / "test" / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(answered)["question_id"] == 1000, "what was computed is kept"
+
+
+def test_a_submission_needs_a_model_that_answers(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DATA_ROOT, str(root))
+    save_model(tmp_path / "model", StoredModel(small.model(), small.tokenizer()))
+    words = ["--model", str(tmp_path / "model"), "--device", "cpu", "--submission", str(tmp_path / "out.json")]
+    assert main(["evaluate", "vqav2:test", *words]) == 2
+    assert "--submission needs a model that answers questions" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from openblip.data.sinks import read_rows, write_rows
 from openblip.data.sources.pairs import Pair, read_pairs
 from openblip.models.dual import BlipDual, DualConfig
 from openblip.tasks.predictor import Predictor
+from openblip.tasks.results import Score
 from openblip.tasks.scoring import QUESTION, _blocks
 
 IMAGES = [small.make_image(number) for number in range(5)]
@@ -301,3 +302,9 @@ def test_a_text_of_half_a_character_is_left_out(here: Path, capfd: pytest.Captur
     assert "half.jsonl line 1 (bad-text)" in said.err
     assert "is not UTF-8 at character 7" in said.err
     assert "openblip: 1 row done, 1 skipped" in said.err
+
+
+def test_small_scores_keep_their_digits() -> None:
+    pair = Pair(0, None, "0.png", Path("0.png"), "two dogs", "line 1")
+    record = command._record(pair, Score("two dogs", None, None, None, 3, 1.23456789e-9), text_ids=False)
+    assert record == {"row": 0, "image": "0.png", "text": "two dogs", "num_tokens": 3, "vqa": 1.2345679e-9}
