@@ -85,7 +85,12 @@ def coco(root: Path) -> Path:
             "info": {"year": 2014},
             "licenses": [{"id": 1, "name": "CC", "url": "http://creativecommons.org"}],
             "images": [
-                {"id": n, "file_name": _coco_name(split, n).split("/")[1], "coco_url": "http://x", "license": 1}
+                {
+                    "id": n,
+                    "file_name": _coco_name(split, n).split("/")[1],
+                    "coco_url": "https://example.com/1.jpg",
+                    "license": 1,
+                }
                 for n in numbers
             ],
             "annotations": [
@@ -173,7 +178,7 @@ def textcaps(root: Path) -> Path:
                 "image_id": name,
                 "image_name": name,
                 "image_classes": ["Sign"],
-                "flickr_original_url": "https://farm/x.jpg",
+                "flickr_original_url": "https://example.com/1.jpg",
                 "set_name": split,
                 **(
                     {"caption_id": k, "caption_str": f"A sign that says {k}", "reference_strs": ["a"]}
@@ -218,7 +223,12 @@ def tars(root: Path, name: str = "cc3m") -> Path:
         with tarfile.open(home / f"{shard:05}.tar", "w") as tar:
             for number in range(2):
                 key = f"{shard:05}{number:04}"
-                fields = {"url": "http://x", "caption": f"web text {key}", "key": key, "status": "success"}
+                fields = {
+                    "url": "https://example.com/1.jpg",
+                    "caption": f"web text {key}",
+                    "key": key,
+                    "status": "success",
+                }
                 for ending, content in (
                     ("jpg", data.getvalue()),
                     ("txt", fields["caption"].encode()),
@@ -357,8 +367,8 @@ def nlvr2(root: Path) -> Path:
         rows = [
             {
                 "sentence": "The bright dog is on the left.",
-                "left_url": "http://x/1",
-                "right_url": "http://x/2",
+                "left_url": "https://example.com/1.jpg",
+                "right_url": "https://example.com/2.jpg",
                 "label": "True" if pair else "False",
                 "identifier": f"{split}-10-{pair}-0",
                 "synset": "dog",
