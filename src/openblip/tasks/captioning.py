@@ -183,8 +183,8 @@ def _scores_of_domains(
 ) -> dict[str, float]:
     """Scores of each domain's images alone, "CIDEr_near" of the domain "near-domain".
 
-    As the NoCaps server and its users do, a domain is a collection of its own: CIDEr weighs its words by the
-    references of its own images.
+    A domain is a collection of its own: CIDEr weighs its words by the references of its own images. NoCaps' server
+    was not at hand to compare with.
     """
     scores: dict[str, float] = {}
     for domain in sorted({domain for domain in domains if domain}):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from openblip.data.cards.captions import BLIP
 from openblip.data.cards.card import Archive, Card, Form, Target
+from openblip.data.cards.shared import BLIP_BASE, VISUAL_GENOME, blip_form, visual_genome_form
 
 __all__ = ["ANSWERS"]
 
@@ -25,20 +25,15 @@ def _vqav2(split: str) -> tuple[Form, ...]:
     url = " and ".join(f"{_VQA}/v2_{part}_{split.capitalize()}_mscoco.zip" for part in ("Questions", "Annotations"))
     return (
         Form(questions, url, beside=annotations, images=(f"{split}2014",)),
-        Form(f"vqa_{split}.json", f"{BLIP}/vqa_{split}.json", by="BLIP", images=(f"{split}2014",)),
+        blip_form(f"vqa_{split}.json", f"{split}2014"),
     )
 
 
 def _vqav2_test(split: str) -> tuple[Form, ...]:
     name = f"v2_OpenEnded_mscoco_{split}2015_questions.json"
     url = f"{_VQA}/v2_Questions_Test_mscoco.zip"
-    forms = [Form(name, url, images=("test2015",), settings=_NO_ANSWERS, complete=False)]
-    if split == "test":
-        name = "vqa_test.json"
-        forms.append(
-            Form(name, f"{BLIP}/{name}", by="BLIP", images=("test2015",), settings=_NO_ANSWERS, complete=False)
-        )
-    return tuple(forms)
+    own = Form(name, url, images=("test2015",), settings=_NO_ANSWERS)
+    return (own, blip_form("vqa_test.json", "test2015", settings=_NO_ANSWERS)) if split == "test" else (own,)
 
 
 def _okvqa(split: str) -> tuple[Form, ...]:
@@ -50,7 +45,7 @@ def _okvqa(split: str) -> tuple[Form, ...]:
             beside=f"mscoco_{folder}_annotations.json",
             images=(folder,),
         ),
-        # LAVIS saves okvqa_train.json as vqa_train.json.
+        # LAVIS saves okvqa_val_eval.json as vqa_val_eval.json.
         Form(f"*{derived}", f"{_LAVIS_FILES}/okvqa/ok{derived}", by="LAVIS", images=(folder,)),
     )
 
@@ -59,7 +54,7 @@ def _aokvqa(split: str) -> tuple[Form, ...]:
     answers: dict[str, Any] = _NO_ANSWERS if split == "test" else {"answer_column": "direct_answers"}
     settings = {"image_name": f"{split}2017/{{image_id:012}}.jpg", **answers}
     name = f"aokvqa_v1p0_{split}.json"
-    return (Form(name, _AOKVQA, images=(f"{split}2017",), settings=settings, complete=split != "test"),)
+    return (Form(name, _AOKVQA, images=(f"{split}2017",), settings=settings),)
 
 
 def _gqa(split: str) -> tuple[Form, ...]:
@@ -73,7 +68,6 @@ def _gqa(split: str) -> tuple[Form, ...]:
             images=("images",),
             image_root="images",
             settings=settings,
-            complete=answered,
         ),
     )
 
@@ -81,14 +75,13 @@ def _gqa(split: str) -> tuple[Form, ...]:
 def _nlvr(split: str, derived: str) -> tuple[Form, ...]:
     return (
         Form(f"{split}.json", _NLVR, images=(split,)),
-        Form(derived, f"{BLIP}/{derived}", by="BLIP, LAVIS", images=(split,)),
+        blip_form(derived, split),
     )
 
 
 _BLIP8 = "BLIP (arXiv 2201.12086), table 8"
 _BLIP2_2 = "BLIP-2 (arXiv 2301.12597), table 2"
 _LAVIS = "LAVIS, docs/benchmark.rst"
-_B129 = "BLIP ViT-B, 129M, CapFilt-L"
 _OPT, _T5 = "BLIP-2 ViT-g, OPT-2.7B", "BLIP-2 ViT-g, FlanT5-XL"
 
 ANSWERS: tuple[Card, ...] = (
@@ -108,7 +101,7 @@ ANSWERS: tuple[Card, ...] = (
         rule="official",
         submission="vqa",
         targets=(
-            Target("accuracy, test-dev / test-std, fine-tuned", _B129, "78.25 / 78.32", _BLIP8),
+            Target("accuracy, test-dev / test-std, fine-tuned", BLIP_BASE, "78.25 / 78.32", _BLIP8),
             Target("accuracy, test-dev, zero-shot", _OPT, "52.3", _BLIP2_2),
             Target("accuracy, test-dev, zero-shot", _T5, "63.0", _BLIP2_2),
             Target(
@@ -124,12 +117,12 @@ ANSWERS: tuple[Card, ...] = (
         title="OK-VQA; its test questions are those of val",
         task="answering",
         home="https://okvqa.allenai.org",
-        licence="CC BY 4.0; images as of COCO",
+        licence="unknown; images as of COCO",
         splits={"train": _okvqa("train"), "val": _okvqa("val")},
         images_of="coco",
         rule="official",
         targets=(
-            Target("accuracy, val, fine-tuned", _B129, "55.4", _LAVIS),
+            Target("accuracy, val, fine-tuned", BLIP_BASE, "55.4", _LAVIS),
             Target("accuracy, val, zero-shot", _OPT, "31.7", _BLIP2_2),
             Target("accuracy, val, zero-shot", _T5, "40.7", _BLIP2_2),
         ),
@@ -144,7 +137,7 @@ ANSWERS: tuple[Card, ...] = (
         images_of="coco",
         rule="direct",
         submission="aokvqa",
-        targets=(Target("direct answers, val / test, fine-tuned", _B129, "56.2 / 50.1", _LAVIS),),
+        targets=(Target("direct answers, val / test, fine-tuned", BLIP_BASE, "56.2 / 50.1", _LAVIS),),
         note="LAVIS counts the questions with difficult direct answers too, the official program does not",
     ),
     Card(
@@ -154,7 +147,7 @@ ANSWERS: tuple[Card, ...] = (
         home="https://cs.stanford.edu/people/dorarad/gqa/download.html",
         licence="CC BY 4.0",
         splits={split: _gqa(split) for split in ("train", "val", "testdev", "test", "challenge")},
-        archives=(Archive("images", "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip", 148_854),),
+        archives=(Archive("images", "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip"),),
         rule="exact",
         submission="gqa",
         targets=(
@@ -167,19 +160,9 @@ ANSWERS: tuple[Card, ...] = (
         name="vgqa",
         title="Visual Genome, questions",
         task="answering",
-        home="https://homes.cs.washington.edu/~ranjay/visualgenome/",
+        home=VISUAL_GENOME,
         licence="CC BY 4.0",
-        splits={
-            "train": (
-                Form(
-                    "question_answers.json",
-                    "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/question_answers.json.zip",
-                    images=("VG_100K", "VG_100K_2"),
-                    image_root="VG_100K+VG_100K_2",
-                    settings={"image_name": "{id}.jpg", "text_column": "qas", "answer_weight": 0.2},
-                ),
-            )
-        },
+        splits={"train": (visual_genome_form("question_answers.json", text_column="qas", answer_weight=0.2),)},
         images_of="vg",
         note="BLIP trains on VQAv2 and on these with a weight of 0.2, LAVIS with answer_weight=1",
     ),
@@ -199,7 +182,7 @@ ANSWERS: tuple[Card, ...] = (
             Archive(folder, "https://lil.nlp.cornell.edu/nlvr/ (on request)")
             for folder in ("train", "dev", "test1", "test2")
         ),
-        targets=(Target("accuracy, dev / test-P", _B129, "82.15 / 82.24", _BLIP8),),
+        targets=(Target("accuracy, dev / test-P", BLIP_BASE, "82.15 / 82.24", _BLIP8),),
         note="test1 is the papers' test-P",
     ),
 )

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from openblip.data.cards.card import Archive, Card, Form, Target
+from openblip.data.cards.shared import BLIP_BASE, VISUAL_GENOME, blip_form, visual_genome_form
 
 __all__ = ["CAPTIONS"]
 
-BLIP = "https://storage.googleapis.com/sfr-vision-language-research/datasets"
 _COCO = "http://images.cocodataset.org"
 _KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 _TOOL = "https://github.com/rom1504/img2dataset"
+_NO_TEXTS = {"need_texts": False}
 
 
 def _karpathy(split: str, folders: tuple[str, ...]) -> tuple[Form, ...]:
     """BLIP's file of a split, and Karpathy's with all of them."""
-    name = f"coco_karpathy_{split}.json"
-    own = Form(name, f"{BLIP}/{name}", by="BLIP, LAVIS", images=folders)
+    own = blip_form(f"coco_karpathy_{split}.json", *folders, by="BLIP, LAVIS")
     return own, Form("dataset_coco.json", _KARPATHY, by="Karpathy", images=folders, settings={"split": split})
 
 
@@ -28,7 +28,7 @@ def _coco(split: str) -> tuple[Form, ...]:
 
 def _flickr30k(split: str) -> tuple[Form, ...]:
     folder = "flickr30k-images"
-    own = Form(f"flickr30k_{split}.json", f"{BLIP}/flickr30k_{split}.json", by="BLIP, LAVIS", images=(folder,))
+    own = blip_form(f"flickr30k_{split}.json", folder, by="BLIP, LAVIS")
     karpathy = Form(
         "dataset_flickr30k.json",
         _KARPATHY,
@@ -42,10 +42,10 @@ def _flickr30k(split: str) -> tuple[Form, ...]:
 
 def _textcaps(split: str, folder: str) -> tuple[Form, ...]:
     name = f"TextCaps_0.1_{split}.json"
-    texts: dict[str, Any] = {"need_texts": False} if split == "test" else {"text_column": "caption_str"}
+    texts: dict[str, Any] = _NO_TEXTS if split == "test" else {"text_column": "caption_str"}
     settings = {"image_name": "{image_id}.jpg", **texts}
     url = f"https://dl.fbaipublicfiles.com/textvqa/data/textcaps/{name}"
-    return (Form(name, url, images=(folder,), image_root=folder, settings=settings, complete=split != "test"),)
+    return (Form(name, url, images=(folder,), image_root=folder, settings=settings),)
 
 
 def _web(name: str, title: str, home: str, licence: str, count: str) -> Card:
@@ -64,7 +64,6 @@ def _web(name: str, title: str, home: str, licence: str, count: str) -> Card:
 
 _BLIP7, _BLIP5, _BLIP6 = (f"BLIP (arXiv 2201.12086), table {number}" for number in (7, 5, 6))
 _BLIP2_3, _BLIP2_5 = (f"BLIP-2 (arXiv 2301.12597), table {number}" for number in (3, 5))
-_B129 = "BLIP ViT-B, 129M, CapFilt-L"
 
 CAPTIONS: tuple[Card, ...] = (
     Card(
@@ -88,10 +87,10 @@ CAPTIONS: tuple[Card, ...] = (
             Archive("test2017", f"{_COCO}/zips/test2017.zip", 40_670),
         ),
         targets=(
-            Target("BLEU-4 / CIDEr, test, fine-tuned", _B129, "39.7 / 133.3", _BLIP7),
+            Target("BLEU-4 / CIDEr, test, fine-tuned", BLIP_BASE, "39.7 / 133.3", _BLIP7),
             Target("BLEU-4 / CIDEr, test, fine-tuned", "BLIP ViT-L, 129M", "40.4 / 136.7", _BLIP7),
             Target("CIDEr, test, fine-tuned", "BLIP-2 ViT-g, OPT-2.7B", "145.8", _BLIP2_3),
-            Target("text / image recall@1, test, fine-tuned", _B129, "81.2 / 64.1", _BLIP5),
+            Target("text / image recall@1, test, fine-tuned", BLIP_BASE, "81.2 / 64.1", _BLIP5),
             Target("text / image recall@1, test, fine-tuned", "BLIP ViT-L, 129M", "82.4 / 65.1", _BLIP5),
             Target("text / image recall@1, test, fine-tuned", "BLIP-2 ViT-g", "85.4 / 68.3", _BLIP2_5),
         ),
@@ -106,7 +105,7 @@ CAPTIONS: tuple[Card, ...] = (
         splits={split: _flickr30k(split) for split in ("train", "val", "test")},
         archives=(Archive("flickr30k-images", "https://shannon.cs.illinois.edu/DenotationGraph/", 31_783),),
         targets=(
-            Target("text / image recall@1, test, zero-shot", _B129, "96.0 / 85.5", _BLIP6),
+            Target("text / image recall@1, test, zero-shot", BLIP_BASE, "96.0 / 85.5", _BLIP6),
             Target("text / image recall@1, test, zero-shot", "BLIP ViT-L, 129M", "96.7 / 86.7", _BLIP6),
             Target("text / image recall@1, test, zero-shot", "BLIP-2 ViT-g", "97.6 / 89.7", _BLIP2_5),
         ),
@@ -127,14 +126,7 @@ CAPTIONS: tuple[Card, ...] = (
                     image_root="val",
                     settings={"meta_columns": ("domain",)},
                 ),
-                Form(
-                    "nocaps_val.json",
-                    f"{BLIP}/nocaps_val.json",
-                    by="BLIP",
-                    images=("val",),
-                    settings={"need_texts": False},
-                    complete=False,
-                ),
+                blip_form("nocaps_val.json", "val", settings=_NO_TEXTS),
             ),
             "test": (
                 Form(
@@ -142,17 +134,9 @@ CAPTIONS: tuple[Card, ...] = (
                     "https://s3.amazonaws.com/nocaps/nocaps_test_image_info.json",
                     images=("test",),
                     image_root="test",
-                    settings={"need_texts": False},
-                    complete=False,
+                    settings=_NO_TEXTS,
                 ),
-                Form(
-                    "nocaps_test.json",
-                    f"{BLIP}/nocaps_test.json",
-                    by="BLIP",
-                    images=("test",),
-                    settings={"need_texts": False},
-                    complete=False,
-                ),
+                blip_form("nocaps_test.json", "test", settings=_NO_TEXTS),
             ),
         },
         archives=(
@@ -160,7 +144,7 @@ CAPTIONS: tuple[Card, ...] = (
             Archive("test", "https://nocaps.org/download", 10_600),
         ),
         targets=(
-            Target("CIDEr / SPICE, val", _B129, "109.6 / 14.7", _BLIP7),
+            Target("CIDEr / SPICE, val", BLIP_BASE, "109.6 / 14.7", _BLIP7),
             Target("CIDEr / SPICE, val", "BLIP ViT-L, 129M", "113.2 / 14.8", _BLIP7),
             Target("CIDEr, val, zero-shot", "BLIP-2 ViT-g, FlanT5-XL", "121.6", _BLIP2_3),
         ),
@@ -187,22 +171,12 @@ CAPTIONS: tuple[Card, ...] = (
         name="vg",
         title="Visual Genome, region descriptions as captions",
         task="pretraining",
-        home="https://homes.cs.washington.edu/~ranjay/visualgenome/",
+        home=VISUAL_GENOME,
         licence="CC BY 4.0",
-        splits={
-            "train": (
-                Form(
-                    "region_descriptions.json",
-                    "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/region_descriptions.json.zip",
-                    images=("VG_100K", "VG_100K_2"),
-                    image_root="VG_100K+VG_100K_2",
-                    settings={"image_name": "{id}.jpg", "text_column": "regions"},
-                ),
-            )
-        },
+        splits={"train": (visual_genome_form("region_descriptions.json", text_column="regions"),)},
         archives=(
-            Archive("VG_100K", "https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip", 64_346),
-            Archive("VG_100K_2", "https://cs.stanford.edu/people/rak248/VG_100K_2/images2.zip", 43_903),
+            Archive("VG_100K", "https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip"),
+            Archive("VG_100K_2", "https://cs.stanford.edu/people/rak248/VG_100K_2/images2.zip"),
         ),
     ),
     _web(
@@ -223,7 +197,7 @@ CAPTIONS: tuple[Card, ...] = (
         "sbu",
         "SBU captions",
         "https://www.cs.rice.edu/~vo9/sbucaptions/",
-        "not stated; images under Flickr's terms",
+        "unknown; images under Flickr's terms",
         "1 million addresses",
     ),
     _web(

@@ -20,7 +20,7 @@ class Archive:
     """below the dataset's folder, or below `images` in it; "" for the latter itself"""
     url: str
     count: int = 0
-    """images in it; 0 where that is not published"""
+    """images in it; 0 where we do not know"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Form:
     file: str
     """Its name, or a pattern ("*.tar"); below the dataset's folder or a folder of annotations in it."""
     url: str
-    """Where it is had."""
+    """Where to get it."""
     by: str = "original"
     """Who publishes it."""
     beside: str = ""
@@ -41,8 +41,6 @@ class Form:
     """Where the names of images start, below the folder that holds `images`; several as "a+b"."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of `SourceConfig`."""
-    complete: bool = True
-    """Whether it has the answers, captions or labels; those of test splits are kept by the evaluation servers."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class Card:
     home: str
     """Address of its page."""
     licence: str
+    """Of the annotations, and of the images where that is another; "unknown" where we do not know."""
     splits: Mapping[str, tuple[Form, ...]]
     """Forms of each split, the preferred first."""
     archives: tuple[Archive, ...] = ()

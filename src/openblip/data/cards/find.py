@@ -97,7 +97,7 @@ def find_split(config: SourceConfig) -> SourceConfig:
     """The file, the folder of images and the settings of a named split; any other source as it is.
 
     Raises:
-        UserError: there is no such dataset or split, or something of it is missing; says what and where it is had.
+        UserError: there is no such dataset or split, or something of it is missing; says what, and where to get it.
     """
     named = named_split(config.path)
     if named is None:
@@ -123,11 +123,9 @@ def find_split(config: SourceConfig) -> SourceConfig:
 
 
 def find_form(card: Card, split: str, root: Path) -> Found:
-    """The first form of a split whose annotations are there; else the first form, and what is missing of it."""
-    forms = [_look(card, form, root) for form in card.splits[split]]
-    return next((found for found in forms if found.file and found.images), None) or next(
-        (found for found in forms if found.file), forms[0]
-    )
+    """The first form of a split that is complete; else the first whose annotations are there; else the first."""
+    forms = (_look(card, form, root) for form in card.splits[split])
+    return min(forms, key=lambda found: (bool(found.missing), found.file is None))
 
 
 def _look(card: Card, form: Form, root: Path) -> Found:
@@ -154,7 +152,7 @@ def _files(home: Path, form: Form) -> Iterator[Path]:
 
 def _image_base(root: Path, card: Card, form: Form) -> tuple[Path | None, str]:
     """The folder that holds the folders of images, and what is missing of them."""
-    owner = CARDS[card.images_of] if card.images_of else card
+    owner = _owner(card)
     home = root / owner.name
     if not form.images:
         return home, ""
@@ -167,6 +165,11 @@ def _image_base(root: Path, card: Card, form: Form) -> tuple[Path | None, str]:
     first = lacking[best][0]
     what = f"there are no images in {best / first}{_half(best, first)}"
     return None, f"{what}; get them from {_url(archives.get(first), owner)}"
+
+
+def _owner(card: Card) -> Card:
+    """The dataset of the images."""
+    return CARDS[card.images_of] if card.images_of else card
 
 
 def _url(archive: Archive | None, card: Card) -> str:
@@ -197,7 +200,7 @@ def missing_images(source: Source, spec: str) -> None:
     A few that are missing are left to the loader, which counts and lists them.
 
     Raises:
-        UserError: says how many of those looked at are missing, which is the first, and where they are had.
+        UserError: says how many of those looked at are missing, which is the first, and where to get them.
     """
     card = card_named(spec.partition(":")[0])
     count = min(_LOOKED_AT, len(source))
@@ -209,7 +212,7 @@ def missing_images(source: Source, spec: str) -> None:
             continue
         gone += [image for image in images if isinstance(image, Path) and not image.exists()][:1]
     if len(gone) > _MOST_MISSING * count:
-        owner = CARDS[card.images_of] if card.images_of else card
+        owner = _owner(card)
         archive = next((one for one in owner.archives if one.folder and f"/{one.folder}/" in str(gone[0])), None)
         raise UserError(
             f"{spec} is not complete: {len(gone)} of {count} images looked at are missing, the first {gone[0]}; "

@@ -7,8 +7,8 @@
     {"image": "1.jpg", "conversations": [{"from": "human", "value": "what color is it?"}, {"from": "gpt", ...}]}
     {"image": "1.jpg", "questions": [{"question": "what color is the bus?", "answer": "red"}, ...]}
 
-An answer that several people gave stands there several times, or has a weight. A number is an answer as its text
-is; an empty answer counts among those that were given, and is not trained on; null is no answer.
+An answer that several people gave stands there several times, or has a weight. A number counts as its text; an
+empty answer counts among those that were given, and is not trained on; null is no answer.
 """
 
 from __future__ import annotations
