@@ -8,6 +8,7 @@ that of the file, which is float32 for all published BLIP checkpoints.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
     return subject
 
 
-class Captioning:
+class Captioning(ABC):
     """Images; a run writes a caption for each."""
 
     exact = True
@@ -87,13 +88,13 @@ class Captioning:
         """Write."""
         self.write()
 
+    @abstractmethod
     def write(self) -> Tensor:
         """New ids [B, 20]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self) -> Tensor:
         """Logits [B, T, V] of the given texts."""
-        raise NotImplementedError
 
 
 class Ours(Captioning):

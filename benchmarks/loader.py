@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -131,12 +132,12 @@ def our_transform(kind: str) -> ImageTransform:
     return ImageTransform(ImageTransformConfig(image_size=SIZE, ops=()))
 
 
-class Reading:
+class Reading(ABC):
     """An epoch over the tars; what it gives is normalised float32 [B, 3, S, S]."""
 
+    @abstractmethod
     def batches(self) -> Iterator[Tensor]:
         """The batches of one epoch."""
-        raise NotImplementedError
 
     def outputs(self) -> dict[str, float]:
         """Mean and spread of each channel in grey levels, over the epoch."""

@@ -12,6 +12,7 @@ vision tower, once. Weights and ids are the same, and both sides begin texts wit
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
     return Ours(case, torch_dtype) if side == "ours" else Theirs(case, torch_dtype)
 
 
-class Matching:
+class Matching(ABC):
     """Ids and an image; a run scores all texts with it."""
 
     def __init__(
@@ -86,13 +87,13 @@ class Matching:
         """All pairs."""
         self.score()
 
+    @abstractmethod
     def see(self, pixels: Tensor) -> Tensor:
         """image_embeds of images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self) -> Tensor:
         """ITM logits [texts, 2]."""
-        raise NotImplementedError
 
 
 class Ours(Matching):

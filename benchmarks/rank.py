@@ -7,6 +7,7 @@ and read the question (12 tokens); answers have 5 tokens with [DEC] and [SEP].
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
     return Ours(torch_dtype) if side == "ours" else Theirs(torch_dtype)
 
 
-class Ranking:
+class Ranking(ABC):
     """An image's features, a question and answers; a run gives the answers' log-likelihoods."""
 
     def __init__(self, tokens: int, width: int, dtype: torch.dtype) -> None:
@@ -64,9 +65,9 @@ class Ranking:
         """All answers."""
         self.score()
 
+    @abstractmethod
     def score(self) -> Tensor:
         """float32 [answers]."""
-        raise NotImplementedError
 
 
 class Ours(Ranking):

@@ -11,6 +11,7 @@ From the measured rates the result predicts an evaluation of COCO's 5k test imag
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
     return (Ours if side == "ours" else Plain)(getattr(torch, dtype))
 
 
-class Reranking:
+class Reranking(ABC):
     """An image's features and texts of unequal length; a run gives the ITM logit of each pair."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -109,9 +110,9 @@ class Reranking:
         """All pairs."""
         self.score()
 
+    @abstractmethod
     def score(self) -> Tensor:
         """float32 [TEXTS]."""
-        raise NotImplementedError
 
 
 class Ours(Reranking):
