@@ -45,7 +45,7 @@ __all__ = [
     "Tell",
     "Variant",
     "fine_tuning",
-    "open_seed",
+    "open_seeds",
     "run",
     "run_variants",
     "written_captions",
@@ -301,13 +301,12 @@ def run(
     tables: list[Tables] = []
     curves: list[dict[str, Any]] = []
     captions: list[dict[str, Any]] = []
-    for number in range(seeds):
-        seed = open_seed(out, config, data, number, on_stage)
+    for seed in open_seeds(out, config, data, seeds, on_stage):
         first = seed.measured_stage1()
         second = {}
         for name, after_stage1 in _SECOND.items():
             second[name], records = seed.measured_stage2(after_stage1=after_stage1)
-            if number == 0 and after_stage1:
+            if seed.number == 0 and after_stage1:
                 captions = records[:: max(1, len(records) // _SHOWN)][:_SHOWN]
         tables.append({"stage 1": {"stage 1": first}, "stage 2": second, "answers": seed.answered()})
         curves.append({name: seed.curve(after_stage1=after) for name, after in _SECOND.items()})
@@ -324,13 +323,16 @@ def run_variants(
 ) -> dict[str, Any]:
     """Stage 1 without each of its objectives and with other numbers of queries; arguments as for `run`."""
     tables: list[Tables] = []
-    for number in range(seeds):
-        seed = open_seed(out, config, data, number, on_stage)
+    for seed in open_seeds(out, config, data, seeds, on_stage):
         tables.append({"variants": {name: seed.measured_stage1(name) for name in VARIANTS}})
     return result_of(config, tables)
 
 
-def open_seed(out: Path, config: Flickr8kSettings, data: Path, number: int, on_stage: Tell | None) -> Seed:
-    """One seed in the folder of an experiment, with the settings that the folder was begun with."""
+def open_seeds(out: Path, config: Flickr8kSettings, data: Path, seeds: int, on_stage: Tell | None) -> list[Seed]:
+    """The seeds of an experiment in its folder, with the settings that the folder was begun with.
+
+    Raises:
+        UserError: the folder holds an experiment with other settings.
+    """
     keep_settings(out / "experiment.json", config, "an experiment")
-    return Seed(Places(data, out, config), number, on_stage or (lambda _: None))
+    return [Seed(Places(data, out, config), number, on_stage or (lambda _: None)) for number in range(seeds)]

@@ -18,7 +18,7 @@ from openblip.data.sample import Batch
 from openblip.data.sources.open import open_source
 from openblip.data.transforms import ImageTransformConfig
 from openblip.experiments.cost import step_cost
-from openblip.experiments.real.flickr8k import BEAM, Seed, Tell, Variant, fine_tuning, open_seed, written_captions
+from openblip.experiments.real.flickr8k import BEAM, Seed, Tell, Variant, fine_tuning, open_seeds, written_captions
 from openblip.experiments.real.flickr8k_data import Flickr8kSettings
 from openblip.experiments.results import Metrics, Tables, result_of
 from openblip.experiments.stages import trained
@@ -155,11 +155,10 @@ def run(
 ) -> dict[str, Any]:
     """BLIP and BLIP-2: what comes of them, and what they cost (measured once); arguments as for `flickr8k.run`."""
     tables: list[Tables] = []
-    for number in range(seeds):
-        seed = open_seed(out, config, data, number, on_stage)
+    for seed in open_seeds(out, config, data, seeds, on_stage):
         blip = Blip(seed)
         second, _ = seed.measured_stage2(after_stage1=True)
         tables.append({"models": {"BLIP": blip.measured(), "BLIP-2": seed.measured_stage1() | second}})
-        if number == 0:
+        if seed.number == 0:
             tables[0]["cost"] = blip.costs()
     return result_of(config, tables)

@@ -20,7 +20,7 @@ from openblip.bootstrap.run import run_capfilt
 from openblip.checkpoints.store import open_model
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
-from openblip.experiments.real.flickr8k import Seed, Tell, fine_tuning, open_seed
+from openblip.experiments.real.flickr8k import Seed, Tell, fine_tuning, open_seeds
 from openblip.experiments.real.flickr8k_blip import Blip
 from openblip.experiments.real.flickr8k_data import Flickr8kSettings
 from openblip.experiments.real.openstax import source
@@ -140,8 +140,8 @@ def run(
     """
     tables: list[Tables] = []
     rows: list[dict[str, Any]] = []
-    for number in range(seeds):
-        one = _CapFilt(open_seed(out, config, data, number, on_stage), data.parent / "openstax")
+    for seed in open_seeds(out, config, data, seeds, on_stage):
+        one = _CapFilt(seed, data.parent / "openstax")
         scores, some = one.scored()
         rows = rows or some
         tables.append({"filter": {"filter": scores}, "gain": one.gain()})
