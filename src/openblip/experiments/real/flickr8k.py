@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -275,7 +275,7 @@ def written_captions(
     adapter.model.eval()
     metrics, records = evaluate_captions(adapter.need("caption"), batches, config, perplexity=False)
     written = [str(record["caption"]) for record in records]
-    references = [record["references"] for record in records]
+    references = [cast("list[str]", record["references"]) for record in records]
     metrics["CIDEr_wrong"] = caption_scores([written[-1], *written[:-1]], references)["CIDEr"]
     metrics["distinct"] = len(set(written)) / len(written)
     return metrics, records
