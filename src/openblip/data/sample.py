@@ -167,6 +167,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def texts_of_images(self) -> list[list[str]]:
+        """The texts of each of the B images."""
+        texts: list[list[str]] = [[] for _ in self.keys]
+        for row, text in zip(self.image_index.tolist(), self.texts, strict=True):
+            texts[row].append(text)
+        return texts
+
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """Return the batch with its tensors on `device`."""
         return replace(

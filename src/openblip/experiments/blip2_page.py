@@ -7,9 +7,8 @@ from typing import Any
 from openblip.data.world.documents import ASKED
 from openblip.experiments.blip2 import CURVES
 from openblip.experiments.labels import labels
-from openblip.experiments.page import details, measures_table
-from openblip.experiments.results import spread_of
-from openblip.report.content import Cell, Chart, Charts, Column, Report, Section, Series, Table, Text
+from openblip.experiments.page import details, measures_table, over_seeds
+from openblip.report.content import Cell, Chart, Charts, Column, Report, Section, Table, Text
 
 __all__ = ["blip2_page", "verdicts"]
 
@@ -119,18 +118,15 @@ def _verdict(better: Mean, worse: Mean) -> str:
 
 def _curve(result: dict[str, Any], measure: str, title: str) -> Chart:
     """Lines over the steps of stage 2, with the spread over seeds."""
-    series = []
-    for number, name in enumerate(CURVES):
-        runs = [curves[name] for curves in result["curves"]]
-        points = [spread_of(values) for values in zip(*(run[measure] for run in runs), strict=False)]
-        series.append(
-            Series(
-                name={"whole": "decoder", "without stage 1": "decoder without stage 1"}.get(name, name),
-                x=runs[0]["step"][: len(points)],
-                y=[mean for mean, _ in points],
-                spread=[spread or 0.0 for _, spread in points],
-                color=number // 2,
-                role="train" if "without" in name else "line",
-            )
+    titles = {"whole": "decoder", "without stage 1": "decoder without stage 1"}
+    series = [
+        over_seeds(
+            [curves[name] for curves in result["curves"]],
+            measure,
+            name=titles.get(name, name),
+            color=number // 2,
+            role="train" if "without" in name else "line",
         )
+        for number, name in enumerate(CURVES)
+    ]
     return Chart(title=title, series=series, x_label="step of stage 2", unit="fraction")

@@ -23,7 +23,7 @@ from openblip.experiments.real import (
     openstax,
     openstax_filter,
 )
-from openblip.experiments.real.flickr8k_data import Flickr8k
+from openblip.experiments.real.flickr8k_data import Flickr8kSettings
 from openblip.report.content import Report
 
 __all__ = ["EXPERIMENTS", "Experiment"]
@@ -68,7 +68,9 @@ def _real(name: str, module: Any, *, data: str = "openstax", **more: Any) -> Exp
 
 
 _BLIP2 = partial(Experiment, settings=blip2.Blip2Experiment(), quick=blip2.QUICK, folder="blip2", figures=True)
-_FLICKR8K = partial(Experiment, settings=Flickr8k(), quick=flickr8k.QUICK, folder="flickr8k", data="flickr8k")
+_FLICKR8K = partial(
+    Experiment, settings=Flickr8kSettings(), quick=flickr8k.QUICK, folder="flickr8k", data="flickr8k"
+)
 EXPERIMENTS: dict[str, Experiment] = {
     "capfilt": Experiment(
         settings=capfilt.CapFiltExperiment(),

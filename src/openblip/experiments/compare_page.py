@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from openblip.experiments.compare import MODELS
 from openblip.experiments.labels import labels, unit
-from openblip.experiments.page import details, measures_table
-from openblip.experiments.results import spread_of
-from openblip.report.content import Chart, Charts, Column, Report, Section, Series, Table, Text
+from openblip.experiments.page import details, measures_table, over_seeds
+from openblip.report.content import Chart, Charts, Column, Report, Section, Table, Text
 
 __all__ = ["compare_page"]
 
@@ -71,15 +71,8 @@ def _chart(result: dict[str, Any]) -> Chart:
     for name in result["curves"][0]:
         spent, offset = (flops(name), 0.0) if name == "BLIP" else (flops(name, "cached_gflops"), before)
         runs = [curves[name] for curves in result["curves"]]
-        points = [spread_of(values) for values in zip(*(run["truth"] for run in runs), strict=False)]
-        series.append(
-            Series(
-                name=name,
-                x=[offset + step * spent / 1e3 for step in runs[0]["step"][: len(points)]],
-                y=[mean for mean, _ in points],
-                spread=[spread or 0.0 for _, spread in points],
-            )
-        )
+        line = over_seeds(runs, "truth", name=name)
+        series.append(replace(line, x=[offset + step * spent / 1e3 for step in line.x]))
     return Chart(
         title="captions that are true",
         series=series,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from openblip.data.world.noise import NOISE_KINDS
 from openblip.experiments.labels import labels, unit
-from openblip.report.content import Cell, Column, Details, Fact, Report, Section, Table
+from openblip.experiments.results import spread_of
+from openblip.report.content import Cell, Column, Details, Fact, Report, Section, Series, Table
 
-__all__ = ["capfilt_page", "details", "measures_table"]
+__all__ = ["capfilt_page", "details", "measures_table", "over_seeds"]
 
 _MODELS = {"none": "no bootstrapping", "captioner": "captioner alone", "filter": "filter alone", "both": "CapFilt"}
 _TEXTS = {
@@ -73,6 +75,22 @@ def measures_table(title: str, rows: dict[str, Any], names: dict[str, str], meas
         cells.append(row)
     columns = [Column(name=""), *(Column(name=label, unit=unit(name)) for name, label in measures.items())]
     return Table(title=title, columns=columns, rows=cells)
+
+
+def over_seeds(runs: Sequence[dict[str, list[float]]], measure: str, **style: Any) -> Series:
+    """A line over the steps of a training: the mean over the seeds, with its standard deviation.
+
+    Args:
+        runs: of each seed, "step" and the measure at it.
+        style: further fields of `Series`.
+    """
+    points = [spread_of(values) for values in zip(*(run[measure] for run in runs), strict=False)]
+    return Series(
+        x=runs[0]["step"][: len(points)],
+        y=[mean for mean, _ in points],
+        spread=[spread or 0.0 for _, spread in points],
+        **style,
+    )
 
 
 def details(result: dict[str, Any]) -> Details:

@@ -138,6 +138,7 @@ def evaluate_captions(
     *,
     prompt: str = "",
     max_length: int | None = 40,
+    perplexity: bool = True,
     java_metrics: Sequence[JavaMetric] = (),
 ) -> Evaluation:
     """Generate a caption for every image and compare it with all its texts.
@@ -147,6 +148,7 @@ def evaluate_captions(
     Args:
         batches: with every text of every image (`text_mode="all"`).
         max_length: tokens of a reference text that its perplexity reads.
+        perplexity: False leaves it out, and takes a model that gives no likelihoods.
 
     Returns:
         metrics by name: BLEU, ROUGE-L, CIDEr, the perplexity of the reference texts, METEOR and SPICE where asked
@@ -161,20 +163,19 @@ def evaluate_captions(
     for batch in batches:
         memory = model.remember(model.encode(batch.images))
         captions = model.generate(memory, config, [prompt] * len(batch))
-        own_memory = memory.select(batch.image_index.to(model.device))
-        sums, lengths = model.score_own(own_memory, batch.texts, prompt=prompt, max_length=max_length)
-        log_prob, count = log_prob + float(sums.sum()), count + int(lengths.sum())
-        own: list[list[str]] = [[] for _ in batch.keys]
-        for row, text in zip(batch.image_index.tolist(), batch.texts, strict=True):
-            own[row].append(text)
-        for key, best, texts, meta in zip(batch.keys, captions, own, batch.meta, strict=True):
+        if perplexity:
+            own_memory = memory.select(batch.image_index.to(model.device))
+            sums, lengths = model.score_own(own_memory, batch.texts, prompt=prompt, max_length=max_length)
+            log_prob, count = log_prob + float(sums.sum()), count + int(lengths.sum())
+        for key, best, texts, meta in zip(batch.keys, captions, batch.texts_of_images, batch.meta, strict=True):
             written.append(best[0].text)
             references.append(texts)
             record = {"key": key, "caption": best[0].text, "log_prob": best[0].log_prob, "references": texts}
             records.append(record | ({"domain": meta["domain"]} if meta.get("domain") else {}))
     scores = caption_scores(written, references) | java_scores(written, references, java_metrics)
     scores |= _scores_of_domains(written, references, [str(record.get("domain", "")) for record in records])
-    scores["perplexity"] = float(torch.tensor(-log_prob / max(count, 1)).exp())
+    if perplexity:
+        scores["perplexity"] = float(torch.tensor(-log_prob / max(count, 1)).exp())
     return scores, records
 
 

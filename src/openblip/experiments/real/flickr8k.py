@@ -10,9 +10,9 @@ measured on photographs of `val`, which decide nothing: no step is chosen by the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from openblip.checkpoints.blip2_parts import as_language
 from openblip.core.config import keep_settings
 from openblip.core.files import read_jsonl
 from openblip.data.sample import Batch
-from openblip.experiments.real.flickr8k_data import Flickr8k, Places, unseen
+from openblip.experiments.real.flickr8k_data import Flickr8kSettings, Places, unseen
 from openblip.experiments.real.flickr8k_questions import KINDS, accuracy, answer, ask_about, guessing
 from openblip.experiments.results import Metrics, Tables, result_of
 from openblip.experiments.stages import once, trained
@@ -29,6 +29,7 @@ from openblip.generation.types import DecodeConfig
 from openblip.metrics.caption import caption_scores
 from openblip.objectives.blip2 import Stage1Config
 from openblip.recipes.small import SHORT_STAGE1, small_stage1
+from openblip.tasks.captioning import evaluate_captions
 from openblip.tasks.config import RunConfig
 from openblip.tasks.families.blip2 import Blip2Adapter, open_blip2
 from openblip.tasks.protocols import Adapter
@@ -41,15 +42,17 @@ __all__ = [
     "QUICK",
     "VARIANTS",
     "Seed",
+    "Tell",
     "Variant",
     "fine_tuning",
-    "open_seed",
+    "open_seeds",
     "run",
     "run_variants",
     "written_captions",
 ]
 
-QUICK = Flickr8k(
+Tell = Callable[[str], None]
+QUICK = Flickr8kSettings(
     image_size=28, train_images=16, test_images=8, batch_size=4, stage1_steps=2, rerank_k=2,
     variant_steps=2, variant_images=6, stage2_steps=2, stage2_batch=4, looks=1, look_images=4,
     blip_steps=2, blip_batch=4, captioner_steps=2, questions=4, threshold=0.0, gain_steps=2,
@@ -65,7 +68,7 @@ _SECOND = {"stage 1 before it": True, "without stage 1": False}
 class Variant:
     """A stage 1 with something changed."""
 
-    objective: Stage1Config = field(default_factory=lambda: SHORT_STAGE1)
+    objective: Stage1Config = SHORT_STAGE1
     queries: int = 32
 
 
@@ -104,7 +107,7 @@ def fine_tuning(steps: int, rate: float, seed: int, **changes: Any) -> TrainConf
 class Seed:
     """One seed; each of its parts is made when it is first requested."""
 
-    def __init__(self, places: Places, number: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, places: Places, number: int, tell: Tell) -> None:
         self.places, self.config, self.number = places, places.config, number
         self.out = places.out / f"seed-{number}"
         self._tell = tell
@@ -161,7 +164,7 @@ class Seed:
             task="captioning",
             model=str(self.stage1()) if after_stage1 else "",
             text_pretrained="" if after_stage1 else str(self.places.part(config.text)),
-            language=replace(language, dtype=config.dtype),  # type: ignore[arg-type]
+            language=replace(language, dtype=config.dtype),
             batch_size=config.stage2_batch,
             train=fine_tuning(config.stage2_steps, config.stage2_rate, self.number, evaluate_every_steps=every),
         )
@@ -243,7 +246,7 @@ class Seed:
         soft, captions = [], []
         for batch in unseen(self.places, stored, samples=self.config.test_images):
             soft.append(stored.model.soft_prompt(stored.remember(stored.encode(batch.images))).float())
-            captions += texts_of(batch)
+            captions += batch.texts_of_images
         return torch.cat(soft), captions
 
     def curve(self, *, after_stage1: bool) -> dict[str, list[float]]:
@@ -251,14 +254,6 @@ class Seed:
         run = self.stage2(after_stage1=after_stage1).parent
         rows = [record for record in read_jsonl(run / "metrics.jsonl") if record["split"] == "eval"]
         return {key: [float(row[key]) for row in rows] for key in ("step", "CIDEr", "BLEU-4")}
-
-
-def texts_of(batch: Batch) -> list[list[str]]:
-    """The texts of each image of a batch."""
-    own: list[list[str]] = [[] for _ in batch.keys]
-    for row, text in zip(batch.image_index.tolist(), batch.texts, strict=True):
-        own[row].append(text)
-    return own
 
 
 def _ways(asked: Sequence[Any], written: Metrics, ranked: Metrics) -> Metrics:
@@ -278,33 +273,27 @@ def written_captions(
         captions that are unlike all others; and one record for each image.
     """
     adapter.model.eval()
-    model = adapter.need("caption")
-    written: list[str] = []
-    references: list[list[str]] = []
-    keys: list[str] = []
-    for batch in batches:
-        memory = model.remember(model.encode(batch.images))
-        written += [found[0].text for found in model.generate(memory, config, [""] * len(batch.keys))]
-        references += texts_of(batch)
-        keys += batch.keys
-    metrics = caption_scores(written, references)
+    metrics, records = evaluate_captions(adapter.need("caption"), batches, config, perplexity=False)
+    written = [str(record["caption"]) for record in records]
+    references = [cast("list[str]", record["references"]) for record in records]
     metrics["CIDEr_wrong"] = caption_scores([written[-1], *written[:-1]], references)["CIDEr"]
     metrics["distinct"] = len(set(written)) / len(written)
-    records = [
-        {"key": key, "caption": caption, "references": texts}
-        for key, caption, texts in zip(keys, written, references, strict=True)
-    ]
     return metrics, records
 
 
 def run(
-    out: Path, config: Flickr8k, *, data: Path, seeds: int = 3, on_stage: Callable[[str], None] | None = None
+    out: Path,
+    config: Flickr8kSettings,
+    *,
+    data: Path,
+    seeds: int = 3,
+    on_stage: Tell | None = None,
 ) -> dict[str, Any]:
     """Stage 1, stage 2 with and without it, zero-shot answers; what is finished in `out` is taken up.
 
     Returns:
         as `experiments.results.result_of`, with "curves" (of each seed, how stage 2 learned) and "captions" of
-        seed 0, which quote no photograph.
+        seed 0, beside what people wrote.
 
     Raises:
         UserError: the folder holds an experiment with other settings, or parts are missing.
@@ -312,13 +301,12 @@ def run(
     tables: list[Tables] = []
     curves: list[dict[str, Any]] = []
     captions: list[dict[str, Any]] = []
-    for number in range(seeds):
-        seed = open_seed(out, config, data, number, on_stage)
+    for seed in open_seeds(out, config, data, seeds, on_stage):
         first = seed.measured_stage1()
         second = {}
         for name, after_stage1 in _SECOND.items():
             second[name], records = seed.measured_stage2(after_stage1=after_stage1)
-            if number == 0 and after_stage1:
+            if seed.number == 0 and after_stage1:
                 captions = records[:: max(1, len(records) // _SHOWN)][:_SHOWN]
         tables.append({"stage 1": {"stage 1": first}, "stage 2": second, "answers": seed.answered()})
         curves.append({name: seed.curve(after_stage1=after) for name, after in _SECOND.items()})
@@ -326,17 +314,25 @@ def run(
 
 
 def run_variants(
-    out: Path, config: Flickr8k, *, data: Path, seeds: int = 3, on_stage: Callable[[str], None] | None = None
+    out: Path,
+    config: Flickr8kSettings,
+    *,
+    data: Path,
+    seeds: int = 3,
+    on_stage: Tell | None = None,
 ) -> dict[str, Any]:
     """Stage 1 without each of its objectives and with other numbers of queries; arguments as for `run`."""
     tables: list[Tables] = []
-    for number in range(seeds):
-        seed = open_seed(out, config, data, number, on_stage)
+    for seed in open_seeds(out, config, data, seeds, on_stage):
         tables.append({"variants": {name: seed.measured_stage1(name) for name in VARIANTS}})
     return result_of(config, tables)
 
 
-def open_seed(out: Path, config: Flickr8k, data: Path, number: int, on_stage: Callable[[str], None] | None) -> Seed:
-    """One seed in the folder of an experiment, with the settings that the folder was begun with."""
+def open_seeds(out: Path, config: Flickr8kSettings, data: Path, seeds: int, on_stage: Tell | None) -> list[Seed]:
+    """The seeds of an experiment in its folder, with the settings that the folder was begun with.
+
+    Raises:
+        UserError: the folder holds an experiment with other settings.
+    """
     keep_settings(out / "experiment.json", config, "an experiment")
-    return Seed(Places(data, out, config), number, on_stage or (lambda _: None))
+    return [Seed(Places(data, out, config), number, on_stage or (lambda _: None)) for number in range(seeds)]

@@ -8,7 +8,6 @@ Q-Former over cached features, and has a language model behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from openblip.data.sample import Batch
 from openblip.data.sources.open import open_source
 from openblip.data.transforms import ImageTransformConfig
 from openblip.experiments.cost import step_cost
-from openblip.experiments.real.flickr8k import BEAM, Seed, Variant, fine_tuning, open_seed, written_captions
-from openblip.experiments.real.flickr8k_data import Flickr8k
+from openblip.experiments.real.flickr8k import BEAM, Seed, Tell, Variant, fine_tuning, open_seeds, written_captions
+from openblip.experiments.real.flickr8k_data import Flickr8kSettings
 from openblip.experiments.results import Metrics, Tables, result_of
 from openblip.experiments.stages import trained
 from openblip.recipes.small import SHORT_RUN, small_pretrain
@@ -147,15 +146,19 @@ def _minutes(model: Path) -> float:
 
 
 def run(
-    out: Path, config: Flickr8k, *, data: Path, seeds: int = 3, on_stage: Callable[[str], None] | None = None
+    out: Path,
+    config: Flickr8kSettings,
+    *,
+    data: Path,
+    seeds: int = 3,
+    on_stage: Tell | None = None,
 ) -> dict[str, Any]:
     """BLIP and BLIP-2: what comes of them, and what they cost (measured once); arguments as for `flickr8k.run`."""
     tables: list[Tables] = []
-    for number in range(seeds):
-        seed = open_seed(out, config, data, number, on_stage)
+    for seed in open_seeds(out, config, data, seeds, on_stage):
         blip = Blip(seed)
         second, _ = seed.measured_stage2(after_stage1=True)
         tables.append({"models": {"BLIP": blip.measured(), "BLIP-2": seed.measured_stage1() | second}})
-        if number == 0:
+        if seed.number == 0:
             tables[0]["cost"] = blip.costs()
     return result_of(config, tables)

@@ -10,22 +10,21 @@ are and as CapFilt leaves them: which one finds the alt texts of other books' im
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
+from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import run_capfilt
 from openblip.checkpoints.store import open_model
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
-from openblip.experiments.real.flickr8k import Seed, fine_tuning, open_seed
+from openblip.experiments.real.flickr8k import Seed, Tell, fine_tuning, open_seeds
 from openblip.experiments.real.flickr8k_blip import Blip
-from openblip.experiments.real.flickr8k_data import Flickr8k
+from openblip.experiments.real.flickr8k_data import Flickr8kSettings
 from openblip.experiments.real.openstax import source
-from openblip.experiments.real.openstax_filter import PAPER, judged, write_noisy
+from openblip.experiments.real.openstax_filter import PAPER, judged, texts_by_kind, write_noisy
 from openblip.experiments.results import Metrics, Tables, result_of
 from openblip.experiments.stages import trained
 from openblip.tasks.evaluation import evaluation_batches
@@ -66,13 +65,12 @@ class _CapFilt:
                 self.seed.tell(f"CapFilt reads {split}")
                 web = SourceConfig(path=str(noisy), image_root=str(self.data.resolve()), meta_columns=("kinds",))
                 run_capfilt(self.config(web), target, Output(layout="none"))
-                for row in Places(target).rows():
-                    if row.status == "ok":
-                        kinds = [*row.meta["kinds"], "written"]
-                        texts = list(zip(kinds, row.texts, strict=True))
-                        scores.append({kind: float(text.itm or 0.0) for kind, text in texts})
-                        told = {kind: {"text": text.text, "itm": round(text.itm or 0.0, 3)} for kind, text in texts}
-                        rows.append({"image": row.key, **told})
+                for key, texts in texts_by_kind(target):
+                    scores.append({kind: float(text.itm or 0.0) for kind, text in texts.items()})
+                    shown = {
+                        kind: {"text": text.text, "itm": round(text.itm or 0.0, 3)} for kind, text in texts.items()
+                    }
+                    rows.append({"image": key, **shown})
             return judged(scores, PAPER, "paper"), rows[:: max(1, len(rows) // _SHOWN)][:_SHOWN]
 
         metrics, rows = self.seed.once("capfilt", measure)
@@ -128,7 +126,12 @@ class _CapFilt:
 
 
 def run(
-    out: Path, config: Flickr8k, *, data: Path, seeds: int = 3, on_stage: Callable[[str], None] | None = None
+    out: Path,
+    config: Flickr8kSettings,
+    *,
+    data: Path,
+    seeds: int = 3,
+    on_stage: Tell | None = None,
 ) -> dict[str, Any]:
     """The filter's scores and what cleaning gains; arguments as for `flickr8k.run`.
 
@@ -137,8 +140,8 @@ def run(
     """
     tables: list[Tables] = []
     rows: list[dict[str, Any]] = []
-    for number in range(seeds):
-        one = _CapFilt(open_seed(out, config, data, number, on_stage), data.parent / "openstax")
+    for seed in open_seeds(out, config, data, seeds, on_stage):
+        one = _CapFilt(seed, data.parent / "openstax")
         scores, some = one.scored()
         rows = rows or some
         tables.append({"filter": {"filter": scores}, "gain": one.gain()})

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from openblip.checkpoints.blip2_parts import as_tower, open_tower
 from openblip.core.errors import UserError
@@ -24,18 +26,18 @@ from openblip.tasks.feature_cache import DrawCrop, FeatureCache, describe_tower
 from openblip.tasks.features import Crops, cache_features
 from openblip.tasks.protocols import Adapter
 
-__all__ = ["Flickr8k", "Places", "unseen"]
+__all__ = ["Flickr8kSettings", "Places", "unseen"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flickr8k:
+class Flickr8kSettings:
     """Everything the experiments on Flickr8k depend on but the data and the seed."""
 
     vision: str = "dinov2-small"
     """folder in `parts`; also `text` and `language`"""
     text: str = "minilm-l6"
     language: str = "gemma-3-270m"
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """of the frozen parts"""
     image_size: int = 224
     """pixels that the tower reads; one that names a size itself reads that in BLIP-2"""
@@ -88,7 +90,7 @@ class Places:
 
     data: Path
     out: Path
-    config: Flickr8k
+    config: Flickr8kSettings
 
     def part(self, name: str) -> Path:
         """The folder of a pretrained part.
@@ -104,7 +106,7 @@ class Places:
     @property
     def tower(self) -> TowerConfig:
         """The frozen vision tower, all its blocks."""
-        like = TowerConfig(dtype=self.config.dtype)  # type: ignore[arg-type]
+        like = TowerConfig(dtype=self.config.dtype)
         return as_tower(f"hf:{self.part(self.config.vision)}@0", like)
 
     def source(self, split: str) -> SourceConfig:
@@ -117,14 +119,19 @@ class Places:
         )
 
     def features(self, split: str) -> Path:
-        """What the tower sees of a split, computed once for all seeds; an image of `val` is seen whole."""
-        folder = self.out / f"features-{split}"
-        count = self.config.train_images if split == "train" else self.config.test_images
-        source = FirstSamples(open_source(self.source(split)), count)
-        # Captions speak of left and right now and then: nothing is mirrored.
-        crops = Crops(count=self.config.crops if split == "train" else 1, flip=False)
-        cache_features([source], open_tower(self.tower), folder, crops=crops, batch_size=32)
-        return folder
+        """The folder of what the tower sees of a split, computed once for all seeds; `val` is seen whole."""
+        return _features(self, split)
+
+
+@cache  # the images are gone through, and the tower is opened, once in a process
+def _features(places: Places, split: str) -> Path:
+    config, folder = places.config, places.out / f"features-{split}"
+    count = config.train_images if split == "train" else config.test_images
+    source = FirstSamples(open_source(places.source(split)), count)
+    # Captions speak of left and right now and then: nothing is mirrored.
+    crops = Crops(count=config.crops if split == "train" else 1, flip=False)
+    cache_features([source], open_tower(places.tower), folder, crops=crops, batch_size=32)
+    return folder
 
 
 def unseen(places: Places, adapter: Adapter, *, samples: int) -> Iterator[Batch]:
@@ -132,12 +139,12 @@ def unseen(places: Places, adapter: Adapter, *, samples: int) -> Iterator[Batch]
 
     A BLIP-2 model takes these in place of pixels.
     """
-    cache = FeatureCache.open([places.features("val")], describe_tower(adapter.model.vision))
-    source = cache.source(FirstSamples(open_source(places.source("val")), samples))
+    features = FeatureCache.open([places.features("val")], describe_tower(adapter.model.vision))
+    source = features.source(FirstSamples(open_source(places.source("val")), samples))
     loader = Loader(
         [source], DrawCrop(), 50, shuffle=False, drop_last=False, text_mode="all", clean="simplify", max_words=None,
         leave_out=True, skip_log=Measured(),
     )  # fmt: skip
     for batch in loader:
-        yield replace(batch, images=cache.read(batch.meta))
+        yield replace(batch, images=features.read(batch.meta))
     loader.close()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from openblip.experiments.page import details, measures_table
-from openblip.experiments.results import spread_of
-from openblip.report.content import Chart, Charts, Column, Report, Section, Series, Table
+from openblip.experiments.page import details, measures_table, over_seeds
+from openblip.report.content import Chart, Charts, Column, Report, Section, Table
 
 __all__ = ["blip_page", "capfilt_page", "flickr8k_page", "variants_page"]
 
@@ -147,17 +146,8 @@ def _transposed(title: str, row: dict[str, Any], names: dict[str, str]) -> Table
 
 def _curve(result: dict[str, Any], measure: str) -> Chart:
     """Lines over the steps of stage 2, with the spread over seeds."""
-    series = []
-    for number, name in enumerate(result["curves"][0]):
-        runs = [curves[name] for curves in result["curves"]]
-        points = [spread_of(values) for values in zip(*(run[measure] for run in runs), strict=False)]
-        series.append(
-            Series(
-                name=name,
-                x=runs[0]["step"][: len(points)],
-                y=[mean for mean, _ in points],
-                spread=[spread or 0.0 for _, spread in points],
-                color=number,
-            )
-        )
+    series = [
+        over_seeds([curves[name] for curves in result["curves"]], measure, name=name, color=number)
+        for number, name in enumerate(result["curves"][0])
+    ]
     return Chart(title=measure, series=series, x_label="step of stage 2")

@@ -105,15 +105,16 @@ def _balanced(asked: Sequence[Asked]) -> list[Asked]:
 def _counts(row: int, texts: Sequence[Sequence[str]]) -> Iterable[Asked]:
     for singular, (plural, question) in _COUNTED.items():
         named: Counter[int] = Counter()
-        vague = False
+        several = False
         for text in texts:
             numbers = set(_numbers(text, singular, plural))
-            vague |= plural in text and not numbers - {1}
+            several |= plural in text and not numbers - {1}
             named.update(numbers)
         if len(named) == 1:
             ((number, times),) = named.items()
-            # "a dog" may be said of one of several; three captions that all say so are more certain.
-            if times >= 3 and not vague if number == 1 else times >= 2:
+            # "a dog" may be said of one of several: more captions have to say so, and none speaks of several.
+            certain = times >= 2 if number > 1 else times >= 3 and not several
+            if certain:
                 yield Asked(row, "count", question, CHOICES["count"][number - 1])
 
 
@@ -160,8 +161,8 @@ def _exists(words: Sequence[Sequence[Sequence[str]]], most: int, rng: np.random.
         yes = [row for row, count in enumerate(times) if count >= 3]
         no = [row for row, known in enumerate(named) if not known]
         count = min(each, len(yes), len(no))
-        question = f"Is there {thing} in the image?" if thing in ("snow", "water", "grass") else None
-        question = question or f"Is there a {thing} in the image?"
+        named_thing = thing if thing in ("snow", "water", "grass") else f"a {thing}"
+        question = f"Is there {named_thing} in the image?"
         for rows, answer in ((yes, "yes"), (no, "no")):
             drawn = sorted(rng.choice(rows, count, replace=False).tolist()) if count else []
             found += [Asked(row, "exists", question, answer) for row in drawn]
@@ -176,6 +177,9 @@ def answer(
 
     Args:
         soft: soft prompts [images, Q, L]; None shows no image.
+
+    Returns:
+        two lists, one answer for each of `asked`.
     """
     weight = llm.hf.get_input_embeddings().weight
     written: list[str] = []

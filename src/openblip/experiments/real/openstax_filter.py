@@ -12,12 +12,14 @@ filter is measured at the paper's threshold, and at one that keeps half of the o
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.run import run_capfilt
+from openblip.bootstrap.table import Text
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.experiments.real.measures import wrong_images
@@ -25,7 +27,7 @@ from openblip.experiments.real.openstax import Settings, run_seed, source
 from openblip.experiments.results import described, spread
 from openblip.metrics.scores import roc_auc
 
-__all__ = ["KINDS", "PAPER", "SETTINGS", "judged", "run", "table", "write_noisy"]
+__all__ = ["KINDS", "PAPER", "SETTINGS", "judged", "run", "table", "texts_by_kind", "write_noisy"]
 
 KINDS = ("own", "other", "same book", "book caption", "written")
 """of texts; "same book" is another image's alt text too, but of the same book"""
@@ -105,14 +107,14 @@ def _filtered(data: Path, folder: Path, split: str, seed: int) -> Scores:
         dtype="float32",
     )
     run_capfilt(config, target, Output(layout="none"))
-    return [
-        {
-            kind: float(text.itm or 0.0)
-            for kind, text in zip([*row.meta["kinds"], "written"], row.texts, strict=True)
-        }
-        for row in Places(target).rows()
-        if row.status == "ok"
-    ]
+    return [{kind: float(text.itm or 0.0) for kind, text in texts.items()} for _, texts in texts_by_kind(target)]
+
+
+def texts_by_kind(target: Path) -> Iterator[tuple[str, dict[str, Text]]]:
+    """Of a finished run of CapFilt on what `write_noisy` wrote: each image's key, and its texts by kind."""
+    for row in Places(target).rows():
+        if row.status == "ok":
+            yield row.key, dict(zip([*row.meta["kinds"], "written"], row.texts, strict=True))
 
 
 def judged(scores: Scores, threshold: float, name: str) -> dict[str, float]:
@@ -140,16 +142,15 @@ def judged(scores: Scores, threshold: float, name: str) -> dict[str, float]:
 
 
 def _examples(folder: Path) -> list[dict[str, Any]]:
-    rows = list(Places(folder / "clean-test").rows())
+    rows = list(texts_by_kind(folder / "clean-test"))
     return [
         {
-            "image": row.key,
+            "image": key,
             "texts": [
-                {"kind": kind, "text": text.text, "itm": round(text.itm or 0.0, 4)}
-                for kind, text in zip([*row.meta["kinds"], "written"], row.texts, strict=True)
+                {"kind": kind, "text": text.text, "itm": round(text.itm or 0.0, 4)} for kind, text in texts.items()
             ],
         }
-        for row in rows[:: max(1, len(rows) // 6)][:6]
+        for key, texts in rows[:: max(1, len(rows) // 6)][:6]
     ]
 
 
