@@ -23,6 +23,7 @@ __all__ = [
     "Heads",
     "ImagePaths",
     "Model",
+    "OptionalFile",
     "OptionalPath",
     "Out",
     "Pixels",
@@ -70,6 +71,7 @@ Heads = Annotated[
     ),
 ]
 Folder = Annotated[Path, arg(metavar="FOLDER", help_behavior_hint=_REQUIRED)]
+OptionalFile = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 OptionalPath = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
 Out = Annotated[
     Path | None,

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from openblip.cli.arguments import Device, Dtype, OptionalPath, Tokenizer, person
 from openblip.core.errors import UserError
+from openblip.core.text import counted
 
 if TYPE_CHECKING:
     from openblip.bootstrap.job import Done, Output, Shard
@@ -176,7 +177,7 @@ def _shard(text: str) -> Shard | None:
 def _progress(done: Done, totals: Totals) -> None:
     if person() and done.new:
         rate = f", {done.samples / done.seconds:.1f} a second" if done.seconds else ""
-        print(f"  {done.chunk}: {done.samples} samples{rate}; {totals.samples} in all", flush=True)
+        print(f"  {done.chunk}: {counted(done.samples, 'sample')}{rate}; {totals.samples} in all", flush=True)
 
 
 def _conclude(totals: Totals, target: Path, *, report: bool = True) -> None:
@@ -194,7 +195,8 @@ def _conclude(totals: Totals, target: Path, *, report: bool = True) -> None:
         print(json.dumps({"target": str(target), **to_dict(totals)}))
         return
     print(
-        f"{totals.kept_texts} texts of {totals.images} images kept, of {totals.samples} samples"
+        f"{counted(totals.kept_texts, 'text')} of {counted(totals.images, 'image')} kept, "
+        f"of {counted(totals.samples, 'sample')}"
         + (f" ({totals.quarantined} could not be used)" if totals.quarantined else "")
         + f"; the set is in {target}"
         + (f", what became of each text in {page}" if report else "")

@@ -12,6 +12,7 @@ from tyro.conf import arg
 from openblip.cli.arguments import WHAT_IMAGES, Device, Dtype, ImagePaths, Model, Prompt, Tokenizer, decoding, need
 from openblip.cli.results import Row, each_batch, open_predictor, tell_left_out
 from openblip.core.errors import UserError
+from openblip.core.text import counted
 
 if TYPE_CHECKING:
     from openblip.data.image_inputs import FoundImages, ImageBatch
@@ -118,7 +119,8 @@ def _told(text: str, log_prob: float) -> dict[str, str | float]:
 def _tell_plan(plan: Plan, total: int) -> None:
     """Say on standard error which images need no caption."""
     if plan.existing:
-        print(f"openblip: {plan.existing} of {total} images skipped, whose text is there", file=sys.stderr)
+        there = f"{plan.existing} of {counted(total, 'image')} skipped, whose text is there"
+        print(f"openblip: {there}", file=sys.stderr)
     if plan.sharing:
         (name, owner), count = plan.sharing[0], len(plan.sharing)
         others = f", and {count - 1} more likewise" if count > 1 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ def _images(place: str) -> None:
 
 
 def _data(spec: str) -> None:
+    if re.fullmatch(r"[\w-]+", spec):
+        from openblip.data.cards import named_split
+
+        named_split(spec)
     check_data(spec)
     if QUERY.match(spec) or NAMED.fullmatch(spec):
         from openblip.data.cards import find_split

@@ -9,10 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from openblip.cli.arguments import WHAT_IMAGES, Device, Dtype, ImagePaths, Model, Tokenizer, need, person
+from openblip.cli.arguments import (
+    WHAT_IMAGES,
+    Device,
+    Dtype,
+    ImagePaths,
+    Model,
+    OptionalFile,
+    Tokenizer,
+    need,
+    person,
+)
 from openblip.cli.results import Row, check_counts, each_batch, open_predictor, read_lines, show_table, tell_figures
 from openblip.core.errors import UserError
 from openblip.core.places import check_new_file
+from openblip.core.text import counted
 
 if TYPE_CHECKING:
     from openblip.data.image_inputs import ImageBatch
@@ -45,8 +56,8 @@ def classify(
     batch_size: int = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
-    summary: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    out: OptionalFile = None,
+    summary: OptionalFile = None,
 ) -> None:
     """Say which of some classes images show (zero-shot classification).
 
@@ -167,7 +178,7 @@ def _tell_accuracy(
         f"{name.replace('top', 'top-')} {figures[name]:.1%}, " for name in ("top1", "top5") if name in figures
     )
     left = f", {without} in no folder of a class left out" if without else ""
-    seen = f"{accuracy.images} image{'s' * (accuracy.images != 1)}"
+    seen = counted(accuracy.images, "image")
     line = f"{tops}mean of classes {figures['mean_per_class']:.1%} over {seen}{left}"
     about = {"model": model, "by": by, "templates": templates, "classes": classes, "without_truth": without}
     tell_figures(line, {**about, **figures}, summary)

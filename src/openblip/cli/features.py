@@ -9,6 +9,7 @@ from tyro.conf import arg
 from openblip.cli.arguments import Data, Device, Folder, Pixels, need
 from openblip.cli.train import WHAT_DATA
 from openblip.core.errors import UserError
+from openblip.core.text import counted
 
 __all__ = ["cache_features"]
 
@@ -57,7 +58,7 @@ def cache_features(
     from dataclasses import replace
 
     from openblip.checkpoints.blip2_parts import as_tower, open_tower
-    from openblip.cli.progress import showing
+    from openblip.cli.progress import progress
     from openblip.core.runtime import choose_device
     from openblip.data.sources.open import open_source
     from openblip.tasks.families.blip2 import open_blip2
@@ -90,10 +91,10 @@ def cache_features(
     each = f"{tokens} x {channels} values at {width} x {height} pixels" + (
         f" in {crops} crops" if crops > 1 else ""
     )
-    size = f"{job.size / 1e9:.3g} GB in all"
-    print(f"openblip: {job.total} images ({job.done} done before), {each}, {size}", file=sys.stderr, flush=True)
-    with showing(job.total, done=job.done) as progress:
-        found = job.run(progress)
+    images, size = counted(job.total, "image"), f"{job.size / 1e9:.3g} GB in all"
+    print(f"openblip: {images} ({job.done} done before), {each}, {size}", file=sys.stderr, flush=True)
+    with progress(job.total, done=job.done, lines=True) as show:
+        found = job.run(show)
     if found.left_out:
         why = f"{out / 'skipped.jsonl'} says why"
         print(f"openblip: {found.left_out} of them cannot be used and have no features; {why}", file=sys.stderr)

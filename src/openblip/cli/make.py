@@ -9,6 +9,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from openblip.cli.arguments import Data, Folder, need
 from openblip.core.errors import UserError
+from openblip.core.text import counted
 
 __all__ = ["demo", "report", "tokenizer", "world"]
 
@@ -61,7 +62,7 @@ def world(
         raise UserError(f"{out} exists already; choose a new folder")
     config = WorldConfig(split=split, num_samples=samples, size=size, text=text, seed=seed)
     write_world(out, config, layout=layout)
-    print(f"{samples} images in {out}")
+    print(f"{counted(samples, 'image')} in {out}")
 
 
 def demo(

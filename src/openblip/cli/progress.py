@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, plain lines now and then elsewhere, both on standard error."""
+"""How far a command is, on standard error: a bar on a terminal, elsewhere a line now and then, or nothing."""
 
 from __future__ import annotations
 
@@ -8,40 +8,51 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-__all__ = ["PLAIN_LINE_SECONDS", "showing"]
+from openblip.cli.arguments import person
+
+__all__ = ["PLAIN_LINE_SECONDS", "progress"]
 
 PLAIN_LINE_SECONDS = 10.0
 
 
 @contextmanager
-def showing(total: int, *, done: int = 0, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """Within, call what is given with the number that is done; rate and time left are told from the first call on.
+def progress(
+    total: int | None, *, done: int = 0, unit: str = "images", lines: bool = False
+) -> Iterator[Callable[[int], None]]:
+    """Within, call what is given with the number that is done; rate and time left are shown from the first call on.
 
     Args:
+        total: None where it is not known.
         done: that were done before and say nothing about the rate.
+        lines: whether lines are written where standard error is no terminal.
     """
     began = time.monotonic()
+    last = float("-inf")
 
-    def told(now: int) -> str:
+    def speed(now: int) -> str:
         rate = (now - done) / max(time.monotonic() - began, 1e-9)
+        if total is None:
+            return f"{rate:.3g} {unit}/s"
         left = timedelta(seconds=round((total - now) / rate)) if rate else "unknown time"
         return f"{rate:.3g} {unit}/s, {left} left"
 
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(unit, total=total, completed=done, told="")
-            yield lambda now: bar.update(task, completed=now, told=told(now))
-        return
-    last = float("-inf")
-
     def tell(now: int) -> None:
         nonlocal last
-        if now >= total or time.monotonic() - last >= PLAIN_LINE_SECONDS:
+        if now == total or time.monotonic() - last >= PLAIN_LINE_SECONDS:
             last = time.monotonic()
-            print(f"openblip: {now} of {total} {unit}, {told(now)}", file=sys.stderr, flush=True)
+            of = "" if total is None else f" of {total}"
+            print(f"openblip: {now}{of} {unit}, {speed(now)}", file=sys.stderr, flush=True)
 
-    yield tell
+    if not sys.stderr.isatty():
+        yield tell if lines else lambda now: None
+        return
+    if total == 1:
+        yield lambda now: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=person(), transient=True) as bar:
+        task = bar.add_task(unit, total=total, completed=done, speed="")
+        yield lambda now: bar.update(task, completed=now, speed=speed(now))

@@ -1,7 +1,7 @@
 """What a command gives while it works through images: lines on a terminal, JSON lines in a pipe or a file.
 
 Images that cannot be used are reported, left out and counted; what has been written stays whole lines, whatever
-happens next. A progress bar stands on standard error where that is a terminal.
+happens next.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from openblip.cli.arguments import person
+from openblip.cli.progress import progress
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.core.places import check_new_file
-from openblip.core.text import json_bytes, read_list
+from openblip.core.text import counted, json_bytes, read_list
 
 if TYPE_CHECKING:
     from openblip.data.image_inputs import FoundImages, ImageBatch
@@ -34,11 +35,11 @@ __all__ = [
     "conclude",
     "each_batch",
     "open_predictor",
-    "progress",
     "read_lines",
     "show_table",
     "sink",
     "tell",
+    "tell_done",
     "tell_figures",
     "tell_left_out",
 ]
@@ -82,9 +83,9 @@ def each_batch(
         schema: see `sink`.
         after: called at the end, such as to tell what all results come to.
     """
-    began, broken = time.perf_counter(), []
+    began, done, broken = time.perf_counter(), 0, []
     tell_left_out(images)
-    with sink(out, schema) as write, progress(len(images)) as advance:
+    with sink(out, schema) as write, progress(len(images)) as show:
         for line, record in before:
             write(line, record)
         for batch in predictor.batches(images):
@@ -94,7 +95,8 @@ def each_batch(
                     tell(sample)
             for line, record in rows(batch) if len(batch) else ():
                 write(line, record)
-            advance(len(batch) + len(batch.broken))
+            done += len(batch) + len(batch.broken)
+            show(done)
     after()
     conclude(images, broken, f"{predictor.computing}, {time.perf_counter() - began:.1f} s")
 
@@ -117,13 +119,16 @@ def conclude(images: FoundImages, broken: list[BrokenSample], how: str) -> None:
         if total == 1:
             raise UserError(f"{broken[0].key} cannot be used ({broken[0].cause}): {broken[0].detail}")
         raise UserError(f"none of the {total} images can be used")
-    skipped = f", {len(broken)} skipped" if broken else ""
-    if left_out := len(images.left_out.broken()):  # images; videos and the like are reported separately
-        skipped += f", {left_out} left out"
-    done = total - len(broken)
-    if total:
-        print(f"openblip: {done} image{'s' * (done != 1)} done{skipped} ({how})", file=sys.stderr)
-    if broken or left_out:
+    # Images that are left out; videos and the like are reported separately.
+    tell_done(total - len(broken), "image", len(broken), how, left_out=len(images.left_out.broken()))
+
+
+def tell_done(done: int, noun: str, skipped: int, how: str, *, left_out: int = 0) -> None:
+    """Say on standard error how much is done; exit with 1 when something could not be used."""
+    without = "".join(f", {count} {why}" for count, why in ((skipped, "skipped"), (left_out, "left out")) if count)
+    if done:
+        print(f"openblip: {counted(done, noun)} done{without} ({how})", file=sys.stderr)
+    if without:
         raise SystemExit(1)
 
 
@@ -162,7 +167,7 @@ def sink(
     # Unbuffered: what stands in the file is what has been given.
     opened: AbstractContextManager[IO[Any]] = nullcontext(sys.stdout)
     if out is not None:
-        opened = open(out, "xb", buffering=0)  # noqa: SIM115
+        opened = open(out, "ab", buffering=0)  # noqa: SIM115
     written = 0
     with opened as file:
         number = file.fileno()
@@ -190,31 +195,11 @@ def _write_whole(number: int, data: bytes, held: str) -> None:
         raise UserError(f"the disk is full: {held}; free some space and run the command on the rest") from error
 
 
-@contextmanager
-def progress(total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; nothing where nobody watches.
-
-    Args:
-        total: None where it is not known.
-    """
-    if not sys.stderr.isatty() or (total is not None and total < 2):
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, redirect_stdout=person(), transient=True) as bar:
-        task = bar.add_task(unit, total=total)
-        yield lambda count: bar.advance(task, count)
-
-
-def check_counts(**counts: int) -> None:
-    """Refuse numbers below 1, by the names of their options."""
+def check_counts(least: int = 1, /, **counts: int) -> None:
+    """Refuse numbers below `least`, by the names of their options."""
     for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
 
 
 def read_lines(file: Path, what: str) -> list[str]:

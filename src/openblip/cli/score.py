@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Device, Dtype, Model, Tokenizer
-from openblip.cli.results import open_predictor, progress, sink, tell, tell_figures
-from openblip.core.errors import UserError
+from openblip.cli.arguments import Device, Dtype, Model, OptionalFile, Tokenizer
+from openblip.cli.progress import progress
+from openblip.cli.results import open_predictor, sink, tell, tell_done, tell_figures
+from openblip.core.errors import UserError, nearest
 from openblip.core.fingerprint import short_hash
 from openblip.core.places import check_new_file
 
@@ -41,6 +41,13 @@ _SCHEMA = {
     "log_prob_per_token": "float",
     "vqa": "float",
 }
+_READS: dict[str, tuple[str, ...]] = {
+    "itm": (),
+    "itc": (),
+    "likelihood": ("prompt",),
+    "vqa": ("question", "answer"),
+}
+"""the options that each measure reads"""
 _MEANS = {
     "itm": "ITM probability",
     "itc": "ITC cosine",
@@ -63,8 +70,8 @@ def score(
     batch_size: int = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
-    summary: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    out: OptionalFile = None,
+    summary: OptionalFile = None,
 ) -> None:
     """Score how well texts fit their images: ITM, ITC, likelihood of the text, VQAScore.
 
@@ -78,21 +85,23 @@ def score(
         out: a new file for the results, in the order of the rows: .parquet, else one JSON object a line.
         summary: a new JSON file for the means, and for the rows that could not be used.
     """
+    check_new_file(summary, out)
+    options = {"prompt": prompt, "question": question, "answer": answer}
+    if measures := [name.strip() for name in by.split(",") if name.strip()]:
+        _check_measures(measures, **options)
     from openblip.data.sample import BrokenSample
     from openblip.data.sources.pairs import read_pairs
     from openblip.tasks.scoring import ANSWER, QUESTION, Scorer
 
-    check_new_file(summary, out)
     windows = _windows(read_pairs(pairs))
-    window: list[Pair | BrokenSample] = next(windows, [])
+    window = next(windows, [])
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
-    measures = [name.strip() for name in by.split(",") if name.strip()]
     scorer = Scorer(predictor.adapter, measures, prompt, question or QUESTION, answer or ANSWER)
+    _check_measures(scorer.by, **options)
     began, means, broken = time.perf_counter(), _Means(), list[BrokenSample]()
-    with sink(out, _SCHEMA) as write, progress(None, "rows") as advance:
+    with sink(out, _SCHEMA) as write, progress(None, unit="rows") as show:
         while window:
             for one in _scored(window, predictor, scorer):
-                advance(1)
                 if isinstance(one, BrokenSample):
                     broken.append(one)
                     tell(one)
@@ -102,20 +111,31 @@ def score(
                 means.add(record)
                 shown = "  ".join(f"{name} {record[name]:.4g}" for name in _MEANS if name in record)
                 write(f"{pair.name}: {shown}  {pair.text}", record)
+                show(means.rows + len(broken))
             window = next(windows, [])
     if not means.rows:
-        first = f"; the first: {broken[0]}" if broken else ""
-        raise UserError(f"none of the {len(broken)} rows of {pairs} can be used{first}")
+        first = f"; the first of {len(broken)}: {broken[0]}" if broken else ""
+        raise UserError(f"no row of {pairs} can be used{first}")
     left_out = [{"key": one.key, "cause": one.cause, "detail": one.detail} for one in broken]
     about = {"model": model, "pairs": pairs, "by": list(scorer.by), "rows": means.rows, "images": len(means.images)}
     line = ", ".join(f"{_MEANS[name]} {value:.4g}" for name, value in means.means.items())
     tell_figures(f"means: {line}", {**about, "means": means.means, "left_out": left_out}, summary)
-    skipped = f", {len(broken)} skipped" if broken else ""
-    seconds = time.perf_counter() - began
-    rows = f"{means.rows} row{'s' * (means.rows != 1)}"
-    print(f"openblip: {rows} done{skipped} ({predictor.computing}, {seconds:.1f} s)", file=sys.stderr)
-    if broken:
-        raise SystemExit(1)
+    tell_done(means.rows, "row", len(broken), f"{predictor.computing}, {time.perf_counter() - began:.1f} s")
+
+
+def _check_measures(names: Sequence[str], **options: str | None) -> None:
+    """Refuse measures that do not exist, and options that none of these measures reads.
+
+    Args:
+        options: by name, None where they are left out.
+    """
+    for name in names:
+        if name not in _READS:
+            raise UserError(f'there is no measure "{name}"{nearest(name, _READS)}')
+    for option in (name for name, value in options.items() if value is not None):
+        reader = next(name for name, read in _READS.items() if option in read)
+        if reader not in names:
+            raise UserError(f"--{option} is for {reader}; only {', '.join(names)} is computed, so leave it out")
 
 
 class _Means:

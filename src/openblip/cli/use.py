@@ -41,7 +41,7 @@ from openblip.cli.results import (
     tell_left_out,
 )
 from openblip.core.errors import UserError
-from openblip.core.text import json_bytes
+from openblip.core.text import counted, json_bytes
 
 if TYPE_CHECKING:
     from openblip.data.image_inputs import ImageBatch
@@ -241,6 +241,7 @@ def retrieve(
     else:
         lines = read_lines(texts, "texts to search")
     check_counts(top=top)
+    check_counts(0, rerank=rerank)
     from openblip.data.image_inputs import FoundImages, find_image_inputs
     from openblip.data.sample import BrokenSample
 
@@ -300,6 +301,7 @@ def evaluate(
     """
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
+    check_counts(0, rerank=rerank)
     from openblip.data.measured import Measured
     from openblip.tasks.answering import MAX_LENGTH
     from openblip.tasks.config import RunConfig, as_sources
@@ -350,7 +352,8 @@ def _report_measures(
     from openblip.core.files import write_bytes, write_json
 
     if unanswered := int(metrics.get("num_unanswered", 0)):
-        print(f"openblip: {unanswered} questions have no answers in the data: predictions only", file=sys.stderr)
+        without = f"{counted(unanswered, 'question')} without answers in the data"
+        print(f"openblip: {without}: predictions only", file=sys.stderr)
 
     left_out = {"left_out": measured.left_out} if measured.left_out else {}
     if out is not None:
@@ -377,6 +380,5 @@ def _tell_incomplete(measured: Measured, out: Path | None) -> None:
     causes = ", ".join(f"{count} {cause}" for cause, count in measured.counts.most_common())
     where = "; these are not the figures of the whole split"
     where += f", and {out / 'metrics.json'} lists all" if out is not None else ""
-    used = f"{measured.num_images} image{'s' * (measured.num_images != 1)}"
     without = f"without {len(found)} that cannot be used ({causes})"
-    print(f"openblip: measured on {used}, {without}{where}", file=sys.stderr)
+    print(f"openblip: measured on {counted(measured.num_images, 'image')}, {without}{where}", file=sys.stderr)

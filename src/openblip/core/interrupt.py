@@ -74,11 +74,17 @@ def _end_now(signum: int) -> NoReturn:
 def _handling(handler: _Handler) -> Iterator[None]:
     """Within, SIGINT and SIGTERM call `handler`; outside the main thread they are left as they are."""
     before: dict[int, Any] = {}
+    blocked: set[int] | None = None
     try:
         if threading.current_thread() is threading.main_thread():
             before = {signum: signal.signal(signum, handler) for signum in _SIGNALS}
+            if hasattr(signal, "pthread_sigmask"):
+                # A fork server that `starting_workers` started has them blocked, and so has all that it starts.
+                blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         yield
     finally:
+        if blocked is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for signum, earlier in before.items():
             signal.signal(signum, earlier)
 

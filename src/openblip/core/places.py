@@ -231,7 +231,7 @@ def check_run_settings(path: Path) -> None:
 
 
 def check_new_file(out: Path | None, other: Path | None = None) -> None:
-    """Refuse to write over a file of results.
+    """Refuse to write over a file of results; an empty one holds none.
 
     Args:
         other: of the same command, written before.
@@ -239,7 +239,7 @@ def check_new_file(out: Path | None, other: Path | None = None) -> None:
     Raises:
         UserError: it exists, or both are the same.
     """
-    if out is not None and out.exists():
+    if out is not None and out.exists() and not (out.is_file() and out.stat().st_size == 0):
         raise UserError(f"{out} exists already; choose a new file")
     if out is not None and other is not None and os.path.abspath(out) == os.path.abspath(other):
         raise UserError(f"{out} is named for two different results; choose two files")

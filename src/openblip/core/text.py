@@ -16,6 +16,7 @@ from openblip.core.errors import UserError, first_line
 from openblip.core.kinds import HEAD, LFS, instead_of_text
 
 __all__ = [
+    "counted",
     "decode",
     "encoding_of",
     "json_bytes",
@@ -36,6 +37,11 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """UTF-32's little-endian mark begins with UTF-16's"""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2 images"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def encoding_of(head: bytes) -> str:

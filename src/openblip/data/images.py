@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from openblip.core.errors import first_line
 from openblip.core.kinds import HEAD
+from openblip.core.text import counted
 from openblip.data.formats import IMAGE_SUFFIXES, formats, instead_of_image
 from openblip.data.sample import BrokenSample, ImageLike, Sample
 
@@ -146,7 +147,7 @@ def _unread_tiff(data: bytes) -> str:
     values = " and ".join(_TIFF_VALUES.get(kind, "values of an unknown kind") for kind in sorted(kinds))
     size = " and ".join(map(str, sorted(bits)))
     return (
-        f"it is a TIFF of {bands} band{'s' * (bands != 1)} of {size}-bit {values}, which is not read; save it "
+        f"it is a TIFF of {counted(bands, 'band')} of {size}-bit {values}, which is not read; save it "
         "as an image of 8 or 16 bits with 1, 3 or 4 bands, or as 32-bit floats with 1"
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from openblip.core.text import counted
 from openblip.data.formats import IMAGE_SUFFIXES, LEFT_OUT, ending_of
 from openblip.data.sample import BrokenSample
 
@@ -68,7 +69,7 @@ class LeftOut:
         lines = []
         for ending, names in sorted(self.files.items()):
             shown = ", ".join(sorted(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-            files = f"{len(names)} {ending} file{'s' * (len(names) != 1)} left out ({shown})"
+            files = f"{counted(len(names), f'{ending} file')} left out ({shown})"
             lines.append(f"{files}: {LEFT_OUT[ending].of(len(names))}")
         return lines + [f"{folder.key} left out: {folder.detail}" for folder in self.folders]
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from openblip.core.errors import UserError
+from openblip.core.text import counted
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.image_inputs import ImageBatch, ImageInput, ImageInputs, as_image_inputs, decoded, find_images
 from openblip.data.sample import BrokenSample, stable_id
@@ -76,8 +77,7 @@ class Predictor:
     def computing(self) -> str:
         """Device and dtype, in a few words."""
         dtype = str(self.dtype).removeprefix("torch.")
-        count = torch.get_num_threads()
-        threads = f", {count} thread{'s' * (count != 1)}" if self.device.type == "cpu" else ""
+        threads = f", {counted(torch.get_num_threads(), 'thread')}" if self.device.type == "cpu" else ""
         return f"{self.device}, {dtype}{threads}"
 
     # Images -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from openblip.cli.progress import showing
+from openblip.cli.progress import progress
 from openblip.core.errors import UserError
 from openblip.data.sources.base import Source
 from openblip.data.sources.open import open_source
@@ -334,9 +334,9 @@ def test_options_that_cannot_be(
 
 
 def test_progress_is_told_from_the_first_batch_on(capsys: pytest.CaptureFixture[str]) -> None:
-    with showing(100, done=20) as progress:
+    with progress(100, done=20, lines=True) as show:
         for done in range(30, 101, 10):
-            progress(done)
+            show(done)
     first, last = capsys.readouterr().err.splitlines()  # ten seconds lie between others
     assert first.startswith("openblip: 30 of 100 images, ")
     assert " images/s, 0:00:00 left" in first

@@ -114,6 +114,20 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["train", "blip-captoin", image, "--out", nothing],
             ["train", "blip-captoin", "--help"],
         ],
+        "coco is a published dataset; name a split of it, as in coco:test": [
+            ["evaluate", "coco", "--model", model]
+        ],
+        'there is no measure "itn" (did you mean "itm"?)': [["score", image, "--model", model, "--by", "itn"]],
+        "--prompt is for likelihood; only itm, itc is computed": [
+            ["score", image, "--model", model, "--by", "itm,itc", "--prompt", "a"]
+        ],
+        "--answer is for vqa; only likelihood is computed": [
+            ["score", image, "--model", model, "--by", "likelihood", "--answer", "no"]
+        ],
+        "--rerank must be at least 0, not -1": [
+            ["retrieve", "a", image, "--model", model, "--rerank", "-1"],
+            ["evaluate", "world:test", "--model", model, "--rerank", "-1"],
+        ],
         f"{out} exists already; choose a new file": [["caption", image, "--model", model, "--out", str(out)]],
         'openblip caption has no option "--beam" (did you mean "--beams"?)': [
             ["caption", image, "--model", model, "--beam", "3"]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -134,6 +135,38 @@ def test_a_worker_leaves_signals_to_its_parent(method: str) -> None:
     worker.terminate()
     worker.join(100)
     assert worker.exitcode == 1
+
+
+SERVER = """
+import contextlib, multiprocessing, os, signal
+from openblip.core.interrupt import Stopped, StopSignals, starting_workers
+
+def stop_itself(received):
+    with contextlib.suppress(Stopped), StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        received.value = signals.received
+        raise Stopped("saved", signals.received)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    with starting_workers():
+        worker = context.Process(target=int)
+        worker.start()
+        worker.join()
+    received = context.Value("i")
+    process = context.Process(target=stop_itself, args=(received,))
+    process.start()
+    process.join()
+    print(received.value, process.exitcode)
+"""
+
+
+def test_signals_reach_what_a_fork_server_of_workers_starts(tmp_path: Path) -> None:
+    """The first worker starts the server, with signals blocked; what it starts later inherits that."""
+    script = tmp_path / "script.py"
+    script.write_text(SERVER)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=400)
+    assert done.stdout == f"{int(signal.SIGTERM)} 0\n", done.stderr
 
 
 def test_a_worker_ends_with_its_parent() -> None:

@@ -204,7 +204,7 @@ def test_the_command_writes_a_submission_and_says_that_there_is_no_measure(
     assert main(["evaluate", "vqav2:test", *words, "--submission", str(out)]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"num_unanswered": 2.0}
-    assert "2 questions have no answers in the data: predictions only" in printed.err
+    assert "2 questions without answers in the data: predictions only" in printed.err
     rows = json.loads(out.read_text())
     assert [row["question_id"] for row in rows] == [1000, 14000]
     assert all(row["answer"] in small.ANSWERS for row in rows)

@@ -289,7 +289,7 @@ def test_mistakes_are_one_sentence(here: Path, capfd: pytest.CaptureFixture[str]
         (line,) = capfd.readouterr().err.splitlines()
         assert message in line
     assert main(["score", "bad.jsonl", "--model", "model", *COMMAND]) == 2
-    assert "none of the 2 rows of bad.jsonl can be used; the first: missing" in capfd.readouterr().err
+    assert "no row of bad.jsonl can be used; the first of 2: missing" in capfd.readouterr().err
 
 
 def test_a_text_of_half_a_character_is_left_out(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

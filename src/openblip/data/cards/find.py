@@ -57,12 +57,18 @@ def named_split(path: str) -> tuple[str, str] | None:
     """The dataset and the split that a spec names, None where it names files.
 
     Raises:
-        UserError: it looks like the name of a dataset, and there is no such dataset.
+        UserError: it looks like the name of a dataset, and there is no such dataset, or no split is named.
     """
     named = NAMED.fullmatch(path)
+    if path in CARDS and not os.path.exists(path):
+        raise UserError(f"{path} is a published dataset; name a split of it, as in {_example(CARDS[path])}")
     if named is None or named["name"] in _ELSEWHERE or os.path.exists(path):
         return None
     return card_named(named["name"]).name, named["split"]
+
+
+def _example(card: Card) -> str:
+    return f"{card.name}:{min(card.splits)}"
 
 
 def card_named(name: str) -> Card:
@@ -105,7 +111,7 @@ def find_split(config: SourceConfig) -> SourceConfig:
     card, split = CARDS[named[0]], named[1]
     if split not in card.splits:
         close = nearest(split, card.splits) if split else f" (known: {', '.join(card.splits)})"
-        raise UserError(f'{card.name} has no split "{split}"{close}; name one as {card.name}:{min(card.splits)}')
+        raise UserError(f'{card.name} has no split "{split}"{close}; name one as {_example(card)}')
     if config.split or config.image_root:
         raise UserError(f"{config.path} names its split and its images; leave out split and image_root")
     root = data_root(config.root)
