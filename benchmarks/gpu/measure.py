@@ -43,15 +43,17 @@ def measured(
         images: of one run.
         seconds: that the repeats may take in all; there are at least `FEWEST`.
         tflop: arithmetic of one run.
+        pretend: run it once.
     """
-    for _ in range(1 if pretend else WARMUP):
+    for _ in range(0 if pretend else WARMUP):
         run()
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     times = _times(run, 1, device)
     repeats = 1 if pretend else max(FEWEST, min(REPEATS, int(seconds / times[0])))
-    times = _times(run, repeats, device)
+    if not pretend:
+        times = _times(run, repeats, device)
     median = statistics.median(times)
     found: dict[str, Any] = {
         "seconds": round(median, 6),

@@ -57,7 +57,7 @@ FrozenTower.forward = lambda self, pixels: (time.sleep(0.15), forward(self, pixe
 TINY_DEMO = """
 from openblip.experiments.demo import DemoPlan, plan
 plan.calibrate = lambda minutes: plan.Calibration(draw=0.002, step={}, write=0.001, seconds=0.0)
-plan.make_plan = lambda minutes, timed, seed: DemoPlan(
+plan.make_plan = lambda *given, **options: DemoPlan(
     model="nano", web_images=40, human_images=40, simple_images=20, test_images=12,
     pretrain_steps=3, captioner_steps=2, matcher_steps=2, capfilt_images=40, again_steps=2, batch_size=8,
     documents=40, language_steps=(2, 2), blip2_images=40, stage1_steps=2, stage2_steps=2,

@@ -34,7 +34,7 @@ def _images(place: str) -> None:
 
 
 def _data(spec: str) -> None:
-    if re.fullmatch(r"[\w-]+", spec):
+    if re.fullmatch(r"[\w-]+", spec) and not Path(spec).exists():
         from openblip.data.cards import named_split
 
         named_split(spec)

@@ -6,14 +6,15 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from openblip.cli.arguments import person
 from openblip.core.places import DATA_ROOT
-from openblip.data.cards import CARDS, Card, card_named
-from openblip.data.cards.find import data_root, find_form
+
+if TYPE_CHECKING:
+    from openblip.data.cards import Card
 
 __all__ = ["dataset_rows", "datasets"]
 
@@ -30,6 +31,8 @@ def datasets(
         name: of a dataset; left out, all are listed.
         data_root: the folder that holds them; left out, that of the variable OPENBLIP_DATA.
     """
+    from openblip.data.cards import card_named
+
     root = _root(data_root)
     if name:
         _show(card_named(name), root)
@@ -47,11 +50,16 @@ def datasets(
 def _root(given: Path | None) -> Path | None:
     if given is None and not os.environ.get(DATA_ROOT):
         return None
+    from openblip.data.cards.find import data_root
+
     return data_root(str(given) if given is not None else "")
 
 
 def dataset_rows(root: Path | None) -> Iterator[dict[str, str]]:
     """A row of the table for each dataset; with a root also which splits are there."""
+    from openblip.data.cards import CARDS
+    from openblip.data.cards.find import find_form
+
     for card in CARDS.values():
         row = {"dataset": card.name, "what": card.title, "splits": ", ".join(card.splits), "task": card.task}
         if root is not None:
@@ -62,6 +70,8 @@ def dataset_rows(root: Path | None) -> Iterator[dict[str, str]]:
 
 def _show(card: Card, root: Path | None) -> None:
     """Print a card."""
+    from openblip.data.cards.find import find_form
+
     facts: dict[str, Any] = {"what": card.title, "task": card.task, "home": card.home, "licence": card.licence}
     if card.images_of:
         facts["images"] = f"those of {card.images_of}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,13 +87,14 @@ def demo(
         again: run stages even if they are finished.
         seed: of the world and of training.
     """
-    from openblip.experiments.demo import run_demo
-
     if minutes < 1:
         raise UserError(f"the demo needs at least a minute, not {minutes:g}")
+    began = time.perf_counter()
+    from openblip.experiments.demo import run_demo
+
     if quick and out == Path("runs/demo"):
         out = Path("runs/demo-quick")
-    run_demo(out, 2.0 if quick else minutes, seed=seed, only=stage, again=again)
+    run_demo(out, 2.0 if quick else minutes, began=began, seed=seed, only=stage, again=again)
 
 
 def report(

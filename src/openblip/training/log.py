@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
@@ -22,6 +21,9 @@ from rich.text import Text
 from openblip.core.files import append_jsonl, read_jsonl, write_bytes
 from openblip.core.runtime import is_main
 from openblip.core.text import json_bytes, text_bytes
+
+if TYPE_CHECKING:  # half a second for whoever uses a model and trains none
+    from accelerate import Accelerator
 
 __all__ = ["RunLog", "format_duration", "format_metrics"]
 

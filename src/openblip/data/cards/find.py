@@ -16,7 +16,6 @@ from openblip.core.errors import UserError, nearest
 from openblip.core.places import DATA_ROOT, NAMED, local_path
 from openblip.data.cards.card import Archive, Card, Form
 from openblip.data.cards.table import CARDS
-from openblip.data.sample import BrokenSample
 
 if TYPE_CHECKING:  # the sources open what is named here
     from openblip.data.sources.base import Source, SourceConfig
@@ -208,6 +207,8 @@ def missing_images(source: Source, spec: str) -> None:
     Raises:
         UserError: says how many of those looked at are missing, which is the first, and where to get them.
     """
+    from openblip.data.sample import BrokenSample  # with numpy and Pillow, which a look at the table has no use for
+
     card = card_named(spec.partition(":")[0])
     count = min(_LOOKED_AT, len(source))
     gone: list[Path] = []

@@ -17,6 +17,7 @@ from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.experiments.demo.blip import world_source
 from openblip.experiments.demo.config import SPLITS, DemoPlan, tars_of
+from openblip.experiments.demo.plan import STAGE1_TRAINED
 from openblip.experiments.judges import blip2_stages as world
 from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about, descriptions, guessing
 from openblip.tasks.families.blip2 import open_blip2
@@ -25,8 +26,6 @@ from openblip.tasks.training import run_training
 __all__ = ["FOLDER", "ask", "first_stage", "read_texts", "second_stage"]
 
 FOLDER = "blip2"
-TRAINED_SHARE = 0.85
-"""of the time of stage 1, the features' included; the rest is for measuring"""
 
 
 def read_texts(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def first_stage(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict
     run = world.world_run(
         "stage1", source, features=features, steps=plan.stage1_steps, tower=tower, seed=plan.seed,
         batch_size=plan.batch_size, learning_rate=plan.learning_rate,
-        seconds=None if seconds is None else seconds * TRAINED_SHARE - (time.perf_counter() - began),
+        seconds=None if seconds is None else seconds * STAGE1_TRAINED - (time.perf_counter() - began),
     )  # fmt: skip
     result = run_training(run, out / FOLDER / "stage1", resume=True, title="BLIP-2, stage 1")
     stored = open_blip2(out / FOLDER / "stage1" / "model")

@@ -60,6 +60,7 @@ def run_demo(
     out: Path,
     minutes: float = 15.0,
     *,
+    began: float | None = None,
     seed: int = 0,
     plan: DemoPlan | None = None,
     only: tuple[str, ...] = (),
@@ -69,6 +70,7 @@ def run_demo(
 
     Args:
         minutes: that the whole is to take.
+        began: when its time began, by `time.perf_counter`; left out, now.
         plan: what to do, instead of planning for the time.
         only: names of stages to run alone.
         again: run stages even if they are finished.
@@ -81,8 +83,8 @@ def run_demo(
         if name not in STAGES:
             raise UserError(f'the demo has no stage "{name}"{nearest(name, STAGES)}')
     out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    plan = planned(out, minutes, seed, plan)
+    began = time.perf_counter() if began is None else began
+    plan = planned(out, minutes, seed, plan, spent=time.perf_counter() - began)
     print_table(plan_table(out, plan))
     for number, (name, stage) in enumerate(STAGES.items(), 1):
         marker = out / "stages" / f"{name}.json"
