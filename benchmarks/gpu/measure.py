@@ -43,9 +43,9 @@ def measured(
         images: of one run.
         seconds: that the repeats may take in all; there are at least `FEWEST`.
         tflop: arithmetic of one run.
-        pretend: run it once.
+        pretend: time one run.
     """
-    for _ in range(0 if pretend else WARMUP):
+    for _ in range(1 if pretend else WARMUP):
         run()
     if device.type == "cuda":
         torch.cuda.synchronize()
