@@ -46,6 +46,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "timm": ("models.vision", "models.tower_timm"),
     "transformers": (
         *("models.language", "models.language_stepper", "experiments.judges.small_language", "models.tower_hf"),
+        "models.opening",
         *("core.tokenizer", "core.language_tokenizer", "checkpoints"),
     ),
     "tokenizers": ("core.tokenizer", "core.language_tokenizer"),

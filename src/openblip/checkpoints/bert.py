@@ -7,23 +7,19 @@ encoder without an image gives BERT's own hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from openblip.checkpoints.blip import head_rules, self_attention_rules, transformer_rules
 from openblip.checkpoints.keymap import Rule, import_state
-from openblip.checkpoints.quiet import quiet
-from openblip.core.errors import UserError, first_line
-from openblip.core.places import wrong_place
+from openblip.core.errors import UserError
 from openblip.models.blip import Blip
+from openblip.models.opening import opening
 from openblip.models.qformer import QFormer, QFormerConfig, QFormerSettings
 from openblip.models.text import TextConfig
 
@@ -51,7 +47,7 @@ def bert_config(name: str) -> TextConfig:
     """
     from transformers import BertConfig, PretrainedConfig
 
-    with _telling(name):
+    with _opening(name):
         described, _ = PretrainedConfig.get_config_dict(name)
         if (kind := described.get("model_type", "bert")) != "bert":
             raise UserError(f'"{name}" is of the kind {kind}; the text transformer can start from a BERT only')
@@ -201,22 +197,8 @@ def _has_head(state: dict[str, Tensor]) -> bool:
     return _BIAS in state
 
 
-@contextmanager
-def _telling(name: str) -> Iterator[None]:
-    """What transformers says of files that it cannot read, as one sentence."""
-    try:
-        with quiet():
-            yield
-    except UserError:
-        raise
-    except SafetensorError as error:
-        raise UserError(wrong_place(name) or f'"{name}" is damaged or cut short: {error}') from error
-    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-        raise UserError(
-            wrong_place(name)
-            or f'"{name}" is neither the folder of a BERT nor one that the hub or its cache gives: '
-            f"{first_line(error)}"
-        ) from error
+def _opening(name: str) -> AbstractContextManager[None]:
+    return opening(name, "the folder of a BERT")
 
 
 def _read(name: str, ours: TextConfig) -> tuple[TextConfig, dict[str, Tensor]]:
@@ -225,7 +207,7 @@ def _read(name: str, ours: TextConfig) -> tuple[TextConfig, dict[str, Tensor]]:
 
     bert = bert_config(name)
     _check_sizes(bert, ours, name)
-    with _telling(name):
+    with _opening(name):
         loaded: Any = BertForMaskedLM.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     donor, found = loaded
     missing = sorted(key for key in found["missing_keys"] if key.startswith("bert.") and "position_ids" not in key)

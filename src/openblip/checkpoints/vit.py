@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.blip import QKV
-from openblip.checkpoints.quiet import quiet
-from openblip.core.errors import UserError, first_line
-from openblip.core.places import wrong_place
+from openblip.core.errors import UserError
+from openblip.models.opening import opening
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD
+from openblip.models.tower_hf import image_processor
 from openblip.models.vision import VisionConfig, VisionEncoder, interpolate_positions, timm_vit
 
 __all__ = ["PretrainedVit", "read_vit", "start_vision"]
@@ -152,7 +152,7 @@ def _of_transformers(source: str, name: str) -> PretrainedVit:
         ("dinov2", "dinov2_with_registers", "deit"), (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     )
     usual["vit"] = (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
-    try:
+    with opening(name, "a folder of transformers"):
         theirs: Any = AutoConfig.from_pretrained(name)
         kind = theirs.model_type
         if (
@@ -165,16 +165,7 @@ def _of_transformers(source: str, name: str) -> PretrainedVit:
                 f'"{name}" is of the kind {kind} and no plain Vision Transformer, with [CLS], learned positions '
                 "and GELU, as the vision tower of BLIP is: take a ViT, DeiT or DINOv2"
             )
-        with quiet():
-            loaded: Any = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            wrong_place(name)
-            or f'"{name}" is neither a folder of transformers nor a model that the hub or its cache gives: '
-            f"{first_line(error)}"
-        ) from error
+        loaded: Any = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     model, found = loaded
     state = {_renamed(key): value.detach() for key, value in model.state_dict().items()}
     state = {key: value for key, value in state.items() if not _UNUSED.match(key)}
@@ -210,12 +201,7 @@ def _normalisation(
     name: str, usual: tuple[Sequence[float], Sequence[float]]
 ) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation of its image processor; `usual` where it brings none."""
-    from transformers.image_processing_utils import BaseImageProcessor
-
-    try:
-        found, _ = BaseImageProcessor.get_image_processor_dict(name)
-    except (OSError, ValueError):
-        return usual
+    found = image_processor(name)
     if not found.get("do_normalize", True):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return found.get("image_mean", usual[0]), found.get("image_std", usual[1])

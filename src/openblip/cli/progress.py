@@ -53,6 +53,7 @@ def progress(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=person(), transient=True) as bar:
+    console = Console(stderr=True, soft_wrap=True)  # results pass through it, whose lines stay whole
+    with Progress(*columns, console=console, redirect_stdout=person(), transient=True) as bar:
         task = bar.add_task(unit, total=total, completed=done, speed="")
         yield lambda now: bar.update(task, completed=now, speed=speed(now))

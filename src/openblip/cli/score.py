@@ -135,7 +135,8 @@ def _check_measures(names: Sequence[str], **options: str | None) -> None:
     for option in (name for name, value in options.items() if value is not None):
         reader = next(name for name, read in _READS.items() if option in read)
         if reader not in names:
-            raise UserError(f"--{option} is for {reader}; only {', '.join(names)} is computed, so leave it out")
+            computed = ", ".join(names)
+            raise UserError(f"--{option} is for {reader}, which is not computed here ({computed}); leave it out")
 
 
 class _Means:

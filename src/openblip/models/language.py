@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError, first_line, require
 from openblip.core.places import gguf_file, wrong_place
+from openblip.models.opening import without_bars
 from openblip.models.products import use_onednn
 from openblip.models.recompute import first_blocks
 
@@ -369,20 +370,6 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
     if missing := sorted(loaded.get("missing_keys", ())):  # transformers draws them, and warns
         raise UserError(f'{config.source} has no "{missing[0]}"; it is incomplete or of another model')
     return FrozenLanguage(model, config)
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """transformers draws a progress bar for every model, among the lines of a command too."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _fewer_bits(config: LanguageConfig) -> Any:

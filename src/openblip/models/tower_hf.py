@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from openblip.core.errors import UserError, first_line
+from openblip.core.errors import UserError
 from openblip.core.files import write_json
-from openblip.core.places import wrong_place
-from openblip.models.language import without_bars
+from openblip.models.opening import opening
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, Triple
 from openblip.models.tower_parts import Encoder, TokenEncoder, drop_last_blocks, examined, settled_drop
 
-__all__ = ["TransformersEncoder", "transformers_encoder", "write_description"]
+__all__ = ["TransformersEncoder", "image_processor", "transformers_encoder", "write_description"]
 
 _VISION = ("vision_model", "vision_tower", "visual")
 """how models that read texts too call their vision part"""
@@ -71,7 +67,7 @@ def transformers_encoder(
         UserError: there is no such model, it is no vision model, or takes no images of this size.
     """
     model = _open(name, pretrained, dtype)
-    processor = _processor(name)
+    processor = image_processor(name)
     own = _own_pixels(processor, model.config)
     pixels = own if image_size is None else (image_size, image_size)
     if pixels is None:
@@ -104,15 +100,8 @@ def write_description(
 
 def _open(name: str, pretrained: bool, dtype: torch.dtype) -> Any:
     """The vision model without what only pools its tokens."""
-    try:
-        with _silent():
-            model = _load(name, pretrained, dtype)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            wrong_place(name)
-            or f'"{name}" is neither a folder of transformers nor a model that the hub or its cache gives: '
-            f"{first_line(error)}"
-        ) from error
+    with opening(name, "a folder of transformers"):
+        model = _load(name, pretrained, dtype)
     if hasattr(model.config, "mask_ratio"):
         raise UserError(
             f'"{name}" is a masked autoencoder, which hides patches at random; take it from timm (timm:NAME.mae)'
@@ -152,22 +141,8 @@ def _without_pooling(model: Any) -> None:
         del model.head
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without transformers' report of the weights that are not for the vision model."""
-    from transformers.utils import logging
-
-    spoken = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with without_bars():
-            yield
-    finally:
-        logging.set_verbosity(spoken)
-
-
-def _processor(name: str) -> dict[str, Any]:
-    """The settings of its image processor; none where it brings none."""
+def image_processor(name: str) -> dict[str, Any]:
+    """The settings of the image processor of a model, by folder or hub name; none where it brings none."""
     from transformers.image_processing_utils import BaseImageProcessor
 
     try:

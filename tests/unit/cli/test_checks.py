@@ -119,10 +119,10 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["evaluate", "coco", "--model", model]
         ],
         'there is no measure "itn" (did you mean "itm"?)': [["score", image, "--model", model, "--by", "itn"]],
-        "--prompt is for likelihood; only itm, itc is computed": [
+        "--prompt is for likelihood, which is not computed here (itm, itc); leave it out": [
             ["score", image, "--model", model, "--by", "itm,itc", "--prompt", "a"]
         ],
-        "--answer is for vqa; only likelihood is computed": [
+        "--answer is for vqa, which is not computed here (likelihood); leave it out": [
             ["score", image, "--model", model, "--by", "likelihood", "--answer", "no"]
         ],
         "--rerank must be at least 0, not -1": [

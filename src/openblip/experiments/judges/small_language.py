@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openblip.core.errors import UserError
-from openblip.models.language import without_bars
+from openblip.models.opening import without_bars
 
 __all__ = ["LanguageSizes", "language_from_scratch", "save_language"]
 
