@@ -247,6 +247,14 @@ def test_what_is_no_plain_vit_of_transformers_is_refused(tmp_path: Path, model: 
         read_vit(f"hf:{tmp_path}")
 
 
+def test_a_file_that_is_cut_short_is_reported(tmp_path: Path) -> None:
+    KINDS["vit"]().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged or cut short"):
+        read_vit(f"hf:{tmp_path}")
+
+
 def test_places_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing"):
         read_vit(f"hf:{tmp_path / 'nothing'}")

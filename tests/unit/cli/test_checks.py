@@ -190,3 +190,17 @@ def test_a_bootstrap_reads_its_data_only_where_they_are_needed(tmp_path: Path) -
         check_arguments("bootstrap", command, (), {"out": tmp_path / "new", "web": gone})
     with pytest.raises(UserError, match="there is no configuration file"):
         check_arguments("bootstrap", command, (), {"out": tmp_path, "config": tmp_path / "none.json"})
+
+
+def test_an_empty_file_of_results_is_a_new_one(tmp_path: Path) -> None:
+    """As a command leaves that was stopped before its first result."""
+    from openblip.cli.results import sink
+    from openblip.core.errors import UserError
+
+    out = tmp_path / "results.jsonl"
+    out.touch()
+    with sink(out) as write:
+        write("", {"image": "a.png"})
+    assert json.loads(out.read_text()) == {"image": "a.png"}
+    with pytest.raises(UserError, match="exists already"), sink(out):
+        pass

@@ -27,14 +27,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with photos/ and model/, and the working directory."""
-    shutil.copytree(stored, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
 COMMAND = ("caption", "photos", "--model", "model", "--device", "cpu", "--dtype", "float32", "--batch-size", "2")
 
 

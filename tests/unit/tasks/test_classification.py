@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,13 +150,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "photos" / name / "train").mkdir(parents=True, exist_ok=True)
         small.make_image(number).save(folder / "photos" / name / "train" / f"{number}.png")
     return folder
-
-
-@pytest.fixture
-def here(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(stored, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
 
 
 COMMAND = ("classify", "photos", "--model", "model", "--device", "cpu", "--dtype", "float32")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -170,13 +169,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small.make_image(number).save(folder / f"{number}.png")
     write_jsonl(folder / "pairs.jsonl")
     return folder
-
-
-@pytest.fixture
-def here(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(stored, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
 
 
 def test_rows_keep_their_place_and_their_id(here: Path) -> None:
