@@ -74,11 +74,12 @@ def description_file(folder: Path) -> Path:
     Raises:
         UserError: there is none; where it is the folder of a run, its model is named.
     """
-    file = folder / "config.json"
+    file, nested = folder / "config.json", nested_model(folder)
     if not file.is_file():
-        raise UserError(
-            adapter_folder(folder) or f"{folder} is no model folder: it has no config.json{nested_model(folder)}"
-        )
+        raise UserError(adapter_folder(folder) or f"{folder} is no model folder: it has no config.json{nested}")
+    described = read_json(file) if nested else None
+    if isinstance(described, dict) and "model_type" not in described:
+        raise UserError(f"{folder} is the folder of a run{nested}")
     return file
 
 

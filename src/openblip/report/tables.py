@@ -14,7 +14,7 @@ from openblip.report.content import Cell, Column, Table
 from openblip.report.numbers import spell, spell_spread
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import RenderableType
 
 __all__ = ["lay_out", "markdown", "print_table", "terminal"]
 
@@ -96,18 +96,20 @@ def _in_markdown(text: str) -> str:
     return re.sub(r"[\r\n]+", " ", text.replace("|", r"\|"))
 
 
-def terminal(table: Table) -> RichTable:
+def terminal(table: Table) -> RenderableType:
     """Return the table for a terminal; texts are shown as they are, not read as markup."""
+    from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(title=Text(table.title) if table.title else None, title_justify="left")
+    shown = RichTable()
     columns = lay_out(table)
     for i, column in enumerate(columns):
         shown.add_column(Text(column.name), justify="left" if column.left or i == 0 else "right", no_wrap=i == 0)
     for i in range(len(table.rows)):
         shown.add_row(*(Text(str(column.cells[i])) for column in columns))
-    return shown
+    # Not the table's own title, which is no wider than the table.
+    return Group(Text(table.title, style="italic"), shown) if table.title else shown
 
 
 def print_table(table: Table) -> None:

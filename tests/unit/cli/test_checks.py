@@ -134,6 +134,7 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["caption", image, "--model", model, "--beam", "3"]
         ],
         f"{bare} is no model folder: it has no config.json": [["caption", image, "--model", bare]],
+        f"{run} is the folder of a run; did you mean {run / 'model'}?": [["caption", image, "--model", str(run)]],
         "name the images: files, folders": [["caption", "--model", model], ["match", "--model", model]],
         'name at least one text: --text "a red bus"': [["match", image, "--model", model]],
         'unknown device "gpu"': [["caption", image, "--model", model, "--device", "gpu"]],
