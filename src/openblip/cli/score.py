@@ -15,7 +15,6 @@ from openblip.cli.arguments import Device, Dtype, Model, OptionalFile, Tokenizer
 from openblip.cli.progress import progress
 from openblip.cli.results import open_predictor, sink, tell, tell_done, tell_figures
 from openblip.core.errors import UserError, nearest
-from openblip.core.fingerprint import short_hash
 from openblip.core.places import check_new_file
 
 if TYPE_CHECKING:
@@ -217,6 +216,8 @@ def _scored(
 
 def _name_of(image: ImageLike) -> str:
     """What is equal for equal images."""
+    from openblip.core.fingerprint import short_hash
+
     if isinstance(image, Path):
         return str(image)
     return short_hash(image) if isinstance(image, bytes) else f"#{id(image)}"
