@@ -43,6 +43,9 @@ class Stage1Config:
     """Weights of ITC, ITM and ITG in the sum."""
     hard_share: float = 1.0
     """Fraction of ITM's negatives drawn by similarity; the paper draws all. The rest is drawn uniformly."""
+    itm_share: float = 1.0
+    """Fraction of a batch's pairs that ITM reads, with negatives from the whole batch; the paper reads all.
+    ITM reads three rows of queries and text for a pair where ITC and ITG read one: it is most of a step."""
 
     def __post_init__(self) -> None:
         for name in self.objectives:
@@ -54,6 +57,8 @@ class Stage1Config:
             raise UserError('no objective is named: choose from "itc", "itm", "itg"')
         if not 0 <= self.hard_share <= 1:
             raise UserError(f"hard_share is a share between 0 and 1, not {self.hard_share}")
+        if not 0 < self.itm_share <= 1:
+            raise UserError(f"itm_share is a share above 0 and at most 1, not {self.itm_share}")
 
 
 class Blip2Stage1(nn.Module):
@@ -104,8 +109,9 @@ class Blip2Stage1(nn.Module):
                 if negatives is None:
                     share = config.hard_share
                     negatives = draw_negatives(similarity_t2i, similarity_i2t, ids, hard_share=share)
+                read = negatives.first(max(1, round(config.itm_share * len(text))))
                 losses["loss_itm"], losses["itm_accuracy"] = match_pairs(
-                    model.match, text.input_ids, text.attention_mask, memory, negatives
+                    model.match, text.input_ids, text.attention_mask, memory, read
                 )
                 total = total + config.weights[1] * losses["loss_itm"]
         if "itg" in config.objectives:

@@ -31,6 +31,10 @@ class Negatives:
     valid: Tensor
     """bool [B], False where the batch holds no other image; such a pair has no negatives in the loss."""
 
+    def first(self, count: int) -> Negatives:
+        """Those of the first pairs alone; they are still drawn from the whole batch."""
+        return Negatives(self.image_for_text[:count], self.text_for_image[:count], self.valid[:count])
+
 
 @torch.no_grad()
 def negative_weights(similarity: Tensor, image_ids: Tensor | None = None, hard_share: float = 1.0) -> Tensor:
@@ -109,25 +113,26 @@ def matching_loss(logits: Tensor, valid: Tensor, num_rows: Tensor | None = None)
 def match_pairs(
     match: Match, input_ids: Tensor, attention_mask: Tensor, memory: ImageMemory, negatives: Negatives
 ) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy over 3B rows: the pairs, each text with a negative image, each image with a negative text.
+    """Loss and accuracy over the pairs, each text with a negative image, each image with a negative text.
 
     Args:
         match: the model's, from ids [R, T], mask and memory to logits [R, 2].
         input_ids: [B, T], beginning as the model's texts for ITM do.
         memory: of the B images.
+        negatives: of P pairs, the first of the batch (all, or `Negatives.first`): 3P rows are read.
 
     Returns:
         two scalars, means over the rows of all ranks.
     """
-    batch = len(input_ids)
-    own = torch.arange(batch, device=input_ids.device)
+    pairs = len(negatives.valid)
+    own = torch.arange(pairs, device=input_ids.device)
     texts = torch.cat((own, own, negatives.text_for_image))
     images = torch.cat((own, negatives.image_for_text, own))
     # A gather of what is projected already: no image is projected again for its negatives.
     logits = match(input_ids[texts], attention_mask[texts], memory.select(images))
     with torch.no_grad():
         counted = torch.cat((torch.ones_like(negatives.valid), negatives.valid, negatives.valid))
-        right = (logits.argmax(1) == 1) == (torch.arange(3 * batch, device=logits.device) < batch)
+        right = (logits.argmax(1) == 1) == (torch.arange(3 * pairs, device=logits.device) < pairs)
         num_rows = average(counted.sum().float())
         accuracy = (right & counted).sum() / num_rows
     return matching_loss(logits, negatives.valid, num_rows), accuracy

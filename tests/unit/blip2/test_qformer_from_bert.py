@@ -88,16 +88,24 @@ def test_its_text_side_is_bert(bert: Path, tmp_path: Path) -> None:
 
 
 def test_what_bert_has_not_is_newly_initialized(bert: Path, tmp_path: Path) -> None:
-    """Cross-attention, queries, heads and the row of [DEC] are as they are without a BERT."""
+    """Queries, heads and the row of [DEC] are as they are without a BERT; so is cross-attention, which is scaled in
+    a narrow model to the standard deviation of BERT's self-attention."""
     found = []
     for name in (str(bert), ""):
         config = run(bert, qformer=SIZES, text_pretrained=name, tokenizer="" if name else str(bert))
         found.append(built(config, tmp_path).model)
     ours, plain = (dict(model.named_parameters()) for model in found)
     started = {name for name in ours if not torch.equal(ours[name], plain[name])}
+    started -= {name for name in started if "cross_attention." in name and name.endswith("weight")}
     new = ("cross_attention.", "qformer.queries", "vision", "text_proj", "itm_head", "temperature")
     assert all(name.startswith("qformer.") and not any(part in name for part in new) for name in started)
     assert any("self_attention.qkv" in name for name in started)
+    for name in (
+        name for name in ours if "cross_attention." in name and name.endswith("weight") and "norm" not in name
+    ):
+        attention = ours[f"{name.rpartition('cross_attention')[0]}self_attention.qkv.weight"]
+        expected = plain[name] / plain[name].std() * attention.std()
+        torch.testing.assert_close(ours[name], expected, **CLOSE)
     known = transformers.AutoConfig.from_pretrained(bert).vocab_size
     assert torch.equal(ours["qformer.word.weight"][known:], plain["qformer.word.weight"][known:])
     assert not torch.equal(ours["qformer.word.weight"][:known], plain["qformer.word.weight"][:known])

@@ -89,6 +89,26 @@ def test_the_share_of_hard_negatives_is_what_was_asked_for(monkeypatch: pytest.M
         Stage1Config(hard_share=2)
 
 
+def test_itm_may_read_a_part_of_the_pairs() -> None:
+    """The first pairs, with negatives from the whole batch; ITC and ITG stay as they are."""
+    step = stage1(itm_share=0.34)
+    embeds, words = step.model.encode_image(images(3)), text(3)
+    drawn = Negatives(torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0]), torch.ones(3, dtype=torch.bool))
+    found = step(embeds, words, negatives=drawn)
+    memory = step.model.remember(embeds).select(torch.tensor([0, 2, 0]))
+    rows = torch.tensor([0, 0, 1])
+    logits = step.model.match(words.input_ids[rows], words.attention_mask[rows], memory)
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 0, 0]))
+    torch.testing.assert_close(found["loss_itm"], expected, **CLOSE)
+    whole = stage1()(embeds, words, negatives=drawn)
+    for name in ("loss_itc", "loss_itg"):
+        torch.testing.assert_close(found[name], whole[name], **CLOSE)
+    assert not torch.isclose(found["loss_itm"], whole["loss_itm"])
+    for share in (0, 1.5):
+        with pytest.raises(UserError, match="itm_share is a share above 0 and at most 1"):
+            Stage1Config(itm_share=share)
+
+
 def test_only_the_frozen_parts_are_without_gradient() -> None:
     step = stage1()
     losses(step)["loss"].backward()

@@ -54,8 +54,10 @@ class Flickr8kSettings:
     """of the Q-Former"""
     embed_dim: int = 256
     batch_size: int = 64
-    stage1_steps: int = 600
+    stage1_steps: int = 800
     stage1_rate: float = 5e-4
+    itm_share: float = 0.25
+    """of a batch's pairs, which ITM reads; all of them would take half as long again"""
     rerank_k: int = 10
     """candidates of each query that ITM reads"""
 
@@ -64,7 +66,7 @@ class Flickr8kSettings:
     variant_images: int = 300
     """of `val`, on which the variants are measured"""
 
-    stage2_steps: int = 150
+    stage2_steps: int = 250
     stage2_batch: int = 32
     stage2_rate: float = 5e-4
     looks: int = 5
