@@ -26,7 +26,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"training"}),
     frozenset({"tasks"}),
     frozenset({"recipes", "explain"}),
-    frozenset({"bootstrap", "search"}),
+    frozenset({"bootstrap", "index"}),
     frozenset({"report"}),
     frozenset({"serve", "experiments"}),
     frozenset({"cli"}),
