@@ -18,7 +18,7 @@ from openblip.core.errors import UserError
 from openblip.core.fingerprint import short_hash
 from openblip.data.image_inputs import ImageInput
 from openblip.data.sample import BrokenSample
-from openblip.index.catalog import CATALOG, Catalog, Record, check_index, writing
+from openblip.index.catalog import CATALOG, LOCK, Catalog, Record, check_index, writing
 from openblip.index.duplicates import difference_hashes
 from openblip.index.entries import Entry, Place, date_of, read_image
 from openblip.index.image_index import ImageIndex
@@ -53,7 +53,8 @@ def create(folder: Path, predictor: Predictor, model: str, *, tokenizer: str = "
         UserError: the folder holds other things, or an index of another model.
     """
     predictor.adapter.need("embed")
-    if not (folder / CATALOG).exists() and folder.exists() and any(folder.iterdir()):
+    files = [file.name for file in folder.iterdir()] if folder.exists() else []
+    if CATALOG not in files and any(not name.startswith(LOCK) for name in files):
         raise UserError(f"{folder} holds other files; name a new folder for the index")
     folder.mkdir(parents=True, exist_ok=True)
     vectors = predictor.embed_images(np.zeros((8, 8, 3), np.uint8))

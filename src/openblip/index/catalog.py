@@ -23,11 +23,11 @@ from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
 from openblip.index.filters import Filters
 
-__all__ = ["CATALOG", "Catalog", "Record", "check_index", "writing"]
+__all__ = ["CATALOG", "LOCK", "Catalog", "Record", "check_index", "writing"]
 
 CATALOG = "index.sqlite"
 _FORMAT = "1"
-_LOCK = "writer.lock"
+LOCK = "writer.lock"
 _SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE places (id INTEGER PRIMARY KEY, spec BLOB UNIQUE NOT NULL);
@@ -99,7 +99,7 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process is writing.
     """
-    connection = sqlite3.connect(folder / _LOCK, timeout=0, isolation_level=None)
+    connection = sqlite3.connect(folder / LOCK, timeout=0, isolation_level=None)
     try:
         connection.execute("BEGIN EXCLUSIVE")
         yield

@@ -18,7 +18,7 @@ from openblip.index.vectors import SegmentStore
 
 __all__ = ["alike_by_hash", "alike_by_vectors", "difference_hashes", "groups_of"]
 
-_BITS, _MOST_IN_BAND = 64, 2000
+_BITS = 64
 _GREY = torch.tensor([0.299, 0.587, 0.114])
 Pair = tuple[int, int]
 
@@ -33,23 +33,26 @@ def difference_hashes(pixels: Tensor) -> list[int]:
 
 
 def alike_by_hash(hashes: Sequence[int], distance: int) -> Iterator[Pair]:
-    """Pairs of positions whose hashes differ in at most `distance` bits, each once.
+    """Pairs of positions whose hashes differ in at most `distance` bits; of each hash its first position alone is
+    compared with other hashes.
 
     Hashes that differ in d bits agree in at least one of d + 1 bands: only those that share a band are compared.
     """
-    values = np.array(hashes, np.int64).view(np.uint64)
-    edges = np.linspace(0, _BITS, distance + 2).astype(int)
+    values, owner = np.unique(np.array(hashes, np.int64).view(np.uint64), return_inverse=True)
+    order = np.argsort(owner, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(owner[order])) + 1) if len(order) else []
+    for own in members:
+        yield from ((int(own[0]), int(other)) for other in own[1:])
     seen: set[Pair] = set()
-    for low, high in pairwise(edges):
-        band = (values >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
+    for low, high in pairwise(np.linspace(0, _BITS, distance + 2).astype(int).tolist()):
+        band = (values >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(band, kind="stable")
         for same in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
-            # One image is compared with those behind it; equal hashes in a row, of a large band, are a chain.
             for place, one in enumerate(same[:-1]):
-                others = same[place + 1 : place + 1 + _MOST_IN_BAND]
+                others = same[place + 1 :]
                 differ = np.bitwise_count(values[others] ^ values[one])
-                for other in others[differ <= distance]:
-                    pair = (min(int(one), int(other)), max(int(one), int(other)))
+                for other in others[differ <= distance].tolist():
+                    pair = int(members[one][0]), int(members[other][0])
                     if pair not in seen:
                         seen.add(pair)
                         yield pair

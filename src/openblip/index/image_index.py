@@ -11,6 +11,7 @@ Many processes may search it while one writes (`building`).
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from openblip.core.errors import UserError
+from openblip.core.tokenizer import TokenBatch
 from openblip.data.image_inputs import ImageInput, ImageInputs
 from openblip.data.sample import BrokenSample
 from openblip.index.catalog import Catalog, Record
@@ -35,7 +37,7 @@ from openblip.index.model import model_fingerprint, open_model_of
 from openblip.index.queries import parse_query
 from openblip.index.vectors import SegmentStore, Term
 from openblip.tasks.predictor import Predictor
-from openblip.tasks.retrieval import match_logits
+from openblip.tasks.retrieval import embed_texts, match_logits
 
 __all__ = ["MEMORY_BYTES", "Hit", "ImageIndex"]
 
@@ -188,21 +190,24 @@ class ImageIndex:
         asked = parse_query(text) if text is not None else []
         if rerank is None:
             rerank = _RERANK if "match" in predictor.can else 0
-        terms = self._terms(asked, image)
-        candidates = self._candidates(terms, max(count, rerank if asked else 0), filters)
-        if not asked or rerank <= 0 or not candidates:
-            return [_hit(record, score, score, None) for score, record in candidates[:count]]
-        return self._rerank(asked, candidates[:rerank], candidates[rerank:])[:count]
-
-    def _terms(self, asked: Sequence[tuple[str, float]], image: ImageInputs | None) -> list[Term]:
-        predictor, terms = self.predictor, []
+        terms: list[Term] = []
+        tokens: TokenBatch | None = None
         if asked:
-            vectors = predictor.embed_texts([words for words, _ in asked])
-            terms += [Term(vector, weight) for vector, (_, weight) in zip(vectors, asked, strict=True)]
+            tokens, vectors = self._read([words for words, _ in asked])
+            terms += [Term(vector, weight) for vector, (_, weight) in zip(vectors.cpu(), asked, strict=True)]
         if image is not None:
-            vectors = predictor.embed_images(image)
-            terms += [Term(vector.reshape(self.store.shape)) for vector in vectors]
-        return terms
+            terms += [Term(vector.reshape(self.store.shape)) for vector in predictor.embed_images(image)]
+        candidates = self._candidates(terms, max(count, rerank if asked else 0), filters)
+        if tokens is None or rerank <= 0 or not candidates:
+            return [_hit(record, score, score, None) for score, record in candidates[:count]]
+        weights = torch.tensor([weight for _, weight in asked])
+        return self._rerank(tokens, weights, candidates[:rerank], candidates[rerank:])[:count]
+
+    def _read(self, texts: Sequence[str]) -> tuple[TokenBatch, Tensor]:
+        """Ids and normalised features [C, E] of texts; `Predictor.embedded_texts` is for one thread."""
+        adapter = self.predictor.adapter.need("embed")
+        adapter.check_texts(texts)
+        return embed_texts(adapter, [adapter.clean(text) for text in texts])
 
     def _candidates(self, terms: Sequence[Term], count: int, filters: Filters | None) -> list[tuple[float, Record]]:
         """The best images by ITC; those of equal content share a vector."""
@@ -227,39 +232,43 @@ class ImageIndex:
 
     def _rerank(
         self,
-        asked: Sequence[tuple[str, float]],
+        tokens: TokenBatch,
+        weights: Tensor,
         candidates: Sequence[tuple[float, Record]],
         rest: Sequence[tuple[float, Record]],
     ) -> list[Hit]:
-        """Candidates by ITC and ITM, those that cannot be read any more and the rest behind them."""
-        logits = self.match_logits([words for words, _ in asked], [record for _, record in candidates])
-        weights = torch.tensor([weight for _, weight in asked])
-        # Of several terms each must hold, or not hold: one that fits very well makes up for none that does not.
+        """Candidates by ITC and ITM, those that cannot be read any more and the rest behind them.
+
+        Args:
+            tokens: of C texts.
+            weights: [C].
+        """
+        logits = self._match_logits(tokens, [record for _, record in candidates])
+        # Of several texts each must hold, or not hold: one that fits very well makes up for none that does not.
         fit = logsigmoid(logits * weights.sign())
-        ranked = (logits[:, 0] if len(asked) == 1 else fit @ weights.abs()).tolist()
+        ranked = (logits[:, 0] if len(weights) == 1 else fit @ weights.abs()).tolist()
         together = fit.sum(1).exp().tolist()
         hits = [
-            _hit(record, score, score, None) if ranks != ranks else _hit(record, score + ranks, score, itm)
-            for (score, record), ranks, itm in zip(candidates, ranked, together, strict=True)
+            _hit(record, itc, itc, None) if math.isnan(fits) else _hit(record, itc + fits, itc, itm)
+            for (itc, record), fits, itm in zip(candidates, ranked, together, strict=True)
         ]
-        hits += [_hit(record, score, score, None) for score, record in rest]
+        hits += [_hit(record, itc, itc, None) for itc, record in rest]
         return sorted(hits, key=lambda hit: (hit.itm is None, -hit.score))
 
-    def match_logits(self, texts: Sequence[str], records: Sequence[Record]) -> Tensor:
-        """ITM logits (matched minus not) of images with texts, float32 [I, C]; NaN where an image is unreadable."""
+    def _match_logits(self, tokens: TokenBatch, records: Sequence[Record]) -> Tensor:
+        """ITM logits (matched minus not) of C texts, float32 [I, C]; NaN where an image cannot be read."""
         predictor = self.predictor
-        model = predictor.adapter.need("match")
-        tokens, _ = predictor.embedded_texts(texts)
-        logits = torch.full((len(records), len(texts)), float("nan"))
+        model, texts = predictor.adapter.need("match"), len(tokens)
+        logits = torch.full((len(records), texts), float("nan"))
         for start in range(0, len(records), predictor.batch_size):
             part = records[start : start + predictor.batch_size]
             embeds = self.image_embeds(part)
             rows = [row for row, record in enumerate(part) if record.hash in embeds]
             if not rows:
                 continue
-            pairs = torch.cartesian_prod(torch.arange(len(texts)), torch.arange(len(rows))).view(-1, 2)
+            pairs = torch.cartesian_prod(torch.arange(texts), torch.arange(len(rows))).view(-1, 2)
             together = torch.stack([embeds[part[row].hash] for row in rows])
-            found = match_logits(model, together, tokens, pairs).view(len(texts), len(rows))
+            found = match_logits(model, together, tokens, pairs).view(texts, len(rows))
             logits[start + torch.tensor(rows)] = found.T
         return logits
 
