@@ -1,7 +1,7 @@
 """Search of an image index over made-up vectors with known neighbours, without a model.
 
 A query is a drawn vector; thirty vectors of the index are that one with noise, the others are drawn on their own.
-One process writes vectors and rows, another one opens the index and searches it: a query reads all vectors and looks
+One process writes vectors and rows, another opens the index and searches it: a query reads all vectors and looks
 up the rows of its hits. Recall@10 is measured against the ten nearest in float32, before they were stored.
 
 `python -m benchmarks compare search` takes a million vectors of BLIP, and of BLIP-2 (`--quick`: 20,000).
