@@ -51,7 +51,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tokenizers": ("core.tokenizer", "core.language_tokenizer"),
     "accelerate": ("training",),
     "tensorboard": ("training",),
-    "matplotlib": ("explain", "cli.explain"),
+    "matplotlib": ("explain", "cli.explain", "cli.index"),
     "jinja2": ("report",),
     "markupsafe": ("report",),
     "pyarrow": ("data",),

@@ -25,11 +25,10 @@ def parse_query(text: str) -> list[tuple[str, float]]:
             raise UserError('a search needs a text, such as "a red bus"')
         return [(text, 1.0)]
     signs = list(_SIGN.finditer(text))
-    ends = [sign.start() for sign in signs[1:]] + [len(text)]
-    terms = [
-        (text[sign.end() : end].strip(), float(sign[2] or 1) * (1 if sign[1] == "+" else -1))
-        for sign, end in zip(signs, ends, strict=True)
-    ]
+    terms = []
+    for sign, end in zip(signs, [*(sign.start() for sign in signs[1:]), len(text)], strict=False):
+        weight = float(sign[2] or 1)
+        terms.append((text[sign.end() : end].strip(), weight if sign[1] == "+" else -weight))
     terms = [(words, weight) for words, weight in terms if words and weight]
     if not any(weight > 0 for _, weight in terms):
         raise UserError(f'"{text}" says only what is not wanted; add what is: "+car -red"')

@@ -87,7 +87,8 @@ class SegmentStore:
             segment, place = divmod(first, self.per_segment)
             part = values[: self.per_segment - place]
             # What a killed writer left behind the vectors that count is written over.
-            with open(self._file(segment), "r+b" if self._file(segment).exists() else "xb") as file:
+            self._file(segment).touch()
+            with open(self._file(segment), "r+b") as file:
                 file.truncate(place * self._row)
                 file.seek(place * self._row)
                 file.write(part.tobytes())

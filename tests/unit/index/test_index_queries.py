@@ -50,7 +50,7 @@ def record(path: str, number: int, **more: object) -> Record:
         "hash": f"h{number}",
     }
     date = f"2024-05-0{number + 1} 12:00:00"
-    return Record(path=path, vector=number, hash=f"h{number}", date=date, **{**values, **more})  # type: ignore[arg-type]
+    return Record(path=path, vector=number, date=date, **{**values, **more})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_folders_that_are_no_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         Catalog(tmp_path / "none")
     (tmp_path / CATALOG).write_bytes(b"no database " * 999)
-    with pytest.raises(UserError, match=r"index\.sqlite cannot be read .*; remove .* and build it again"):
+    with pytest.raises(UserError, match=r"index\.sqlite cannot be read .*; remove .* and build the index again"):
         Catalog(tmp_path)
     (tmp_path / "other").mkdir()
     Catalog(tmp_path / "other", SETTINGS).close()
