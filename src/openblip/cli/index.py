@@ -199,6 +199,8 @@ def index_search(
     filters = Filters(folder=folder, since=since, until=until, words=words, metadata=_metadata(meta))
     how = {"device": device, "dtype": dtype, "batch_size": batch_size, "memory_bytes": int(cache_mb * 1e6)}
     with _open(index, model, **how) as opened:
+        if explain is not None:
+            opened.predictor.adapter.need("explain").need("match")
         hits = opened.search(text=query or None, image=image, count=top, rerank=rerank, filters=filters)
         for place, hit in enumerate(hits, 1):
             _print_hit(place, hit, paths=paths, lines=person() and not json)
@@ -265,8 +267,7 @@ def _draw(index: ImageIndex, query: str, hits: Sequence[Hit], folder: Path) -> N
     from openblip.index.queries import parse_query
 
     predictor = index.predictor
-    blip = predictor.adapter.need("explain").model
-    predictor.adapter.need("match")
+    blip = predictor.model
     texts = [predictor.clean(words) for words, weight in parse_query(query) if weight > 0]
     for place, hit in enumerate(hits, 1):
         shown = index.image(hit.id)

@@ -9,12 +9,13 @@ with the same content is not computed again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,20 +98,24 @@ def writing(folder: Path) -> Iterator[None]:
     """Be the only writer of an index; the lock ends with the process, however that ends.
 
     Raises:
-        UserError: another process is writing.
+        UserError: another process is writing, the folder cannot be written to, or the disk is full.
     """
-    connection = sqlite3.connect(folder / LOCK, timeout=0, isolation_level=None)
-    try:
-        connection.execute("BEGIN EXCLUSIVE")
-        yield
-    except sqlite3.OperationalError as error:
-        if "locked" not in str(error):
-            raise
-        raise UserError(
-            f"another process is writing to the index {folder}; run this again when it is done"
-        ) from None
-    finally:
-        connection.close()
+    with closing(sqlite3.connect(folder / LOCK, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                message = f"another process is writing to the index {folder}; try again when it is done"
+                raise UserError(message) from None
+            raise UserError(f"the index {folder} cannot be written to: {error}") from error
+        try:
+            yield
+        except (sqlite3.OperationalError, OSError) as error:
+            full = "full" in str(error) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
+            if not full:
+                raise
+            kept = "what was indexed before is kept; free some space and run the same command again"
+            raise UserError(f"the disk is full: {folder} could not be written; {kept}") from error
 
 
 class Catalog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from pathlib import Path
@@ -146,6 +147,17 @@ def test_two_writers_refuse_each_other(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
     with writing(tmp_path):
         pass
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    for error in (OSError(errno.ENOSPC, "No space left on device"), sqlite3.OperationalError("disk is full")):
+        with (
+            pytest.raises(UserError, match=r"the disk is full: .* what was indexed before is kept"),
+            writing(tmp_path),
+        ):
+            raise error
+    with pytest.raises(sqlite3.OperationalError, match="syntax"), writing(tmp_path):
+        raise sqlite3.OperationalError("syntax error")
 
 
 def test_folders_that_are_no_index(tmp_path: Path) -> None:
