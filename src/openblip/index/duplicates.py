@@ -60,7 +60,7 @@ def alike_by_hash(hashes: Sequence[int], distance: int) -> Iterator[Pair]:
 
 def alike_by_vectors(store: SegmentStore, numbers: Sequence[int], similarity: float) -> Iterator[Pair]:
     """Pairs of positions in `numbers` whose vectors have at least that cosine, all compared with all."""
-    step = max(1, 2**24 // (store.shape[0] * store.shape[1]))
+    step = max(1, min(4096, 2**24 // (store.shape[0] * store.shape[1])))
     for start in range(0, len(numbers), step):
         rows = flat(store.read(numbers[start : start + step]))
         for other in range(start, len(numbers), step):
