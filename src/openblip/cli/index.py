@@ -144,7 +144,7 @@ def index_remove(paths: Paths = (), /, *, index: Index) -> None:
         paths: files, or folders and tars with all images in them.
     """
     need(paths, "the images, folders or tars to remove")
-    from openblip.index.building import remove
+    from openblip.index.catalog import remove
 
     count = remove(index, paths)
     print(f"openblip: {count} image{'s' * (count != 1)} removed from {index}", file=sys.stderr)

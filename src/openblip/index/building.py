@@ -6,10 +6,9 @@ Each batch is committed, so that a build that was killed resumes where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,14 @@ from openblip.core.errors import UserError
 from openblip.core.fingerprint import short_hash
 from openblip.data.image_inputs import ImageInput
 from openblip.data.sample import BrokenSample
-from openblip.index.catalog import CATALOG, LOCK, Catalog, Record, check_index, writing
+from openblip.index.catalog import CATALOG, LOCK, Catalog, Record, now, writing
 from openblip.index.duplicates import difference_hashes
 from openblip.index.entries import Entry, Place, date_of, read_image
 from openblip.index.image_index import ImageIndex
 from openblip.index.model import model_fingerprint, source_of
 from openblip.tasks.predictor import Predictor
 
-__all__ = ["Changes", "IndexWriter", "create", "remove"]
+__all__ = ["Changes", "IndexWriter", "create"]
 
 
 @dataclass
@@ -64,7 +63,7 @@ def create(folder: Path, predictor: Predictor, model: str, *, tokenizer: str = "
             "model": source_of(model),
             "tokenizer": source_of(tokenizer) if tokenizer else "",
             "shape": [vectors[0].numel() // vectors.shape[-1], vectors.shape[-1]],
-            "created": _now(),
+            "created": now(),
         }
         Catalog(folder, settings).close()
     ImageIndex.open(folder, predictor).close()
@@ -117,27 +116,10 @@ class IndexWriter:
                         changes.added += not was_there
             progress(work.looked_at - len(work.waiting))
         gone = before - seen
-        self.catalog.remove(gone, _now())
+        self.catalog.remove(gone, now())
         changes.removed = len(gone)
         progress(len(place))
         return changes
-
-
-def remove(folder: Path, names: Sequence[str]) -> int:
-    """Mark images of an index as removed: files, or all that lie in folders or tars; returns how many.
-
-    Raises:
-        UserError: the index holds nothing of that name, or another process is writing to it.
-    """
-    check_index(folder)
-    with writing(folder), closing(Catalog(folder)) as catalog:
-        ids: set[int] = set()
-        for name in names:
-            if not (found := catalog.ids_at(name)):
-                raise UserError(f"the index {folder} holds no image at {name}")
-            ids |= found
-        catalog.remove(ids, _now())
-    return len(ids)
 
 
 class _Work:
@@ -211,7 +193,3 @@ class _Work:
         new.place, new.captions, new.metadata = self._number, texts, metadata
         new.vector, new.look, new.removed = known.vector, known.look, None
         self._catalog.put(new)
-
-
-def _now() -> str:
-    return datetime.now().isoformat(" ", "seconds")

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
 from openblip.index.filters import Filters
 
-__all__ = ["CATALOG", "LOCK", "Catalog", "Record", "check_index", "writing"]
+__all__ = ["CATALOG", "LOCK", "Catalog", "Record", "check_index", "now", "remove", "writing"]
 
 CATALOG = "index.sqlite"
 _FORMAT = "1"
@@ -320,6 +321,27 @@ class Catalog:
     def remove(self, ids: Iterable[int], when: str) -> None:
         """Mark images as removed."""
         self.many("UPDATE images SET removed = ? WHERE id = ?", [(when, number) for number in ids])
+
+
+def remove(folder: Path, names: Sequence[str]) -> int:
+    """Mark images of an index as removed: files, or all that lie in folders or tars; returns how many.
+
+    Raises:
+        UserError: the index holds nothing of that name, or another process is writing to it.
+    """
+    with closing(Catalog(folder)) as catalog, writing(folder):
+        ids: set[int] = set()
+        for name in names:
+            if not (found := catalog.ids_at(name)):
+                raise UserError(f"the index {folder} holds no image at {name}")
+            ids |= found
+        catalog.remove(ids, now())
+    return len(ids)
+
+
+def now() -> str:
+    """The local time, "2024-05-01 12:30:00"."""
+    return datetime.now().isoformat(" ", "seconds")
 
 
 def _record(row: Sequence[Any]) -> Record:

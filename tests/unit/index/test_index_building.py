@@ -14,8 +14,8 @@ from index_small import Counting, build, exact, make_predictor, update
 from PIL import Image
 
 from openblip.core.errors import UserError
-from openblip.index.building import create, remove
-from openblip.index.catalog import Catalog
+from openblip.index.building import create
+from openblip.index.catalog import Catalog, remove
 from openblip.index.entries import Place, date_of
 from openblip.index.image_index import ImageIndex
 from openblip.index.model import model_fingerprint
