@@ -39,6 +39,7 @@ BENCHMARKS = {
         "benchmarks.startup",
         "the first caption of a new process, against transformers; mistakes, against --help",
     ),
+    "search": ("benchmarks.search", "an image index: made-up vectors with known neighbours, exact search"),
     "rerank": ("benchmarks.rerank", "ITM of 128 texts with an image, against projecting for each pair"),
     "rank": ("benchmarks.rank", "128 answers to a question by log-likelihood, against transformers"),
 }

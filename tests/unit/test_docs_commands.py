@@ -50,6 +50,7 @@ USE = {
     "recipes",
     "datasets",
 }
+INDEX = {"index-build", "index-add", "index-remove", "index-search", "index-duplicates", "index-info"}
 WRITE = {"tokenizer", "world", "capfilt", "capfilt-decide"}
 TRAIN = {"small-pretrain", "small-vqa", "small-stage1", "blip-caption", "blip-retrieval", "blip-vqa"}
 ELSEWHERE = (
@@ -208,6 +209,15 @@ def test_what_uses_a_model_runs(command: str, place: Path) -> None:
         shutil.rmtree(words[1])
         assert main(["train", "small-pretrain", "photos/", "--out", words[1], *SHORT]) == 0
     run(words, place)
+
+
+@pytest.mark.parametrize("command", [c for c in EVERY if kind_of(words_of(c)) in INDEX and runs(words_of(c))])
+def test_what_an_index_does_runs(command: str, place: Path) -> None:
+    words = words_of(command)
+    folder = words[words.index("--index" if "--index" in words else "--out") + 1]
+    if "--index" in words:
+        assert main(["index", "build", "photos/", "--model", "MODEL", "--out", folder]) == 0
+    assert main(words) == 0
 
 
 SHORT = ["--steps", "2", "--set", "train.precision=float32", "--set", "batch_size=4", "--set", "num_workers=0"]

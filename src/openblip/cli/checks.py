@@ -22,6 +22,7 @@ from openblip.core.places import (
     check_model,
     check_new_file,
 )
+from openblip.index.catalog import check_index
 
 __all__ = ["check_arguments"]
 
@@ -61,6 +62,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "images": _images,
     "answers": _lines,
     "device": check_device,
+    "index": check_index,
 }
 """by the name of a parameter, whatever the command"""
 _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
@@ -75,6 +77,9 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("retrieve", "texts"): _lines,
     ("score", "pairs"): _data,
     ("classify", "classes"): read_classes,
+    ("index-search", "image"): check_image,
+    ("index-search", "sheet"): check_new_file,
+    ("index-search", "explain"): check_new_file,
     ("judge", "first"): check_image,
     ("judge", "second"): check_image,
     ("caption", "out"): lambda out: None if out.is_dir() else check_new_file(out),  # see its --write

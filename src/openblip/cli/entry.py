@@ -26,6 +26,7 @@ from openblip.cli import (
     experiments,
     explain,
     features,
+    index,
     judge,
     make,
     models,
@@ -48,6 +49,10 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         *(use.embed, use.retrieve, use.evaluate),
         explain.explain,
     ),
+    "index": (
+        *(index.index_build, index.index_add, index.index_remove),
+        *(index.index_search, index.index_duplicates, index.index_info),
+    ),
     "models": (models.info, models.convert),
     "bootstrap": (capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
     "data": (datasets.datasets, make.world, make.tokenizer),
@@ -61,7 +66,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 _WITH_DATA = {"data", "pairs", "validation", "web", "human"}
 """parameters that name data"""
-_GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments"}
+_GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments", "index-build", "index-add"}
 """commands that resume by themselves when they are run again"""
 
 

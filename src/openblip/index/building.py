@@ -1,0 +1,195 @@
+"""Building an index and keeping it up to date: what is new or changed is computed, what is gone is marked.
+
+A file with the size and time it had is taken as it was; another one is read, and computed if its content is new.
+Each batch is committed, so that a build that was killed resumes where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from openblip.core.errors import UserError
+from openblip.core.fingerprint import short_hash
+from openblip.data.image_inputs import ImageInput
+from openblip.data.sample import BrokenSample
+from openblip.index.catalog import CATALOG, LOCK, Catalog, Record, now, writing
+from openblip.index.duplicates import difference_hashes
+from openblip.index.entries import Entry, Place, date_of, read_image
+from openblip.index.image_index import ImageIndex
+from openblip.index.model import model_fingerprint, source_of
+from openblip.tasks.predictor import Predictor
+
+__all__ = ["Changes", "IndexWriter", "create"]
+
+
+@dataclass
+class Changes:
+    """What an update did."""
+
+    added: int = 0
+    changed: int = 0
+    """images whose content is another one"""
+    same: int = 0
+    """images that needed nothing, or new captions at most"""
+    removed: int = 0
+    """images that are gone"""
+    broken: list[BrokenSample] = field(default_factory=list)
+    """images that cannot be used"""
+
+
+def create(folder: Path, predictor: Predictor, model: str, *, tokenizer: str = "") -> None:
+    """Make an empty index, or leave the one that is there, if it is of the same model.
+
+    Args:
+        model: where the model is.
+
+    Raises:
+        UserError: the folder holds other things, or an index of another model.
+    """
+    predictor.adapter.need("embed")
+    files = [file.name for file in folder.iterdir()] if folder.exists() else []
+    if CATALOG not in files and any(not name.startswith(LOCK) for name in files):
+        raise UserError(f"{folder} holds other files; name a new folder for the index")
+    folder.mkdir(parents=True, exist_ok=True)
+    vectors = predictor.embed_images(np.zeros((8, 8, 3), np.uint8))
+    with writing(folder):
+        settings = {
+            "fingerprint": model_fingerprint(predictor),
+            "model": source_of(model),
+            "tokenizer": source_of(tokenizer) if tokenizer else "",
+            "shape": [vectors[0].numel() // vectors.shape[-1], vectors.shape[-1]],
+            "created": now(),
+        }
+        Catalog(folder, settings).close()
+    ImageIndex.open(folder, predictor).close()
+
+
+class IndexWriter:
+    """The one writer of an index; `open` makes one, for as long as its block lasts."""
+
+    def __init__(self, index: ImageIndex) -> None:
+        self.index, self.catalog, self.store = index, index.catalog, index.store
+
+    @classmethod
+    @contextmanager
+    def open(cls, index: ImageIndex) -> Iterator[IndexWriter]:
+        """Write to an index.
+
+        Raises:
+            UserError: another process is writing to it.
+        """
+        with writing(index.folder):
+            yield cls(index)
+
+    def update(self, place: Place, *, progress: Callable[[int], None] = lambda done: None) -> Changes:
+        """Bring the index up to date with a place.
+
+        Args:
+            progress: told how many images of the place are done.
+        """
+        changes, number = Changes(), self.catalog.place(place.spec)
+        before, seen = self.catalog.ids_of_place(number), set[int]()
+        self.catalog.forget_broken(number)
+        work = _Work(self, place, number, changes, seen)
+        for sample in place.left_out:
+            work.skip(sample)
+        predictor = self.index.predictor
+        for batch in predictor.batches(work):
+            for sample in batch.broken:
+                work.skip(sample)
+            if len(batch):
+                vectors = predictor.embed_images(batch)
+                looks = difference_hashes(batch.pixels)
+                first = self.catalog.num_vectors
+                self.store.append(vectors.reshape(-1, *self.store.shape), first)
+                with self.catalog.transaction():
+                    for row, name in enumerate(batch.names):
+                        record, was_there = work.waiting.pop(name)
+                        record.vector, record.look = first + row, looks[row]
+                        seen.add(self.catalog.put(record))
+                        changes.changed += was_there
+                        changes.added += not was_there
+            progress(work.looked_at - len(work.waiting))
+        gone = before - seen
+        self.catalog.remove(gone, now())
+        changes.removed = len(gone)
+        progress(len(place))
+        return changes
+
+
+class _Work:
+    """Iterates over the images of a place that the model has to read; what needs no model is done on the way."""
+
+    def __init__(self, writer: IndexWriter, place: Place, number: int, changes: Changes, seen: set[int]) -> None:
+        self._catalog, self._place, self._number = writer.catalog, place, number
+        self._changes, self._seen = changes, seen
+        self.waiting: dict[str, tuple[Record, bool]] = {}
+        """images that are being computed, and whether their paths were in the index before"""
+        self.looked_at = 0
+
+    def skip(self, broken: BrokenSample) -> None:
+        """Count and list an image that cannot be used."""
+        self.waiting.pop(broken.key, None)
+        self._changes.broken.append(broken)
+        self._catalog.put_broken(broken, self._number)
+
+    def __iter__(self) -> Iterator[ImageInput]:
+        for entry in self._place:
+            self.looked_at += 1
+            try:
+                if isinstance(entry, BrokenSample):
+                    raise entry
+                data = self._unknown(entry)
+            except BrokenSample as broken:
+                self.skip(broken)
+                continue
+            if data is not None:
+                yield ImageInput(entry.record.path, data)
+
+    def _unknown(self, entry: Entry) -> bytes | None:
+        """The bytes of an image that the model has to read; None where the index has what it needs."""
+        new, changes = entry.record, self._changes
+        if new.path in self.waiting:
+            return None  # named twice
+        new.place = self._number
+        known = self._catalog.find(new.path)
+        if known is not None and known.id in self._seen:
+            return None
+        file = (new.file, new.start, new.length, new.size, new.modified)
+        if known is not None and file == (known.file, known.start, known.length, known.size, known.modified):
+            self._again(entry, known, known)
+            return None
+        data = read_image(new)
+        new.hash, new.date = short_hash(data), date_of(data, new.modified)
+        if known is not None and known.hash == new.hash:
+            self._again(entry, new, known)
+            return None
+        new.captions, new.metadata = entry.describe()
+        was_there = known is not None and known.removed is None
+        twin = self._catalog.with_hash(new.hash)
+        if twin is None:
+            self.waiting[new.path] = new, was_there
+            return data
+        new.vector, new.look = twin.vector, twin.look
+        changes.changed += was_there
+        changes.added += not was_there
+        self._seen.add(self._catalog.put(new))
+        return None
+
+    def _again(self, entry: Entry, new: Record, known: Record) -> None:
+        """An image whose content is known: its captions may be new, and it may be back."""
+        texts, metadata = entry.describe()
+        self._changes.same += known.removed is None
+        self._changes.added += known.removed is not None
+        self._seen.add(known.id)
+        same = new is known and known.place == self._number and known.removed is None
+        if same and texts == known.captions and metadata == known.metadata:
+            return
+        new.place, new.captions, new.metadata = self._number, texts, metadata
+        new.vector, new.look, new.removed = known.vector, known.look, None
+        self._catalog.put(new)

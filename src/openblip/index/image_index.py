@@ -1,0 +1,375 @@
+"""An index of images on disk: search by text, by image or by both, with ITM's probability for each hit.
+
+    index = ImageIndex.open("INDEX")
+    for hit in index.search(text="a red bus", count=5):
+        hit.path, hit.itm, hit.caption
+    index.search(text="+car -red", image="x.jpg", filters=Filters(folder="photos/2024", words="street"))
+
+An index folder holds `index.sqlite` (the truth, `catalog`), `vectors/` (`vectors`) and `memories.sqlite`, a cache.
+Many processes may search it while one writes (`building`).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from openblip.core.errors import UserError
+from openblip.core.tokenizer import TokenBatch
+from openblip.data.image_inputs import ImageInput, ImageInputs
+from openblip.data.sample import BrokenSample
+from openblip.index.catalog import Catalog, Record
+from openblip.index.duplicates import alike_by_hash, alike_by_vectors, flat, groups_of
+from openblip.index.entries import read_image
+from openblip.index.filters import Filters
+from openblip.index.memories import Memories
+from openblip.index.model import model_fingerprint, open_model_of
+from openblip.index.queries import parse_query
+from openblip.index.vectors import SegmentStore, Term
+from openblip.tasks.predictor import Predictor
+from openblip.tasks.retrieval import embed_texts, match_logits
+
+__all__ = ["MEMORY_BYTES", "Hit", "ImageIndex"]
+
+MEMORY_BYTES = 2**30
+"""of image features for ITM that are kept on disk"""
+_RERANK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An image that a search found."""
+
+    path: str
+    """absolute; inside a tar TAR/KEY"""
+    score: float
+    """what hits are ordered by: ITC similarity, and where ITM read the image its logit besides"""
+    itm: float | None
+    """probability by ITM that the image shows what was asked for; None where ITM did not read it"""
+    caption: str
+    """the first of its captions, "" for none"""
+    metadata: dict[str, Any]
+    itc: float
+    """cosine of the embeddings; weighted sum of those of several terms"""
+    id: int
+    """for `ImageIndex.image`"""
+    date: str
+    """when it was taken or modified: "2024-05-01 12:30:00" """
+
+
+class ImageIndex:
+    """An index that is open; may be searched by several threads. `open` makes one."""
+
+    def __init__(self, folder: Path, catalog: Catalog, *, memory_bytes: int = MEMORY_BYTES) -> None:
+        self.folder, self.catalog = folder, catalog
+        self.store = SegmentStore(folder / "vectors", tuple(catalog.settings["shape"]))
+        self._memory_bytes = memory_bytes
+        self._memories: Memories | None = None
+        self._predictor: Predictor | None = None
+        self._how: dict[str, Any] = {}
+        self._lock = threading.RLock()
+        self._live: tuple[Any, np.ndarray] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        model: Predictor | str | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int = 16,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> ImageIndex:
+        """Open an index to search it.
+
+        Args:
+            path: its folder.
+            model: the model it was built with, opened or by its place; None opens it, when it is first needed, from
+                where it was.
+            device, dtype, batch_size: as `tasks.load.load`, for a model that is not opened yet.
+            memory_bytes: of image features for ITM that are kept on disk.
+
+        Raises:
+            UserError: there is no index, or `model` is another one than the index was built with.
+        """
+        index = cls(Path(path), Catalog(Path(path)), memory_bytes=memory_bytes)
+        index._how = {
+            "model": model if isinstance(model, str) else None,
+            "device": device,
+            "dtype": dtype,
+            "batch_size": batch_size,
+        }
+        if isinstance(model, Predictor):
+            index.use(model)
+        return index
+
+    def close(self) -> None:
+        """Close its files."""
+        self.catalog.close()
+        if self._memories is not None:
+            self._memories.close()
+
+    def __enter__(self) -> ImageIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # The model --------------------------------------------------------------------------------------------
+
+    def use(self, predictor: Predictor) -> None:
+        """Search with a model.
+
+        Raises:
+            UserError: it is another one than the index was built with.
+        """
+        found, wanted = model_fingerprint(predictor), self.catalog.settings["fingerprint"]
+        if found != wanted:
+            raise UserError(
+                f"the index {self.folder} was built with another model ({self.catalog.settings['model']}, "
+                f"fingerprint {wanted[:8]}, this one's is {found[:8]}); use that one, or build a new index"
+            )
+        self._predictor = predictor
+
+    @property
+    def predictor(self) -> Predictor:
+        """The model, opened when it is first needed."""
+        with self._lock:
+            if self._predictor is None:
+                self.use(open_model_of(self.catalog.settings, **self._how))
+            assert self._predictor is not None
+            return self._predictor
+
+    @property
+    def memories(self) -> Memories:
+        """Image features on disk."""
+        with self._lock:
+            if self._memories is None:
+                self._memories = Memories(self.folder, self._memory_bytes)
+            return self._memories
+
+    # Search -----------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        *,
+        text: str | None = None,
+        image: ImageInputs | None = None,
+        count: int = 10,
+        rerank: int | None = None,
+        filters: Filters | None = None,
+    ) -> list[Hit]:
+        """The best images for a text, an image, or both: ITC over all, then ITM over the best of these.
+
+        Args:
+            text: "a red bus", or several with weights: "+car -red".
+            image: that hits are to be similar to.
+            count: hits.
+            rerank: candidates that ITM reads; 0 orders by ITC alone, None is 32 where the model has ITM. Without a
+                text there is nothing for ITM to read.
+
+        Raises:
+            UserError: there is nothing to search for, the model cannot read it, or it has no ITM.
+        """
+        if text is None and image is None:
+            raise UserError("a search needs a text or an image")
+        if count < 1:
+            raise UserError(f"a search gives at least 1 hit, not {count}")
+        predictor = self.predictor
+        asked = parse_query(text) if text is not None else []
+        if rerank is None:
+            rerank = _RERANK if "match" in predictor.can else 0
+        terms: list[Term] = []
+        tokens: TokenBatch | None = None
+        if asked:
+            tokens, vectors = self._read([words for words, _ in asked])
+            terms += [Term(vector, weight) for vector, (_, weight) in zip(vectors.cpu(), asked, strict=True)]
+        if image is not None:
+            terms += [Term(vector.reshape(self.store.shape)) for vector in predictor.embed_images(image)]
+        candidates = self._candidates(terms, max(count, rerank if asked else 0), filters)
+        if tokens is None or rerank <= 0 or not candidates:
+            return [_hit(record, score, score, None) for score, record in candidates[:count]]
+        weights = torch.tensor([weight for _, weight in asked])
+        return self._rerank(tokens, weights, candidates[:rerank], candidates[rerank:])[:count]
+
+    def _read(self, texts: Sequence[str]) -> tuple[TokenBatch, Tensor]:
+        """Ids and normalised features [C, E] of texts; `Predictor.embedded_texts` is for one thread."""
+        adapter = self.predictor.adapter.need("embed")
+        adapter.check_texts(texts)
+        return embed_texts(adapter, [adapter.clean(text) for text in texts])
+
+    def _candidates(self, terms: Sequence[Term], count: int, filters: Filters | None) -> list[tuple[float, Record]]:
+        """The best images by ITC; those of equal content share a vector."""
+        allowed = self._allowed(filters)
+        scores, numbers = self.store.search(terms, count, len(allowed), None if allowed.all() else allowed)
+        found = self.catalog.by_vectors(numbers.tolist(), filters)
+        pairs = zip(scores.tolist(), numbers.tolist(), strict=True)
+        return [(score, record) for score, number in pairs for record in found.get(number, ())]
+
+    def _allowed(self, filters: Filters | None) -> np.ndarray:
+        """bool [V]: which vectors belong to images that are there and pass; kept while nothing changes."""
+        with self._lock:
+            version = self.catalog.version()
+            if filters or self._live is None or self._live[0] != version:
+                allowed = np.zeros(self.catalog.num_vectors, bool)
+                numbers = [number for number in self.catalog.vectors(filters) if number < len(allowed)]
+                allowed[numbers] = True
+                if filters:
+                    return allowed
+                self._live = version, allowed
+            return self._live[1]
+
+    def _rerank(
+        self,
+        tokens: TokenBatch,
+        weights: Tensor,
+        candidates: Sequence[tuple[float, Record]],
+        rest: Sequence[tuple[float, Record]],
+    ) -> list[Hit]:
+        """Candidates by ITC and ITM, those that cannot be read any more and the rest behind them.
+
+        Args:
+            tokens: of C texts.
+            weights: [C].
+        """
+        logits = self._match_logits(tokens, [record for _, record in candidates])
+        # Of several texts each must hold, or not hold: one that fits very well makes up for none that does not.
+        fit = logsigmoid(logits * weights.sign())
+        ranked = (logits[:, 0] if len(weights) == 1 else fit @ weights.abs()).tolist()
+        together = fit.sum(1).exp().tolist()
+        hits = [
+            _hit(record, itc, itc, None) if math.isnan(fits) else _hit(record, itc + fits, itc, itm)
+            for (itc, record), fits, itm in zip(candidates, ranked, together, strict=True)
+        ]
+        hits += [_hit(record, itc, itc, None) for itc, record in rest]
+        return sorted(hits, key=lambda hit: (hit.itm is None, -hit.score))
+
+    def _match_logits(self, tokens: TokenBatch, records: Sequence[Record]) -> Tensor:
+        """ITM logits (matched minus not) of C texts, float32 [I, C]; NaN where an image cannot be read."""
+        predictor = self.predictor
+        model, texts = predictor.adapter.need("match"), len(tokens)
+        logits = torch.full((len(records), texts), float("nan"))
+        for start in range(0, len(records), predictor.batch_size):
+            part = records[start : start + predictor.batch_size]
+            embeds = self.image_embeds(part)
+            rows = [row for row, record in enumerate(part) if record.hash in embeds]
+            if not rows:
+                continue
+            pairs = torch.cartesian_prod(torch.arange(texts), torch.arange(len(rows))).view(-1, 2)
+            together = torch.stack([embeds[part[row].hash] for row in rows])
+            found = match_logits(model, together, tokens, pairs).view(texts, len(rows))
+            logits[start + torch.tensor(rows)] = found.T
+        return logits
+
+    def image_embeds(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        """Features [N, Dv] that ITM reads, by the hash of the content, of the images that can be read.
+
+        They went through float16 whether they were at hand or not, so that a search gives the same each time.
+        """
+        predictor, dtype = self.predictor, self.predictor.dtype
+        keys = {record.hash: f"{record.hash}-{str(dtype).removeprefix('torch.')}" for record in records}
+        kept = self.memories.get(list(keys.values()))
+        missing = [record for record in records if keys[record.hash] not in kept]
+        unread = {record.path: record for record in {record.hash: record for record in missing}.values()}
+        for batch in predictor.batches(_inputs(list(unread.values()))):
+            if len(batch):
+                names = [keys[unread[name].hash] for name in batch.names]
+                new = dict(zip(names, predictor.encode(batch).to(torch.float16).cpu(), strict=True))
+                self.memories.put(new)
+                kept |= new
+        return {content: kept[key].to(predictor.device, dtype) for content, key in keys.items() if key in kept}
+
+    # Images -----------------------------------------------------------------------------------------------
+
+    def record(self, number: int) -> Record:
+        """An image by the id of a hit.
+
+        Raises:
+            UserError: there is none.
+        """
+        found = self.catalog.by_ids([number]).get(number)
+        if found is None:
+            raise UserError(f"the index holds no image with id {number}")
+        return found
+
+    def image(self, number: int, *, min_side: int | None = None) -> Image.Image:
+        """An image by the id of a hit, upright and RGB; a large JPEG smaller, down to a short side of `min_side`.
+
+        Raises:
+            UserError: there is none, or its file cannot be read any more.
+        """
+        record = self.record(number)
+        try:
+            return ImageInput(record.path, read_image(record)).decode(min_side)
+        except BrokenSample as broken:
+            raise UserError(f"{record.path} cannot be used ({broken.cause}): {broken.detail}") from broken
+
+    def duplicates(
+        self,
+        *,
+        by: Literal["look", "vectors"] = "look",
+        distance: int = 4,
+        similarity: float | None = None,
+        filters: Filters | None = None,
+    ) -> list[list[Record]]:
+        """Groups of images that are nearly the same, the largest file of each first.
+
+        Args:
+            by: "look": perceptual hashes that differ in at most `distance` of 64 bits, confirmed by vectors with a
+                cosine of `similarity` (0.9); "vectors": that cosine alone (0.97), all compared with all.
+        """
+        numbers = sorted(set(self.catalog.vectors(filters)))
+        images = self.catalog.by_vectors(numbers, filters)
+        numbers = [number for number in numbers if number in images]
+        if by == "vectors":
+            pairs = list(alike_by_vectors(self.store, numbers, 0.97 if similarity is None else similarity))
+        else:
+            least = 0.9 if similarity is None else similarity
+            looks = [images[number][0].look for number in numbers]
+            pairs = [pair for pair in alike_by_hash(looks, distance) if self._cosine(numbers, pair) >= least]
+        groups = {tuple(group) for group in groups_of(len(numbers), pairs)}
+        inside = {one for group in groups for one in group}
+        groups |= {(one,) for one, number in enumerate(numbers) if one not in inside and len(images[number]) > 1}
+        return [
+            sorted((record for one in group for record in images[numbers[one]]), key=lambda r: (-r.size, r.path))
+            for group in sorted(groups)
+        ]
+
+    def _cosine(self, numbers: Sequence[int], pair: tuple[int, int]) -> float:
+        first, second = flat(self.store.read([numbers[one] for one in pair]))
+        return float(first @ second)
+
+
+def _inputs(records: Sequence[Record]) -> list[ImageInput]:
+    """Images to decode; one whose file is gone is broken when it is decoded."""
+    inputs = []
+    for record in records:
+        try:
+            inputs.append(ImageInput(record.path, read_image(record)))
+        except BrokenSample:
+            inputs.append(ImageInput(record.path, b""))
+    return inputs
+
+
+def _hit(record: Record, score: float, itc: float, itm: float | None) -> Hit:
+    return Hit(
+        path=record.path,
+        score=score,
+        itm=itm,
+        caption=record.captions[0] if record.captions else "",
+        metadata=record.metadata,
+        itc=itc,
+        id=record.id,
+        date=record.date,
+    )
