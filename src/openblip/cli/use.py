@@ -6,6 +6,7 @@ On a terminal they print lines to read; into a pipe or a file they print JSON, o
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -295,25 +296,39 @@ def evaluate(
         meteor: of captions, by its Java program (pip install "openblip[java-metrics]").
         spice: of captions, likewise.
         answers: of a VQA model: rank the lines of this file; left out, the answers that it was trained with.
-        submission: a new file of the answers to all questions of a published dataset, for its evaluation server.
+        submission: a new file of the predictions for a whole split of a published dataset, for its evaluation
+            server.
         out: folder for metrics.json and predictions.jsonl; what had to be left out is listed, and the exit code 1.
+
+    Under torchrun the processes share the data out; the figures are those of one process.
     """
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
+    from openblip.core.runtime import is_main
     from openblip.data.measured import Measured
     from openblip.tasks.answering import MAX_LENGTH
     from openblip.tasks.config import RunConfig, as_sources
     from openblip.tasks.load import load
     from openblip.tasks.registry import task_of
-    from openblip.tasks.submission import submission_format, submit
+    from openblip.tasks.submission import submission_format, submit, submitted_task
     from openblip.tasks.training import evaluate_model
 
-    form = submission_format(as_sources(data)) if submission is not None else ""
+    form = submission_format(as_sources(data), submission) if submission is not None else ""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun has started several: they share the data out
+        from openblip.training.launch import start
+
+        start(device)
     predictor = load(model, tokenizer=tokenizer, device=device, dtype="float32")
     adapter, task = predictor.adapter, task_of(predictor.adapter)
+    if form:
+        wanted = submitted_task(form)
+        if task != wanted and not (wanted == "captioning" and "likelihood" in adapter.can):
+            does = {"captioning": "writes captions", "nlvr": "judges pairs of images"}.get(
+                wanted, "answers questions"
+            )
+            raise UserError(f"--submission needs a model that {does}; {model} was trained for {task}")
+        task = wanted
     asks = task == "answering"
-    if submission is not None and not asks:
-        raise UserError(f"--submission needs a model that answers questions; {model} was trained for {task}")
     candidates = adapter.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
     least = 0 if asks else min(2, adapter.captioning.min_new_tokens)
     config = RunConfig(
@@ -331,6 +346,8 @@ def evaluate(
     )
     measured = Measured()
     metrics, records = evaluate_model(config, adapter, answers=candidates, measured=measured)
+    if not is_main():
+        return
     with ExitStack() as last:
         if submission is not None:  # at the end: what was computed is kept where it is refused
             last.callback(submit, submission, form, records, config.validation)
@@ -351,6 +368,8 @@ def _report_measures(
 
     if unanswered := int(metrics.get("num_unanswered", 0)):
         print(f"openblip: {unanswered} questions have no answers in the data: predictions only", file=sys.stderr)
+    if undescribed := int(metrics.get("num_without_captions", 0)):
+        print(f"openblip: {undescribed} images have no captions in the data: predictions only", file=sys.stderr)
 
     left_out = {"left_out": measured.left_out} if measured.left_out else {}
     if out is not None:

@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from openblip.checkpoints.store import save_model
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
 from openblip.core.runtime import rank, seed_everything, world_size
+from openblip.core.sharing import sharing
+from openblip.data.cards.find import find_split
 from openblip.data.measured import Measured
 from openblip.data.sample import Batch
 from openblip.data.sources.base import Source
@@ -156,6 +159,9 @@ def evaluate_model(
 ) -> Evaluation:
     """Evaluate a model on the validation sources as its task says.
 
+    Ranks share the samples out and all give the figures of the whole, unless each needs the others in every forward
+    pass (blocks sharded by FSDP2): then each reads all samples.
+
     Args:
         answers: to choose from when the answers to questions are ranked; none leaves ranking out.
         measured: where samples that cannot be used are noted; their number is always given.
@@ -176,9 +182,12 @@ def evaluate_model(
             samples=config.validation_samples,
             num_images=task.num_images,
             clean=config.clean if task.cleans else "none",
+            need_texts=config.task != "captioning" or all(find_split(s).need_texts for s in config.validation),
             measured=used,
         )
 
-    metrics, records = task.evaluate(config, adapter, batches, answers)
+    with sharing(not any(isinstance(part, FSDPModule) for part in model.modules())):
+        metrics, records = task.evaluate(config, adapter, batches, answers)
+        used.join()
     model.train(was_training)
     return metrics | used.metrics, records

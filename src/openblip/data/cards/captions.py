@@ -86,6 +86,7 @@ CAPTIONS: tuple[Card, ...] = (
             Archive("val2017", f"{_COCO}/zips/val2017.zip", 5_000),
             Archive("test2017", f"{_COCO}/zips/test2017.zip", 40_670),
         ),
+        submission="coco",
         targets=(
             Target("BLEU-4 / CIDEr, test, fine-tuned", BLIP_BASE, "39.7 / 133.3", _BLIP7),
             Target("BLEU-4 / CIDEr, test, fine-tuned", "BLIP ViT-L, 129M", "40.4 / 136.7", _BLIP7),
@@ -143,6 +144,7 @@ CAPTIONS: tuple[Card, ...] = (
             Archive("val", "https://nocaps.org/download", 4_500),
             Archive("test", "https://nocaps.org/download", 10_600),
         ),
+        submission="nocaps",
         targets=(
             Target("CIDEr / SPICE, val", BLIP_BASE, "109.6 / 14.7", _BLIP7),
             Target("CIDEr / SPICE, val", "BLIP ViT-L, 129M", "113.2 / 14.8", _BLIP7),
