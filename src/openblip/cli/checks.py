@@ -28,7 +28,9 @@ _STDIN = "-"
 
 
 def _images(place: str) -> None:
-    if place != _STDIN:
+    if NAMED.fullmatch(place) and not Path(place).exists():
+        _data(place)
+    elif place != _STDIN:
         check_image(place)
 
 
@@ -52,7 +54,7 @@ def _engine(name: str) -> None:
 
 _CHECKS: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(("model", "captioner", "filter"), check_model),
-    **dict.fromkeys(("data", "validation", "web", "human"), _data),
+    **dict.fromkeys(("data", "validation", "web", "human", "test"), _data),
     "images": _images,
     "answers": _lines,
     "device": check_device,

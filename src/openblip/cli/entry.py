@@ -29,6 +29,7 @@ from openblip.cli import (
     judge,
     make,
     models,
+    probe,
     score,
     train,
     use,
@@ -45,7 +46,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "train": (train.train, train.recipes, features.cache_features),
     "use": (
         *(caption.caption, use.match, score.score, classify.classify, use.ask, judge.judge),
-        *(use.embed, use.retrieve, use.evaluate),
+        *(use.embed, use.retrieve, use.evaluate, probe.probe),
         explain.explain,
     ),
     "models": (models.info, models.convert),
@@ -61,7 +62,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 _WITH_DATA = {"data", "pairs", "validation", "web", "human"}
 """parameters that name data"""
-_GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments"}
+_GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments", "probe"}
 """commands that resume by themselves when they are run again"""
 
 

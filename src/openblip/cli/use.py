@@ -283,8 +283,8 @@ def evaluate(
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy; accuracy of answers
-    or judgements.
+    """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy; accuracy of answers,
+    of judgements, of zero-shot classes (imagenet:val, "photos/?classes=folder"); composed retrieval (cirr:val).
 
     Args:
         data: image-text data, as for train; for a VQA model questions with answers, for an NLVR2 model labelled
@@ -305,8 +305,11 @@ def evaluate(
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
     from openblip.core.runtime import is_main
+    from openblip.data.cards import find_split
     from openblip.data.measured import Measured
+    from openblip.data.sources.composed import is_composed
     from openblip.tasks.answering import MAX_LENGTH
+    from openblip.tasks.classification import class_names
     from openblip.tasks.config import RunConfig, as_sources
     from openblip.tasks.load import load
     from openblip.tasks.registry import task_of
@@ -328,8 +331,13 @@ def evaluate(
             )
             raise UserError(f"--submission needs a model that {does}; {model} was trained for {task}")
         task = wanted
+    if any(find_split(source).classes for source in as_sources(data)):
+        task = "classification"
+    elif all(is_composed(source) for source in as_sources(data)):
+        task = "composed"
     asks = task == "answering"
     candidates = adapter.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
+    candidates = class_names(as_sources(data)) if task == "classification" else candidates
     least = 0 if asks else min(2, adapter.captioning.min_new_tokens)
     config = RunConfig(
         family=adapter.family,

@@ -44,7 +44,7 @@ IN_MEMORY = 2 * 2**30
 """bytes of a collection's image features that are kept in memory unless set otherwise"""
 
 FamilyName = Literal["blip", "blip2"]
-TaskName = Literal["pretraining", "captioning", "retrieval", "answering", "nlvr"]
+TaskName = Literal["pretraining", "captioning", "retrieval", "answering", "nlvr", "classification", "composed"]
 
 
 @dataclass(frozen=True, kw_only=True)

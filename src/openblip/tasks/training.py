@@ -133,9 +133,8 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
     """
     task, family = TASKS[config.task], FAMILIES[config.family]
     if config.family not in task.train:
-        raise UserError(
-            f'the task "{config.task}" is not available for {config.family}, but for {", ".join(task.train)}'
-        )
+        trained = f"available for {config.family}, but for {', '.join(task.train)}" if task.train else "trained"
+        raise UserError(f'the task "{config.task}" is not {trained}')
     check_java(config.java_metrics)
     single = config.family in task.single
     sources = [task.open(replace(source, pairs=True) if single else source) for source in config.sources]
@@ -182,7 +181,8 @@ def evaluate_model(
             samples=config.validation_samples,
             num_images=task.num_images,
             clean=config.clean if task.cleans else "none",
-            need_texts=config.task != "captioning" or all(find_split(s).need_texts for s in config.validation),
+            need_texts=config.task != "composed"
+            and (config.task != "captioning" or all(find_split(s).need_texts for s in config.validation)),
             measured=used,
         )
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 __all__ = ["Archive", "Card", "DataTask", "Form", "Submission", "Target"]
 
-DataTask = Literal["captioning", "retrieval", "answering", "nlvr", "pretraining"]
+DataTask = Literal["captioning", "retrieval", "answering", "nlvr", "pretraining", "classification", "composed"]
 Submission = Literal["", "vqa", "aokvqa", "gqa", "coco", "nocaps", "nlvr"]
 
 
