@@ -68,7 +68,7 @@ def coco(root: Path) -> Path:
     train, val = (9, 25), (42, 73, 133)
     _images(home / "images", [_coco_name("train2014", n) for n in train])
     _images(home / "images", [_coco_name("val2014", n) for n in val])
-    _images(home / "images", [_coco_name("test2015", n) for n in (1, 14)])
+    _images(home / "images", [_coco_name(split, n) for split in ("test2014", "test2015") for n in (1, 14)])
     _images(home / "images", [_coco_name(split, n) for split in ("train2017", "val2017") for n in train])
     _images(home / "images", [_coco_name("test2017", n) for n in (1, 14)])
     rows = [
@@ -103,6 +103,9 @@ def coco(root: Path) -> Path:
             ],
         }
         write(home / "annotations" / f"captions_{split}.json", content)
+    named = [{"id": n, "file_name": _coco_name("test2014", n).split("/")[1], "license": 1} for n in (1, 14)]
+    info = {"info": {"year": 2014}, "licenses": [], "categories": [], "images": named}
+    write(home / "annotations" / "image_info_test2014.json", info)
     return home
 
 

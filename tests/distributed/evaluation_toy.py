@@ -32,9 +32,10 @@ GONE = 4
 
 
 def write(folder: Path) -> Path:
-    """Tables over seven images, the fifth of which is missing, with a row that cannot be read in each."""
+    """Tables over seven images, the fifth of which is missing, with a row that cannot be read in each; and folders
+    of classes, one image of which is broken."""
     folder.mkdir(parents=True, exist_ok=True)
-    tables: dict[str, list[str]] = {"captions": [], "questions": [], "statements": []}
+    tables: dict[str, list[str]] = {"captions": [], "questions": [], "statements": [], "composed": []}
     for number in range(IMAGES):
         if number != GONE:
             small.make_image(number).save(folder / f"{number}.png")
@@ -45,9 +46,15 @@ def write(folder: Path) -> Path:
             question = small.QUESTIONS[(number + said) % len(small.QUESTIONS)]
             row = {"image": f"{number}.png", "question": question, "answer": small.ANSWERS[number % 6]}
             tables["questions"].append(json.dumps(row))
+        row = {"reference": f"{number}.png", "text": small.TEXTS[number], "target": f"{(number + 1) % IMAGES}.png"}
+        tables["composed"].append(json.dumps(row))
+        place = folder / "classes" / ("bus", "dogs", "cat")[number % 3] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        small.make_image(number).save(place)
         for said in range(2):
             row = {"images": [f"{number}.png", f"{(number + 1) % IMAGES}.png"], "sentence": small.TEXTS[said]}
             tables["statements"].append(json.dumps(row | {"label": bool((number + said) % 2)}))
+    place.write_bytes(b"no image")
     for name, lines in tables.items():
         (folder / f"{name}.jsonl").write_text("\n".join([*lines[:3], "{", *lines[3:]]) + "\n")
     return folder
@@ -55,7 +62,7 @@ def write(folder: Path) -> Path:
 
 def adapters() -> dict[str, tuple[TaskName, str, Adapter]]:
     """For each measure its task, its data and the adapter of a small model."""
-    blip = small.model()
+    blip, blip2 = small.model(), Blip2Adapter(small_blip2.model(), small_blip2.tokenizer())
     nlvr = BlipNlvr(NlvrConfig(vision=blip.config.vision, text=blip.config.text, merge_from=1))
     nlvr.start_from(blip)
     torch.manual_seed(1)
@@ -63,10 +70,12 @@ def adapters() -> dict[str, tuple[TaskName, str, Adapter]]:
         for parameter in nlvr.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return {
-        "blip": ("pretraining", "captions", BlipAdapter(blip, small.tokenizer())),
-        "answers": ("answering", "questions", VqaAdapter(small.vqa_model(), small.vqa_tokenizer())),
-        "statements": ("nlvr", "statements", NlvrAdapter(nlvr.eval(), small.tokenizer())),
-        "blip2": ("retrieval", "captions", Blip2Adapter(small_blip2.model(), small_blip2.tokenizer())),
+        "blip": ("pretraining", "captions.jsonl", BlipAdapter(blip, small.tokenizer())),
+        "answers": ("answering", "questions.jsonl", VqaAdapter(small.vqa_model(), small.vqa_tokenizer())),
+        "statements": ("nlvr", "statements.jsonl", NlvrAdapter(nlvr.eval(), small.tokenizer())),
+        "blip2": ("retrieval", "captions.jsonl", blip2),
+        "classes": ("classification", "classes?classes=folder", BlipAdapter(blip, small.tokenizer())),
+        "composed": ("composed", "composed.jsonl", blip2),
     }
 
 
@@ -76,12 +85,13 @@ def main(arguments: list[str], environment: dict[str, str] | None = None) -> Non
     torch.set_num_threads(1)
     start("cpu")
     out_dir, data, samples = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
-    for kind, (task, table, adapter) in adapters().items():
+    chosen = {"answering": small.ANSWERS, "classification": ("bus", "dogs", "cat")}
+    for kind, (task, place, adapter) in adapters().items():
         config = RunConfig(
             family=adapter.family,
             task=task,
-            sources=as_sources([f"{data}/{table}.jsonl"]),
-            validation=as_sources([f"{data}/{table}.jsonl"]),
+            sources=as_sources([f"{data}/{place}"]),
+            validation=as_sources([f"{data}/{place}"]),
             validation_samples=samples,
             max_length=24,
             decode=DecodeConfig(num_beams=2, max_new_tokens=5),
@@ -91,7 +101,7 @@ def main(arguments: list[str], environment: dict[str, str] | None = None) -> Non
         metrics, records = evaluate_model(
             config,
             adapter,
-            answers=small.ANSWERS if task == "answering" else (),
+            answers=chosen.get(task, ()),
             measured=measured,
         )
         told = {"metrics": metrics, "keys": [record["key"] for record in records], "images": measured.num_images}

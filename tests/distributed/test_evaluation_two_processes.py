@@ -18,13 +18,15 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-KINDS = ("blip", "answers", "statements", "blip2")
+KINDS = ("blip", "answers", "statements", "blip2", "classes", "composed")
 RECALLS = tuple(f"{way}_recall{itm}@{k}" for way in ("t2i", "i2t") for itm in ("", "_itm") for k in (1, 5, 10))
 MEASURES = {
     "blip": {*RECALLS, "itm_accuracy", "itm_auc", "CIDEr", "BLEU-4", "ROUGE-L", "perplexity"},
     "answers": {"accuracy_generated", "accuracy_ranked", "accuracy_most"},
     "statements": {"accuracy", "consistency"},
     "blip2": {*RECALLS, "itm_accuracy"},
+    "classes": {"accuracy_top1", "accuracy_mean_per_class"},
+    "composed": {"recall@1", "recall@1, image", "recall@1, text", "recall@1, image + text"},
 }
 
 

@@ -344,7 +344,7 @@ def evaluate(
         task=task,
         sources=as_sources(data),
         validation=as_sources(data),
-        validation_samples=sys.maxsize if form else samples,
+        validation_samples=sys.maxsize if form or task == "composed" else samples,  # whole, as is a gallery
         rerank_k=rerank,
         java_metrics=(*(("METEOR",) if meteor else ()), *(("SPICE",) if spice else ())),
         prompt=adapter.question_prompt if asks else adapter.prompt,
