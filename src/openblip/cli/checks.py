@@ -70,6 +70,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("explain", "out"): check_new_file,
     ("evaluate", "submission"): check_new_file,
     ("retrieve", "texts"): _lines,
+    ("retrieve", "image"): check_image,
     ("score", "pairs"): _data,
     ("classify", "classes"): read_classes,
     ("judge", "first"): check_image,

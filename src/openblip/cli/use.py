@@ -218,23 +218,27 @@ def retrieve(
     model: Model,
     tokenizer: Tokenizer = None,
     texts: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    image: Annotated[str | None, arg(metavar="IMAGE", help_behavior_hint="")] = None,
     top: int = 5,
     rerank: int = 32,
     batch_size: int = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Search images for a text, or texts for an image (with --texts).
+    """Search images for a text, texts for an image (--texts), or images for an image and a text (--image).
 
     Args:
         query: a text; with --texts, the path of an image.
         images: to search: files, folders, globs, tars, or - for a list on standard input.
         texts: search the lines of this file instead of images.
+        image: BLIP-2: the query says how this image is to change (composed retrieval).
         top: results to print, the best first.
         rerank: candidates that ITM reads; 0 orders by ITC alone.
         batch_size: images at a time.
     """
     lines: list[str] = []
+    if texts is not None and image is not None:
+        raise UserError("--image starts from an image and searches images; leave --texts out")
     if texts is None:
         need(images, f"{WHAT_IMAGES} to search")
     elif images:
@@ -249,19 +253,22 @@ def retrieve(
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     broken: list[BrokenSample] = []
     tell_left_out(candidates)
-    if texts is not None:
+    if image is not None:
+        found = predictor.retrieve_composed(candidates, image, query, top=top, broken=broken)
+    elif texts is not None:
         found = predictor.retrieve_texts(query, lines, top=top, rerank_k=rerank)
     else:
         found = predictor.retrieve_images(candidates, [query], top=top, rerank_k=rerank, broken=broken)[0]
-        for sample in broken:
-            tell(sample)
+    for sample in broken:
+        tell(sample)
     for place, hit in enumerate(found, 1):
         if person():
+            score = "" if image is None else f"score {hit.score:.3f}   "
             itm = "" if hit.itm_probability is None else f"  ITM {hit.itm_probability:6.1%}"
-            print(f"{place:3d}. {hit.item}   ITC {hit.itc_similarity:+.3f}{itm}")
+            print(f"{place:3d}. {hit.item}   {score}ITC {hit.itc_similarity:+.3f}{itm}")
         else:
             record = {"rank": place, "item": hit.item, "itc": hit.itc_similarity, "itm": hit.itm_probability}
-            print(json_bytes(record).decode())
+            print(json_bytes(record | ({} if image is None else {"score": hit.score})).decode())
     if texts is None:
         conclude(candidates, broken, predictor.computing)
 

@@ -20,15 +20,17 @@ from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.core.sharing import joint
+from openblip.data.image_inputs import ImageBatch
 from openblip.data.sample import Batch
 from openblip.data.sources.composed import Query, open_composed, queries_of
 from openblip.metrics.retrieval import rank_of_relevant, rank_scores
 from openblip.tasks.config import RunConfig
 from openblip.tasks.protocols import Adapter, Composes
+from openblip.tasks.results import Found
 from openblip.tasks.retrieval import embed_texts
 from openblip.tasks.task import Batches, Evaluation, Task
 
-__all__ = ["COMPOSED", "evaluate_composed", "slot_features", "slot_similarities"]
+__all__ = ["COMPOSED", "evaluate_composed", "find_composed", "slot_features", "slot_similarities"]
 
 DEPTHS, IN_GROUP = (1, 5, 10, 50), (1, 2, 3)
 _NAMED = 5
@@ -130,6 +132,26 @@ def _in_groups(
         return {}
     measured = rank_scores(ranks, depths=IN_GROUP)
     return {f"recall_subset@{k}{ending}": measured[f"recall@{k}"] for k in IN_GROUP}
+
+
+@torch.no_grad()
+def find_composed(
+    model: Composes, batches: Iterable[ImageBatch], reference: Tensor, text: str, *, top: int
+) -> list[Found]:
+    """The `top` images for an image and a text that changes it; a result's score is the mean cosine.
+
+    Args:
+        reference: image_embeds [1, N, Dv].
+    """
+    asked = slot_features(model.query_features(reference, [text]))
+    _, text_features = embed_texts(model, [model.clean(text)])
+    found: list[Found] = []
+    for batch in batches:
+        embeds = model.encode(batch.pixels)
+        scores = slot_similarities(asked, slot_features(model.query_features(embeds)))[0].tolist()
+        cosines = model.similarities(text_features, model.image_features(embeds).float())[0].tolist()
+        found += [Found(*row, None) for row in zip(batch.names, scores, cosines, strict=True)]
+    return sorted(found, key=lambda one: -one.score)[:top]
 
 
 def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:

@@ -168,3 +168,36 @@ def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     save_model(tmp_path / "blip", StoredModel(small.model(), small.tokenizer()))
     assert main(["evaluate", str(photos), "--model", str(tmp_path / "blip"), "--device", "cpu"]) == 2
     assert "query features need a BLIP-2 model" in capsys.readouterr().err
+
+
+def test_a_search_gives_what_the_measure_ranks(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = small_blip2.model()
+    predictor = small.predictor(model, small_blip2.tokenizer(), batch_size=2)
+    source = open_composed(str(photos))
+    batches = evaluation_batches([source], small.PIXELS, samples=9, clean="none", need_texts=False)
+    _, records = evaluate_composed(predictor.adapter, batches, without_reference=False)  # type: ignore[arg-type]
+    images = [str(tmp_path / f"{number}.png") for number in range(5)]
+    found = predictor.retrieve_composed(images, images[0], TEXTS[0], top=5)
+    assert [Path(one.item).name for one in found] == records[0]["found"]
+    cosine = predictor.similarities(predictor.embed_texts(TEXTS[0]), predictor.embed_images(images))[0]
+    by_name = {one.item: one.itc_similarity for one in found}
+    torch.testing.assert_close(torch.tensor([by_name[name] for name in images]), cosine, rtol=1e-4, atol=1e-5)
+    save_model(tmp_path / "model", StoredModel(model, small_blip2.tokenizer()), whole=True)
+    capfd.readouterr()
+    (tmp_path / "gallery").mkdir()
+    for name in images:
+        Path(name).rename(tmp_path / "gallery" / Path(name).name)
+    (tmp_path / "gallery" / "bad.png").write_bytes(b"no image")
+    words = ["retrieve", TEXTS[0], str(tmp_path / "gallery"), "--image", str(tmp_path / "gallery" / "0.png")]
+    assert main([*words, "--model", str(tmp_path / "model"), "--device", "cpu", "--dtype", "float32"]) == 1
+    output = capfd.readouterr()
+    rows = [json.loads(line) for line in output.out.splitlines()]
+    assert [Path(row["item"]).name for row in rows] == records[0]["found"]
+    assert rows[0]["score"] == pytest.approx(found[0].score, abs=1e-4)
+    assert "skipped" in output.err
+    (tmp_path / "lines.txt").write_text("a\n")
+    both = ["--texts", str(tmp_path / "lines.txt"), *words[3:], "--model", str(tmp_path / "model")]
+    assert main(["retrieve", TEXTS[0], *both]) == 2
+    assert "leave --texts out" in capfd.readouterr().err

@@ -151,11 +151,11 @@ def _query(row: Mapping[str, Any] | BrokenSample, label: str) -> tuple[str, Quer
     reference = row.get("reference") or row.get("candidate")
     target = row.get("target_hard") or row.get("target")
     said = row.get("captions") or row.get("caption") or row.get("text")
-    texts = said if isinstance(said, list) else [said]
-    if not reference or not target or not all(isinstance(text, str) and text.strip(_MARKS) for text in texts):
+    texts = [text.strip() for text in (said if isinstance(said, list) else [said]) if isinstance(text, str)]
+    if not (reference and target and texts and all(text.strip(_MARKS) for text in texts)):
         raise BrokenSample("bad-row", label, "a query needs a reference, a text and a target")
     # As usual for FashionIQ, whose two annotators' texts both hold.
-    text = texts[0].strip() if len(texts) == 1 else " and ".join(text.strip(_MARKS) for text in texts)
+    text = texts[0] if len(texts) == 1 else " and ".join(text.strip(_MARKS) for text in texts)
     members = (row.get("img_set") or {}).get("members") or ()
     return str(reference), Query(text, str(target), tuple(str(one) for one in members if one != reference))
 
