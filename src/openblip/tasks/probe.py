@@ -221,11 +221,11 @@ def fit(features: Tensor, targets: Tensor, num_classes: int, *, l2: float, start
     def closure() -> Tensor:
         search.zero_grad()
         loss = F.cross_entropy(F.linear(inputs, weight, bias), targets) + l2 / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     with torch.enable_grad():
-        search.step(closure)  # type: ignore[no-untyped-call]
+        search.step(closure)
     return Linear(weight.detach(), bias.detach(), mean, deviation)
 
 
