@@ -17,12 +17,15 @@ from PIL import Image
 __all__ = [
     "TEN_ANSWERS",
     "aokvqa",
+    "cirr",
     "coco",
     "derived",
     "everything",
+    "fashioniq",
     "flickr30k",
     "gqa",
     "image",
+    "imagenet",
     "karpathy",
     "nlvr2",
     "nocaps",
@@ -65,7 +68,7 @@ def coco(root: Path) -> Path:
     train, val = (9, 25), (42, 73, 133)
     _images(home / "images", [_coco_name("train2014", n) for n in train])
     _images(home / "images", [_coco_name("val2014", n) for n in val])
-    _images(home / "images", [_coco_name("test2015", n) for n in (1, 14)])
+    _images(home / "images", [_coco_name(split, n) for split in ("test2014", "test2015") for n in (1, 14)])
     _images(home / "images", [_coco_name(split, n) for split in ("train2017", "val2017") for n in train])
     _images(home / "images", [_coco_name("test2017", n) for n in (1, 14)])
     rows = [
@@ -100,6 +103,9 @@ def coco(root: Path) -> Path:
             ],
         }
         write(home / "annotations" / f"captions_{split}.json", content)
+    named = [{"id": n, "file_name": _coco_name("test2014", n).split("/")[1], "license": 1} for n in (1, 14)]
+    info = {"info": {"year": 2014}, "licenses": [], "categories": [], "images": named}
+    write(home / "annotations" / "image_info_test2014.json", info)
     return home
 
 
@@ -380,8 +386,70 @@ def nlvr2(root: Path) -> Path:
     return home
 
 
+def imagenet(root: Path) -> Path:
+    """Three synsets of four that have images, one folder deeper in train."""
+    home = root / "imagenet"
+    synsets = {"n01440764": "tench", "n02012849": "crane, the bird", "n03126707": "crane, the machine"}
+    for split in ("train", "val"):
+        _images(home / split, [f"{synset}/{synset}_{n}.JPEG" for synset in synsets for n in range(4)])
+    names = {**synsets, "n01443537": "goldfish"}
+    (home / "classes.txt").write_text("".join(f"{synset}\t{name}\n" for synset, name in names.items()))
+    return home
+
+
+def cirr(root: Path) -> Path:
+    """Four images of NLVR2's in the gallery, queries with groups of look-alikes; in train below a sub-folder."""
+    home = root / "cirr"
+    for split, folder, prefix in (("train", "train/34", "train"), ("val", "dev", "dev")):
+        names = [f"{prefix}-{n}-0-img{n % 2}" for n in range(4)]
+        _images(root / "nlvr2" / "images", [f"{folder}/{name}.png" for name in names])
+        rows = [
+            {
+                "pairid": 12063 + n,
+                "reference": names[n],
+                "target_hard": names[n + 1],
+                "target_soft": {names[n + 1]: 1.0},
+                "caption": f"make it {colour}",
+                "img_set": {"id": 1, "members": names, "reference_rank": 0, "target_rank": 1},
+            }
+            for n, colour in enumerate(("red", "a dog"))
+        ]
+        write(home / "captions" / f"cap.rc2.{split}.json", rows)
+        paths = {name: f"./{folder}/{name}.png" for name in names}
+        write(home / "image_splits" / f"split.rc2.{split}.json", paths)
+    return home
+
+
+def fashioniq(root: Path) -> Path:
+    """Two texts to each pair, a gallery with an image that is in no pair."""
+    home = root / "fashioniq"
+    for kind in ("dress", "shirt", "toptee"):
+        for split in ("train", "val"):
+            names = [f"B00{kind[0].upper()}{split[0].upper()}{n}" for n in range(3)]
+            _images(home / "images", [f"{name}.jpg" for name in names])
+            said = ["is solid black with no sleeves.", "Is black"]
+            rows = [{"target": names[1], "candidate": names[0], "captions": said}]
+            write(home / "captions" / f"cap.{kind}.{split}.json", rows)
+            write(home / "image_splits" / f"split.{kind}.{split}.json", names)
+    return home
+
+
 def everything(root: Path) -> Path:
-    for make in (coco, flickr30k, nocaps, textcaps, vg, vqav2, okvqa, aokvqa, gqa, nlvr2):
+    for make in (
+        coco,
+        flickr30k,
+        nocaps,
+        textcaps,
+        vg,
+        vqav2,
+        okvqa,
+        aokvqa,
+        gqa,
+        nlvr2,
+        imagenet,
+        cirr,
+        fashioniq,
+    ):
         make(root)
     for name in ("cc3m", "cc12m", "sbu", "laion"):
         tars(root, name)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from blip_toy import DEC, PairLoader, chosen_negatives
+from blip_toy import DEC, PairLoader, chosen_negatives, draw_from_all
 from torch import Tensor
 from training_toy import given, toy_config
 
@@ -27,6 +27,7 @@ from openblip.models.tower import TowerConfig, make_tower
 from openblip.models.vision import VisionConfig
 from openblip.objectives import blip2 as objectives
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config, split_prefix
+from openblip.objectives.matching import DrawnFrom
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
 from openblip.tasks.pairs import Stage1Step
 from openblip.training import start, train
@@ -102,7 +103,9 @@ def language(kind: str) -> FrozenLanguage:
     return FrozenLanguage(model, LanguageConfig(source=kind))
 
 
-def build(kind: str, seed: int = 0, parts: tuple[str, ...] = ("itc", "itm", "itg")) -> Stage1Step | Stage2Step:
+def build(
+    kind: str, seed: int = 0, parts: tuple[str, ...] = ("itc", "itm", "itg"), negatives: DrawnFrom = "rank"
+) -> Stage1Step | Stage2Step:
     """The step of stage 1, of stage 2 before a small "opt" or "t5", or of "vqa", before an OPT with questions."""
     first = kind == "stage1"
     own = VisionConfig(image_size=16, patch_size=8, width=32, depth=1, num_heads=2, final_norm=False)
@@ -118,7 +121,8 @@ def build(kind: str, seed: int = 0, parts: tuple[str, ...] = ("itc", "itm", "itg
     seed_everything(seed)
     model = Blip2(config, make_tower(config.vision), llm)
     if first:
-        return Stage1Step(Blip2Stage1(model, Stage1Config(objectives=parts, use_image_ids=True), dec_id=DEC))
+        stage1 = Stage1Config(objectives=parts, use_image_ids=True, negatives=negatives)
+        return Stage1Step(Blip2Stage1(model, stage1, dec_id=DEC))
     return Stage2Step(Blip2Stage2(model, eos_id=EOS))
 
 
@@ -130,6 +134,8 @@ def main(arguments: list[str], environment: dict[str, str] | None = None) -> Non
     options = given(arguments[1:])
     parts = options.pop("objectives", ("itc", "itm", "itg"))
     kind, batch_size, resume = options.pop("kind"), options.pop("batch_size", 8), options.pop("resume", False)
+    negatives = options.pop("negatives", "rank")
+    draw_from_all(negatives == "all")
     if not options.pop("draw", False):
         objectives.draw_negatives = chosen_negatives  # type: ignore[assignment]
     # A large eps: the first steps of Adam else follow the sign of gradients that are nearly zero.
@@ -137,7 +143,14 @@ def main(arguments: list[str], environment: dict[str, str] | None = None) -> Non
     start("cpu")
     loader = LOADERS[kind](24, batch_size, rank=rank(), world=world_size())
     try:
-        train(toy_config(**settings), build(kind, parts=parts), loader, out_dir, resume=resume, show=False)
+        train(
+            toy_config(**settings),
+            build(kind, parts=parts, negatives=negatives),
+            loader,
+            out_dir,
+            resume=resume,
+            show=False,
+        )
     except UserError as error:
         (out_dir / f"error-{rank()}.txt").write_text(str(error))
         sys.exit(2)

@@ -20,7 +20,7 @@ from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip, blip_config
 from openblip.objectives import pretraining
-from openblip.objectives.matching import Negatives
+from openblip.objectives.matching import DrawnFrom, Negatives
 from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
 from openblip.objectives.selfcritical import CaptionRewards, SelfCriticalConfig
 from openblip.tasks import selfcritical
@@ -30,6 +30,7 @@ from openblip.tasks.step import PairBatch
 from openblip.training import start, train
 
 DEC, ENC, PAD = 38, 39, 0
+step_draws_from_all = False
 GROUP = 4
 """pairs among which chosen negatives lie: what the smallest part of a batch holds"""
 
@@ -52,12 +53,24 @@ class PairLoader(ToyLoader):
 
 
 def chosen_negatives(
-    similarity_t2i: Tensor, similarity_i2t: Tensor, image_ids: Tensor, *, hard_share: float
+    similarity_t2i: Tensor, similarity_i2t: Tensor, image_ids: Tensor, all_ids: Tensor, *, hard_share: float
 ) -> Negatives:
-    """The next pair of the same group of four; some pairs have none, unequally many in each group."""
-    pairs = torch.arange(len(image_ids))
+    """The next pair of the same group of four; some pairs have none, unequally many in each group.
+
+    Where negatives come from all ranks: for the text the pair after next of all, for the image the third next.
+    """
+    pairs, count = torch.arange(len(image_ids)), len(all_ids)
+    if step_draws_from_all:
+        own = pairs + rank() * len(image_ids)
+        return Negatives((own + 2) % count, (own + 3) % count, image_ids > 3)
     following = pairs // GROUP * GROUP + (pairs + 1) % GROUP
     return Negatives(following, following, image_ids > 3)
+
+
+def draw_from_all(on: bool) -> None:
+    """Let `chosen_negatives` choose among the pairs of all ranks."""
+    global step_draws_from_all
+    step_draws_from_all = on
 
 
 class Words:
@@ -88,12 +101,14 @@ def build_self_critical(seed: int = 0) -> SelfCriticalStep:
     return SelfCriticalStep(SelfCritical(model, config, tokenizer, CaptionRewards(references)))
 
 
-def build(objectives: tuple[str, ...], seed: int = 0) -> BlipStep:
+def build(objectives: tuple[str, ...], seed: int = 0, negatives: DrawnFrom = "rank") -> BlipStep:
     """The step of a nano model, 16 pixels, with a queue that a few batches fill."""
     seed_everything(seed)
     model = Blip(blip_config("nano", vocab_size=40, image_size=16))
     model = model.part(encoder="itc" in objectives, decoder="lm" in objectives)
-    config = ObjectiveConfig(objectives=objectives, queue_size=12, momentum=0.9, use_image_ids=True)
+    config = ObjectiveConfig(
+        objectives=objectives, queue_size=12, momentum=0.9, use_image_ids=True, negatives=negatives
+    )
     return BlipStep(BlipPretraining(model, config, enc_id=ENC, dec_id=DEC))
 
 
@@ -105,12 +120,14 @@ def main(arguments: list[str], environment: dict[str, str] | None = None) -> Non
     options = given(arguments[1:])
     objectives = options.pop("objectives", ("itc", "itm", "lm"))
     batch_size, resume = options.pop("batch_size", 8), options.pop("resume", False)
+    negatives = options.pop("negatives", "rank")
+    draw_from_all(negatives == "all")
     if not options.pop("draw", False):
         pretraining.draw_negatives = chosen_negatives
     # A large eps: the first steps of Adam else follow the sign of gradients that are nearly zero.
     settings: dict[str, Any] = {"max_steps": 6, "eps": 1e-3, "learning_rate": 5e-3, "warmup_steps": 0, **options}
     start("cpu")
-    step = build_self_critical() if "scst" in objectives else build(objectives)
+    step = build_self_critical() if "scst" in objectives else build(objectives, negatives=negatives)
     loader = PairLoader(24, batch_size, rank=rank(), world=world_size())
 
     def export(folder: Path) -> None:

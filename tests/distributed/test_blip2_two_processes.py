@@ -52,11 +52,16 @@ def test_two_halves_equal_the_whole(halves: dict[str, Path], tmp_path: Path, kin
 
 @pytest.mark.parametrize(
     "how",
-    ['--kind="vqa"', '--kind="stage1" --objectives=["itc","itg"] --find_unused_parameters=true'],
-    ids=["vqa", "itc-itg"],
+    [
+        '--kind="vqa"',
+        '--kind="stage1" --objectives=["itc","itg"] --find_unused_parameters=true',
+        '--kind="stage1" --negatives="all"',
+    ],
+    ids=["vqa", "itc-itg", "negatives-of-all-ranks"],
 )
-def test_what_some_weights_are_not_needed_for(tmp_path: Path, how: str) -> None:
-    """The last layer's text of a question that is read, and ITM's head without ITM, as `loop_config` has it."""
+def test_other_settings_equal_the_whole_too(tmp_path: Path, how: str) -> None:
+    """The last layer's text of a question that is read; ITM's head without ITM, as `loop_config` has it; ITM with
+    pairs of the other rank."""
     run(tmp_path / "one", *how.split(), "--max_steps=3", "--batch_size=8", processes=1)
     run(tmp_path / "two", *how.split(), "--max_steps=3", "--batch_size=4")
     close(tmp_path / "one", tmp_path / "two", rtol=1e-3)

@@ -2,7 +2,8 @@
 
 In-batch negatives of ITM are drawn among the pairs of the own process, as in the reference, so which negatives are
 drawn depends on the number of processes. Here they are chosen within groups of four, the same however the batch is
-shared out; everything that follows from them must be equal.
+shared out; everything that follows from them must be equal. Where they come from all ranks, most chosen ones are of
+the other rank.
 """
 
 from __future__ import annotations
@@ -77,6 +78,24 @@ def test_they_accumulate_tokens_of_all_processes(tmp_path: Path) -> None:
     run(tmp_path / "one", WHOLE, '--objectives=["lm"]', processes=1)
     run(tmp_path / "two", "--batch_size=2", "--gradient_accumulation=2", '--objectives=["lm"]')
     close(tmp_path / "one", tmp_path / "two", rtol=1e-4)
+
+
+def test_negatives_of_all_ranks_give_the_gradients_of_the_whole(tmp_path: Path) -> None:
+    """Images of the other rank get their gradient there; texts there are longer or shorter."""
+    run(tmp_path / "one", WHOLE, '--negatives="all"', "--max_steps=2", processes=1)
+    run(tmp_path / "two", HALF, '--negatives="all"', "--max_steps=2")
+    close(tmp_path / "one", tmp_path / "two", rtol=1e-3)
+    name = "checkpoints/step-00000002/optimizer.safetensors"
+    one, two = (load_file(tmp_path / which / name) for which in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-6, msg=key)
+
+
+def test_drawn_negatives_of_all_ranks_train(tmp_path: Path) -> None:
+    run(tmp_path, HALF, "--draw=true", '--negatives="all"', "--max_steps=12", "--learning_rate=2e-3")
+    records = launching.losses(tmp_path)
+    assert records[-1]["loss"] < records[0]["loss"]
 
 
 def test_drawn_negatives_train_too(tmp_path: Path) -> None:

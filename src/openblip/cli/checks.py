@@ -30,7 +30,9 @@ _STDIN = "-"
 
 
 def _images(place: str) -> None:
-    if place != _STDIN:
+    if NAMED.fullmatch(place) and not Path(place).exists():
+        _data(place)
+    elif place != _STDIN:
         check_image(place)
 
 
@@ -58,7 +60,7 @@ def _engine(name: str) -> None:
 
 _CHECKS: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(("model", "captioner", "filter"), check_model),
-    **dict.fromkeys(("data", "validation", "web", "human"), _data),
+    **dict.fromkeys(("data", "validation", "web", "human", "test"), _data),
     "images": _images,
     "answers": _lines,
     "device": check_device,
@@ -75,6 +77,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("explain", "out"): check_new_file,
     ("evaluate", "submission"): check_new_file,
     ("retrieve", "texts"): _lines,
+    ("retrieve", "image"): check_image,
     ("score", "pairs"): _data,
     ("classify", "classes"): read_classes,
     ("index-search", "image"): check_image,

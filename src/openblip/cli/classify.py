@@ -24,6 +24,7 @@ from openblip.cli.results import Row, check_counts, each_batch, open_predictor, 
 from openblip.core.errors import UserError
 from openblip.core.places import check_new_file
 from openblip.core.text import counted
+from openblip.data.cards.find import find_split, named_split
 
 if TYPE_CHECKING:
     from openblip.data.image_inputs import ImageBatch
@@ -46,7 +47,7 @@ def classify(
     *,
     model: Model,
     tokenizer: Tokenizer = None,
-    classes: Annotated[str, arg(metavar="LIST", help_behavior_hint="(required)")],
+    classes: Annotated[str, arg(metavar="LIST", help_behavior_hint="")] = "",
     template: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="TEXT", help_behavior_hint="(repeat it for more)")
     ] = (),
@@ -62,7 +63,7 @@ def classify(
     """Say which of some classes images show (zero-shot classification).
 
     Args:
-        images: files, folders, globs, tars, or - for a list on standard input.
+        images: files, folders, globs, tars, or - for a list on standard input; imagenet:val has its own classes.
         classes: "cat,dog", or a file with one class a line; a line may begin with the class's folder and a tab.
         template: how a class is put into words, {} in its place; several are averaged. Left out: "a photo of a {}".
         by: itc compares embeddings, as CLIP does; itm reads each image with each text, slower.
@@ -75,7 +76,12 @@ def classify(
     need(images, WHAT_IMAGES)
     check_counts(top=top)
     check_new_file(summary, out)
-    named = read_classes(classes)
+    if len(images) == 1 and named_split(str(images[0])) is not None:
+        images, named, truth = _of_dataset(str(images[0]), classes)
+    elif classes:
+        named = read_classes(classes)
+    else:
+        raise UserError("openblip classify needs --classes; openblip classify --help says more")
     if summary is not None and truth == "none":
         raise UserError("--summary holds the accuracy, which needs --truth folder")
     from openblip.data.image_inputs import find_image_inputs
@@ -111,6 +117,19 @@ def classify(
             _tell_accuracy(accuracy, model, names, [*template] or [*TEMPLATES], by, without, summary)
 
     each_batch(predictor, found, rows, out=out, schema=_SCHEMA, after=conclude)
+
+
+def _of_dataset(spec: str, classes: str) -> tuple[tuple[str, ...], dict[str, str], Literal["folder"]]:
+    """The images of a published dataset, its classes by their folders (or `classes`), and who says what is true."""
+    from openblip.data.sources.base import SourceConfig
+    from openblip.data.sources.classes import ClassFolderSource
+    from openblip.data.sources.open import open_source
+
+    config = find_split(SourceConfig(path=spec))
+    source = open_source(config)
+    if not isinstance(source, ClassFolderSource):
+        raise UserError(f"{spec} has no folders of classes; name its images as a folder, and --classes")
+    return (config.path,), read_classes(classes) if classes else dict(source.class_names), "folder"
 
 
 def read_classes(text: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ from openblip.cli import (
     judge,
     make,
     models,
+    probe,
     score,
     train,
     use,
@@ -46,7 +47,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "train": (train.train, train.recipes, features.cache_features),
     "use": (
         *(caption.caption, use.match, score.score, classify.classify, use.ask, judge.judge),
-        *(use.embed, use.retrieve, use.evaluate),
+        *(use.embed, use.retrieve, use.evaluate, probe.probe),
         explain.explain,
     ),
     "index": (
@@ -66,7 +67,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 _WITH_DATA = {"data", "pairs", "validation", "web", "human"}
 """parameters that name data"""
-_GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments", "index-build", "index-add"}
+_GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments", "index-build", "index-add", "probe"}
 """commands that resume by themselves when they are run again"""
 
 

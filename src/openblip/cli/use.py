@@ -6,6 +6,7 @@ On a terminal they print lines to read; into a pipe or a file they print JSON, o
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -217,23 +218,27 @@ def retrieve(
     model: Model,
     tokenizer: Tokenizer = None,
     texts: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    image: Annotated[str | None, arg(metavar="IMAGE", help_behavior_hint="")] = None,
     top: int = 5,
     rerank: int = 32,
     batch_size: int = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Search images for a text, or texts for an image (with --texts).
+    """Search images for a text, texts for an image (--texts), or images for an image and a text (--image).
 
     Args:
         query: a text; with --texts, the path of an image.
         images: to search: files, folders, globs, tars, or - for a list on standard input.
         texts: search the lines of this file instead of images.
+        image: BLIP-2: the query says how this image is to change (composed retrieval).
         top: results to print, the best first.
         rerank: candidates that ITM reads; 0 orders by ITC alone.
         batch_size: images at a time.
     """
     lines: list[str] = []
+    if texts is not None and image is not None:
+        raise UserError("--image starts from an image and searches images; leave --texts out")
     if texts is None:
         need(images, f"{WHAT_IMAGES} to search")
     elif images:
@@ -249,19 +254,22 @@ def retrieve(
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     broken: list[BrokenSample] = []
     tell_left_out(candidates)
-    if texts is not None:
+    if image is not None:
+        found = predictor.retrieve_composed(candidates, image, query, top=top, broken=broken)
+    elif texts is not None:
         found = predictor.retrieve_texts(query, lines, top=top, rerank_k=rerank)
     else:
         found = predictor.retrieve_images(candidates, [query], top=top, rerank_k=rerank, broken=broken)[0]
-        for sample in broken:
-            tell(sample)
+    for sample in broken:
+        tell(sample)
     for place, hit in enumerate(found, 1):
         if person():
+            score = "" if image is None else f"score {hit.score:.3f}   "
             itm = "" if hit.itm_probability is None else f"  ITM {hit.itm_probability:6.1%}"
-            print(f"{place:3d}. {hit.item}   ITC {hit.itc_similarity:+.3f}{itm}")
+            print(f"{place:3d}. {hit.item}   {score}ITC {hit.itc_similarity:+.3f}{itm}")
         else:
             record = {"rank": place, "item": hit.item, "itc": hit.itc_similarity, "itm": hit.itm_probability}
-            print(json_bytes(record).decode())
+            print(json_bytes(record | ({} if image is None else {"score": hit.score})).decode())
     if texts is None:
         conclude(candidates, broken, predictor.computing)
 
@@ -283,8 +291,8 @@ def evaluate(
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy; accuracy of answers
-    or judgements.
+    """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy; accuracy of answers,
+    of judgements, of zero-shot classes (imagenet:val, "photos/?classes=folder"); composed retrieval (cirr:val).
 
     Args:
         data: image-text data, as for train; for a VQA model questions with answers, for an NLVR2 model labelled
@@ -296,34 +304,56 @@ def evaluate(
         meteor: of captions, by its Java program (pip install "openblip[java-metrics]").
         spice: of captions, likewise.
         answers: of a VQA model: rank the lines of this file; left out, the answers that it was trained with.
-        submission: a new file of the answers to all questions of a published dataset, for its evaluation server.
+        submission: a new file of the predictions for a whole split of a published dataset, for its evaluation
+            server.
         out: folder for metrics.json and predictions.jsonl; what had to be left out is listed, and the exit code 1.
+
+    Under torchrun the processes share the data out; the figures are those of one process.
     """
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
     check_counts(0, rerank=rerank)
+    from openblip.core.runtime import is_main
+    from openblip.data.cards import find_split
     from openblip.data.measured import Measured
+    from openblip.data.sources.composed import is_composed
     from openblip.tasks.answering import MAX_LENGTH
+    from openblip.tasks.classification import class_names
     from openblip.tasks.config import RunConfig, as_sources
     from openblip.tasks.load import load
     from openblip.tasks.registry import task_of
-    from openblip.tasks.submission import submission_format, submit
+    from openblip.tasks.submission import submission_format, submit, submitted_task
     from openblip.tasks.training import evaluate_model
 
-    form = submission_format(as_sources(data)) if submission is not None else ""
+    form = submission_format(as_sources(data), submission) if submission is not None else ""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun has started several: they share the data out
+        from openblip.training.launch import start
+
+        start(device)
     predictor = load(model, tokenizer=tokenizer, device=device, dtype="float32")
     adapter, task = predictor.adapter, task_of(predictor.adapter)
+    if form:
+        wanted = submitted_task(form)
+        if task != wanted and not (wanted == "captioning" and "likelihood" in adapter.can):
+            does = {"captioning": "writes captions", "nlvr": "judges pairs of images"}.get(
+                wanted, "answers questions"
+            )
+            raise UserError(f"--submission needs a model that {does}; {model} was trained for {task}")
+        task = wanted
+    if any(find_split(source).classes for source in as_sources(data)):
+        task = "classification"
+    elif all(is_composed(source) for source in as_sources(data)):
+        task = "composed"
     asks = task == "answering"
-    if submission is not None and not asks:
-        raise UserError(f"--submission needs a model that answers questions; {model} was trained for {task}")
     candidates = adapter.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
+    candidates = class_names(as_sources(data)) if task == "classification" else candidates
     least = 0 if asks else min(2, adapter.captioning.min_new_tokens)
     config = RunConfig(
         family=adapter.family,
         task=task,
         sources=as_sources(data),
         validation=as_sources(data),
-        validation_samples=sys.maxsize if form else samples,
+        validation_samples=sys.maxsize if form or task == "composed" else samples,  # whole, as is a gallery
         rerank_k=rerank,
         java_metrics=(*(("METEOR",) if meteor else ()), *(("SPICE",) if spice else ())),
         prompt=adapter.question_prompt if asks else adapter.prompt,
@@ -333,6 +363,8 @@ def evaluate(
     )
     measured = Measured()
     metrics, records = evaluate_model(config, adapter, answers=candidates, measured=measured)
+    if not is_main():
+        return
     with ExitStack() as last:
         if submission is not None:  # at the end: what was computed is kept where it is refused
             last.callback(submit, submission, form, records, config.validation)
@@ -353,6 +385,9 @@ def _report_measures(
 
     if unanswered := int(metrics.get("num_unanswered", 0)):
         without = f"{counted(unanswered, 'question')} without answers in the data"
+        print(f"openblip: {without}: predictions only", file=sys.stderr)
+    if undescribed := int(metrics.get("num_without_captions", 0)):
+        without = f"{counted(undescribed, 'image')} without captions in the data"
         print(f"openblip: {without}: predictions only", file=sys.stderr)
 
     left_out = {"left_out": measured.left_out} if measured.left_out else {}

@@ -26,6 +26,7 @@ __all__ = [
     "average",
     "choose_device",
     "gather",
+    "gather_with_gradient",
     "is_main",
     "machine",
     "rank",
@@ -60,6 +61,23 @@ def gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """As `gather`; the gradient of a row is the sum of those that the ranks give it."""
+    return tensor if world_size() == 1 else _Gather.apply(tensor)
 
 
 def average(tensor: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from openblip.data.transforms import clean_caption
 __all__ = ["BatchMaker", "CleanText", "Reply", "Request", "TextMode", "Transform"]
 
 Transform = Callable[[Image.Image, np.random.Generator], Tensor]
-TextMode = Literal["random", "first", "all", "none"]
+TextMode = Literal["random", "first", "all", "any", "none"]
 CleanText = Literal["simplify", "spaces", "none"]
 
 _AUGMENT = 3  # keeps this random stream apart from those of `order`
@@ -140,9 +140,9 @@ class BatchMaker(Dataset[Reply]):
         if self._text_mode == "none":
             return ()
         texts = tuple(text for raw in sample.texts if (text := self._cleaned(raw)))
-        if not texts:
+        if not texts and self._text_mode != "any":
             raise BrokenSample("no-text", sample.key, "no caption with a word in it")
-        if self._text_mode == "all":
+        if self._text_mode in ("all", "any"):
             return texts
         return (texts[int(rng.integers(len(texts)))] if self._text_mode == "random" else texts[0],)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from openblip.core.sharing import joint
 from openblip.data.sample import BrokenSample, SkipLog
 
 __all__ = ["Measured"]
@@ -39,6 +40,12 @@ class Measured(SkipLog):
         record = {"key": broken.key, "cause": broken.cause, "detail": broken.detail, "source": source}
         self.left_out.append(record)
         super().add(broken, source=source, use="validation")
+
+    def join(self) -> None:
+        """Count what all ranks have used and left out, where they share the data; every rank must call."""
+        self.num_images = sum(joint([self.num_images]))
+        for one in joint(self.left_out):
+            self.add(BrokenSample(one["cause"], one["key"], one["detail"]), source=one["source"])
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -53,7 +53,8 @@ class Loader:
         num_workers: processes that decode; 0 decodes in a thread of this process.
         drop_last: leave out the last, smaller global batch of an epoch. Else it is shared out evenly; ranks
             that would get nothing take a copy of its first sample (with `leave_out` they take nothing).
-        text_mode: one text for each image at "random" or the "first", "all" (see `Batch.image_index`), "none".
+        text_mode: one text for each image at "random" or the "first", "all" (see `Batch.image_index`), "any": all,
+            and no text is no mistake, "none".
         clean: "simplify" as the papers do, "spaces" for other languages and cased vocabularies, "none".
         max_words: captions are cut after so many words (not with clean="none").
         length: samples in an epoch; default: the sum of the sizes.

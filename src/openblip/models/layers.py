@@ -59,6 +59,13 @@ class ImageMemory:
             None if self.mask is None else self.mask.index_select(0, index),
         )
 
+    def join(self, other: ImageMemory) -> ImageMemory:
+        """These images, then those of `other`, which are as long; neither has a mask."""
+        assert self.mask is other.mask is None, "no mask is joined"
+        pairs = zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True)
+        both = tuple(torch.cat(pair) for pair in pairs)
+        return ImageMemory(both[: len(self.keys)], both[len(self.keys) :])
+
     def detach(self) -> ImageMemory:
         """The same values without gradient."""
         return ImageMemory(tuple(k.detach() for k in self.keys), tuple(v.detach() for v in self.values), self.mask)

@@ -2,7 +2,8 @@
 
 Stage 1 trains the Q-Former on ITC, ITM and ITG over frozen features in one step; the image memory is projected
 once and read by all three. Stage 2 trains it with a projection, so that a frozen language model continues from it.
-Nothing in a step waits for the device, and frozen tokens are not gathered over ranks to pick negatives.
+Nothing in a step waits for the device, and frozen tokens are not gathered over ranks unless negatives are drawn
+from all of them.
 
 Shapes: B pairs of this rank, Q queries, T text tokens, E joint width, V vocabulary.
 """
@@ -22,7 +23,7 @@ from openblip.models.blip2 import Blip2, best_query
 from openblip.models.layers import KVCache
 from openblip.objectives.contrastive import positive_pairs, smoothed_contrastive_loss
 from openblip.objectives.language import language_loss, language_targets, token_loss
-from openblip.objectives.matching import Negatives, draw_negatives, match_pairs
+from openblip.objectives.matching import AllRanks, DrawnFrom, Negatives, draw_negatives, match_pairs
 
 __all__ = ["OBJECTIVES", "Blip2Stage1", "Blip2Stage2", "Stage1Config", "split_prefix"]
 
@@ -46,6 +47,9 @@ class Stage1Config:
     itm_share: float = 1.0
     """Fraction of a batch's pairs that ITM reads, with negatives from the whole batch; the paper reads all.
     ITM reads three rows of queries and text for a pair where ITC and ITG read one: it is most of a step."""
+    negatives: DrawnFrom = "rank"
+    """Whose pairs ITM draws its negatives from: the own "rank"'s, or "all" ranks' as LAVIS does, which gathers the
+    tower's features (257 tokens of 1,408 numbers for each image of ViT-g) and projects B images more."""
 
     def __post_init__(self) -> None:
         for name in self.objectives:
@@ -103,15 +107,18 @@ class Blip2Stage1(nn.Module):
         losses: dict[str, Tensor] = {}
         total = image_embeds.new_zeros((), dtype=torch.float32)
         if "itc" in config.objectives:
-            losses["loss_itc"], similarity_i2t, similarity_t2i = self._itc(queries, text, ids)
+            losses["loss_itc"], similarity_i2t, similarity_t2i, all_ids = self._itc(queries, text, ids)
             total = total + config.weights[0] * losses["loss_itc"]
             if "itm" in config.objectives:
                 if negatives is None:
                     share = config.hard_share
-                    negatives = draw_negatives(similarity_t2i, similarity_i2t, ids, hard_share=share)
+                    negatives = draw_negatives(similarity_t2i, similarity_i2t, ids, all_ids, hard_share=share)
+                everyone = None
+                if self._over_ranks:
+                    everyone = AllRanks.gather(text.input_ids, text.attention_mask, image_embeds, model.remember)
                 read = negatives.first(max(1, round(config.itm_share * len(text))))
                 losses["loss_itm"], losses["itm_accuracy"] = match_pairs(
-                    model.match, text.input_ids, text.attention_mask, memory, read
+                    model.match, text.input_ids, text.attention_mask, memory, read, everyone
                 )
                 total = total + config.weights[1] * losses["loss_itm"]
         if "itg" in config.objectives:
@@ -119,8 +126,14 @@ class Blip2Stage1(nn.Module):
             total = total + config.weights[2] * losses["loss_itg"]
         return {"loss": total, **losses}
 
-    def _itc(self, queries: Tensor, text: TokenBatch, image_ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, and similarities within this rank's batch [B, B] in both directions."""
+    @property
+    def _over_ranks(self) -> bool:
+        return self.config.negatives == "all" and world_size() > 1
+
+    def _itc(
+        self, queries: Tensor, text: TokenBatch, image_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The loss, similarities [B, A] with what negatives are drawn from in both directions, its image ids."""
         model, batch = self.model, len(text)
         image_features = model.image_features(queries).float()
         text_features = model.text_features(text.input_ids, text.attention_mask).float()
@@ -134,8 +147,10 @@ class Blip2Stage1(nn.Module):
         loss = smoothed_contrastive_loss(
             similarity_i2t, similarity_t2i, positives, label_smoothing=self.config.label_smoothing
         )
+        if self._over_ranks:
+            return loss, similarity_i2t.detach(), similarity_t2i.detach(), all_ids
         own = slice(rank() * batch, (rank() + 1) * batch)
-        return loss, similarity_i2t[:, own].detach(), similarity_t2i[:, own].detach()
+        return loss, similarity_i2t[:, own].detach(), similarity_t2i[:, own].detach(), image_ids
 
     def _itg(self, text: TokenBatch, cache: KVCache, num_tokens: Tensor | None) -> Tensor:
         input_ids = text.input_ids.clone()

@@ -1,23 +1,36 @@
 """Image-text matching (ITM): hard negatives, drawn on the device, and the two-way loss.
 
-Shapes: B pairs; 3B rows to match: the pairs, each text with a negative image, each image with a negative text.
+Shapes: B pairs of this rank; A pairs that negatives are drawn from, those B or all ranks' W * B; 3B rows to match:
+the pairs, each text with a negative image, each image with a negative text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.core.runtime import average
+from openblip.core.runtime import average, gather, gather_with_gradient, rank
 from openblip.models.layers import ImageMemory
 
-__all__ = ["Negatives", "draw_negatives", "match_pairs", "matching_loss", "negative_weights"]
+__all__ = [
+    "AllRanks",
+    "DrawnFrom",
+    "Negatives",
+    "draw_negatives",
+    "match_pairs",
+    "matching_loss",
+    "negative_weights",
+]
 
 Match = Callable[[Tensor, Tensor, ImageMemory], Tensor]
+DrawnFrom = Literal["rank", "all"]
+"""negatives come from the pairs of the own rank, or from those of all ranks"""
 
 
 @dataclass(frozen=True)
@@ -25,11 +38,11 @@ class Negatives:
     """For each pair of a batch one negative image and one negative text."""
 
     image_for_text: Tensor
-    """int64 [B], index of each text's negative image."""
+    """int64 [B], index of each text's negative image, of A."""
     text_for_image: Tensor
-    """int64 [B], index of each image's negative text."""
+    """int64 [B], index of each image's negative text, of A."""
     valid: Tensor
-    """bool [B], False where the batch holds no other image; such a pair has no negatives in the loss."""
+    """bool [B], False where the A pairs hold no other image; such a pair has no negatives in the loss."""
 
     def first(self, count: int) -> Negatives:
         """Those of the first pairs alone; they are still drawn from the whole batch."""
@@ -37,8 +50,10 @@ class Negatives:
 
 
 @torch.no_grad()
-def negative_weights(similarity: Tensor, image_ids: Tensor | None = None, hard_share: float = 1.0) -> Tensor:
-    """Weights for drawing negatives from similarities [B, B]: softmax + 1e-4, zero for the same image.
+def negative_weights(
+    similarity: Tensor, image_ids: Tensor | None = None, hard_share: float = 1.0, all_ids: Tensor | None = None
+) -> Tensor:
+    """Weights for drawing negatives from similarities [B, A]: softmax + 1e-4, zero for the same image.
 
     Computed in float32; the small constant keeps every other pair drawable even when softmax underflows,
     and a similarity that is not finite counts as the lowest. With `hard_share` below 1 that share of draws goes by
@@ -47,9 +62,10 @@ def negative_weights(similarity: Tensor, image_ids: Tensor | None = None, hard_s
     similarity = torch.nan_to_num(similarity.float(), nan=-1e4, posinf=1e4, neginf=-1e4)
     weights = F.softmax(similarity, dim=1) + 1e-4
     if image_ids is None:
-        same = torch.eye(len(weights), dtype=torch.bool, device=weights.device)
-    else:
-        same = image_ids[:, None] == image_ids[None, :]
+        rows, columns = weights.shape
+        every = torch.arange(columns, device=weights.device)
+        image_ids, all_ids = every[:rows] + (rank() * rows if columns > rows else 0), every
+    same = image_ids[:, None] == (image_ids if all_ids is None else all_ids)[None, :]
     weights = weights.masked_fill(same, 0.0)
     if hard_share == 1.0:
         return weights
@@ -63,6 +79,7 @@ def draw_negatives(
     similarity_t2i: Tensor,
     similarity_i2t: Tensor,
     image_ids: Tensor | None = None,
+    all_ids: Tensor | None = None,
     *,
     hard_share: float = 1.0,
     generator: torch.Generator | None = None,
@@ -70,13 +87,14 @@ def draw_negatives(
     """Draw an image for each text and a text for each image, in proportion to similarity.
 
     Args:
-        similarity_t2i: texts against images [B, B], divided by the temperature.
-        similarity_i2t: images against texts [B, B].
+        similarity_t2i: texts against images [B, A], divided by the temperature.
+        similarity_i2t: images against texts [B, A].
         image_ids: int64 [B]; equal ids are never each other's negatives.
+        all_ids: int64 [A], needed with `image_ids` where A is more than B.
         hard_share: share of the draws that goes by similarity, the rest evenly; 1 in the papers.
     """
-    weights_t2i = negative_weights(similarity_t2i, image_ids, hard_share)
-    weights_i2t = negative_weights(similarity_i2t, image_ids, hard_share)
+    weights_t2i = negative_weights(similarity_t2i, image_ids, hard_share, all_ids)
+    weights_i2t = negative_weights(similarity_i2t, image_ids, hard_share, all_ids)
     return Negatives(
         _draw(weights_t2i, generator),
         _draw(weights_i2t, generator),
@@ -110,8 +128,40 @@ def matching_loss(logits: Tensor, valid: Tensor, num_rows: Tensor | None = None)
     return (losses * weights).sum() / (weights.sum() if num_rows is None else num_rows)
 
 
+@dataclass(frozen=True)
+class AllRanks:
+    """What a rank needs of the others to match with their pairs; building it waits for the device."""
+
+    input_ids: Tensor
+    """[A, T], T that of the longest text of all ranks"""
+    attention_mask: Tensor
+    image_embeds: Tensor
+    """[A, N, Dv], with gradient to the ranks they come from"""
+    remember: Callable[[Tensor], ImageMemory]
+
+    @classmethod
+    def gather(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_embeds: Tensor,
+        remember: Callable[[Tensor], ImageMemory],
+    ) -> AllRanks:
+        """From this rank's ids [B, T], mask and image_embeds [B, N, Dv]; every rank must call."""
+        width = torch.tensor(input_ids.shape[1], device=input_ids.device)
+        dist.all_reduce(width, dist.ReduceOp.MAX)
+        padding = (0, int(width) - input_ids.shape[1])
+        texts = gather(F.pad(input_ids, padding)), gather(F.pad(attention_mask, padding))
+        return cls(*texts, gather_with_gradient(image_embeds), remember)
+
+
 def match_pairs(
-    match: Match, input_ids: Tensor, attention_mask: Tensor, memory: ImageMemory, negatives: Negatives
+    match: Match,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    memory: ImageMemory,
+    negatives: Negatives,
+    all_ranks: AllRanks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss and accuracy over the pairs, each text with a negative image, each image with a negative text.
 
@@ -120,15 +170,21 @@ def match_pairs(
         input_ids: [B, T], beginning as the model's texts for ITM do.
         memory: of the B images.
         negatives: of P pairs, the first of the batch (all, or `Negatives.first`): 3P rows are read.
+        all_ranks: where negatives were drawn from all ranks; the memory of P negative images is projected.
 
     Returns:
         two scalars, means over the rows of all ranks.
     """
-    pairs = len(negatives.valid)
-    own = torch.arange(pairs, device=input_ids.device)
-    texts = torch.cat((own, own, negatives.text_for_image))
-    images = torch.cat((own, negatives.image_for_text, own))
-    # A gather of what is projected already: no image is projected again for its negatives.
+    batch, pairs = len(input_ids), len(negatives.valid)
+    own = own_texts = torch.arange(pairs, device=input_ids.device)
+    far = negatives.image_for_text
+    if all_ranks is not None:
+        memory = memory.join(all_ranks.remember(all_ranks.image_embeds[far]))
+        input_ids, attention_mask = all_ranks.input_ids, all_ranks.attention_mask
+        own_texts, far = own + rank() * batch, own + batch
+    texts = torch.cat((own_texts, own_texts, negatives.text_for_image))
+    images = torch.cat((own, far, own))
+    # A gather of what is projected already: no image of this rank is projected again for its negatives.
     logits = match(input_ids[texts], attention_mask[texts], memory.select(images))
     with torch.no_grad():
         counted = torch.cat((torch.ones_like(negatives.valid), negatives.valid, negatives.valid))

@@ -8,7 +8,7 @@ In a step the image is encoded once and its memory is projected once; ITM positi
 all read it. Nothing in a step waits for the device.
 
 Over several ranks, as in the reference: ITC compares with the momentum features of all ranks; ITM draws its
-negatives among the pairs of its own rank, so a negative is never harder than the rank's batch holds. The mean of
+negatives among the pairs of its own rank (pre-training) or of all ranks (retrieval), see `negatives`. The mean of
 the ranks' losses is the mean over all rows (ITC, ITM) and, with `num_tokens`, over all tokens (LM).
 """
 
@@ -26,7 +26,7 @@ from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
 from openblip.objectives.contrastive import SoftTargets, contrastive_loss, positive_pairs
 from openblip.objectives.language import language_loss, language_targets
-from openblip.objectives.matching import Negatives, draw_negatives, match_pairs
+from openblip.objectives.matching import AllRanks, DrawnFrom, Negatives, draw_negatives, match_pairs
 from openblip.objectives.momentum import FeatureQueue, MomentumCopy
 
 __all__ = ["BlipPretraining", "ObjectiveConfig"]
@@ -59,6 +59,9 @@ class ObjectiveConfig:
     """Fraction of ITM's negatives drawn by similarity; the papers draw all. Below 1 the rest is drawn uniformly,
     which moves ITM's threshold to where texts of any other image are distinguished (a filter), not only the most
     similar."""
+    negatives: DrawnFrom = "rank"
+    """Whose pairs ITM draws its negatives from: "rank" as in pre-training, or "all" ranks' as the reference does in
+    fine-tuning for retrieval on COCO, at the cost of gathering the image features and projecting B images more."""
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Weights of ITC, ITM and LM in the sum."""
 
@@ -156,18 +159,20 @@ class BlipPretraining(nn.Module):
         if "itm" in self.config.objectives or "lm" in self.config.objectives:
             memory = self.model.remember(image_embeds)
         if "itc" in self.config.objectives:
-            losses["loss_itc"], similarity_i2t, similarity_t2i = self._itc(images, image_embeds, text, ids)
+            losses["loss_itc"], similarity_i2t, similarity_t2i, all_ids = self._itc(images, image_embeds, text, ids)
             total = total + weight_itc * losses["loss_itc"]
             if "itm" in self.config.objectives:
                 assert memory is not None
                 if negatives is None:
-                    negatives = draw_negatives(
-                        similarity_t2i, similarity_i2t, ids, hard_share=self.config.hard_share
-                    )
+                    share = self.config.hard_share
+                    negatives = draw_negatives(similarity_t2i, similarity_i2t, ids, all_ids, hard_share=share)
                 input_ids = text.input_ids.clone()
                 input_ids[:, 0].fill_(self.enc_id)
+                mask, everyone = text.attention_mask, None
+                if self._over_ranks:
+                    everyone = AllRanks.gather(input_ids, mask, image_embeds, self.model.remember)
                 losses["loss_itm"], losses["itm_accuracy"] = match_pairs(
-                    self.model.match, input_ids, text.attention_mask, memory, negatives
+                    self.model.match, input_ids, mask, memory, negatives, everyone
                 )
                 total = total + weight_itm * losses["loss_itm"]
         if "lm" in self.config.objectives:
@@ -176,10 +181,14 @@ class BlipPretraining(nn.Module):
             total = total + weight_lm * losses["loss_lm"]
         return {"loss": total, **losses}
 
+    @property
+    def _over_ranks(self) -> bool:
+        return self.config.negatives == "all" and world_size() > 1
+
     def _itc(
         self, images: Tensor, image_embeds: Tensor, text: TokenBatch, image_ids: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, and similarities within this rank's batch [B, B] in both directions."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The loss, similarities [B, A] with what negatives are drawn from in both directions, its image ids."""
         model, queue, momentum_copy = self.model, self.queue, self.momentum_copy
         assert queue is not None
         with torch.no_grad():
@@ -208,12 +217,15 @@ class BlipPretraining(nn.Module):
         loss = contrastive_loss(
             image_features, text_features, targets, positives, model.temperature, self.alpha_now
         )
+        other_images, other_texts, ids = momentum_image, momentum_text, image_ids
+        if self._over_ranks:
+            other_images, other_texts, ids = gathered_image, gathered_text, gathered_ids
         with torch.no_grad():
-            similarity_i2t = image_features @ momentum_text.to(image_features.dtype).T / model.temperature
-            similarity_t2i = text_features @ momentum_image.to(text_features.dtype).T / model.temperature
+            similarity_i2t = image_features @ other_texts.to(image_features.dtype).T / model.temperature
+            similarity_t2i = text_features @ other_images.to(text_features.dtype).T / model.temperature
         if self.training:
             queue.enqueue(gathered_image, gathered_text, gathered_ids)
-        return loss, similarity_i2t, similarity_t2i
+        return loss, similarity_i2t, similarity_t2i, ids
 
     def _lm(self, memory: ImageMemory, text: TokenBatch, prompt_length: int, num_tokens: Tensor | None) -> Tensor:
         input_ids = text.input_ids.clone()

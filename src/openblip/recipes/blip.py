@@ -149,7 +149,7 @@ def retrieval_finetune(data: tuple[str, ...], *, model: str, validation: tuple[s
         monitor="t2i_recall_itm@1",
         batch_size=32,
         max_length=35,
-        objective=ObjectiveConfig(objectives=("itc", "itm"), use_image_ids=True),
+        objective=ObjectiveConfig(objectives=("itc", "itm"), use_image_ids=True, negatives="all"),
         rerank_k=128,
     )
 

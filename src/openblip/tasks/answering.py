@@ -19,6 +19,7 @@ from openblip.core.errors import UserError
 from openblip.core.files import write_text
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.runtime import rank
+from openblip.core.sharing import joint
 from openblip.core.text import read_list
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.data.sample import Batch
@@ -282,7 +283,7 @@ def evaluate_answers(
         have no answers in the data; and one record for each question.
     """
     records: list[dict[str, object]] = []
-    scores: dict[str, list[float]] = defaultdict(list)
+    found_scores: list[tuple[str, float]] = []
     known: dict[str, list[str]] = {}
     for text in dict.fromkeys(candidates):
         known.setdefault(normalise_answer(text), []).append(text)
@@ -318,10 +319,13 @@ def evaluate_answers(
                     if right.about.correct is not None:
                         found["choice"] = float(record["choice"] == choices[right.about.correct])
                 for name, value in found.items():
-                    scores[name].append(value)
+                    found_scores.append((name, value))
                     if right.about.kind and name != "choice":
-                        scores[f"{name}, {right.about.kind}"].append(value)
+                        found_scores.append((f"{name}, {right.about.kind}", value))
                 records.append({**record, **{f"accuracy_{name}": value for name, value in found.items()}})
+    records, scores = joint(records), defaultdict(list)
+    for name, value in joint(found_scores):
+        scores[name].append(value)
     metrics = {f"accuracy_{name}": sum(values) / len(values) for name, values in scores.items()}
     unanswered = sum(not record["answers"] for record in records)
     return metrics | ({"num_unanswered": float(unanswered)} if unanswered else {}), records

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
+from openblip.core.sharing import is_first, joint
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.sample import Batch
 from openblip.generation.types import DecodeConfig
@@ -152,31 +154,36 @@ def evaluate_captions(
 
     Returns:
         metrics by name: BLEU, ROUGE-L, CIDEr, the perplexity of the reference texts, METEOR and SPICE where asked
-        for, and "CIDEr_in", "CIDEr_near" and "CIDEr_out" (and others) of domains; and one record for each image:
-        key, caption, references, and its domain.
+        for, and "CIDEr_in", "CIDEr_near" and "CIDEr_out" (and others) of domains, over the images that have
+        references; "num_without_captions" where some have none; and one record for each image: key, caption,
+        references, and its domain.
     """
     check_java(java_metrics)
-    records: list[dict[str, object]] = []
-    written: list[str] = []
-    references: list[list[str]] = []
-    log_prob, count = 0.0, 0
+    records: list[dict[str, Any]] = []
+    likelihoods: list[tuple[float, int]] = []
     for batch in batches:
         memory = model.remember(model.encode(batch.images))
         captions = model.generate(memory, config, [prompt] * len(batch))
-        if perplexity:
+        if perplexity and batch.texts:
             own_memory = memory.select(batch.image_index.to(model.device))
             sums, lengths = model.score_own(own_memory, batch.texts, prompt=prompt, max_length=max_length)
-            log_prob, count = log_prob + float(sums.sum()), count + int(lengths.sum())
+            likelihoods.append((float(sums.sum()), int(lengths.sum())))
         for key, best, texts, meta in zip(batch.keys, captions, batch.texts_of_images, batch.meta, strict=True):
-            written.append(best[0].text)
-            references.append(texts)
             record = {"key": key, "caption": best[0].text, "log_prob": best[0].log_prob, "references": texts}
             records.append(record | ({"domain": meta["domain"]} if meta.get("domain") else {}))
-    scores = caption_scores(written, references) | java_scores(written, references, java_metrics)
-    scores |= _scores_of_domains(written, references, [str(record.get("domain", "")) for record in records])
+    records = joint(records)
+    scored = [record for record in records if record["references"]]
+    without = {"num_without_captions": float(len(records) - len(scored))} if len(scored) < len(records) else {}
+    if not scored:
+        return without, records
+    written, references = ([record[name] for record in scored] for name in ("caption", "references"))
+    scores = caption_scores(written, references)
+    scores |= joint([java_scores(written, references, java_metrics)] if is_first() else [])[0]
+    scores |= _scores_of_domains(written, references, [str(record.get("domain", "")) for record in scored])
     if perplexity:
+        log_prob, count = (sum(values) for values in zip(*joint(likelihoods), strict=True))
         scores["perplexity"] = float(torch.tensor(-log_prob / max(count, 1)).exp())
-    return scores, records
+    return scores | without, records
 
 
 def _scores_of_domains(

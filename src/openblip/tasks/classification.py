@@ -1,4 +1,4 @@
-"""Zero-shot classification: which of some classes an image shows, by the texts that name them.
+"""Zero-shot classification: which of some classes an image shows, by the texts that name them, and its accuracy.
 
 By ITC a class is the mean of its templates' embeddings, normalised again, as CLIP does; with BLIP-2 the query that
 fits it best counts. By ITM it is the mean of the templates' logits. Class texts are embedded once.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -17,11 +18,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.core.errors import UserError, nearest
+from openblip.core.sharing import joint
+from openblip.data.sample import Batch
+from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.classes import AS_FOLDERS, ClassFolderSource
+from openblip.data.sources.open import open_source
+from openblip.metrics.classification import Accuracy
+from openblip.tasks.config import RunConfig
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import ClassScore
 from openblip.tasks.retrieval import embed_texts, match_logits
+from openblip.tasks.task import Batches, Evaluation, Task
 
-__all__ = ["TEMPLATES", "By", "Classifier", "refuse_duplicates"]
+__all__ = [
+    "CLASSIFICATION",
+    "TEMPLATES",
+    "By",
+    "Classifier",
+    "class_names",
+    "evaluate_classes",
+    "open_classes",
+    "refuse_duplicates",
+]
 
 By = Literal["itc", "itm"]
 TEMPLATES = ("a photo of a {}",)
@@ -98,3 +116,59 @@ def refuse_duplicates(names: Sequence[str], texts: Iterable[object]) -> None:
     if more:
         same = ", ".join(f'"{name}"' for name, text in zip(names, texts, strict=True) if text in more)
         raise UserError(f"classes are named twice, or are the same text to the model: {same}")
+
+
+def open_classes(config: SourceConfig) -> Source:
+    """A folder whose subfolders are classes.
+
+    Raises:
+        UserError: as `open_source`; or it is no such folder.
+    """
+    source = open_source(config)
+    if isinstance(source, ClassFolderSource):
+        return source
+    return open_source(replace(config, classes=config.classes or AS_FOLDERS))
+
+
+def class_names(sources: Sequence[SourceConfig]) -> list[str]:
+    """The classes of some sources, each once.
+
+    Raises:
+        UserError: as `open_classes`.
+    """
+    opened = [open_classes(config) for config in sources]
+    return list(dict.fromkeys(name for one in opened for name in one.class_names.values()))  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def evaluate_classes(classifier: Classifier, batches: Iterable[Batch]) -> Evaluation:
+    """Classify every image.
+
+    Args:
+        batches: with the class of each image as its text.
+
+    Returns:
+        "accuracy_top1", "accuracy_top5" of more than five classes, "accuracy_mean_per_class"; and one record for
+        each image: its key, its class ("truth") and the five likeliest with their probabilities.
+    """
+    records: list[dict[str, object]] = []
+    for batch in batches:
+        ranked = classifier(classifier.model.encode(batch.images), top=5)
+        for key, (truth,), found in zip(batch.keys, batch.texts_of_images, ranked, strict=True):
+            classes = [{"name": one.name, "probability": one.probability} for one in found]
+            records.append({"key": key, "truth": truth, "classes": classes})
+    records = joint(records)
+    accuracy = Accuracy(classifier.classes)
+    for record in records:
+        accuracy.add(str(record["truth"]), [one["name"] for one in record["classes"]])  # type: ignore[attr-defined]
+    figures = accuracy.figures()
+    names = [name for name in ("top1", "top5", "mean_per_class") if name in figures]
+    return {f"accuracy_{name}": figures[name] for name in names}, records
+
+
+def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:
+    """Accuracy by ITC with "a photo of a {}"; `answers` are the classes."""
+    return evaluate_classes(Classifier(adapter, answers), batches())
+
+
+CLASSIFICATION = Task(train={}, evaluate=evaluate, open=open_classes, cleans=False)

@@ -44,7 +44,7 @@ IN_MEMORY = 2 * 2**30
 """bytes of a collection's image features that are kept in memory unless set otherwise"""
 
 FamilyName = Literal["blip", "blip2"]
-TaskName = Literal["pretraining", "captioning", "retrieval", "answering", "nlvr"]
+TaskName = Literal["pretraining", "captioning", "retrieval", "answering", "nlvr", "classification", "composed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,8 @@ class RunConfig:
     """What is learned. BLIP: "pretraining" (ITC, ITM, LM), "captioning" (LM with the decoder alone), "retrieval"
     (ITC, ITM with the encoder alone), "answering", "nlvr" (statements about two images, true or false). BLIP-2:
     "pretraining" (stage 1: ITC, ITM, ITG), "captioning" (stage 2: a language model continues from the queries),
-    "retrieval" (stage 1's objectives), "answering" (stage 2; the Q-Former reads the question too)."""
+    "retrieval" (stage 1's objectives), "answering" (stage 2; the Q-Former reads the question too). "classification"
+    (zero-shot) and "composed" (retrieval with an image and a text) are measured, not learned."""
 
     sources: tuple[SourceConfig, ...]
     """What is trained on; formats in docs/data.md."""

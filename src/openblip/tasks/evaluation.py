@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from openblip.core.errors import UserError
+from openblip.core.sharing import joint, own_part
+from openblip.data.batches import TextMode
 from openblip.data.measured import Measured
 from openblip.data.sample import Batch, Sample
 from openblip.data.sources.base import Source, SourceConfig
@@ -25,62 +27,89 @@ def evaluation_batches(
     batch_size: int = 64,
     clean: Any,
     num_images: int = 1,
+    need_texts: bool = True,
     measured: Measured | None = None,
 ) -> Iterator[Batch]:
     """The first `samples` samples in order, each with all its texts, images resized whole.
 
-    Nothing takes the place of a broken sample: it is left out and noted in `measured`.
+    Args:
+        need_texts: False takes samples without a text too, as those of a test split whose captions are written.
+
+    Nothing takes the place of a broken sample: it is left out and noted in `measured`. Within `sharing` each rank
+    gets its part of the samples, each of which is on one rank.
 
     Raises:
         UserError: no image can be used, or one cannot and there is no `measured` to note it in.
     """
-    opened: list[Source] = []
     log = measured if measured is not None else Measured()
     log.num_images = 0
-    left = samples
-    for source in (s if isinstance(s, Source) else open_source(s) for s in sources):
-        if left > 0:
-            opened.append(FirstSamples(source, left))
-        left -= len(source)
-    loader = Loader(
-        opened,
-        evaluation_transform(image_size),
-        batch_size,
-        shuffle=False,
-        drop_last=False,
-        text_mode="all",
-        clean=clean,
-        max_words=None,
-        num_images=num_images,
-        leave_out=True,
-        skip_log=log,
-    )
-    for batch in loader:
+    opened = [source if isinstance(source, Source) else open_source(source) for source in sources]
+    own = _own(opened, samples)
+    mode: TextMode = "all" if need_texts else "any"
+    for batch in _loader(own, image_size, batch_size, clean, num_images, mode, log) if own else ():
         if measured is None and log.left_out:
             break
         log.num_images += len(batch)
         yield batch
-    if log.left_out and (measured is None or not log.num_images):
-        first = log.left_out[0]
+    left_out = joint(log.left_out)
+    if left_out and (measured is None or not sum(joint([log.num_images]))):
+        first = left_out[0]
         message = f"{first['key']}, {first['cause']}: {first['detail']}"
         if measured is None:
             raise UserError(f"a measure cannot use a sample of {first['source']} ({message}); repair or remove it")
         raise UserError(f"there is nothing to measure on: no sample of {first['source']} can be used ({message})")
 
 
-class FirstSamples(Source):
-    """The first samples of a source."""
+def _own(sources: Sequence[Source], samples: int) -> list[Source]:
+    """This rank's part of the first `samples` samples."""
+    part = own_part(min(samples, sum(map(len, sources))))
+    own: list[Source] = []
+    before = 0
+    for source in sources:
+        first, last = max(part.start - before, 0), min(part.stop - before, len(source))
+        if first < last:
+            own.append(FirstSamples(source, last - first, skip=first))
+        before += len(source)
+    return own
 
-    def __init__(self, source: Source, count: int) -> None:
+
+def _loader(
+    sources: list[Source],
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    clean: Any,
+    num_images: int,
+    text_mode: TextMode,
+    log: Measured,
+) -> Loader:
+    return Loader(
+        sources,
+        evaluation_transform(image_size),
+        batch_size,
+        shuffle=False,
+        drop_last=False,
+        text_mode=text_mode,
+        clean=clean,
+        max_words=None,
+        num_images=num_images,
+        leave_out=True,
+        skip_log=log,
+    )
+
+
+class FirstSamples(Source):
+    """The first samples of a source, after `skip` others."""
+
+    def __init__(self, source: Source, count: int, *, skip: int = 0) -> None:
         super().__init__()
         self.name, self.bad_rows, self.num_images = source.name, source.bad_rows, source.num_images
-        self._source, self._count = source, min(count, len(source))
+        self._source, self._skip, self._count = source, skip, min(count, len(source) - skip)
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> Sample:
-        return self._source[index]
+        return self._source[self._skip + index]
 
     def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
-        self._source.digest(digest, span, texts=texts)
+        self._source.digest(digest, range(self._skip + span.start, self._skip + span.stop), texts=texts)

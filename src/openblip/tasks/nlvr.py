@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openblip.core.sharing import joint
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.data.sample import Batch
 from openblip.data.sources.statements import open_statements, statements_of
@@ -129,8 +130,10 @@ def evaluate_statements(model: Judges, batches: Iterable[Batch], *, max_rows: in
                     "statement": statement.text,
                     "group": statement.group,
                 }
+                record |= {"identifier": statement.identifier} if statement.identifier else {}
                 record |= {"label": statement.label, "prediction": probability >= 0.5, "probability": probability}
                 records.append(record)
+    records = joint(records)
     predictions, labels, groups = ([record[name] for record in records] for name in _SCORED)
     return judgement_scores(predictions, labels, groups), records
 

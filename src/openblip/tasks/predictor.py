@@ -29,6 +29,7 @@ from openblip.data.transforms import clean_caption, evaluation_transform
 from openblip.generation.types import DecodeConfig
 from openblip.models.layers import ImageMemory
 from openblip.tasks.classification import TEMPLATES, By, Classifier
+from openblip.tasks.composed import find_composed
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import Answered, Caption, ClassScore, Found, Judgement, Likelihood, Match, Score
 from openblip.tasks.retrieval import embed_texts, match_logits, match_probability
@@ -374,6 +375,34 @@ class Predictor:
         model = self.adapter.need("match" if rerank_k > 0 else "embed")
         asked = self._cleaned(queries)
         return search_images(model, self, as_image_inputs(images), asked, top=top, rerank_k=rerank_k, broken=broken)
+
+    def retrieve_composed(
+        self,
+        images: ImageInputs,
+        reference: ImageInputs,
+        text: str,
+        *,
+        top: int = 5,
+        broken: list[BrokenSample] | None = None,
+    ) -> list[Found]:
+        """The `top` images for one image and a text that says what is to change, by BLIP-2's multimodal features.
+
+        Args:
+            broken: as of `retrieve_images`.
+        """
+        model = self.adapter.need("features")
+        self.adapter.need("embed")
+        self.check_texts([text])
+        (own,) = self.whole(reference)
+
+        def gallery() -> Iterator[ImageBatch]:
+            for batch in self.whole(images) if broken is None else self.batches(images):
+                if broken is not None:
+                    broken.extend(batch.broken)
+                if len(batch):
+                    yield batch
+
+        return find_composed(model, gallery(), self.encode(own), text, top=top)
 
     def retrieve_texts(
         self, image: ImageInputs, texts: Sequence[str], *, top: int = 5, rerank_k: int = 32

@@ -1,4 +1,4 @@
-"""What a task asks of a model, whatever its family: `Encodes`, `Matches`, `Generates`, `Answers`, `Judges`.
+"""What a task asks of a model of any family: `Encodes`, `Matches`, `Composes`, `Generates`, `Answers`, `Judges`.
 
 A family gives an adapter for each of its models (`tasks.families`): an `Adapter` with the protocols that its `can`
 names. Tasks, predictor and evaluation are written against these and know no family.
@@ -25,7 +25,7 @@ from openblip.models.layers import ImageMemory
 from openblip.tasks.config import FamilyName
 from openblip.tasks.results import Answer, Caption
 
-__all__ = ["Adapter", "Answers", "Encodes", "Generates", "Judges", "Matches"]
+__all__ = ["Adapter", "Answers", "Composes", "Encodes", "Generates", "Judges", "Matches"]
 
 NEEDS = {
     "caption": "captions need a BLIP model with a decoder, or a BLIP-2 model",
@@ -90,6 +90,18 @@ class Matches(Encodes, Protocol):
 
     def match(self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory) -> Tensor:
         """Ids [R, T] that begin with `first` -> ITM logits [R, 2]; class 1 is "matched"."""
+        ...
+
+
+class Composes(Matches, Protocol):
+    """Images and texts are read together into features (BLIP-2's multimodal ones)."""
+
+    def query_features(self, image_embeds: Tensor, texts: Sequence[str] | None = None) -> Tensor:
+        """[B, N, Dv] -> query outputs [B, Q, D], which have seen a text each where B texts are given."""
+        ...
+
+    def clean(self, text: str) -> str:
+        """A text as the model read texts in training."""
         ...
 
 

@@ -6,6 +6,8 @@ from openblip.checkpoints.store import StoredModel
 from openblip.core.errors import UserError
 from openblip.tasks.answering import ANSWERING
 from openblip.tasks.captioning import CAPTIONING
+from openblip.tasks.classification import CLASSIFICATION
+from openblip.tasks.composed import COMPOSED
 from openblip.tasks.config import FamilyName, TaskName
 from openblip.tasks.families.blip import BLIP
 from openblip.tasks.families.blip2_build import BLIP2
@@ -25,6 +27,8 @@ TASKS: dict[TaskName, Task] = {
     "retrieval": RETRIEVAL,
     "answering": ANSWERING,
     "nlvr": NLVR,
+    "classification": CLASSIFICATION,
+    "composed": COMPOSED,
 }
 
 

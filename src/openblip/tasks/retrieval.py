@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openblip.core.sharing import joint, joint_sum, offset
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.sample import Batch
 from openblip.metrics.retrieval import rank_of_relevant, rank_scores
@@ -51,7 +52,8 @@ class Collection:
     """Images and texts as a model reads them."""
 
     image_embeds: Tensor
-    """[I, N, Dv] features for the memory; on the CPU, mapped from a file, where they are large"""
+    """[I, N, Dv] features for the memory; on the CPU, mapped from a file, where they are large. Within `sharing`
+    those of this rank's images, the `first` of which is not 0 on every rank."""
     image_features: Tensor
     """[I, E] normalised; [I, Q, E] of BLIP-2"""
     text: TokenBatch
@@ -62,6 +64,7 @@ class Collection:
     """int64 [C], the image each text belongs to"""
     keys: list[str]
     texts: list[str]
+    first: int = 0
 
 
 @torch.no_grad()
@@ -92,17 +95,29 @@ def collect(
     features, owners = [], []
     texts: list[str] = []
     keys: list[str] = []
+    embeds = torch.empty(0)
     with FeatureRows(max_bytes) as rows:
         for batch in batches:
             image_embeds = model.encode(batch.images)
             rows.append(image_embeds)
-            features.append(model.image_features(image_embeds).float())
+            features.append(model.image_features(image_embeds).float().cpu())
             owners.append(batch.image_index + len(keys))
             keys += batch.keys
             texts += batch.texts
-        embeds = rows.tensor()
-    tokens, text_features = embed_texts(model, texts, max_length=max_length)
-    return Collection(embeds, torch.cat(features), tokens, text_features, torch.cat(owners), keys, texts)
+        if keys:
+            embeds = rows.tensor()
+    text_features = [embed_texts(model, texts, max_length=max_length)[1].cpu()] if texts else []
+    first, texts = offset(len(keys)), joint(texts)
+    return Collection(
+        embeds,
+        torch.cat(joint(features)).to(model.device),
+        model.tokenizer.encode(texts, max_length=max_length).to(model.device),
+        torch.cat(joint(text_features)).to(model.device),
+        torch.cat(joint([owner + first for owner in owners])),
+        joint(keys),
+        texts,
+        first,
+    )
 
 
 def begin_matching(model: Matches, text: TokenBatch) -> Tensor:
@@ -177,6 +192,19 @@ def match_probability(logit_difference: Tensor) -> Tensor:
     return torch.sigmoid(logit_difference)
 
 
+def _logits(
+    model: Matches, collection: Collection, pairs: Tensor, *, on_rows: Callable[[int], None] | None = None
+) -> Tensor:
+    """`match_logits` of pairs of a collection, each read by the rank that has its image."""
+    column = pairs[:, 1] - collection.first
+    own = (column >= 0) & (column < len(collection.image_embeds))
+    logits = torch.zeros(len(pairs))
+    if bool(own.any()):
+        there = torch.stack((pairs[own, 0], column[own]), dim=1)
+        logits[own] = match_logits(model, collection.image_embeds, collection.text, there, on_rows=on_rows)
+    return joint_sum(logits)
+
+
 @torch.no_grad()
 def rerank(model: Matches, collection: Collection, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Re-rank the best k of each query by ITM.
@@ -195,8 +223,8 @@ def rerank(model: Matches, collection: Collection, scores: Tensor, k: int) -> tu
     pairs_t2i = torch.stack((torch.arange(num_texts)[:, None].expand_as(t2i), t2i), dim=-1).reshape(-1, 2)
     pairs_i2t = torch.stack((i2t, torch.arange(num_images)[:, None].expand_as(i2t)), dim=-1).reshape(-1, 2)
     pairs, places = torch.unique(torch.cat((pairs_t2i, pairs_i2t)), dim=0, return_inverse=True)
-    forecast = Forecast("re-ranking", len(pairs), "pairs")
-    logits = match_logits(model, collection.image_embeds, collection.text, pairs, on_rows=forecast.done)
+    forecast = Forecast("re-ranking", len(pairs) * len(collection.image_embeds) // num_images, "pairs")
+    logits = _logits(model, collection, pairs, on_rows=forecast.done)
     results = []
     for chosen, where in zip((pairs_t2i, pairs_i2t), places.split((len(pairs_t2i), len(pairs_i2t))), strict=True):
         # In float64, where so large a shift leaves the order of near-equal scores as it is.
@@ -265,7 +293,7 @@ def _matching_metrics(model: Matches, collection: Collection, seed: int) -> dict
     texts = torch.arange(len(owners))
     own = torch.stack((texts, owners), dim=1)
     other = torch.stack((texts, (owners + shift) % num_images), dim=1)
-    logits = match_logits(model, collection.image_embeds, collection.text, torch.cat((own, other)))
+    logits = _logits(model, collection, torch.cat((own, other)))
     labels = np.repeat([1, 0], len(owners))
     right = (logits.numpy() > 0) == (labels == 1)
     return {"itm_accuracy": float(right.mean()), "itm_auc": float(roc_auc(logits.numpy(), labels))}

@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from openblip.checkpoints.store import save_model
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
 from openblip.core.runtime import rank, seed_everything, world_size
+from openblip.core.sharing import sharing
+from openblip.data.cards.find import find_split
 from openblip.data.measured import Measured
 from openblip.data.sample import Batch
 from openblip.data.sources.base import Source
@@ -130,9 +133,8 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
     """
     task, family = TASKS[config.task], FAMILIES[config.family]
     if config.family not in task.train:
-        raise UserError(
-            f'the task "{config.task}" is not available for {config.family}, but for {", ".join(task.train)}'
-        )
+        trained = f"available for {config.family}, but for {', '.join(task.train)}" if task.train else "trained"
+        raise UserError(f'the task "{config.task}" is not {trained}')
     check_java(config.java_metrics)
     single = config.family in task.single
     sources = [task.open(replace(source, pairs=True) if single else source) for source in config.sources]
@@ -156,6 +158,9 @@ def evaluate_model(
 ) -> Evaluation:
     """Evaluate a model on the validation sources as its task says.
 
+    Ranks share the samples out and all give the figures of the whole, unless each needs the others in every forward
+    pass (blocks sharded by FSDP2): then each reads all samples.
+
     Args:
         answers: to choose from when the answers to questions are ranked; none leaves ranking out.
         measured: where samples that cannot be used are noted; their number is always given.
@@ -176,9 +181,13 @@ def evaluate_model(
             samples=config.validation_samples,
             num_images=task.num_images,
             clean=config.clean if task.cleans else "none",
+            need_texts=config.task != "composed"
+            and (config.task != "captioning" or all(find_split(s).need_texts for s in config.validation)),
             measured=used,
         )
 
-    metrics, records = task.evaluate(config, adapter, batches, answers)
+    with sharing(not any(isinstance(part, FSDPModule) for part in model.modules())):
+        metrics, records = task.evaluate(config, adapter, batches, answers)
+        used.join()
     model.train(was_training)
     return metrics | used.metrics, records

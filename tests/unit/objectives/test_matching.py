@@ -126,3 +126,19 @@ def test_a_share_of_the_draws_falls_evenly() -> None:
     assert torch.equal(hard, negative_weights(similarity))
     ids = torch.zeros(4, dtype=torch.int64)
     assert not draw_negatives(similarity, similarity, ids, hard_share=0.5).valid.any()
+
+
+def test_captions_of_an_image_on_another_rank_are_no_negatives() -> None:
+    """Two pairs against six of three ranks: whatever is drawn, it is of another image."""
+    ids, all_ids = torch.tensor([4, 7]), torch.tensor([4, 7, 7, 9, 4, 4])
+    similarity = 50 * (ids[:, None] == all_ids).float()
+    drawn = {row: set() for row in range(2)}
+    for seed in range(40):
+        negatives = draw_negatives(similarity, similarity, ids, all_ids, generator=generator(seed))
+        for places in (negatives.image_for_text, negatives.text_for_image):
+            assert (all_ids[places] != ids).all()
+            for row, place in enumerate(places.tolist()):
+                drawn[row].add(place)
+    assert drawn == {0: {1, 2, 3}, 1: {0, 3, 4, 5}}
+    weights = negative_weights(torch.zeros(2, 6))
+    assert (weights == 0).nonzero().tolist() == [[0, 0], [1, 1]]

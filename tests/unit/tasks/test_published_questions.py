@@ -211,7 +211,7 @@ def test_the_command_writes_a_submission_and_says_that_there_is_no_measure(
     assert main(["evaluate", "vqav2:test", *words, "--submission", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert main(["evaluate", "okvqa:val", *words, "--submission", str(tmp_path / "ok.json")]) == 2
-    assert "for one split of vqav2, aokvqa, gqa" in capsys.readouterr().err
+    assert "for one split of coco, nocaps, vqav2, aokvqa, gqa, nlvr2" in capsys.readouterr().err
 
 
 def test_a_broken_image_keeps_the_submission_from_being_written(

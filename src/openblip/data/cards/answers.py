@@ -182,6 +182,7 @@ ANSWERS: tuple[Card, ...] = (
             Archive(folder, "https://lil.nlp.cornell.edu/nlvr/ (on request)")
             for folder in ("train", "dev", "test1", "test2")
         ),
+        submission="nlvr",
         targets=(Target("accuracy, dev / test-P", BLIP_BASE, "82.15 / 82.24", _BLIP8),),
         note="test1 is the papers' test-P",
     ),

@@ -22,6 +22,9 @@ def _karpathy(split: str, folders: tuple[str, ...]) -> tuple[Form, ...]:
 
 
 def _coco(split: str) -> tuple[Form, ...]:
+    if split == "test2014":  # without captions, which the server keeps
+        url, settings = f"{_COCO}/annotations/image_info_test2014.zip", _NO_TEXTS
+        return (Form(f"image_info_{split}.json", url, images=(split,), image_root=split, settings=settings),)
     url = f"{_COCO}/annotations/annotations_trainval{split[-4:]}.zip"
     return (Form(f"captions_{split}.json", url, images=(split,), image_root=split),)
 
@@ -76,16 +79,18 @@ CAPTIONS: tuple[Card, ...] = (
             "train": _karpathy("train", ("train2014", "val2014")),
             "val": _karpathy("val", ("val2014",)),
             "test": _karpathy("test", ("val2014",)),
-            **{split: _coco(split) for split in ("train2014", "val2014", "train2017", "val2017")},
+            **{split: _coco(split) for split in ("train2014", "val2014", "test2014", "train2017", "val2017")},
         },
         archives=(
             Archive("train2014", f"{_COCO}/zips/train2014.zip", 82_783),
             Archive("val2014", f"{_COCO}/zips/val2014.zip", 40_504),
+            Archive("test2014", f"{_COCO}/zips/test2014.zip", 40_775),
             Archive("test2015", f"{_COCO}/zips/test2015.zip", 81_434),
             Archive("train2017", f"{_COCO}/zips/train2017.zip", 118_287),
             Archive("val2017", f"{_COCO}/zips/val2017.zip", 5_000),
             Archive("test2017", f"{_COCO}/zips/test2017.zip", 40_670),
         ),
+        submission="coco",
         targets=(
             Target("BLEU-4 / CIDEr, test, fine-tuned", BLIP_BASE, "39.7 / 133.3", _BLIP7),
             Target("BLEU-4 / CIDEr, test, fine-tuned", "BLIP ViT-L, 129M", "40.4 / 136.7", _BLIP7),
@@ -143,6 +148,7 @@ CAPTIONS: tuple[Card, ...] = (
             Archive("val", "https://nocaps.org/download", 4_500),
             Archive("test", "https://nocaps.org/download", 10_600),
         ),
+        submission="nocaps",
         targets=(
             Target("CIDEr / SPICE, val", BLIP_BASE, "109.6 / 14.7", _BLIP7),
             Target("CIDEr / SPICE, val", "BLIP ViT-L, 129M", "113.2 / 14.8", _BLIP7),

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 __all__ = ["Archive", "Card", "DataTask", "Form", "Submission", "Target"]
 
-DataTask = Literal["captioning", "retrieval", "answering", "nlvr", "pretraining"]
-Submission = Literal["", "vqa", "aokvqa", "gqa"]
+DataTask = Literal["captioning", "retrieval", "answering", "nlvr", "pretraining", "classification", "composed"]
+Submission = Literal["", "vqa", "aokvqa", "gqa", "coco", "nocaps", "nlvr"]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from openblip.data.cards.answers import ANSWERS
 from openblip.data.cards.captions import CAPTIONS
 from openblip.data.cards.card import Card
+from openblip.data.cards.classes import CLASSES
+from openblip.data.cards.composed import COMPOSED
 
 __all__ = ["CARDS", "markdown_tables"]
 
-CARDS: dict[str, Card] = {card.name: card for card in (*CAPTIONS, *ANSWERS)}
+CARDS: dict[str, Card] = {card.name: card for card in (*CAPTIONS, *ANSWERS, *CLASSES, *COMPOSED)}
 
 
 def markdown_tables() -> str:

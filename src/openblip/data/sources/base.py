@@ -83,6 +83,9 @@ class SourceConfig:
     """Column, JSON field or file ending of the captions; guessed from the usual names when empty."""
     id_column: str = ""
     """Column that is equal for rows of one image; guessed, else the image's path. See identity.py."""
+    classes: str = ""
+    """Of a folder whose subfolders are classes: a file of their names (below it, or "../names.txt"), or "folder" to
+    take those of the folders; see classes.py."""
     need_texts: bool = True
     """False: a captions file without captions will do, as when captions are to be written."""
     meta_columns: tuple[str, ...] = ()

@@ -43,6 +43,8 @@ class Statement:
     label: bool
     group: str
     """equal for all samples that a sentence was written for: consistency asks that all of them are judged right"""
+    identifier: str = ""
+    """by which NLVR2 knows a statement with its images; "" where there is none"""
 
 
 def statement_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> tuple[str, ...]:
@@ -65,7 +67,7 @@ def statement_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str
     identifier = given_id(row.get(names["identifier"])) if "identifier" in names else ""
     # A sentence of NLVR2 is written for one set of pairs: what its identifiers differ in is the pair.
     group = f"{own['split']}-{own['set']}-{own['sentence']}" if (own := _PAIR.fullmatch(identifier)) else identifier
-    return (json.dumps([text, truth, group or text], ensure_ascii=False),)
+    return (json.dumps([text, truth, group or text, identifier], ensure_ascii=False),)
 
 
 def read_statements(texts: Iterable[str]) -> tuple[Statement, ...]:

@@ -21,6 +21,7 @@ from openblip.core.places import QUERY, local_path, missing_data
 from openblip.data.cards.find import find_split, missing_images
 from openblip.data.formats import IMAGE_SUFFIXES
 from openblip.data.sources.base import PairsSource, Source, SourceConfig, refuse_unread
+from openblip.data.sources.classes import ClassFolderSource
 from openblip.data.sources.folder import FolderSource, with_texts
 from openblip.data.sources.hub import HubSource
 from openblip.data.sources.parquet import open_parquet
@@ -174,6 +175,8 @@ def _open_files(paths: list[Path], config: SourceConfig, *, num_missing: int = 0
 
 
 def _open_folder(folder: Path, config: SourceConfig) -> Source:
+    if config.classes:
+        return ClassFolderSource(folder, config)
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return HubSource(str(folder), config)
     if packed := _packed_files(folder):

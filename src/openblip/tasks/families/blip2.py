@@ -19,6 +19,7 @@ from openblip.checkpoints.recognise import describe
 from openblip.checkpoints.store import open_model
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.core.sharing import joint
 from openblip.core.text import refuse_broken
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.transforms import clean_question
@@ -117,13 +118,14 @@ class Blip2Adapter(Adapter):
         """Perplexity of the own texts under the Q-Former's language head ("itg_perplexity")."""
         if self.model.qformer.head is None:
             return {}
-        total, count = 0.0, 0
+        found = [(0.0, 0)]
         for batch in batches():
             memory = self.remember(self.encode(batch.images))
             text = self.tokens(batch.texts, max_length=max_length)
             own = memory.select(batch.image_index.to(self.device))
             sums, counts = itg_log_likelihood(self.model, text, own, self.tokenizer.dec_id)
-            total, count = total + float(sums.sum()), count + int(counts.sum())
+            found.append((float(sums.sum()), int(counts.sum())))
+        total, count = (sum(values) for values in zip(*joint(found), strict=True))
         return {"itg_perplexity": math.exp(-total / max(count, 1))}
 
     # Matching ---------------------------------------------------------------------------------------------
