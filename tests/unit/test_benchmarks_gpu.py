@@ -14,9 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import caption, published
-from benchmarks.blip2_memory import give_storage
 from benchmarks.gpu import bootstrap, predict, training
-from benchmarks.gpu.cards import H100, gpu_named, utilization
 from benchmarks.gpu.environment import missing_packages
 from benchmarks.gpu.run import run
 from benchmarks.gpu.stages import STAGES, Stage, last_line

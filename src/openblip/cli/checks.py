@@ -9,7 +9,7 @@ from typing import Any
 
 from openblip.cli.classify import read_classes
 from openblip.cli.results import read_lines
-from openblip.cli.train import check_train
+from openblip.cli.train import check_train, own_data
 from openblip.core.errors import require
 from openblip.core.places import (
     NAMED,
@@ -90,6 +90,8 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     check_config_file(given.get("config"))
     if command == "train":
         check_train(bound["recipe"], given)
+        for spec in own_data(bound["recipe"], given):
+            _data(spec)
     # A configuration file may take the place of arguments; a bootstrap that continues reads only what is not done.
     if given.get("config") is not None or (command == "bootstrap" and bound["out"].exists()):
         return

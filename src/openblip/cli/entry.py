@@ -29,6 +29,7 @@ from openblip.cli import (
     judge,
     make,
     models,
+    recipes,
     score,
     train,
     use,
@@ -42,7 +43,7 @@ from openblip.core.places import DATA_ROOT
 __all__ = ["COMMANDS", "main"]
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "train": (train.train, train.recipes, features.cache_features),
+    "train": (train.train, recipes.recipes, features.cache_features),
     "use": (
         *(caption.caption, use.match, score.score, classify.classify, use.ask, judge.judge),
         *(use.embed, use.retrieve, use.evaluate),

@@ -1,4 +1,4 @@
-"""Commands that train: `train` for every run, `recipes` for the catalogue."""
+"""The command `train`, for every run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from openblip.recipes.catalogue import Recipe
     from openblip.tasks.config import RunConfig
 
-__all__ = ["check_train", "is_file", "recipes", "show_recipe", "train"]
+__all__ = ["check_train", "is_file", "own_data", "show_recipe", "train"]
 
 WHAT_DATA = (
     "the data: a folder of images with .txt files, a captions file, tars, hf:NAME, or world:train to try it out"
@@ -54,7 +55,7 @@ def train(
     Args:
         recipe: a name of `openblip recipes`, or a TOML or JSON file of settings (every run writes config.json).
         data: folders, captions files, tars, hf:NAME or world:SPLIT; settings follow a question mark, as in
-            "a.jsonl?text_column=alt".
+            "a.jsonl?text_column=alt". A run of a paper brings its own published datasets, found below --data-root.
         out: folder of the run, a new one or with --resume; the model will be in FOLDER/model, with --validation
             and a recipe that monitors a metric the best one in FOLDER/best.
         steps: steps of the optimizer, in place of the recipe's length.
@@ -129,22 +130,6 @@ def _run(config: RunConfig, out: Path, *, resume: bool, title: str) -> None:
         print(f"The best one ({result.best['name']} {result.best['value']:.4g}) is in {out / 'best'}")
 
 
-def recipes() -> None:
-    """List the recipes of `openblip train`; openblip train RECIPE --help shows the settings of one."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from openblip.recipes.catalogue import RECIPES
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("recipe", "trains", "settings of"):
-        table.add_column(column)
-    for recipe in RECIPES.values():
-        table.add_row(recipe.name, recipe.summary, recipe.source.partition(",")[0])
-    Console().print(table)
-    print("\nopenblip train RECIPE --help shows a recipe's options and settings.")
-
-
 def show_recipe(name: str) -> None:
     """Print what a recipe takes and sets, as `openblip train NAME --help` does."""
     from rich.console import Console
@@ -161,7 +146,8 @@ def show_recipe(name: str) -> None:
     usual = _flat(to_dict(RunConfig(sources=config.sources, family=config.family)))
     values = _flat(to_dict(config))
     console = Console(highlight=False)
-    console.print(f"openblip train {name} DATA ... --out FOLDER [options]\n")
+    data = f"[{' '.join(recipe.data)}]" if recipe.data else "DATA ..."
+    console.print(f"openblip train {name} {data} --out FOLDER [options]\n", markup=False)
     console.print((inspect.getdoc(recipe.make) or "").partition("\n\n")[0].replace("\n", " "))
     console.print(f"Settings from {recipe.source}.\n")
     options = Table(box=None, pad_edge=False, show_header=False)
@@ -230,4 +216,14 @@ def check_train(recipe: str, given: dict[str, Any]) -> None:
         )
     found = recipe_named(recipe)
     found.check(given.keys() & {"model", "validation", "steps", "vision", "text", "language"})
-    need(given.get("data", ()), WHAT_DATA)
+    need(given.get("data", found.data), WHAT_DATA)
+
+
+def own_data(recipe: str, given: Collection[str]) -> tuple[str, ...]:
+    """The published datasets that a recipe brings itself, where the command names no data in their place."""
+    if is_file(recipe) or "data" in given:
+        return ()
+    from openblip.recipes.catalogue import recipe_named
+
+    found = recipe_named(recipe)
+    return (*found.data, *(() if "validation" in given else found.validation))
