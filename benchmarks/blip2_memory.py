@@ -7,7 +7,8 @@ The floating-point operations of a step's matrix products are counted too, forwa
 some 3%, are not. From them docs/blip2.md estimates how long a run takes.
 
 `openblip.tasks.cost` says how it is computed. Not in it: the CUDA context and what the allocator loses to
-fragments, for which `RESERVE` is set aside, and what several processes add (DDP's buckets, as much as the gradients).
+fragments, for which `RESERVE` is set aside, and what several processes add (DDP's buckets, as much as the
+gradients).
 """
 
 from __future__ import annotations

@@ -95,6 +95,8 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     # A configuration file may take the place of arguments; a bootstrap that continues reads only what is not done.
     if given.get("config") is not None or (command == "bootstrap" and bound["out"].exists()):
         return
+    if command == "train" and "dry_run" in given:
+        return  # reads neither data nor weights
     for name, value in given.items():
         check = _OF_COMMANDS.get((command, name)) or _CHECKS.get(name)
         if check is not None and value is not None:

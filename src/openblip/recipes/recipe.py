@@ -78,6 +78,11 @@ class Recipe:
         parameters = inspect.signature(self.make).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | dict(self.options_set)
 
+    @property
+    def size(self) -> str:
+        """The size that stands for a starting model where a run is predicted and not begun."""
+        return "base" if self.function.startswith("blip:") else ""
+
     def config(self, data: tuple[str, ...] = (), *, steps: int | None = None, **options: Any) -> RunConfig:
         """The configuration.
 

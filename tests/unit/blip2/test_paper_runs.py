@@ -15,9 +15,10 @@ from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import main
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError
+from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, blip_config
-from openblip.models.qformer import QFormerConfig
+from openblip.models.qformer import QFormerSettings
 from openblip.recipes.papers import RUNS
 from openblip.tasks.config import RunConfig, load_run_config
 from openblip.tasks.training import run_training
@@ -29,7 +30,12 @@ QUICK = {"blip-pretrain-14m", "blip-caption-coco", "blip-nlvr2", "blip2-stage1-v
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.everything(tmp_path_factory.mktemp("published"))
+    """The small copies, with a second image in val of COCO and Flickr30k: retrieval is of several."""
+    root = miniature.everything(tmp_path_factory.mktemp("published"))
+    for name in ("coco/annotations/coco_karpathy", "flickr30k/annotations/flickr30k"):
+        rows = [row for split in ("val", "test") for row in read_json(root / f"{name}_{split}.json")]
+        miniature.write(root / f"{name}_val.json", rows)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = TextTokenizer.train(WORDS * 3, vocab_size=120)
     sizes = blip_config("nano", vocab_size=words.vocab_size, image_size=PIXELS)
     save_model(folder / "blip", StoredModel(Blip(sizes), words))
-    for kind in ("opt", "t5"):
-        write_language(folder / kind, kind)  # type: ignore[arg-type]
+    write_language(folder / "decoder", "opt")
+    write_language(folder / "t5", "t5")
     return folder
 
 
@@ -50,14 +56,14 @@ def small(config: RunConfig) -> RunConfig:
     train = replace(config.train, max_steps=2, device="cpu", precision="float32", trackers=())
     changes: dict[str, Any] = {"batch_size": 2, "num_workers": 0, "train": train, "text_pretrained": ""}
     if config.family == "blip2":
-        sizes = QFormerConfig(num_queries=4, width=32, depth=2, num_heads=4, inner_width=64, memory_width=32)
+        sizes = QFormerSettings(num_queries=4, width=32, depth=2, num_heads=4, inner_width=64)
         changes |= {"qformer": sizes, "vocab_size": 200}
     return replace(config, **changes)
 
 
 def started(name: str, place: Path) -> dict[str, str]:
     """The small model, or parts, that a run starts from; earlier stages are trained once."""
-    kind = "t5" if "t5" in name else "opt"
+    kind = "t5" if "t5" in name else "decoder"
     if name.startswith("blip-"):
         return {"model": "nano" if "pretrain" in name else str(place / "blip")}
     if "stage1" in name:
@@ -96,20 +102,19 @@ def test_two_steps(name: str, root: Path, place: Path, tmp_path: Path, monkeypat
 def test_the_command_finds_the_datasets(
     root: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OPENBLIP_DATA", raising=False)
-    start = ["train", "blip-nlvr2", "--model", str(place / "blip")]
-    short = ["--steps", "2", *("--set", "batch_size=2"), *("--set", "num_workers=0")]
-    short += [*("--set", "train.precision=float32"), *("--set", "train.device=cpu")]
-    assert main([*start, "--data-root", str(root), "--out", str(tmp_path / "run"), *short]) == 0
-    assert load_run_config(tmp_path / "run" / "config.json").sources[0].path == "nlvr2:train"
-    capsys.readouterr()
-    assert main([*start, "--out", str(tmp_path / "none"), *short]) == 2
+    monkeypatch.setenv("OPENBLIP_DATA", "")
+    command = ["train", "blip-nlvr2", "--model", str(place / "blip"), "--out", str(tmp_path / "run")]
+    command += ["--steps", "2", *("--set", "batch_size=2"), *("--set", "num_workers=0")]
+    command += [*("--set", "train.precision=float32"), *("--set", "train.device=cpu")]
+    assert main(command) == 2
     assert "set --data-root or OPENBLIP_DATA" in capsys.readouterr().err
-    assert main([*start, "--data-root", str(place), "--out", str(tmp_path / "none"), *short]) == 2
+    assert main([*command, "--data-root", str(place)]) == 2
     message = capsys.readouterr().err
     assert "nlvr2:train is not complete" in message
     assert "get it from" in message
-    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "run").exists()
+    assert main([*command, "--data-root", str(root)]) == 0
+    assert load_run_config(tmp_path / "run" / "config.json").sources[0].path == "nlvr2:train"
 
 
 def test_other_data_take_the_place_of_all_of_its_own() -> None:
