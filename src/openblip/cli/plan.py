@@ -75,10 +75,12 @@ def plan_record(made: Plan) -> dict[str, Any]:
 
 def _print(title: str, made: Plan, record: dict[str, Any]) -> None:
     from openblip.report import Column, Table, print_table
+    from openblip.report.numbers import spell
 
     memory = record["memory_gib"]
     parts = ", ".join(f"{name} {value:.1f}" for name, value in list(memory.items())[:3] if value)
     copies = f", momentum copies {made.momentum_parameters / 1e6:.1f}M" if made.momentum_parameters else ""
+    frozen = f", frozen {made.frozen_parameters / 1e6:,.1f}M" if made.frozen_parameters else ""
     fits = "fits" if made.fits else f"does not fit; the largest batch that does is {record['largest_batch']}"
     several = f" in {made.accumulation} micro-batches" if made.accumulation > 1 else ""
     run = "unknown: give --samples or --steps" if made.steps is None else f"{made.steps:,} steps"
@@ -86,12 +88,14 @@ def _print(title: str, made: Plan, record: dict[str, Any]) -> None:
     rows = {
         "hardware": f"{made.gpus} x {made.gpu.name}",
         "batch": f"{made.batch * made.accumulation} on each GPU{several}, {made.global_batch:,} together",
-        "parameters": f"trained {trained / 1e6:.1f}M, frozen {made.frozen_parameters / 1e6:,.1f}M{copies}",
+        "parameters": f"trained {trained / 1e6:.1f}M{frozen}{copies}",
         "a step": f"{made.step_tflop:.1f} TFLOP on each GPU, texts of {made.text_tokens} tokens",
         "memory": f"{made.memory_gib:.1f} GiB of {made.gpu.gib}: {fits}",
         "made of": f"{parts}, set aside 2.0 GiB",
-        "speed": f"{made.step_seconds:.2f} s a step, {rate:,.0f} samples/s at {made.mfu:.0%} MFU",
-        "the run": run if hours is None else f"{run}: {hours:,.1f} h, {hours * made.gpus:,.0f} GPU hours",
+        "speed": f"{spell(made.step_seconds, 'seconds')} a step, {rate:,.0f} samples/s at {made.mfu:.0%} MFU",
+        "the run": run
+        if hours is None
+        else f"{run}: {spell(3600 * hours, 'seconds')}, {hours * made.gpus:,.1f} GPU hours",
     }
     if "published" in record:
         rows["published"] = record["published"]
