@@ -10,7 +10,7 @@ from openblip.core.errors import UserError, nearest
 from openblip.recipes.papers import RUNS
 from openblip.recipes.recipe import BLIP, BLIP2, Recipe
 
-__all__ = ["RECIPES", "Recipe", "recipe_named"]
+__all__ = ["RECIPES", "Recipe", "recipe_named", "runs_table"]
 
 _TODAY = "the paper's settings with today's parts, 10 passes at batch 1,024; docs/blip2.md, Today's parts"
 _START = ("model",)
@@ -108,3 +108,19 @@ def recipe_named(name: str) -> Recipe:
     if name not in RECIPES:
         raise UserError(f'there is no recipe "{name}"{nearest(name, RECIPES)}; openblip recipes lists them')
     return RECIPES[name]
+
+
+def runs_table() -> str:
+    """The papers' runs as the table of docs/recipes.md."""
+    rows = ["| recipe | trains | batch | length | learning rate | expected |", "|---|---|---|---|---|---|"]
+    for recipe in RUNS.values():
+        config = recipe.config(recipe.data, **dict.fromkeys(recipe.needs, recipe.size or "m"))
+        train, paper = config.train, recipe.paper
+        assert paper is not None
+        length = f"{train.epochs} epochs" if train.max_steps is None else f"{train.max_steps:,} steps"
+        expected = "; ".join(f"{target.measure} {target.value}" for target in paper.figures) or "not published"
+        batch = f"{paper.gpus} x {config.batch_size}"
+        rows.append(
+            f"| `{recipe.name}` | {recipe.summary} | {batch} | {length} | {train.learning_rate:g} | {expected} |"
+        )
+    return "\n".join(rows)
