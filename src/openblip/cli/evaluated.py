@@ -100,14 +100,16 @@ def show_results(folder: Path, target: Path) -> None:
     Raises:
         UserError: there are no results, or `target` is no place for a file.
     """
+    from rich.console import Console
+
     from openblip.metrics.results import read_results
     from openblip.report import print_table, write_report
     from openblip.report.results import results_report, results_tables
 
-    found = read_results(folder)
+    found, console = read_results(folder), Console(highlight=False)
     for table in results_tables(found.results):
         print_table(table)
-        print(f"{table.note}\n" if table.note else "")
+        console.print(f"{table.note}\n", markup=False)
     for name, reason in found.skipped.items():
         print(f"openblip: skipped {folder / name}: {reason}", file=sys.stderr)
     if found.skipped:

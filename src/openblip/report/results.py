@@ -50,36 +50,41 @@ def _table(dataset: str, split: str, task: str, results: Sequence[Result]) -> Ta
     measures = [name for name in MEASURES if any(name in row.figures for row in published)]
     measures = [name for name in measures if any(_metric(name, result) for result in results)]
     published = [row for row in published if any(name in row.figures for name in measures)]
-    nearest = {family: _best(published, prefix, measures) for family, prefix in _FAMILIES.items()}
-    rows: list[list[Cell | float | str | None]] = []
-    for result in results:
-        beside = nearest.get(result.family)
-        rows.append([result.model, *_cells(result, measures, beside), f"{result.samples:,}", _status(result)])
-    rows += [
-        [row.model, *(row.figures.get(name) for name in measures), "", row.remark or "published"]
-        for row in published
-    ]
     if not measures:
         return _plain(dataset, split, task, results)
-    columns = [Column(name="model", align="left"), *(Column(name=_SHOWN.get(n, n)) for n in measures)]
-    columns += [Column(name="samples", align="right"), Column(name="", align="left")]
+    nearest = {family: _best(published, prefix, measures) for family, prefix in _FAMILIES.items()}
+    digits = {name: max(len(row.figures.get(name, "").partition(".")[2]) for row in published) for name in measures}
+    rows: list[list[Cell | float | str | None]] = []
+    for result in results:
+        beside, cells = nearest.get(result.family), []
+        for name in measures:
+            reference = beside.figures.get(name) if beside is not None else None
+            cells.append(_cell(result.metrics.get(_metric(name, result)), digits[name], reference))
+        rows.append([result.model, *cells, _samples(result)])
+    for row in published:
+        model = f"{row.model}, {row.remark}" if row.remark else row.model
+        rows.append([model, *(row.figures.get(name) for name in measures), "published"])
     families = {result.family for result in results}
     compared = sorted({row.model for family, row in nearest.items() if row is not None and family in families})
-    note = f"In parentheses: difference from the published {' or '.join(compared)}. " if compared else ""
-    note += f"Sources: {'; '.join(dict.fromkeys(row.source for row in published))}."
-    return Table(title=_title(dataset, split, task), columns=columns, rows=rows, note=note)
+    notes = [f"In parentheses: difference from the published {' or '.join(compared)}."] if compared else []
+    notes += [*_parts(results), f"Sources: {'; '.join(dict.fromkeys(row.source for row in published))}."]
+    columns = [_SHOWN.get(name, name) for name in measures]
+    return _made(_title(dataset, split, task), columns, rows, " ".join(notes))
+
+
+def _made(title: str, measures: list[str], rows: Sequence[Sequence[Cell | float | str | None]], note: str) -> Table:
+    columns = [Column(name="model"), *(Column(name=name, align="right") for name in (*measures, "samples"))]
+    return Table(title=title, columns=columns, rows=rows, note=note)
 
 
 def _plain(dataset: str, split: str, task: str, results: Sequence[Result]) -> Table:
     """Where nothing is published: the metrics that there are."""
     names = [name for name in _OTHER if any(name in result.metrics for result in results)]
     names = names or sorted({name for result in results for name in result.metrics})[:5]
-    rows = [
-        [r.model, *(_cell(r.metrics.get(name)) for name in names), f"{r.samples:,}", _status(r)] for r in results
+    rows: list[list[Cell | float | str | None]] = [
+        [result.model, *(_cell(result.metrics.get(name)) for name in names), _samples(result)] for result in results
     ]
-    columns = [Column(name="model", align="left"), *(Column(name=name) for name in names)]
-    columns += [Column(name="samples", align="right"), Column(name="", align="left")]
-    return Table(title=_title(dataset, split, task), columns=columns, rows=rows)
+    return _made(_title(dataset, split, task), names, rows, " ".join(_parts(results)))
 
 
 def _title(dataset: str, split: str, task: str) -> str:
@@ -89,7 +94,7 @@ def _title(dataset: str, split: str, task: str) -> str:
 def _best(published: Sequence[Published], prefix: str, measures: Sequence[str]) -> Published | None:
     """The published row of a family that is best in the last measure it has."""
     own = [row for row in published if row.model.startswith(prefix) and any(n in row.figures for n in measures)]
-    return max(own, key=lambda row: [row.figures[n] for n in measures if n in row.figures][-1], default=None)
+    return max(own, key=lambda row: float([row.figures[n] for n in measures if n in row.figures][-1]), default=None)
 
 
 def _metric(measure: str, result: Result) -> str:
@@ -97,24 +102,25 @@ def _metric(measure: str, result: Result) -> str:
     return next((name for name in MEASURES[measure] if name in result.metrics), "")
 
 
-def _cells(result: Result, measures: Sequence[str], beside: Published | None) -> list[Cell]:
-    cells = []
-    for measure in measures:
-        cell = _cell(result.metrics.get(_metric(measure, result)))
-        reference = beside.figures.get(measure) if beside is not None else None
-        if reference is not None and isinstance(cell.value, float):
-            cell = Cell(value=cell.value, spread=cell.spread, note=f"({cell.value - reference:+.1f})")
-        cells.append(cell)
-    return cells
-
-
-def _cell(figure: Figure | None) -> Cell:
+def _cell(figure: Figure | None, digits: int = 1, reference: str | None = None) -> Cell:
     """In percent, as the papers have it."""
     if figure is None:
         return Cell(value=None)
-    spread = None if figure.spread is None else 100 * figure.spread
-    return Cell(value=round(100 * figure.value, 2), spread=spread)
+    value, spread = 100 * figure.value, ""
+    if figure.spread is not None:
+        spread = f" ± {100 * figure.spread:.{digits}f}"
+    note = "" if reference is None else f"({value - float(reference):+.{digits}f})"
+    return Cell(value=f"{value:.{digits}f}{spread}", note=note)
 
 
-def _status(result: Result) -> str:
-    return "whole split" if result.official else f"part: {result.partial}"
+def _samples(result: Result) -> str:
+    return f"{result.samples:,}" + ("" if result.official else ", part")
+
+
+def _parts(results: Sequence[Result]) -> list[str]:
+    """Why figures are not those of a whole published split, a sentence for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        if not result.official:
+            reasons.setdefault(result.partial, []).append(result.model)
+    return [f"Part, {reason}: {', '.join(dict.fromkeys(models))}." for reason, models in reasons.items()]

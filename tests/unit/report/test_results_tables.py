@@ -98,15 +98,15 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
 def test_published_figures_of_the_cards_are_read() -> None:
     coco = {row.model: row.figures for row in published_figures(CARDS["coco"], "test")}
     assert coco["BLIP ViT-B, 129M, CapFilt-L"] in (
-        {"BLEU-4": 39.7, "CIDEr": 133.3},
-        {"text": 81.2, "image recall@1": 64.1},
+        {"BLEU-4": "39.7", "CIDEr": "133.3"},
+        {"text": "81.2", "image recall@1": "64.1"},
     )
-    assert {"CIDEr": 145.8} in [row.figures for row in published_figures(CARDS["coco"], "test")]
-    assert [row.figures for row in published_figures(CARDS["nlvr2"], "test1")] == [{"accuracy": 82.24}]
-    assert [row.figures for row in published_figures(CARDS["nlvr2"], "dev")] == [{"accuracy": 82.15}]
+    assert {"CIDEr": "145.8"} in [row.figures for row in published_figures(CARDS["coco"], "test")]
+    assert [row.figures for row in published_figures(CARDS["nlvr2"], "test1")] == [{"accuracy": "82.24"}]
+    assert [row.figures for row in published_figures(CARDS["nlvr2"], "dev")] == [{"accuracy": "82.15"}]
     dev = {(row.model, row.remark): row.figures for row in published_figures(CARDS["vqav2"], "test-dev")}
-    assert dev["BLIP-2 ViT-g, FlanT5-XL", "zero-shot"] == {"accuracy": 63.0}
-    assert dev["BLIP ViT-B, 129M, CapFilt-L", "fine-tuned"] == {"accuracy": 78.25}
+    assert dev["BLIP-2 ViT-g, FlanT5-XL", "zero-shot"] == {"accuracy": "63.0"}
+    assert dev["BLIP ViT-B, 129M, CapFilt-L", "fine-tuned"] == {"accuracy": "78.25"}
     assert published_figures(CARDS["coco"], "train") == []
 
 
@@ -121,16 +121,16 @@ def test_models_are_rows_and_published_figures_stand_beside() -> None:
     ]
     captions, retrieval, own = results_tables(results)
     lines = markdown(captions)
-    assert lines[0] == "| model | BLEU-4 | CIDEr | samples |  |"
+    assert lines[0] == "| model | BLEU-4 | CIDEr | samples |"
     # The best of the family by CIDEr is ViT-L, 40.4 and 136.7.
-    assert lines[2].startswith("| runs/coco/model | 39.1 (-1.3) | 132 ±")
-    assert lines[2].endswith("(-4.6) | 5,000 | whole split |")
-    assert "part: the first 100 of 5,000 samples" in lines[3]
-    assert any(line.startswith("| BLIP ViT-L, 129M | 40.4 | 137") for line in lines)
-    assert any("BLIP-2 ViT-g, OPT-2.7B" in line and "146" in line for line in lines)
+    assert lines[2] == "| runs/coco/model | 39.1 (-1.3) | 132.1 ± 0.4 (-4.6) | 5,000 |"
+    assert lines[3].endswith("| 100, part |")
+    assert "Part, the first 100 of 5,000 samples: small." in captions.note
+    assert "| BLIP ViT-L, 129M, fine-tuned | 40.4 | 136.7 | published |" in lines
+    assert "| BLIP-2 ViT-g, OPT-2.7B, fine-tuned | \u2013 | 145.8 | published |" in lines
     assert "difference from the published BLIP ViT-L, 129M." in captions.note
-    assert markdown(retrieval)[0] == "| model | TR@1 | IR@1 | samples |  |"
-    assert markdown(own)[0] == "| model | BLEU-4 | CIDEr | samples |  |"
+    assert markdown(retrieval)[0] == "| model | TR@1 | IR@1 | samples |"
+    assert markdown(own)[0] == "| model | BLEU-4 | CIDEr | samples |"
     assert len(markdown(own)) == 3
 
 
@@ -141,5 +141,5 @@ def test_the_page_has_every_table(tmp_path: Path) -> None:
     )
     write_report(tmp_path / "page.html", results_report(read_results(tmp_path), "Results"))
     page = (tmp_path / "page.html").read_text()
-    for text in ("coco:test, captioning", "nlvr2:dev, nlvr", "133", "82.15", "whole split", "2 evaluations"):
+    for text in ("coco:test, captioning", "nlvr2:dev, nlvr", "133.3", "82.15", "2 evaluations"):
         assert text in page

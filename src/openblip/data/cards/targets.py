@@ -29,14 +29,14 @@ class Published:
     model: str
     remark: str
     """"fine-tuned" or "zero-shot", "" where neither is said"""
-    figures: dict[str, float]
-    """by the card's name of the measure"""
+    figures: dict[str, str]
+    """by the card's name of the measure, as published"""
     source: str
 
 
 def published_figures(card: Card, split: str) -> list[Published]:
     """The published figures of a split, a row for each model and source; measures of no evaluation are left out."""
-    rows: dict[tuple[str, str, str], dict[str, float]] = {}
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for target in card.targets:
         names, splits, remark = _parts(target)
         values = target.value.split(" / ")
@@ -44,7 +44,7 @@ def published_figures(card: Card, split: str) -> list[Published]:
             name = names[place] if len(names) == len(values) else names[0]
             own = splits[place] if len(splits) == len(values) and len(names) != len(values) else splits[0]
             if _SPLITS.get(own, own) == split and name in MEASURES:
-                rows.setdefault((target.model, remark, target.source), {})[name] = float(value)
+                rows.setdefault((target.model, remark, target.source), {})[name] = value
     return [Published(model, remark, figures, source) for (model, remark, source), figures in rows.items()]
 
 
