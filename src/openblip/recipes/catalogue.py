@@ -118,7 +118,7 @@ def runs_table() -> str:
         train, paper = config.train, recipe.paper
         assert paper is not None
         length = f"{train.epochs} epochs" if train.max_steps is None else f"{train.max_steps:,} steps"
-        expected = "; ".join(f"{target.measure} {target.value}" for target in paper.figures) or "not published"
+        expected = "; ".join(f"{target.measure} {target.value}" for target in paper.figures)
         batch = f"{paper.gpus} x {config.batch_size}"
         rows.append(
             f"| `{recipe.name}` | {recipe.summary} | {batch} | {length} | {train.learning_rate:g} | {expected} |"
