@@ -54,9 +54,9 @@ def result_of(
     one = named[0] if len(named) == 1 else None
     settings: dict[str, Any] = {"prompt": config.prompt, "rerank_k": config.rerank_k, "candidates": candidates}
     settings |= {"decode": to_dict(config.decode), "max_length": config.max_length}
-    partial = _partial(config, metrics, measured, named[0] if len(named) == 1 else None)
+    partial = _partial(config, metrics, measured, one)
     return Result(
-        task=config.task,
+        task=_measured_task(config.task, metrics),
         dataset=one[0] if one else ", ".join(source.name or source.path for source in config.validation),
         split=one[1] if one else "",
         model=model,
@@ -72,6 +72,13 @@ def result_of(
         versions=versions(),
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+
+
+def _measured_task(task: str, metrics: dict[str, float]) -> str:
+    """Of a model that does several things with images and captions, what was measured."""
+    known = {"captioning": "CIDEr", "retrieval": "t2i_recall@1"}
+    found = [name for name, metric in known.items() if metric in metrics]
+    return " and ".join(found) or task if task == "pretraining" else task
 
 
 def _partial(
