@@ -87,7 +87,7 @@ def train(
     """
     from openblip.core.config import override
 
-    named = {"model": model, "vision": vision, "text": text, "language": language, "steps": steps}
+    named: dict[str, Any] = {"model": model, "vision": vision, "text": text, "language": language, "steps": steps}
     found = None
     if is_file(recipe):
         config = _from_file(Path(recipe), data, validation, named)

@@ -56,7 +56,8 @@ def _table(dataset: str, split: str, task: str, results: Sequence[Result]) -> Ta
     digits = {name: max(len(row.figures.get(name, "").partition(".")[2]) for row in published) for name in measures}
     rows: list[list[Cell | float | str | None]] = []
     for result in results:
-        beside, cells = nearest.get(result.family), []
+        beside = nearest.get(result.family)
+        cells: list[Cell] = []
         for name in measures:
             reference = beside.figures.get(name) if beside is not None else None
             cells.append(_cell(result.metrics.get(_metric(name, result)), digits[name], reference))
