@@ -79,11 +79,12 @@ def test_arithmetic_is_what_a_real_step_computes(name: str, languages: dict[str,
 def test_recomputing_takes_more_arithmetic_and_less_memory(languages: dict[str, Path]) -> None:
     """The tower that is fine-tuned with the rest is recomputed too."""
     config = small("blip2-caption", languages, 16)
-    config = replace(config, language=replace(config.language, source=str(languages["opt"])), max_length=16)
+    config = replace(config, vision=replace(config.vision, image_size=224))  # of few pixels little is kept
+    config = replace(config, language=replace(config.language, source=str(languages["opt"])))
     recomputed = predicted_cost(*sketch(config))
     kept = predicted_cost(*sketch(replace(config, train=replace(config.train, gradient_checkpointing=0.0))))
     assert kept.trained_parameters == recomputed.trained_parameters > 5_000_000  # the tower's are among them
-    assert recomputed.flops > 1.25 * kept.flops
+    assert recomputed.flops > 1.2 * kept.flops
     assert recomputed.peak < 0.8 * kept.peak
 
 
