@@ -6,34 +6,23 @@
 The floating-point operations of a step's matrix products are counted too, forward and backward; attention's own,
 some 3%, are not. From them docs/blip2.md estimates how long a run takes.
 
-A step of the real sizes runs on tensors without values (torch's fake tensors), and every storage that it holds is
-counted from its birth to its end: weights, the optimiser's moments, gradients, what autograd keeps, what an
-operation needs in passing. Two things are put in a GPU's place: attention keeps its inputs, its output and one
-number a row, as fused kernels do, and LayerNorm under autocast gives float32, as CUDA has it. Not in it:
-the CUDA context and what the allocator loses to fragments, for which `RESERVE` is set aside, and what several
-processes add (DDP's buckets, as much as the gradients).
+`openblip.tasks.cost` says how it is computed. Not in it: the CUDA context and what the allocator loses to
+fragments, for which `RESERVE` is set aside, and what several processes add (DDP's buckets, as much as the
+gradients).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tables import text_table
 from openblip.checkpoints.blip2_parts import as_tower
@@ -42,18 +31,17 @@ from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.language import FrozenLanguage, LanguageConfig
+from openblip.models.language_sizes import LANGUAGE_SIZES, language_of_size
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import FrozenTower, TowerConfig, make_tower
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config
 from openblip.recipes.blip2 import VISION_TODAY
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
+from openblip.tasks.cost import GIB, RESERVE, StepCost, predicted_cost
 from openblip.tasks.pairs import Stage1Step
 from openblip.tasks.step import PairBatch
 
-GIB = 2**30
 CARDS = (24, 40, 80)
-RESERVE = 2.0
-"""GiB left to the CUDA context and to fragments"""
 SIZES = (32, 256)
 """batches that are computed"""
 TOKENS = 32
@@ -66,92 +54,6 @@ Make = Callable[[], Any]
 """makes a language model of transformers without values"""
 
 
-class Meter(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make while it is on and that are still held."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._held: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in tree_iter(result):
-            if isinstance(value, Tensor):
-                self._note(value.untyped_storage())
-        return result
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._held:
-            self._held[key] = math.ceil(storage.nbytes() / 512) * 512  # as torch's allocator rounds
-            self.now += self._held[key]
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.now -= self._held.pop(key)
-
-
-class _Fused(torch.autograd.Function):
-    """Attention by what a fused kernel keeps for its backward: inputs, output, and a number for each row."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        out = query.new_empty(*query.shape[:-1], value.shape[-1])
-        rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, mask, out, rows)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
-
-
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
-) -> Tensor:
-    if torch.is_autocast_enabled("cpu"):
-        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
-    return _Fused.apply(query, key, value, attn_mask)
-
-
-def _layer_norm(inputs: Tensor, *args: Any, normal: Any = F.layer_norm, **kwargs: Any) -> Tensor:
-    return normal(inputs.float() if torch.is_autocast_enabled("cpu") else inputs, *args, **kwargs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes of a training step on one process."""
-
-    frozen: int
-    """weights of vision tower and language model"""
-    trained: int
-    """weights in float32 and AdamW's two moments; gradients count as activations, since they come in their place"""
-    peak: int
-    """most that is held at once"""
-    trained_parameters: int
-    frozen_parameters: int
-    flops: int = 0
-    """of the step's matrix products"""
-
-
-@contextmanager
-def without_values() -> Iterator[Meter]:
-    """Fake tensors under a meter, with what CUDA does in the place of what a CPU does."""
-    meter = Meter()
-    with (
-        mock.patch("openblip.models.layers.uses_fused_attention", return_value=True),
-        mock.patch("openblip.models.vision.uses_fused_attention", return_value=True),
-        mock.patch.object(F, "scaled_dot_product_attention", _attention),
-        mock.patch.object(F, "layer_norm", _layer_norm),
-        FakeTensorMode(),
-        meter,
-    ):
-        yield meter
-
-
 def step_memory(
     config: Blip2Config,
     language: Make | None,
@@ -160,7 +62,7 @@ def step_memory(
     tokens: int = TOKENS,
     from_features: bool = False,
     checkpointing: bool = False,
-) -> Memory:
+) -> StepCost:
     """Memory of one step under autocast in bfloat16, AdamW, stage 2 where there is a language model.
 
     Args:
@@ -184,52 +86,7 @@ def step_memory(
             tower.encoder = nn.Identity()
         return _batch(tower, llm, batch_size, tokens, features)
 
-    return memory_of(step, batch)
-
-
-def memory_of(step: nn.Module, make_batch: Callable[[], Any]) -> Memory:
-    """Memory of one step under autocast in bfloat16 with AdamW.
-
-    Args:
-        step: a step of the training loop on the device "meta".
-        make_batch: called where tensors have no values.
-    """
-    with without_values() as meter:
-        give_storage(step)
-        batch = make_batch()
-        trained = [value for value in step.parameters() if value.requires_grad]
-        fixed = [value for value in step.parameters() if not value.requires_grad]
-        frozen = sum(value.numel() * value.element_size() for value in fixed)
-        moments = [torch.zeros_like(value) for value in trained for _ in range(2)]
-        held = meter.peak = meter.now
-        with FlopCounterMode(display=False) as counter:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                losses = step(batch)
-            losses["loss"].backward()
-        del moments
-    return Memory(
-        frozen=frozen,
-        trained=held - frozen,
-        peak=meter.peak,
-        trained_parameters=sum(value.numel() for value in trained),
-        frozen_parameters=sum(value.numel() for value in fixed),
-        flops=counter.get_total_flops(),
-    )
-
-
-def give_storage(module: nn.Module) -> None:
-    """Tensors without values, but with a storage, in place of those that have neither."""
-    made: dict[int, Tensor] = {}
-    for part in module.modules():
-        for table in (part._parameters, part._buffers):
-            for name, value in table.items():
-                if value is None:
-                    continue
-                if id(value) not in made:  # tied ones stay tied
-                    new = torch.empty(value.shape, dtype=value.dtype)
-                    trained = isinstance(value, nn.Parameter)
-                    made[id(value)] = nn.Parameter(new, requires_grad=value.requires_grad) if trained else new
-                table[name] = made[id(value)]  # type: ignore[assignment]
+    return predicted_cost(step, batch)
 
 
 def _batch(
@@ -254,7 +111,7 @@ def _all_scored(ids: Tensor, mask: Tensor) -> LanguageBatch:
     return LanguageBatch(ids, mask, mask, mask, torch.arange(ids.numel()))
 
 
-def largest_batch(few: Memory, many: Memory, card: float) -> int:
+def largest_batch(few: StepCost, many: StepCost, card: float) -> int:
     """The largest batch that fits a card of so many GiB, 0 if none does; peaks grow by equal steps with the batch.
 
     Args:
@@ -264,50 +121,14 @@ def largest_batch(few: Memory, many: Memory, card: float) -> int:
     return max(0, int(SIZES[0] + ((card - RESERVE) * GIB - few.peak) / each))
 
 
-def opt_2_7b() -> Any:
-    """OPT-2.7B in its published sizes."""
-    import transformers
-
-    sizes: dict[str, Any] = {"hidden_size": 2560, "ffn_dim": 10240, "num_hidden_layers": 32}
-    sizes |= {"num_attention_heads": 32, "attn_implementation": "sdpa"}
-    return transformers.OPTForCausalLM(transformers.OPTConfig(vocab_size=50272, word_embed_proj_dim=2560, **sizes))
-
-
-def flan_t5_xl() -> Any:
-    """FlanT5-XL in its published sizes."""
-    import transformers
-
-    sizes: dict[str, Any] = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
-    sizes |= {"vocab_size": 32128, "dropout_rate": 0.0, "attn_implementation": "sdpa"}
-    sizes |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
-    model: Any = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
-    # Tied until weights are read that differ, as FlanT5's do.
-    model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
-    return model
-
-
-def qwen3_1_7b() -> Any:
-    """Qwen3-1.7B in its published sizes."""
-    import transformers
-
-    sizes: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28}
-    sizes |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
-    sizes |= {"tie_word_embeddings": True, "attn_implementation": "sdpa"}
-    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes))
-
-
-def gemma3_1b() -> Any:
-    """Gemma 3 1B in its published sizes."""
-    import transformers
-
-    sizes: dict[str, Any] = {"hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144}
-    sizes |= {"sliding_window": 512, "tie_word_embeddings": True, "attn_implementation": "sdpa"}
-    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes))
-
-
-PAPER: dict[str, Make] = {"OPT-2.7B": opt_2_7b, "FlanT5-XL": flan_t5_xl}
-TODAY: dict[str, Make] = {"Qwen3-1.7B": qwen3_1_7b, "Gemma 3 1B": gemma3_1b}
+PAPER: dict[str, Make] = {
+    "OPT-2.7B": LANGUAGE_SIZES["facebook/opt-2.7b"],
+    "FlanT5-XL": LANGUAGE_SIZES["google/flan-t5-xl"],
+}
+TODAY: dict[str, Make] = {
+    "Qwen3-1.7B": LANGUAGE_SIZES["Qwen/Qwen3-1.7B-Base"],
+    "Gemma 3 1B": LANGUAGE_SIZES["google/gemma-3-1b-pt"],
+}
 
 
 @dataclass(frozen=True)
@@ -320,7 +141,7 @@ class Case:
     from_features: bool = False
     checkpointing: bool = False
 
-    def memory(self, batch_size: int, tokens: int = TOKENS) -> Memory:
+    def memory(self, batch_size: int, tokens: int = TOKENS) -> StepCost:
         """`step_memory` of it."""
         how = {"from_features": self.from_features, "checkpointing": self.checkpointing}
         return step_memory(self.config, self.language, batch_size, tokens=tokens, **how)
@@ -407,7 +228,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--store", action="store_true", help="keep it in benchmarks/results")
     options = parser.parse_args()
-    languages = {options.language: lambda: _described(options.language)} if options.language else PAPER
+    languages = {options.language: partial(language_of_size, options.language)} if options.language else PAPER
     result = run(as_tower(options.vision, VISION), languages, options.tokens)
     if options.store:
         result["today"] = _rows(as_tower(VISION_TODAY, VISION), TODAY, options.tokens)
@@ -416,14 +237,6 @@ def main() -> None:
         print(json.dumps(result, indent=2))
         return
     print("\n".join(table(result)))
-
-
-def _described(name: str) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    config = AutoConfig.from_pretrained(name)
-    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return auto.from_config(config)
 
 
 if __name__ == "__main__":

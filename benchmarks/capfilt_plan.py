@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.capfilt import CASES, NEW
-from benchmarks.gpu.cards import A100, H100, Gpu
 from benchmarks.tables import RESULTS, text_table
+from openblip.core.gpus import ARITHMETIC_SHARE, MEMORY_SHARE, Gpu
+from openblip.core.gpus import GPUS as KNOWN
 from openblip.models.blip import blip_config
 
 __all__ = [
@@ -33,11 +34,7 @@ __all__ = [
 MACHINE = "amd-epyc-2-cores"
 IMAGES = 100_000_000
 COUNTS = (1, 8, 64)
-ARITHMETIC_SHARE, MEMORY_SHARE = 0.4, 0.6
-"""of a vendor's figures, that lasts"""
-
-
-GPUS = (A100, H100)
+GPUS = (KNOWN["a100-80"], KNOWN["h100"])
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.cards import gpu_named
 from benchmarks.gpu.measure import card
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.stages import last_line
 from openblip.core.errors import UserError
+from openblip.core.gpus import gpu_named
 from openblip.core.runtime import machine, versions
 from openblip.core.text import read_text
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.cards import gpu_named, utilization
 from benchmarks.harness import spread
+from openblip.core.gpus import gpu_named, utilization
 
 __all__ = ["attention_kernels", "card", "count_waits", "measured"]
 

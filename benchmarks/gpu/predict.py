@@ -2,7 +2,7 @@
 
     python -m benchmarks gpu --predict [--store]
 
-Speeds are those at the shares of a card's figures that last (`benchmarks.capfilt_plan` has the same shares). Of
+Speeds are those at the shares of a card's figures that last (`openblip.core.gpus`). Of
 writing a caption, reading the decoder's weights and the images' keys and values once for each token is counted as
 well; what the host needs to launch kernels is not.
 """
@@ -17,22 +17,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import caption, match
-from benchmarks.blip2_memory import GIB, give_storage, memory_of
-from benchmarks.capfilt_plan import ARITHMETIC_SHARE, MEMORY_SHARE
-from benchmarks.gpu.cards import H100
 from benchmarks.gpu.steps import WORKS, blip_sizes, tower_sizes
 from benchmarks.tables import RESULTS, text_table
 from openblip.core.files import write_json
+from openblip.core.gpus import ARITHMETIC_SHARE, GPUS, MEMORY_SHARE
 from openblip.models.blip import Blip, BlipConfig
 from openblip.models.tower import make_tower
+from openblip.tasks.cost import GIB, counted_flops, predicted_cost
 
 __all__ = ["STORED", "main", "predicted", "table"]
 
+H100 = GPUS["h100"]
 STORED = RESULTS / "gpu-predicted.json"
 STEPS = (("blip", (64, 128, 256)), ("stage1", (128,)), ("stage2", (128,)))
 CAPTIONS = (1, 16, 64)
@@ -71,7 +68,7 @@ def predict_step(name: str, batch: int, *, small: bool = False) -> dict[str, Any
     work = WORKS[name](small)
     step = work.make("meta").train()
     tflop = flops_of(step, lambda: work.batch(batch)) / 1e12
-    memory = memory_of(work.make("meta").train(), lambda: work.batch(batch))
+    memory = predicted_cost(work.make("meta").train(), lambda: work.batch(batch))
     return _row(
         f"{name}, batch {batch}",
         batch,
@@ -84,17 +81,7 @@ def predict_step(name: str, batch: int, *, small: bool = False) -> dict[str, Any
 
 def flops_of(step: nn.Module, make_batch: Callable[[], Any]) -> int:
     """Floating-point operations of a step's products, forward and backward, nothing recomputed; on "meta"."""
-    return counted(step, lambda: step(make_batch())["loss"].backward())
-
-
-def counted(module: nn.Module, run: Callable[[], Any]) -> int:
-    """Floating-point operations of the products in `run`, whose module is on "meta"."""
-    # Attention as plain products, since what a fused kernel recomputes is no arithmetic of the model.
-    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
-        give_storage(module)
-        with FlopCounterMode(display=False) as counter, torch.autocast("cpu", dtype=torch.bfloat16):
-            run()
-    return int(counter.get_total_flops())
+    return counted_flops(step, lambda: step(make_batch())["loss"].backward())
 
 
 def predict_captions(batch: int, *, small: bool = False) -> dict[str, Any]:
@@ -119,7 +106,7 @@ def caption_flops(config: BlipConfig) -> int:
         memory = model.remember(model.encode_image(torch.zeros(1, 3, *config.vision.pixels)))
         return model.decoder(torch.zeros(rows, 1, dtype=torch.int64), memory=memory) if rows else memory
 
-    seen, one, many = (counted(model, partial(word, rows)) for rows in (0, 1, caption.BEAMS))
+    seen, one, many = (counted_flops(model, partial(word, rows)) for rows in (0, 1, caption.BEAMS))
     return one + (caption.NEW - 1) * (many - seen)
 
 
@@ -127,7 +114,7 @@ def predict_features(batch: int, *, small: bool = False) -> dict[str, Any]:
     """Features of the frozen tower."""
     with torch.device("meta"):
         tower = make_tower(tower_sizes(small), pretrained=False)
-    flops = counted(tower, lambda: tower(torch.zeros(batch, 3, *tower.pixels)))
+    flops = counted_flops(tower, lambda: tower(torch.zeros(batch, 3, *tower.pixels)))
     return _row(f"features of the frozen tower, batch {batch}", batch, flops / 1e12)
 
 
@@ -142,7 +129,7 @@ def predict_matching(texts: int, *, small: bool = False) -> dict[str, Any]:
         memory = model.remember(torch.zeros(1, tokens, config.vision.width))
         return model.match(torch.zeros(texts, match.TOKENS, dtype=torch.int64), None, memory)
 
-    return _row(f"{texts} texts, features", texts, counted(model, run) / 1e12)
+    return _row(f"{texts} texts, features", texts, counted_flops(model, run) / 1e12)
 
 
 def table(result: dict[str, Any]) -> list[str]:

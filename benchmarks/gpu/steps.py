@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.blip2_memory import opt_2_7b
 from benchmarks.blip2_stage1 import drawn_model
 from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip, BlipConfig, blip_config
 from openblip.models.blip2 import Blip2Config
 from openblip.models.language import FrozenLanguage, LanguageConfig
+from openblip.models.language_sizes import language_of_size
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config
@@ -102,7 +102,10 @@ def _blip2(small: bool, language: bool) -> Work:
 
     def make(device: torch.device | str) -> TrainingStep[Any]:
         with torch.device(device):
-            llm = None if settings is None else FrozenLanguage(_small_opt() if small else opt_2_7b(), settings)
+            llm = None
+            if settings is not None:
+                made = _small_opt() if small else language_of_size("facebook/opt-2.7b")
+                llm = FrozenLanguage(made, settings)
         model = drawn_model(config, whole=True, language=llm, device=device)
         if language:
             return Stage2Step(Blip2Stage2(model, eos_id=2))

@@ -123,9 +123,11 @@ def test_evaluation_measures_and_writes_its_predictions(
     )
     (metrics,) = done.records
     assert 0 <= metrics["t2i_recall@1"] <= metrics["t2i_recall@5"] <= 1
-    stored = json.loads((tmp_path / "measured" / "metrics.json").read_text())
-    assert {name: stored[name] for name in metrics} == metrics
-    predictions = (tmp_path / "measured" / "predictions.jsonl").read_text().splitlines()
+    (file,) = (tmp_path / "measured").glob("*.json")
+    stored = json.loads(file.read_text())
+    assert {name: figure["value"] for name, figure in stored["metrics"].items()} == metrics
+    assert (stored["samples"], stored["limit"], stored["official"]) == (12, 12, False)
+    predictions = file.with_suffix(".predictions.jsonl").read_text().splitlines()
     assert len(predictions) == 12
     assert json.loads(predictions[0])["references"] == list(world.records[0]["captions"])  # type: ignore[call-overload]
 

@@ -14,18 +14,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import caption, published
-from benchmarks.blip2_memory import give_storage
 from benchmarks.gpu import bootstrap, predict, training
-from benchmarks.gpu.cards import H100, gpu_named, utilization
 from benchmarks.gpu.environment import missing_packages
 from benchmarks.gpu.run import run
 from benchmarks.gpu.stages import STAGES, Stage, last_line
 from benchmarks.gpu.steps import WORKS, blip_sizes
 from benchmarks.tables import RESULTS
+from openblip.core.gpus import GPUS, gpu_named, utilization
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.models.stepper import DecoderStepper
+from openblip.tasks.cost import give_storage
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
 
@@ -82,9 +82,9 @@ def test_the_whole_run_fits_its_time_but_for_the_training() -> None:
 
 
 def test_utilization_of_known_cards() -> None:
-    assert gpu_named("NVIDIA H100 80GB HBM3") == H100
+    assert gpu_named("NVIDIA H100 80GB HBM3") == GPUS["h100"]
     assert gpu_named("NVIDIA H100 PCIe") is None
-    assert utilization(98.9, 0.2, H100) == pytest.approx(0.5)
+    assert utilization(98.9, 0.2, GPUS["h100"]) == pytest.approx(0.5)
     assert utilization(98.9, 0.2, gpu_named(None)) is None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from openblip.cli.classify import read_classes
 from openblip.cli.results import read_lines
-from openblip.cli.train import check_train
+from openblip.cli.train import check_train, own_data
 from openblip.core.errors import require
 from openblip.core.places import (
     NAMED,
@@ -103,9 +103,13 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     check_config_file(given.get("config"))
     if command == "train":
         check_train(bound["recipe"], given)
+        for spec in own_data(bound["recipe"], given):
+            _data(spec)
     # A configuration file may take the place of arguments; a bootstrap that continues reads only what is not done.
     if given.get("config") is not None or (command == "bootstrap" and bound["out"].exists()):
         return
+    if command == "train" and "dry_run" in given:
+        return  # reads neither data nor weights
     for name, value in given.items():
         check = _OF_COMMANDS.get((command, name)) or _CHECKS.get(name)
         if check is not None and value is not None:

@@ -31,6 +31,7 @@ from openblip.cli import (
     make,
     models,
     probe,
+    recipes,
     score,
     train,
     use,
@@ -44,7 +45,7 @@ from openblip.core.places import DATA_ROOT
 __all__ = ["COMMANDS", "main"]
 
 GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
-    "train": (train.train, train.recipes, features.cache_features),
+    "train": (train.train, recipes.recipes, features.cache_features),
     "use": (
         *(caption.caption, use.match, score.score, classify.classify, use.ask, judge.judge),
         *(use.embed, use.retrieve, use.evaluate, probe.probe),

@@ -107,13 +107,13 @@ def _open(index: Path, model: str | None, **how: Any) -> ImageIndex:
 
 def _update(index: ImageIndex, specs: Sequence[str]) -> None:
     """Bring an index up to date with places and say what came of it; exit with 1 when images were skipped."""
-    from openblip.cli.progress import showing
+    from openblip.cli.progress import progress as shown
     from openblip.index.building import IndexWriter
     from openblip.index.entries import Place
 
     began, all_broken = time.perf_counter(), 0
     for place in [Place(spec) for spec in dict.fromkeys(specs)]:
-        with IndexWriter.open(index) as writer, showing(len(place)) as progress:
+        with IndexWriter.open(index) as writer, shown(len(place)) as progress:
             changes = writer.update(place, progress=progress)
         all_broken += len(changes.broken)
         for sample in changes.broken[:_MOST_TOLD]:

@@ -103,12 +103,15 @@ def report(
     *,
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
 ) -> None:
-    """Draw the curves and facts of training runs, or what became of the texts of a CapFilt run, as a page.
+    """Draw the curves and facts of training runs, what became of the texts of a CapFilt run, or the tables of a
+    folder of results, as a page.
 
     Args:
-        runs: folders of runs; several are drawn over one another.
+        runs: folders of runs, several are drawn over one another; or a folder of openblip evaluate --out.
         out: the page; left out, report.html in the first run's folder.
     """
+    from openblip.cli.evaluated import show_results
+    from openblip.metrics.results import has_results
     from openblip.report import run_report, write_report
 
     need(runs, "the folder of a run, for example runs/first")
@@ -117,6 +120,9 @@ def report(
 
         target = out or runs[0] / "capfilt" / "report.html"
         write_report(target, capfilt_report(runs[0]))
+    elif len(runs) == 1 and not (runs[0] / "metrics.jsonl").exists() and has_results(runs[0]):
+        target = out or runs[0] / "report.html"
+        show_results(runs[0], target)
     else:
         target = out or runs[0] / "report.html"
         write_report(target, run_report(*runs))

@@ -49,7 +49,7 @@ def probe(
         strengths = tuple(float(one) for one in l2.split(",")) if l2 else None
     except ValueError as error:
         raise UserError(f'--l2 takes numbers with commas, as "1e-4,1e-2", not {l2}') from error
-    from openblip.cli.progress import showing
+    from openblip.cli.progress import progress as shown
     from openblip.core.files import write_json, write_tensors
     from openblip.core.runtime import choose_device
     from openblip.data.sources.open import parse_spec
@@ -62,7 +62,7 @@ def probe(
     tower = PooledTower(load(model, tokenizer=tokenizer, device=device, dtype="float32").model, pool)
     read: dict[str, Labelled] = {}
     for name, source in sources.items():
-        with showing(len(source)) as progress:
+        with shown(len(source)) as progress:
             read[name] = read_features(
                 source,
                 tower,

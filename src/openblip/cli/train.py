@@ -1,4 +1,4 @@
-"""Commands that train: `train` for every run, `recipes` for the catalogue."""
+"""The command `train`, for every run."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import inspect
 import json
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Data, Folder, Pixels, Sets, Validation, need
+from openblip.cli.arguments import Data, Pixels, Sets, Validation, need
 from openblip.core.errors import UserError
 
 if TYPE_CHECKING:
     from openblip.recipes.catalogue import Recipe
     from openblip.tasks.config import RunConfig
 
-__all__ = ["check_train", "is_file", "recipes", "show_recipe", "train"]
+__all__ = ["check_train", "is_file", "own_data", "show_recipe", "train"]
 
 WHAT_DATA = (
     "the data: a folder of images with .txt files, a captions file, tars, hf:NAME, or world:train to try it out"
@@ -30,6 +31,11 @@ Start = Annotated[
 ]
 Place = Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")]
 Steps = Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")]
+Share = Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")]
+Card = Annotated[str | None, arg(metavar="CARD", help_behavior_hint="")]
+RunFolder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
+_OF_DRY_RUNS = ("gpu", "gpus", "samples", "mfu", "json")
+"""options that nothing else reads"""
 
 
 def train(
@@ -37,7 +43,7 @@ def train(
     data: Data = (),
     /,
     *,
-    out: Folder,
+    out: RunFolder = None,
     model: Start = None,
     validation: Validation = (),
     steps: Steps = None,
@@ -48,13 +54,19 @@ def train(
     language: Place = None,
     set: Sets = (),
     resume: bool = False,
+    dry_run: bool = False,
+    gpu: Card = None,
+    gpus: Steps = None,
+    samples: Steps = None,
+    mfu: Share = None,
+    json: bool = False,
 ) -> None:
     """Train a model by a recipe: pre-training and fine-tuning, of BLIP and of BLIP-2.
 
     Args:
         recipe: a name of `openblip recipes`, or a TOML or JSON file of settings (every run writes config.json).
         data: folders, captions files, tars, hf:NAME or world:SPLIT; settings follow a question mark, as in
-            "a.jsonl?text_column=alt".
+            "a.jsonl?text_column=alt". A run of a paper brings its own published datasets, found below --data-root.
         out: folder of the run, a new one or with --resume; the model will be in FOLDER/model, with --validation
             and a recipe that monitors a metric the best one in FOLDER/best.
         steps: steps of the optimizer, in place of the recipe's length.
@@ -65,29 +77,49 @@ def train(
         image_size: side of the images in pixels; left out, that of the recipe, of BLIP-2's frozen tower its own.
         language: BLIP-2's frozen language model: a folder or hub name of transformers.
         resume: continue from the newest checkpoint in the run's folder.
+        dry_run: print what the run takes, parameters, FLOPs, memory and hours, and begin nothing; no data and no
+            weights are read. The options below are for this alone.
+        gpu: the card: a100-40, a100-80, h100, h200, a6000, l40s or rtx4090; left out, the paper's, or h100.
+        gpus: how many; left out, as many as the paper's, or one.
+        samples: of an epoch, where they are not published.
+        mfu: share of the card's arithmetic that is assumed to last; left out, 0.4.
+        json: print it as JSON.
     """
+    from openblip.core.config import override
+
+    named: dict[str, Any] = {"model": model, "vision": vision, "text": text, "language": language, "steps": steps}
+    found = None
+    if is_file(recipe):
+        config = _from_file(Path(recipe), data, validation, named)
+    else:
+        from openblip.recipes.catalogue import recipe_named
+
+        found = recipe_named(recipe)
+        if dry_run and model is None and "model" in found.needs:
+            named["model"] = found.size
+        config = found.config(data or (found.data or ("DATA",) if dry_run else ()), validation=validation, **named)
+        if dry_run and model is None:
+            config = override(config, found.start)
+    title = config.task if found is None else found.name
+    config = override(_with_options(config, tokenizer, image_size), set)
+    if dry_run:
+        from openblip.cli.plan import show_plan
+
+        given = {"gpu": gpu, "gpus": gpus, "samples": samples, "mfu": mfu}
+        show_plan(config, title, None if found is None else found.paper, given, as_json=json)
+        return
+    assert out is not None, "checked before"
+    _run(config, out, resume=resume, title=title)
+
+
+def _with_options(config: RunConfig, tokenizer: str | None, image_size: int | None) -> RunConfig:
     from dataclasses import replace
 
-    from openblip.core.config import override
-    from openblip.recipes.catalogue import recipe_named
-
-    if is_file(recipe):
-        named = {"model": model, "vision": vision, "text": text, "language": language, "steps": steps}
-        config = _from_file(Path(recipe), data, validation, named)
-        title: str = config.task
-    else:
-        found = recipe_named(recipe)
-        options = {
-            "model": model, "validation": validation, "vision": vision, "text": text, "language": language
-        }  # fmt: skip
-        config, title = found.config(data, steps=steps, **options), found.name
     if tokenizer is not None:
         config = replace(config, tokenizer=tokenizer)
     if image_size is not None and config.family == "blip2":
-        config = replace(config, vision=replace(config.vision, image_size=image_size))
-    elif image_size is not None:
-        config = replace(config, image_size=image_size)
-    _run(override(config, set), out, resume=resume, title=title)
+        return replace(config, vision=replace(config.vision, image_size=image_size))
+    return config if image_size is None else replace(config, image_size=image_size)
 
 
 def is_file(recipe: str) -> bool:
@@ -129,22 +161,6 @@ def _run(config: RunConfig, out: Path, *, resume: bool, title: str) -> None:
         print(f"The best one ({result.best['name']} {result.best['value']:.4g}) is in {out / 'best'}")
 
 
-def recipes() -> None:
-    """List the recipes of `openblip train`; openblip train RECIPE --help shows the settings of one."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from openblip.recipes.catalogue import RECIPES
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("recipe", "trains", "settings of"):
-        table.add_column(column)
-    for recipe in RECIPES.values():
-        table.add_row(recipe.name, recipe.summary, recipe.source.partition(",")[0])
-    Console().print(table)
-    print("\nopenblip train RECIPE --help shows a recipe's options and settings.")
-
-
 def show_recipe(name: str) -> None:
     """Print what a recipe takes and sets, as `openblip train NAME --help` does."""
     from rich.console import Console
@@ -161,7 +177,8 @@ def show_recipe(name: str) -> None:
     usual = _flat(to_dict(RunConfig(sources=config.sources, family=config.family)))
     values = _flat(to_dict(config))
     console = Console(highlight=False)
-    console.print(f"openblip train {name} DATA ... --out FOLDER [options]\n")
+    data = f"[{' '.join(recipe.data)}]" if recipe.data else "DATA ..."
+    console.print(f"openblip train {name} {data} --out FOLDER [options]\n", markup=False)
     console.print((inspect.getdoc(recipe.make) or "").partition("\n\n")[0].replace("\n", " "))
     console.print(f"Settings from {recipe.source}.\n")
     options = Table(box=None, pad_edge=False, show_header=False)
@@ -216,9 +233,17 @@ def check_train(recipe: str, given: dict[str, Any]) -> None:
     Raises:
         UserError: see above.
     """
+    from openblip.core.gpus import gpu_called
     from openblip.core.places import check_run_settings
     from openblip.recipes.catalogue import recipe_named
 
+    dry_run = "dry_run" in given
+    if "out" not in given and not dry_run:
+        raise UserError("openblip train needs --out; openblip train --help says more")
+    if not dry_run and (unread := [name for name in _OF_DRY_RUNS if name in given]):
+        raise UserError(f"--{unread[0]} is for --dry-run")
+    if "gpu" in given:
+        gpu_called(given["gpu"])
     if is_file(recipe):
         check_run_settings(Path(recipe))
         return
@@ -229,5 +254,17 @@ def check_train(recipe: str, given: dict[str, Any]) -> None:
             f"the first argument of train is a recipe (openblip recipes lists them), which {recipe} is not{hint}"
         )
     found = recipe_named(recipe)
-    found.check(given.keys() & {"model", "validation", "steps", "vision", "text", "language"})
-    need(given.get("data", ()), WHAT_DATA)
+    options = given.keys() & {"model", "validation", "steps", "vision", "text", "language"}
+    found.check(options | (set(found.needs) if dry_run else set()))
+    if not dry_run:
+        need(given.get("data", found.data), WHAT_DATA)
+
+
+def own_data(recipe: str, given: Collection[str]) -> tuple[str, ...]:
+    """The published datasets that a recipe brings itself, where the command names no data in their place."""
+    if is_file(recipe) or "data" in given or "dry_run" in given:
+        return ()
+    from openblip.recipes.catalogue import recipe_named
+
+    found = recipe_named(recipe)
+    return (*found.data, *(() if "validation" in given else found.validation))

@@ -30,6 +30,7 @@ from openblip.cli.arguments import (
     need,
     person,
 )
+from openblip.cli.evaluated import default_samples, result_of
 from openblip.cli.results import (
     Row,
     check_counts,
@@ -47,6 +48,7 @@ from openblip.core.text import counted, json_bytes
 if TYPE_CHECKING:
     from openblip.data.image_inputs import ImageBatch
     from openblip.data.measured import Measured
+    from openblip.metrics.results import Result
 
 __all__ = ["ask", "embed", "evaluate", "match", "retrieve"]
 
@@ -280,7 +282,7 @@ def evaluate(
     *,
     model: Model,
     tokenizer: Tokenizer = None,
-    samples: int = 1000,
+    samples: int | None = None,
     rerank: int = 16,
     beams: int = 3,
     max_new_tokens: int = 20,
@@ -297,7 +299,7 @@ def evaluate(
     Args:
         data: image-text data, as for train; for a VQA model questions with answers, for an NLVR2 model labelled
             statements.
-        samples: images to use, from the first.
+        samples: images to use, from the first; left out, all of a published split, 1,000 of other data.
         rerank: candidates that ITM reads for each query; 0 leaves re-ranking out.
         beams: of the captions, or answers.
         max_new_tokens: longest caption, or answer.
@@ -306,10 +308,13 @@ def evaluate(
         answers: of a VQA model: rank the lines of this file; left out, the answers that it was trained with.
         submission: a new file of the predictions for a whole split of a published dataset, for its evaluation
             server.
-        out: folder for metrics.json and predictions.jsonl; what had to be left out is listed, and the exit code 1.
+        out: folder of results: one JSON file, and its predictions beside it, in place of those of an equal
+            evaluation; openblip report FOLDER makes tables of many. What had to be left out is listed, and the exit
+            code 1.
 
     Under torchrun the processes share the data out; the figures are those of one process.
     """
+    samples = default_samples(data) if samples is None else samples
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
     check_counts(0, rerank=rerank)
@@ -368,20 +373,21 @@ def evaluate(
     with ExitStack() as last:
         if submission is not None:  # at the end: what was computed is kept where it is refused
             last.callback(submit, submission, form, records, config.validation)
-        _report_measures(model, data, samples, metrics, records, measured, out)
+        result = None if out is None else result_of(model, adapter, config, metrics, measured, len(candidates))
+        _report_measures(model, data, result, metrics, records, measured, out)
 
 
 def _report_measures(
     model: str,
     data: tuple[str, ...],
-    samples: int,
+    result: Result | None,
     metrics: dict[str, float],
     records: list[dict[str, object]],
     measured: Measured,
     out: Path | None,
 ) -> None:
     """Write and print the figures; exit with 1 when the measure had to leave something out."""
-    from openblip.core.files import write_bytes, write_json
+    from openblip.metrics.results import write_result
 
     if unanswered := int(metrics.get("num_unanswered", 0)):
         without = f"{counted(unanswered, 'question')} without answers in the data"
@@ -391,21 +397,21 @@ def _report_measures(
         print(f"openblip: {without}: predictions only", file=sys.stderr)
 
     left_out = {"left_out": measured.left_out} if measured.left_out else {}
-    if out is not None:
-        about = {"model": model, "data": list(data), "samples": samples, "images": measured.num_images}
-        write_json(out / "metrics.json", {**about, **metrics, **left_out})
-        write_bytes(out / "predictions.jsonl", b"".join(json_bytes(record) + b"\n" for record in records))
+    file = None
+    if out is not None and result is not None:
+        file = write_result(out, result, records)
+        print(f"openblip: the result is in {file}", file=sys.stderr)
     if person():
         rows = {name: f"{value:.4f}" for name, value in metrics.items()}
         show_table(f"{model} on {', '.join(data)}", ("measure", "value"), rows)
     else:
         print(json.dumps({**metrics, **left_out}, ensure_ascii=False))
     if measured.left_out:
-        _tell_incomplete(measured, out)
+        _tell_incomplete(measured, file)
         raise SystemExit(1)
 
 
-def _tell_incomplete(measured: Measured, out: Path | None) -> None:
+def _tell_incomplete(measured: Measured, file: Path | None) -> None:
     """Say on standard error what a measure was made without."""
     from openblip.data.sample import BrokenSample
 
@@ -414,6 +420,6 @@ def _tell_incomplete(measured: Measured, out: Path | None) -> None:
         tell(BrokenSample(one["cause"], one["key"], one["detail"]))
     causes = ", ".join(f"{count} {cause}" for cause, count in measured.counts.most_common())
     where = "; these are not the figures of the whole split"
-    where += f", and {out / 'metrics.json'} lists all" if out is not None else ""
+    where += f", and {file} lists all" if file is not None else ""
     without = f"without {len(found)} that cannot be used ({causes})"
     print(f"openblip: measured on {counted(measured.num_images, 'image')}, {without}{where}", file=sys.stderr)

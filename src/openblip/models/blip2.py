@@ -22,6 +22,7 @@ from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.qformer import QFormer, QFormerConfig
 from openblip.models.recompute import recompute
 from openblip.models.tower import FrozenTower, TowerConfig
+from openblip.models.tower_parts import block_list
 
 __all__ = ["TEMPERATURE", "Blip2", "Blip2Config", "best_query"]
 
@@ -164,7 +165,9 @@ class Blip2(nn.Module):
         return self.vision.depth, self.config.qformer.depth
 
     def gradient_checkpointing_enable(self, share: float = 1.0) -> None:
-        """Trade time for memory: recompute a share of the blocks of Q-Former and language model; 0 is off."""
+        """Trade time for memory: recompute a share of the blocks of each part that has gradients; 0 is off."""
+        found = block_list(self.vision.encoder) if self.vision.config.trained else None
+        recompute(() if found is None else found[1], share)
         recompute(self.qformer.qformer_blocks, share)
         if self.language is not None:
             self.language.gradient_checkpointing_enable(share)

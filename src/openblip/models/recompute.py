@@ -31,7 +31,7 @@ def recompute(blocks: Iterable[nn.Module], share: float) -> None:
         block.forward = partial(_recomputed, block, type(block).forward)
 
 
-def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
+def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
     if block.training and torch.is_grad_enabled():
-        return checkpoint(forward, block, *args, use_reentrant=False)
-    return forward(block, *args)
+        return checkpoint(forward, block, *args, use_reentrant=False, **options)
+    return forward(block, *args, **options)

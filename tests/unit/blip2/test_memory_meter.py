@@ -11,12 +11,13 @@ import transformers
 from small_blip2 import PIXELS
 from torch import nn
 
-from benchmarks.blip2_memory import GIB, Memory, give_storage, largest_batch, step_memory, without_values
+from benchmarks.blip2_memory import largest_batch, step_memory
 from openblip.models.blip2 import Blip2Config
 from openblip.models.language import LanguageConfig
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig
 from openblip.models.vision import VisionConfig
+from openblip.tasks.cost import GIB, StepCost, give_storage, without_values
 
 OWN = VisionConfig(image_size=PIXELS, patch_size=8, width=64, depth=2, num_heads=2, final_norm=False)
 FIRST = Blip2Config(
@@ -82,7 +83,7 @@ def test_what_a_step_takes(kind: str) -> None:
             language=LanguageConfig(source=kind, dtype="bfloat16"),
         )  # fmt: skip
 
-    def memory(rows: int, **how: Any) -> Memory:
+    def memory(rows: int, **how: Any) -> StepCost:
         return step_memory(config, make, rows, tokens=8, **how)
 
     few, more, many = (memory(rows) for rows in (64, 128, 192))
@@ -97,8 +98,8 @@ def test_what_a_step_takes(kind: str) -> None:
 
 
 def test_the_largest_batch() -> None:
-    def memory(gib: float) -> Memory:
-        return Memory(frozen=0, trained=0, peak=int(gib * GIB), trained_parameters=0, frozen_parameters=0)
+    def memory(gib: float) -> StepCost:
+        return StepCost(frozen=0, trained=0, peak=int(gib * GIB), trained_parameters=0, frozen_parameters=0)
 
     assert largest_batch(memory(10), memory(66), 24) == 32 + (24 - 2 - 10) * 4
     assert largest_batch(memory(40), memory(96), 10) == 0

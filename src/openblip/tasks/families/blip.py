@@ -36,7 +36,16 @@ from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import Answer, Caption, captions_of
 from openblip.tasks.vocabulary import tokenizer_from_scratch, tokenizer_of_start
 
-__all__ = ["BLIP", "FROM_PARTS", "BlipAdapter", "NlvrAdapter", "VqaAdapter"]
+__all__ = [
+    "BLIP",
+    "FROM_PARTS",
+    "BlipAdapter",
+    "NlvrAdapter",
+    "VqaAdapter",
+    "nlvr_sizes",
+    "parts_of",
+    "vqa_sizes",
+]
 
 FROM_PARTS = "from-parts"
 """in place of a size: that of the pretrained vision tower and BERT"""
@@ -264,16 +273,20 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     """
     if config.task in _ON_BLIP:
         return _build_on_blip(config, sources, out)
-    parts = {"encoder": config.task != "captioning", "decoder": config.task != "retrieval"}
     size = config.model or "base"
     if size in (*SIZES, FROM_PARTS):
-        wanted = config.objective.objectives
-        if config.task == "pretraining":
-            parts = {"encoder": "itc" in wanted, "decoder": "lm" in wanted}
-        return _from_scratch(config, size, sources, out, **parts)
+        return _from_scratch(config, size, sources, out, **parts_of(config))
     stored = _stored(config)
-    model = stored.blip if config.task == "pretraining" else stored.blip.part(**parts)
+    model = stored.blip if config.task == "pretraining" else stored.blip.part(**parts_of(config))
     return BlipAdapter(model, stored.tokenizer)
+
+
+def parts_of(config: RunConfig) -> dict[str, bool]:
+    """Which of `Blip`'s encoder and decoder a run from scratch has."""
+    if config.task == "pretraining":
+        wanted = config.objective.objectives
+        return {"encoder": "itc" in wanted, "decoder": "lm" in wanted}
+    return {"encoder": config.task != "captioning", "decoder": config.task != "retrieval"}
 
 
 def _build_on_blip(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
@@ -294,11 +307,12 @@ def _build_on_blip(config: RunConfig, sources: Sequence[Source], out: Path) -> A
     return adapter(model, tokenizer)
 
 
-def _vqa_sizes(blip: BlipConfig) -> VqaConfig:
+def vqa_sizes(blip: BlipConfig) -> VqaConfig:
+    """Those of the VQA model that starts from a `Blip`."""
     return VqaConfig(vision=blip.vision, text=blip.text)
 
 
-def _nlvr_sizes(blip: BlipConfig) -> NlvrConfig:
+def nlvr_sizes(blip: BlipConfig) -> NlvrConfig:
     """As published: the upper half of the layers merges by a linear layer, a deep tower has stochastic depth."""
     drop_path = 0.1 if blip.vision.depth >= 12 else blip.vision.drop_path
     return NlvrConfig(
@@ -307,8 +321,8 @@ def _nlvr_sizes(blip: BlipConfig) -> NlvrConfig:
 
 
 _ON_BLIP: dict[str, tuple[type, type[Adapter], Callable[[BlipConfig], Any]]] = {
-    "answering": (BlipVqa, VqaAdapter, _vqa_sizes),
-    "nlvr": (BlipNlvr, NlvrAdapter, _nlvr_sizes),
+    "answering": (BlipVqa, VqaAdapter, vqa_sizes),
+    "nlvr": (BlipNlvr, NlvrAdapter, nlvr_sizes),
 }
 """For each task with a model of its own: its class, its adapter, and its sizes."""
 

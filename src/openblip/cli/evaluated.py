@@ -1,0 +1,125 @@
+"""What `evaluate` keeps of an evaluation, and what `report` shows of many."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openblip.data.measured import Measured
+    from openblip.metrics.results import Result
+    from openblip.tasks.config import RunConfig
+    from openblip.tasks.protocols import Adapter
+
+__all__ = ["default_samples", "result_of", "show_results"]
+
+_SAMPLES = 1000
+"""of data that are no published split"""
+_COUNTS = ("num_left_out", "num_unanswered", "num_without_captions")
+"""among the metrics of an evaluation"""
+
+
+def default_samples(data: Sequence[str]) -> int:
+    """Samples that are used unless another number is named: of published splits all."""
+    from openblip.data.cards.find import named_split
+    from openblip.data.sources.open import parse_spec
+
+    published = bool(data) and all(named_split(parse_spec(spec).path) is not None for spec in data)
+    return sys.maxsize if published else _SAMPLES
+
+
+def result_of(
+    model: str,
+    adapter: Adapter,
+    config: RunConfig,
+    metrics: dict[str, float],
+    measured: Measured,
+    candidates: int,
+) -> Result:
+    """The evaluation as it is written.
+
+    Args:
+        candidates: number of answers that were ranked.
+    """
+    from openblip.core.config import to_dict
+    from openblip.core.fingerprint import fingerprint
+    from openblip.core.runtime import versions
+    from openblip.data.cards.find import named_split
+    from openblip.metrics.results import Figure, Result
+
+    named = [named_split(source.path) for source in config.validation]
+    one = named[0] if len(named) == 1 else None
+    settings: dict[str, Any] = {"prompt": config.prompt, "rerank_k": config.rerank_k, "candidates": candidates}
+    settings |= {"decode": to_dict(config.decode), "max_length": config.max_length}
+    partial = _partial(config, metrics, measured, one)
+    return Result(
+        task=_measured_task(config.task, metrics),
+        dataset=one[0] if one else ", ".join(source.name or source.path for source in config.validation),
+        split=one[1] if one else "",
+        model=model,
+        family=adapter.family,
+        weights=fingerprint(adapter.model.named_parameters()),
+        settings=settings,
+        samples=measured.num_images,
+        left_out=tuple(dict(one) for one in measured.left_out),
+        limit=None if config.validation_samples == sys.maxsize else config.validation_samples,
+        official=not partial,
+        partial=partial,
+        metrics={name: Figure(value=float(value)) for name, value in metrics.items() if name not in _COUNTS},
+        versions=versions(),
+        date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _measured_task(task: str, metrics: dict[str, float]) -> str:
+    """Of a model that does several things with images and captions, what was measured."""
+    known = {"captioning": "CIDEr", "retrieval": "t2i_recall@1"}
+    found = [name for name, metric in known.items() if metric in metrics]
+    return " and ".join(found) or task if task == "pretraining" else task
+
+
+def _partial(
+    config: RunConfig, metrics: dict[str, float], measured: Measured, named: tuple[str, str] | None
+) -> str:
+    """Why these are not the figures of a whole published split; "" where they are."""
+    from openblip.tasks.config import as_sources
+    from openblip.tasks.registry import TASKS
+
+    if named is None:
+        return "no published split"
+    if config.validation != as_sources([":".join(named)]):
+        return "read with settings of its own"
+    used, limit = measured.num_images, config.validation_samples
+    total = sum(len(TASKS[config.task].open(source)) for source in config.validation) if limit != sys.maxsize else 0
+    if limit < total:
+        return f"the first {limit:,} of {total:,} samples"
+    if measured.left_out:
+        return f"{len(measured.left_out)} of {used + len(measured.left_out):,} samples could not be used"
+    lacking = {"num_unanswered": "answers", "num_without_captions": "captions"}
+    return next((f"no {what} in the data" for name, what in lacking.items() if metrics.get(name)), "")
+
+
+def show_results(folder: Path, target: Path) -> None:
+    """Print the tables of a folder of results and write them as a page; say what was skipped.
+
+    Raises:
+        UserError: there are no results, or `target` is no place for a file.
+    """
+    from rich.console import Console
+
+    from openblip.metrics.results import read_results
+    from openblip.report import print_table, write_report
+    from openblip.report.results import results_report, results_tables
+
+    found, console = read_results(folder), Console(highlight=False)
+    for table in results_tables(found.results):
+        print_table(table)
+        console.print(f"{table.note}\n", markup=False)
+    for name, reason in found.skipped.items():
+        print(f"openblip: skipped {folder / name}: {reason}", file=sys.stderr)
+    if found.skipped:
+        print(f"openblip: {len(found.skipped)} files skipped, {len(found.results)} read", file=sys.stderr)
+    write_report(target, results_report(found, f"Results in {folder}"))

@@ -1,0 +1,54 @@
+"""The published figures of the cards as numbers: what each model reached on a split, measure by measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openblip.data.cards.card import Card, Target
+
+__all__ = ["MEASURES", "Published", "published_figures"]
+
+MEASURES: dict[str, tuple[str, ...]] = {
+    "text": ("i2t_recall_itm@1",),
+    "image recall@1": ("t2i_recall_itm@1",),
+    "BLEU-4": ("BLEU-4",),
+    "CIDEr": ("CIDEr",),
+    "SPICE": ("SPICE",),
+    "accuracy": ("accuracy", "accuracy_ranked", "accuracy_generated"),
+    "direct answers": ("accuracy_ranked", "accuracy_generated"),
+}
+"""a card's name of a measure -> metrics of an evaluation that it may be compared with, the first that is there"""
+_SPLITS = {"test-P": "test1"}
+"""splits that the papers call otherwise"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a model reached on a split, in percent."""
+
+    model: str
+    remark: str
+    """"fine-tuned" or "zero-shot", "" where neither is said"""
+    figures: dict[str, str]
+    """by the card's name of the measure, as published"""
+    source: str
+
+
+def published_figures(card: Card, split: str) -> list[Published]:
+    """The published figures of a split, a row for each model and source; measures of no evaluation are left out."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for target in card.targets:
+        names, splits, remark = _parts(target)
+        values = target.value.split(" / ")
+        for place, value in enumerate(values):
+            name = names[place] if len(names) == len(values) else names[0]
+            own = splits[place] if len(splits) == len(values) and len(names) != len(values) else splits[0]
+            if _SPLITS.get(own, own) == split and name in MEASURES:
+                rows.setdefault((target.model, remark, target.source), {})[name] = value
+    return [Published(model, remark, figures, source) for (model, remark, source), figures in rows.items()]
+
+
+def _parts(target: Target) -> tuple[list[str], list[str], str]:
+    """Names of measures, of splits, and the remark: "accuracy, dev / test-P, fine-tuned"."""
+    head, *rest = target.measure.split(", ")
+    return head.split(" / "), rest[0].split(" / ") if rest else [""], ", ".join(rest[1:])

@@ -1,0 +1,127 @@
+"""Tables as the papers have them, of many results: the models as rows, published figures beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openblip.data.cards import CARDS
+from openblip.data.cards.targets import MEASURES, Published, published_figures
+from openblip.metrics.results import Figure, FoundResults, Result
+from openblip.report.content import Cell, Column, Report, Section, Table, Text
+
+__all__ = ["results_report", "results_tables"]
+
+_SHOWN = {"text": "TR@1", "image recall@1": "IR@1"}
+"""shorter names of measures"""
+_OTHER = (
+    *("i2t_recall@1", "t2i_recall@1", "itm_accuracy", "BLEU-4", "CIDEr", "accuracy", "accuracy_ranked"),
+    *("accuracy_generated", "consistency", "top1", "top5"),
+)
+"""metrics that are shown where a dataset has no published figures"""
+_FAMILIES = {"blip": "BLIP ", "blip2": "BLIP-2 "}
+
+
+def results_tables(results: Sequence[Result]) -> list[Table]:
+    """A table for each task on each split, in the order in which they come."""
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.dataset, result.split, result.task), []).append(result)
+    return [_table(*key, own) for key, own in groups.items()]
+
+
+def results_report(found: FoundResults, title: str) -> Report:
+    """The tables as a page; files that were skipped are named."""
+    sections = [Section(title=table.title, blocks=[_untitled(table)]) for table in results_tables(found.results)]
+    if found.skipped:
+        lines = [f"`{name}` {reason}" for name, reason in found.skipped.items()]
+        skipped = Text(paragraphs=lines, tone="warning")
+        sections.append(Section(title=f"Files that were skipped: {len(lines)}", blocks=[skipped]))
+    count = len(found.results)
+    return Report(title=title, subtitle=f"{count} evaluation{'s' * (count != 1)}", sections=sections)
+
+
+def _untitled(table: Table) -> Table:
+    return Table(columns=table.columns, rows=table.rows, note=table.note)
+
+
+def _table(dataset: str, split: str, task: str, results: Sequence[Result]) -> Table:
+    card = CARDS.get(dataset)
+    published = published_figures(card, split) if card is not None else []
+    measures = [name for name in MEASURES if any(name in row.figures for row in published)]
+    measures = [name for name in measures if any(_metric(name, result) for result in results)]
+    published = [row for row in published if any(name in row.figures for name in measures)]
+    if not measures:
+        return _plain(dataset, split, task, results)
+    nearest = {family: _best(published, prefix, measures) for family, prefix in _FAMILIES.items()}
+    digits = {name: max(len(row.figures.get(name, "").partition(".")[2]) for row in published) for name in measures}
+    rows: list[list[Cell | float | str | None]] = []
+    for result in results:
+        beside = nearest.get(result.family)
+        cells: list[Cell] = []
+        for name in measures:
+            reference = beside.figures.get(name) if beside is not None else None
+            cells.append(_cell(result.metrics.get(_metric(name, result)), digits[name], reference))
+        rows.append([result.model, *cells, _samples(result)])
+    for row in published:
+        model = f"{row.model}, {row.remark}" if row.remark else row.model
+        rows.append([model, *(row.figures.get(name) for name in measures), "published"])
+    families = {result.family for result in results}
+    compared = sorted({row.model for family, row in nearest.items() if row is not None and family in families})
+    notes = [f"In parentheses: difference from the published {' or '.join(compared)}."] if compared else []
+    notes += [*_parts(results), f"Sources: {'; '.join(dict.fromkeys(row.source for row in published))}."]
+    columns = [_SHOWN.get(name, name) for name in measures]
+    return _made(_title(dataset, split, task), columns, rows, " ".join(notes))
+
+
+def _made(title: str, measures: list[str], rows: Sequence[Sequence[Cell | float | str | None]], note: str) -> Table:
+    columns = [Column(name="model"), *(Column(name=name, align="right") for name in (*measures, "samples"))]
+    return Table(title=title, columns=columns, rows=rows, note=note)
+
+
+def _plain(dataset: str, split: str, task: str, results: Sequence[Result]) -> Table:
+    """Where nothing is published: the metrics that there are."""
+    names = [name for name in _OTHER if any(name in result.metrics for result in results)]
+    names = names or sorted({name for result in results for name in result.metrics})[:5]
+    rows: list[list[Cell | float | str | None]] = [
+        [result.model, *(_cell(result.metrics.get(name)) for name in names), _samples(result)] for result in results
+    ]
+    return _made(_title(dataset, split, task), names, rows, " ".join(_parts(results)))
+
+
+def _title(dataset: str, split: str, task: str) -> str:
+    return f"{dataset}:{split}, {task}" if split else f"{dataset}, {task}"
+
+
+def _best(published: Sequence[Published], prefix: str, measures: Sequence[str]) -> Published | None:
+    """The published row of a family that is best in the last measure it has."""
+    own = [row for row in published if row.model.startswith(prefix) and any(n in row.figures for n in measures)]
+    return max(own, key=lambda row: float([row.figures[n] for n in measures if n in row.figures][-1]), default=None)
+
+
+def _metric(measure: str, result: Result) -> str:
+    """The metric of a result that a published measure is compared with, "" for none."""
+    return next((name for name in MEASURES[measure] if name in result.metrics), "")
+
+
+def _cell(figure: Figure | None, digits: int = 1, reference: str | None = None) -> Cell:
+    """In percent, as the papers have it."""
+    if figure is None:
+        return Cell(value=None)
+    value, spread = 100 * figure.value, ""
+    if figure.spread is not None:
+        spread = f" ± {100 * figure.spread:.{digits}f}"
+    note = "" if reference is None else f"({value - float(reference):+.{digits}f})"
+    return Cell(value=f"{value:.{digits}f}{spread}", note=note)
+
+
+def _samples(result: Result) -> str:
+    return f"{result.samples:,}" + ("" if result.official else ", part")
+
+
+def _parts(results: Sequence[Result]) -> list[str]:
+    """Why figures are not those of a whole published split, a sentence for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        if not result.official:
+            reasons.setdefault(result.partial, []).append(result.model)
+    return [f"Part, {reason}: {', '.join(dict.fromkeys(models))}." for reason, models in reasons.items()]

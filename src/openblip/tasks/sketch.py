@@ -1,0 +1,211 @@
+"""A run's training step and one batch without values: in the sizes that its configuration names, nothing is read.
+
+    step, batch = sketch(config)
+    predicted_cost(step, batch)
+
+A starting model counts by its folder's config.json alone. Texts are as long as `max_length` allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openblip.checkpoints.recognise import KINDS
+from openblip.checkpoints.state import find
+from openblip.core.config import from_dict
+from openblip.core.errors import UserError
+from openblip.core.language_tokenizer import LanguageBatch
+from openblip.core.tokenizer import TokenBatch
+from openblip.models.blip import SIZES, Blip, BlipConfig, blip_config
+from openblip.models.blip2 import Blip2, Blip2Config
+from openblip.models.language import FrozenLanguage
+from openblip.models.language_sizes import language_of_size
+from openblip.models.nlvr import BlipNlvr
+from openblip.models.qformer import QFORMERS
+from openblip.models.tower import make_tower
+from openblip.models.vqa import BlipVqa
+from openblip.objectives.answering import VqaObjective
+from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2
+from openblip.objectives.nlvr import NlvrObjective
+from openblip.objectives.pretraining import BlipPretraining
+from openblip.tasks.answering import QuestionBatch, VqaStep
+from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
+from openblip.tasks.config import RunConfig
+from openblip.tasks.families.blip import nlvr_sizes, parts_of, vqa_sizes
+from openblip.tasks.nlvr import NlvrStep, StatementBatch
+from openblip.tasks.pairs import BlipStep, Stage1Step
+from openblip.tasks.step import PairBatch, PreparedBatch, TrainingStep
+
+__all__ = ["ANSWERS", "ANSWER_TOKENS", "QUESTIONS", "sketch"]
+
+QUESTIONS, ANSWERS, ANSWER_TOKENS = 5, 3, 6
+"""an image's questions where they are not taken apart, a question's different answers, and an answer's tokens"""
+_ENC, _DEC = 1, 2  # of a tokenizer that is not read; without values any will do
+
+MakeBatch = Callable[[], PreparedBatch]
+
+
+def sketch(config: RunConfig) -> tuple[TrainingStep[Any], MakeBatch]:
+    """The step of a run on "meta", and what makes a batch where tensors have no values.
+
+    Raises:
+        UserError: a size is not known without reading weights, or the run is of a kind that is not predicted.
+    """
+    if config.scst.samples:
+        raise UserError("self-critical training is not predicted: how long it writes depends on the model")
+    with torch.device("meta"):
+        step, pixels = (_blip if config.family == "blip" else _blip2)(config)
+    step.train()
+    if config.train.gradient_checkpointing:
+        step.gradient_checkpointing_enable(config.train.gradient_checkpointing)
+    return step, _batches(config, step, pixels)
+
+
+def _refused(config: RunConfig) -> UserError:
+    return UserError(f'a run of task = "{config.task}" with {config.family} is not predicted')
+
+
+# Models -------------------------------------------------------------------------------------------------------
+
+
+def _blip(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
+    sizes = _blip_sizes(config)
+    pixels = (3, *sizes.vision.pixels)
+    if config.task == "answering":
+        smoothing = config.answering.label_smoothing
+        objective = VqaObjective(BlipVqa(vqa_sizes(sizes)), enc_id=_ENC, dec_id=_DEC, label_smoothing=smoothing)
+        return VqaStep(objective), pixels
+    if config.task == "nlvr":
+        return NlvrStep(NlvrObjective(BlipNlvr(nlvr_sizes(sizes)), enc_id=_ENC)), (2, *pixels)
+    wanted = {
+        "pretraining": config.objective.objectives,
+        "captioning": ("lm",),
+        "retrieval": ("itc", "itm"),
+    }.get(config.task)
+    if wanted is None:
+        raise _refused(config)
+    model = Blip(replace(sizes, **parts_of(config)))
+    chosen = replace(config.objective, objectives=tuple(wanted))
+    return BlipStep(BlipPretraining(model, chosen, enc_id=_ENC, dec_id=_DEC)), pixels
+
+
+def _blip_sizes(config: RunConfig) -> BlipConfig:
+    size = config.model or "base"
+    if size in SIZES:
+        vocab_size = config.vocab_size if size in ("nano", "micro") else 30524
+        return blip_config(size, vocab_size=vocab_size, image_size=config.image_size)
+    found = _described(size, "blip")
+    sizes = BlipConfig(vision=found.vision, text=found.text)
+    if config.image_size is None:
+        return sizes
+    return replace(sizes, vision=replace(sizes.vision, image_size=config.image_size))
+
+
+def _blip2(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
+    writes = config.task in ("captioning", "answering")
+    if not writes and config.task not in ("pretraining", "retrieval"):
+        raise _refused(config)
+    sizes = _blip2_sizes(config)
+    tower = make_tower(_on_gpu(sizes.vision, trained=config.unfreeze_vision), pretrained=False)
+    qformer = replace(sizes.qformer, memory_width=tower.width)
+    if not writes:
+        model = Blip2(replace(sizes, qformer=qformer, language=None), tower, None)
+        return Stage1Step(Blip2Stage1(model, config.stage1, dec_id=_DEC)), (3, *tower.pixels)
+    reads = config.task == "answering"
+    qformer = replace(qformer, writes=False, vocab_size=qformer.vocab_size if reads else None)
+    language = _on_gpu(sizes.language or config.language)
+    if language.quantize != "none":
+        raise UserError("quantized language models are not predicted; leave language.quantize out")
+    llm = FrozenLanguage(language_of_size(language.source), language)
+    described = replace(sizes, vision=tower.config, qformer=qformer, matches=False, language=language)
+    return Stage2Step(Blip2Stage2(Blip2(described, tower, llm), eos_id=_DEC)), (3, *tower.pixels)
+
+
+def _blip2_sizes(config: RunConfig) -> Blip2Config:
+    """Those of the starting model, or of a Q-Former from scratch."""
+    if config.model in ("", *QFORMERS):
+        sizes = QFORMERS[config.model or "base"]
+        own = {name: value for name, value in vars(config.qformer).items() if value is not None}
+        sizes = replace(sizes, **own)
+        small = config.model in ("nano", "micro")
+        sizes = replace(sizes, vocab_size=config.vocab_size if small else 30524)
+        return Blip2Config(vision=config.vision, qformer=sizes, embed_dim=config.embed_dim)
+    found: Blip2Config = _described(config.model, "blip2")
+    vocab_size = found.qformer.vocab_size or 30524
+    return replace(found, qformer=replace(found.qformer, vocab_size=vocab_size))
+
+
+def _on_gpu(part: Any, **changes: Any) -> Any:
+    """A frozen part as a GPU keeps it where "auto" leaves that open; one that is trained in float32."""
+    dtype = "bfloat16" if part.dtype == "auto" else part.dtype
+    return replace(part, **changes, dtype="float32" if changes.get("trained") else dtype)
+
+
+def _described(source: str, family: str) -> Any:
+    """The sizes in the config.json of a model's folder.
+
+    Raises:
+        UserError: there is no such folder, it is of another format than ours, or of another family.
+    """
+    if not Path(source).is_dir():
+        raise UserError(f"the sizes of {source} are not known; give a size or a folder, or leave --model out")
+    found = find(source)
+    if not found.own:
+        raise UserError(f"{source} is of transformers; openblip convert writes a folder whose sizes are known")
+    kind = next(own for own, known in KINDS.items() if known.name == found.description["model_type"])
+    if KINDS[kind].family != family:
+        raise UserError(f"{source} is of {KINDS[kind].family}, and the run of {family}")
+    return from_dict(kind, found.description.get("model"), where="model")
+
+
+# Batches ------------------------------------------------------------------------------------------------------
+
+
+def _tokens(rows: int, length: int) -> TokenBatch:
+    return TokenBatch(torch.zeros(rows, length, dtype=torch.int64), torch.ones(rows, length, dtype=torch.bool))
+
+
+def _written(rows: int, read: int, scored: int) -> LanguageBatch:
+    """Texts of which the last tokens are scored, at places that are named: what has no values is not searched."""
+    ids = torch.zeros(rows, read + scored, dtype=torch.int64)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return LanguageBatch(ids, mask, mask, mask, torch.arange(rows * scored))
+
+
+def _batches(config: RunConfig, step: TrainingStep[Any], pixels: tuple[int, ...]) -> MakeBatch:
+    rows, length, model = config.batch_size, config.max_length, step.model
+
+    def images() -> Tensor:
+        if not config.features:
+            return torch.zeros(rows, *pixels, dtype=torch.uint8)
+        features = model.vision(torch.zeros(1, *pixels)).expand(rows, -1, -1).contiguous()
+        model.vision.encoder = nn.Identity()  # it is not there: the features are cached
+        return features
+
+    def make() -> PreparedBatch:
+        shown, ids = images(), torch.zeros(rows, dtype=torch.int64)
+        if config.task == "nlvr":
+            return StatementBatch(shown, _tokens(rows, length), None, ids)
+        if config.family == "blip" and config.task == "answering":
+            apart = all(source.pairs for source in config.sources)
+            asked = rows * (1 if apart else QUESTIONS)
+            answers = _tokens(asked * ANSWERS, ANSWER_TOKENS)
+            weights = torch.ones(len(answers.input_ids))
+            return QuestionBatch(shown, _tokens(asked, length), None, answers, None, weights)
+        if config.family == "blip" or config.task in ("pretraining", "retrieval"):
+            return PairBatch(shown, _tokens(rows, length), ids)
+        questions = _tokens(rows, length) if config.task == "answering" else None
+        read, scored = (length, ANSWER_TOKENS) if questions is not None else (0, length)
+        if not model.llm.is_encoder_decoder:
+            return LanguagePairBatch(shown, _written(rows, read, scored), ids, questions=questions)
+        read, scored = (read, scored) if questions is not None else (length // 2, length - length // 2)
+        prefix = _written(rows, 0, read)
+        return LanguagePairBatch(shown, _written(rows, 0, scored), ids, questions=questions, prefix=prefix)
+
+    return make

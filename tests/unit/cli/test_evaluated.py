@@ -1,0 +1,63 @@
+"""`openblip evaluate --out`: whole published splits, what is partial and why, and the tables of several."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import miniature
+import pytest
+import torch
+
+from openblip.checkpoints.store import StoredModel, save_model
+from openblip.cli.entry import main
+from openblip.cli.evaluated import default_samples
+from openblip.core.text import read_json
+from openblip.core.tokenizer import TextTokenizer
+from openblip.models.blip import Blip, blip_config
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    words = TextTokenizer.train(["caption of original"] * 3, vocab_size=60)
+    sizes = blip_config("nano", vocab_size=words.vocab_size, image_size=32)
+    save_model(tmp_path / "blip", StoredModel(Blip(sizes), words))
+    return str(tmp_path / "blip")
+
+
+def test_a_published_split_is_measured_whole(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENBLIP_DATA", "")
+    root = miniature.coco(tmp_path).parent
+    named = [root / "coco" / "annotations" / f"coco_karpathy_{split}.json" for split in ("val", "test")]
+    miniature.write(named[0], [*read_json(named[0]), *read_json(named[1])])  # retrieval is of several images
+    out = tmp_path / "results"
+    command = ["evaluate", "coco:val", "--model", model, "--out", str(out), "--data-root", str(root)]
+    command += ["--device", "cpu", "--beams", "1", "--max-new-tokens", "4"]
+    assert main(command) == 0
+    (file,) = out.glob("*.json")
+    whole = json.loads(file.read_text())
+    assert (whole["dataset"], whole["split"], whole["official"], whole["partial"]) == ("coco", "val", True, "")
+    assert (whole["samples"], whole["limit"]) == (2, None)
+    assert whole["metrics"]["i2t_recall_itm@1"]["value"] in (0.0, 0.5, 1.0)
+    assert len(file.with_suffix(".predictions.jsonl").read_text().splitlines()) == 2
+    before = file.read_bytes()
+    assert main([*command, "--samples", "1"]) == 0
+    (other,) = set(out.glob("*.json")) - {file}
+    part = json.loads(other.read_text())
+    assert (part["official"], part["partial"]) == (False, "the first 1 of 2 samples")
+    assert part["weights"] == whole["weights"]
+    assert file.read_bytes() == before
+    capsys.readouterr()
+    assert main(["report", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "coco:val, captioning and retrieval" in shown
+    assert "Part, the first 1 of 2 samples:" in " ".join(shown.split())
+    assert (out / "report.html").is_file()
+
+
+def test_other_data_are_measured_in_part() -> None:
+    assert default_samples(("photos/",)) == default_samples(("coco:test", "photos/")) == 1000
+    assert default_samples(("coco:test", "nlvr2:dev")) > 10**9

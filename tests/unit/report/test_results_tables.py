@@ -1,0 +1,145 @@
+"""Results of evaluations as files, and the papers' tables out of many."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openblip.cli.entry import main
+from openblip.core.errors import UserError
+from openblip.data.cards import CARDS
+from openblip.data.cards.targets import published_figures
+from openblip.metrics.results import Figure, Result, predictions_of, read_results, write_result
+from openblip.report import write_report
+from openblip.report.results import results_report, results_tables
+from openblip.report.tables import markdown
+
+
+def result(**changes: Any) -> Result:
+    made = Result(
+        task="captioning",
+        dataset="coco",
+        split="test",
+        model="runs/coco/model",
+        family="blip",
+        weights="0123456789abcdef",
+        settings={"decode": {"num_beams": 3}},
+        samples=5000,
+        official=True,
+        metrics={"BLEU-4": Figure(value=0.391), "CIDEr": Figure(value=1.321, spread=0.004, runs=3)},
+        date="2026-11-28T12:00:00Z",
+    )
+    return replace(made, **changes)
+
+
+def test_an_equal_evaluation_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    first = write_result(tmp_path, result(), [{"key": "1", "caption": "a dog"}])
+    assert predictions_of(first).read_text() == '{"key": "1", "caption": "a dog"}\n'
+    later = result(date="2026-11-29T12:00:00Z", model="elsewhere/model", metrics={"CIDEr": Figure(value=1.33)})
+    assert write_result(tmp_path, later) == first
+    assert read_results(tmp_path).results == [later]
+    others = [
+        write_result(tmp_path, other)
+        for other in (
+            result(weights="fedcba9876543210"),
+            result(settings={"decode": {"num_beams": 5}}),
+            result(limit=100, samples=100, official=False, partial="the first 100 of 5,000 samples"),
+            result(split="val"),
+        )
+    ]
+    assert len({first, *others}) == 5
+    assert len(read_results(tmp_path).results) == 5
+    foreign = tmp_path / f"{result(dataset='nocaps').name}.json"
+    foreign.write_text('{"mine": 1}')
+    written = write_result(tmp_path, result(dataset="nocaps"))
+    assert written.name == f"{foreign.stem}-2.json"
+    assert foreign.read_text() == '{"mine": 1}'
+    assert write_result(tmp_path, result(dataset="nocaps")) == written
+
+
+def test_foreign_and_broken_files_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_result(tmp_path, result())
+    broken = json.loads(file.read_text())
+    (tmp_path / "a-half.json").write_text(file.read_text()[:200])
+    (tmp_path / "b-foreign.json").write_text('["of another program"]')
+    (tmp_path / "c-later.json").write_text(json.dumps({**broken, "kind": "openblip-evaluation-9"}))
+    del broken["task"]
+    (tmp_path / "d-less.json").write_text(json.dumps(broken))
+    (tmp_path / "e-typed.json").write_text(json.dumps({**broken, "task": "captioning", "samples": "many"}))
+    found = read_results(tmp_path)
+    assert len(found.results) == 1
+    assert list(found.skipped) == ["a-half.json", "b-foreign.json", "c-later.json", "d-less.json", "e-typed.json"]
+    for name, reason in (("a-half.json", "no JSON"), ("b-foreign.json", "no result"), ("c-later.json", "schema")):
+        assert reason in found.skipped[name]
+    assert '"task" is missing' in found.skipped["d-less.json"]
+    assert '"samples" must be int' in found.skipped["e-typed.json"]
+    for _ in range(2):  # the page's own JSON is no result, and none that is skipped
+        assert main(["report", str(tmp_path)]) == 0
+        told = capsys.readouterr()
+        assert told.err.count("openblip: skipped ") == 5
+        assert "5 files skipped, 1 read" in told.err
+    assert "a-half.json" in (tmp_path / "report.html").read_text()
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder of results"):
+        read_results(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no result"):
+        read_results(tmp_path)
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match=r"x\.json is no JSON"):
+        read_results(tmp_path)
+
+
+def test_published_figures_of_the_cards_are_read() -> None:
+    coco = {row.model: row.figures for row in published_figures(CARDS["coco"], "test")}
+    assert coco["BLIP ViT-B, 129M, CapFilt-L"] in (
+        {"BLEU-4": "39.7", "CIDEr": "133.3"},
+        {"text": "81.2", "image recall@1": "64.1"},
+    )
+    assert {"CIDEr": "145.8"} in [row.figures for row in published_figures(CARDS["coco"], "test")]
+    assert [row.figures for row in published_figures(CARDS["nlvr2"], "test1")] == [{"accuracy": "82.24"}]
+    assert [row.figures for row in published_figures(CARDS["nlvr2"], "dev")] == [{"accuracy": "82.15"}]
+    dev = {(row.model, row.remark): row.figures for row in published_figures(CARDS["vqav2"], "test-dev")}
+    assert dev["BLIP-2 ViT-g, FlanT5-XL", "zero-shot"] == {"accuracy": "63.0"}
+    assert dev["BLIP ViT-B, 129M, CapFilt-L", "fine-tuned"] == {"accuracy": "78.25"}
+    assert published_figures(CARDS["coco"], "train") == []
+
+
+def test_models_are_rows_and_published_figures_stand_beside() -> None:
+    results = [
+        result(),
+        result(model="small", samples=100, official=False, partial="the first 100 of 5,000 samples"),
+        result(
+            task="retrieval", metrics={"i2t_recall_itm@1": Figure(value=0.8), "t2i_recall_itm@1": Figure(value=0.6)}
+        ),
+        result(task="captioning", dataset="photos/", split="", official=False, partial="no published split"),
+    ]
+    captions, retrieval, own = results_tables(results)
+    lines = markdown(captions)
+    assert lines[0] == "| model | BLEU-4 | CIDEr | samples |"
+    # The best of the family by CIDEr is ViT-L, 40.4 and 136.7.
+    assert lines[2] == "| runs/coco/model | 39.1 (-1.3) | 132.1 ± 0.4 (-4.6) | 5,000 |"
+    assert lines[3].endswith("| 100, part |")
+    assert "Part, the first 100 of 5,000 samples: small." in captions.note
+    assert "| BLIP ViT-L, 129M, fine-tuned | 40.4 | 136.7 | published |" in lines
+    assert "| BLIP-2 ViT-g, OPT-2.7B, fine-tuned | \u2013 | 145.8 | published |" in lines
+    assert "difference from the published BLIP ViT-L, 129M." in captions.note
+    assert markdown(retrieval)[0] == "| model | TR@1 | IR@1 | samples |"
+    assert markdown(own)[0] == "| model | BLEU-4 | CIDEr | samples |"
+    assert len(markdown(own)) == 3
+
+
+def test_the_page_has_every_table(tmp_path: Path) -> None:
+    write_result(tmp_path, result())
+    write_result(
+        tmp_path, result(task="nlvr", dataset="nlvr2", split="dev", metrics={"accuracy": Figure(value=0.8)})
+    )
+    write_report(tmp_path / "page.html", results_report(read_results(tmp_path), "Results"))
+    page = (tmp_path / "page.html").read_text()
+    for text in ("coco:test, captioning", "nlvr2:dev, nlvr", "133.3", "82.15", "2 evaluations"):
+        assert text in page
