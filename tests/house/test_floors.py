@@ -26,9 +26,9 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"training"}),
     frozenset({"tasks"}),
     frozenset({"recipes", "explain"}),
-    frozenset({"bootstrap", "search"}),
+    frozenset({"bootstrap", "index"}),
     frozenset({"report"}),
-    frozenset({"serve", "experiments"}),
+    frozenset({"serving", "experiments"}),
     frozenset({"cli"}),
 )
 FACADE = "openblip"
@@ -60,9 +60,11 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "ray": ("bootstrap", "cli.checks"),
     "peft": ("models.language",),
     "bitsandbytes": ("models.language",),
-    "fastapi": ("serve",),
-    "starlette": ("serve",),
-    "uvicorn": ("serve",),
+    "fastapi": ("serving", "cli.serve"),
+    "starlette": ("serving", "cli.serve"),
+    "uvicorn": ("serving", "cli.serve"),
+    "pydantic": ("serving",),
+    "python_multipart": ("serving", "cli.serve"),
 }
 IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
 """where the name to import is not the name to install"""

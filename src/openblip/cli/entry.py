@@ -30,6 +30,7 @@ from openblip.cli import (
     make,
     models,
     score,
+    serve,
     train,
     use,
 )
@@ -47,6 +48,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         *(caption.caption, use.match, score.score, classify.classify, use.ask, judge.judge),
         *(use.embed, use.retrieve, use.evaluate),
         explain.explain,
+        serve.serve,
     ),
     "models": (models.info, models.convert),
     "bootstrap": (capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
