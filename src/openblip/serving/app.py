@@ -82,7 +82,7 @@ class Service:
             raise Refused(408, f"the body did not come within {self.limits.body_seconds:g} seconds") from None
         try:
             asked = await parse(body, request.headers, kind, self.limits)
-            model = self._choose(asked.model, endpoint)
+            model = self._choose(asked, endpoint)
             work = asked.work(model, self.limits)
             return model.id, asked, await self._within_time(request, self.engine.run(work))
         except UserError as error:
@@ -106,8 +106,8 @@ class Service:
             for task in tasks:
                 task.cancel()
 
-    def _choose(self, name: str | None, endpoint: str) -> ModelInfo:
-        models = self.engine.models
+    def _choose(self, asked: schemas.Request, endpoint: str) -> ModelInfo:
+        name, models = asked.model, self.engine.models
         if endpoint == _SEARCH:
             if self.engine.searchable is None:
                 raise Refused(404, "this service has no image index; start it with --index")
@@ -120,10 +120,10 @@ class Service:
             if endpoint not in models[name].can:
                 raise UserError(f"the model {name} cannot {endpoint}; it can {', '.join(models[name].can)}")
             return models[name]
-        for model in models.values():
-            if endpoint in model.can:
-                return model
-        raise Refused(404, f"no model of this service can {endpoint}")
+        able = [model for model in models.values() if endpoint in model.can]
+        if not able:
+            raise Refused(404, f"no model of this service can {endpoint}")
+        return next((model for model in able if asked.needs in model.can), able[0])
 
     # The application --------------------------------------------------------------------------------------
 

@@ -72,11 +72,13 @@ async def parse(body: bytes, headers: Mapping[str, str], kind: type[Request], li
     try:
         return _checker(kind).validate_python(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            raise UserError(f'there is no field "{name[:40]}"{nearest(name, names)}') from None
+        unknown = ("extra_forbidden", "unexpected_keyword_argument")
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        first = min(found, key=lambda one: one["type"] not in unknown)  # a field misspelt is missing as well
+        name = ".".join(str(part) for part in first["loc"])[:60]
+        if first["type"] in unknown:
+            names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+            raise UserError(f'there is no field "{name}"{nearest(name, names)}') from None
         missing = first["type"] in ("missing", "missing_argument")
         raise UserError(f"{name}: {'it is missing' if missing else first['msg'][:200]}") from None
 

@@ -71,6 +71,7 @@ class LocalEngine:
         self._index, self._max_pixels = index, max_pixels
         self._batch_size, self._gather = batch_size, gather_ms / 1000
         self._waiting: deque[_Job] = deque()
+        self._computing: list[_Job] = []
         self._came = asyncio.Event()
         # A thread's number of OpenMP threads is its own once it has set it.
         threads = torch.get_num_threads()
@@ -116,7 +117,7 @@ class LocalEngine:
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.wait([self._worker])
-        for job in self._waiting:
+        for job in (*self._waiting, *self._computing):
             job.future.cancel()
         for pool in (self._thread, self._readers):
             pool.shutdown(wait=True, cancel_futures=True)
@@ -124,7 +125,7 @@ class LocalEngine:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            batch = await self._next_batch()
+            batch = self._computing = await self._next_batch()
             if not batch:
                 continue
             self._counts.batches += 1

@@ -47,6 +47,11 @@ class Request:
     model: str | None = None
     """id of a model; left out, the first that can"""
 
+    @property
+    def needs(self) -> str:
+        """What a model that is chosen should be able to do besides, where there is one; "" for nothing."""
+        return ""
+
     def work(self, model: ModelInfo, limits: Limits) -> Work:
         """The engine's work.
 
@@ -186,6 +191,11 @@ class ExplainRequest(Request):
     """the weights as numbers, or drawn over the image"""
     word: int | None = None
     """for "png": which word, from 0; left out, the average over all"""
+
+    @property
+    def needs(self) -> str:
+        """A text is explained by what makes it match, where a model can."""
+        return self.by or ("caption" if self.text is None else "match")
 
     def work(self, model: ModelInfo, limits: Limits) -> Explaining:
         """As `Request.work`."""
