@@ -84,7 +84,7 @@ class ServedModel:
         self._transform = evaluation_transform(self.adapter.image_size)
         self._wanted: Callable[[], bool] | None = None
         for module in self.adapter.model.modules():
-            if isinstance(module, nn.ModuleList):
+            if isinstance(module, nn.ModuleList | nn.Sequential):
                 for block in module:
                     block.register_forward_pre_hook(self._drop_unwanted)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +42,20 @@ def _loud(model: Any) -> Any:
     return model.eval()
 
 
-def predictors() -> dict[str, Predictor]:
-    """A nano model that captions and matches, and one that answers."""
+@cache
+def _made() -> tuple[TextTokenizer, Blip, BlipVqa]:
     torch.manual_seed(0)
     tokenizer = TextTokenizer.train([*TEXTS, *QUESTIONS, *ANSWERS] * 3, vocab_size=120)
     blip = _loud(Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=SIDE)))
     vqa = _loud(BlipVqa(VqaConfig(vision=blip.config.vision, text=blip.config.text)))
-    return {
-        name: Predictor(adapt(StoredModel(model, tokenizer, {}))) for name, model in (("blip", blip), ("vqa", vqa))
-    }
+    return tokenizer, blip, vqa
+
+
+def predictors() -> dict[str, Predictor]:
+    """A nano model that captions and matches, and one that answers; copies, which an engine hooks into."""
+    tokenizer, *models = _made()
+    stored = [StoredModel(copy.deepcopy(model), tokenizer, {}) for model in models]
+    return {name: Predictor(adapt(one)) for name, one in zip(("blip", "vqa"), stored, strict=True)}
 
 
 def png(number: int = 0, side: int = 40) -> bytes:

@@ -241,7 +241,7 @@ def test_computing_stops_when_nobody_waits_any_more() -> None:
     seen: list[str] = []
 
     async def use(one: LocalEngine) -> None:
-        endless = DecodeConfig(max_new_tokens=400, min_new_tokens=400)
+        endless = DecodeConfig(max_new_tokens=60, min_new_tokens=60)
         call = asyncio.create_task(one.run(Captioning(model="blip", image=png(0), config=endless)))
 
         def note(module: Any, inputs: Any) -> None:
@@ -266,7 +266,7 @@ def test_dropping_needs_all_of_a_batch_to_be_unwanted() -> None:
     model = engine()._served["blip"]
     block = model.adapter.model.vision.vit.blocks[0]
     with model.wanted(lambda: False), pytest.raises(Dropped):
-        block(torch.zeros(1, 5, 1))
+        block(torch.zeros(1, 5, block.norm1.normalized_shape[0]))
     wanted = [True]
     with model.wanted(lambda: wanted[0]):
         model.embeds([model.read(Captioning(model="blip", image=png(3)))])
