@@ -19,7 +19,7 @@ from openblip.serving.body import Refused, parse, read_body, schema_of
 from openblip.serving.counting import Requests, exposition
 from openblip.serving.engine import Engine, ModelInfo
 from openblip.serving.examples import draw_examples
-from openblip.serving.guard import HANG_UP, Guard
+from openblip.serving.guard import FAILED, HANG_UP, Guard
 from openblip.serving.limits import Limits
 from openblip.serving.model import Explained, open_image
 from openblip.serving.thumbnails import Thumbnails
@@ -75,11 +75,15 @@ class Service:
         Raises:
             Refused: see `schemas.Failure`.
         """
+        from starlette.requests import ClientDisconnect
+
         try:
             async with asyncio.timeout(self.limits.body_seconds):
                 body = await read_body(request.stream(), request.headers.get("content-length"), self.limits)
         except TimeoutError:
             raise Refused(408, f"the body did not come within {self.limits.body_seconds:g} seconds") from None
+        except ClientDisconnect:
+            raise Refused(HANG_UP, "") from None
         try:
             asked = await parse(body, request.headers, kind, self.limits)
             model = self._choose(asked, endpoint)
@@ -128,8 +132,9 @@ class Service:
     # The application --------------------------------------------------------------------------------------
 
     def _create(self) -> Any:
-        from fastapi import FastAPI, HTTPException, Request, Response
+        from fastapi import FastAPI, Request, Response
         from fastapi.responses import JSONResponse
+        from starlette.exceptions import HTTPException
 
         from openblip import __version__
 
@@ -150,7 +155,11 @@ class Service:
             words = {404: "there is nothing here; /openapi.json lists what is", 405: "not by this method"}
             return JSONResponse({"error": words.get(error.status_code, error.detail)}, error.status_code)
 
+        async def failed(request: Request, error: Exception) -> Response:
+            return JSONResponse({"error": FAILED}, 500)  # `Guard` logs it
+
         app.add_exception_handler(Refused, refused)
+        app.add_exception_handler(Exception, failed)
         app.add_exception_handler(404, unknown)
         app.add_exception_handler(405, unknown)
 

@@ -19,7 +19,7 @@ from openblip.serving.body import Refused
 from openblip.serving.counting import Requests
 from openblip.serving.limits import Limits
 
-__all__ = ["HANG_UP", "Guard"]
+__all__ = ["FAILED", "HANG_UP", "Guard"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,6 +28,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HANG_UP = 499
 """status, in the counts alone, of a request whose client has gone"""
+FAILED = "the server has made a mistake, and noted it in its log"
 _HEADERS = (
     (
         b"content-security-policy",
@@ -102,7 +103,7 @@ class Guard:
             # What went wrong stands in the log, not in the answer.
             _LOG.exception("a request has failed")
             if not status:
-                await _refuse(answer, Refused(500, "the server has made a mistake, and noted it in its log"))
+                await _refuse(answer, Refused(500, FAILED))
         finally:
             self.requests.in_hand -= counted
             path = scope["path"] if scope["path"] in self._paths else "other"

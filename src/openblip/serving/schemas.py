@@ -42,7 +42,7 @@ __all__ = [
 class Request:
     """What all requests share."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     model: str | None = None
     """id of a model; left out, the first that can"""
@@ -89,6 +89,8 @@ class _Generating(Request):
         Raises:
             UserError: see `Request.work`.
         """
+        if self.beams is not None and self.beams < 1:
+            raise UserError(f"beams is {self.beams}; it must be at least 1")
         beams = max(usual.num_beams if self.beams is None else self.beams, self.count)
         most = max(beams, self.count)
         if most > limits.sequences:

@@ -145,9 +145,10 @@ def ask(service: Service, asking: Asking, **options: Any) -> Any:
 
 
 def post(service: Service, path: str, *, image: bytes | None = None, **fields: Any) -> httpx.Response:
-    """One request as a form."""
-    files = None if image is None else {"image": ("image.png", image)}
-    return ask(service, lambda client: client.post(path, files=files, data=fields))
+    """One request: a form with an image, else JSON."""
+    if image is None:
+        return ask(service, lambda client: client.post(path, json=fields))
+    return ask(service, lambda client: client.post(path, files={"image": ("image.png", image)}, data=fields))
 
 
 def engine(**options: Any) -> LocalEngine:
