@@ -19,6 +19,8 @@ from openblip.serving.app import Service
 __all__ = ["listen_at", "loopback", "run"]
 
 _POLL = 0.02
+_SAME_SECONDS = 1.0
+"""a signal that comes again so soon is the same one: launchers send it to a process and to its group"""
 
 
 def loopback(host: str) -> bool:
@@ -63,23 +65,26 @@ async def _run(service: Service, bound: socket.socket, stop_seconds: float, bann
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=1,
         lifespan="on",
         ws="none",
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
-    signalled = asyncio.Event()
+    signalled, first = asyncio.Event(), 0.0
+    loop = asyncio.get_running_loop()
 
-    def stop() -> None:
-        if signalled.is_set():
-            os._exit(1)
+    def stop(signum: int) -> None:
+        nonlocal first
+        if not signalled.is_set():
+            first = loop.time()
+        elif loop.time() - first > _SAME_SECONDS:
+            os._exit(128 + signum)
         service.app.stopping = True
         signalled.set()
 
-    loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, stop)
+        loop.add_signal_handler(signum, stop, signum)
     serving = loop.create_task(server.serve(sockets=[bound]))
     while not server.started and not serving.done():
         await asyncio.sleep(_POLL)
