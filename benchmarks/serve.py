@@ -80,11 +80,16 @@ def run(quick: bool) -> dict[str, Any]:
             memory = [server.resident_mb]
             loaded = [asyncio.run(_load(server.address, shown, expected, clients, seconds / 2)) for _ in range(2)]
             memory.append(server.resident_mb)
-        ways = {"batched": ("--cache-mb", "0"), "single": ("--cache-mb", "0", "--batch-size", "1", "--gather-ms", "0")}
+        ways = {
+            "batched": ("--cache-mb", "0"),
+            "single": ("--cache-mb", "0", "--batch-size", "1", "--gather-ms", "0"),
+        }
         rates: dict[str, float] = {}
         for name, options in ways.items():
             with served(model, *options) as server:
-                alone = asyncio.run(_load(server.address, shown, expected, min(clients, 64), seconds / 4, bad=False))
+                alone = asyncio.run(
+                    _load(server.address, shown, expected, min(clients, 64), seconds / 4, bad=False)
+                )
             rates[name] = len(alone.seconds) / (seconds / 4)
             loaded.append(alone)
     outcomes = sum((load.outcomes for load in loaded), Counter())
@@ -163,7 +168,9 @@ async def _expected(address: str, images: list[bytes]) -> dict[tuple[int, str], 
 
 def _texts(number: int) -> list[str]:
     words = vocabulary()
-    return [" ".join(words[(7 * number + 3 * text + place) % len(words)] for place in range(4)) for text in range(3)]
+    return [
+        " ".join(words[(7 * number + 3 * text + place) % len(words)] for place in range(4)) for text in range(3)
+    ]
 
 
 async def _post(client: httpx.AsyncClient, number: int, image: bytes, what: str) -> httpx.Response:

@@ -108,9 +108,7 @@ torch.nn.LayerNorm.forward = lambda self, hidden: (time.sleep(0.5), forward(self
 
 
 def test_a_client_that_hangs_up_leaves_no_work(openblip: CommandServer, world: World, model: Path) -> None:
-    running = openblip.start(
-        "serve", model, "--port", 0, "--batch-size", 1, before=SLOWLY.format(seconds=1.0)
-    )
+    running = openblip.start("serve", model, "--port", 0, "--batch-size", 1, before=SLOWLY.format(seconds=1.0))
     where = address(running)
     with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=where, timeout=0.3, trust_env=False) as client:
         client.post("/v1/caption", files={"image": Path(world.images[0]).read_bytes()})

@@ -145,7 +145,11 @@ async def _from_form(body: bytes, headers: Mapping[str, str], lists: frozenset[s
         yield body
 
     parser = MultiPartParser(
-        Headers(headers), once(), max_files=1, max_fields=_FIELDS, max_part_size=len(body)  # type: ignore[arg-type]
+        Headers(headers),
+        once(),
+        max_files=1,
+        max_fields=_FIELDS,
+        max_part_size=len(body),  # type: ignore[arg-type]
     )
     parser.spool_max_size = len(body) + 1  # nothing goes to a disk
     try:

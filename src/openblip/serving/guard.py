@@ -93,8 +93,9 @@ class Guard:
             self._check(scope, headers)
             if scope["method"] == "OPTIONS":
                 raise Refused(204, "")
-            if counted := scope["method"] == "POST":
+            if scope["method"] == "POST":
                 self._take_in()
+                counted = True
             await self.app(scope, receive, answer)
         except Refused as refused:
             if not status:
@@ -122,7 +123,9 @@ class Guard:
         if self._keys and (scope["path"].startswith("/v1/") or scope["path"] == "/metrics"):
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not self._knows(given.strip()):
-                raise Refused(401, "an API key is needed: Authorization: Bearer KEY", {"www-authenticate": "Bearer"})
+                raise Refused(
+                    401, "an API key is needed: Authorization: Bearer KEY", {"www-authenticate": "Bearer"}
+                )
 
     def _knows(self, given: str) -> bool:
         """Whether it is one of the keys, in a time that depends neither on which nor on how much of it is right."""

@@ -137,7 +137,7 @@ class ServedModel:
         elif isinstance(work, Answering):
             self.adapter.need("answer").check_questions(work.questions, work.candidates or ())
             if work.prompt is not None and not (self.adapter.question_prompt and "{}" in work.prompt):
-                raise UserError('a prompt of a question is for BLIP-2, with {} in place of the question')
+                raise UserError("a prompt of a question is for BLIP-2, with {} in place of the question")
         elif isinstance(work, Matching):
             self.adapter.need("match").check_texts(work.texts)
         elif isinstance(work, Embedding):

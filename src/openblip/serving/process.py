@@ -41,7 +41,9 @@ def listen_at(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot listen at {host}, port {port}: {reason}; choose another --host or --port") from error
+        raise UserError(
+            f"cannot listen at {host}, port {port}: {reason}; choose another --host or --port"
+        ) from error
     return bound
 
 

@@ -11,7 +11,16 @@ from typing import Any, ClassVar, Literal
 
 from openblip.core.errors import UserError
 from openblip.generation.types import DecodeConfig
-from openblip.serving.engine import Answering, Captioning, Embedding, Explaining, Matching, ModelInfo, Searching, Work
+from openblip.serving.engine import (
+    Answering,
+    Captioning,
+    Embedding,
+    Explaining,
+    Matching,
+    ModelInfo,
+    Searching,
+    Work,
+)
 from openblip.serving.limits import Limits
 from openblip.tasks.results import Answered, Caption, Match
 

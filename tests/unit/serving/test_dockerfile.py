@@ -13,7 +13,19 @@ import pytest
 from openblip.cli.entry import _read
 
 REPO = Path(__file__).resolve().parents[3]
-STEPS = {"ARG", "FROM", "RUN", "ENV", "WORKDIR", "COPY", "USER", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT"}
+STEPS = {
+    "ARG",
+    "FROM",
+    "RUN",
+    "ENV",
+    "WORKDIR",
+    "COPY",
+    "USER",
+    "EXPOSE",
+    "STOPSIGNAL",
+    "HEALTHCHECK",
+    "ENTRYPOINT",
+}
 
 
 def steps() -> list[tuple[str, str]]:

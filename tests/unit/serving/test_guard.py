@@ -162,7 +162,15 @@ def test_keys_are_needed_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -
 
     async def asking(client: httpx.AsyncClient) -> dict[str, int]:
         found = {}
-        for given in ("", "Bearer second", "bearer  second", "Bearer secon", "Bearer secönd", "Basic second", "second"):
+        for given in (
+            "",
+            "Bearer second",
+            "bearer  second",
+            "Bearer secon",
+            "Bearer secönd",
+            "Basic second",
+            "second",
+        ):
             headers = {"authorization": given.encode("latin-1")} if given else {}
             compared.clear()
             found[given] = (await caption(client, headers=headers)).status_code

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,7 +196,7 @@ def test_the_interface_describes_itself(service: Service) -> None:
     assert schema["required"] == ["image"]
     assert {"beams", "top_p", "temperature", "seed", "count", "max_tokens"} < set(schema["properties"])
     assert "429" in caption["responses"]
-    assert schema == json.loads(json.dumps(schema_of(CaptionRequest)))
+    assert schema["properties"].keys() == schema_of(CaptionRequest)["properties"].keys()
 
 
 # What it refuses ---------------------------------------------------------------------------------------------
