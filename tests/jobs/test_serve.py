@@ -1,4 +1,4 @@
-"""`openblip serve` as a process: it says where it is, answers, refuses what is wrong at its start, and ends well."""
+"""`openblip serve` as a process: it says where it is, answers, refuses what is wrong, and ends well."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ServedModel.compute = lambda self, batch: (time.sleep({seconds}), compute(self, 
 def address(running: Running, seconds: float = 200) -> str:
     """Where it listens, once it says so."""
     end = time.monotonic() + seconds
-    while not (found := re.search(r"at (http://\S+)", running.err.read_text())):
-        assert time.monotonic() < end, running.err.read_text()
+    while not (running.err.exists() and (found := re.search(r"at (http://\S+)", running.err.read_text()))):
+        assert time.monotonic() < end, "it does not start"
         time.sleep(0.02)
     return found[1]
 

@@ -265,7 +265,7 @@ class Service:
         ids = [self.thumbnails.id_of(hit.path) for hit in found]
         return schemas.SearchReply(
             [
-                schemas.FoundImage(name, hit.score, hit.itm, hit.caption, f"/v1/thumbnails/{name}")
+                schemas.FoundImage(name, hit.score, hit.itm, hit.caption or None, f"/v1/thumbnails/{name}")
                 for name, hit in zip(ids, found, strict=True)
             ]
         )

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import types
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -89,7 +89,7 @@ def schema_of(kind: type) -> dict[str, Any]:
 
 
 @cache
-def _checker(kind: type) -> Any:
+def _checker(kind: Any) -> Any:
     assert is_dataclass(kind)
     from pydantic import TypeAdapter
 
@@ -97,7 +97,7 @@ def _checker(kind: type) -> Any:
 
 
 @cache
-def _lists(kind: type) -> frozenset[str]:
+def _lists(kind: Any) -> frozenset[str]:
     """Fields that hold several values."""
     hints = get_type_hints(kind)
     several = set()
@@ -141,7 +141,7 @@ async def _from_form(body: bytes, headers: Mapping[str, str], lists: frozenset[s
     from starlette.datastructures import Headers, UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
 
-    async def once() -> AsyncIterator[bytes]:
+    async def once() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = MultiPartParser(
@@ -149,7 +149,7 @@ async def _from_form(body: bytes, headers: Mapping[str, str], lists: frozenset[s
         once(),
         max_files=1,
         max_fields=_FIELDS,
-        max_part_size=len(body),  # type: ignore[arg-type]
+        max_part_size=len(body),
     )
     parser.spool_max_size = len(body) + 1  # nothing goes to a disk
     try:

@@ -9,7 +9,7 @@ Shapes: C texts, E joint width, Q queries.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from openblip.generation.types import DecodeConfig
@@ -39,9 +39,9 @@ class ModelInfo:
     """names of endpoints that it serves"""
     image_size: tuple[int, int]
     """height and width in pixels that it reads; any image is resized"""
-    captioning: DecodeConfig = DecodeConfig()
+    captioning: DecodeConfig = field(default_factory=DecodeConfig)
     """how it writes captions unless requested otherwise"""
-    answering: DecodeConfig = DecodeConfig()
+    answering: DecodeConfig = field(default_factory=DecodeConfig)
     """how it writes answers unless requested otherwise"""
 
 

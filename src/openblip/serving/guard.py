@@ -100,7 +100,7 @@ class Guard:
         except Refused as refused:
             if not status:
                 await _refuse(answer, refused)
-        except Exception:
+        except Exception:  # noqa: BLE001
             # What went wrong stands in the log, not in the answer.
             _LOG.exception("a request has failed")
             if not status:

@@ -14,7 +14,7 @@ _PLAIN = {"model", "best", "last"}
 
 
 def name_models(sources: Sequence[str]) -> dict[str, str]:
-    """Sources by the ids of their models: a name on the hub as it is, a folder's or file's own name without its path.
+    """Sources by the ids of their models: a name on the hub as it is, of a folder or file its own name alone.
 
     Raises:
         UserError: a model is named twice.

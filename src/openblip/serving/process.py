@@ -1,7 +1,7 @@
 """Runs a service: its socket, its signals, its end.
 
-SIGTERM and SIGINT turn readiness off; what is in hand is finished, within a bound, and the process ends with code 0.
-A second signal ends it at once.
+SIGTERM and SIGINT turn readiness off; what is in hand is finished, within a bound, and the process ends with code
+0. A second signal ends it at once.
 """
 
 from __future__ import annotations

@@ -17,6 +17,17 @@ from openblip.serving.guard import HANG_UP
 from openblip.serving.limits import Limits
 
 IMAGE = {"image": png()}
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/caption",
+    "raw_path": b"/v1/caption",
+    "query_string": b"",
+    "scheme": "http",
+    "server": ("localhost", 80),
+    "root_path": "",
+}
+"""of a request as ASGI has it"""
 
 
 def caption(client: httpx.AsyncClient, **options: Any) -> Any:
@@ -65,8 +76,7 @@ def test_the_work_of_a_client_that_hangs_up_is_dropped() -> None:
     service = Service(made)
     request = httpx.Request("POST", "http://localhost/v1/caption", files=IMAGE)
     headers = [(name.lower(), value) for name, value in request.headers.raw]
-    scope = {"type": "http", "method": "POST", "path": "/v1/caption", "raw_path": b"/v1/caption", "headers": headers,
-             "query_string": b"", "scheme": "http", "server": ("localhost", 80), "root_path": ""}  # fmt: skip
+    scope = {**SCOPE, "headers": headers}
     body = request.read()
     sent: list[Any] = []
 
@@ -96,8 +106,7 @@ def test_a_client_that_goes_while_it_sends_leaves_nothing_behind(caplog: pytest.
     made = StandIn()
     service = Service(made)
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/caption", "raw_path": b"/v1/caption", "headers": headers,
-             "query_string": b"", "scheme": "http", "server": ("localhost", 80), "root_path": ""}  # fmt: skip
+    scope = {**SCOPE, "headers": headers}
     messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
 
     async def go() -> None:

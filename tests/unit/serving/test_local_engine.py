@@ -1,4 +1,4 @@
-"""The local engine: batches give what each request gives alone, images are read once, and what nobody wants is dropped."""
+"""The local engine: a batch gives what each gives alone, images are read once, unwanted work is dropped."""
 
 from __future__ import annotations
 

@@ -93,7 +93,8 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service with an index of a few images."""
     folder = tmp_path_factory.mktemp("indexed")
     made = models()
-    service = Service(LocalEngine(made, index=(FolderIndex(folder), next(iter(made)))), Limits(pixels=1_000_000))
+    index = (FolderIndex(folder), next(iter(made)))
+    service = Service(LocalEngine(made, index=index, max_pixels=1_000_000), Limits(pixels=1_000_000))
     for number, drawn in enumerate(service.examples):
         (folder / f"{number}.png").write_bytes(drawn.png)
     server = uvicorn.Server(uvicorn.Config(service.app, port=0, log_level="warning"))  # type: ignore[arg-type]
