@@ -59,18 +59,19 @@ async def parse(body: bytes, headers: Mapping[str, str], kind: type[Request], li
         Refused: it is neither JSON nor a form.
         UserError: a field is unknown, missing or of a wrong type.
     """
+    known: Any = kind
     content = headers.get("content-type", "").partition(";")[0].strip().lower()
     if content == _JSON:
         values = _from_json(body)
     elif content == _FORM:
-        values = await _from_form(body, headers, _lists(kind))
+        values = await _from_form(body, headers, _lists(known))
     else:
         raise Refused(415, f"the body must be {_JSON} or {_FORM}")
     require("pydantic", "serving")
     from pydantic import ValidationError
 
     try:
-        return _checker(kind).validate_python(values)
+        return _checker(known).validate_python(values)
     except ValidationError as error:
         unknown = ("extra_forbidden", "unexpected_keyword_argument")
         found = error.errors(include_url=False, include_input=False, include_context=False)
