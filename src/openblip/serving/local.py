@@ -106,7 +106,11 @@ class LocalEngine:
             self._worker = loop.create_task(self._work())
         read = Read(work)
         if not isinstance(work, Searching):
-            read = await loop.run_in_executor(self._readers, self._served[work.model].read, work)
+            try:
+                read = await loop.run_in_executor(self._readers, self._served[work.model].read, work)
+            except asyncio.CancelledError:
+                self._counts.dropped += 1
+                raise
         job = _Job(read, loop.create_future())
         self._waiting.append(job)
         self._came.set()
