@@ -28,7 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"recipes", "explain"}),
     frozenset({"bootstrap", "index"}),
     frozenset({"report"}),
-    frozenset({"serve", "experiments"}),
+    frozenset({"serving", "experiments"}),
     frozenset({"cli"}),
 )
 FACADE = "openblip"
@@ -61,9 +61,11 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "ray": ("bootstrap", "cli.checks"),
     "peft": ("models.language",),
     "bitsandbytes": ("models.language",),
-    "fastapi": ("serve",),
-    "starlette": ("serve",),
-    "uvicorn": ("serve",),
+    "fastapi": ("serving", "cli.serve"),
+    "starlette": ("serving", "cli.serve"),
+    "uvicorn": ("serving", "cli.serve"),
+    "pydantic": ("serving",),
+    "python_multipart": ("serving", "cli.serve"),
 }
 IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
 """where the name to import is not the name to install"""

@@ -59,7 +59,7 @@ def _engine(name: str) -> None:
 
 
 _CHECKS: dict[str, Callable[[Any], None]] = {
-    **dict.fromkeys(("model", "captioner", "filter"), check_model),
+    **dict.fromkeys(("model", "models", "captioner", "filter"), check_model),
     **dict.fromkeys(("data", "validation", "web", "human", "test"), _data),
     "images": _images,
     "answers": _lines,

@@ -33,6 +33,7 @@ from openblip.cli import (
     probe,
     recipes,
     score,
+    serve,
     train,
     use,
 )
@@ -50,6 +51,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
         *(caption.caption, use.match, score.score, classify.classify, use.ask, judge.judge),
         *(use.embed, use.retrieve, use.evaluate, probe.probe),
         explain.explain,
+        serve.serve,
     ),
     "index": (
         *(index.index_build, index.index_add, index.index_remove),

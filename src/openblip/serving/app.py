@@ -1,0 +1,299 @@
+"""The endpoints, as a FastAPI application over an engine."""
+# Without postponed annotations: FastAPI reads those of the endpoints, whose types come from inside `create_app`.
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+from openblip.core.errors import UserError, nearest, require
+from openblip.data.sample import BrokenSample
+from openblip.explain.cam import peak_of
+from openblip.explain.overlay import overlay
+from openblip.serving import schemas
+from openblip.serving.body import Refused, parse, read_body, schema_of
+from openblip.serving.counting import Requests, exposition
+from openblip.serving.engine import Engine, ModelInfo
+from openblip.serving.examples import draw_examples
+from openblip.serving.guard import FAILED, HANG_UP, Guard
+from openblip.serving.limits import Limits
+from openblip.serving.model import Explained, open_image
+from openblip.serving.thumbnails import Thumbnails
+
+__all__ = ["Service"]
+
+_PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/words.js": ("words.js", "text/javascript; charset=utf-8"),
+}
+_OPEN = ("/healthz", "/readyz", "/metrics", "/openapi.json")
+_SEARCH = "search"
+
+
+class Service:
+    """The application and what it keeps from request to request.
+
+    Args:
+        engine: computes.
+        limits: of requests.
+        keys, origins, hosts: see `Guard`.
+
+    Raises:
+        MissingExtra: FastAPI is not installed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits | None = None,
+        *,
+        keys: Sequence[str] = (),
+        origins: Collection[str] = (),
+        hosts: Collection[str] | None = None,
+    ) -> None:
+        for package in ("fastapi", "pydantic", "python_multipart"):
+            require(package, "serving")
+        self.engine, self.limits, self.requests = engine, limits or Limits(), Requests()
+        self.thumbnails = Thumbnails(max_pixels=self.limits.pixels)
+        self.examples = draw_examples()
+        app = self._create()
+        paths = [route.path for route in app.routes]
+        options = {"paths": paths, "keys": keys, "origins": origins, "hosts": hosts}
+        self.app = Guard(app, self.limits, self.requests, **options)
+
+    # One request ------------------------------------------------------------------------------------------
+
+    async def perform(self, request: Any, kind: type[schemas.Request], endpoint: str) -> tuple[Any, Any, Any]:
+        """Read a request and compute it: the model's id, the request, and what the engine gives.
+
+        Raises:
+            Refused: see `schemas.Failure`.
+        """
+        from starlette.requests import ClientDisconnect
+
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                body = await read_body(request.stream(), request.headers.get("content-length"), self.limits)
+        except TimeoutError:
+            raise Refused(408, f"the body did not come within {self.limits.body_seconds:g} seconds") from None
+        except ClientDisconnect:
+            raise Refused(HANG_UP, "") from None
+        try:
+            asked = await parse(body, request.headers, kind, self.limits)
+            model = self._choose(asked, endpoint)
+            work = asked.work(model, self.limits)
+            return model.id, asked, await self._within_time(request, self.engine.run(work))
+        except UserError as error:
+            raise Refused(422, str(error)) from error
+        except BrokenSample as broken:
+            status = 413 if broken.cause == "too-large" else 422
+            raise Refused(status, f"the image cannot be used ({broken.cause}): {broken.detail}") from broken
+
+    async def _within_time(self, request: Any, work: Awaitable[Any]) -> Any:
+        """What the work gives; it is dropped when the time is over or the client has gone."""
+        left = request.scope["state"]["began"] + self.limits.seconds - time.monotonic()
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(request.receive))]
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0] in done:
+                return await tasks[0]
+            if done:
+                raise Refused(HANG_UP, "")
+            raise Refused(504, f"there was no answer within {self.limits.seconds:g} seconds; the work is dropped")
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _choose(self, asked: schemas.Request, endpoint: str) -> ModelInfo:
+        name, models = asked.model, self.engine.models
+        if endpoint == _SEARCH:
+            if self.engine.searchable is None:
+                raise Refused(404, "this service has no image index; start it with --index")
+            if name not in (None, self.engine.searchable):
+                raise UserError(f"the image index is read by the model {self.engine.searchable}")
+            return models[self.engine.searchable]
+        if name is not None:
+            if name not in models:
+                raise UserError(f'there is no model "{name[:60]}"{nearest(name, models)}')
+            if endpoint not in models[name].can:
+                raise UserError(f"the model {name} cannot {endpoint}; it can {', '.join(models[name].can)}")
+            return models[name]
+        able = [model for model in models.values() if endpoint in model.can]
+        if not able:
+            raise Refused(404, f"no model of this service can {endpoint}")
+        return next((model for model in able if asked.needs in model.can), able[0])
+
+    # The application --------------------------------------------------------------------------------------
+
+    def _create(self) -> Any:
+        from fastapi import FastAPI, Request, Response
+        from fastapi.responses import JSONResponse
+        from starlette.exceptions import HTTPException
+
+        from openblip import __version__
+
+        @asynccontextmanager
+        async def life(app: Any) -> AsyncIterator[None]:
+            yield
+            await self.engine.close()
+
+        app = FastAPI(title="OpenBLIP", version=__version__, docs_url=None, redoc_url=None, lifespan=life)
+        app.router.redirect_slashes = False
+
+        async def refused(request: Request, error: Exception) -> Response:
+            assert isinstance(error, Refused)
+            return JSONResponse({"error": error.message}, error.status, error.headers)
+
+        async def unknown(request: Request, error: Exception) -> Response:
+            assert isinstance(error, HTTPException)
+            words = {404: "there is nothing here; /openapi.json lists what is", 405: "not by this method"}
+            return JSONResponse({"error": words.get(error.status_code, error.detail)}, error.status_code)
+
+        async def failed(request: Request, error: Exception) -> Response:
+            return JSONResponse({"error": FAILED}, 500)  # `Guard` logs it
+
+        app.add_exception_handler(Refused, refused)
+        app.add_exception_handler(Exception, failed)
+        app.add_exception_handler(404, unknown)
+        app.add_exception_handler(405, unknown)
+
+        def post(
+            kind: type[schemas.Request], reply: type, answer: Callable[[str, Any, Any], Awaitable[Any]]
+        ) -> None:
+            name = kind.__name__.removesuffix("Request").lower()
+
+            async def endpoint(request: Request) -> Any:
+                return await answer(*await self.perform(request, kind, name))
+
+            schema = {"schema": schema_of(kind)}
+            content = {"multipart/form-data": schema, "application/json": schema}
+            app.add_api_route(
+                f"/v1/{name}",
+                endpoint,
+                methods=["POST"],
+                name=name,
+                summary=(kind.__doc__ or "").rstrip("."),
+                response_model=reply,
+                responses={status: {"model": schemas.Failure} for status in (401, 408, 413, 422, 429, 503, 504)},
+                openapi_extra={"requestBody": {"required": True, "content": content}},
+            )
+
+        post(schemas.CaptionRequest, schemas.CaptionReply, _captions)
+        post(schemas.AnswerRequest, schemas.AnswerReply, _answers)
+        post(schemas.MatchRequest, schemas.MatchReply, _matches)
+        post(schemas.EmbedRequest, schemas.EmbedReply, _vectors)
+        post(schemas.ExplainRequest, schemas.ExplainReply, self._maps)
+        post(schemas.SearchRequest, schemas.SearchReply, self._hits)
+
+        @app.get("/v1/thumbnails/{name}", responses={200: {"content": {"image/jpeg": {}}}})
+        async def thumbnail(name: str) -> Response:
+            data = await asyncio.to_thread(self.thumbnails.draw, name)
+            if data is None:
+                raise Refused(404, "no search has given this image lately, or it is gone")
+            return Response(data, media_type="image/jpeg")
+
+        @app.get("/v1/models", response_model=schemas.ModelsReply)
+        async def models() -> Any:
+            served = [
+                schemas.ServedModelInfo(one.id, one.family, list(one.can), one.image_size)
+                for one in self.engine.models.values()
+            ]
+            examples = [
+                schemas.Example(f"/examples/{number}.png", drawn.question, drawn.texts)
+                for number, drawn in enumerate(self.examples)
+            ]
+            return schemas.ModelsReply(served, self.engine.searchable is not None, examples, asdict(self.limits))
+
+        @app.get("/healthz")
+        async def alive() -> Any:
+            return {"alive": True}
+
+        @app.get("/readyz")
+        async def ready() -> Response:
+            return JSONResponse({"ready": not self.app.stopping}, 503 if self.app.stopping else 200)
+
+        @app.get("/metrics", include_in_schema=False)
+        async def metrics() -> Response:
+            text = exposition(self.requests, self.engine.counts, ready=not self.app.stopping)
+            return Response(text, media_type="text/plain; version=0.0.4")
+
+        @app.get("/examples/{number}.png", include_in_schema=False)
+        async def example(number: int) -> Response:
+            if not 0 <= number < len(self.examples):
+                raise Refused(404, "there is no such example")
+            return Response(self.examples[number].png, media_type="image/png")
+
+        def file(path: str, data: bytes, kind: str) -> None:
+            async def page() -> Response:
+                return Response(data, media_type=kind, headers={"cache-control": "no-cache"})
+
+            app.add_api_route(path, page, include_in_schema=False)
+
+        folder = resources.files("openblip.serving") / "page"
+        for path, (name, kind) in _PAGE.items():
+            file(path, (folder / name).read_bytes(), kind)
+        return app
+
+    async def _maps(self, model: str, asked: schemas.ExplainRequest, found: Explained) -> Any:
+        from fastapi import Response
+
+        if asked.format == "json":
+            words = [
+                schemas.WordWeights(one.word, peak_of(one.weights), _rounded(one.weights.tolist()))
+                for one in found.maps
+            ]
+            return schemas.ExplainReply(model, found.text, found.by, words)
+        if asked.word is not None and not 0 <= asked.word < len(found.maps):
+            raise Refused(422, f"word is {asked.word}; the text has the words 0 to {len(found.maps) - 1}")
+
+        def draw() -> bytes:
+            weights = [one.weights for one in found.maps]
+            chosen = sum(weights) / len(weights) if asked.word is None else weights[asked.word]
+            buffer = io.BytesIO()
+            overlay(open_image(asked.image, self.limits.pixels, 768), chosen).save(buffer, "PNG")
+            return buffer.getvalue()
+
+        return Response(await asyncio.to_thread(draw), media_type="image/png")
+
+    async def _hits(self, model: str, asked: Any, found: Any) -> schemas.SearchReply:
+        ids = [self.thumbnails.id_of(hit.path) for hit in found]
+        return schemas.SearchReply(
+            [
+                schemas.FoundImage(name, hit.score, hit.itm, hit.caption or None, f"/v1/thumbnails/{name}")
+                for name, hit in zip(ids, found, strict=True)
+            ]
+        )
+
+
+async def _captions(model: str, asked: Any, found: Any) -> schemas.CaptionReply:
+    return schemas.CaptionReply(model, found)
+
+
+async def _answers(model: str, asked: Any, found: Any) -> schemas.AnswerReply:
+    return schemas.AnswerReply(model, found)
+
+
+async def _matches(model: str, asked: Any, found: Any) -> schemas.MatchReply:
+    return schemas.MatchReply(model, found)
+
+
+async def _vectors(model: str, asked: Any, found: Any) -> schemas.EmbedReply:
+    image, texts = (None if part is None else part.tolist() for part in found)
+    return schemas.EmbedReply(model, image, texts or [])
+
+
+def _rounded(rows: list[list[float]]) -> list[list[float]]:
+    """Four significant digits: the scale of a map may be anything."""
+    return [[float(f"{value:.4g}") for value in row] for row in rows]
+
+
+async def _hung_up(receive: Callable[[], Awaitable[Any]]) -> None:
+    """Wait until the client closes the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

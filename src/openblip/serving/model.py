@@ -1,0 +1,261 @@
+"""A model that serves: reads images once, checks work alone and computes it in batches.
+
+Everything here but `read_image` and `check` runs in the one thread that computes.
+
+Shapes: B pieces of work, N image tokens, Dv vision width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from openblip.core.errors import UserError
+from openblip.data.images import decode_image
+from openblip.data.transforms import evaluation_transform
+from openblip.explain.cam import WordMap, caption_maps, match_maps
+from openblip.serving.cache import FeatureCache
+from openblip.serving.engine import Answering, Captioning, Counts, Embedding, Explaining, Matching, ModelInfo, Work
+from openblip.tasks.predictor import Predictor
+from openblip.tasks.results import Answered, Caption, Match
+from openblip.tasks.retrieval import embed_texts, match_logits, match_probability
+
+__all__ = ["Dropped", "Explained", "Read", "ServedModel", "open_image"]
+
+_NO_RANDOM = np.random.default_rng(0)
+_SERVED = ("caption", "answer", "match", "embed", "explain")
+
+
+class Dropped(Exception):
+    """Nobody waits for what is being computed."""
+
+
+class Explained(NamedTuple):
+    """Where a model looked for each word of a text."""
+
+    text: str
+    by: str
+    maps: list[WordMap]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A piece of work, ready to be computed."""
+
+    work: Work
+    key: bytes = b""
+    """hash of the image's bytes"""
+    pixels: Tensor | None = None
+    """uint8 [3, H, W]; None where the features are at hand, or there is no image"""
+
+
+def open_image(data: bytes, max_pixels: int, min_side: int | None = None) -> Image.Image:
+    """Decode an image; its size is looked at first.
+
+    Raises:
+        BrokenSample: it cannot be used.
+    """
+    return decode_image(data, key="the image", min_side=min_side, max_pixels=max_pixels)
+
+
+class ServedModel:
+    """A predictor that batches and remembers.
+
+    Args:
+        cache: shared by all models of a service.
+        counts: of the service.
+        max_pixels: largest image that is decoded.
+    """
+
+    def __init__(
+        self, name: str, predictor: Predictor, cache: FeatureCache, counts: Counts, *, max_pixels: int
+    ) -> None:
+        self.name, self.predictor, self.adapter = name, predictor, predictor.adapter
+        self.max_pixels = max_pixels
+        self._cache, self._counts = cache, counts
+        self._transform = evaluation_transform(self.adapter.image_size)
+        self._wanted: Callable[[], bool] | None = None
+        for module in self.adapter.model.modules():
+            if isinstance(module, nn.ModuleList | nn.Sequential):
+                for block in module:
+                    block.register_forward_pre_hook(self._drop_unwanted)
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model as clients see it."""
+        can = tuple(name for name in _SERVED if name in self.predictor.can)
+        height, width = self._transform.config.pixels
+        usual = {"captioning": self.adapter.captioning, "answering": self.adapter.answering}
+        return ModelInfo(self.name, self.adapter.family, can, (height, width), **usual)
+
+    def _drop_unwanted(self, module: nn.Module, inputs: Any) -> None:
+        if self._wanted is not None and not self._wanted():
+            raise Dropped
+
+    @contextmanager
+    def wanted(self, still: Callable[[], bool]) -> Iterator[None]:
+        """Within, the model stops between two layers when `still` says that nobody waits.
+
+        Raises:
+            Dropped: then.
+        """
+        self._wanted = still
+        try:
+            yield
+        finally:
+            self._wanted = None
+
+    # Before the queue, in any thread ----------------------------------------------------------------------
+
+    def read(self, work: Work) -> Read:
+        """Check texts and decode the image, so that what is wrong with one piece of work concerns no other.
+
+        Raises:
+            UserError: see `Engine.run`.
+            BrokenSample: likewise.
+        """
+        self._check(work)
+        if work.image is None:
+            return Read(work)
+        key = hashlib.sha256(work.image).digest()
+        if (self.name, key) in self._cache and not isinstance(work, Explaining):
+            return Read(work, key)
+        image = open_image(work.image, self.max_pixels, self._transform.min_side)
+        return Read(work, key, self._transform(image, _NO_RANDOM))
+
+    def _check(self, work: Work) -> None:
+        if isinstance(work, Captioning):
+            self.adapter.need("caption").check_prompt([work.prompt or self.adapter.prompt])
+        elif isinstance(work, Answering):
+            self.adapter.need("answer").check_questions(work.questions, work.candidates or ())
+            if work.prompt is not None and not (self.adapter.question_prompt and "{}" in work.prompt):
+                raise UserError("a prompt of a question is for BLIP-2, with {} in place of the question")
+        elif isinstance(work, Matching):
+            self.adapter.need("match").check_texts(work.texts)
+        elif isinstance(work, Embedding):
+            self.adapter.need("embed").check_texts(work.texts)
+        elif isinstance(work, Explaining):
+            self.adapter.need("explain")
+            if work.by is not None:
+                self.adapter.need(work.by)
+            if work.text is None:
+                self.adapter.need("caption")
+            else:
+                self.adapter.check_texts([work.text])
+
+    # In the thread that computes --------------------------------------------------------------------------
+
+    def compute(self, batch: Sequence[Read]) -> list[Any]:
+        """What each piece of work gives; all are of one kind."""
+        first = batch[0].work
+        if isinstance(first, Explaining):
+            return [self._explain(one, one.work) for one in batch if isinstance(one.work, Explaining)]
+        how: dict[type[Work], Callable[[Sequence[Any], Sequence[Read]], list[Any]]] = {
+            Captioning: self._caption,
+            Answering: self._answer,
+            Matching: self._match,
+            Embedding: self._embed,
+        }
+        with torch.no_grad():
+            return how[type(first)]([one.work for one in batch], batch)
+
+    def embeds(self, batch: Sequence[Read]) -> Tensor:
+        """Features [B, N, Dv] of the images, those that are not kept encoded together."""
+        found: dict[bytes, Tensor] = {}
+        missing: dict[bytes, Tensor] = {}
+        for one in batch:
+            if one.key in found or one.key in missing:
+                continue
+            kept = self._cache.get((self.name, one.key))
+            if kept is not None:
+                found[one.key] = kept
+            else:
+                missing[one.key] = self._pixels(one)
+        self._counts.remembered += len(batch) - len(missing)
+        self._counts.encoded += len(missing)
+        if missing:
+            for key, row in zip(missing, self.adapter.encode(torch.stack(list(missing.values()))), strict=True):
+                found[key] = row.clone()
+                self._cache.put((self.name, key), found[key])
+        self._counts.cache_bytes = self._cache.nbytes
+        return torch.stack([found[one.key] for one in batch])
+
+    def _pixels(self, one: Read) -> Tensor:
+        """Of an image whose features have gone from the cache since it was read, decoded now."""
+        if one.pixels is not None:
+            return one.pixels
+        assert one.work.image is not None
+        return self._transform(open_image(one.work.image, self.max_pixels, self._transform.min_side), _NO_RANDOM)
+
+    def _caption(self, works: Sequence[Captioning], batch: Sequence[Read]) -> list[list[Caption]]:
+        prompts = [self.adapter.prompt if work.prompt is None else work.prompt for work in works]
+        # Sampling is keyed by the image's content: the same request gives the same text in any batch.
+        keys = torch.tensor([int.from_bytes(one.key[:7]) for one in batch], device=self.adapter.device)
+        model = self.adapter.need("caption")
+        memory = model.remember(self.embeds(batch))
+        return model.generate(memory, works[0].config or model.captioning, prompts, keys)
+
+    def _answer(self, works: Sequence[Answering], batch: Sequence[Read]) -> list[list[Answered]]:
+        model, first = self.adapter.need("answer"), works[0]
+        questions = [question for work in works for question in work.questions]
+        asked = model.ask(model.remember(self.embeds(batch)), questions, prompt=first.prompt)
+        if first.candidates is None:
+            found = model.answers(asked, first.config or model.answering)
+        else:
+            found = model.rank(asked, first.candidates)
+        answered = [Answered(question, one) for question, one in zip(questions, found, strict=True)]
+        each = len(first.questions)
+        return [answered[i : i + each] for i in range(0, len(answered), each)]
+
+    def _match(self, works: Sequence[Matching], batch: Sequence[Read]) -> list[list[Match]]:
+        model = self.adapter.need("match")
+        embeds = self.embeds(batch)
+        texts = list(dict.fromkeys(text for work in works for text in work.texts))
+        tokens, features = embed_texts(model, [self.adapter.clean(text) for text in texts])
+        place = {text: row for row, text in enumerate(texts)}
+        pairs = torch.tensor([(place[text], row) for row, work in enumerate(works) for text in work.texts])
+        cosine = model.similarities(features, model.image_features(embeds).float()).cpu()
+        probabilities = iter(match_probability(match_logits(model, embeds, tokens, pairs)).tolist())
+        return [
+            [Match(text, next(probabilities), float(cosine[place[text], row])) for text in work.texts]
+            for row, work in enumerate(works)
+        ]
+
+    def _embed(self, works: Sequence[Embedding], batch: Sequence[Read]) -> list[tuple[Any, Any]]:
+        model = self.adapter.need("embed")
+        shown = [one for one in batch if one.work.image is not None]
+        images = iter(model.image_features(self.embeds(shown)).float().cpu() if shown else ())
+        texts = [self.adapter.clean(text) for work in works for text in work.texts]
+        rows = iter(embed_texts(model, texts)[1].cpu() if texts else ())
+        return [
+            (
+                None if work.image is None else next(images),
+                torch.stack([next(rows) for _ in work.texts]) if work.texts else None,
+            )
+            for work in works
+        ]
+
+    def _explain(self, one: Read, work: Explaining) -> Explained:
+        model = self.adapter.model
+        with torch.no_grad():
+            memory = self.adapter.remember(self.embeds([one]))
+            text = work.text
+            if text is None:
+                captioner = self.adapter.need("caption")
+                text = captioner.generate(memory, captioner.captioning, [self.adapter.prompt])[0][0].text
+        by = work.by or ("match" if work.text is not None and "match" in self.adapter.can else "caption")
+        cleaned, tokenizer = self.adapter.clean(text), self.adapter.tokenizer
+        if by == "match":
+            maps = match_maps(model, tokenizer, memory, cleaned, layer=work.layer)
+        else:
+            prompt = self.adapter.prompt
+            maps = caption_maps(model, tokenizer, memory, cleaned, prompt=prompt, layer=work.layer)
+        return Explained(text, by, maps)
