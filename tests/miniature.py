@@ -30,6 +30,7 @@ __all__ = [
     "tars",
     "textcaps",
     "vg",
+    "visdial",
     "vqav2",
     "write",
 ]
@@ -380,8 +381,50 @@ def nlvr2(root: Path) -> Path:
     return home
 
 
+def visdial(root: Path) -> Path:
+    """Pools of questions (without marks) and answers; ragged dialogs of test, whose last round has no answer."""
+    home = root / "visdial"
+    pool = [f"answer {n}" for n in range(120)]
+    questions = [f"is it question {n}" for n in range(12)]
+
+    def dialog(image: int, rounds: int, split: str) -> dict[str, Any]:
+        said: list[dict[str, Any]] = []
+        for place in range(rounds):
+            last, answer = place == rounds - 1, (image + place) % 100
+            options = [(7 * place + n) % 120 for n in range(100)]
+            one: dict[str, Any] = {"question": place}
+            if split != "test" or not last:
+                one["answer"] = options[answer]
+            if split != "test" or last:
+                one["answer_options"] = options
+            if split != "test":
+                one["gt_index"] = answer
+            said.append(one)
+        return {"image_id": image, "caption": f"the caption of {image}", "dialog": said}
+
+    lengths = {"train": {9: 10, 133: 10}, "val": {185565: 10, 284024: 10}, "test": {568676: 10, 543615: 3}}
+    for split, dialogs in lengths.items():
+        year = split if split == "train" else f"{split}2018"
+        data = {
+            "dialogs": [dialog(image, rounds, split) for image, rounds in dialogs.items()],
+            "questions": questions,
+            "answers": pool,
+        }
+        write(home / f"visdial_1.0_{split}.json", {"split": year, "version": "1.0", "data": data})
+        if split != "train":
+            _images(home, [f"VisualDialog_{year}/VisualDialog_{year}_{n:012}.jpg" for n in dialogs])
+    dense = [
+        {"image_id": image, "round_id": place, "gt_relevance": [1.0, 0.0, 0.5, *(0.0,) * 97]}
+        for image, place in ((284024, 1), (185565, 10))
+    ]
+    write(home / "visdial_1.0_val_dense_annotations.json", dense)
+    relevance = [{"image_id": 133, "round_id": 4, "relevance": [0.2, *(0.0,) * 99]}]
+    write(home / "visdial_1.0_train_dense_sample.json", relevance)
+    return home
+
+
 def everything(root: Path) -> Path:
-    for make in (coco, flickr30k, nocaps, textcaps, vg, vqav2, okvqa, aokvqa, gqa, nlvr2):
+    for make in (coco, flickr30k, nocaps, textcaps, vg, vqav2, okvqa, aokvqa, gqa, nlvr2, visdial):
         make(root)
     for name in ("cc3m", "cc12m", "sbu", "laion"):
         tars(root, name)

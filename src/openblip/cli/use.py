@@ -286,8 +286,8 @@ def evaluate(
     or judgements.
 
     Args:
-        data: image-text data, as for train; for a VQA model questions with answers, for an NLVR2 model labelled
-            statements.
+        data: image-text data, as for train; for a VQA model questions with answers or dialogs, for an NLVR2 model
+            labelled statements.
         samples: images to use, from the first.
         rerank: candidates that ITM reads for each query; 0 leaves re-ranking out.
         beams: of the captions, or answers.
@@ -303,6 +303,7 @@ def evaluate(
     from openblip.data.measured import Measured
     from openblip.tasks.answering import MAX_LENGTH
     from openblip.tasks.config import RunConfig, as_sources
+    from openblip.tasks.dialog import HISTORY
     from openblip.tasks.load import load
     from openblip.tasks.registry import task_of
     from openblip.tasks.submission import submission_format, submit
@@ -310,9 +311,9 @@ def evaluate(
 
     form = submission_format(as_sources(data)) if submission is not None else ""
     predictor = load(model, tokenizer=tokenizer, device=device, dtype="float32")
-    adapter, task = predictor.adapter, task_of(predictor.adapter)
+    adapter, task = predictor.adapter, task_of(predictor.adapter, as_sources(data))
     asks = task == "answering"
-    if submission is not None and not asks:
+    if submission is not None and task not in ("answering", "dialog"):
         raise UserError(f"--submission needs a model that answers questions; {model} was trained for {task}")
     candidates = adapter.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
     least = 0 if asks else min(2, adapter.captioning.min_new_tokens)
@@ -325,7 +326,7 @@ def evaluate(
         rerank_k=rerank,
         java_metrics=(*(("METEOR",) if meteor else ()), *(("SPICE",) if spice else ())),
         prompt=adapter.question_prompt if asks else adapter.prompt,
-        max_length=min(MAX_LENGTH if asks else 64, adapter.max_positions),
+        max_length=min({"answering": MAX_LENGTH, "dialog": HISTORY}.get(task, 64), adapter.max_positions),
         clean=adapter.info.get("clean", "simplify"),
         decode=decoding(beams, 1, max_new_tokens=max_new_tokens, min_new_tokens=least),
     )

@@ -3,7 +3,8 @@
     write_submission(Path("vqa.json"), "vqa", records, question_ids(sources))
 
 Formats: VQA's is a list of {"question_id": int, "answer": str}, A-OKVQA's an object of {"multiple_choice",
-"direct_answer"} by question id, GQA's a list of {"questionId": str, "prediction": str}.
+"direct_answer"} by question id, GQA's a list of {"questionId": str, "prediction": str}, VisDial's a list of
+{"image_id": int, "round_id": int from 1, "ranks": [a permutation from 1]}.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from openblip.data.cards import CARDS
 from openblip.data.cards.card import Submission
 from openblip.data.sample import BrokenSample
 from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.dialogs import open_dialogs
 from openblip.data.sources.questions import asked_of, open_questions
+from openblip.tasks.dialog import submit_dialogs
 
 __all__ = ["question_ids", "submission_format", "submit", "write_submission"]
 
@@ -47,6 +50,9 @@ def submit(
     Raises:
         UserError: as `write_submission`.
     """
+    if form == "visdial":
+        submit_dialogs(out, records, [open_dialogs(config) for config in sources])
+        return
     write_submission(
         out, form, records, (number for config in sources for number in question_ids(open_questions(config)))
     )

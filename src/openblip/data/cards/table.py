@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from openblip.data.cards.answers import ANSWERS
 from openblip.data.cards.captions import CAPTIONS
 from openblip.data.cards.card import Card
+from openblip.data.cards.dialogs import DIALOGS
 
 __all__ = ["CARDS", "markdown_tables"]
 
-CARDS: dict[str, Card] = {card.name: card for card in (*CAPTIONS, *ANSWERS)}
+CARDS: dict[str, Card] = {card.name: card for card in (*CAPTIONS, *ANSWERS, *DIALOGS)}
 
 
 def markdown_tables() -> str:
