@@ -2,8 +2,8 @@
 
 What the paper says (Li et al. 2022, section 5.5): the discriminative setting, in which a pool of candidates is
 ranked given the question, the dialog so far and the image with its caption; figure 5 shows image and caption
-embeddings, concatenated, before a dialog encoder that is trained with ITM to tell whether an answer is true. No code
-was published, and the format of the history, the negatives and the treatment of long dialogs are not told.
+embeddings, concatenated, before a dialog encoder that is trained with ITM to tell whether an answer is true. No
+code was published, and the format of the history, the negatives and the treatment of long dialogs are not told.
 
 What is done here: `BlipVqa` with the dialog in place of the question. Its encoder reads caption, earlier rounds and
 question over the image's memory,
@@ -60,8 +60,8 @@ def encode_rounds(
 
     Args:
         clean: as the model was trained: "simplify" lower-cases and drops punctuation, "spaces", "none".
-        max_length: tokens of each; the earliest rounds are left out, then the end of the caption, then the beginning
-            of the question.
+        max_length: tokens of each; the earliest rounds are left out, then the end of the caption, then the
+            beginning of the question.
     """
     texts = [dialog.caption]
     for one in dialog.rounds[: max(rounds, default=-1) + 1]:
@@ -75,7 +75,7 @@ def encode_rounds(
     sep = tokenizer.sep_id
     found = []
     for place in rounds:
-        question = said[2 * place][-(max_length - 2) :] + [sep]
+        question = [*said[2 * place][-(max_length - 2) :], sep]
         room = max_length - 1 - len(question)
         opening = [*caption[: room - 1], sep] if caption and room > 1 else []
         room -= len(opening)
@@ -155,8 +155,8 @@ def evaluate_dialogs(
     Returns:
         metrics by name: "recall@1|5|10", "mean_rank", "median_rank" and "mean_reciprocal_rank" of the answers that
         were given, candidates of equal likelihood before them; "ndcg" of rounds with dense annotations, and
-        "num_without_relevance" where some have no relevant candidate and no NDCG; "num_unanswered" rounds that do not
-        tell theirs; and one record for each round, with the place of every candidate, a permutation from 1.
+        "num_without_relevance" where some have no relevant candidate and so no NDCG; "num_unanswered" rounds that
+        do not tell theirs; and one record for each round, with the place of every candidate, a permutation from 1.
     """
     records: list[dict[str, object]] = []
     ranks: list[int] = []
@@ -249,8 +249,8 @@ def write_ranks(out: Path, records: Iterable[Mapping[str, Any]], expected: Itera
     if missing:
         image, place = min(missing, key=str)
         raise UserError(
-            f"the submission needs every round with candidates, and {len(missing)} have no ranks, one of them round "
-            f"{place} of image {image}; repair what was left out"
+            f"the submission needs every round with candidates, and {len(missing)} have no ranks, one of them "
+            f"round {place} of image {image}; repair what was left out"
         )
     write_json(out, rows)
 

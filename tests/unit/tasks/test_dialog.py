@@ -113,11 +113,9 @@ def test_every_round_with_an_answer_is_trained_on(root: Path) -> None:
     ragged = prepare_dialogs(tokenizer, max_length=64)(test)
     assert ragged.image_of is not None
     assert torch.bincount(ragged.image_of).tolist() == [9, 2]
-    untold = Dialog(1, "", (Round("is it", ""),))
+    test.meta = [{"dialog": Dialog(1, "", (Round("is it"),))}] * 2
     with pytest.raises(UserError, match="no answers to train on"):
-        prepare_dialogs(tokenizer)(
-            Batch(test.images[:1], [], test.image_ids[:1], ["1"], [{"dialog": untold}], None)
-        )  # type: ignore[arg-type]
+        prepare_dialogs(tokenizer)(test)
 
 
 # ---- ranks ----
@@ -138,7 +136,7 @@ def plain_likelihoods(stored: StoredModel, batch: Batch, image: int, place: int)
 
 
 def shortened(dialog: Dialog) -> Dialog:
-    """Its first and its last rounds with the answer and 19 candidates, as many as the plain way scores in seconds."""
+    """Its first and its last rounds with 20 candidates, as many as the plain way scores in seconds."""
     rounds = []
     for one in (*dialog.rounds[:2], *dialog.rounds[-2:]):
         chosen = [*range(19), 99 if one.right is None or one.right < 19 else one.right]
