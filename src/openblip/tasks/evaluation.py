@@ -45,7 +45,7 @@ def evaluation_batches(
     loader = Loader(
         opened,
         evaluation_transform(image_size),
-        batch_size,
+        max(1, batch_size // max(1, *(source.frames for source in opened))),
         shuffle=False,
         drop_last=False,
         text_mode="all",
@@ -74,6 +74,7 @@ class FirstSamples(Source):
     def __init__(self, source: Source, count: int) -> None:
         super().__init__()
         self.name, self.bad_rows, self.num_images = source.name, source.bad_rows, source.num_images
+        self.frames = source.frames
         self._source, self._count = source, min(count, len(source))
 
     def __len__(self) -> int:
