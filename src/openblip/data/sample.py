@@ -73,7 +73,10 @@ class BrokenSample(Exception):
             "duplicate-key" (in tars), "several-images" (where one is read).
         key: the sample's key.
         detail: one sentence for a person.
+        num_texts: of a video that cannot be read; a measure may count them as missed.
     """
+
+    num_texts = 0
 
     def __init__(self, cause: str, key: str = "", detail: str = "") -> None:
         detail = detail.replace("\n", "\\n")  # as names in it may hold

@@ -36,7 +36,7 @@ def evaluation_batches(
     """
     opened: list[Source] = []
     log = measured if measured is not None else Measured()
-    log.num_images = 0
+    log.num_images = log.num_texts = 0
     left = samples
     for source in (s if isinstance(s, Source) else open_source(s) for s in sources):
         if left > 0:
@@ -59,6 +59,7 @@ def evaluation_batches(
         if measured is None and log.left_out:
             break
         log.num_images += len(batch)
+        log.num_texts += len(batch.texts)
         yield batch
     if log.left_out and (measured is None or not log.num_images):
         first = log.left_out[0]

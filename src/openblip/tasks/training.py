@@ -181,4 +181,4 @@ def evaluate_model(
 
     metrics, records = task.evaluate(config, adapter, batches, answers)
     model.train(was_training)
-    return metrics | used.metrics, records
+    return used.complete(metrics), records
