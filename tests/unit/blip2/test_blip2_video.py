@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import small_blip2
 import torch
+
+from openblip.core.errors import UserError
+from openblip.data.sources import open_source
+from openblip.tasks.features import cache_features
 
 
 @torch.no_grad()
@@ -20,3 +27,9 @@ def test_queries_read_all_frames_and_one_frame_is_its_image() -> None:
     same = model.read_image(model.remember(torch.cat((each[0], each[0]), dim=1)))
     torch.testing.assert_close(same, first, atol=1e-4, rtol=0)
     assert (model.read_image(model.remember(embeds)) - first).abs().max() > 1e-3
+
+
+def test_features_of_videos_are_not_cached(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"not read before it is refused")
+    with pytest.raises(UserError, match="features of videos are not kept on disk"):
+        cache_features([open_source(str(tmp_path))], small_blip2.model().vision, tmp_path / "features")

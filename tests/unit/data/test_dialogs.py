@@ -67,13 +67,18 @@ def test_images_are_those_of_coco_in_two_folders_or_of_the_split(root: Path) -> 
 
 
 def test_a_file_of_ones_own_names_its_images(tmp_path: Path) -> None:
-    said = [{"question": 0, "answer": 1}, {"question": 1, "answer": 0, "answer_options": [1, 0], "gt_index": 1}]
+    said = [
+        {"question": 0, "answer": 1, "answer_options": []},
+        {"question": 1, "answer_options": [1, 0], "gt_index": 1},
+    ]
     rows = [{"image_id": "a", "image": "photos/a.png", "caption": "a dog", "dialog": said}]
     data = {"dialogs": rows, "questions": ["is it small", "is it brown"], "answers": ["no", "yes"]}
     source = open_dialogs(str(miniature.write(tmp_path / "own.json", {"data": data})))
     assert source[0].image == tmp_path / "photos" / "a.png"
     assert source[0].texts == ("a dog", "is it small", "yes", "is it brown", "no")
-    assert dialog_of(source[0].meta).rounds[1].options == ("yes", "no")
+    first, second = dialog_of(source[0].meta).rounds
+    assert (first.options, second.options) == ((), ("yes", "no"))
+    assert second.answer == "no", "it is told by its place among the candidates"
     named = open_dialogs(str(tmp_path / "own.json") + "?image_name=x/{image_id}.jpg")
     assert named[0].image == tmp_path / "photos" / "a.png", "what a dialog names goes first"
 
@@ -95,9 +100,13 @@ SPOILED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "question": (lambda c: _rounds(c)[2].update(question=99), "the question of round 3 is 99, not an index of 12"),
     "blank": (_ask_nothing, "the question of round 3 is empty"),
     "answer": (lambda c: _rounds(c)[2].update(answer="yes"), "the answer of round 3 is 'yes', not an index of 120"),
-    "options": (lambda c: _rounds(c)[0].update(answer_options=[-1] * 100), "answer_options of round 1 are not ind"),
-    "floats": (lambda c: _rounds(c)[0].update(answer_options=[0.5] * 100), "answer_options of round 1 are not ind"),
-    "huge": (lambda c: _rounds(c)[0].update(answer_options=[2**40] * 100), "answer_options of round 1 are not ind"),
+    "options": (lambda c: _rounds(c)[0].update(answer_options=[-1] * 100), "answer_options of round 1 are not"),
+    "floats": (lambda c: _rounds(c)[0].update(answer_options=[0.5] * 100), "answer_options of round 1 are not"),
+    "ragged": (
+        lambda c: _rounds(c)[0].update(answer_options=[[1], [2, 3]]),
+        "answer_options of round 1 are not",
+    ),
+    "huge": (lambda c: _rounds(c)[0].update(answer_options=[2**40] * 100), "answer_options of round 1 are not"),
     "right": (lambda c: _rounds(c)[0].update(gt_index=100), "the gt_index of round 1 is 100, not an index of 100"),
     "another": (
         lambda c: _rounds(c)[0].update(gt_index=3),

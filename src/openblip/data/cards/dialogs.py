@@ -35,9 +35,11 @@ def _video_form(name: str, url: str, folder: str, **settings: Any) -> Form:
 
 def _video_questions(dataset: str, folder: str, originals: bool) -> dict[str, tuple[Form, ...]]:
     """Questions about videos, as LAVIS publishes them, and as they were published first."""
-    splits = {}
+    splits: dict[str, tuple[Form, ...]] = {}
     for split in ("train", "val", "test"):
-        forms = (_video_form(f"qa_{split}.json", f"{dataset}/qa_{split}.json", folder, frames=16),)
+        forms: tuple[Form, ...] = (
+            _video_form(f"qa_{split}.json", f"{dataset}/qa_{split}.json", folder, frames=16),
+        )
         if originals:
             settings = {"image_name": "video{video_id}.mp4", "frames": 16}
             first = Form(f"{split}_qa.json", _QA, images=(folder,), image_root=folder, settings=settings)

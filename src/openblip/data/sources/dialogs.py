@@ -66,7 +66,7 @@ class DialogSource(Source):
     """The dialogs of a file.
 
     Args:
-        content: of the file; `answer_options` may be arrays.
+        content: of the file, `answer_options` as int32 arrays.
         relevance: of the options, by image id and number of the round from 0.
     """
 
@@ -140,25 +140,22 @@ class DialogSource(Source):
         if not self._questions[question].as_py().strip():
             raise BrokenSample("bad-row", label, f"the question of {where} is empty")
         told = one.get("answer")
-        answer = -1 if told is None else _index(told, len(self._answers), f"answer of {where}", label)
-        options = np.asarray(one.get("answer_options", ()))
-        right = one.get("gt_index")
-        if not len(options):
+        most = len(self._answers)
+        answer = -1 if told is None else _index(told, most, f"answer of {where}", label)
+        options, right = one.get("answer_options"), one.get("gt_index")
+        if options is None or (isinstance(options, np.ndarray) and not len(options)):
             return question, answer, -1, np.zeros(0, np.int32)
-        if (
-            options.ndim != 1
-            or options.dtype.kind not in "iu"
-            or not 0 <= options.min() <= options.max() < len(self._answers)
-        ):
+        if not (isinstance(options, np.ndarray) and 0 <= options.min() <= options.max() < most):
             raise BrokenSample("bad-row", label, f"the answer_options of {where} are not indices of answers")
         chosen = -1 if right is None else _index(right, len(options), f"gt_index of {where}", label)
-        if chosen >= 0 and answer >= 0 and options[chosen] != answer:
+        answer = int(options[chosen]) if answer < 0 <= chosen else answer
+        if chosen >= 0 and options[chosen] != answer:
             raise BrokenSample("bad-row", label, f"the gt_index of {where} is of another answer than its own")
         rated = self._relevance.get((image, place))
         if rated is not None and len(rated) != len(options):
             detail = f"{len(rated)} dense annotations for the {len(options)} options of {where}"
             raise BrokenSample("bad-row", label, detail)
-        return question, answer, chosen, options.astype(np.int32)
+        return question, answer, chosen, options
 
     def _with_options(self) -> set[tuple[str, int]]:
         return {

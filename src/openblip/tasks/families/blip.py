@@ -227,7 +227,7 @@ class VqaAdapter(_BlipBase):
         there = column < counts[:, None]  # [R, C]
         places = ((counts.cumsum(0) - counts)[:, None] + column).where(there, 0)
         mask = flat.attention_mask[places] & there[:, :, None]
-        return log_likelihood(self._reader(asked), flat.input_ids[places], mask, max_rows=1024)
+        return log_likelihood(self._reader(asked), flat.input_ids[places], mask)
 
     def _reader(self, asked: ImageMemory) -> ReadLogits:
         def read(input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
