@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -148,12 +148,17 @@ def _by_torchcodec(path: Path, choose: _Places) -> Iterator[Image.Image]:
             yield Image.fromarray(decoder.get_frame_at(place).data.numpy())
 
 
-def _by_av(path: Path, choose: _Places) -> Iterator[Image.Image]:
+def _opened(file: BinaryIO) -> Any:
+    """A file as PyAV reads it: of a container of videos, and through no other protocol."""
     import av
 
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    return av.open(file, options=options, metadata_errors="replace")
+
+
+def _by_av(path: Path, choose: _Places) -> Iterator[Image.Image]:
     with open(path, "rb") as file:
-        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-        with av.open(file, options=options, metadata_errors="replace") as container:
+        with _opened(file) as container:
             if not container.streams.video:
                 raise BrokenSample("empty", "", "there is no video in it")
             length = _count_frames(container)
@@ -161,7 +166,7 @@ def _by_av(path: Path, choose: _Places) -> Iterator[Image.Image]:
             places = choose(stream.codec_context.width, stream.codec_context.height, length)
         file.seek(0)
         # A second time: not every format can be wound back.
-        with av.open(file, options=options, metadata_errors="replace") as container:
+        with _opened(file) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # videos are decoded side by side by the loader's workers
             wanted = iter(places)
