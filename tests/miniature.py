@@ -5,6 +5,7 @@ Every function writes below a data root as `openblip.data.cards` expects it and 
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import tarfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from videos import frame, make_video
 
 __all__ = [
     "TEN_ANSWERS",
@@ -27,12 +29,16 @@ __all__ = [
     "image",
     "imagenet",
     "karpathy",
+    "msrvtt",
+    "msrvttqa",
+    "msvdqa",
     "nlvr2",
     "nocaps",
     "okvqa",
     "tars",
     "textcaps",
     "vg",
+    "visdial",
     "vqav2",
     "write",
 ]
@@ -434,22 +440,103 @@ def fashioniq(root: Path) -> Path:
     return home
 
 
+def visdial(root: Path) -> Path:
+    """Pools of questions (without marks) and answers; ragged dialogs of test, whose last round has no answer."""
+    home = root / "visdial"
+    pool = [f"answer {n}" for n in range(120)]
+    questions = [f"is it question {n}" for n in range(12)]
+
+    def dialog(image: int, rounds: int, split: str) -> dict[str, Any]:
+        said: list[dict[str, Any]] = []
+        for place in range(rounds):
+            last, answer = place == rounds - 1, (image + place) % 100
+            options = [(7 * place + n) % 120 for n in range(100)]
+            one: dict[str, Any] = {"question": place}
+            if split != "test" or not last:
+                one["answer"] = options[answer]
+            if split != "test" or last:
+                one["answer_options"] = options
+            if split != "test":
+                one["gt_index"] = answer
+            said.append(one)
+        return {"image_id": image, "caption": f"the caption of {image}", "dialog": said}
+
+    lengths = {"train": {9: 10, 133: 10}, "val": {185565: 10, 284024: 10}, "test": {568676: 10, 543615: 3}}
+    for split, dialogs in lengths.items():
+        year = split if split == "train" else f"{split}2018"
+        data = {
+            "dialogs": [dialog(image, rounds, split) for image, rounds in dialogs.items()],
+            "questions": questions,
+            "answers": pool,
+        }
+        write(home / f"visdial_1.0_{split}.json", {"split": year, "version": "1.0", "data": data})
+        if split != "train":
+            _images(home, [f"VisualDialog_{year}/VisualDialog_{year}_{n:012}.jpg" for n in dialogs])
+    dense = [
+        {"image_id": image, "round_id": place, "gt_relevance": [1.0, 0.0, 0.5, *(0.0,) * 97]}
+        for image, place in ((284024, 1), (185565, 10))
+    ]
+    write(home / "visdial_1.0_val_dense_annotations.json", dense)
+    relevance = [{"image_id": 133, "round_id": 4, "relevance": [0.2, *(0.0,) * 99]}]
+    write(home / "visdial_1.0_train_dense_sample.json", relevance)
+    return home
+
+
+def _videos(home: Path, names: Iterable[str]) -> None:
+    """Videos of one shade each; files that nobody can read where there is nothing to write videos with."""
+    for number, name in enumerate(names):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        if importlib.util.find_spec("av") is None:
+            (home / name).write_bytes(b"no video")
+        else:
+            make_video(home / name, [frame(40 + 50 * number)] * 3)
+
+
+def msrvtt(root: Path) -> Path:
+    """BLIP's file of 1k-A, JSON lines that name clips without their ending, and those of LAVIS."""
+    home = root / "msrvtt"
+    _videos(home, [f"videos/video{n}.mp4" for n in (0, 6513, 9770, 7020)])
+    rows = [
+        {"caption": f"the caption of {n}", "clip_name": f"video{n}", "retrieval_key": f"ret{k}"}
+        for k, n in enumerate((9770, 7020))
+    ]
+    write(home / "annotations" / "msrvtt_test.jsonl", rows, lines=True)
+    for split, numbers in (("train", (0, 0)), ("val", (6513,)), ("test", (9770, 7020))):
+        rows = [{"caption": f"caption {k} of {n}", "video": f"video{n}.mp4"} for k, n in enumerate(numbers)]
+        write(home / "annotations" / f"retrieval_{split}.json", rows)
+    return home
+
+
+def msrvttqa(root: Path) -> Path:
+    """LAVIS' files; the videos are those of `msrvtt`."""
+    for split, number in (("train", 0), ("val", 6513), ("test", 7020)):
+        rows = [
+            {
+                "video": f"video{number}.mp4",
+                "question": question,
+                "answer": answer,
+                "question_id": 100 + k,
+                "answer_type": question.split()[0],
+            }
+            for k, (question, answer) in enumerate((("what is a man doing", "run"), ("who is running", "man")))
+        ]
+        write(root / "msrvttqa" / "annotations" / f"qa_{split}.json", rows)
+    return root / "msrvttqa"
+
+
+def msvdqa(root: Path) -> Path:
+    home = root / "msvdqa"
+    names = {split: f"-4wsuPCjDBc_{n}_15.avi" for n, split in enumerate(("train", "val", "test"))}
+    _videos(home, [f"YouTubeClips/{name}" for name in names.values()])
+    for split, name in names.items():
+        row = {"video": name, "question": "what is a squirrel eating", "answer": "peanut"}
+        write(home / f"qa_{split}.json", [{**row, "question_id": 3, "answer_type": "what"}])
+    return home
+
+
 def everything(root: Path) -> Path:
-    for make in (
-        coco,
-        flickr30k,
-        nocaps,
-        textcaps,
-        vg,
-        vqav2,
-        okvqa,
-        aokvqa,
-        gqa,
-        nlvr2,
-        imagenet,
-        cirr,
-        fashioniq,
-    ):
+    makers = (coco, flickr30k, nocaps, textcaps, vg, vqav2, okvqa, aokvqa, gqa, nlvr2, imagenet, cirr, fashioniq)
+    for make in (*makers, visdial, msrvtt, msrvttqa, msvdqa):
         make(root)
     for name in ("cc3m", "cc12m", "sbu", "laion"):
         tars(root, name)

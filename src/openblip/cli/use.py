@@ -297,8 +297,8 @@ def evaluate(
     of judgements, of zero-shot classes (imagenet:val, "photos/?classes=folder"); composed retrieval (cirr:val).
 
     Args:
-        data: image-text data, as for train; for a VQA model questions with answers, for an NLVR2 model labelled
-            statements.
+        data: image-text data, as for train; for a VQA model questions with answers or dialogs, for an NLVR2 model
+            labelled statements.
         samples: images to use, from the first; left out, all of a published split, 1,000 of other data.
         rerank: candidates that ITM reads for each query; 0 leaves re-ranking out.
         beams: of the captions, or answers.
@@ -325,6 +325,7 @@ def evaluate(
     from openblip.tasks.answering import MAX_LENGTH
     from openblip.tasks.classification import class_names
     from openblip.tasks.config import RunConfig, as_sources
+    from openblip.tasks.dialog import HISTORY
     from openblip.tasks.load import load
     from openblip.tasks.registry import task_of
     from openblip.tasks.submission import submission_format, submit, submitted_task
@@ -336,7 +337,7 @@ def evaluate(
 
         start(device)
     predictor = load(model, tokenizer=tokenizer, device=device, dtype="float32")
-    adapter, task = predictor.adapter, task_of(predictor.adapter)
+    adapter, task = predictor.adapter, task_of(predictor.adapter, as_sources(data))
     if form:
         wanted = submitted_task(form)
         if task != wanted and not (wanted == "captioning" and "likelihood" in adapter.can):
@@ -362,7 +363,7 @@ def evaluate(
         rerank_k=rerank,
         java_metrics=(*(("METEOR",) if meteor else ()), *(("SPICE",) if spice else ())),
         prompt=adapter.question_prompt if asks else adapter.prompt,
-        max_length=min(MAX_LENGTH if asks else 64, adapter.max_positions),
+        max_length=min({"answering": MAX_LENGTH, "dialog": HISTORY}.get(task, 64), adapter.max_positions),
         clean=adapter.info.get("clean", "simplify"),
         decode=decoding(beams, 1, max_new_tokens=max_new_tokens, min_new_tokens=least),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -143,8 +143,11 @@ def read_list(path: Path | str) -> list[str]:
     return [entry for entry in (str(entry).strip() for entry in entries) if entry]
 
 
-def read_json(path: Path | str) -> Any:
+def read_json(path: Path | str, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """The value in a JSON file.
+
+    Args:
+        object_hook: what becomes of each object as soon as it is read, as of `json.loads`.
 
     Raises:
         UserError: it is not JSON; says what it is instead, or where it is wrong.
@@ -152,7 +155,7 @@ def read_json(path: Path | str) -> Any:
     """
     data = Path(path).read_bytes()
     try:
-        return json.loads(decode(data, path))
+        return json.loads(decode(data, path), object_hook=object_hook)
     except json.JSONDecodeError as error:
         found = instead_of_text(data[:HEAD])
         message = f"it {found}" if found else f"{error.msg} at line {error.lineno}, column {error.colno}"

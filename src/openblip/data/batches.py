@@ -130,10 +130,18 @@ class BatchMaker(Dataset[Reply]):
         if self._draw_by_key:
             rng = np.random.default_rng([self._seed, _AUGMENT, stable_id(sample.key)])
         texts = self._choose(sample, rng)
-        images = decode_images(sample, min_side=self._min_side, max_pixels=self._max_pixels)
+        try:
+            images = decode_images(sample, min_side=self._min_side, max_pixels=self._max_pixels)
+        except BrokenSample as broken:
+            broken.num_texts = len(texts) if sample.frames else 0
+            raise
         if len(self._sources) > 1:  # two sources that both count from 0 must not share image ids
             sample = replace(sample, image_id=f"{source.name}/{sample.image_id or sample.key}")
-        pixels = [self._transform(image, rng) for image in images]
+        if sample.frames:  # a crop is one for all frames of a video
+            seed = int(rng.integers(2**63))
+            pixels = [self._transform(image, np.random.default_rng(seed)) for image in images]
+        else:
+            pixels = [self._transform(image, rng) for image in images]
         return sample, pixels[0] if len(pixels) == 1 else torch.stack(pixels), texts
 
     def _choose(self, sample: Sample, rng: np.random.Generator) -> tuple[str, ...]:

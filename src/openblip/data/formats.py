@@ -14,7 +14,15 @@ from PIL import Image, features
 
 from openblip.core.kinds import looks_like
 
-__all__ = ["IMAGE_SUFFIXES", "LEFT_OUT", "LeftOutKind", "ending_of", "formats", "instead_of_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "LEFT_OUT",
+    "VIDEO_SUFFIXES",
+    "LeftOutKind",
+    "ending_of",
+    "formats",
+    "instead_of_image",
+]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
 _ALWAYS = (
@@ -53,12 +61,12 @@ _OTHER_IMAGES = (
         _CONVERT,
     ),
 )
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv", ".mts"),
+)
+"""Endings of videos, in lower case; they are left out where no frames are read."""
 _OTHER_FILES = (
-    (
-        "video",
-        (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv", ".mts"),
-        "extract frames",
-    ),
+    ("video", VIDEO_SUFFIXES, "extract frames"),
     ("document", (".pdf", ".djvu", ".ps"), "save the pages as images"),
     ("archive", (".zip", ".rar", ".7z", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"), "unpack"),
 )

@@ -17,8 +17,9 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from openblip.core.errors import first_line
 from openblip.core.kinds import HEAD
 from openblip.core.text import counted
-from openblip.data.formats import IMAGE_SUFFIXES, formats, instead_of_image
+from openblip.data.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ending_of, formats, instead_of_image
 from openblip.data.sample import BrokenSample, ImageLike, Sample
+from openblip.data.videos import read_frames
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "decode_image", "decode_images"]
 
@@ -74,11 +75,17 @@ def decode_image(
 def decode_images(
     sample: Sample, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> list[Image.Image]:
-    """Return all images of a sample, as `decode_image` does.
+    """Return all images of a sample, as `decode_image` does, or the frames of its video.
 
     Raises:
         BrokenSample: as `decode_image`; of several images the message names the number of the broken one.
     """
+    if sample.frames:
+        source = sample.image
+        if isinstance(source, Path) and ending_of(source.name) in VIDEO_SUFFIXES:
+            return read_frames(source, sample.frames, key=sample.key, min_side=min_side, max_pixels=max_pixels)
+        still = decode_image(source, key=sample.key, min_side=min_side, max_pixels=max_pixels)
+        return [still] * sample.frames
     images = []
     for number, image in enumerate(sample.images, 1):
         try:

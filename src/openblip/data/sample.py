@@ -49,6 +49,8 @@ class Sample:
     """Equal for samples that show the same images (their texts are all true of them); "" means `key`."""
     meta: dict[str, Any] = field(default_factory=dict)
     """Whatever else the source knows: other columns, the scene, the split."""
+    frames: int = 0
+    """How many frames of its video are read; 0 for images. With frames an image counts as a video of one frame."""
 
     @property
     def image(self) -> ImageLike:
@@ -71,7 +73,10 @@ class BrokenSample(Exception):
             "duplicate-key" (in tars), "several-images" (where one is read).
         key: the sample's key.
         detail: one sentence for a person.
+        num_texts: of a video that cannot be read; a measure may count them as missed.
     """
+
+    num_texts = 0
 
     def __init__(self, cause: str, key: str = "", detail: str = "") -> None:
         detail = detail.replace("\n", "\\n")  # as names in it may hold
@@ -153,8 +158,8 @@ class Batch:
     """Images and texts of equal rank in the stream; row i of every per-image field is the same sample."""
 
     images: Tensor
-    """uint8 [B, 3, S, S], or [B, K, 3, S, S] of samples with several images each; `transforms.normalize` makes
-    floats of it on the device that trains."""
+    """uint8 [B, 3, S, S], or [B, K, 3, S, S] of samples with several images or frames each; `transforms.normalize`
+    makes floats of it on the device that trains."""
     texts: list[str]
     """One for each image, or all texts of all images (text_mode "all"), or none (text_mode "none")."""
     image_ids: Tensor

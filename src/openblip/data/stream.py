@@ -105,6 +105,12 @@ class Loader:
             if source.num_images != num_images:
                 several = f"{source.num_images} image{'s' * (source.num_images > 1)} for each sample"
                 raise UserError(f"{source.name} has {several}, and {num_images} are read here")
+        if len(counts := {source.frames for source in self._sources}) > 1:
+            several = " and ".join(f"{source.frames} of {source.name}" for source in self._sources)
+            raise UserError(
+                f"sources of different numbers of frames ({several}, 0 are images) make no batch; give each the "
+                f"same frames={max(counts)}"
+            )
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}")
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openblip.core.text import counted
-from openblip.data.formats import IMAGE_SUFFIXES, LEFT_OUT, ending_of
+from openblip.data.formats import IMAGE_SUFFIXES, LEFT_OUT, VIDEO_SUFFIXES, ending_of
 from openblip.data.sample import BrokenSample
 
 __all__ = ["LeftOut", "Walk", "is_hidden", "walk"]
@@ -87,10 +87,11 @@ class Walk:
     """Of files that are nothing of the above."""
 
 
-def walk(root: Path, *, beside: Sequence[str] = ()) -> Walk:
+def walk(root: Path, *, beside: Sequence[str] = (), videos: bool = False) -> Walk:
     """Go through a folder and all below it.
 
     Args:
+        videos: take these for images too, and do not leave them out.
         beside: endings of text files to note, in lower case with their point; of several beside an image, the one
             whose ending comes first here.
 
@@ -129,7 +130,7 @@ def walk(root: Path, *, beside: Sequence[str] = ()) -> Walk:
             if not (entry.is_symlink() or entry.is_file()):
                 continue  # a pipe, a socket or a device, which may never end
             ending = ending_of(entry.name)
-            if ending in IMAGE_SUFFIXES:
+            if ending in IMAGE_SUFFIXES or (videos and ending in VIDEO_SUFFIXES):
                 found.images.append(name)
             elif ending == ".tar":
                 found.tars.append(name)

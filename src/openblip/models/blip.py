@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError, nearest
 from openblip.models.layers import ImageMemory
+from openblip.models.pixels import over_frames
 from openblip.models.recompute import recompute
 from openblip.models.text import TextConfig, TextDecoder, TextTransformer
 from openblip.models.vision import VisionConfig, VisionEncoder
@@ -123,16 +124,17 @@ class Blip(nn.Module):
         return self.encode_image(self.vision.normalize(pixels))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first."""
-        return self.vision(images)
+        """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first; of K frames [B, K * N, Dv]."""
+        return over_frames(self.vision, images)
 
     def remember(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageMemory:
         """Project image features [B, N, Dv] once for all that reads them; mask bool [B, N]."""
         return self._any_text().remember(image_embeds, mask)
 
     def image_features(self, image_embeds: Tensor) -> Tensor:
-        """[B, N, Dv] -> normalised [B, E], for ITC."""
-        return F.normalize(self.vision_proj(image_embeds[:, 0]), dim=-1)
+        """[B, N, Dv] -> normalised [B, E], for ITC; of a video the mean over its frames, normalised afterwards."""
+        each = self.vision_proj(image_embeds[:, :: self.vision.num_tokens])  # [B, K, E], of the frames' [CLS]
+        return F.normalize(each.mean(1), dim=-1)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Ids [R, T] that begin with [CLS] -> normalised [R, E], for ITC."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from openblip.core.errors import UserError
 from openblip.models.language import FrozenLanguage, LanguageConfig
 from openblip.models.layers import ImageMemory, KVCache
+from openblip.models.pixels import over_frames
 from openblip.models.qformer import QFormer, QFormerConfig
 from openblip.models.recompute import recompute
 from openblip.models.tower import FrozenTower, TowerConfig
@@ -96,8 +97,8 @@ class Blip2(nn.Module):
         return self.normalize_features(pixels)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv]."""
-        return self.normalize_features(self.vision(images))
+        """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv]; of K frames [B, K * N, Dv]."""
+        return self.normalize_features(over_frames(self.vision, images))
 
     def normalize_features(self, features: Tensor) -> Tensor:
         """The tower's features [B, N, Dv], as a cache may hold them, -> image_embeds, by the trained LayerNorm."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError
 from openblip.models.layers import ImageMemory
+from openblip.models.pixels import over_frames
 from openblip.models.text import TextConfig, TextTransformer, init_bert
 from openblip.models.vision import VisionConfig, VisionEncoder
 
@@ -61,8 +62,8 @@ class BlipDual(nn.Module):
         return self.encode_image(self.vision.normalize(pixels))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first."""
-        return self.vision(images)
+        """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first; of K frames [B, K * N, Dv]."""
+        return over_frames(self.vision, images)
 
     def remember(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageMemory:
         """Project image features [B, N, Dv] once for all texts that read them."""
@@ -71,7 +72,8 @@ class BlipDual(nn.Module):
     def image_features(self, image_embeds: Tensor) -> Tensor:
         """[B, N, Dv] -> normalised [B, E]."""
         # The tower has applied this norm already; transformers' `BlipModel` applies it to the pooled token again.
-        return F.normalize(self.vision_proj(self.vision.vit.norm(image_embeds[:, 0])), dim=-1)
+        first = image_embeds[:, :: self.vision.num_tokens]  # of each frame
+        return F.normalize(self.vision_proj(self.vision.vit.norm(first)).mean(1), dim=-1)
 
     def text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory | None = None

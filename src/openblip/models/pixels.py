@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["IMAGE_MEAN", "IMAGE_STD", "Triple", "normalize"]
+__all__ = ["IMAGE_MEAN", "IMAGE_STD", "Triple", "normalize", "over_frames"]
 
 Triple = tuple[float, float, float]
 IMAGE_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
@@ -29,3 +31,20 @@ def normalize(
         for values in (mean, std)
     )
     return pixels.to(torch.float32).sub_(center).div_(scale).to(dtype)
+
+
+def over_frames(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Tokens of images, or those of all frames of videos in one sequence, as BLIP reads videos.
+
+    No frame is told from another by its time: the result does not depend on their order beyond rounding.
+
+    Args:
+        encode: [B, 3, H, W] -> [B, N, D].
+        images: [B, 3, H, W], or K frames each [B, K, 3, H, W].
+
+    Returns:
+        [B, N, D], or [B, K * N, D].
+    """
+    if images.ndim == 4:
+        return encode(images)
+    return encode(images.flatten(0, 1)).unflatten(0, images.shape[:2]).flatten(1, 2)

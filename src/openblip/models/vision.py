@@ -154,6 +154,12 @@ class VisionEncoder(nn.Module):
         """D of the tokens."""
         return self.config.width
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image, [CLS] included."""
+        rows, columns = self.config.grid
+        return 1 + rows * columns
+
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 [..., 3, H, W] -> what `forward` takes, in the dtype of the weights."""
         return normalize(pixels, next(self.parameters()).dtype)

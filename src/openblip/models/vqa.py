@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
+from openblip.models.pixels import over_frames
 from openblip.models.recompute import recompute
 from openblip.models.text import TextConfig, TextDecoder, TextTransformer
 from openblip.models.vision import VisionConfig, VisionEncoder
@@ -61,8 +62,8 @@ class BlipVqa(nn.Module):
         return self.encode_image(self.vision.normalize(pixels))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first."""
-        return self.vision(images)
+        """Normalised images [B, 3, H, W] -> image_embeds [B, N, Dv], [CLS] first; of K frames [B, K * N, Dv]."""
+        return over_frames(self.vision, images)
 
     def remember(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageMemory:
         """Project image features [B, N, Dv] once for all questions about them."""

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from openblip.core.runtime import whole
 from openblip.models.blip import Blip
+from openblip.models.pixels import over_frames
 from openblip.models.text import TextTransformer
+from openblip.models.vision import VisionEncoder
 
 __all__ = ["FeatureQueue", "MomentumCopy"]
 
@@ -68,11 +70,15 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Normalised features of images [B, 3, H, W] and texts [B, T] beginning with [CLS]: [B, E] each."""
-        image_embeds = cast(nn.Module, self.vision)(images)
+        """Normalised features of images [B, 3, H, W] and texts [B, T] beginning with [CLS]: [B, E] each.
+
+        Images may be videos, see `Blip.image_features`.
+        """
+        vision = cast(VisionEncoder, self.vision)
+        image_embeds = over_frames(vision, images)[:, :: vision.num_tokens]
         hidden = cast(nn.Module, self.text_encoder)(input_ids, attention_mask)
         return (
-            F.normalize(cast(nn.Module, self.vision_proj)(image_embeds[:, 0]), dim=-1),
+            F.normalize(cast(nn.Module, self.vision_proj)(image_embeds).mean(1), dim=-1),
             F.normalize(cast(nn.Module, self.text_proj)(hidden[:, 0]), dim=-1),
         )
 

@@ -30,6 +30,7 @@ RECIPES: dict[str, Recipe] = RUNS | {
         Recipe("blip-caption", "blip:caption_finetune", "fine-tuning a captioner: LM", BLIP, _START),
         Recipe("blip-retrieval", "blip:retrieval_finetune", "fine-tuning for retrieval: ITC and ITM", BLIP, _START),
         Recipe("blip-vqa", "blip:vqa_finetune", "fine-tuning for questions", BLIP, _START),
+        Recipe("blip-visdial", "blip:dialog_finetune", "fine-tuning for dialogs", BLIP, _START),
         Recipe("blip-nlvr", "blip:nlvr_finetune", "fine-tuning for statements about two images", BLIP, _START),
         Recipe(
             "blip2-stage1",
@@ -83,6 +84,7 @@ RECIPES: dict[str, Recipe] = RUNS | {
             "small-pretrain", "small:small_pretrain", "a small BLIP from scratch, on a CPU", _SMALL, takes=_PARTS
         ),
         Recipe("small-vqa", "small:small_vqa", "questions for a small BLIP, on a CPU", _SMALL),
+        Recipe("small-visdial", "small:small_dialog", "dialogs for a small BLIP, on a CPU", _SMALL),
         Recipe("small-nlvr", "small:small_nlvr", "statements about two images for a small BLIP, on a CPU", _SMALL),
         Recipe(
             "small-stage1", "small:small_stage1", "stage 1 with a small Q-Former, on a CPU", _SMALL, takes=_PARTS

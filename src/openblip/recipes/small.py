@@ -17,6 +17,7 @@ from openblip.recipes.blip import ANSWERS
 from openblip.recipes.blip2 import LANGUAGE, VISION
 from openblip.tasks.answering import MAX_LENGTH
 from openblip.tasks.config import AnsweringConfig, RunConfig, as_sources
+from openblip.tasks.dialog import HISTORY
 from openblip.tasks.families.blip import FROM_PARTS
 from openblip.training.config import TrainConfig
 
@@ -24,6 +25,7 @@ __all__ = [
     "SHORT_RUN",
     "SHORT_STAGE1",
     "short_training",
+    "small_dialog",
     "small_nlvr",
     "small_pretrain",
     "small_stage1",
@@ -117,6 +119,29 @@ def small_vqa(
         answering=AnsweringConfig(label_smoothing=0.0),
         train=replace(train, monitor="accuracy_generated" if validation else None),
         decode=ANSWERS,
+    )
+
+
+def small_dialog(
+    data: tuple[str, ...], *, model: str = "micro", validation: tuple[str, ...] = (), steps: int = 1000
+) -> RunConfig:
+    """Dialogs for a small BLIP, from scratch or from a pre-trained one: a higher rate, whole images, no flips.
+
+    Args:
+        model: "nano" or "micro" to train from scratch, which read 64 tokens of a dialog, or a small model's folder.
+    """
+    train = short_training(steps)
+    return RunConfig(
+        task="dialog",
+        sources=as_sources(data),
+        validation=as_sources(validation),
+        validation_samples=200,
+        model=model,
+        transform=_WHOLE,
+        batch_size=8,
+        max_length=HISTORY,
+        answering=AnsweringConfig(label_smoothing=0.0),
+        train=replace(train, monitor="mean_reciprocal_rank" if validation else None),
     )
 
 

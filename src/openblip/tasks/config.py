@@ -44,7 +44,9 @@ IN_MEMORY = 2 * 2**30
 """bytes of a collection's image features that are kept in memory unless set otherwise"""
 
 FamilyName = Literal["blip", "blip2"]
-TaskName = Literal["pretraining", "captioning", "retrieval", "answering", "nlvr", "classification", "composed"]
+TaskName = Literal[
+    "pretraining", "captioning", "retrieval", "answering", "nlvr", "dialog", "classification", "composed"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,8 @@ class RunConfig:
     """Which kind of model is trained; settings of the other family are refused."""
     task: TaskName = "pretraining"
     """What is learned. BLIP: "pretraining" (ITC, ITM, LM), "captioning" (LM with the decoder alone), "retrieval"
-    (ITC, ITM with the encoder alone), "answering", "nlvr" (statements about two images, true or false). BLIP-2:
+    (ITC, ITM with the encoder alone), "answering", "nlvr" (statements about two images, true or false), "dialog"
+    (rounds of questions and answers). BLIP-2:
     "pretraining" (stage 1: ITC, ITM, ITG), "captioning" (stage 2: a language model continues from the queries),
     "retrieval" (stage 1's objectives), "answering" (stage 2; the Q-Former reads the question too). "classification"
     (zero-shot) and "composed" (retrieval with an image and a text) are measured, not learned."""
@@ -114,7 +117,7 @@ class RunConfig:
     num_workers: int = 1
     """Processes that decode images beside training; 0 decodes in a thread."""
     max_length: int = 30
-    """Tokens of a caption (or of a question, and of an answer) in training."""
+    """Tokens of a caption (or of a question, a dialog up to a question, and of an answer) in training."""
     max_words: int | None = 30
     """Words of a caption in training; None reads it whole."""
     clean: Literal["simplify", "spaces", "none"] = "simplify"

@@ -42,7 +42,7 @@ def evaluation_batches(
         UserError: no image can be used, or one cannot and there is no `measured` to note it in.
     """
     log = measured if measured is not None else Measured()
-    log.num_images = 0
+    log.num_images = log.num_texts = 0
     opened = [source if isinstance(source, Source) else open_source(source) for source in sources]
     own = _own(opened, samples)
     mode: TextMode = "all" if need_texts else "any"
@@ -50,6 +50,7 @@ def evaluation_batches(
         if measured is None and log.left_out:
             break
         log.num_images += len(batch)
+        log.num_texts += len(batch.texts)
         yield batch
     left_out = joint(log.left_out)
     if left_out and (measured is None or not sum(joint([log.num_images]))):
@@ -85,7 +86,7 @@ def _loader(
     return Loader(
         sources,
         evaluation_transform(image_size),
-        batch_size,
+        max(1, batch_size // max(1, *(source.frames for source in sources))),
         shuffle=False,
         drop_last=False,
         text_mode=text_mode,
@@ -103,6 +104,7 @@ class FirstSamples(Source):
     def __init__(self, source: Source, count: int, *, skip: int = 0) -> None:
         super().__init__()
         self.name, self.bad_rows, self.num_images = source.name, source.bad_rows, source.num_images
+        self.frames = source.frames
         self._source, self._skip, self._count = source, skip, min(count, len(source) - skip)
 
     def __len__(self) -> int:

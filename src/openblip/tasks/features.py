@@ -130,6 +130,8 @@ class FeatureJob:
     ) -> None:
         if batch_size < 1 or num_workers < 0:
             raise UserError("batch_size must be at least 1, and num_workers not negative")
+        if videos := [source.name for source in sources if source.frames]:
+            raise UserError(f"features of videos are not kept on disk; train on {videos[0]} itself")
         if not 0 < shard_mb < math.inf:
             raise UserError(f"shard_mb is the size of a file in MB and cannot be {shard_mb:g}")
         self.folder, self._sources, self._tower, self._device = Path(folder), list(sources), tower, device

@@ -1,4 +1,5 @@
-"""What a task asks of a model of any family: `Encodes`, `Matches`, `Composes`, `Generates`, `Answers`, `Judges`.
+"""What a task asks of a model, whatever its family: `Encodes`, `Matches`, `Composes`, `Generates`, `Answers`,
+`Discusses`, `Judges`.
 
 A family gives an adapter for each of its models (`tasks.families`): an `Adapter` with the protocols that its `can`
 names. Tasks, predictor and evaluation are written against these and know no family.
@@ -25,7 +26,7 @@ from openblip.models.layers import ImageMemory
 from openblip.tasks.config import FamilyName
 from openblip.tasks.results import Answer, Caption
 
-__all__ = ["Adapter", "Answers", "Composes", "Encodes", "Generates", "Judges", "Matches"]
+__all__ = ["Adapter", "Answers", "Composes", "Discusses", "Encodes", "Generates", "Judges", "Matches"]
 
 NEEDS = {
     "caption": "captions need a BLIP model with a decoder, or a BLIP-2 model",
@@ -33,6 +34,7 @@ NEEDS = {
     "match": "matching needs a BLIP pre-training or retrieval model, or a BLIP-2 model of stage 1",
     "embed": "embeddings need a BLIP pre-training or retrieval model, or a BLIP-2 model of stage 1",
     "answer": "answers need a BLIP VQA model (openblip train blip-vqa makes one), or a BLIP-2 model of stage 2",
+    "dialog": "dialogs need a BLIP VQA model (openblip train blip-visdial makes one)",
     "judge": "judging pairs of images needs a BLIP NLVR2 model (openblip train blip-nlvr makes one)",
     "features": "query features need a BLIP-2 model",
     "explain": "heat maps need a BLIP pre-training, captioning or retrieval model",
@@ -155,6 +157,18 @@ class Answers(Encodes, Protocol):
 
     def rank(self, asked: Any, candidates: Sequence[str], *, keep: int = 128) -> list[tuple[Answer, ...]]:
         """The likeliest of `candidates` for each question, the best first."""
+        ...
+
+
+class Discusses(Encodes, Protocol):
+    """Dialogs are read with their images; each has candidates of its own, which are ranked."""
+
+    def read(self, memory: ImageMemory, questions: TokenBatch) -> ImageMemory:
+        """The states of R dialogs, ids [R, T] that begin with [ENC], as a memory for their candidates."""
+        ...
+
+    def likelihoods(self, asked: ImageMemory, candidates: Sequence[Sequence[str]]) -> Tensor:
+        """Log-likelihood [R, C] of the own candidates of each of R rows, C of the most; 0 beyond those of a row."""
         ...
 
 

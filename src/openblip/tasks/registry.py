@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from openblip.checkpoints.store import StoredModel
 from openblip.core.errors import UserError
+from openblip.data.cards import card_named, named_split
+from openblip.data.sources.base import SourceConfig
 from openblip.tasks.answering import ANSWERING
 from openblip.tasks.captioning import CAPTIONING
 from openblip.tasks.classification import CLASSIFICATION
 from openblip.tasks.composed import COMPOSED
 from openblip.tasks.config import FamilyName, TaskName
+from openblip.tasks.dialog import DIALOG
 from openblip.tasks.families.blip import BLIP
 from openblip.tasks.families.blip2_build import BLIP2
 from openblip.tasks.families.family import Family
@@ -27,6 +32,7 @@ TASKS: dict[TaskName, Task] = {
     "retrieval": RETRIEVAL,
     "answering": ANSWERING,
     "nlvr": NLVR,
+    "dialog": DIALOG,
     "classification": CLASSIFICATION,
     "composed": COMPOSED,
 }
@@ -50,9 +56,17 @@ def adapt(stored: StoredModel) -> Adapter:
     raise UserError(f"no family knows a {type(stored.model).__name__}; known are {', '.join(FAMILIES)}")
 
 
-def task_of(adapter: Adapter) -> TaskName:
-    """The task that a finished model is evaluated on."""
-    if adapter.info.get("task") == "answering" or adapter.can == {"answer"}:
+def task_of(adapter: Adapter, data: Sequence[SourceConfig] = ()) -> TaskName:
+    """The task that a finished model is evaluated on.
+
+    Args:
+        data: published dialogs are what a model for questions is evaluated on, whatever it was trained for.
+    """
+    named = [named_split(source.path) for source in data]
+    dialogs = bool(named) and all(one is not None and card_named(one[0]).task == "dialog" for one in named)
+    if dialogs or adapter.info.get("task") == "dialog":
+        return "dialog"
+    if adapter.info.get("task") == "answering" or adapter.can == {"answer", "dialog"}:
         return "answering"
     if adapter.can == {"judge"}:
         return "nlvr"

@@ -3,8 +3,9 @@
     write_submission(Path("vqa.json"), "vqa", records, question_ids(sources))
 
 Formats: VQA's is a list of {"question_id": int, "answer": str}, A-OKVQA's an object of {"multiple_choice",
-"direct_answer"} by question id, GQA's a list of {"questionId": str, "prediction": str}; COCO's and NoCaps' captions
-are a list of {"image_id": int, "caption": str}, NLVR2's judgements lines of IDENTIFIER,True or IDENTIFIER,False.
+"direct_answer"} by question id, GQA's a list of {"questionId": str, "prediction": str}, VisDial's a list of
+{"image_id": int, "round_id": int from 1, "ranks": [a permutation from 1]}; COCO's and NoCaps' captions are a list
+of {"image_id": int, "caption": str}, NLVR2's judgements lines of IDENTIFIER,True or IDENTIFIER,False.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from openblip.data.cards import CARDS
 from openblip.data.cards.card import Submission
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.dialogs import open_dialogs
 from openblip.data.sources.open import open_source
 from openblip.data.sources.questions import asked_of, open_questions
 from openblip.data.sources.statements import open_statements, statements_of
 from openblip.tasks.config import TaskName
+from openblip.tasks.dialog import submit_dialogs
 
 __all__ = ["image_number", "question_ids", "submission_format", "submit", "submitted_task", "write_submission"]
 
 _COCO_NAME = re.compile(r"captions_[^_]+_.+_results\.json")
-_UNITS = {"coco": "image", "nocaps": "image", "nlvr": "statement"}
+_UNITS = {"coco": "image", "nocaps": "image", "nlvr": "statement", "visdial": "round"}
 """what is counted, where it is not questions"""
 _IDS = {"image": "image_id", "statement": "identifier", "question": "question_id"}
 """where a record has its id"""
@@ -57,7 +60,8 @@ def submission_format(sources: Sequence[SourceConfig], out: Path) -> Submission:
 
 def submitted_task(form: Submission) -> TaskName:
     """The task whose predictions a server of that format takes."""
-    return {"image": "captioning", "statement": "nlvr"}.get(_UNITS.get(form, ""), "answering")  # type: ignore[return-value]
+    tasks: dict[str, TaskName] = {"image": "captioning", "statement": "nlvr", "round": "dialog"}
+    return tasks.get(_UNITS.get(form, ""), "answering")
 
 
 def submit(
@@ -73,7 +77,9 @@ def submit(
     """
     (config,) = sources
     unit = _UNITS.get(form, "question")
-    if unit == "question":
+    if unit == "round":
+        submit_dialogs(out, records, [open_dialogs(config)])
+    elif unit == "question":
         write_submission(out, form, records, question_ids(open_questions(config)))
     elif unit == "statement":
         samples = _samples(open_statements(config))

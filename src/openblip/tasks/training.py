@@ -190,4 +190,4 @@ def evaluate_model(
         metrics, records = task.evaluate(config, adapter, batches, answers)
         used.join()
     model.train(was_training)
-    return metrics | used.metrics, records
+    return used.complete(metrics), records

@@ -13,6 +13,7 @@ from openblip.core.places import DATA_ROOT
 from openblip.data.cards import CARDS, find_split
 from openblip.data.sources import Source, SourceConfig, open_source, parse_spec
 from openblip.data.sources.composed import open_composed
+from openblip.data.sources.dialogs import open_dialogs
 from openblip.data.sources.questions import answers_of, asked_of, open_questions
 from openblip.data.sources.statements import open_statements, statements_of
 
@@ -29,9 +30,13 @@ def _named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(name: str) -> Source:
     task = CARDS[name.partition(":")[0]].task
-    return {"answering": open_questions, "nlvr": open_statements, "composed": open_composed}.get(task, open_source)(
-        name
-    )
+    openers = {
+        "answering": open_questions,
+        "nlvr": open_statements,
+        "dialog": open_dialogs,
+        "composed": open_composed,
+    }
+    return openers.get(task, open_source)(name)
 
 
 @pytest.mark.parametrize("name", [f"{card.name}:{split}" for card in CARDS.values() for split in card.splits])

@@ -36,6 +36,7 @@ GIVEN: dict[str, Any] = {
     "max_questions": 2,
     "statements": True,
     "num_images": 2,
+    "frames": 2,
 }
 COMMON = {"path", "name", "weight", "pairs", "need_texts"}
 
@@ -60,8 +61,9 @@ def sources(image_folder: Path, tmp_path: Path, write_tar: Any) -> dict[str, str
 
 
 OF_TABLES = {"split", "image_root", "absolute_paths", "image_column", "text_column", "id_column", "meta_columns"}
+OF_TABLES |= {"frames"}
 READ = {
-    "folder": {"text_column"},
+    "folder": {"text_column", "frames"},
     "tars": {"image_column", "text_column", "id_column", "meta_columns"},
     "table": OF_TABLES | {"image_name"},
     "parquet": OF_TABLES,

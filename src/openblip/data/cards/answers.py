@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from openblip.data.cards.card import Archive, Card, Form, Target
-from openblip.data.cards.shared import BLIP_BASE, VISUAL_GENOME, blip_form, visual_genome_form
+from openblip.data.cards.shared import BLIP_BASE, LAVIS_FILES, VISUAL_GENOME, blip_form, visual_genome_form
 
 __all__ = ["ANSWERS"]
 
-_LAVIS_FILES = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/datasets"
 _VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 _OKVQA = "https://okvqa.allenai.org/download.html"
 _AOKVQA = "https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.tar.gz"
@@ -46,7 +45,7 @@ def _okvqa(split: str) -> tuple[Form, ...]:
             images=(folder,),
         ),
         # LAVIS saves okvqa_val_eval.json as vqa_val_eval.json.
-        Form(f"*{derived}", f"{_LAVIS_FILES}/okvqa/ok{derived}", by="LAVIS", images=(folder,)),
+        Form(f"*{derived}", f"{LAVIS_FILES}/okvqa/ok{derived}", by="LAVIS", images=(folder,)),
     )
 
 

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 __all__ = ["Archive", "Card", "DataTask", "Form", "Submission", "Target"]
 
-DataTask = Literal["captioning", "retrieval", "answering", "nlvr", "pretraining", "classification", "composed"]
-Submission = Literal["", "vqa", "aokvqa", "gqa", "coco", "nocaps", "nlvr"]
+DataTask = Literal[
+    "captioning", "retrieval", "answering", "nlvr", "dialog", "pretraining", "classification", "composed"
+]
+Submission = Literal["", "vqa", "aokvqa", "gqa", "coco", "nocaps", "nlvr", "visdial"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Form:
     """A second file that is needed, in the same folder."""
     images: tuple[str, ...] = ()
     """Folders of images that it names, of `Card.archives`."""
+    images_of: str = ""
+    """The dataset whose images it uses, where they are not those of the card."""
     image_root: str = ""
     """Where the names of images start, below the folder that holds `images`; several as "a+b"."""
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -157,7 +157,7 @@ def _files(home: Path, form: Form) -> Iterator[Path]:
 
 def _image_base(root: Path, card: Card, form: Form) -> tuple[Path | None, str]:
     """The folder that holds the folders of images, and what is missing of them."""
-    owner = _owner(card)
+    owner = _owner(card, form)
     home = root / owner.name
     if not form.images:
         return home, ""
@@ -172,9 +172,10 @@ def _image_base(root: Path, card: Card, form: Form) -> tuple[Path | None, str]:
     return None, f"{what}; get them from {_url(archives.get(first), owner)}"
 
 
-def _owner(card: Card) -> Card:
+def _owner(card: Card, form: Form) -> Card:
     """The dataset of the images."""
-    return CARDS[card.images_of] if card.images_of else card
+    other = form.images_of or card.images_of
+    return CARDS[other] if other else card
 
 
 def _url(archive: Archive | None, card: Card) -> str:
@@ -209,7 +210,8 @@ def missing_images(source: Source, spec: str) -> None:
     """
     from openblip.data.sample import BrokenSample  # with numpy and Pillow, which a look at the table has no use for
 
-    card = card_named(spec.partition(":")[0])
+    name, _, split = spec.partition(":")
+    card = card_named(name)
     count = min(_LOOKED_AT, len(source))
     gone: list[Path] = []
     for index in (len(source) * place // count for place in range(count)):
@@ -219,7 +221,7 @@ def missing_images(source: Source, spec: str) -> None:
             continue
         gone += [image for image in images if isinstance(image, Path) and not image.exists()][:1]
     if len(gone) > _MOST_MISSING * count:
-        owner = _owner(card)
+        owner = _owner(card, card.splits[split][0])
         archive = next((one for one in owner.archives if one.folder and f"/{one.folder}/" in str(gone[0])), None)
         raise UserError(
             f"{spec} is not complete: {len(gone)} of {count} images looked at are missing, the first {gone[0]}; "

@@ -7,9 +7,10 @@ from typing import Any
 
 from openblip.data.cards.card import Form
 
-__all__ = ["BLIP_BASE", "VISUAL_GENOME", "blip_form", "visual_genome_form"]
+__all__ = ["BLIP_BASE", "LAVIS_FILES", "VISUAL_GENOME", "blip_form", "visual_genome_form"]
 
 BLIP_BASE = "BLIP ViT-B, 129M, CapFilt-L"
+LAVIS_FILES = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/datasets"
 VISUAL_GENOME = "https://homes.cs.washington.edu/~ranjay/visualgenome/"
 _BLIP = "https://storage.googleapis.com/sfr-vision-language-research/datasets"
 

@@ -9,10 +9,11 @@ from openblip.data.cards.captions import CAPTIONS
 from openblip.data.cards.card import Card
 from openblip.data.cards.classes import CLASSES
 from openblip.data.cards.composed import COMPOSED
+from openblip.data.cards.dialogs import DIALOGS
 
 __all__ = ["CARDS", "markdown_tables"]
 
-CARDS: dict[str, Card] = {card.name: card for card in (*CAPTIONS, *ANSWERS, *CLASSES, *COMPOSED)}
+CARDS: dict[str, Card] = {card.name: card for card in (*CAPTIONS, *ANSWERS, *DIALOGS, *CLASSES, *COMPOSED)}
 
 
 def markdown_tables() -> str:

@@ -79,6 +79,9 @@ class SourceConfig:
     """The path of a row's image from other columns, "val2017/{image_id:012}.jpg"; rows without these name it."""
     num_images: int = 1
     """Images of each sample: 2 for the pairs of NLVR2. Only tables and hf: have samples with several."""
+    frames: int = 0
+    """Frames of each video, evenly spread over it; an image counts as a video of one frame. 0: 8 where the source
+    has videos and no images."""
     text_column: str = ""
     """Column, JSON field or file ending of the captions; guessed from the usual names when empty."""
     id_column: str = ""
@@ -116,6 +119,9 @@ class SourceConfig:
             raise UserError(f"max_questions of source {self.path} cannot be negative, and is {self.max_questions}")
         if self.num_images < 1:
             raise UserError(f"num_images of source {self.path} must be at least 1, not {self.num_images}")
+        if self.frames < 0 or (self.frames and self.num_images > 1):
+            number = f"not {self.frames}" if self.frames < 0 else "and of samples with one image"
+            raise UserError(f"frames of source {self.path} must be 1 or more, {number}")
 
 
 class Source(ABC):
@@ -129,6 +135,7 @@ class Source(ABC):
             sample is as cheap as any other. Their order is shuffled, and samples among `window` blocks.
         window: how many blocks are shuffled together.
         num_images: of each sample.
+        frames: of each sample's video; 0 where it has none.
     """
 
     name: str = ""
@@ -136,6 +143,7 @@ class Source(ABC):
     blocks: Sequence[range] | None = None
     window: int = 16
     num_images: int = 1
+    frames: int = 0
 
     def __init__(self) -> None:
         self.bad_rows: list[BrokenSample] = []
@@ -236,7 +244,7 @@ class PairsSource(Source):
     def __init__(self, source: Source, *, each: int = 1) -> None:
         super().__init__()
         self.name, self.bad_rows, self.window = source.name, source.bad_rows, source.window
-        self.num_images = source.num_images
+        self.num_images, self.frames = source.num_images, source.frames
         self._source, self._each = source, each
         counts = np.maximum(-(-source.text_counts() // each), 1)
         self._ends = np.cumsum(counts)

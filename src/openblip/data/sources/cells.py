@@ -25,7 +25,7 @@ __all__ = [
 IMAGE_COLUMNS = (
     *("image", "image_path", "img", "img_path", "jpg", "png", "picture", "photo"),
     *("file", "file_name", "filename", "filepath", "file_path", "path"),
-    *("image_name", "image_file", "image_filename", "images"),
+    *("image_name", "image_file", "image_filename", "images", "video", "video_path"),
 )
 TEXT_COLUMNS = (
     *("caption", "captions", "text", "texts", "txt"),

@@ -8,10 +8,11 @@ from typing import Any
 
 from openblip.core.errors import UserError, nearest
 from openblip.core.text import read_lines
-from openblip.data.formats import ending_of
+from openblip.data.formats import VIDEO_SUFFIXES, ending_of
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source, SourceConfig, string_array, string_of
 from openblip.data.sources.digest import MOST_SIZES, MOST_TEXTS, Digest, spread
+from openblip.data.videos import DEFAULT_FRAMES
 from openblip.data.walk import walk
 
 __all__ = ["TEXT_ENDINGS", "FolderSource", "with_texts"]
@@ -27,16 +28,19 @@ def with_texts(images: Iterable[Path], files: Iterable[Path]) -> bool:
 
 
 class FolderSource(Source):
-    """Images of a folder and its subfolders; `a/b.jpg` has its captions in `a/b.txt`."""
+    """Images, or videos, of a folder and its subfolders; `a/b.jpg` has its captions in `a/b.txt`."""
 
-    reads = frozenset(("text_column",))
+    reads = frozenset(("text_column", "frames"))
 
     def __init__(self, folder: Path, config: SourceConfig) -> None:
         super().__init__()
         self.name = config.name or config.path
         self._folder = folder
         endings = (f".{config.text_column.lower().lstrip('.')}",) if config.text_column else TEXT_ENDINGS
-        found = walk(folder, beside=endings)
+        found = walk(folder, beside=endings, videos=config.frames > 0)
+        self.frames = config.frames
+        if not found.images and not self.frames and set(VIDEO_SUFFIXES) & found.left_out.files.keys():
+            found, self.frames = walk(folder, beside=endings, videos=True), DEFAULT_FRAMES
         self._left_out = found.left_out.lines()
         self.bad_rows = found.left_out.broken()
         if not found.images:
@@ -82,7 +86,7 @@ class FolderSource(Source):
     def __getitem__(self, index: int) -> Sample:
         name = string_of(self._names[index])
         texts = self._texts(name, string_of(self._text_names[index]))
-        return Sample(key=name, images=(self._folder / name,), texts=texts, image_id=name)
+        return Sample(key=name, images=(self._folder / name,), texts=texts, image_id=name, frames=self.frames)
 
     def describe(self) -> dict[str, Any]:
         left_out = {"left_out": self._left_out} if self._left_out else {}

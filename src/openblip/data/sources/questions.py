@@ -54,7 +54,7 @@ class QuestionSource(Source):
 
     def __init__(self, source: Source, *, rule: str = "", weight: float = 1.0) -> None:
         super().__init__()
-        self.name, self.bad_rows = source.name, source.bad_rows
+        self.name, self.bad_rows, self.frames = source.name, source.bad_rows, source.frames
         self.blocks, self.window = source.blocks, source.window
         self._source, self._rule, self._weight = source, rule, weight
 

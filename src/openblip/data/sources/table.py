@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from openblip.core.errors import UserError, nearest
+from openblip.data.formats import VIDEO_SUFFIXES, ending_of
 from openblip.data.sample import BrokenSample, ImageLike, Sample
 from openblip.data.sources.answers import (
     ABOUT_COLUMNS,
@@ -41,6 +42,7 @@ from openblip.data.sources.labels import (
 )
 from openblip.data.sources.paths import image_roots, locate_image, name_images
 from openblip.data.sources.records import Row, read_records
+from openblip.data.videos import DEFAULT_FRAMES
 
 __all__ = [
     "Columns",
@@ -95,6 +97,11 @@ class ImagePaths:
         self.roots = roots
         self.absolute = absolute
 
+    def are_videos(self) -> bool:
+        """Whether the first of them are videos, by their endings, and none is an image."""
+        first = [ending_of(string_of(name)) for name in self.names[:_LOOK_AHEAD]]
+        return len(self.columns) == 1 and bool(first) and set(first) <= set(VIDEO_SUFFIXES)
+
     def same_names(self) -> pa.Array:
         """As `names`, each path in one way of writing."""
         return joined_names([same_names(column) for column in self.columns])
@@ -146,7 +153,7 @@ class TableSource(Source):
     reads = frozenset(
         (
             *(*COLUMN_SETTINGS, "split", "image_root", "image_name", "absolute_paths"),
-            *("questions", "statements", "num_images"),
+            *("questions", "statements", "num_images", "frames"),
         )
     )
 
@@ -155,6 +162,9 @@ class TableSource(Source):
         self.name = config.name or config.path
         self.kind = kind
         self.num_images = config.num_images
+        self.frames = config.frames
+        if not self.frames and isinstance(columns.images, ImagePaths) and columns.images.are_videos():
+            self.frames = DEFAULT_FRAMES
         self.bad_rows = columns.bad_rows
         self._columns = columns
         self._grouping = Grouping(columns.text_row, columns.num_rows, columns.ids)
@@ -177,7 +187,7 @@ class TableSource(Source):
         except UnicodeDecodeError as error:
             raise BrokenSample("bad-text", key, f"its text is not UTF-8: {error}") from error
         meta = {name: json.loads(cells[row].as_py()) for name, cells in columns.meta.items()}
-        return Sample(key=key, images=images, texts=texts, image_id=image_id, meta=meta)
+        return Sample(key=key, images=images, texts=texts, image_id=image_id, meta=meta, frames=self.frames)
 
     def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
         columns, grouping = self._columns, self._grouping

@@ -21,7 +21,7 @@ from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
 from openblip.data.sources.base import Source
 from openblip.data.transforms import clean_question
 from openblip.generation.decode import decode
-from openblip.generation.rank import log_likelihood, rank_two_step
+from openblip.generation.rank import ReadLogits, log_likelihood, rank_two_step
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import SIZES, Blip, BlipConfig, blip_config
 from openblip.models.dual import BlipDual
@@ -157,8 +157,8 @@ class VqaAdapter(_BlipBase):
 
     @property
     def can(self) -> frozenset[str]:
-        """Answers, and nothing else: a VQA model has no captioning or matching head."""
-        return frozenset({"answer"})
+        """Answers, also in dialogs, and nothing else: a VQA model has no captioning or matching head."""
+        return frozenset({"answer", "dialog"})
 
     @torch.no_grad()
     def ask(
@@ -214,12 +214,8 @@ class VqaAdapter(_BlipBase):
             label_smoothing: 0.1 ranks by the training loss, as the original does; 0 by likelihood.
         """
         tokens = self.tokens(candidates, first="dec")
-
-        def logits(input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
-            return self.model.text_decoder(input_ids, attention_mask, memory=asked.select(rows))
-
         ranking = rank_two_step(
-            logits,
+            self._reader(asked),
             tokens.input_ids,
             tokens.attention_mask,
             num_rows=asked.batch_size,
@@ -230,6 +226,23 @@ class VqaAdapter(_BlipBase):
             ranking.indices.tolist(), ranking.log_probs.tolist(), ranking.probabilities.tolist(), strict=True
         )
         return [tuple(Answer(candidates[i], p, share) for i, p, share in zip(*row, strict=True)) for row in rows]
+
+    @torch.no_grad()
+    def likelihoods(self, asked: ImageMemory, candidates: Sequence[Sequence[str]]) -> Tensor:
+        """As `Discusses.likelihoods`."""
+        flat = self.tokens([text for own in candidates for text in own], first="dec")
+        counts = torch.tensor([len(own) for own in candidates], device=self.device)
+        column = torch.arange(int(counts.max()), device=self.device)
+        there = column < counts[:, None]  # [R, C]
+        places = ((counts.cumsum(0) - counts)[:, None] + column).where(there, 0)
+        mask = flat.attention_mask[places] & there[:, :, None]
+        return log_likelihood(self._reader(asked), flat.input_ids[places], mask)
+
+    def _reader(self, asked: ImageMemory) -> ReadLogits:
+        def read(input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
+            return self.model.text_decoder(input_ids, attention_mask, memory=asked.select(rows))
+
+        return read
 
 
 class NlvrAdapter(_BlipBase):
@@ -322,6 +335,7 @@ def nlvr_sizes(blip: BlipConfig) -> NlvrConfig:
 
 _ON_BLIP: dict[str, tuple[type, type[Adapter], Callable[[BlipConfig], Any]]] = {
     "answering": (BlipVqa, VqaAdapter, vqa_sizes),
+    "dialog": (BlipVqa, VqaAdapter, vqa_sizes),
     "nlvr": (BlipNlvr, NlvrAdapter, nlvr_sizes),
 }
 """For each task with a model of its own: its class, its adapter, and its sizes."""
