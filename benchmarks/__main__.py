@@ -35,6 +35,7 @@ BENCHMARKS = {
     "features": ("benchmarks.features", "features cached, beside the bare forward pass of their tower"),
     "loader": ("benchmarks.loader", "JPEG images decoded and transformed from tars for each second"),
     "match": ("benchmarks.match", "one image with 32 texts by ITM, against transformers"),
+    "onnx": ("benchmarks.onnx_runtime", "images, ITM and captions by onnxruntime, against torch"),
     "startup": (
         "benchmarks.startup",
         "the first caption of a new process, against transformers; mistakes, against --help",

@@ -35,7 +35,7 @@ from openblip.models.vision import VisionConfig
 TEXTS = ("a red bus on a road", "two dogs", "a cat on a red chair", "a dog beside a long bus", "the road")
 # Products of another library sum in another order; float32 through a few layers of width 64 stays far below.
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
-LAYERS, HEADS, WIDTH, SIDE = 3, 2, 64, (32, 48)
+LAYERS, HEADS, WIDTH, SIDE = 2, 2, 64, (32, 48)
 Arrays = dict[str, Any]
 
 
@@ -87,7 +87,7 @@ def pixels(count: int) -> Tensor:
 
 def words(rows: int, length: int, first: int) -> tuple[Tensor, Tensor]:
     """Random ids and a mask; every second row is padded where there is room."""
-    ids = torch.randint(5, 80, (rows, length), generator=torch.Generator().manual_seed(rows + length))
+    ids = torch.randint(5, 60, (rows, length), generator=torch.Generator().manual_seed(rows + length))
     ids[:, 0] = first
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1::2, max(1, length - 3) :] = False
