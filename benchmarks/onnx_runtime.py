@@ -60,24 +60,24 @@ class Using(ABC):
         self.features, self.memory = self.see()
 
     def outputs(self) -> dict[str, float]:
-        """ITC features with a sum of each image's memory, ITM logits, or ids."""
-        given: Tensor = self.run()
+        """Similarities of the images and sizes of their memories, probabilities of a match, or ids."""
+        if self.case == "images":
+            given = torch.cat((self.features @ self.features.T, self.size(self.memory)), dim=1)
+        else:
+            given = self.match().softmax(1)[:, 1] if self.case == "match" else self.write()
         return {f"number {i}": float(value) for i, value in enumerate(given.flatten())}
 
-    def run(self) -> Any:
+    def run(self) -> None:
         """What the case says."""
-        if self.case == "images":
-            features, memory = self.see()
-            return torch.cat((features, self.last_values(memory)), dim=1)
-        return self.match() if self.case == "match" else self.write()
+        {"images": self.see, "match": self.match, "caption": self.write}[self.case]()
 
     @abstractmethod
     def see(self) -> tuple[Tensor, Any]:
         """ITC features [B, E] and memories of the images."""
 
     @abstractmethod
-    def last_values(self, memory: Any) -> Tensor:
-        """A memory's last values at the first image token, [B, D]."""
+    def size(self, memory: Any) -> Tensor:
+        """The mean size of each head's last values, [B, H]."""
 
     @abstractmethod
     def match(self) -> Tensor:
@@ -101,9 +101,9 @@ class Torch(Using):
         embeds = self.model.encode_pixels(self.pixels)
         return self.model.image_features(embeds), self.model.remember(embeds)
 
-    def last_values(self, memory: ImageMemory) -> Tensor:
+    def size(self, memory: ImageMemory) -> Tensor:
         """As the class says."""
-        return memory.values[-1][:, :, 0].flatten(1)
+        return memory.values[-1].abs().mean((2, 3))
 
     def match(self) -> Tensor:
         """As the class says."""
@@ -144,9 +144,9 @@ class OnnxRuntime(Using):
         given = self.compute("image", {"pixels": self.pixels.numpy()})
         return torch.from_numpy(given.pop("image_features")), given
 
-    def last_values(self, memory: Arrays) -> Tensor:
+    def size(self, memory: Arrays) -> Tensor:
         """As the class says."""
-        return torch.from_numpy(memory[list(memory)[-1]][:, :, 0]).flatten(1)
+        return torch.from_numpy(memory[list(memory)[-1]]).abs().mean((2, 3))
 
     def match(self) -> Tensor:
         """As the class says."""
