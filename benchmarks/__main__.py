@@ -35,6 +35,7 @@ BENCHMARKS = {
     "features": ("benchmarks.features", "features cached, beside the bare forward pass of their tower"),
     "loader": ("benchmarks.loader", "JPEG images decoded and transformed from tars for each second"),
     "match": ("benchmarks.match", "one image with 32 texts by ITM, against transformers"),
+    "onnx": ("benchmarks.onnx_runtime", "images, ITM and captions by onnxruntime, against torch"),
     "serve": ("benchmarks.serve", "the service: many clients, some of them bad; batches against one at a time"),
     "startup": (
         "benchmarks.startup",

@@ -1,4 +1,4 @@
-"""A model of the published sizes with random weights, as a folder that both we and transformers open.
+"""A model of the published sizes with random weights, as a folder that both we and a peer open.
 
 The parent process writes it once; each side of a comparison opens it as a user would, so that its peak memory is
 that of its own library.
@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from openblip.checkpoints.convert import convert_model
+from openblip.checkpoints.convert import Format, convert_model
 from openblip.checkpoints.store import StoredModel
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig, blip_config
 from openblip.models.vqa import BlipVqa, VqaConfig
 
-__all__ = ["DEC", "ENC", "SEP", "VOCABULARY", "captioner", "folder", "matcher", "published", "texts", "vqa"]
+__all__ = ["DEC", "ENC", "SEP", "VOCABULARY", "both", "captioner", "folder", "matcher", "published", "texts", "vqa"]
 
 FOLDER = "OPENBLIP_BENCHMARK_MODEL"
 SEP, DEC, ENC = 102, 30522, 30523
@@ -40,6 +40,11 @@ def captioner(quick: bool, size: str = "base") -> Blip:
 def matcher(quick: bool) -> Blip:
     """The same with a text encoder."""
     return _drawn(Blip, replace(_sizes(quick), decoder=False), seed=1)
+
+
+def both(quick: bool) -> Blip:
+    """The same with both."""
+    return _drawn(Blip, _sizes(quick), seed=3)
 
 
 def vqa(quick: bool) -> BlipVqa:
@@ -66,18 +71,18 @@ def _sizes(quick: bool, size: str = "base") -> BlipConfig:
 
 
 @contextmanager
-def published(model: Any) -> Iterator[None]:
-    """Write `model` as a transformers folder, which `folder` names to the sides while the block lasts."""
+def published(model: Any, *formats: Format) -> Iterator[None]:
+    """Write `model` in `formats` (transformers' alone where none is named), which `folder` names to the sides."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Wide enough for attention and logits to depend on all that they read.
             if parameter.ndim == 2 and "text" in name and "embeddings" not in name:
                 parameter.mul_(2.0)
     with tempfile.TemporaryDirectory() as place:
-        target = Path(place) / "model"
-        convert_model(StoredModel(model.eval(), _words()), target, to="transformers")
+        for to in formats or ("transformers",):
+            convert_model(StoredModel(model.eval(), _words()), Path(place) / to, to=to)
         before = os.environ.get(FOLDER)
-        os.environ[FOLDER] = str(target)
+        os.environ[FOLDER] = place
         try:
             yield
         finally:
@@ -86,9 +91,9 @@ def published(model: Any) -> Iterator[None]:
                 os.environ[FOLDER] = before
 
 
-def folder() -> Path:
+def folder(to: Format = "transformers") -> Path:
     """Where the model of this comparison lies."""
-    return Path(os.environ[FOLDER])
+    return Path(os.environ[FOLDER]) / to
 
 
 def texts(rows: int, length: int, first: int) -> torch.Tensor:

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import caption, match, published, rank, rerank
+from benchmarks import caption, match, onnx_runtime, published, rank, rerank
+from openblip.checkpoints.convert import Format
 
-SIDES: dict[str, tuple[Callable[[bool], Any], tuple[str, ...]]] = {
-    "match": (published.matcher, match.CASES),
-    "caption": (published.captioner, ("4 images",)),
-    "rank": (published.vqa, ("128 answers",)),
-    "rerank": (published.matcher, ("128 texts of an image",)),
+SIDES: dict[str, tuple[Callable[[bool], Any], tuple[Format, ...], tuple[str, ...]]] = {
+    "match": (published.matcher, (), match.CASES),
+    "caption": (published.captioner, (), ("4 images",)),
+    "rank": (published.vqa, (), ("128 answers",)),
+    "rerank": (published.matcher, (), ("128 texts of an image",)),
+    "onnx_runtime": (published.both, ("openblip", "onnx"), onnx_runtime.CASES),
 }
+"""a module: its model, the formats that it is written in, its cases"""
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +33,9 @@ def _gradients() -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIDES)
 def test_both_sides_compute_the_same(name: str) -> None:
-    model, cases = SIDES[name]
+    model, formats, cases = SIDES[name]
     module = importlib.import_module(f"benchmarks.{name}")
-    with published.published(model(True)):
+    with published.published(model(True), *formats):
         for case in cases:
             ours, theirs = (module.build(case, side, "float32", True).outputs() for side in ("ours", "peer"))
             assert ours.keys() == theirs.keys()

@@ -1,4 +1,5 @@
-"""A model written in another's format: our folder, a transformers folder, or a file of the original repository."""
+"""A model written in another's format: our folder, a transformers folder, ONNX graphs, or a file of the original
+repository."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from openblip.core.files import atomic_path, write_folder, write_text
 
 __all__ = ["Format", "convert_model"]
 
-Format = Literal["openblip", "transformers", "blip"]
+Format = Literal["openblip", "transformers", "blip", "onnx"]
 
 
 def convert_model(stored: StoredModel, target: Path | str, *, to: Format, part: Part | None = None) -> Path:
@@ -41,6 +42,11 @@ def convert_model(stored: StoredModel, target: Path | str, *, to: Format, part: 
         with write_folder(target) as folder:
             of_family.write_transformers(folder, stored, part)
             write_text(folder / "README.md", model_card(stored.model.config, stored.info, library="transformers"))
+    elif to == "onnx":
+        from openblip.checkpoints.onnx_files import write_onnx  # the exporter takes seconds to import
+
+        with write_folder(target) as folder:
+            write_onnx(folder, stored)
     else:
         save_model(target, stored, whole=True)
     return target

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from openblip.checkpoints.state import Found
+from openblip.checkpoints.state import ONNX_FORMAT, Found
 from openblip.core.errors import UserError, nearest
 from openblip.core.places import nested_model
 from openblip.models.blip import Blip, BlipConfig
@@ -69,6 +69,10 @@ def family_of(found: Found) -> str:
                 f"{found.path} holds the weights of a transformers model; give its folder, with config.json"
             )
         return "blip"
+    if found.description.get("format") == ONNX_FORMAT:
+        raise UserError(
+            f"{found.name} holds ONNX graphs, which onnxruntime runs; give the model they were made from"
+        )
     kind = str(found.description.get("model_type", "unknown"))
     if found.own:
         families = {known.name: known.family for known in KINDS.values()}

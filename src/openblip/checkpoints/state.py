@@ -40,6 +40,8 @@ __all__ = [
 
 FORMAT = "openblip"
 """what "format" is in the config.json of our own folders"""
+ONNX_FORMAT = "openblip-onnx"
+"""the same of folders with ONNX graphs, which are written and not opened"""
 WEIGHTS = "model.safetensors"
 NOTES = "openblip"
 """entry beside "model" for what the tensors do not tell; the original's and LAVIS' loaders read "model" alone"""

@@ -57,7 +57,7 @@ def convert(
     target: Annotated[Positional[Path], arg(metavar="TARGET", help_behavior_hint="")],
     /,
     *,
-    to: Literal["openblip", "transformers", "blip"],
+    to: Literal["openblip", "transformers", "blip", "onnx"],
     part: Annotated[Literal["caption", "match"] | None, arg(help_behavior_hint="")] = None,
     image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")] = None,
     like: Literal["reference", "transformers"] = "reference",
@@ -65,7 +65,7 @@ def convert(
     heads: Heads = (),
     push: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
 ) -> None:
-    """Write a model in another format: for OpenBLIP, for transformers, or as the original repository's file.
+    """Write a model in another format: for OpenBLIP, for transformers, for onnxruntime, or as the original's file.
 
     Args:
         source: a folder of ours or of transformers, a checkpoint of the original or of LAVIS, or a hub name.
@@ -77,7 +77,7 @@ def convert(
         push: upload the folder to the Hugging Face hub under this name too.
     """
     if push is not None and to == "blip":
-        raise UserError("--push uploads a folder; convert --to openblip or transformers")
+        raise UserError("--push uploads a folder; convert --to openblip, transformers or onnx")
     if target.exists():
         raise UserError(f"{target} exists already; choose a new place")
     from openblip.checkpoints.convert import convert_model

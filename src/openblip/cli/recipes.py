@@ -59,7 +59,8 @@ def recipe_rows() -> list[dict[str, str]]:
 
 def facts_of(recipe: Recipe) -> dict[str, Any]:
     """What is known of a recipe, in the order in which it is shown; texts, and lists of them."""
-    config = recipe.config(recipe.data or ("DATA",), **dict.fromkeys(recipe.needs, "MODEL"))
+    needed: dict[str, Any] = dict.fromkeys(recipe.needs, "MODEL")
+    config = recipe.config(recipe.data or ("DATA",), **needed)
     facts: dict[str, Any] = {"trains": recipe.summary}
     if recipe.data:
         facts["data"] = ", ".join(recipe.data)

@@ -6,6 +6,7 @@ with torch.device("meta"):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def _gemma3() -> Any:
     return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes))
 
 
-LANGUAGE_SIZES = {
+LANGUAGE_SIZES: dict[str, Callable[[], Any]] = {
     "facebook/opt-2.7b": partial(_opt, 2560, 32, 32),
     "facebook/opt-6.7b": partial(_opt, 4096, 32, 32),
     "google/flan-t5-xl": partial(_flan_t5, 2048, 5120, 32),

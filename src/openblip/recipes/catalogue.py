@@ -116,7 +116,8 @@ def runs_table() -> str:
     """The papers' runs as the table of docs/recipes.md."""
     rows = ["| recipe | trains | batch | length | learning rate | expected |", "|---|---|---|---|---|---|"]
     for recipe in RUNS.values():
-        config = recipe.config(recipe.data, **dict.fromkeys(recipe.needs, recipe.size or "m"))
+        needed: dict[str, Any] = dict.fromkeys(recipe.needs, recipe.size or "m")
+        config = recipe.config(recipe.data, **needed)
         train, paper = config.train, recipe.paper
         assert paper is not None
         length = f"{train.epochs} epochs" if train.max_steps is None else f"{train.max_steps:,} steps"

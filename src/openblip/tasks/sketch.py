@@ -90,7 +90,8 @@ def _blip(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
     }.get(config.task)
     if wanted is None:
         raise _refused(config)
-    model = Blip(replace(sizes, **parts_of(config)))
+    parts: dict[str, Any] = parts_of(config)
+    model = Blip(replace(sizes, **parts))
     chosen = replace(config.objective, objectives=tuple(wanted))
     return BlipStep(BlipPretraining(model, chosen, enc_id=_ENC, dec_id=_DEC)), pixels
 
