@@ -228,7 +228,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--store", action="store_true", help="keep it in benchmarks/results")
     options = parser.parse_args()
-    languages = {options.language: partial(language_of_size, options.language)} if options.language else PAPER
+    named: dict[str, Make] = {options.language: partial(language_of_size, options.language)}
+    languages = named if options.language else PAPER
     result = run(as_tower(options.vision, VISION), languages, options.tokens)
     if options.store:
         result["today"] = _rows(as_tower(VISION_TODAY, VISION), TODAY, options.tokens)

@@ -88,7 +88,7 @@ def serve(
     from openblip.serving.process import listen_at, loopback, run
 
     bound = listen_at(host, port)
-    options = {"device": device, "dtype": dtype, "batch_size": batch_size, "tokenizer": tokenizer}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "tokenizer": tokenizer}
     predictors = {name: open_predictor(model, **options) for name, model in name_models(models).items()}
     engine = LocalEngine(
         predictors,

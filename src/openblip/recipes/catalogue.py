@@ -6,6 +6,8 @@ config = recipe.config(("coco/train.jsonl",), model="runs/pretrained/model", ste
 
 from __future__ import annotations
 
+from typing import Any
+
 from openblip.core.errors import UserError, nearest
 from openblip.recipes.papers import RUNS
 from openblip.recipes.recipe import BLIP, BLIP2, Recipe

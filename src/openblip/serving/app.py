@@ -10,6 +10,8 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
+import torch
+
 from openblip.core.errors import UserError, nearest, require
 from openblip.data.sample import BrokenSample
 from openblip.explain.cam import peak_of
@@ -64,8 +66,7 @@ class Service:
         self.examples = draw_examples()
         app = self._create()
         paths = [route.path for route in app.routes]
-        options = {"paths": paths, "keys": keys, "origins": origins, "hosts": hosts}
-        self.app = Guard(app, self.limits, self.requests, **options)
+        self.app = Guard(app, self.limits, self.requests, paths=paths, keys=keys, origins=origins, hosts=hosts)
 
     # One request ------------------------------------------------------------------------------------------
 
@@ -253,8 +254,8 @@ class Service:
             raise Refused(422, f"word is {asked.word}; the text has the words 0 to {len(found.maps) - 1}")
 
         def draw() -> bytes:
-            weights = [one.weights for one in found.maps]
-            chosen = sum(weights) / len(weights) if asked.word is None else weights[asked.word]
+            weights = torch.stack([one.weights for one in found.maps])
+            chosen = weights.mean(0) if asked.word is None else weights[asked.word]
             buffer = io.BytesIO()
             overlay(open_image(asked.image, self.limits.pixels, 768), chosen).save(buffer, "PNG")
             return buffer.getvalue()

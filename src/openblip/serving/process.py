@@ -63,7 +63,7 @@ async def _run(service: Service, bound: socket.socket, stop_seconds: float, bann
     import uvicorn
 
     config = uvicorn.Config(
-        service.app,  # type: ignore[arg-type]
+        service.app,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -72,7 +72,7 @@ async def _run(service: Service, bound: socket.socket, stop_seconds: float, bann
         ws="none",
     )
     server = uvicorn.Server(config)
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     signalled, first = asyncio.Event(), 0.0
     loop = asyncio.get_running_loop()
 
