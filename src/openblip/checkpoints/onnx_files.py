@@ -115,14 +115,15 @@ def _write_graph(folder: Path, model: Blip, graph: Graph, shared: _Shared) -> No
     for values, ports in ((made.graph.inputs, graph.inputs), (made.graph.outputs, graph.outputs)):
         for value, port in zip(values, ports, strict=True):
             value.shape = ir.Shape(port.shape)
-    for value in made.graph.initializers.values():
+    for name, value in made.graph.initializers.items():
         tensor = value.const_value
         assert tensor is not None
         data = tensor.tobytes()
         if len(data) >= SMALL:
             place = shared.place(data)
+            shape = ir.Shape(tensor.shape)
             value.const_value = ir.ExternalTensor(
-                WEIGHTS, place, len(data), tensor.dtype, shape=tensor.shape, name=value.name, base_dir=folder
+                WEIGHTS, place, len(data), tensor.dtype, shape=shape, name=name, base_dir=folder
             )
     # Traces of the exporter: paths of this machine, and names of axes that are renamed above.
     for node in made.graph.all_nodes():
