@@ -121,7 +121,7 @@ def _write_graph(folder: Path, model: Blip, graph: Graph, shared: _Shared) -> No
         data = tensor.tobytes()
         if len(data) >= SMALL:
             place = shared.place(data)
-            shape = ir.Shape(tensor.shape)
+            shape = ir.Shape(tensor.shape.numpy())
             value.const_value = ir.ExternalTensor(
                 WEIGHTS, place, len(data), tensor.dtype, shape=shape, name=name, base_dir=folder
             )
