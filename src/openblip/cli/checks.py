@@ -22,7 +22,6 @@ from openblip.core.places import (
     check_model,
     check_new_file,
 )
-from openblip.index.catalog import check_index
 
 __all__ = ["check_arguments"]
 
@@ -53,6 +52,12 @@ def _lines(path: Path) -> None:
     read_lines(path, "a text on each line")
 
 
+def _index(folder: Path) -> None:
+    from openblip.index.catalog import check_index  # with numpy and Pillow, which --help has no use for
+
+    check_index(folder)
+
+
 def _engine(name: str) -> None:
     if name == "ray":
         require("ray", "ray")
@@ -64,7 +69,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "images": _images,
     "answers": _lines,
     "device": check_device,
-    "index": check_index,
+    "index": _index,
 }
 """by the name of a parameter, whatever the command"""
 _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {

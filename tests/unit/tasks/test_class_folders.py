@@ -8,6 +8,7 @@ from pathlib import Path
 import miniature
 import pytest
 import small
+from kept_results import kept_predictions
 
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import main
@@ -115,7 +116,7 @@ def test_evaluate_and_classify_measure_the_same(
     assert main(["classify", str(photos), *words, *more]) == 0
     told = json.loads(summary.read_text())
     assert metrics == {f"accuracy_{name}": told[name] for name in ("top1", "mean_per_class")}
-    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    rows = kept_predictions(tmp_path / "out")
     assert sum(row["classes"][0]["name"] == row["truth"] for row in rows) / len(rows) == metrics["accuracy_top1"]
 
 

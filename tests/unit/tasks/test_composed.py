@@ -12,6 +12,7 @@ import pytest
 import small
 import torch
 import torch.nn.functional as F
+from kept_results import kept_predictions
 
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import main
@@ -163,8 +164,7 @@ def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["evaluate", str(photos), "--model", str(tmp_path / "model"), *words]) == 0
     metrics = json.loads(capsys.readouterr().out)
     assert {"recall@1", "recall@5", "recall@1, image", "recall@1, text", "recall@1, image + text"} <= metrics.keys()
-    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
-    assert [row["target"] for row in rows] == ["1.png", "2.png", "4.png"]
+    assert [row["target"] for row in kept_predictions(tmp_path / "out")] == ["1.png", "2.png", "4.png"]
     save_model(tmp_path / "blip", StoredModel(small.model(), small.tokenizer()))
     assert main(["evaluate", str(photos), "--model", str(tmp_path / "blip"), "--device", "cpu"]) == 2
     assert "query features need a BLIP-2 model" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import small
 import spoiled
+from kept_results import kept_predictions, kept_result
 
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.caption import caption
@@ -73,15 +74,14 @@ def test_figures_are_those_of_what_can_be_used(
     assert numbers == wanted
     assert {(one["key"], one["cause"]) for one in left_out} == {(f"{n}.jpg", c) for n, c in spoiled.BROKEN.items()}
     assert all(one["detail"] and one["source"] == str(every) for one in left_out)
-    records = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
-    assert [record["key"] for record in records] == [f"{n}.jpg" for n in spoiled.GOOD]
-    stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert (stored["images"], stored["num_left_out"], stored["left_out"]) == (3, 2, left_out)
+    assert [record["key"] for record in kept_predictions(tmp_path / "out")] == [f"{n}.jpg" for n in spoiled.GOOD]
+    stored = kept_result(tmp_path / "out")
+    assert (stored["samples"], stored["left_out"]) == (3, left_out)
     assert "skipped 1.jpg (truncated)" in said
     assert "measured on 3 images, without 2 that cannot be used (1 truncated, 1 not-an-image)" in said
-    assert str(tmp_path / "out" / "metrics.json") in said
-    assert quiet == ""
-    assert json.loads((tmp_path / "fine" / "metrics.json").read_text())["images"] == 3
+    assert f"{next((tmp_path / 'out').glob('*.json'))} lists all" in said
+    assert quiet == f"openblip: the result is in {next((tmp_path / 'fine').glob('*.json'))}\n"
+    assert kept_result(tmp_path / "fine")["samples"] == 3
 
 
 def test_rows_and_images_without_words_count_too(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kept_results import kept_predictions
 from PIL import Image
 from small import PIXELS, make_image, predictor, tokenizer
 
@@ -163,7 +164,7 @@ def test_a_run_learns_which_image_is_which_colour(tmp_path: Path, capsys: pytest
     assert metrics["accuracy"] >= 0.95
     assert 0 < metrics["consistency"] <= 1
     assert metrics["standard_error"] < 0.1
-    records = [json.loads(line) for line in (found / "predictions.jsonl").read_text().splitlines()]
+    records = kept_predictions(found)
     assert len(records) == 40
     assert records[0].keys() >= {"key", "statement", "label", "prediction", "probability", "group"}
     for color in ("red", "blue"):

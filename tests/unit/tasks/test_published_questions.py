@@ -11,6 +11,7 @@ import miniature
 import pytest
 import small
 import torch
+from kept_results import kept_predictions
 from torch import Tensor
 
 from openblip.checkpoints.store import StoredModel, save_model
@@ -226,8 +227,8 @@ def test_a_broken_image_keeps_the_submission_from_being_written(
     assert main(["evaluate", "vqav2:test", *words, "--out", str(tmp_path / "test")]) == 2
     assert "needs all 2 questions, and 1 have no prediction, the first 14000" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
-    (answered,) = (tmp_path / "test" / "predictions.jsonl").read_text().splitlines()
-    assert json.loads(answered)["question_id"] == 1000, "what was computed is kept"
+    (answered,) = kept_predictions(tmp_path / "test")
+    assert answered["question_id"] == 1000, "what was computed is kept"
 
 
 def test_a_submission_needs_a_model_that_answers(

@@ -73,7 +73,7 @@ def test_captions(
     assert [row["image_id"] for row in rows] == ids
     if spec in ("nocaps:test", "coco:test2014"):
         assert json.loads(printed.out) == {"num_without_captions": float(len(ids))}
-        assert f"{len(ids)} images have no captions in the data: predictions only" in printed.err
+        assert f"{len(ids)} images without captions in the data: predictions only" in printed.err
     else:
         assert "CIDEr" in json.loads(printed.out)
 

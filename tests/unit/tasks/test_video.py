@@ -12,6 +12,7 @@ import pytest
 import small
 import torch
 import torch.nn.functional as F
+from kept_results import kept_predictions
 from PIL import Image
 from torch import Tensor
 from videos import frame, make_video, needs_av
@@ -166,7 +167,7 @@ def test_questions_about_videos_by_command(
     assert {"accuracy_generated", "accuracy_ranked", "accuracy_ranked, what", "accuracy_ranked, who"} <= set(
         metrics
     )
-    records = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    records = kept_predictions(out)
     assert [record["question_id"] for record in records] == [100, 101]
     assert {record["ranked"] for record in records} <= {"run", "man"}
 
