@@ -162,6 +162,9 @@ class RunConfig:
     """BLIP-2: objectives of "pretraining" and "retrieval"."""
     language: LanguageConfig = field(default_factory=LanguageConfig)
     """BLIP-2: the language model of "captioning" and "answering"; one of `model` is kept."""
+    scale_soft_prompts: bool = False
+    """BLIP-2: a new projection gives soft prompts of the standard deviation that the language model's embeddings
+    have; the papers leave it as it is drawn."""
     features: tuple[str, ...] = ()
     """BLIP-2: folders of `openblip cache-features`; training reads these in place of images, of each
     image one of the crops that were cached. `transform` has no effect then."""
@@ -189,7 +192,8 @@ class RunConfig:
 _ONLY: dict[str, tuple[str, ...]] = {
     "blip": ("image_size", "vision_pretrained", "objective", "scst"),
     "blip2": (
-        *("vision", "unfreeze_vision", "qformer", "embed_dim", "stage1", "language", "features", "save_whole"),
+        *("vision", "unfreeze_vision", "qformer", "embed_dim", "stage1", "language", "scale_soft_prompts"),
+        *("features", "save_whole"),
     ),
 }
 """settings that one family alone reads"""

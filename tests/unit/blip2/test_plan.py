@@ -180,7 +180,7 @@ def test_runs_of_the_papers_are_predicted(name: str) -> None:
     assert made.fits
     assert made.global_batch == {"blip-pretrain-14m": 2880, "blip2-stage1-vit-g": 1680}[name]
     if name.startswith("blip2"):
-        # The tokenizer that a Q-Former is trained with has [ENC] too: a row of 768 and its bias more than published.
+        # The tokenizer that a Q-Former is trained with has [ENC] too: a row of 768 and a bias more than published.
         assert made.trained_parameters == 186_705_470 + 768 + 1
         assert made.step_tflop / made.batch == pytest.approx(0.70, abs=0.02)
     else:

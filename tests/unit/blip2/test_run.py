@@ -74,6 +74,31 @@ def losses(out: Path) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_soft_prompts_begin_at_the_scale_of_embeddings(first: Path, tmp_path: Path, kind: Kind) -> None:
+    """Without it as a linear layer is drawn; nothing else of the model differs, nor what is drawn later."""
+    language = write_language(tmp_path / "language", kind)
+    model, drawn = [], []
+    for scaled in (False, True):
+        config = small_stage2((DATA,), model=str(first / "model"), language=str(language))
+        config = replace(config, scale_soft_prompts=scaled, language=replace(config.language, dtype="float32"))
+        torch.manual_seed(0)
+        adapter = FAMILIES["blip2"].build(config, [open_source(DATA)], tmp_path)
+        model.append(adapter.model)
+        drawn.append(torch.rand(1))
+    plain, scaled_up = model
+    memory = plain.remember(plain.encode_pixels(torch.randint(0, 256, (8, 3, PIXELS, PIXELS), dtype=torch.uint8)))
+    wanted = plain.llm.hf.get_input_embeddings().weight.std()
+    assert scaled_up.soft_prompt(memory).std().item() == pytest.approx(wanted.item(), rel=0.3)
+    ratio = scaled_up.language_proj.weight / plain.language_proj.weight
+    torch.testing.assert_close(ratio, torch.full_like(ratio, ratio[0, 0].item()), rtol=1e-4, atol=0)
+    assert abs(ratio[0, 0].item() - 1) > 0.1
+    same = dict(plain.named_parameters())
+    for name, value in scaled_up.named_parameters():
+        assert name.startswith("language_proj.") or torch.equal(value, same[name]), name
+    assert drawn[0] == drawn[1]
+
+
 def test_stage_1_trains_measures_and_saves(first: Path) -> None:
     found = losses(first)
     assert len(found) == 4

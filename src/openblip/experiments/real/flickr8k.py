@@ -165,6 +165,7 @@ class Seed:
             model=str(self.stage1()) if after_stage1 else "",
             text_pretrained="" if after_stage1 else str(self.places.part(config.text)),
             language=replace(language, dtype=config.dtype),
+            scale_soft_prompts=True,
             batch_size=config.stage2_batch,
             train=fine_tuning(config.stage2_steps, config.stage2_rate, self.number, evaluate_every_steps=every),
         )
@@ -293,7 +294,7 @@ def run(
 
     Returns:
         as `experiments.results.result_of`, with "curves" (of each seed, how stage 2 learned) and "captions" of
-        seed 0, beside what people wrote.
+        seed 0; what people wrote is the data set's, and no part of a result.
 
     Raises:
         UserError: the folder holds an experiment with other settings, or parts are missing.
@@ -307,7 +308,8 @@ def run(
         for name, after_stage1 in _SECOND.items():
             second[name], records = seed.measured_stage2(after_stage1=after_stage1)
             if seed.number == 0 and after_stage1:
-                captions = records[:: max(1, len(records) // _SHOWN)][:_SHOWN]
+                shown = records[:: max(1, len(records) // _SHOWN)][:_SHOWN]
+                captions = [{key: one[key] for key in ("key", "caption")} for one in shown]
         tables.append({"stage 1": {"stage 1": first}, "stage 2": second, "answers": seed.answered()})
         curves.append({name: seed.curve(after_stage1=after) for name, after in _SECOND.items()})
     return result_of(config, tables, curves=curves, captions=captions)
