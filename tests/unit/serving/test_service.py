@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from serving_small import ANSWERS, QUESTIONS, SIDE, TEXTS, FolderIndex, StandIn, ask, engine, png, post
+from serving_small import ANSWERS, QUESTIONS, SIDE, TEXTS, FolderIndex, StandIn, ask, engine, png, post, predictors
 
+from openblip.index.building import IndexWriter, create
+from openblip.index.entries import Place
+from openblip.index.image_index import ImageIndex
 from openblip.serving.app import Service
 from openblip.serving.body import schema_of
 from openblip.serving.limits import Limits
+from openblip.serving.local import LocalEngine
 from openblip.serving.schemas import CaptionRequest
 
 REPO = Path(__file__).resolve().parents[3]
@@ -162,9 +167,29 @@ def test_search_gives_ids_and_thumbnails_and_no_path(tmp_path: Path) -> None:
         "thumbnail": f"/v1/thumbnails/{hits[0]['id']}",
     }
     assert Image.open(io.BytesIO(small.content)).size == (320, 320)
-    assert gone.status_code == unknown.status_code == 404
+    assert error_of(gone, 404) == "this image is gone, or cannot be read any more"
+    assert error_of(unknown, 404) == "no search has given this image lately"
     assert like.json()["hits"][0]["id"] == hits[0]["id"]
     assert error_of(both, 422) == "search for a text or for an image, one of them"
+
+
+def test_thumbnails_of_images_in_a_tar(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        member = tarfile.TarInfo("first.png")
+        member.size = len(png(side=400))
+        tar.addfile(member, io.BytesIO(png(side=400)))
+    served = predictors()
+    create(tmp_path / "index", served["blip"], "blip")
+    with ImageIndex.open(tmp_path / "index", served["blip"]) as index:
+        with IndexWriter.open(index) as writer:
+            writer.update(Place(str(tmp_path / "images.tar")))
+
+        async def asking(client: httpx.AsyncClient) -> httpx.Response:
+            found = (await client.post("/v1/search", json={"text": "two dogs"})).raise_for_status()
+            return await client.get(found.json()["hits"][0]["thumbnail"])
+
+        small = ask(Service(LocalEngine(served, index=(index, "blip"))), asking)
+    assert Image.open(io.BytesIO(small.content)).size == (320, 320)
 
 
 def test_what_is_served_is_told(service: Service) -> None:
