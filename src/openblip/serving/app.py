@@ -228,7 +228,7 @@ class Service:
             text = exposition(self.requests, self.engine.counts, ready=not self.app.stopping)
             return Response(text, media_type="text/plain; version=0.0.4")
 
-        @app.get("/examples/{number}.png", include_in_schema=False)
+        @app.get("/examples/{number:int}.png", include_in_schema=False)
         async def example(number: int) -> Response:
             if not 0 <= number < len(self.examples):
                 raise Refused(404, "there is no such example")

@@ -167,6 +167,14 @@ def test_two_writers_refuse_each_other(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="cannot be written to: unable to open database"),
+        writing(tmp_path / "none"),
+    ):
+        raise AssertionError("written to")
+
+
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     for error in (OSError(errno.ENOSPC, "No space left on device"), sqlite3.OperationalError("disk is full")):
         with (

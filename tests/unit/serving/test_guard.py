@@ -281,3 +281,15 @@ def test_metrics_count_what_was_answered() -> None:
     assert "openblip_ready 1" in told
     assert "openblip_requests_in_hand 0" in told
     assert not any("made/up" in line for line in told), "clients must not make up series"
+
+
+def test_headers_that_are_no_addresses() -> None:
+    async def asking(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [
+            await client.get("/healthz", headers={"host": "[abc"}),
+            await client.get("/healthz", headers={"origin": "http://["}),
+        ]
+
+    for answer in ask(Service(StandIn()), asking):
+        assert answer.status_code == 400
+        assert answer.json() == {"error": "the header Host or Origin is no address"}

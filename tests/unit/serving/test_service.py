@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +172,29 @@ def test_search_gives_ids_and_thumbnails_and_no_path(tmp_path: Path) -> None:
     assert error_of(unknown, 404) == "no search has given this image lately"
     assert like.json()["hits"][0]["id"] == hits[0]["id"]
     assert error_of(both, 422) == "search for a text or for an image, one of them"
+
+
+def test_half_a_character_and_other_odd_values(service: Service) -> None:
+    image = base64.b64encode(png()).decode()
+
+    async def asking(client: httpx.AsyncClient) -> list[httpx.Response]:
+        fields = ({"model": "\ud800"}, {"seed": 2**70, "top_p": 0.9})
+        replies = [
+            await client.post(
+                "/v1/caption",
+                content=json.dumps({"image": image, **one}),
+                headers={"content-type": "application/json"},
+            )
+            for one in fields
+        ]
+        replies.append(await client.post("/v1/match", json={"image": image, "texts": "two dogs"}))
+        return [*replies, await client.get("/examples/a.png")]
+
+    model, seed, texts, example = ask(service, asking)
+    assert error_of(model, 422).startswith('there is no model "\\ud800"')
+    assert error_of(seed, 422) == f"seed is {2**70}; it must fit into 64 bits"
+    assert error_of(texts, 422) == "texts: it must be a list"
+    assert "there is nothing here" in error_of(example, 404)
 
 
 def test_thumbnails_of_images_in_a_tar(tmp_path: Path) -> None:
