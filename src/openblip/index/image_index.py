@@ -188,7 +188,7 @@ class ImageIndex:
         if count < 1:
             raise UserError(f"a search gives at least 1 hit, not {count}")
         if rerank is not None and rerank < 0:
-            raise UserError(f"--rerank is a number of candidates, 0 for ITC alone, not {rerank}")
+            raise UserError(f"rerank is a number of candidates, 0 for ITC alone, not {rerank}")
         predictor = self.predictor
         asked = parse_query(text) if text is not None else []
         if rerank is None:

@@ -29,7 +29,7 @@ class Thumbnails:
         self._most = most
 
     def id_of(self, number: int) -> str:
-        """The id of a hit's image, which can be looked at from now on; a keyed hash, so that none can be guessed."""
+        """The id of a hit's image, known from now on; a keyed hash, so that none can be guessed."""
         name = hmac.new(self._secret, str(number).encode(), hashlib.sha256).hexdigest()[:24]
         self._numbers[name] = number
         self._numbers.move_to_end(name)
