@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from openblip.index import Hit, ImageIndex
     from openblip.index.building import Changes
+    from openblip.index.entries import Place
 
 __all__ = ["index_add", "index_build", "index_duplicates", "index_info", "index_remove", "index_search"]
 
@@ -75,7 +76,7 @@ def index_build(
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     create(out, predictor, model, tokenizer=tokenizer or "")
     with ImageIndex.open(out, predictor) as index:
-        _update(index, data)
+        _update(index, _places(data))
 
 
 def index_add(
@@ -96,7 +97,7 @@ def index_add(
     """
     check_counts(batch_size=batch_size)
     with _open(index, model, device=device, dtype=dtype, batch_size=batch_size) as opened:
-        _update(opened, data or opened.catalog.places())
+        _update(opened, *(_places(data),) if data else _known_places(opened))
 
 
 def _open(index: Path, model: str | None, **how: Any) -> ImageIndex:
@@ -105,14 +106,37 @@ def _open(index: Path, model: str | None, **how: Any) -> ImageIndex:
     return ImageIndex.open(index, model, **how)
 
 
-def _update(index: ImageIndex, specs: Sequence[str]) -> None:
-    """Bring an index up to date with places and say what came of it; exit with 1 when images were skipped."""
-    from openblip.cli.progress import progress as shown
-    from openblip.index.building import IndexWriter
+def _places(specs: Sequence[str]) -> list[Place]:
     from openblip.index.entries import Place
 
+    return [Place(spec) for spec in dict.fromkeys(specs)]
+
+
+def _known_places(index: ImageIndex) -> tuple[list[Place], int]:
+    """Where the images of an index came from, and how many of these places cannot be read.
+
+    The images of such a place stay, since a disk may come back, and the others are brought up to date.
+    """
+    found: list[Place] = []
+    unread = 0
+    for spec in index.catalog.places():
+        try:
+            found += _places([spec])
+        except UserError as error:
+            if held := len(index.catalog.ids_of_place(index.catalog.place(spec))):
+                unread += 1
+                kept = f"{held} image{'s' * (held != 1)} from there stay until openblip index remove"
+                print(f"openblip: {error}; {kept}", file=sys.stderr)
+    return found, unread
+
+
+def _update(index: ImageIndex, places: Sequence[Place], unread: int = 0) -> None:
+    """Bring an index up to date with places and say what came of it; exit with 1 when anything was skipped."""
+    from openblip.cli.progress import progress as shown
+    from openblip.index.building import IndexWriter
+
     began, all_broken = time.perf_counter(), 0
-    for place in [Place(spec) for spec in dict.fromkeys(specs)]:
+    for place in places:
         with IndexWriter.open(index) as writer, shown(len(place)) as progress:
             changes = writer.update(place, progress=progress)
         all_broken += len(changes.broken)
@@ -124,7 +148,7 @@ def _update(index: ImageIndex, specs: Sequence[str]) -> None:
         _tell_changes(place.spec, changes)
     took = f"{index.predictor.computing}, {time.perf_counter() - began:.1f} s"
     print(f"openblip: {index.catalog.count()} images in {index.folder} ({took})", file=sys.stderr)
-    if all_broken:
+    if all_broken or unread:
         raise SystemExit(1)
 
 
@@ -190,6 +214,7 @@ def index_search(
     if not query and image is None:
         raise UserError('say what to search for: a text such as "a red bus", or --image FILE')
     check_counts(top=top, batch_size=batch_size)
+    check_counts(0, cache_mb=cache_mb, rerank=rerank or 0)
     from openblip.index.filters import Filters
 
     if explain is not None:
@@ -303,6 +328,8 @@ def index_duplicates(
     """
     if not 0 <= distance <= 16:
         raise UserError(f"--distance is from 0 to 16 bits, not {distance}")
+    if similarity is not None and not -1 <= similarity <= 1:
+        raise UserError(f"--similarity is a cosine from -1 to 1, not {similarity:g}")
     from openblip.index.filters import Filters
 
     filters = Filters(folder=folder, since=since, until=until, words=words, metadata=_metadata(meta))

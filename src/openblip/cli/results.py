@@ -195,10 +195,10 @@ def _write_whole(number: int, data: bytes, held: str) -> None:
         raise UserError(f"the disk is full: {held}; free some space and run the command on the rest") from error
 
 
-def check_counts(least: int = 1, /, **counts: int) -> None:
-    """Refuse numbers below `least`, by the names of their options."""
+def check_counts(least: float = 1, /, **counts: float) -> None:
+    """Refuse numbers below `least`, infinite ones and NaN, by the names of their options."""
     for name, value in counts.items():
-        if value < least:
+        if not least <= value < float("inf"):
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
 
 

@@ -68,7 +68,10 @@ def serve(
         stop_seconds: for the requests in hand when a signal stops the service.
     """
     need(models, "at least one model to serve")
-    check_counts(batch_size=batch_size, max_pixels=max_pixels)
+    check_counts(batch_size=batch_size, max_pixels=max_pixels, max_texts=max_texts, max_tokens=max_tokens)
+    check_counts(max_queue=max_queue)
+    check_counts(0, gather_ms=gather_ms, cache_mb=cache_mb, stop_seconds=stop_seconds)
+    check_counts(0.001, max_body_mb=max_body_mb, max_seconds=max_seconds)
     for package in ("fastapi", "uvicorn", "python_multipart"):
         require(package, "serving")
     keys = _keys(api_keys)

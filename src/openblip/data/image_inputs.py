@@ -29,7 +29,7 @@ from torch import Tensor
 from openblip.core.errors import UserError
 from openblip.core.places import check_image, local_path
 from openblip.data.formats import IMAGE_SUFFIXES, ending_of
-from openblip.data.images import decode_image
+from openblip.data.images import MAX_PIXELS, decode_image
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sources.tars import Member, read_members
 from openblip.data.transforms import ImageTransform
@@ -74,17 +74,17 @@ class ImageInput:
     """its path; inside a tar TAR/MEMBER; "#3" for the fourth of images without names"""
     image: ImageLike | Tensor | TarMember
 
-    def decode(self, min_side: int | None = None) -> Image.Image:
+    def decode(self, min_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """The image, upright and RGB; a large JPEG smaller, down to a short side of `min_side`.
 
         Raises:
-            BrokenSample: why it cannot be read, `name` as its key.
+            BrokenSample: why it cannot be read, or has more than `max_pixels`, `name` as its key.
         """
         try:
             source = self.image.read() if isinstance(self.image, TarMember) else self.image
             if isinstance(source, Tensor):
                 source = _array(source)
-            return decode_image(source, key=self.name, min_side=min_side)
+            return decode_image(source, key=self.name, min_side=min_side, max_pixels=max_pixels)
         except BrokenSample as broken:
             raise BrokenSample(broken.cause, self.name, broken.detail) from broken
         except OSError as error:

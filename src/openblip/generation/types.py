@@ -93,6 +93,8 @@ class DecodeConfig:
         for name in ("temperature", "repetition_penalty"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be a number above 0 (1: no effect)")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UserError(f"seed is {self.seed}; it must fit into 64 bits")
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 keeps all tokens)")
         if self.min_new_tokens > self.max_new_tokens:

@@ -15,10 +15,11 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from openblip.core.errors import UserError
@@ -91,7 +92,9 @@ def check_index(folder: Path) -> None:
     """
     if not (folder / CATALOG).is_file():
         kind = "is no index" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {kind}; openblip index build DATA --model MODEL --out {folder} makes one")
+        raise UserError(
+            f"{folder} {kind}; openblip index build DATA --model MODEL --out {quote(os.fspath(folder))} makes one"
+        )
 
 
 @contextmanager
@@ -101,9 +104,10 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process is writing, the folder cannot be written to, or the disk is full.
     """
-    with closing(sqlite3.connect(folder / LOCK, timeout=0, isolation_level=None)) as connection:
+    with ExitStack() as stack:
         try:
-            connection.execute("BEGIN EXCLUSIVE")
+            connection = sqlite3.connect(folder / LOCK, timeout=0, isolation_level=None)
+            stack.enter_context(closing(connection)).execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 message = f"another process is writing to the index {folder}; try again when it is done"

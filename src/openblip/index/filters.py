@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from openblip.core.errors import UserError
@@ -20,7 +21,7 @@ class Filters:
     """All that are given must hold.
 
     Raises:
-        UserError: a date is not written as 2024-05-01, or a filter by words holds no word.
+        UserError: a date is not written as 2024-05-01 or does not exist, or a filter by words holds no word.
     """
 
     folder: str = ""
@@ -37,7 +38,7 @@ class Filters:
     def __post_init__(self) -> None:
         for name in ("since", "until"):
             value = getattr(self, name)
-            if value and not _DATE.fullmatch(value):
+            if value and not _is_date(value):
                 raise UserError(f'{name} takes a date such as 2024-05-01, not "{value}"')
         if self.words and not _words(self.words):
             raise UserError(f'there is no word in "{self.words}" to look for in captions')
@@ -66,6 +67,17 @@ class Filters:
             parts.append("CAST(json_extract(metadata, ?) AS TEXT) = ?")
             values += [f'$."{quoted}"', str(value)]
         return " AND ".join(parts), values
+
+
+def _is_date(value: str) -> bool:
+    """Whether it is a day or a time that there is, or the beginning of one."""
+    if not _DATE.fullmatch(value):
+        return False
+    try:
+        datetime.fromisoformat(value + "0000-01-01 00:00:00"[len(value) :])
+    except ValueError:
+        return False
+    return True
 
 
 def _words(text: str) -> list[str]:

@@ -27,6 +27,7 @@ from torch.nn.functional import logsigmoid
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.image_inputs import ImageInput, ImageInputs
+from openblip.data.images import MAX_PIXELS
 from openblip.data.sample import BrokenSample
 from openblip.index.catalog import Catalog, Record
 from openblip.index.duplicates import alike_by_hash, alike_by_vectors, flat, groups_of
@@ -186,6 +187,8 @@ class ImageIndex:
             raise UserError("a search needs a text or an image")
         if count < 1:
             raise UserError(f"a search gives at least 1 hit, not {count}")
+        if rerank is not None and rerank < 0:
+            raise UserError(f"rerank is a number of candidates, 0 for ITC alone, not {rerank}")
         predictor = self.predictor
         asked = parse_query(text) if text is not None else []
         if rerank is None:
@@ -303,15 +306,15 @@ class ImageIndex:
             raise UserError(f"the index holds no image with id {number}")
         return found
 
-    def image(self, number: int, *, min_side: int | None = None) -> Image.Image:
+    def image(self, number: int, *, min_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """An image by the id of a hit, upright and RGB; a large JPEG smaller, down to a short side of `min_side`.
 
         Raises:
-            UserError: there is none, or its file cannot be read any more.
+            UserError: there is none, its file cannot be read any more, or it has more than `max_pixels`.
         """
         record = self.record(number)
         try:
-            return ImageInput(record.path, read_image(record)).decode(min_side)
+            return ImageInput(record.path, read_image(record)).decode(min_side, max_pixels)
         except BrokenSample as broken:
             raise UserError(f"{record.path} cannot be used ({broken.cause}): {broken.detail}") from broken
 

@@ -24,7 +24,7 @@ from openblip.serving.examples import draw_examples
 from openblip.serving.guard import FAILED, HANG_UP, Guard
 from openblip.serving.limits import Limits
 from openblip.serving.model import Explained, open_image
-from openblip.serving.thumbnails import Thumbnails
+from openblip.serving.thumbnails import SIDE, Thumbnails, jpeg
 
 __all__ = ["Service"]
 
@@ -62,7 +62,7 @@ class Service:
         for package in ("fastapi", "pydantic", "python_multipart"):
             require(package, "serving")
         self.engine, self.limits, self.requests = engine, limits or Limits(), Requests()
-        self.thumbnails = Thumbnails(max_pixels=self.limits.pixels)
+        self.thumbnails = Thumbnails()
         self.examples = draw_examples()
         app = self._create()
         paths = [route.path for route in app.routes]
@@ -194,10 +194,14 @@ class Service:
 
         @app.get("/v1/thumbnails/{name}", responses={200: {"content": {"image/jpeg": {}}}})
         async def thumbnail(name: str) -> Response:
-            data = await asyncio.to_thread(self.thumbnails.draw, name)
-            if data is None:
-                raise Refused(404, "no search has given this image lately, or it is gone")
-            return Response(data, media_type="image/jpeg")
+            number = self.thumbnails.number_of(name)
+            if number is None:
+                raise Refused(404, "no search has given this image lately")
+            try:
+                image = await self.engine.found(number, SIDE)
+            except UserError:  # its sentence names the path
+                raise Refused(404, "this image is gone, or cannot be read any more") from None
+            return Response(await asyncio.to_thread(jpeg, image), media_type="image/jpeg")
 
         @app.get("/v1/models", response_model=schemas.ModelsReply)
         async def models() -> Any:
@@ -224,7 +228,7 @@ class Service:
             text = exposition(self.requests, self.engine.counts, ready=not self.app.stopping)
             return Response(text, media_type="text/plain; version=0.0.4")
 
-        @app.get("/examples/{number}.png", include_in_schema=False)
+        @app.get("/examples/{number:int}.png", include_in_schema=False)
         async def example(number: int) -> Response:
             if not 0 <= number < len(self.examples):
                 raise Refused(404, "there is no such example")
@@ -263,7 +267,7 @@ class Service:
         return Response(await asyncio.to_thread(draw), media_type="image/png")
 
     async def _hits(self, model: str, asked: Any, found: Any) -> schemas.SearchReply:
-        ids = [self.thumbnails.id_of(hit.path) for hit in found]
+        ids = [self.thumbnails.id_of(hit.id) for hit in found]
         return schemas.SearchReply(
             [
                 schemas.FoundImage(name, hit.score, hit.itm, hit.caption or None, f"/v1/thumbnails/{name}")

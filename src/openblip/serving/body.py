@@ -28,7 +28,9 @@ class Refused(Exception):
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.message, self.headers = status, message, dict(headers or {})
+        # A request may name half a character, which JSON allows and UTF-8 does not.
+        self.message = message.encode("utf-8", "backslashreplace").decode()
+        self.status, self.headers = status, dict(headers or {})
 
 
 async def read_body(chunks: AsyncIterator[bytes], length: str | None, limits: Limits) -> bytes:
@@ -80,8 +82,8 @@ async def parse(body: bytes, headers: Mapping[str, str], kind: type[Request], li
         if first["type"] in unknown:
             names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
             raise UserError(f'there is no field "{name}"{nearest(name, names)}') from None
-        missing = first["type"] in ("missing", "missing_argument")
-        raise UserError(f"{name}: {'it is missing' if missing else first['msg'][:200]}") from None
+        told = {"missing": "it is missing", "missing_argument": "it is missing", "tuple_type": "it must be a list"}
+        raise UserError(f"{name}: {told.get(first['type'], first['msg'][:200])}") from None
 
 
 def schema_of(kind: type) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from PIL import Image
+
 from openblip.generation.types import DecodeConfig
 
 __all__ = [
@@ -166,6 +168,14 @@ class Engine(Protocol):
         Raises:
             UserError: the model cannot do it, or cannot read a text.
             BrokenSample: the image cannot be used.
+        """
+        ...
+
+    async def found(self, number: int, min_side: int) -> Image.Image:
+        """An image of the index by the id of a hit, down to a short side of `min_side`.
+
+        Raises:
+            UserError: it is gone, or cannot be read any more.
         """
         ...
 

@@ -111,11 +111,15 @@ class Guard:
             self.requests.count(path, status or HANG_UP, time.monotonic() - began)
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        try:
+            host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+            site = urlsplit(headers.get("origin", "")).netloc
+        except ValueError:  # such as "[" alone
+            raise Refused(400, "the header Host or Origin is no address") from None
         if self._hosts is not None and host not in self._hosts:
             raise Refused(421, "this service has another name; start it with --host to be called by that one")
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
+        foreign = origin is not None and site != headers.get("host")
         if foreign and origin not in self._origins:
             raise Refused(403, "pages of other sites may not ask; --cors-origin lets one in")
         if scope["method"] == "OPTIONS" and foreign:

@@ -14,9 +14,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 
 from openblip.core.errors import UserError, nearest
 from openblip.serving.cache import FeatureCache
@@ -115,6 +117,12 @@ class LocalEngine:
         self._waiting.append(job)
         self._came.set()
         return await job.future
+
+    async def found(self, number: int, min_side: int) -> Image.Image:
+        """As `Engine.found`."""
+        assert self._index is not None, "only a search gives ids"
+        read = partial(self._index[0].image, number, min_side=min_side, max_pixels=self._max_pixels)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read)
 
     async def close(self) -> None:
         """As `Engine.close`."""

@@ -34,6 +34,8 @@ def listen_at(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the address cannot be had.
     """
+    if not 0 <= port < 2**16:  # the system would take the lowest 16 bits
+        raise UserError(f"--port is from 0 to 65535, not {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)

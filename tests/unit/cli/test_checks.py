@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from openblip.cli.index import index_duplicates
+from openblip.cli.results import check_counts
+from openblip.core.errors import UserError
+
 HEAVY = ("torch", "torchvision", "timm", "transformers", "huggingface_hub")
 SCRIPT = """
 import contextlib, io, json, sys
@@ -205,3 +209,15 @@ def test_an_empty_file_of_results_is_a_new_one(tmp_path: Path) -> None:
     assert json.loads(out.read_text()) == {"image": "a.png"}
     with pytest.raises(UserError, match="exists already"), sink(out):
         pass
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_numbers_of_options_that_are_none(value: float) -> None:
+    check_counts(0, cache_mb=0.5)
+    with pytest.raises(UserError, match=f"--cache-mb must be at least 0, not {value}"):
+        check_counts(0, cache_mb=value)
+
+
+def test_a_similarity_is_a_cosine(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--similarity is a cosine from -1 to 1, not 5"):
+        index_duplicates(index=tmp_path, similarity=5)

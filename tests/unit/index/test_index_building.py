@@ -13,6 +13,7 @@ import torch
 from index_small import Counting, build, exact, make_predictor, update
 from PIL import Image
 
+from openblip.cli.index import _known_places, _update
 from openblip.core.errors import UserError
 from openblip.index.building import create
 from openblip.index.catalog import Catalog, remove
@@ -137,6 +138,24 @@ def test_removing(tmp_path: Path, photos: Path, blip: Counting) -> None:
     with pytest.raises(UserError, match="holds no image at"):
         remove(tmp_path / "I", [str(photos / "0.png")])
     assert update(index, photos).added == 5
+
+
+def test_a_place_that_is_gone_keeps_its_images(
+    tmp_path: Path, photos: Path, blip: Counting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    index, _ = build(tmp_path / "I", blip, photos, other)
+    shutil.rmtree(other)
+    (photos / "0.png").unlink()
+    with pytest.raises(SystemExit) as stop:
+        _update(index, *_known_places(index))
+    assert stop.value.code == 1
+    assert "10 images from there stay until openblip index remove" in capsys.readouterr().err
+    assert index.catalog.count() == 19
+    assert remove(index.folder, [str(other)]) == 10
+    _update(index, *_known_places(index))
+    assert capsys.readouterr().err.startswith("openblip: 9 images in")
 
 
 def test_another_model_is_refused(tmp_path: Path, photos: Path, blip: Counting) -> None:

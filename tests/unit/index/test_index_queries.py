@@ -34,10 +34,24 @@ def test_queries_are_read(text: str, terms: list[tuple[str, float]]) -> None:
     assert parse_query(text) == terms
 
 
-@pytest.mark.parametrize("text", ["", "  ", "-red", "+", "-red -blue"])
+@pytest.mark.parametrize("text", ["", "  ", "-red", "+0*red", "-red -blue"])
 def test_queries_without_anything_to_look_for(text: str) -> None:
     with pytest.raises(UserError, match=r"a search needs a text|says only what is not wanted"):
         parse_query(text)
+
+
+@pytest.mark.parametrize("text", ["+", "-", "--", "+ -", "+car +-", "+ +"])
+def test_signs_without_a_text(text: str) -> None:
+    with pytest.raises(UserError, match="a sign has no text after it"):
+        parse_query(text)
+
+
+def test_queries_of_too_many_texts_and_too_large_weights() -> None:
+    assert len(parse_query("+red " * 32)) == 32
+    with pytest.raises(UserError, match="at most 32 texts with signs, not 33"):
+        parse_query("+red " * 33)
+    with pytest.raises(UserError, match=r'in "\+9+\.\.\." a weight is larger than 1000'):
+        parse_query(f"+{'9' * 400}*red")
 
 
 def record(path: str, number: int, **more: object) -> Record:
@@ -94,6 +108,10 @@ def test_filters(catalog: Catalog, filters: Filters, vectors: list[int]) -> None
 def test_filters_that_say_nothing_are_refused() -> None:
     with pytest.raises(UserError, match='since takes a date such as 2024-05-01, not "yesterday"'):
         Filters(since="yesterday")
+    for never in ("2024-13", "2024-02-30", "2024-05-01 25", "0000"):
+        with pytest.raises(UserError, match="until takes a date"):
+            Filters(until=never)
+    assert Filters(since="2024-02-29T12:30")
     with pytest.raises(UserError, match='there is no word in "--"'):
         Filters(words="--")
     assert not Filters()
@@ -147,6 +165,14 @@ def test_two_writers_refuse_each_other(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
     with writing(tmp_path):
         pass
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="cannot be written to: unable to open database"),
+        writing(tmp_path / "none"),
+    ):
+        raise AssertionError("written to")
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:

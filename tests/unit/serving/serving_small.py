@@ -17,7 +17,10 @@ import torch
 from PIL import Image
 
 from openblip.checkpoints.store import StoredModel
+from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
+from openblip.data.images import decode_image
+from openblip.data.sample import BrokenSample
 from openblip.models.blip import Blip, blip_config
 from openblip.models.vqa import BlipVqa, VqaConfig
 from openblip.serving.app import Service
@@ -96,6 +99,10 @@ class StandIn:
             raise self.result
         return self.result
 
+    async def found(self, number: int, min_side: int) -> Image.Image:
+        """Nothing is found here."""
+        raise UserError(f"the index holds no image with id {number}")
+
     async def close(self) -> None:
         """Keep that it was closed."""
         self.closed = True
@@ -106,6 +113,7 @@ class Hit:
     """As the image index gives them."""
 
     path: str
+    id: int = 0
     score: float = 0.5
     itm: float | None = 0.9
     caption: str | None = None
@@ -123,7 +131,15 @@ class FolderIndex:
         """As `ImageIndex.search`."""
         self.asked.append(asked)
         places = sorted(self.folder.iterdir())[: asked["count"]]
-        return [Hit(str(place), caption=f"number {number}") for number, place in enumerate(places)]
+        return [Hit(str(place), id=number, caption=f"number {number}") for number, place in enumerate(places)]
+
+    def image(self, number: int, *, min_side: int, max_pixels: int) -> Image.Image:
+        """As `ImageIndex.image`."""
+        place = sorted(self.folder.iterdir())[number]
+        try:
+            return decode_image(place, min_side=min_side, max_pixels=max_pixels)
+        except BrokenSample as broken:
+            raise UserError(f"{place}: {broken.detail}") from broken
 
 
 Asking = Callable[[httpx.AsyncClient], Awaitable[Any]]

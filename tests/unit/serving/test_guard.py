@@ -11,10 +11,12 @@ import httpx
 import pytest
 from serving_small import StandIn, ask, png
 
+from openblip.core.errors import UserError
 from openblip.serving.app import Service
 from openblip.serving.body import Refused, read_body
 from openblip.serving.guard import HANG_UP
 from openblip.serving.limits import Limits
+from openblip.serving.process import listen_at
 
 IMAGE = {"image": png()}
 SCOPE = {
@@ -281,3 +283,21 @@ def test_metrics_count_what_was_answered() -> None:
     assert "openblip_ready 1" in told
     assert "openblip_requests_in_hand 0" in told
     assert not any("made/up" in line for line in told), "clients must not make up series"
+
+
+def test_headers_that_are_no_addresses() -> None:
+    async def asking(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [
+            await client.get("/healthz", headers={"host": "[abc"}),
+            await client.get("/healthz", headers={"origin": "http://["}),
+        ]
+
+    for answer in ask(Service(StandIn()), asking):
+        assert answer.status_code == 400
+        assert answer.json() == {"error": "the header Host or Origin is no address"}
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_a_port_that_there_is_not(port: int) -> None:
+    with pytest.raises(UserError, match=f"--port is from 0 to 65535, not {port}"):
+        listen_at("127.0.0.1", port)

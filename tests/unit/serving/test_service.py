@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,15 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from serving_small import ANSWERS, QUESTIONS, SIDE, TEXTS, FolderIndex, StandIn, ask, engine, png, post
+from serving_small import ANSWERS, QUESTIONS, SIDE, TEXTS, FolderIndex, StandIn, ask, engine, png, post, predictors
 
+from openblip.index.building import IndexWriter, create
+from openblip.index.entries import Place
+from openblip.index.image_index import ImageIndex
 from openblip.serving.app import Service
 from openblip.serving.body import schema_of
 from openblip.serving.limits import Limits
+from openblip.serving.local import LocalEngine
 from openblip.serving.schemas import CaptionRequest
 
 REPO = Path(__file__).resolve().parents[3]
@@ -162,9 +168,52 @@ def test_search_gives_ids_and_thumbnails_and_no_path(tmp_path: Path) -> None:
         "thumbnail": f"/v1/thumbnails/{hits[0]['id']}",
     }
     assert Image.open(io.BytesIO(small.content)).size == (320, 320)
-    assert gone.status_code == unknown.status_code == 404
+    assert error_of(gone, 404) == "this image is gone, or cannot be read any more"
+    assert error_of(unknown, 404) == "no search has given this image lately"
     assert like.json()["hits"][0]["id"] == hits[0]["id"]
     assert error_of(both, 422) == "search for a text or for an image, one of them"
+
+
+def test_half_a_character_and_other_odd_values(service: Service) -> None:
+    image = base64.b64encode(png()).decode()
+
+    async def asking(client: httpx.AsyncClient) -> list[httpx.Response]:
+        fields = ({"model": "\ud800"}, {"seed": 2**70, "top_p": 0.9})
+        replies = [
+            await client.post(
+                "/v1/caption",
+                content=json.dumps({"image": image, **one}),
+                headers={"content-type": "application/json"},
+            )
+            for one in fields
+        ]
+        replies.append(await client.post("/v1/match", json={"image": image, "texts": "two dogs"}))
+        return [*replies, await client.get("/examples/a.png")]
+
+    model, seed, texts, example = ask(service, asking)
+    assert error_of(model, 422).startswith('there is no model "\\ud800"')
+    assert error_of(seed, 422) == f"seed is {2**70}; it must fit into 64 bits"
+    assert error_of(texts, 422) == "texts: it must be a list"
+    assert "there is nothing here" in error_of(example, 404)
+
+
+def test_thumbnails_of_images_in_a_tar(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        member = tarfile.TarInfo("first.png")
+        member.size = len(png(side=400))
+        tar.addfile(member, io.BytesIO(png(side=400)))
+    served = predictors()
+    create(tmp_path / "index", served["blip"], "blip")
+    with ImageIndex.open(tmp_path / "index", served["blip"]) as index:
+        with IndexWriter.open(index) as writer:
+            writer.update(Place(str(tmp_path / "images.tar")))
+
+        async def asking(client: httpx.AsyncClient) -> httpx.Response:
+            found = (await client.post("/v1/search", json={"text": "two dogs"})).raise_for_status()
+            return await client.get(found.json()["hits"][0]["thumbnail"])
+
+        small = ask(Service(LocalEngine(served, index=(index, "blip"))), asking)
+    assert Image.open(io.BytesIO(small.content)).size == (320, 320)
 
 
 def test_what_is_served_is_told(service: Service) -> None:
