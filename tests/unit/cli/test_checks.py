@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from openblip.cli.train import check_train
+from openblip.recipes.catalogue import RECIPES
+
 HEAVY = ("torch", "torchvision", "timm", "transformers", "huggingface_hub")
 SCRIPT = """
 import contextlib, io, json, sys
@@ -115,6 +118,9 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["train", "blip-captoin", image, "--out", nothing],
             ["train", "blip-captoin", "--help"],
         ],
+        'there is no recipe "blip2-vqa-opt-6.8b" (did you mean "blip2-vqa-opt-6.7b"?)': [
+            ["train", "blip2-vqa-opt-6.8b", image, "--out", nothing]
+        ],
         "coco is a published dataset; name a split of it, as in coco:test": [
             ["evaluate", "coco", "--model", model]
         ],
@@ -205,3 +211,11 @@ def test_an_empty_file_of_results_is_a_new_one(tmp_path: Path) -> None:
     assert json.loads(out.read_text()) == {"image": "a.png"}
     with pytest.raises(UserError, match="exists already"), sink(out):
         pass
+
+
+def test_every_recipe_is_taken_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names with a dot, and names that a folder of the working directory has too, are recipes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blip-caption").mkdir()
+    for name in RECIPES:
+        check_train(name, {"dry_run": True})
