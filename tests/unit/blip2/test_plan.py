@@ -126,8 +126,12 @@ def test_what_is_not_predicted_is_refused(languages: dict[str, Path]) -> None:
         plan(replace(config, scst=replace(config.scst, samples=5)), GPUS["h100"])
     with pytest.raises(UserError, match="sharding"):
         plan(replace(config, train=replace(config.train, sharding="fsdp2")), GPUS["h100"])
-    with pytest.raises(UserError, match="--mfu"):
+    with pytest.raises(UserError, match=r"^--mfu must be above 0 and at most 1, not 1.5$"):
         plan(config, GPUS["h100"], mfu=1.5)
+    with pytest.raises(UserError, match=r"^--gpus must be at least 1, not 0$"):
+        plan(config, GPUS["h100"], gpus=0)
+    with pytest.raises(UserError, match=r"^--samples cannot be negative, and is -1$"):
+        plan(config, GPUS["h100"], samples=-1)
     with pytest.raises(UserError, match="sizes of someone/blip are not known"):
         plan(replace(config, model="someone/blip"), GPUS["h100"])
     unknown = RECIPES["blip2-stage2"].config(("DATA",), model="", language="someone/llm")
@@ -180,7 +184,7 @@ def test_runs_of_the_papers_are_predicted(name: str) -> None:
     assert made.fits
     assert made.global_batch == {"blip-pretrain-14m": 2880, "blip2-stage1-vit-g": 1680}[name]
     if name.startswith("blip2"):
-        # The tokenizer that a Q-Former is trained with has [ENC] too: a row of 768 and its bias more than published.
+        # The tokenizer of a Q-Former has [ENC] too: a row of 768 and its bias more than published.
         assert made.trained_parameters == 186_705_470 + 768 + 1
         assert made.step_tflop / made.batch == pytest.approx(0.70, abs=0.02)
     else:
