@@ -24,7 +24,8 @@ __all__ = ["check_train", "is_file", "own_data", "show_recipe", "train"]
 WHAT_DATA = (
     "the data: a folder of images with .txt files, a captions file, tars, hf:NAME, or world:train to try it out"
 )
-_NAME = re.compile(r"[\w-]+")
+_NAME = re.compile(r"[\w-]+(\.\d[\w-]*)?")
+"""what may be the name of a recipe, as blip2-vqa-opt-6.7b, and not a file"""
 Start = Annotated[
     str | None,
     arg(metavar="MODEL", help="the model to start from, or a size to train from scratch", help_behavior_hint=""),
@@ -235,7 +236,7 @@ def check_train(recipe: str, given: dict[str, Any]) -> None:
     """
     from openblip.core.gpus import gpu_called
     from openblip.core.places import check_run_settings
-    from openblip.recipes.catalogue import recipe_named
+    from openblip.recipes.catalogue import RECIPES, recipe_named
 
     dry_run = "dry_run" in given
     if "out" not in given and not dry_run:
@@ -247,7 +248,7 @@ def check_train(recipe: str, given: dict[str, Any]) -> None:
     if is_file(recipe):
         check_run_settings(Path(recipe))
         return
-    if not _NAME.fullmatch(recipe) or Path(recipe).exists():
+    if recipe not in RECIPES and (not _NAME.fullmatch(recipe) or Path(recipe).exists()):
         run = Path(recipe) / "config.json"
         hint = f"; the settings of a run are a file: {run}" if run.is_file() else ""
         raise UserError(

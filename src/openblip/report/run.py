@@ -144,7 +144,8 @@ def _read(folder: Path, name: str) -> _Run:
         raise UserError(f"there is no folder {folder}; name the folder that training wrote")
     if not path.is_file():
         inner = sorted(child.parent.name for child in folder.glob("*/metrics.jsonl"))
-        hint = f"the runs in it are {', '.join(inner)}" if inner else "name the folder that training wrote"
+        named = "name the folder that training wrote, or one of results that openblip evaluate wrote"
+        hint = f"the runs in it are {', '.join(inner)}" if inner else named
         raise UserError(f"{folder} holds no run, since there is no metrics.jsonl in it; {hint}")
     records = [record for record in read_jsonl(path) if isinstance(record, dict) and _is_number(record.get("step"))]
     if not records:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from openblip.report.content import Cell, Column, Table
 from openblip.report.numbers import spell, spell_spread
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = ["lay_out", "markdown", "print_table", "terminal"]
+
+_NAME_WIDTH = 46
+"""characters of the first column that stay on a line of a terminal"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,10 @@ def terminal(table: Table) -> RenderableType:
     shown = RichTable()
     columns = lay_out(table)
     for i, column in enumerate(columns):
-        shown.add_column(Text(column.name), justify="left" if column.left or i == 0 else "right", no_wrap=i == 0)
+        # Long names, as the paths of models are, give way to the other columns, whose numbers are never cut.
+        whole = i == 0 and max(map(len, (column.name, *map(str, column.cells)))) <= _NAME_WIDTH
+        justify: Literal["left", "right"] = "left" if column.left or i == 0 else "right"
+        shown.add_column(Text(column.name), justify=justify, no_wrap=whole, overflow="fold")
     for i in range(len(table.rows)):
         shown.add_row(*(Text(str(column.cells[i])) for column in columns))
     # Not the table's own title, which is no wider than the table.

@@ -88,8 +88,12 @@ def plan(config: RunConfig, gpu: Gpu, *, gpus: int = 1, mfu: float = ARITHMETIC_
     Raises:
         UserError: as of `sketch`, or a number makes no sense.
     """
-    if gpus < 1 or samples < 0 or not 0 < mfu <= 1:
-        raise UserError("--gpus must be at least 1, --samples not negative, and --mfu above 0 and at most 1")
+    if gpus < 1:
+        raise UserError(f"--gpus must be at least 1, not {gpus}")
+    if samples < 0:
+        raise UserError(f"--samples cannot be negative, and is {samples}")
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu must be above 0 and at most 1, not {mfu:g}")
     if config.train.sharding != "none":
         raise UserError(
             "what sharding saves is not predicted; leave train.sharding out for the memory of whole copies"

@@ -126,8 +126,12 @@ def test_what_is_not_predicted_is_refused(languages: dict[str, Path]) -> None:
         plan(replace(config, scst=replace(config.scst, samples=5)), GPUS["h100"])
     with pytest.raises(UserError, match="sharding"):
         plan(replace(config, train=replace(config.train, sharding="fsdp2")), GPUS["h100"])
-    with pytest.raises(UserError, match="--mfu"):
+    with pytest.raises(UserError, match=r"^--mfu must be above 0 and at most 1, not 1.5$"):
         plan(config, GPUS["h100"], mfu=1.5)
+    with pytest.raises(UserError, match=r"^--gpus must be at least 1, not 0$"):
+        plan(config, GPUS["h100"], gpus=0)
+    with pytest.raises(UserError, match=r"^--samples cannot be negative, and is -1$"):
+        plan(config, GPUS["h100"], samples=-1)
     with pytest.raises(UserError, match="sizes of someone/blip are not known"):
         plan(replace(config, model="someone/blip"), GPUS["h100"])
     unknown = RECIPES["blip2-stage2"].config(("DATA",), model="", language="someone/llm")

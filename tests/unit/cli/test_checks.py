@@ -13,7 +13,9 @@ import pytest
 
 from openblip.cli.index import index_duplicates
 from openblip.cli.results import check_counts
+from openblip.cli.train import check_train
 from openblip.core.errors import UserError
+from openblip.recipes.catalogue import RECIPES
 
 HEAVY = ("torch", "torchvision", "timm", "transformers", "huggingface_hub")
 SCRIPT = """
@@ -119,6 +121,9 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["train", "blip-captoin", image, "--out", nothing],
             ["train", "blip-captoin", "--help"],
         ],
+        'there is no recipe "blip2-vqa-opt-6.8b" (did you mean "blip2-vqa-opt-6.7b"?)': [
+            ["train", "blip2-vqa-opt-6.8b", image, "--out", nothing]
+        ],
         "coco is a published dataset; name a split of it, as in coco:test": [
             ["evaluate", "coco", "--model", model]
         ],
@@ -221,3 +226,11 @@ def test_numbers_of_options_that_are_none(value: float) -> None:
 def test_a_similarity_is_a_cosine(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--similarity is a cosine from -1 to 1, not 5"):
         index_duplicates(index=tmp_path, similarity=5)
+
+
+def test_every_recipe_is_taken_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names with a dot, and names that a folder of the working directory has too, are recipes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blip-caption").mkdir()
+    for name in RECIPES:
+        check_train(name, {"dry_run": True})

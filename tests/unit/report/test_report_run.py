@@ -138,7 +138,7 @@ def test_a_run_that_only_trained_or_only_evaluated(tmp_path: Path) -> None:
 def test_no_run_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
         run_report(tmp_path / "none")
-    with pytest.raises(UserError, match=r"holds no run.*name the folder that training wrote"):
+    with pytest.raises(UserError, match=r"holds no run.*name the folder that training wrote, or one of results"):
         run_report(tmp_path)
     write_run(tmp_path / "inner")
     with pytest.raises(UserError, match=r"holds no run.*the runs in it are inner"):

@@ -64,3 +64,14 @@ def test_texts_on_a_terminal_are_not_markup() -> None:
     message = "\n".join(lines_of(table))
     for text in ("[/x]", "[bold]", "[/red] photo[1].jpg"):
         assert text in message
+
+
+def test_a_terminal_breaks_long_names_and_cuts_no_number() -> None:
+    model = "/somewhere/long/of/someone/runs/demo/captioner/model"
+    names = ("model", "i2t_recall@1", "t2i_recall@1", "samples")
+    cells = [Cell(value=0.5, note="(-40.4)"), Cell(value=1.0), Cell(value="published")]
+    table = Table(columns=[Column(name=name, unit="fraction") for name in names], rows=[[model, *cells]])
+    rows = [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines_of(table)]
+    assert tuple(rows[1]) == names
+    assert "".join(row[0] for row in rows[3:-1]) == model
+    assert "…" not in "".join(lines_of(table))
