@@ -131,7 +131,7 @@ def test_mistakes_at_the_start_are_sentences(openblip: CommandServer, model: Pat
     assert "there is no model at" in openblip.refuse("serve", tmp_path / "none.pth")
     assert "is named twice" in openblip.refuse("serve", model, model)
     assert "there is no file" in openblip.refuse("serve", model, "--api-keys", tmp_path / "keys.txt")
-    assert "it must be above 0" in openblip.refuse("serve", model, "--max-seconds", 0)
+    assert "--max-seconds must be at least 0.001, not 0" in openblip.refuse("serve", model, "--max-seconds", 0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         sentence = openblip.refuse("serve", model, "--port", port)
