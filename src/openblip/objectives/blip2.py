@@ -46,7 +46,7 @@ class Stage1Config:
     """Fraction of ITM's negatives drawn by similarity; the paper draws all. The rest is drawn uniformly."""
     itm_share: float = 1.0
     """Fraction of a batch's pairs that ITM reads, with negatives from the whole batch; the paper reads all.
-    ITM reads three rows of queries and text for a pair where ITC and ITG read one: it is most of a step."""
+    ITM reads three rows of queries and text for a pair, ITC and ITG read one each."""
     negatives: DrawnFrom = "rank"
     """Whose pairs ITM draws its negatives from: the own "rank"'s, or "all" ranks' as LAVIS does, which gathers the
     tower's features (257 tokens of 1,408 numbers for each image of ViT-g) and projects B images more."""

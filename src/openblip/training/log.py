@@ -22,7 +22,7 @@ from openblip.core.files import append_jsonl, read_jsonl, write_bytes
 from openblip.core.runtime import is_main
 from openblip.core.text import json_bytes, text_bytes
 
-if TYPE_CHECKING:  # half a second for whoever uses a model and trains none
+if TYPE_CHECKING:  # who uses a model and trains none does without it
     from accelerate import Accelerator
 
 __all__ = ["RunLog", "format_duration", "format_metrics"]

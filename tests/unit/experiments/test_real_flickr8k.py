@@ -144,6 +144,7 @@ def test_the_experiments_run_share_their_models_and_resume(
     assert set(blip["models"]) == {"BLIP", "BLIP-2"}
     assert {"CIDEr", "t2i_recall_itm@1"} <= set(blip["models"]["BLIP"]) & set(blip["models"]["BLIP-2"])
     assert blip["cost"]["BLIP"]["trained_parameters"][0] > 0
+    assert all(row["minutes"][0] > 0 for row in blip["cost"].values())
     assert (tmp_path / "seed-0" / "stage1" / "model" / "model.safetensors").stat().st_mtime_ns == trained
 
     capfilt = ran("flickr8k-capfilt")

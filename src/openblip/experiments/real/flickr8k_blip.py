@@ -142,7 +142,7 @@ class Blip:
 def _minutes(model: Path) -> float:
     """Of the training that left a model, by its log."""
     records = read_jsonl(model.parent / "metrics.jsonl")
-    return max((float(record.get("seconds", 0.0)) for record in records), default=0.0) / 60
+    return max((float(record["time"]) for record in records), default=0.0) / 60
 
 
 def run(

@@ -57,7 +57,7 @@ class Flickr8kSettings:
     stage1_steps: int = 800
     stage1_rate: float = 5e-4
     itm_share: float = 0.25
-    """of a batch's pairs, which ITM reads; all of them would take half as long again"""
+    """of a batch's pairs, which ITM reads"""
     rerank_k: int = 10
     """candidates of each query that ITM reads"""
 
