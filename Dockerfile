@@ -16,7 +16,8 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src ./src
-RUN PIP_INDEX_URL=${TORCH_INDEX} pip install --no-cache-dir --constraint constraints.txt torch torchvision \
+# What torch needs comes from PyPI with the rest: the index of PyTorch may lack the versions of constraints.txt.
+RUN pip install --no-cache-dir --no-deps --index-url ${TORCH_INDEX} --constraint constraints.txt torch torchvision \
     && pip install --no-cache-dir --constraint constraints.txt '.[serving]' \
     && rm -rf /src
 

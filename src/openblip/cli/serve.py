@@ -75,8 +75,11 @@ def serve(
     for package in ("fastapi", "uvicorn", "python_multipart"):
         require(package, "serving")
     keys = _keys(api_keys)
+    from openblip.serving.app import Service
     from openblip.serving.limits import Limits
+    from openblip.serving.local import LocalEngine
     from openblip.serving.naming import name_models
+    from openblip.serving.process import listen_at, loopback, run
 
     limits = Limits(
         body_bytes=round(max_body_mb * 2**20),
@@ -86,10 +89,6 @@ def serve(
         queue=max_queue,
         seconds=max_seconds,
     )
-    from openblip.serving.app import Service
-    from openblip.serving.local import LocalEngine
-    from openblip.serving.process import listen_at, loopback, run
-
     bound = listen_at(host, port)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "tokenizer": tokenizer}
     predictors = {name: open_predictor(model, **options) for name, model in name_models(models).items()}
@@ -130,12 +129,11 @@ def _open_index(path: Path, predictors: dict[str, Predictor]) -> tuple[Any, str]
 
 def _keys(file: Path | None) -> list[str]:
     """API keys; none lets everyone in."""
-    if file is not None:
-        if not file.is_file():
-            raise UserError(f"there is no file {file} with API keys")
-        keys = read_list(file)
-    else:
-        keys = [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
-    if file is not None and not keys:
+    if file is None:
+        return [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
+    if not file.is_file():
+        raise UserError(f"there is no file {file} with API keys")
+    keys = read_list(file)
+    if not keys:
         raise UserError(f"{file} holds no API key")
     return keys

@@ -1,4 +1,4 @@
-"""Grad-CAM over a cross-attention layer: for each word, the patches that spoke for it.
+"""Grad-CAM over a cross-attention layer: for each word, the patches that contributed to it.
 
 The map of a token is its attention over the image's patches, weighted by the gradient of what is asked (only
 what raises it counts) and averaged over heads (Selvaraju et al. 2017; Li et al. 2021, ALBEF, section 6.6):
@@ -41,7 +41,7 @@ class WordMap:
 def default_layer(depth: int) -> int:
     """The layer (from 0) that is shown unless another is requested: two thirds up, as ALBEF's ninth of twelve.
 
-    Never the last: there, what a match is judged by reads the image itself, and its words have no say.
+    Never the last: a match is judged by [ENC] alone, so the attention of the words in the last layer has no effect.
     """
     return max(min(depth * 2 // 3, depth - 2), 0)
 
@@ -75,7 +75,11 @@ def attention_gradients(text: TextTransformer, layer: int, score: Callable[[], T
 def match_maps(
     model: Blip, tokenizer: TextTokenizer, memory: ImageMemory, text: str, *, layer: int | None = None
 ) -> list[WordMap]:
-    """For each word of `text` the patches that make it match the one image in `memory`."""
+    """For each word of `text` the patches that make it match the one image in `memory`.
+
+    Raises:
+        UserError: the model does not match, there is no such layer, or it is the last.
+    """
     encoder = model.encoder
     ids = tokenizer.encode([text], first="enc", max_length=model.config.text.max_positions).input_ids
     ids = ids.to(memory.keys[0].device)
@@ -103,13 +107,17 @@ def caption_maps(
     prompt: str = "",
     layer: int | None = None,
 ) -> list[WordMap]:
-    """For each word of `text`, a caption of the one image in `memory`, the patches that let it be written."""
+    """For each word of `text`, a caption of the one image in `memory`, the patches that let it be written.
+
+    Raises:
+        UserError: the model does not write captions, or there is no such layer.
+    """
     decoder = model.decoder
     limit = model.config.text.max_positions
     ids = tokenizer.encode([prompt + text], first="dec", max_length=limit).input_ids.to(memory.keys[0].device)
     start = tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1]
     chosen = default_layer(len(decoder.transformer.text_blocks)) if layer is None else layer
-    places = torch.arange(start - 1, ids.shape[1] - 2, device=ids.device)  # where each word's piece is foretold
+    places = torch.arange(start - 1, ids.shape[1] - 2, device=ids.device)  # where each word's piece is predicted
     # A row for each piece, so that each has a gradient of its own; all rows read the one memory.
     rows = ids.expand(len(places), -1)
 

@@ -18,7 +18,7 @@ def overlay(image: Image.Image, weights: Tensor, *, side: int = 768) -> Image.Im
 
     Args:
         image: RGB.
-        side: the longest side of what comes back.
+        side: the longest side in pixels of the RGB image that comes back; smaller images keep their size.
     """
     shown = image.copy()
     shown.thumbnail((side, side))

@@ -1,5 +1,5 @@
 """The endpoints, as a FastAPI application over an engine."""
-# Without postponed annotations: FastAPI reads those of the endpoints, whose types come from inside `create_app`.
+# Without postponed annotations: FastAPI reads those of the endpoints, whose types are imported inside functions.
 
 import asyncio
 import io
@@ -34,7 +34,6 @@ _PAGE = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/words.js": ("words.js", "text/javascript; charset=utf-8"),
 }
-_OPEN = ("/healthz", "/readyz", "/metrics", "/openapi.json")
 _SEARCH = "search"
 
 
@@ -74,7 +73,8 @@ class Service:
         """Read a request and compute it: the model's id, the request, and what the engine gives.
 
         Raises:
-            Refused: see `schemas.Failure`.
+            Refused: 408, 413 or 415 for the body, 404 where nothing serves the endpoint, 422 for a field, 413 or
+                422 for the image, 504 after the time limit, `HANG_UP` where the client has gone.
         """
         from starlette.requests import ClientDisconnect
 
@@ -133,9 +133,7 @@ class Service:
     # The application --------------------------------------------------------------------------------------
 
     def _create(self) -> Any:
-        from fastapi import FastAPI, Request, Response
-        from fastapi.responses import JSONResponse
-        from starlette.exceptions import HTTPException
+        from fastapi import FastAPI
 
         from openblip import __version__
 
@@ -146,31 +144,29 @@ class Service:
 
         app = FastAPI(title="OpenBLIP", version=__version__, docs_url=None, redoc_url=None, lifespan=life)
         app.router.redirect_slashes = False
+        _answer_errors(app)
+        self._add_work(app)
+        self._add_models(app)
+        self._add_images(app)
+        self._add_state(app)
+        _add_page(app)
+        return app
 
-        async def refused(request: Request, error: Exception) -> Response:
-            assert isinstance(error, Refused)
-            return JSONResponse({"error": error.message}, error.status, error.headers)
-
-        async def unknown(request: Request, error: Exception) -> Response:
-            assert isinstance(error, HTTPException)
-            words = {404: "there is nothing here; /openapi.json lists what is", 405: "not by this method"}
-            return JSONResponse({"error": words.get(error.status_code, error.detail)}, error.status_code)
-
-        async def failed(request: Request, error: Exception) -> Response:
-            return JSONResponse({"error": FAILED}, 500)  # `Guard` logs it
-
-        app.add_exception_handler(Refused, refused)
-        app.add_exception_handler(Exception, failed)
-        app.add_exception_handler(404, unknown)
-        app.add_exception_handler(405, unknown)
+    def _add_work(self, app: Any) -> None:
+        """What the engine computes."""
+        from fastapi import Request
 
         def post(
-            kind: type[schemas.Request], reply: type, answer: Callable[[str, Any, Any], Awaitable[Any]]
+            kind: type[schemas.Request],
+            reply: type,
+            answer: Callable[[str, Any, Any], Awaitable[Any]] | None = None,
         ) -> None:
+            """An endpoint; without `answer`, its reply is the model's id and what the engine gives."""
             name = kind.__name__.removesuffix("Request").lower()
 
             async def endpoint(request: Request) -> Any:
-                return await answer(*await self.perform(request, kind, name))
+                model, asked, found = await self.perform(request, kind, name)
+                return reply(model, found) if answer is None else await answer(model, asked, found)
 
             schema = {"schema": schema_of(kind)}
             content = {"multipart/form-data": schema, "application/json": schema}
@@ -185,23 +181,15 @@ class Service:
                 openapi_extra={"requestBody": {"required": True, "content": content}},
             )
 
-        post(schemas.CaptionRequest, schemas.CaptionReply, _captions)
-        post(schemas.AnswerRequest, schemas.AnswerReply, _answers)
-        post(schemas.MatchRequest, schemas.MatchReply, _matches)
+        post(schemas.CaptionRequest, schemas.CaptionReply)
+        post(schemas.AnswerRequest, schemas.AnswerReply)
+        post(schemas.MatchRequest, schemas.MatchReply)
         post(schemas.EmbedRequest, schemas.EmbedReply, _vectors)
         post(schemas.ExplainRequest, schemas.ExplainReply, self._maps)
         post(schemas.SearchRequest, schemas.SearchReply, self._hits)
 
-        @app.get("/v1/thumbnails/{name}", responses={200: {"content": {"image/jpeg": {}}}})
-        async def thumbnail(name: str) -> Response:
-            number = self.thumbnails.number_of(name)
-            if number is None:
-                raise Refused(404, "no search has given this image lately")
-            try:
-                image = await self.engine.found(number, SIDE)
-            except UserError:  # its sentence names the path
-                raise Refused(404, "this image is gone, or cannot be read any more") from None
-            return Response(await asyncio.to_thread(jpeg, image), media_type="image/jpeg")
+    def _add_models(self, app: Any) -> None:
+        """What is served."""
 
         @app.get("/v1/models", response_model=schemas.ModelsReply)
         async def models() -> Any:
@@ -215,6 +203,32 @@ class Service:
             ]
             return schemas.ModelsReply(served, self.engine.searchable is not None, examples, asdict(self.limits))
 
+    def _add_images(self, app: Any) -> None:
+        """Images that searches found, and examples."""
+        from fastapi import Response
+
+        @app.get("/v1/thumbnails/{name}", responses={200: {"content": {"image/jpeg": {}}}})
+        async def thumbnail(name: str) -> Response:
+            number = self.thumbnails.number_of(name)
+            if number is None:
+                raise Refused(404, "no search has given this image lately")
+            try:
+                image = await self.engine.found(number, SIDE)
+            except UserError:  # its sentence names the path
+                raise Refused(404, "this image is gone, or cannot be read any more") from None
+            return Response(await asyncio.to_thread(jpeg, image), media_type="image/jpeg")
+
+        @app.get("/examples/{number:int}.png", include_in_schema=False)
+        async def example(number: int) -> Response:
+            if not 0 <= number < len(self.examples):
+                raise Refused(404, "there is no such example")
+            return Response(self.examples[number].png, media_type="image/png")
+
+    def _add_state(self, app: Any) -> None:
+        """Health, readiness and metrics."""
+        from fastapi import Response
+        from fastapi.responses import JSONResponse
+
         @app.get("/healthz")
         async def alive() -> Any:
             return {"alive": True}
@@ -227,23 +241,6 @@ class Service:
         async def metrics() -> Response:
             text = exposition(self.requests, self.engine.counts, ready=not self.app.stopping)
             return Response(text, media_type="text/plain; version=0.0.4")
-
-        @app.get("/examples/{number:int}.png", include_in_schema=False)
-        async def example(number: int) -> Response:
-            if not 0 <= number < len(self.examples):
-                raise Refused(404, "there is no such example")
-            return Response(self.examples[number].png, media_type="image/png")
-
-        def file(path: str, data: bytes, kind: str) -> None:
-            async def page() -> Response:
-                return Response(data, media_type=kind, headers={"cache-control": "no-cache"})
-
-            app.add_api_route(path, page, include_in_schema=False)
-
-        folder = resources.files("openblip.serving") / "page"
-        for path, (name, kind) in _PAGE.items():
-            file(path, (folder / name).read_bytes(), kind)
-        return app
 
     async def _maps(self, model: str, asked: schemas.ExplainRequest, found: Explained) -> Any:
         from fastapi import Response
@@ -276,16 +273,42 @@ class Service:
         )
 
 
-async def _captions(model: str, asked: Any, found: Any) -> schemas.CaptionReply:
-    return schemas.CaptionReply(model, found)
+def _answer_errors(app: Any) -> None:
+    """Every error becomes a `schemas.Failure`."""
+    from fastapi import Request, Response
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return JSONResponse({"error": error.message}, error.status, error.headers)
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        words = {404: "there is nothing here; /openapi.json lists what is", 405: "not by this method"}
+        return JSONResponse({"error": words.get(error.status_code, error.detail)}, error.status_code)
+
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": FAILED}, 500)  # `Guard` logs it
+
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(Exception, failed)
+    app.add_exception_handler(404, unknown)
+    app.add_exception_handler(405, unknown)
 
 
-async def _answers(model: str, asked: Any, found: Any) -> schemas.AnswerReply:
-    return schemas.AnswerReply(model, found)
+def _add_page(app: Any) -> None:
+    from fastapi import Response
 
+    def add(path: str, data: bytes, kind: str) -> None:
+        async def file() -> Response:
+            return Response(data, media_type=kind, headers={"cache-control": "no-cache"})
 
-async def _matches(model: str, asked: Any, found: Any) -> schemas.MatchReply:
-    return schemas.MatchReply(model, found)
+        app.add_api_route(path, file, include_in_schema=False)
+
+    folder = resources.files("openblip.serving") / "page"
+    for path, (name, kind) in _PAGE.items():
+        add(path, (folder / name).read_bytes(), kind)
 
 
 async def _vectors(model: str, asked: Any, found: Any) -> schemas.EmbedReply:

@@ -80,7 +80,7 @@ async def parse(body: bytes, headers: Mapping[str, str], kind: type[Request], li
         first = min(found, key=lambda one: one["type"] not in unknown)  # a field misspelt is missing as well
         name = ".".join(str(part) for part in first["loc"])[:60]
         if first["type"] in unknown:
-            names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+            names = [field.name for field in fields(known)]
             raise UserError(f'there is no field "{name}"{nearest(name, names)}') from None
         told = {"missing": "it is missing", "missing_argument": "it is missing", "tuple_type": "it must be a list"}
         raise UserError(f"{name}: {told.get(first['type'], first['msg'][:200])}") from None

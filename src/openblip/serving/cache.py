@@ -1,7 +1,7 @@
 """Features of images by the hash of their bytes: the latest ones, within a bound of memory.
 
 What is kept is what the image memory is projected from, not the projected keys and values: for ViT-B/16 at 384
-pixels and 12 layers these take 24 times the bytes, and projecting them is an eighth of the tower's arithmetic.
+pixels and 12 layers these take 24 times the bytes, and projecting them is a seventh of the tower's arithmetic.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import accumulate
 
 from openblip.serving.engine import Counts
@@ -20,17 +20,17 @@ class Requests:
     def __init__(self) -> None:
         self.answered: Counter[tuple[str, int]] = Counter()
         """by path and status"""
-        self.seconds: dict[str, list[int]] = {}
+        self.histogram: dict[str, list[int]] = {}
         """by path: answers within each bound, and above the last"""
-        self.total: Counter[str] = Counter()
-        """seconds in all, by path"""
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        """in all, by path"""
         self.in_hand = 0
 
     def count(self, path: str, status: int, seconds: float) -> None:
         """Take an answer into account."""
         self.answered[path, status] += 1
-        self.seconds.setdefault(path, [0] * (len(_BOUNDS) + 1))[bisect_left(_BOUNDS, seconds)] += 1
-        self.total[path] += seconds  # type: ignore[assignment]
+        self.histogram.setdefault(path, [0] * (len(_BOUNDS) + 1))[bisect_left(_BOUNDS, seconds)] += 1
+        self.seconds[path] += seconds
 
 
 def exposition(requests: Requests, engine: Counts, *, ready: bool) -> str:
@@ -46,10 +46,10 @@ def exposition(requests: Requests, engine: Counts, *, ready: bool) -> str:
     for (path, status), count in sorted(requests.answered.items()):
         lines.append(f'{name}{{path="{path}",status="{status}"}} {count}')
     name = family("request_seconds", "histogram", "Seconds from a request's arrival to its answer.")
-    for path, counts in sorted(requests.seconds.items()):
+    for path, counts in sorted(requests.histogram.items()):
         for bound, count in zip((*map(str, _BOUNDS), "+Inf"), accumulate(counts), strict=True):
             lines.append(f'{name}_bucket{{path="{path}",le="{bound}"}} {count}')
-        lines.append(f'{name}_sum{{path="{path}"}} {requests.total[path]:.6f}')
+        lines.append(f'{name}_sum{{path="{path}"}} {requests.seconds[path]:.6f}')
         lines.append(f'{name}_count{{path="{path}"}} {sum(counts)}')
     for name, kind, meaning, value in (
         ("ready", "gauge", "1 while requests are taken.", int(ready)),

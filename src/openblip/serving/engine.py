@@ -110,7 +110,7 @@ class Embedding(Work):
 
 @dataclass(frozen=True, kw_only=True)
 class Explaining(Work):
-    """Gives the list of `WordMap` of a text, or of the caption that the model writes; with the text and `by`."""
+    """Gives an `Explained`: a map for each word of the text, or of the caption that the model writes."""
 
     text: str | None = None
     by: str | None = None

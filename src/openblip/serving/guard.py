@@ -1,6 +1,6 @@
-"""What stands before the endpoints: who may ask, how many at a time, and what every answer carries.
+"""Checks before the endpoints: who may send requests, how many at a time; and the headers of every answer.
 
-Plain ASGI, so that a client's hanging up reaches the endpoints as it is.
+Plain ASGI, so that the endpoints see that a client has closed its connection.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Guard:
-    """Counts requests, refuses what may not in, and turns what goes wrong into an answer.
+    """Counts requests, refuses those that are not allowed, and answers those that fail.
 
     Args:
         app: the endpoints.
@@ -142,13 +142,15 @@ class Guard:
         if self.stopping:
             raise Refused(503, "the service is stopping", {"retry-after": "10", "connection": "close"})
         if self.requests.in_hand >= self.limits.queue:
-            raise Refused(429, "too many requests are waiting; try again", {"retry-after": str(self._patience())})
+            raise Refused(
+                429, "too many requests are waiting; try again", {"retry-after": str(self._retry_seconds())}
+            )
         self.requests.in_hand += 1
 
-    def _patience(self) -> int:
+    def _retry_seconds(self) -> int:
         """Whole seconds after which a request is likely to find room: those that one has taken on average."""
-        done = sum(sum(counts) for path, counts in self.requests.seconds.items() if path.startswith("/v1/"))
-        spent = sum(seconds for path, seconds in self.requests.total.items() if path.startswith("/v1/"))
+        done = sum(sum(counts) for path, counts in self.requests.histogram.items() if path.startswith("/v1/"))
+        spent = sum(seconds for path, seconds in self.requests.seconds.items() if path.startswith("/v1/"))
         return max(1, min(30, math.ceil(spent / done))) if done else 1
 
     def _cors(self, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:

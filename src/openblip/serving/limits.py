@@ -11,7 +11,11 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds of one request, and of all together."""
+    """Bounds of one request, and of all together.
+
+    Raises:
+        UserError: one is not above 0.
+    """
 
     body_bytes: int = 16 * 2**20
     """of a request's body; more is refused while it comes (413)"""

@@ -43,7 +43,7 @@ class _Job:
 
 
 class LocalEngine:
-    """Computes in this process, in one thread; made and used in one event loop.
+    """Computes in this process, in one thread; used in one event loop.
 
     Args:
         predictors: by the ids that clients name them by.

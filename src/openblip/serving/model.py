@@ -1,6 +1,6 @@
 """A model that serves: reads images once, checks work alone and computes it in batches.
 
-Everything here but `read_image` and `check` runs in the one thread that computes.
+Everything here but `open_image` and `ServedModel.read` runs in the one thread that computes.
 
 Shapes: B pieces of work, N image tokens, Dv vision width.
 """
@@ -70,9 +70,11 @@ class ServedModel:
     """A predictor that batches and remembers.
 
     Args:
+        name: the id that clients call it by.
+        predictor: the model; its layers get hooks.
         cache: shared by all models of a service.
         counts: of the service.
-        max_pixels: largest image that is decoded.
+        max_pixels: largest image that is decoded, width x height.
     """
 
     def __init__(
@@ -92,9 +94,8 @@ class ServedModel:
     def info(self) -> ModelInfo:
         """The model as clients see it."""
         can = tuple(name for name in _SERVED if name in self.predictor.can)
-        height, width = self._transform.config.pixels
-        usual = {"captioning": self.adapter.captioning, "answering": self.adapter.answering}
-        return ModelInfo(self.name, self.adapter.family, can, (height, width), **usual)
+        adapter, size = self.adapter, self._transform.config.pixels
+        return ModelInfo(self.name, adapter.family, can, size, adapter.captioning, adapter.answering)
 
     def _drop_unwanted(self, module: nn.Module, inputs: Any) -> None:
         if self._wanted is not None and not self._wanted():
@@ -126,10 +127,13 @@ class ServedModel:
         if work.image is None:
             return Read(work)
         key = hashlib.sha256(work.image).digest()
-        if (self.name, key) in self._cache and not isinstance(work, Explaining):
+        if (self.name, key) in self._cache:
             return Read(work, key)
-        image = open_image(work.image, self.max_pixels, self._transform.min_side)
-        return Read(work, key, self._transform(image, _NO_RANDOM))
+        return Read(work, key, self._pixels(work.image))
+
+    def _pixels(self, image: bytes) -> Tensor:
+        """uint8 [3, H, W] of an encoded image."""
+        return self._transform(open_image(image, self.max_pixels, self._transform.min_side), _NO_RANDOM)
 
     def _check(self, work: Work) -> None:
         if isinstance(work, Captioning):
@@ -154,7 +158,13 @@ class ServedModel:
     # In the thread that computes --------------------------------------------------------------------------
 
     def compute(self, batch: Sequence[Read]) -> list[Any]:
-        """What each piece of work gives; all are of one kind."""
+        """What each piece of work gives; all are of one kind.
+
+        Raises:
+            Dropped: nobody waits for it any more, see `wanted`.
+            UserError: a text cannot be explained as asked.
+            BrokenSample: an image that had to be decoded again cannot be used.
+        """
         first = batch[0].work
         if isinstance(first, Explaining):
             return [self._explain(one, one.work) for one in batch if isinstance(one.work, Explaining)]
@@ -174,11 +184,13 @@ class ServedModel:
         for one in batch:
             if one.key in found or one.key in missing:
                 continue
-            kept = self._cache.get((self.name, one.key))
-            if kept is not None:
+            if (kept := self._cache.get((self.name, one.key))) is not None:
                 found[one.key] = kept
-            else:
-                missing[one.key] = self._pixels(one)
+            elif one.pixels is not None:
+                missing[one.key] = one.pixels
+            else:  # the features have gone from the cache since the work was read
+                assert one.work.image is not None
+                missing[one.key] = self._pixels(one.work.image)
         self._counts.remembered += len(batch) - len(missing)
         self._counts.encoded += len(missing)
         if missing:
@@ -187,13 +199,6 @@ class ServedModel:
                 self._cache.put((self.name, key), found[key])
         self._counts.cache_bytes = self._cache.nbytes
         return torch.stack([found[one.key] for one in batch])
-
-    def _pixels(self, one: Read) -> Tensor:
-        """Of an image whose features have gone from the cache since it was read, decoded now."""
-        if one.pixels is not None:
-            return one.pixels
-        assert one.work.image is not None
-        return self._transform(open_image(one.work.image, self.max_pixels, self._transform.min_side), _NO_RANDOM)
 
     def _caption(self, works: Sequence[Captioning], batch: Sequence[Read]) -> list[list[Caption]]:
         prompts = [self.adapter.prompt if work.prompt is None else work.prompt for work in works]

@@ -2,11 +2,15 @@
 
 An image is encoded bytes: a part of a form, or in JSON base64 or a data URI. In a form, a list is a field that
 repeats.
+
+Shapes: C texts, E joint width, Q queries, h x w patches.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from openblip.core.errors import UserError
@@ -48,26 +52,26 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(ABC):
     """What all requests share."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     model: str | None = None
-    """id of a model; left out, the first that can"""
+    """id of a model; left out, the first that serves the endpoint"""
 
     @property
     def needs(self) -> str:
         """What a model that is chosen should be able to do besides, where there is one; "" for nothing."""
         return ""
 
+    @abstractmethod
     def work(self, model: ModelInfo, limits: Limits) -> Work:
-        """The engine's work.
+        """The work for the engine.
 
         Raises:
-            UserError: it goes beyond a limit, or its settings exclude each other.
+            UserError: the request goes beyond a limit, or its settings exclude each other.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +81,11 @@ class _Generating(Request):
     beams: int | None = None
     """texts that the beam search keeps; 1 is greedy; left out, the papers'"""
     top_p: float | None = None
-    """draw at random among the best tokens that reach this probability (nucleus), in place of beams"""
+    """nucleus sampling in place of beam search, among the likeliest tokens that together reach this probability"""
     temperature: float = 1.0
-    """of drawing"""
+    """of sampling"""
     seed: int = 0
-    """of drawing: the same seed and image give the same text"""
+    """of sampling: the same seed and image give the same text"""
     count: int = 1
     """texts to give, the best first"""
     min_tokens: int | None = None
@@ -101,9 +105,8 @@ class _Generating(Request):
         if self.beams is not None and self.beams < 1:
             raise UserError(f"beams is {self.beams}; it must be at least 1")
         beams = max(usual.num_beams if self.beams is None else self.beams, self.count)
-        most = max(beams, self.count)
-        if most > limits.sequences:
-            raise UserError(f"{most} beams or texts are requested; the service gives at most {limits.sequences}")
+        if beams > limits.sequences:
+            raise UserError(f"{beams} beams or texts are requested; the service gives at most {limits.sequences}")
         longest = usual.max_new_tokens if self.max_tokens is None else self.max_tokens
         if longest > limits.tokens:
             raise UserError(f"max_tokens is {longest}; the service writes at most {limits.tokens}")
@@ -237,7 +240,7 @@ class SearchRequest(Request):
         return Searching(model=model.id, text=self.text, image=self.image, count=self.count, rerank=self.rerank)
 
 
-def _check_texts(name: str, texts: tuple[str, ...] | list[str], limits: Limits, *, empty: bool = False) -> None:
+def _check_texts(name: str, texts: Sequence[str], limits: Limits, *, empty: bool = False) -> None:
     if not texts:
         raise UserError(f"{name}: give at least one")
     if len(texts) > limits.texts:
@@ -287,8 +290,9 @@ class EmbedReply:
 
     model: str
     image: list[float] | list[list[float]] | None
-    """BLIP-2 gives one vector for each query; the largest cosine of these counts"""
+    """[E]; BLIP-2 gives [Q, E], and the largest cosine counts; None without an image"""
     texts: list[list[float]]
+    """[C, E], in the order of the request; empty without texts"""
 
 
 @dataclass(frozen=True)
@@ -299,7 +303,7 @@ class WordWeights:
     peak: tuple[float, float]
     """centre (x, y) of the strongest patch, in shares of the image's sides"""
     weights: list[list[float]]
-    """rows of patches from the top, not scaled: words of one text can be compared"""
+    """[h, w], rows of patches from the top, not negative, not scaled: words of one text can be compared"""
 
 
 @dataclass(frozen=True)
@@ -319,6 +323,7 @@ class FoundImage:
     id: str
     """of this server's run; no path"""
     score: float
+    """what hits are ordered by: ITC similarity, and where ITM read the image its logit besides"""
     itm: float | None
     """probability that it matches, where ITM read it"""
     caption: str | None
@@ -352,7 +357,7 @@ class Example:
     image: str
     """address on this server"""
     question: str
-    texts: list[str] = field(default_factory=list)
+    texts: list[str]
     """the first is true"""
 
 
@@ -365,3 +370,4 @@ class ModelsReply:
     """whether there is an image index"""
     examples: list[Example]
     limits: dict[str, float]
+    """of `Limits`, by their names"""

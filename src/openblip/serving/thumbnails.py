@@ -13,7 +13,7 @@ from PIL import Image
 __all__ = ["SIDE", "Thumbnails", "jpeg"]
 
 SIDE = 320
-"""longest side of a thumbnail"""
+"""longest side of a thumbnail in pixels"""
 
 
 class Thumbnails:
@@ -43,7 +43,7 @@ class Thumbnails:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """A small JPEG of an image."""
+    """A JPEG of an image, which is made small in place: its longest side is at most `SIDE`."""
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)

@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -88,6 +89,21 @@ def models() -> dict[str, Any]:
     return dict(predictors())
 
 
+@contextmanager
+def running(service: Service) -> Iterator[str]:
+    """A service in a thread; its address."""
+    server = uvicorn.Server(uvicorn.Config(service.app, port=0, log_level="warning"))  # type: ignore[arg-type]
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://localhost:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service with an index of a few images."""
@@ -97,15 +113,8 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     service = Service(LocalEngine(made, index=index, max_pixels=1_000_000), Limits(pixels=1_000_000))
     for number, drawn in enumerate(service.examples):
         (folder / f"{number}.png").write_bytes(drawn.png)
-    server = uvicorn.Server(uvicorn.Config(service.app, port=0, log_level="warning"))  # type: ignore[arg-type]
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://localhost:{port}"
-    server.should_exit = True
-    thread.join()
+    with running(service) as address:
+        yield address
 
 
 @pytest.fixture
@@ -245,20 +254,10 @@ def test_a_phone_shows_one_column_and_chinese(browser: Any, where: str) -> None:
 @pytest.mark.slow
 def test_a_key_is_asked_for_where_one_is_needed(browser: Any) -> None:
     service = Service(engine(), keys=("secret",))
-    server = uvicorn.Server(uvicorn.Config(service.app, port=0, log_level="warning"))  # type: ignore[arg-type]
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    page = browser.new_page()
-    try:
-        page.goto(f"http://localhost:{server.servers[0].sockets[0].getsockname()[1]}")
+    with running(service) as address, browser.new_page() as page:
+        page.goto(address)
         page.wait_for_selector("#key:not([hidden])")
         page.fill("#key input", "secret")
         page.click("#key button")
         page.wait_for_selector("#examples button")
         assert not page.locator("#key").is_visible()
-    finally:
-        page.close()
-        server.should_exit = True
-        thread.join()
