@@ -222,7 +222,7 @@ def index_search(
         if not query:
             raise UserError("--explain draws where the model looks for words; give a text to search for")
     filters = Filters(folder=folder, since=since, until=until, words=words, metadata=_metadata(meta))
-    how = {"device": device, "dtype": dtype, "batch_size": batch_size, "memory_bytes": int(cache_mb * 1e6)}
+    how = {"device": device, "dtype": dtype, "batch_size": batch_size, "cache_bytes": int(cache_mb * 1e6)}
     with _open(index, model, **how) as opened:
         if explain is not None:
             opened.predictor.adapter.need("explain").need("match")
