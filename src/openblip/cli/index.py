@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from openblip.cli.arguments import Data, Device, Dtype, Model, Tokenizer, need, person
-from openblip.cli.results import check_counts, open_predictor, show_table, tell
+from openblip.cli.results import check_counts, limit_threads, open_predictor, show_table, tell
 from openblip.core.errors import UserError, require
 from openblip.core.text import json_bytes
 
@@ -103,6 +103,7 @@ def index_add(
 def _open(index: Path, model: str | None, **how: Any) -> ImageIndex:
     from openblip.index.image_index import ImageIndex
 
+    limit_threads()
     return ImageIndex.open(index, model, **how)
 
 
