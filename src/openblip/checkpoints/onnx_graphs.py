@@ -57,13 +57,11 @@ def graphs_of(model: Blip) -> Iterator[Graph]:
     """The graphs of what `model` can do."""
     text, embed_dim = model.config.text, model.config.embed_dim
     head = text.width // text.num_heads
-    # The tower without registers: [CLS] and the patches.
-    seen = 1 + model.config.vision.grid[0] * model.config.vision.grid[1]
 
     def layers(name: str, *shape: int | str) -> tuple[Port, ...]:
         return tuple(Port(f"{name}.{n}.{part}", shape) for part in ("key", "value") for n in range(text.depth))
 
-    memory = layers("memory", "images", text.num_heads, seen, head)
+    memory = layers("memory", "images", text.num_heads, model.vision.num_tokens, head)
     ids = Port("input_ids", ("rows", "tokens"), torch.int64)
     mask = Port("attention_mask", ("rows", "tokens"), torch.int64)
     features = (Port("image_features", ("images", embed_dim)),) if model.config.encoder else ()

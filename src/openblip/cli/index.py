@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from openblip.cli.arguments import Data, Device, Dtype, Model, Tokenizer, need, person
-from openblip.cli.results import check_counts, open_predictor, show_table, tell
+from openblip.cli.progress import progress
+from openblip.cli.results import check_counts, limit_threads, open_predictor, show_table, tell
 from openblip.core.errors import UserError, require
-from openblip.core.text import json_bytes
+from openblip.core.text import counted, json_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,10 +30,9 @@ __all__ = ["index_add", "index_build", "index_duplicates", "index_info", "index_
 
 _MOST_TOLD = 20
 """broken images that are told one by one"""
-WHAT_DATA = "what to index: folders, captions files, tars, images, globs in quotes, or a dataset such as coco:test"
+_WHAT_DATA = "what to index: folders, captions files, tars, images, globs in quotes, or a dataset such as coco:test"
 
-NewIndex = Annotated[Path, arg(metavar="INDEX", help="folder of the index", help_behavior_hint="(required)")]
-Index = NewIndex
+Index = Annotated[Path, arg(metavar="INDEX", help="folder of the index", help_behavior_hint="(required)")]
 IndexModel = Annotated[
     str | None,
     arg(metavar="MODEL", help="the model of the index, where it has moved", help_behavior_hint=""),
@@ -57,7 +58,7 @@ def index_build(
     /,
     *,
     model: Model,
-    out: NewIndex,
+    out: Index,
     tokenizer: Tokenizer = None,
     batch_size: int = 16,
     device: Device = "auto",
@@ -69,7 +70,7 @@ def index_build(
         data: folders, captions files, tars, images, globs in quotes, or published datasets.
         batch_size: images at a time.
     """
-    need(data, WHAT_DATA)
+    need(data, _WHAT_DATA)
     from openblip.index.building import create
     from openblip.index.image_index import ImageIndex
 
@@ -97,12 +98,14 @@ def index_add(
     """
     check_counts(batch_size=batch_size)
     with _open(index, model, device=device, dtype=dtype, batch_size=batch_size) as opened:
-        _update(opened, *(_places(data),) if data else _known_places(opened))
+        places, unread = (_places(data), 0) if data else _known_places(opened)
+        _update(opened, places, unread)
 
 
 def _open(index: Path, model: str | None, **how: Any) -> ImageIndex:
     from openblip.index.image_index import ImageIndex
 
+    limit_threads()
     return ImageIndex.open(index, model, **how)
 
 
@@ -125,20 +128,19 @@ def _known_places(index: ImageIndex) -> tuple[list[Place], int]:
         except UserError as error:
             if held := len(index.catalog.ids_of_place(index.catalog.place(spec))):
                 unread += 1
-                kept = f"{held} image{'s' * (held != 1)} from there stay until openblip index remove"
+                kept = f"{counted(held, 'image')} from there stay until openblip index remove"
                 print(f"openblip: {error}; {kept}", file=sys.stderr)
     return found, unread
 
 
 def _update(index: ImageIndex, places: Sequence[Place], unread: int = 0) -> None:
     """Bring an index up to date with places and say what came of it; exit with 1 when anything was skipped."""
-    from openblip.cli.progress import progress as shown
-    from openblip.index.building import IndexWriter
+    from openblip.index.building import update
 
     began, all_broken = time.perf_counter(), 0
     for place in places:
-        with IndexWriter.open(index) as writer, shown(len(place)) as progress:
-            changes = writer.update(place, progress=progress)
+        with progress(len(place)) as show:
+            changes = update(index, place, progress=show)
         all_broken += len(changes.broken)
         for sample in changes.broken[:_MOST_TOLD]:
             tell(sample)
@@ -170,8 +172,7 @@ def index_remove(paths: Paths = (), /, *, index: Index) -> None:
     need(paths, "the images, folders or tars to remove")
     from openblip.index.catalog import remove
 
-    count = remove(index, paths)
-    print(f"openblip: {count} image{'s' * (count != 1)} removed from {index}", file=sys.stderr)
+    print(f"openblip: {counted(remove(index, paths), 'image')} removed from {index}", file=sys.stderr)
 
 
 def index_search(
@@ -222,7 +223,7 @@ def index_search(
         if not query:
             raise UserError("--explain draws where the model looks for words; give a text to search for")
     filters = Filters(folder=folder, since=since, until=until, words=words, metadata=_metadata(meta))
-    how = {"device": device, "dtype": dtype, "batch_size": batch_size, "memory_bytes": int(cache_mb * 1e6)}
+    how = {"device": device, "dtype": dtype, "batch_size": batch_size, "cache_bytes": int(cache_mb * 1e6)}
     with _open(index, model, **how) as opened:
         if explain is not None:
             opened.predictor.adapter.need("explain").need("match")
@@ -355,8 +356,7 @@ def index_info(*, index: Index, json: bool = False) -> None:
     """
     from openblip.index.catalog import Catalog
 
-    catalog = Catalog(index)
-    try:
+    with closing(Catalog(index)) as catalog:
         settings, broken = catalog.settings, catalog.broken()
         told = {
             "images": catalog.count(),
@@ -370,8 +370,6 @@ def index_info(*, index: Index, json: bool = False) -> None:
             "data": catalog.places(),
             "bytes": sum(file.stat().st_size for file in index.rglob("*") if file.is_file()),
         }
-    finally:
-        catalog.close()
     if person() and not json:
         show_table(str(index), ("", "value"), {k: ", ".join(v) if k == "data" else str(v) for k, v in told.items()})
         for sample in broken:

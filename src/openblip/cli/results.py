@@ -34,6 +34,7 @@ __all__ = [
     "check_counts",
     "conclude",
     "each_batch",
+    "limit_threads",
     "open_predictor",
     "read_lines",
     "show_table",
@@ -54,15 +55,21 @@ def open_predictor(
     model: str, *, device: str, dtype: str, batch_size: int, tokenizer: str | None = None
 ) -> Predictor:
     """Open a model to use, with no more threads than there are CPUs for this program."""
-    import torch
-
-    from openblip.core.runtime import usable_cores
     from openblip.tasks.load import load
 
     check_counts(batch_size=batch_size)
+    limit_threads()
+    return load(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
+
+
+def limit_threads() -> None:
+    """Compute with no more threads than there are CPUs for this program, unless OMP_NUM_THREADS is set."""
+    import torch
+
+    from openblip.core.runtime import usable_cores
+
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    return load(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
 
 def each_batch(

@@ -76,7 +76,8 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """As `gather`; the gradient of a row is the sum of those that the ranks give it."""
+    """As `gather`; the gradient of a row is the sum of those that the ranks give it, so that every rank must call
+    this and run the backward pass."""
     return tensor if world_size() == 1 else _Gather.apply(tensor)
 
 

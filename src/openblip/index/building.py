@@ -7,7 +7,6 @@ Each batch is committed, so that a build that was killed resumes where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from openblip.index.image_index import ImageIndex
 from openblip.index.model import model_fingerprint, source_of
 from openblip.tasks.predictor import Predictor
 
-__all__ = ["Changes", "IndexWriter", "create"]
+__all__ = ["Changes", "create", "update"]
 
 
 @dataclass
@@ -69,73 +68,68 @@ def create(folder: Path, predictor: Predictor, model: str, *, tokenizer: str = "
     ImageIndex.open(folder, predictor).close()
 
 
-class IndexWriter:
-    """The one writer of an index; `open` makes one, for as long as its block lasts."""
+def update(index: ImageIndex, place: Place, *, progress: Callable[[int], None] = lambda done: None) -> Changes:
+    """Bring an index up to date with a place.
 
-    def __init__(self, index: ImageIndex) -> None:
-        self.index, self.catalog, self.store = index, index.catalog, index.store
+    Args:
+        progress: told how many images of the place are done.
 
-    @classmethod
-    @contextmanager
-    def open(cls, index: ImageIndex) -> Iterator[IndexWriter]:
-        """Write to an index.
-
-        Raises:
-            UserError: another process is writing to it.
-        """
-        with writing(index.folder):
-            yield cls(index)
-
-    def update(self, place: Place, *, progress: Callable[[int], None] = lambda done: None) -> Changes:
-        """Bring the index up to date with a place.
-
-        Args:
-            progress: told how many images of the place are done.
-        """
-        changes, number = Changes(), self.catalog.place(place.spec)
-        before, seen = self.catalog.ids_of_place(number), set[int]()
-        self.catalog.forget_broken(number)
-        work = _Work(self, place, number, changes, seen)
+    Raises:
+        UserError: another process is writing to the index, it cannot be written to, or the disk is full.
+    """
+    catalog, store, predictor = index.catalog, index.store, index.predictor
+    with writing(index.folder):
+        work = _Work(catalog, place)
         for sample in place.left_out:
             work.skip(sample)
-        predictor = self.index.predictor
         for batch in predictor.batches(work):
             for sample in batch.broken:
                 work.skip(sample)
             if len(batch):
                 vectors = predictor.embed_images(batch)
                 looks = difference_hashes(batch.pixels)
-                first = self.catalog.num_vectors
-                self.store.append(vectors.reshape(-1, *self.store.shape), first)
-                with self.catalog.transaction():
+                first = catalog.num_vectors
+                store.append(vectors.reshape(-1, *store.shape), first)
+                with catalog.transaction():
                     for row, name in enumerate(batch.names):
                         record, was_there = work.waiting.pop(name)
                         record.vector, record.look = first + row, looks[row]
-                        seen.add(self.catalog.put(record))
-                        changes.changed += was_there
-                        changes.added += not was_there
+                        work.put(record, was_there)
             progress(work.looked_at - len(work.waiting))
-        gone = before - seen
-        self.catalog.remove(gone, now())
-        changes.removed = len(gone)
+        work.remove_gone()
         progress(len(place))
-        return changes
+    return work.changes
 
 
 class _Work:
     """Iterates over the images of a place that the model has to read; what needs no model is done on the way."""
 
-    def __init__(self, writer: IndexWriter, place: Place, number: int, changes: Changes, seen: set[int]) -> None:
-        self._catalog, self._place, self._number = writer.catalog, place, number
-        self._changes, self._seen = changes, seen
+    def __init__(self, catalog: Catalog, place: Place) -> None:
+        self._catalog, self._place = catalog, place
+        self._number = catalog.place(place.spec)
+        self._before, self._seen = catalog.ids_of_place(self._number), set[int]()
+        catalog.forget_broken(self._number)
+        self.changes = Changes()
         self.waiting: dict[str, tuple[Record, bool]] = {}
         """images that are being computed, and whether their paths were in the index before"""
         self.looked_at = 0
 
+    def put(self, record: Record, was_there: bool) -> None:
+        """Write and count an image whose content is new at its path."""
+        self._seen.add(self._catalog.put(record))
+        self.changes.changed += was_there
+        self.changes.added += not was_there
+
+    def remove_gone(self) -> None:
+        """Mark and count the images that were at the place before and were not seen."""
+        gone = self._before - self._seen
+        self._catalog.remove(gone, now())
+        self.changes.removed = len(gone)
+
     def skip(self, broken: BrokenSample) -> None:
         """Count and list an image that cannot be used."""
         self.waiting.pop(broken.key, None)
-        self._changes.broken.append(broken)
+        self.changes.broken.append(broken)
         self._catalog.put_broken(broken, self._number)
 
     def __iter__(self) -> Iterator[ImageInput]:
@@ -153,7 +147,7 @@ class _Work:
 
     def _unknown(self, entry: Entry) -> bytes | None:
         """The bytes of an image that the model has to read; None where the index has what it needs."""
-        new, changes = entry.record, self._changes
+        new = entry.record
         if new.path in self.waiting:
             return None  # named twice
         new.place = self._number
@@ -176,16 +170,14 @@ class _Work:
             self.waiting[new.path] = new, was_there
             return data
         new.vector, new.look = twin.vector, twin.look
-        changes.changed += was_there
-        changes.added += not was_there
-        self._seen.add(self._catalog.put(new))
+        self.put(new, was_there)
         return None
 
     def _again(self, entry: Entry, new: Record, known: Record) -> None:
         """An image whose content is known: its captions may be new, and it may be back."""
         texts, metadata = entry.describe()
-        self._changes.same += known.removed is None
-        self._changes.added += known.removed is not None
+        self.changes.same += known.removed is None
+        self.changes.added += known.removed is not None
         self._seen.add(known.id)
         same = new is known and known.place == self._number and known.removed is None
         if same and texts == known.captions and metadata == known.metadata:

@@ -48,7 +48,10 @@ CREATE INDEX images_vector ON images (vector);
 CREATE VIRTUAL TABLE captions USING fts5 (text);
 CREATE TABLE broken (path BLOB PRIMARY KEY, place INTEGER NOT NULL, cause TEXT NOT NULL, detail TEXT NOT NULL);
 """
-_COLUMNS = "id, path, place, file, start, length, size, modified, hash, look, vector, date, metadata, removed"
+_COLUMNS = (
+    *("id", "path", "place", "file", "start", "length", "size"),
+    *("modified", "hash", "look", "vector", "date", "metadata", "removed"),
+)
 _AT_ONCE = 500
 """values in one IN (...); older SQLite takes 999"""
 
@@ -283,7 +286,7 @@ class Catalog:
 
     def _select(self, where: str, values: Sequence[Any]) -> list[Record]:
         """Images by a condition, with their captions."""
-        columns = ", ".join(f"images.{name}" for name in _COLUMNS.split(", "))
+        columns = ", ".join(f"images.{name}" for name in _COLUMNS)
         statement = f"SELECT {columns}, captions.text FROM images LEFT JOIN captions ON captions.rowid = images.id"
         return [_record(row) for row in self.rows(f"{statement} WHERE {where}", values)]
 
@@ -297,7 +300,7 @@ class Catalog:
             *(record.size, record.modified, record.hash, record.look, record.vector, record.date),
             *(json.dumps(record.metadata, default=str), record.removed),
         )
-        names = _COLUMNS.split(", ")[1:]
+        names = _COLUMNS[1:]
         changed = ", ".join(f"{name} = excluded.{name}" for name in names[1:])
         with self.transaction():
             self.run(
@@ -349,37 +352,9 @@ def now() -> str:
 
 
 def _record(row: Sequence[Any]) -> Record:
-    (
-        number,
-        path,
-        place,
-        file,
-        start,
-        length,
-        size,
-        modified,
-        content,
-        look,
-        vector,
-        date,
-        metadata,
-        removed,
-        text,
-    ) = row
-    return Record(
-        path=os.fsdecode(path),
-        place=place,
-        file=os.fsdecode(file),
-        start=start,
-        length=length,
-        size=size,
-        modified=modified,
-        hash=content,
-        look=look,
-        vector=vector,
-        date=date,
-        metadata=json.loads(metadata),
-        captions=tuple(text.split("\n")) if text else (),
-        removed=removed,
-        id=number,
-    )
+    """Of the values of `_COLUMNS` and the captions."""
+    *values, text = row
+    found = dict(zip(_COLUMNS, values, strict=True))
+    found |= {name: os.fsdecode(found[name]) for name in ("path", "file")}
+    found["metadata"] = json.loads(found["metadata"])
+    return Record(**found, captions=tuple(text.split("\n")) if text else ())

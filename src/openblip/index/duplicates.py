@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from openblip.index.vectors import SegmentStore
 
-__all__ = ["alike_by_hash", "alike_by_vectors", "difference_hashes", "groups_of"]
+__all__ = ["alike_by_hash", "alike_by_vectors", "difference_hashes", "flat", "groups_of"]
 
 _BITS = 64
 _GREY = torch.tensor([0.299, 0.587, 0.114])

@@ -67,28 +67,22 @@ class Place:
         if ending_of(self.spec) in IMAGE_SUFFIXES:
             found = find_image_inputs([self.spec])
             self.left_out += found.left_out.broken()
-            self._make: list[Callable[[], Entry]] | None = [_FileEntry(image.name) for image in found]
+            self._files: list[str] | None = [image.name for image in found]
             return
-        self._make, self._source = None, open_source(self.spec)
+        self._files, self._source = None, open_source(self.spec)
         self.left_out += self._source.bad_rows
 
     def __len__(self) -> int:
-        return len(self._source if self._make is None else self._make)
+        return len(self._source if self._files is None else self._files)
 
     def __iter__(self) -> Iterator[Entry | BrokenSample]:
         for index in range(len(self)):
             try:
-                yield _entry(self._source, index) if self._make is None else self._make[index]()
+                yield (
+                    _entry(self._source, index) if self._files is None else Entry(_file(Path(self._files[index])))
+                )
             except BrokenSample as broken:
                 yield broken
-
-
-@dataclass(frozen=True)
-class _FileEntry:
-    name: str
-
-    def __call__(self) -> Entry:
-        return Entry(_file(Path(self.name)))
 
 
 def _entry(source: Source, index: int) -> Entry:

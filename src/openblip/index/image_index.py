@@ -5,7 +5,7 @@
         hit.path, hit.itm, hit.caption
     index.search(text="+car -red", image="x.jpg", filters=Filters(folder="photos/2024", words="street"))
 
-An index folder holds `index.sqlite` (the truth, `catalog`), `vectors/` (`vectors`) and `memories.sqlite`, a cache.
+An index folder holds `index.sqlite` (the truth, `catalog`), `vectors/` (`vectors`) and `features.sqlite`, a cache.
 Many processes may search it while one writes (`building`).
 """
 
@@ -32,17 +32,17 @@ from openblip.data.sample import BrokenSample
 from openblip.index.catalog import Catalog, Record
 from openblip.index.duplicates import alike_by_hash, alike_by_vectors, flat, groups_of
 from openblip.index.entries import read_image
+from openblip.index.features import DiskFeatures
 from openblip.index.filters import Filters
-from openblip.index.memories import Memories
 from openblip.index.model import model_fingerprint, open_model_of
 from openblip.index.queries import parse_query
 from openblip.index.vectors import SegmentStore, Term
 from openblip.tasks.predictor import Predictor
 from openblip.tasks.retrieval import embed_texts, match_logits
 
-__all__ = ["MEMORY_BYTES", "Hit", "ImageIndex"]
+__all__ = ["CACHE_BYTES", "Hit", "ImageIndex"]
 
-MEMORY_BYTES = 2**30
+CACHE_BYTES = 2**30
 """of image features for ITM that are kept on disk"""
 _RERANK = 32
 
@@ -54,9 +54,11 @@ class Hit:
     path: str
     """absolute; inside a tar TAR/KEY"""
     score: float
-    """what hits are ordered by: ITC similarity, and where ITM read the image its logit besides"""
+    """what hits are ordered by: ITC similarity, and where ITM read the image its logit besides; of several texts
+    the weighted sum of the logarithms of their probabilities"""
     itm: float | None
-    """probability by ITM that the image shows what was asked for; None where ITM did not read it"""
+    """probability by ITM that the image shows what was asked for, of several texts the product of theirs; None
+    where ITM did not read it"""
     caption: str
     """the first of its captions, "" for none"""
     metadata: dict[str, Any]
@@ -71,11 +73,11 @@ class Hit:
 class ImageIndex:
     """An index that is open; may be searched by several threads. `open` makes one."""
 
-    def __init__(self, folder: Path, catalog: Catalog, *, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(self, folder: Path, catalog: Catalog, *, cache_bytes: int = CACHE_BYTES) -> None:
         self.folder, self.catalog = folder, catalog
         self.store = SegmentStore(folder / "vectors", tuple(catalog.settings["shape"]))
-        self._memory_bytes = memory_bytes
-        self._memories: Memories | None = None
+        self._cache_bytes = cache_bytes
+        self._features: DiskFeatures | None = None
         self._predictor: Predictor | None = None
         self._how: dict[str, Any] = {}
         self._lock = threading.RLock()
@@ -90,7 +92,7 @@ class ImageIndex:
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int = 16,
-        memory_bytes: int = MEMORY_BYTES,
+        cache_bytes: int = CACHE_BYTES,
     ) -> ImageIndex:
         """Open an index to search it.
 
@@ -99,12 +101,12 @@ class ImageIndex:
             model: the model it was built with, opened or by its place; None opens it, when it is first needed, from
                 where it was.
             device, dtype, batch_size: as `tasks.load.load`, for a model that is not opened yet.
-            memory_bytes: of image features for ITM that are kept on disk.
+            cache_bytes: of image features for ITM that are kept on disk.
 
         Raises:
             UserError: there is no index, or `model` is another one than the index was built with.
         """
-        index = cls(Path(path), Catalog(Path(path)), memory_bytes=memory_bytes)
+        index = cls(Path(path), Catalog(Path(path)), cache_bytes=cache_bytes)
         index._how = {
             "model": model if isinstance(model, str) else None,
             "device": device,
@@ -118,8 +120,8 @@ class ImageIndex:
     def close(self) -> None:
         """Close its files."""
         self.catalog.close()
-        if self._memories is not None:
-            self._memories.close()
+        if self._features is not None:
+            self._features.close()
 
     def __enter__(self) -> ImageIndex:
         return self
@@ -153,12 +155,12 @@ class ImageIndex:
             return self._predictor
 
     @property
-    def memories(self) -> Memories:
+    def features(self) -> DiskFeatures:
         """Image features on disk."""
         with self._lock:
-            if self._memories is None:
-                self._memories = Memories(self.folder, self._memory_bytes)
-            return self._memories
+            if self._features is None:
+                self._features = DiskFeatures(self.folder, self._cache_bytes)
+            return self._features
 
     # Search -----------------------------------------------------------------------------------------------
 
@@ -247,7 +249,7 @@ class ImageIndex:
             weights: [C].
         """
         logits = self._match_logits(tokens, [record for _, record in candidates])
-        # Of several texts each must hold, or not hold: one that fits very well makes up for none that does not.
+        # Each of several texts must hold, or not hold: a good fit of one does not make up for a bad fit of another.
         fit = logsigmoid(logits * weights.sign())
         ranked = (logits[:, 0] if len(weights) == 1 else fit @ weights.abs()).tolist()
         together = fit.sum(1).exp().tolist()
@@ -282,14 +284,14 @@ class ImageIndex:
         """
         predictor, dtype = self.predictor, self.predictor.dtype
         keys = {record.hash: f"{record.hash}-{str(dtype).removeprefix('torch.')}" for record in records}
-        kept = self.memories.get(list(keys.values()))
+        kept = self.features.get(list(keys.values()))
         missing = [record for record in records if keys[record.hash] not in kept]
         unread = {record.path: record for record in {record.hash: record for record in missing}.values()}
         for batch in predictor.batches(_inputs(list(unread.values()))):
             if len(batch):
                 names = [keys[unread[name].hash] for name in batch.names]
                 new = dict(zip(names, predictor.encode(batch).to(torch.float16).cpu(), strict=True))
-                self.memories.put(new)
+                self.features.put(new)
                 kept |= new
         return {content: kept[key].to(predictor.device, dtype) for content, key in keys.items() if key in kept}
 

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
-import numpy as np
-
 from openblip.core.errors import UserError
+from openblip.core.fingerprint import fingerprint
 from openblip.tasks.load import load
 from openblip.tasks.predictor import Predictor
 
 __all__ = ["model_fingerprint", "open_model_of", "source_of"]
 
-_VALUES = 4096
-"""of each tensor that are read"""
 _LANGUAGE = "language."
 """what an index does not use of a BLIP-2 model"""
 
 
 def model_fingerprint(predictor: Predictor) -> str:
-    """32 hex digits: names, shapes and the signs of weights, which are the same in every dtype.
-
-    Training changes the sign of many small weights at once, so that a fine-tuned model differs too.
-    """
-    digest = hashlib.blake2b(str(predictor.adapter.image_size).encode(), digest_size=16)
-    for name, tensor in predictor.model.named_parameters():
-        if not name.startswith(_LANGUAGE):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            signs = tensor.detach().reshape(-1)[:_VALUES].signbit().cpu().numpy()
-            digest.update(np.packbits(signs).tobytes())
-    return digest.hexdigest()
+    """32 hex digits: of the size of images and of the weights, the same in every dtype."""
+    used = (named for named in predictor.model.named_parameters() if not named[0].startswith(_LANGUAGE))
+    return fingerprint(used, config=predictor.adapter.image_size, signs=True)
 
 
 def source_of(model: str) -> str:

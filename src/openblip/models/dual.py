@@ -70,7 +70,7 @@ class BlipDual(nn.Module):
         return self.text_encoder.remember(image_embeds, mask)
 
     def image_features(self, image_embeds: Tensor) -> Tensor:
-        """[B, N, Dv] -> normalised [B, E]."""
+        """[B, N, Dv] -> normalised [B, E]; of a video the mean over its frames, normalised afterwards."""
         # The tower has applied this norm already; transformers' `BlipModel` applies it to the pooled token again.
         first = image_embeds[:, :: self.vision.num_tokens]  # of each frame
         return F.normalize(self.vision_proj(self.vision.vit.norm(first)).mean(1), dim=-1)

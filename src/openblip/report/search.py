@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from openblip.core.text import counted
 from openblip.index import Hit
 from openblip.report.content import Card, CardText, Fact, Gallery, Report, Section
 from openblip.report.page_images import PageImage
@@ -23,7 +24,7 @@ def search_sheet(query: str, hits: Sequence[Hit], images: Iterable[PageImage | N
         images: of each hit; None for one that cannot be read.
     """
     cards = [_card(place, hit, image) for place, (hit, image) in enumerate(zip(hits, images, strict=True), 1)]
-    found = f"{len(hits)} image{'s' * (len(hits) != 1)} of {index}, the best first."
+    found = f"{counted(len(hits), 'image')} of {index}, the best first."
     if any(hit.itm is not None for hit in hits):
         found += " ITM is the probability that an image shows what was asked for."
     return Report(title=query, subtitle=found, sections=[Section(title="Images", blocks=[Gallery(cards=cards)])])

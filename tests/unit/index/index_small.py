@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.store import StoredModel
-from openblip.index.building import Changes, IndexWriter, create
+from openblip.index import building
+from openblip.index.building import Changes, create
 from openblip.index.entries import Place
 from openblip.index.image_index import ImageIndex
 from openblip.tasks.predictor import Predictor
@@ -65,8 +66,7 @@ def build(folder: Path, predictor: Predictor, *specs: Path | str) -> tuple[Image
 
 
 def update(index: ImageIndex, spec: Path | str) -> Changes:
-    with IndexWriter.open(index) as writer:
-        return writer.update(Place(str(spec)))
+    return building.update(index, Place(str(spec)))
 
 
 def exact(index: ImageIndex, predictor: Predictor, paths: list[str]) -> Tensor:

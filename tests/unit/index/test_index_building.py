@@ -13,7 +13,8 @@ import torch
 from index_small import Counting, build, exact, make_predictor, update
 from PIL import Image
 
-from openblip.cli.index import _known_places, _update
+from openblip.cli.index import _known_places, _open, _update
+from openblip.core import runtime
 from openblip.core.errors import UserError
 from openblip.index.building import create
 from openblip.index.catalog import Catalog, remove
@@ -174,6 +175,24 @@ def test_another_model_is_refused(tmp_path: Path, photos: Path, blip: Counting) 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_is_the_same_in_every_dtype(dtype: torch.dtype) -> None:
     assert model_fingerprint(make_predictor(dtype=dtype)) == model_fingerprint(make_predictor())
+
+
+def test_commands_use_no_more_threads_than_cpus(
+    tmp_path: Path, blip: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(tmp_path / "I", blip, "x")
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 1)
+    before = torch.get_num_threads()
+    try:
+        for given, expected in (("2", 2), (None, 1)):
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+            if given is not None:
+                monkeypatch.setenv("OMP_NUM_THREADS", given)
+            torch.set_num_threads(2)
+            _open(tmp_path / "I", None).close()
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, photos: Path, blip: Counting) -> None:

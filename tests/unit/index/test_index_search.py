@@ -14,7 +14,7 @@ from PIL import Image
 
 from openblip.core.errors import UserError
 from openblip.index import Filters, ImageIndex
-from openblip.index.memories import MEMORIES, Memories
+from openblip.index.features import FEATURES, DiskFeatures
 
 TEXT = "a dog beside a bus"
 
@@ -90,24 +90,24 @@ def test_image_features_are_computed_once(
     again = ImageIndex.open(tmp_path / "I", predictor)
     assert again.search(text=TEXT, rerank=5) == first
     assert predictor.encoded == 5
-    (tmp_path / "I" / MEMORIES).unlink()
-    without = ImageIndex.open(tmp_path / "I", predictor, memory_bytes=0)
+    (tmp_path / "I" / FEATURES).unlink()
+    without = ImageIndex.open(tmp_path / "I", predictor, cache_bytes=0)
     assert without.search(text=TEXT, rerank=5) == first, "at hand or not, the same"
-    assert not (tmp_path / "I" / MEMORIES).exists()
+    assert not (tmp_path / "I" / FEATURES).exists()
 
 
 def test_image_features_stay_within_their_bound(tmp_path: Path) -> None:
-    memories = Memories(tmp_path, 3 * 2 * 4 * 8)
+    features = DiskFeatures(tmp_path, 3 * 2 * 4 * 8)
     ones = {f"k{number}": torch.full((4, 8), float(number)) for number in range(5)}
     for key in ("k0", "k1", "k2"):
-        memories.put({key: ones[key]})
-    assert memories.get(["k0"])["k0"].tolist() == ones["k0"].tolist()
-    memories.put({"k3": ones["k3"]})
-    assert memories.nbytes == memories.max_bytes
-    assert sorted(memories.get(list(ones))) == ["k0", "k2", "k3"], "k1 was used longest ago"
-    memories.close()
-    (tmp_path / MEMORIES).write_bytes(b"damaged" * 999)
-    mended = Memories(tmp_path, 999)
+        features.put({key: ones[key]})
+    assert features.get(["k0"])["k0"].tolist() == ones["k0"].tolist()
+    features.put({"k3": ones["k3"]})
+    assert features.nbytes == features.max_bytes
+    assert sorted(features.get(list(ones))) == ["k0", "k2", "k3"], "k1 was used longest ago"
+    features.close()
+    (tmp_path / FEATURES).write_bytes(b"damaged" * 999)
+    mended = DiskFeatures(tmp_path, 999)
     mended.put({"k4": ones["k4"]})
     assert sorted(mended.get(list(ones))) == ["k4"]
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from serving_small import ANSWERS, QUESTIONS, SIDE, TEXTS, FolderIndex, StandIn, ask, engine, png, post, predictors
 
-from openblip.index.building import IndexWriter, create
+from openblip.index.building import create, update
 from openblip.index.entries import Place
 from openblip.index.image_index import ImageIndex
 from openblip.serving.app import Service
@@ -205,8 +205,7 @@ def test_thumbnails_of_images_in_a_tar(tmp_path: Path) -> None:
     served = predictors()
     create(tmp_path / "index", served["blip"], "blip")
     with ImageIndex.open(tmp_path / "index", served["blip"]) as index:
-        with IndexWriter.open(index) as writer:
-            writer.update(Place(str(tmp_path / "images.tar")))
+        update(index, Place(str(tmp_path / "images.tar")))
 
         async def asking(client: httpx.AsyncClient) -> httpx.Response:
             found = (await client.post("/v1/search", json={"text": "two dogs"})).raise_for_status()

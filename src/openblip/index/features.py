@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MEMORIES", "Memories"]
+__all__ = ["FEATURES", "DiskFeatures"]
 
-MEMORIES = "memories.sqlite"
+FEATURES = "features.sqlite"
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS memories (
+CREATE TABLE IF NOT EXISTS features (
     key TEXT PRIMARY KEY, used REAL NOT NULL, shape TEXT NOT NULL, bytes INTEGER NOT NULL, data BLOB NOT NULL
 )
 """
 
 
-class Memories:
+class DiskFeatures:
     """Features [N, Dv] by the hash of an image's content, kept as float16; may be used by several threads.
 
     Nothing is kept where the file cannot be written.
@@ -44,7 +44,7 @@ class Memories:
         for _ in range(2):
             try:
                 connection = sqlite3.connect(
-                    folder / MEMORIES, timeout=10, isolation_level=None, check_same_thread=False
+                    folder / FEATURES, timeout=10, isolation_level=None, check_same_thread=False
                 )
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=OFF")
@@ -53,7 +53,7 @@ class Memories:
                 return
             except sqlite3.DatabaseError:  # damaged: it holds nothing that cannot be computed again
                 connection.close()
-                (folder / MEMORIES).unlink(missing_ok=True)
+                (folder / FEATURES).unlink(missing_ok=True)
 
     def get(self, keys: Sequence[str]) -> dict[str, Tensor]:
         """Those that are there, float16 [N, Dv]."""
@@ -62,14 +62,14 @@ class Memories:
             return found
         with self._lock, suppress(sqlite3.OperationalError):
             for key in keys:
-                row = self._connection.execute("SELECT shape, data FROM memories WHERE key = ?", (key,)).fetchone()
+                row = self._connection.execute("SELECT shape, data FROM features WHERE key = ?", (key,)).fetchone()
                 if row is not None:
                     tokens, width = map(int, row[0].split(" "))
                     values = np.frombuffer(bytearray(row[1]), np.float16).reshape(tokens, width)
                     found[key] = torch.from_numpy(values)
             now = time.time()
             self._connection.executemany(
-                "UPDATE memories SET used = ? WHERE key = ?", [(now, key) for key in found]
+                "UPDATE features SET used = ? WHERE key = ?", [(now, key) for key in found]
             )
         return found
 
@@ -84,10 +84,10 @@ class Memories:
         with self._lock, suppress(sqlite3.OperationalError):  # a full disk, or a writer that takes long
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                self._connection.executemany("INSERT OR REPLACE INTO memories VALUES (?, ?, ?, ?, ?)", rows)
+                self._connection.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?, ?)", rows)
                 self._connection.execute(
-                    "DELETE FROM memories WHERE key IN (SELECT key FROM (SELECT key, sum(bytes) OVER "
-                    "(ORDER BY used DESC, rowid DESC) AS total FROM memories) WHERE total > ?)",
+                    "DELETE FROM features WHERE key IN (SELECT key FROM (SELECT key, sum(bytes) OVER "
+                    "(ORDER BY used DESC, rowid DESC) AS total FROM features) WHERE total > ?)",
                     (self.max_bytes,),
                 )
             except BaseException:
@@ -101,7 +101,7 @@ class Memories:
         if self._connection is None:
             return 0
         with self._lock:
-            return int(self._connection.execute("SELECT total(bytes) FROM memories").fetchone()[0])
+            return int(self._connection.execute("SELECT total(bytes) FROM features").fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""
