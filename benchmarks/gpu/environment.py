@@ -16,7 +16,7 @@ from benchmarks.gpu.measure import card
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.stages import last_line
 from openblip.core.errors import UserError
-from openblip.core.gpus import gpu_named
+from openblip.core.gpus import gpu_of_driver
 from openblip.core.runtime import machine, versions
 from openblip.core.text import read_text
 
@@ -45,7 +45,7 @@ def measure(report: Report) -> None:
             free_gib=round(free / 2**30, 2),
             total_gib=round(total / 2**30, 2),
             bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
-            known=gpu_named(card(device)) is not None,
+            known=gpu_of_driver(card(device)) is not None,
         )
     with report.case("rates"):
         report.add("rates", **_rates(device, report.pretend))

@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import spread
-from openblip.core.gpus import gpu_named, utilization
+from openblip.core.gpus import gpu_of_driver, utilization
 
 __all__ = ["attention_kernels", "card", "count_waits", "measured"]
 
@@ -66,7 +66,7 @@ def measured(
         found["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 3)
     if tflop is not None:
         found["tflop"] = round(tflop, 4)
-        mfu = utilization(tflop, median, gpu_named(card(device)))
+        mfu = utilization(tflop, median, gpu_of_driver(card(device)))
         found |= {} if mfu is None else {"mfu": round(mfu, 4)}
     return found
 

@@ -20,7 +20,7 @@ from benchmarks.gpu.run import run
 from benchmarks.gpu.stages import STAGES, Stage, last_line
 from benchmarks.gpu.steps import WORKS, blip_sizes
 from benchmarks.tables import RESULTS
-from openblip.core.gpus import GPUS, gpu_named, utilization
+from openblip.core.gpus import GPUS, gpu_of_driver, utilization
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
@@ -82,10 +82,10 @@ def test_the_whole_run_fits_its_time_but_for_the_training() -> None:
 
 
 def test_utilization_of_known_cards() -> None:
-    assert gpu_named("NVIDIA H100 80GB HBM3") == GPUS["h100"]
-    assert gpu_named("NVIDIA H100 PCIe") is None
+    assert gpu_of_driver("NVIDIA H100 80GB HBM3") == GPUS["h100"]
+    assert gpu_of_driver("NVIDIA H100 PCIe") is None
     assert utilization(98.9, 0.2, GPUS["h100"]) == pytest.approx(0.5)
-    assert utilization(98.9, 0.2, gpu_named(None)) is None
+    assert utilization(98.9, 0.2, gpu_of_driver(None)) is None
 
 
 def test_missing_packages_are_named(tmp_path: Path) -> None:
