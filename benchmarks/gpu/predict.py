@@ -2,9 +2,9 @@
 
     python -m benchmarks gpu --predict [--store]
 
-Speeds are those at the shares of a card's figures that last (`openblip.core.gpus`). Of
-writing a caption, reading the decoder's weights and the images' keys and values once for each token is counted as
-well; what the host needs to launch kernels is not.
+Speeds are those at the shares of a card's figures that last (`openblip.core.gpus`). Of writing a caption, reading the
+decoder's weights and the images' keys and values once for each token is counted as well; what the host needs to
+launch kernels is not.
 """
 
 from __future__ import annotations

@@ -115,7 +115,8 @@ def _say_stopped(what: str, code: int, arguments: list[str]) -> int:
     if os.environ.get("RANK", "0") != "0":
         return code
     name = " ".join(_joined(arguments)[:1])
-    if name in COMMANDS and "resume" in inspect.signature(COMMANDS[name]).parameters:
+    begun = "--dry-run" not in (word.replace("_", "-") for word in arguments)
+    if begun and name in COMMANDS and "resume" in inspect.signature(COMMANDS[name]).parameters:
         what += f"; {RESUME}"
     elif name in _GO_ON or (name == "caption" and "txt" in arguments and "--existing" not in arguments):
         what += f"; {AGAIN}"

@@ -1,4 +1,4 @@
-"""What `evaluate` keeps of an evaluation, and what `report` shows of many."""
+"""What `evaluate` measures and keeps, and what `report` shows of many evaluations."""
 
 from __future__ import annotations
 
@@ -8,18 +8,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openblip.core.errors import UserError
+from openblip.core.text import counted
+
 if TYPE_CHECKING:
+    from openblip.data.cards.card import Submission
     from openblip.data.measured import Measured
+    from openblip.data.sources.base import SourceConfig
     from openblip.metrics.results import Result
-    from openblip.tasks.config import RunConfig
+    from openblip.tasks.config import RunConfig, TaskName
     from openblip.tasks.protocols import Adapter
 
-__all__ = ["default_samples", "result_of", "show_results"]
+__all__ = ["default_samples", "measured_task", "result_of", "show_results"]
 
 _SAMPLES = 1000
 """of data that are no published split"""
 _COUNTS = ("num_left_out", "num_unanswered", "num_without_captions")
 """among the metrics of an evaluation"""
+_DOES = {
+    "answering": "answers questions",
+    "dialog": "answers in dialogs",
+    "nlvr": "judges pairs of images",
+    "captioning": "writes captions",
+    "retrieval": "matches images with texts",
+}
+"""what a model of a task does"""
+_ABILITIES = {"retrieval": "embed", "captioning": "likelihood"}
+"""what a model that is measured on all that it can do with images and captions needs for each"""
 
 
 def default_samples(data: Sequence[str]) -> int:
@@ -29,6 +44,42 @@ def default_samples(data: Sequence[str]) -> int:
 
     published = bool(data) and all(named_split(parse_spec(spec).path) is not None for spec in data)
     return sys.maxsize if published else _SAMPLES
+
+
+def measured_task(
+    model: str, adapter: Adapter, data: Sequence[SourceConfig], submission: Submission = ""
+) -> TaskName:
+    """The task that a model is measured on.
+
+    Args:
+        model: as it was named.
+        submission: format of the file of predictions, "" for none.
+
+    Raises:
+        UserError: a published dataset, or the file of predictions, needs a model of another task.
+    """
+    from openblip.data.cards.find import card_named, named_split
+    from openblip.tasks.registry import task_of
+    from openblip.tasks.submission import submitted_task
+
+    task = task_of(adapter, data)
+    if submission:
+        wanted = submitted_task(submission)
+        if wanted != task and not (wanted == "captioning" and "likelihood" in adapter.can):
+            raise _unfit("--submission", wanted, model, adapter, task)
+        return wanted
+    for source in data:
+        named = None if source.text_column or source.image_column else named_split(source.path)
+        needed = task if named is None else card_named(named[0]).task
+        if needed in _DOES and needed != task and not (task == "pretraining" and needed in _ABILITIES):
+            raise _unfit(source.path, needed, model, adapter, task)
+    return task
+
+
+def _unfit(what: str, wanted: str, model: str, adapter: Adapter, task: str) -> UserError:
+    able = [_DOES[name] for name, ability in _ABILITIES.items() if ability in adapter.can]
+    does = _DOES.get(task) or " and ".join(able) or "gives features"
+    return UserError(f"{what} needs a model that {_DOES[wanted]}; {model} is one that {does}")
 
 
 def result_of(
@@ -121,5 +172,6 @@ def show_results(folder: Path, target: Path) -> None:
     for name, reason in found.skipped.items():
         print(f"openblip: skipped {folder / name}: {reason}", file=sys.stderr)
     if found.skipped:
-        print(f"openblip: {len(found.skipped)} files skipped, {len(found.results)} read", file=sys.stderr)
+        skipped = counted(len(found.skipped), "file")
+        print(f"openblip: {skipped} skipped, {len(found.results)} read", file=sys.stderr)
     write_report(target, results_report(found, f"Results in {folder}"))

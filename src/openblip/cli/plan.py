@@ -25,14 +25,14 @@ def show_plan(
     Raises:
         UserError: the run cannot be predicted.
     """
-    from openblip.core.gpus import ARITHMETIC_SHARE, gpu_called
+    from openblip.core.gpus import ARITHMETIC_SHARE, gpu_named
     from openblip.tasks.plan import largest_batch, plan
 
     card = given["gpu"] or (paper.card if paper else "h100")
     gpus = given["gpus"] if given["gpus"] is not None else paper.gpus if paper else 1
     samples = given["samples"] if given["samples"] is not None else paper.samples if paper else 0
     mfu = ARITHMETIC_SHARE if given["mfu"] is None else given["mfu"]
-    made = plan(config, gpu_called(card), gpus=gpus, mfu=mfu, samples=samples)
+    made = plan(config, gpu_named(card), gpus=gpus, mfu=mfu, samples=samples)
     record = {"recipe": title, **plan_record(made)}
     if not made.fits:
         record["largest_batch"] = largest_batch(config, made)
@@ -46,6 +46,8 @@ def show_plan(
 
 def plan_record(made: Plan) -> dict[str, Any]:
     """A prediction as plain data."""
+    from openblip.tasks.cost import RESERVE
+
     return {
         "gpu": made.gpu.name,
         "gpus": made.gpus,
@@ -62,7 +64,7 @@ def plan_record(made: Plan) -> dict[str, Any]:
             "weights, moments, queues": round(made.weights_gib, 2),
             "gradients and activations": round(made.passing_gib, 2),
             "buckets of DDP": round(made.buckets_gib, 2),
-            "all, with 2 set aside": round(made.memory_gib, 2),
+            f"all, with {RESERVE:g} set aside": round(made.memory_gib, 2),
             "of the card": made.gpu.gib,
         },
         "fits": made.fits,
@@ -76,12 +78,16 @@ def plan_record(made: Plan) -> dict[str, Any]:
 def _print(title: str, made: Plan, record: dict[str, Any]) -> None:
     from openblip.report import Column, Table, print_table
     from openblip.report.numbers import spell
+    from openblip.tasks.cost import RESERVE
 
     memory = record["memory_gib"]
     parts = ", ".join(f"{name} {value:.1f}" for name, value in list(memory.items())[:3] if value)
     copies = f", momentum copies {made.momentum_parameters / 1e6:.1f}M" if made.momentum_parameters else ""
     frozen = f", frozen {made.frozen_parameters / 1e6:,.1f}M" if made.frozen_parameters else ""
-    fits = "fits" if made.fits else f"does not fit; the largest batch that does is {record['largest_batch']}"
+    largest = record.get("largest_batch")
+    fits = "fits" if made.fits else f"does not fit; the largest batch that does is {largest}"
+    if largest == 0:
+        fits = "does not fit, and not even a batch of 1 does"
     several = f" in {made.accumulation} micro-batches" if made.accumulation > 1 else ""
     run = "unknown: give --samples or --steps" if made.steps is None else f"{made.steps:,} steps"
     hours, trained, rate = made.hours, made.trained_parameters, made.samples_per_second
@@ -91,7 +97,7 @@ def _print(title: str, made: Plan, record: dict[str, Any]) -> None:
         "parameters": f"trained {trained / 1e6:.1f}M{frozen}{copies}",
         "a step": f"{made.step_tflop:.1f} TFLOP on each GPU, texts of {made.text_tokens} tokens",
         "memory": f"{made.memory_gib:.1f} GiB of {made.gpu.gib}: {fits}",
-        "made of": f"{parts}, set aside 2.0 GiB",
+        "made of": f"{parts}, set aside {RESERVE:.1f} GiB",
         "speed": f"{spell(made.step_seconds, 'seconds')} a step, {rate:,.0f} samples/s at {made.mfu:.0%} MFU",
         "the run": run
         if hours is None

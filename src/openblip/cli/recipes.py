@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from openblip.cli.arguments import person
-from openblip.core.gpus import gpu_called
+from openblip.core.gpus import gpu_named
 from openblip.recipes.catalogue import RECIPES, Recipe, recipe_named
 from openblip.recipes.recipe import BLIP, BLIP2
 
@@ -69,7 +69,7 @@ def facts_of(recipe: Recipe) -> dict[str, Any]:
     facts["settings"] = _settings(recipe, config)
     if (paper := recipe.paper) is not None:
         batch = paper.gpus * config.batch_size
-        facts["hardware"] = f"{paper.gpus} x {gpu_called(paper.card).name}, batch {batch:,}"
+        facts["hardware"] = f"{paper.gpus} x {gpu_named(paper.card).name}, batch {batch:,}"
         facts |= {"time": paper.took} if paper.took else {}
         facts |= {"samples": f"{paper.samples:,} an epoch"} if paper.samples else {}
         expected = [f"{t.measure}: {t.value} by {t.model} ({t.source})" for t in paper.figures]

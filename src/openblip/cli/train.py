@@ -31,7 +31,7 @@ Start = Annotated[
     arg(metavar="MODEL", help="the model to start from, or a size to train from scratch", help_behavior_hint=""),
 ]
 Place = Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")]
-Steps = Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")]
+Number = Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")]
 Share = Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")]
 Card = Annotated[str | None, arg(metavar="CARD", help_behavior_hint="")]
 RunFolder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
@@ -47,7 +47,7 @@ def train(
     out: RunFolder = None,
     model: Start = None,
     validation: Validation = (),
-    steps: Steps = None,
+    steps: Number = None,
     tokenizer: Place = None,
     vision: Place = None,
     image_size: Pixels = None,
@@ -57,8 +57,8 @@ def train(
     resume: bool = False,
     dry_run: bool = False,
     gpu: Card = None,
-    gpus: Steps = None,
-    samples: Steps = None,
+    gpus: Number = None,
+    samples: Number = None,
     mfu: Share = None,
     json: bool = False,
 ) -> None:
@@ -234,7 +234,7 @@ def check_train(recipe: str, given: dict[str, Any]) -> None:
     Raises:
         UserError: see above.
     """
-    from openblip.core.gpus import gpu_called
+    from openblip.core.gpus import gpu_named
     from openblip.core.places import check_run_settings
     from openblip.recipes.catalogue import RECIPES, recipe_named
 
@@ -244,7 +244,7 @@ def check_train(recipe: str, given: dict[str, Any]) -> None:
     if not dry_run and (unread := [name for name in _OF_DRY_RUNS if name in given]):
         raise UserError(f"--{unread[0]} is for --dry-run")
     if "gpu" in given:
-        gpu_called(given["gpu"])
+        gpu_named(given["gpu"])
     if is_file(recipe):
         check_run_settings(Path(recipe))
         return

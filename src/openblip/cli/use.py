@@ -30,7 +30,7 @@ from openblip.cli.arguments import (
     need,
     person,
 )
-from openblip.cli.evaluated import default_samples, result_of
+from openblip.cli.evaluated import default_samples, measured_task, result_of
 from openblip.cli.results import (
     Row,
     check_counts,
@@ -319,46 +319,32 @@ def evaluate(
     check_counts(samples=samples)
     check_counts(0, rerank=rerank)
     from openblip.core.runtime import is_main
-    from openblip.data.cards import find_split
     from openblip.data.measured import Measured
-    from openblip.data.sources.composed import is_composed
     from openblip.tasks.answering import MAX_LENGTH
     from openblip.tasks.classification import class_names
     from openblip.tasks.config import RunConfig, as_sources
     from openblip.tasks.dialog import HISTORY
     from openblip.tasks.load import load
-    from openblip.tasks.registry import task_of
-    from openblip.tasks.submission import submission_format, submit, submitted_task
+    from openblip.tasks.submission import submission_format, submit
     from openblip.tasks.training import evaluate_model
 
-    form = submission_format(as_sources(data), submission) if submission is not None else ""
+    sources = as_sources(data)
+    form = submission_format(sources, submission) if submission is not None else ""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun has started several: they share the data out
         from openblip.training.launch import start
 
         start(device)
-    predictor = load(model, tokenizer=tokenizer, device=device, dtype="float32")
-    adapter, task = predictor.adapter, task_of(predictor.adapter, as_sources(data))
-    if form:
-        wanted = submitted_task(form)
-        if task != wanted and not (wanted == "captioning" and "likelihood" in adapter.can):
-            does = {"captioning": "writes captions", "nlvr": "judges pairs of images"}.get(
-                wanted, "answers questions"
-            )
-            raise UserError(f"--submission needs a model that {does}; {model} was trained for {task}")
-        task = wanted
-    if any(find_split(source).classes for source in as_sources(data)):
-        task = "classification"
-    elif all(is_composed(source) for source in as_sources(data)):
-        task = "composed"
+    adapter = load(model, tokenizer=tokenizer, device=device, dtype="float32").adapter
+    task = measured_task(model, adapter, sources, form)
     asks = task == "answering"
     candidates = adapter.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
-    candidates = class_names(as_sources(data)) if task == "classification" else candidates
+    candidates = class_names(sources) if task == "classification" else candidates
     least = 0 if asks else min(2, adapter.captioning.min_new_tokens)
     config = RunConfig(
         family=adapter.family,
         task=task,
-        sources=as_sources(data),
-        validation=as_sources(data),
+        sources=sources,
+        validation=sources,
         validation_samples=sys.maxsize if form or task == "composed" else samples,  # whole, as is a gallery
         rerank_k=rerank,
         java_metrics=(*(("METEOR",) if meteor else ()), *(("SPICE",) if spice else ())),

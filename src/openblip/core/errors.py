@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from types import ModuleType
 
-__all__ = ["MissingExtra", "UserError", "about", "first_line", "nearest", "require"]
+__all__ = ["MissingExtra", "UserError", "about", "closest", "first_line", "nearest", "require"]
 
 
 class UserError(ValueError):
@@ -45,13 +45,17 @@ def about(*places: object) -> Iterator[None]:
         raise UserError(f"{places[0]}: {error}") from error
 
 
+def closest(name: str, valid: Iterable[str]) -> str:
+    """Return ' (did you mean "x"?)' for the closest of `valid`, "" when nothing is close."""
+    close = difflib.get_close_matches(name, [str(choice) for choice in valid], n=1, cutoff=0.5)
+    return f' (did you mean "{close[0]}"?)' if close else ""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return ' (did you mean "x"?)' for the closest of `valid`, or ' (known: ...)' when nothing is close."""
+    """As `closest`, or ' (known: ...)' when nothing is close."""
     choices = [str(choice) for choice in valid]
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if close:
-        return f' (did you mean "{close[0]}"?)'
-    return f" (known: {', '.join(sorted(choices))})" if choices else ""
+    known = f" (known: {', '.join(sorted(choices))})" if choices else ""
+    return closest(name, choices) or known
 
 
 def first_line(error: BaseException) -> str:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from openblip.core.errors import UserError, nearest
 
-__all__ = ["ARITHMETIC_SHARE", "GPUS", "MEMORY_SHARE", "Gpu", "gpu_called", "gpu_of_driver", "utilization"]
+__all__ = ["ARITHMETIC_SHARE", "GPUS", "MEMORY_SHARE", "Gpu", "gpu_named", "gpu_of_driver", "utilization"]
 
 ARITHMETIC_SHARE, MEMORY_SHARE = 0.4, 0.6
-"""of a vendor's figures, that are assumed to last"""
+"""of a vendor's figures, that is assumed to last"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ GPUS: dict[str, Gpu] = {
 """by the names of --gpu"""
 
 
-def gpu_called(name: str) -> Gpu:
+def gpu_named(name: str) -> Gpu:
     """The card of a name of `GPUS`.
 
     Raises:

@@ -131,7 +131,8 @@ def _read(file: Path) -> Result:
     except OSError as error:
         raise UserError(error.strerror or "cannot be read") from error
     except UserError as error:
-        raise UserError(f"is no JSON ({first_line(error)})") from error
+        found = first_line(error).removeprefix(f"{file} ").removeprefix("cannot be read as JSON: ")
+        raise UserError(f"is no JSON ({found})") from error
     if not isinstance(data, dict) or data.get("kind") != KIND:
         kind = data.get("kind") if isinstance(data, dict) else None
         other = isinstance(kind, str) and kind.startswith(KIND.rpartition("-")[0])

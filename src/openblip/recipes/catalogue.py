@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openblip.core.errors import UserError, nearest
+from openblip.core.errors import UserError, closest
 from openblip.recipes.papers import RUNS
 from openblip.recipes.recipe import BLIP, BLIP2, Recipe
 
@@ -107,10 +107,10 @@ def recipe_named(name: str) -> Recipe:
     """The recipe of a name.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: there is none; names the closest.
     """
     if name not in RECIPES:
-        raise UserError(f'there is no recipe "{name}"{nearest(name, RECIPES)}; openblip recipes lists them')
+        raise UserError(f'there is no recipe "{name}"{closest(name, RECIPES)}; openblip recipes lists them')
     return RECIPES[name]
 
 

@@ -1,9 +1,9 @@
 """The runs of the two papers: a recipe each, with its data, its hardware and the figures to expect.
 
 Settings and figures are the papers', or those of their published configurations (salesforce/BLIP and
-salesforce/LAVIS), and times those that the authors told (salesforce/BLIP#2, #19 and #42; BLIP-2, section 3.4). A
-figure of a pre-training is that of the model after fine-tuning, or zero-shot where it says so. TR is the retrieval
-of texts for an image, IR that of images for a text.
+salesforce/LAVIS), and times those that the authors told (salesforce/BLIP#2 and #19; BLIP-2, section 3.4). The
+memory of BLIP's A100 is not published: 40 GB is assumed. A figure of a pre-training is that of the model after
+fine-tuning, or zero-shot where it says so. TR is the retrieval of texts for an image, IR that of images for a text.
 """
 
 from __future__ import annotations
@@ -196,7 +196,6 @@ _BLIP_RUNS = (
         paper=PaperRun(gpus=16, card="a100-40", samples=86_373, figures=_only(_B_129M, "nlvr")),
     ),
 )  # fmt: skip
-# VisDial: a line here, once the task is there.
 
 _VIT_L = "timm:vit_large_patch14_clip_224.openai"
 _ZERO_SHOT = ("vqa_zero_shot", "okvqa_zero_shot", "gqa_zero_shot")
@@ -208,15 +207,14 @@ _CLEANED = (
 )
 
 
-def _stage1(name: str, vision: str, batch: int, summary: str, **figures: str) -> Recipe:
-    table = f"{_BLIP2_TABLES}, tables 2 and 5"
+def _stage1(name: str, vision: str, batch: int, tower: str, **figures: str) -> Recipe:
     return Recipe(
-        name, "blip2:blip2_stage1", summary, BLIP2, takes=("vision", "text"), data=_ALL_WEB,
+        name, "blip2:blip2_stage1", f"stage 1: {tower}", BLIP2, takes=("vision", "text"), data=_ALL_WEB,
         options_set={"vision": vision} if vision else {},
         settings=(f"batch_size={batch}",),
         paper=PaperRun(
             gpus=16, card="a100-40", took=_STAGE1_TIME if not vision else "", note=_CLEANED,
-            figures=_targets(table, summary, **figures),
+            figures=_targets(f"{_BLIP2_TABLES}, table 5", f"BLIP-2 {tower}", **figures),
         ),
     )  # fmt: skip
 
@@ -274,14 +272,14 @@ def _blip2_questions(name: str, language: str, title: str, figure: str) -> Recip
     )  # fmt: skip
 
 
-def _blip2_retrieval(name: str, vision: str, summary: str, **figures: str) -> Recipe:
+def _blip2_retrieval(name: str, vision: str, tower: str, **figures: str) -> Recipe:
     return _blip2_tune(
-        name, "retrieval", f"retrieval on COCO, {summary}", "batch_size=14",
+        name, "retrieval", f"retrieval on COCO, {tower}", "batch_size=14",
         **_COCO,
         start=("vision.image_size=364", *((f"vision.source={vision}",) if vision else ())),
         paper=PaperRun(
             gpus=16, card="a100-40", samples=_COCO_TEXTS,
-            figures=_targets(f"{_BLIP2_TABLES}, table 5", f"BLIP-2 {summary}", **figures),
+            figures=_targets(f"{_BLIP2_TABLES}, table 5", f"BLIP-2 {tower}", **figures),
         ),
     )  # fmt: skip
 
@@ -290,8 +288,8 @@ _OPT_27, _OPT_67 = ("facebook/opt-2.7b", "OPT-2.7B"), ("facebook/opt-6.7b", "OPT
 _T5_XL, _T5_XXL = ("google/flan-t5-xl", "FlanT5-XL"), ("google/flan-t5-xxl", "FlanT5-XXL")
 _RETRIEVAL_G = {"coco_retrieval": "85.4 / 68.3", "flickr_retrieval": "97.6 / 89.7"}
 _BLIP2_RUNS = (
-    _stage1("blip2-stage1-vit-g", "", 105, "stage 1: ViT-g", **_RETRIEVAL_G),
-    _stage1("blip2-stage1-vit-l", _VIT_L, 145, "stage 1: ViT-L of CLIP", coco_retrieval="83.5 / 66.3"),
+    _stage1("blip2-stage1-vit-g", "", 105, "ViT-g", **_RETRIEVAL_G),
+    _stage1("blip2-stage1-vit-l", _VIT_L, 145, "ViT-L of CLIP", coco_retrieval="83.5 / 66.3"),
     _stage2("blip2-stage2-opt-2.7b", *_OPT_27, ("52.3", "31.7", "34.6")),
     _stage2("blip2-stage2-opt-6.7b", *_OPT_67, ("52.6", "36.4", "36.4")),
     _stage2("blip2-stage2-flan-t5-xl", *_T5_XL, ("63.0", "40.7", "44.2")),

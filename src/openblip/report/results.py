@@ -11,7 +11,9 @@ from openblip.report.content import Cell, Column, Report, Section, Table, Text
 
 __all__ = ["results_report", "results_tables"]
 
-_SHOWN = {"text": "TR@1", "image recall@1": "IR@1"}
+_BY_ITC = {"i2t_recall@1": "TR@1 by ITC", "t2i_recall@1": "IR@1 by ITC"}
+"""recall without ITM's re-ranking, which the published figures have"""
+_SHOWN = {"text": "TR@1", "image recall@1": "IR@1", **_BY_ITC}
 """shorter names of measures"""
 _OTHER = (
     *("i2t_recall@1", "t2i_recall@1", "itm_accuracy", "BLEU-4", "CIDEr", "accuracy", "accuracy_ranked"),
@@ -54,6 +56,7 @@ def _table(dataset: str, split: str, task: str, results: Sequence[Result]) -> Ta
         return _plain(dataset, split, task, results)
     nearest = {family: _best(published, prefix, measures) for family, prefix in _FAMILIES.items()}
     digits = {name: max(len(row.figures.get(name, "").partition(".")[2]) for row in published) for name in measures}
+    by_itc = [name for name in _BY_ITC if any(_lacks_itm(name, result) for result in results)]
     rows: list[list[Cell | float | str | None]] = []
     for result in results:
         beside = nearest.get(result.family)
@@ -61,15 +64,16 @@ def _table(dataset: str, split: str, task: str, results: Sequence[Result]) -> Ta
         for name in measures:
             reference = beside.figures.get(name) if beside is not None else None
             cells.append(_cell(result.metrics.get(_metric(name, result)), digits[name], reference))
+        cells += [_cell(result.metrics.get(name)) for name in by_itc]
         rows.append([result.model, *cells, _samples(result)])
     for row in published:
         model = f"{row.model}, {row.remark}" if row.remark else row.model
-        rows.append([model, *(row.figures.get(name) for name in measures), "published"])
+        rows.append([model, *(row.figures.get(name) for name in (*measures, *by_itc)), "published"])
     families = {result.family for result in results}
     compared = sorted({row.model for family, row in nearest.items() if row is not None and family in families})
     notes = [f"In parentheses: difference from the published {' or '.join(compared)}."] if compared else []
     notes += [*_parts(results), f"Sources: {'; '.join(dict.fromkeys(row.source for row in published))}."]
-    columns = [_SHOWN.get(name, name) for name in measures]
+    columns = [_SHOWN.get(name, name) for name in (*measures, *by_itc)]
     return _made(_title(dataset, split, task), columns, rows, " ".join(notes))
 
 
@@ -101,6 +105,11 @@ def _best(published: Sequence[Published], prefix: str, measures: Sequence[str]) 
 def _metric(measure: str, result: Result) -> str:
     """The metric of a result that a published measure is compared with, "" for none."""
     return next((name for name in MEASURES[measure] if name in result.metrics), "")
+
+
+def _lacks_itm(name: str, result: Result) -> bool:
+    """Whether a result has a recall by ITC and not the one after re-ranking."""
+    return name in result.metrics and name.replace("@", "_itm@") not in result.metrics
 
 
 def _cell(figure: Figure | None, digits: int = 1, reference: str | None = None) -> Cell:

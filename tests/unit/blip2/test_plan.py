@@ -19,6 +19,7 @@ from openblip.checkpoints.stored import count_parameters
 from openblip.cli.entry import main
 from openblip.core.errors import UserError
 from openblip.core.gpus import GPUS
+from openblip.core.interrupt import RESUME
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models import products
 from openblip.models.blip import Blip, blip_config
@@ -156,6 +157,27 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ):
         assert main(["train", "small-pretrain", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_card_for_no_batch_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setitem(GPUS, "rtx4090", replace(GPUS["rtx4090"], gib=2.0))
+    assert main(["train", "small-pretrain", "--dry-run", "--gpu", "rtx4090"]) == 0
+    assert "GiB of 2.0: does not fit, and not even a batch of 1 does" in capsys.readouterr().out
+
+
+def test_what_is_stopped_before_it_began_is_not_resumed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("openblip.cli.plan.show_plan", stop)
+    monkeypatch.setattr("openblip.tasks.training.run_training", stop)
+    assert main(["train", "small-pretrain", "--dry-run"]) == 130
+    assert capsys.readouterr().err == "openblip: stopped\n"
+    assert main(["train", "small-pretrain", "world:train", "--out", "run"]) == 130
+    assert capsys.readouterr().err == f"openblip: stopped; {RESUME}\n"
 
 
 PUBLISHED = {

@@ -124,6 +124,7 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
         'there is no recipe "blip2-vqa-opt-6.8b" (did you mean "blip2-vqa-opt-6.7b"?)': [
             ["train", "blip2-vqa-opt-6.8b", image, "--out", nothing]
         ],
+        'there is no recipe "zzz"; openblip recipes lists them': [["train", "zzz", image, "--out", nothing]],
         "coco is a published dataset; name a split of it, as in coco:test": [
             ["evaluate", "coco", "--model", model]
         ],

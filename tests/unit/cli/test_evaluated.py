@@ -58,6 +58,19 @@ def test_a_published_split_is_measured_whole(
     assert (out / "report.html").is_file()
 
 
+def test_a_published_dataset_of_another_task_is_refused(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENBLIP_DATA", str(tmp_path))
+    miniature.coco(tmp_path)
+    miniature.vqav2(tmp_path)
+    miniature.nlvr2(tmp_path)
+    for data, does in (("vqav2:val", "answers questions"), ("nlvr2:dev", "judges pairs of images")):
+        assert main(["evaluate", data, "--model", model, "--device", "cpu"]) == 2
+        is_one = f"{model} is one that matches images with texts and writes captions"
+        assert capsys.readouterr().err == f"openblip: {data} needs a model that {does}; {is_one}\n"
+
+
 def test_other_data_are_measured_in_part() -> None:
     assert default_samples(("photos/",)) == default_samples(("coco:test", "photos/")) == 1000
     assert default_samples(("coco:test", "nlvr2:dev")) > 10**9

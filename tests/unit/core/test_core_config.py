@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from openblip.core.config import differences, from_dict, load, override, save, to_dict
-from openblip.core.errors import MissingExtra, UserError, nearest, require
+from openblip.core.errors import MissingExtra, UserError, closest, nearest, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ def test_differences_name_each_place() -> None:
 def test_nearest_and_require() -> None:
     assert nearest("captoin", ["caption", "match"]) == ' (did you mean "caption"?)'
     assert nearest("zzz", ["b", "a"]) == " (known: a, b)"
-    assert nearest("zzz", []) == ""
+    assert nearest("zzz", []) == closest("zzz", ["b", "a"]) == ""
     assert require("json", "report") is json
     with pytest.raises(MissingExtra, match=r'pip install "openblip\[report\]"'):
         require("no_such_library.sub", "report")

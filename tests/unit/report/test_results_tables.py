@@ -82,6 +82,7 @@ def test_foreign_and_broken_files_are_named_and_counted(tmp_path: Path, capsys: 
         told = capsys.readouterr()
         assert told.err.count("openblip: skipped ") == 5
         assert "5 files skipped, 1 read" in told.err
+        assert told.err.count("a-half.json") == 1
     assert "a-half.json" in (tmp_path / "report.html").read_text()
 
 
@@ -132,6 +133,20 @@ def test_models_are_rows_and_published_figures_stand_beside() -> None:
     assert markdown(retrieval)[0] == "| model | TR@1 | IR@1 | samples |"
     assert markdown(own)[0] == "| model | BLEU-4 | CIDEr | samples |"
     assert len(markdown(own)) == 3
+
+
+def test_recall_that_was_not_reranked_stands_beside_the_published() -> None:
+    """A pre-training model that was measured with --rerank 0: no published recall is without ITM."""
+    metrics = {"BLEU-4": 0.39, "CIDEr": 1.32, "i2t_recall@1": 0.5, "t2i_recall@1": 0.25}
+    figures = {name: Figure(value=value) for name, value in metrics.items()}
+    (table,) = results_tables([result(task="captioning and retrieval", metrics=figures)])
+    lines = markdown(table)
+    assert lines[0] == "| model | BLEU-4 | CIDEr | TR@1 by ITC | IR@1 by ITC | samples |"
+    assert lines[2].endswith("| 50.0 | 25.0 | 5,000 |")
+    assert "| BLIP ViT-L, 129M, fine-tuned | 40.4 | 136.7 | \u2013 | \u2013 | published |" in lines
+    reranked = {f"{name[:3]}_recall_itm@1": Figure(value=0.8) for name in ("i2t", "t2i")}
+    (table,) = results_tables([result(task="captioning and retrieval", metrics=figures | reranked)])
+    assert markdown(table)[0] == "| model | TR@1 | IR@1 | BLEU-4 | CIDEr | samples |"
 
 
 def test_the_page_has_every_table(tmp_path: Path) -> None:

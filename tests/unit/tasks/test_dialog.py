@@ -299,7 +299,7 @@ def test_the_recipe_of_the_paper_starts_from_a_pretrained_model(root: Path, tmp_
     save_model(tmp_path / "blip", StoredModel(Blip(sizes), words()))
     data = f"visdial:train?root={root}"
     config = recipe_named("blip-visdial").config((data,), model="base", validation=(data,))
-    assert (config.task, config.image_size, config.train.monitor) == ("dialog", 240, "mean_reciprocal_rank")
+    assert (config.task, config.image_size, config.train.monitor) == ("dialog", 384, "mean_reciprocal_rank")
     assert (config.train.learning_rate, config.train.epochs) == (2e-5, 20)
     start = recipe_named("blip-visdial").config((data,), model=str(tmp_path / "blip"))
     adapter, (source,), training = set_up(start, tmp_path / "run")

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from openblip.core.errors import UserError, nearest
+from openblip.core.errors import UserError, closest, nearest
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.digest import Digest
 
@@ -295,9 +295,7 @@ def find_column(wanted: str, guesses: Iterable[str], columns: Sequence[str], *, 
         if len(alike) == 1:
             return alike[0]
         found = f"it has {_quoted(columns)}" if columns else "it has none"
-        close = nearest(wanted, columns) if columns else ""
-        close = close if "did you mean" in close else ""
-        raise UserError(f'{where} has no column "{wanted}"; {found}{close}')
+        raise UserError(f'{where} has no column "{wanted}"; {found}{closest(wanted, columns)}')
     lowered = {column.strip().lower(): column for column in reversed(columns)}
     for guess in guesses:
         if guess in lowered:
@@ -309,7 +307,7 @@ def find_column(wanted: str, guesses: Iterable[str], columns: Sequence[str], *, 
                     f'{where} holds web addresses (column "{lowered[url]}") and no images; '
                     "download them first, for example with img2dataset, and give its tars"
                 )
-    close = next((hint for guess in guesses if "did you mean" in (hint := nearest(guess, columns))), "")
+    close = next((hint for guess in guesses if (hint := closest(guess, columns))), "")
     raise UserError(
         f"{where} has no {what} column; it has {_quoted(columns)}{close}; name the one to use with {option}"
     )
