@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from openblip.checkpoints.store import StoredModel
 from openblip.core.errors import UserError
-from openblip.data.cards import card_named, named_split
+from openblip.data.cards import card_named, find_split, named_split
 from openblip.data.sources.base import SourceConfig
+from openblip.data.sources.composed import is_composed
 from openblip.tasks.answering import ANSWERING
 from openblip.tasks.captioning import CAPTIONING
 from openblip.tasks.classification import CLASSIFICATION
@@ -60,8 +61,16 @@ def task_of(adapter: Adapter, data: Sequence[SourceConfig] = ()) -> TaskName:
     """The task that a finished model is evaluated on.
 
     Args:
-        data: published dialogs are what a model for questions is evaluated on, whatever it was trained for.
+        data: folders of classes, queries of composed retrieval and published dialogs are measured as such, whatever
+            the model was trained for.
+
+    Raises:
+        UserError: a published dataset is not known or not complete.
     """
+    if any(find_split(source).classes for source in data):
+        return "classification"
+    if data and all(is_composed(source) for source in data):
+        return "composed"
     named = [named_split(source.path) for source in data]
     dialogs = bool(named) and all(one is not None and card_named(one[0]).task == "dialog" for one in named)
     if dialogs or adapter.info.get("task") == "dialog":
