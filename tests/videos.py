@@ -55,9 +55,9 @@ def make_video(
         if times:
             stream.codec_context.time_base = Fraction(1, 100)
         for number, pixels in enumerate(given):
-            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            picture.pts = times[number] if times else number
-            picture.time_base = Fraction(1, 100) if times else Fraction(1, 25)
-            container.mux(stream.encode(picture))
+            video_frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            video_frame.pts = times[number] if times else number
+            video_frame.time_base = Fraction(1, 100) if times else Fraction(1, 25)
+            container.mux(stream.encode(video_frame))
         container.mux(stream.encode(None))
     return path

@@ -2,8 +2,8 @@
 
     python -m benchmarks gpu --predict [--store]
 
-Speeds are those at the shares of a card's figures that last (`openblip.core.gpus`). Of writing a caption, reading the
-decoder's weights and the images' keys and values once for each token is counted as well; what the host needs to
+Speeds are those at the shares of a card's figures that last (`openblip.core.gpus`). Of writing a caption, reading
+the decoder's weights and the images' keys and values once for each token is counted as well; what the host needs to
 launch kernels is not.
 """
 

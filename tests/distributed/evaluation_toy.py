@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ GONE = 4
 
 def write(folder: Path) -> Path:
     """Tables over seven images, the fifth of which is missing, with a row that cannot be read in each; and folders
-    of classes, one image of which is broken."""
+    of classes, one image of which is broken; dialogs as `dialogs` has them."""
     folder.mkdir(parents=True, exist_ok=True)
     tables: dict[str, list[str]] = {"captions": [], "questions": [], "statements": [], "composed": []}
     for number in range(IMAGES):
@@ -57,7 +58,23 @@ def write(folder: Path) -> Path:
     place.write_bytes(b"no image")
     for name, lines in tables.items():
         (folder / f"{name}.jsonl").write_text("\n".join([*lines[:3], "{", *lines[3:]]) + "\n")
+    (folder / "dialogs.json").write_text(json.dumps({"data": dialogs()}))
+    rated = [[0, 0.5, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0.5], [0] * 6]
+    dense = [{"image_id": n, "round_id": 2, "gt_relevance": one} for n, one in zip((0, 1, 6), rated, strict=True)]
+    (folder / "dialogs_dense_annotations.json").write_text(json.dumps(dense))
     return folder
+
+
+def dialogs() -> dict[str, Any]:
+    """Two rounds about each image, and a third without a right answer about some; one dialog has no rounds."""
+    found: list[dict[str, Any]] = []
+    for number in range(IMAGES):
+        said = [{"question": place, "answer_options": list(range(6))} for place in range(2 + number % 2)]
+        for place, one in enumerate(said[:2]):
+            one["gt_index"] = (number + place) % 6
+        found.append({"image_id": number, "image": f"{number}.png", "caption": small.TEXTS[number], "dialog": said})
+    found.insert(3, {"image_id": 99, "dialog": []})
+    return {"questions": small.QUESTIONS, "answers": small.ANSWERS, "dialogs": found}
 
 
 def adapters() -> dict[str, tuple[TaskName, str, Adapter]]:
@@ -76,6 +93,7 @@ def adapters() -> dict[str, tuple[TaskName, str, Adapter]]:
         "blip2": ("retrieval", "captions.jsonl", blip2),
         "classes": ("classification", "classes?classes=folder", BlipAdapter(blip, small.tokenizer())),
         "composed": ("composed", "composed.jsonl", blip2),
+        "dialogs": ("dialog", "dialogs.json", VqaAdapter(small.vqa_model(), small.vqa_tokenizer())),
     }
 
 

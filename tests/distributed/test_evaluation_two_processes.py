@@ -19,7 +19,7 @@ from kept_results import kept_predictions
 
 pytestmark = pytest.mark.slow
 
-KINDS = ("blip", "answers", "statements", "blip2", "classes", "composed")
+KINDS = ("blip", "answers", "statements", "blip2", "classes", "composed", "dialogs")
 RECALLS = tuple(f"{way}_recall{itm}@{k}" for way in ("t2i", "i2t") for itm in ("", "_itm") for k in (1, 5, 10))
 MEASURES = {
     "blip": {*RECALLS, "itm_accuracy", "itm_auc", "CIDEr", "BLEU-4", "ROUGE-L", "perplexity"},
@@ -28,6 +28,7 @@ MEASURES = {
     "blip2": {*RECALLS, "itm_accuracy"},
     "classes": {"accuracy_top1", "accuracy_mean_per_class"},
     "composed": {"recall@1", "recall@1, image", "recall@1, text", "recall@1, image + text"},
+    "dialogs": {"mean_reciprocal_rank", "recall@1", "ndcg", "num_unanswered"},
 }
 
 

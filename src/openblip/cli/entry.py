@@ -173,7 +173,7 @@ def _without_data_root(name: str, words: list[str]) -> tuple[list[str], str]:
     """
     known = inspect.signature(COMMANDS[name]).parameters if name in COMMANDS else {}
     option = next((word for word in words if word.replace("_", "-").partition("=")[0] == "--data-root"), None)
-    if option is None or not (name == "capfilt" or _WITH_DATA & known.keys()):
+    if option is None or not (name in ("capfilt", "classify") or _WITH_DATA & known.keys()):
         return words, ""
     place = words.index(option)
     _, given, root = option.partition("=")

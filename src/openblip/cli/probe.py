@@ -54,9 +54,11 @@ def probe(
     from openblip.core.runtime import choose_device
     from openblip.data.sources.open import parse_spec
     from openblip.tasks.load import load
-    from openblip.tasks.probe import L2, Labelled, PooledTower, labelled, read_features
+    from openblip.tasks.probe import L2, Labelled, PooledTower, check_sweep, labelled, read_features
     from openblip.tasks.probe import probe as run
 
+    tried = strengths or L2
+    check_sweep(tried, held_out)
     sources = {"train": labelled(parse_spec(data[0])), "test": labelled(parse_spec(test))}
     chosen = choose_device(device)
     tower = PooledTower(load(model, tokenizer=tokenizer, device=device, dtype="float32").model, pool)
@@ -72,7 +74,7 @@ def probe(
                 device=chosen,
                 progress=progress,
             ).to(chosen)
-    layer, classes, figures = run(read["train"], read["test"], strengths=strengths or L2, share=held_out)
+    layer, classes, figures = run(read["train"], read["test"], strengths=tried, share=held_out)
     frozen = sum(parameter.numel() for parameter in tower.encoder.parameters())
     tensors = {name: getattr(layer, name).contiguous() for name in ("weight", "bias", "mean", "deviation")}
     write_tensors(out / "probe.safetensors", tensors)

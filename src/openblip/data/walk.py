@@ -91,9 +91,9 @@ def walk(root: Path, *, beside: Sequence[str] = (), videos: bool = False) -> Wal
     """Go through a folder and all below it.
 
     Args:
-        videos: take these for images too, and do not leave them out.
         beside: endings of text files to note, in lower case with their point; of several beside an image, the one
             whose ending comes first here.
+        videos: take these for images too, and do not leave them out.
 
     Raises:
         OSError: `root` itself cannot be read.

@@ -2,7 +2,7 @@
 
 Stage 1 trains the Q-Former on ITC, ITM and ITG over frozen features in one step; the image memory is projected
 once and read by all three. Stage 2 trains it with a projection, so that a frozen language model continues from it.
-Nothing in a step waits for the device, and frozen tokens are not gathered over ranks unless negatives are drawn
+Nothing in a step waits for the device, and frozen tokens are not gathered over ranks, unless negatives are drawn
 from all of them.
 
 Shapes: B pairs of this rank, Q queries, T text tokens, E joint width, V vocabulary.

@@ -5,7 +5,7 @@ model (ITC + ITM): `objectives` says which. It fits the training loop's `Step` p
 turned a batch into tensors.
 
 In a step the image is encoded once and its memory is projected once; ITM positives, ITM negatives and LM
-all read it. Nothing in a step waits for the device.
+all read it. Nothing in a step waits for the device, unless negatives are drawn from all ranks.
 
 Over several ranks, as in the reference: ITC compares with the momentum features of all ranks; ITM draws its
 negatives among the pairs of its own rank (pre-training) or of all ranks (retrieval), see `negatives`. The mean of

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor
 from openblip.core.errors import UserError, nearest
 from openblip.core.sharing import joint
 from openblip.data.sample import Batch
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.classes import AS_FOLDERS, ClassFolderSource
 from openblip.data.sources.open import open_source
 from openblip.metrics.classification import Accuracy
@@ -118,16 +118,18 @@ def refuse_duplicates(names: Sequence[str], texts: Iterable[object]) -> None:
         raise UserError(f"classes are named twice, or are the same text to the model: {same}")
 
 
-def open_classes(config: SourceConfig) -> Source:
+def open_classes(config: SourceConfig) -> ClassFolderSource:
     """A folder whose subfolders are classes.
 
     Raises:
         UserError: as `open_source`; or it is no such folder.
     """
+    config = replace(config, pairs=False)  # an image has one text, its class
     source = open_source(config)
-    if isinstance(source, ClassFolderSource):
-        return source
-    return open_source(replace(config, classes=config.classes or AS_FOLDERS))
+    if not isinstance(source, ClassFolderSource):
+        source = open_source(replace(config, classes=AS_FOLDERS))
+    assert isinstance(source, ClassFolderSource)
+    return source
 
 
 def class_names(sources: Sequence[SourceConfig]) -> list[str]:
@@ -137,7 +139,7 @@ def class_names(sources: Sequence[SourceConfig]) -> list[str]:
         UserError: as `open_classes`.
     """
     opened = [open_classes(config) for config in sources]
-    return list(dict.fromkeys(name for one in opened for name in one.class_names.values()))  # type: ignore[attr-defined]
+    return list(dict.fromkeys(name for one in opened for name in one.class_names.values()))
 
 
 @torch.no_grad()
@@ -151,7 +153,7 @@ def evaluate_classes(classifier: Classifier, batches: Iterable[Batch]) -> Evalua
         "accuracy_top1", "accuracy_top5" of more than five classes, "accuracy_mean_per_class"; and one record for
         each image: its key, its class ("truth") and the five likeliest with their probabilities.
     """
-    records: list[dict[str, object]] = []
+    records: list[dict[str, Any]] = []
     for batch in batches:
         ranked = classifier(classifier.model.encode(batch.images), top=5)
         for key, (truth,), found in zip(batch.keys, batch.texts_of_images, ranked, strict=True):
@@ -160,7 +162,7 @@ def evaluate_classes(classifier: Classifier, batches: Iterable[Batch]) -> Evalua
     records = joint(records)
     accuracy = Accuracy(classifier.classes)
     for record in records:
-        accuracy.add(str(record["truth"]), [one["name"] for one in record["classes"]])  # type: ignore[attr-defined]
+        accuracy.add(record["truth"], [one["name"] for one in record["classes"]])
     figures = accuracy.figures()
     names = [name for name in ("top1", "top5", "mean_per_class") if name in figures]
     return {f"accuracy_{name}": figures[name] for name in names}, records

@@ -57,8 +57,12 @@ def evaluate_composed(model: Composes, batches: Iterable[Batch], *, without_refe
 
     Returns:
         "recall@1|5|10|50" and, where queries have groups, "recall_subset@1|2|3" by multimodal features; the same
-        with ", image", ", text" and ", image + text" by the reference, the text and the sum of both scores; and one
-        record for each query: its reference ("key"), text, target, the target's rank, and the five best images.
+        with ", image", ", text" and ", image + text" by the reference, the text and the sum of both scores;
+        "num_without_target" where targets cannot be used, whose queries are not measured; and one record for each
+        query: its reference ("key"), text, target, the target's rank (or None), and the five best images.
+
+    Raises:
+        UserError: no query, or no target, can be used.
     """
     keys: list[str] = []
     asked: list[tuple[str, Query]] = []

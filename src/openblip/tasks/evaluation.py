@@ -32,11 +32,11 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """The first `samples` samples in order, each with all its texts, images resized whole.
 
-    Args:
-        need_texts: False takes samples without a text too, as those of a test split whose captions are written.
-
     Nothing takes the place of a broken sample: it is left out and noted in `measured`. Within `sharing` each rank
     gets its part of the samples, each of which is on one rank.
+
+    Args:
+        need_texts: False takes samples without a text too, as those of a test split whose captions are written.
 
     Raises:
         UserError: no image can be used, or one cannot and there is no `measured` to note it in.

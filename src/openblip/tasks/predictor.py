@@ -393,7 +393,10 @@ class Predictor:
         model = self.adapter.need("features")
         self.adapter.need("embed")
         self.check_texts([text])
-        (own,) = self.whole(reference)
+        start = as_image_inputs(reference)
+        if len(start) != 1:
+            raise UserError(f"a composed search starts from one image, not {len(start)}")
+        (own,) = self.whole(start)
 
         def gallery() -> Iterator[ImageBatch]:
             for batch in self.whole(images) if broken is None else self.batches(images):

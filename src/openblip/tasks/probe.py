@@ -14,6 +14,7 @@ Shapes: n images, D width of the features, K classes.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ __all__ = [
     "Linear",
     "Pool",
     "PooledTower",
+    "check_sweep",
     "fit",
     "hold_out",
     "labelled",
@@ -229,6 +231,16 @@ def fit(features: Tensor, targets: Tensor, num_classes: int, *, l2: float, start
     return Linear(weight.detach(), bias.detach(), mean, deviation)
 
 
+def check_sweep(strengths: Sequence[float], share: float) -> None:
+    """Refuse strengths of the regularisation, and a share held out, that `probe` cannot choose with.
+
+    Raises:
+        UserError: a strength is negative or not finite, there is none, or the share is not between 0 and 1.
+    """
+    if not strengths or not all(0 <= l2 < math.inf for l2 in strengths) or not 0 < share < 1:
+        raise UserError("a sweep needs strengths that are not negative, and a share held out between 0 and 1")
+
+
 def probe(
     train: Labelled, test: Labelled, *, strengths: Sequence[float] = L2, share: float = 0.1
 ) -> tuple[Linear, list[str], dict[str, Any]]:
@@ -239,26 +251,26 @@ def probe(
         "per_class", the chosen "l2", the "sweep", how many images were used, and the layer's parameters.
 
     Raises:
-        UserError: fewer than two classes, a class of `test` that `train` lacks, or none to hold out.
+        UserError: as `check_sweep`; fewer than two classes, one of `test` that `train` lacks, or none to hold out.
     """
+    check_sweep(strengths, share)
     classes = sorted(set(train.labels))
     if len(classes) < 2:
         raise UserError(f"a probe tells classes apart, and the training images are of {len(classes)}")
     if unknown := sorted(set(test.labels) - set(classes)):
         raise UserError(f'no training image is of the class "{unknown[0]}", which the test images have')
-    if not strengths or min(strengths) < 0 or not 0 < share < 1:
-        raise UserError("a sweep needs strengths that are not negative, and a share held out between 0 and 1")
     number = {name: place for place, name in enumerate(classes)}
     kept, held = hold_out(train, share)
     if not held:
         raise UserError("no class has two training images, so that one could be held out")
+    own, others, targets = train.select(kept), train.select(held), _numbers(train, number)
     found: dict[float, float] = {}
     layer: Linear | None = None
     for l2 in sorted(strengths, reverse=True):  # each begins where the stronger one ended
-        layer = fit(train.features[kept], _numbers(train, number)[kept], len(classes), l2=l2, start=layer)
-        found[l2] = _figures(layer, train.select(held), classes)["top1"]
+        layer = fit(own.features, targets[kept], len(classes), l2=l2, start=layer)
+        found[l2] = _figures(layer, others, classes)["top1"]
     best = max(found, key=lambda l2: (found[l2], l2))  # of equal ones the stronger
-    layer = fit(train.features, _numbers(train, number), len(classes), l2=best)
+    layer = fit(train.features, targets, len(classes), l2=best)
     figures = _figures(layer, test, classes)
     sweep = [{"l2": l2, "held_out_top1": top1} for l2, top1 in sorted(found.items())]
     counts = {"train_images": len(train), "held_out_images": len(held), "test_images": figures.pop("images")}

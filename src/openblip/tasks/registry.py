@@ -61,8 +61,11 @@ def task_of(adapter: Adapter, data: Sequence[SourceConfig] = ()) -> TaskName:
     """The task that a finished model is evaluated on.
 
     Args:
-        data: images in folders of classes are for classification, queries of composed retrieval for that, and
-            published dialogs are what a model for questions is evaluated on, whatever it was trained for.
+        data: folders of classes, queries of composed retrieval and published dialogs are measured as such, whatever
+            the model was trained for.
+
+    Raises:
+        UserError: a published dataset is not known or not complete.
     """
     if any(find_split(source).classes for source in data):
         return "classification"

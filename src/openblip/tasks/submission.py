@@ -92,7 +92,11 @@ def submit(
 
 
 def image_number(sample: Sample) -> str:
-    """The id of an image as COCO's and NoCaps' servers know it: its own, else the number that ends its name."""
+    """The id of an image as COCO's and NoCaps' servers know it: its own, else the number that ends its name.
+
+    Raises:
+        UserError: it has neither.
+    """
     name = PurePath(str(sample.image) if isinstance(sample.image, Path) else sample.key).stem
     number = sample.image_id if sample.image_id.isdecimal() else name.rpartition("_")[2]
     if not number.isdecimal():

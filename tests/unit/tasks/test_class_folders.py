@@ -19,6 +19,8 @@ from openblip.data.sources.classes import ClassFolderSource, read_class_names
 from openblip.data.sources.open import open_source
 from openblip.tasks.classification import class_names
 from openblip.tasks.config import as_sources
+from openblip.tasks.load import load
+from openblip.tasks.registry import task_of
 
 
 @pytest.fixture
@@ -109,6 +111,8 @@ def test_evaluate_and_classify_measure_the_same(
 ) -> None:
     words = ["--model", str(model), "--device", "cpu"]
     (photos / "loose.png").unlink()
+    data = as_sources([f"{photos}?classes=folder"])
+    assert task_of(load(model, device="cpu").adapter, data) == "classification"
     assert main(["evaluate", f"{photos}?classes=folder", *words, "--out", str(tmp_path / "out")]) == 0
     metrics = json.loads(capfd.readouterr().out)
     summary = tmp_path / "summary.json"
@@ -133,6 +137,8 @@ def test_imagenet_by_its_name(
     assert told["images"] == 12
     assert told["top1"] == metrics["accuracy_top1"]
     assert len(told["classes"]) == 4, "goldfish is a class without an image"
+    monkeypatch.delenv(DATA_ROOT)
+    assert main(["classify", "imagenet:val", *words, "--data-root", str(tmp_path)]) == 0
     (home / "classes.txt").unlink()
     assert main(["evaluate", "imagenet:val", *words]) == 2
     assert "classes.txt is not there" in capfd.readouterr().err

@@ -23,6 +23,7 @@ from openblip.data.sources.open import parse_spec
 from openblip.tasks.composed import evaluate_composed, slot_features
 from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.families.blip2 import Blip2Adapter
+from openblip.tasks.registry import task_of
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "blip2"))
 import small_blip2
@@ -73,6 +74,9 @@ def photos(tmp_path: Path) -> Path:
 def test_ranks_are_those_found_one_by_one(photos: Path) -> None:
     """Each image and each pair read alone."""
     adapter = Blip2Adapter(small_blip2.model(), small_blip2.tokenizer())
+    assert task_of(adapter, [parse_spec(str(photos))]) == "composed"
+    mixed = [parse_spec(str(photos)), parse_spec("hf:captions")]
+    assert task_of(adapter, mixed) == task_of(adapter) == "pretraining"
     source = open_composed(str(photos))
     batches = evaluation_batches([source], small.PIXELS, samples=9, batch_size=2, clean="none", need_texts=False)
     metrics, records = evaluate_composed(adapter, batches, without_reference=True)
@@ -157,6 +161,15 @@ def test_a_gallery_that_is_not_there_or_lacks_an_image_is_named(tmp_path: Path) 
         open_composed("cirr:val")
 
 
+def test_missing_images_and_settings_without_effect_are_refused(tmp_path: Path) -> None:
+    miniature.fashioniq(tmp_path)
+    with pytest.raises(UserError, match='does not read the setting "text_column"'):
+        open_composed("fashioniq:dress.val?text_column=captions")
+    (tmp_path / "fashioniq" / "images" / "B00DV1.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 images looked at are missing, the first .*B00DV1\.jpg"):
+        open_composed("fashioniq:dress.val")
+
+
 def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = small_blip2.tokenizer()
     save_model(tmp_path / "model", StoredModel(small_blip2.model(), tokenizer), whole=True)
@@ -179,6 +192,8 @@ def test_a_search_gives_what_the_measure_ranks(
     batches = evaluation_batches([source], small.PIXELS, samples=9, clean="none", need_texts=False)
     _, records = evaluate_composed(predictor.adapter, batches, without_reference=False)  # type: ignore[arg-type]
     images = [str(tmp_path / f"{number}.png") for number in range(5)]
+    with pytest.raises(UserError, match="starts from one image, not 2"):
+        predictor.retrieve_composed(images, images[:2], TEXTS[0])
     found = predictor.retrieve_composed(images, images[0], TEXTS[0], top=5)
     assert [Path(one.item).name for one in found] == records[0]["found"]
     cosine = predictor.similarities(predictor.embed_texts(TEXTS[0]), predictor.embed_images(images))[0]

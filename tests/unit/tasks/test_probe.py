@@ -154,6 +154,11 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert '--l2 takes numbers with commas, as "1e-4,1e-2", not much' in capsys.readouterr().err
     assert main(["probe", str(data / "train"), *words[1:]]) == 2
     assert "one folder, dataset or table" in capsys.readouterr().err
+    elsewhere = [*words[:-6], "--out", str(tmp_path / "refused"), *words[-4:]]
+    for option, value in (("--l2", "1,-1"), ("--l2", "nan"), ("--held-out", "1.5")):
+        assert main([*elsewhere, option, value]) == 2
+        assert "strengths that are not negative, and a share held out between 0 and 1" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists(), "before any feature is computed"
 
 
 def told_width(out: Path) -> int:

@@ -21,7 +21,7 @@ CLASSES: tuple[Card, ...] = (
         title="ImageNet-1k, images sorted into folders of their synsets",
         task="classification",
         home=_IMAGENET,
-        licence="non-commercial research and education; images under their own terms",
+        licence="non-commercial research and education",
         splits={"train": _sorted("train"), "val": _sorted("val")},
         note=f"{_NAMES} is yours: a line for each synset, n01440764 and tench, every class with a name of its own",
     ),

@@ -36,7 +36,7 @@ COMPOSED: tuple[Card, ...] = (
         title="FashionIQ, composed retrieval of products",
         task="composed",
         home=_FASHION,
-        licence="annotations CDLA; images under their own terms",
+        licence="annotations CDLA; images unknown",
         splits={
             f"{kind}.{split}": _fashion(f"{kind}.{split}")
             for kind in ("dress", "shirt", "toptee")

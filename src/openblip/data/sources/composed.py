@@ -21,9 +21,9 @@ from typing import Any
 from openblip.core.errors import UserError
 from openblip.core.kinds import read_head
 from openblip.core.text import read_json
-from openblip.data.cards.find import find_split
+from openblip.data.cards.find import find_split, missing_images
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sources.base import Source, SourceConfig, refuse_unread
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import parse_spec
 from openblip.data.sources.records import read_records
@@ -55,6 +55,8 @@ class ComposedSource(Source):
         without_reference: whether a query's own image is left out of its ranking, as CIRR's is and FashionIQ's is
             not.
     """
+
+    reads = frozenset(("image_root",))
 
     def __init__(
         self,
@@ -109,10 +111,12 @@ def open_composed(spec: SourceConfig | str) -> ComposedSource:
     """Open a file of queries; see above.
 
     Raises:
-        UserError: it cannot be read, has no query, or one whose images are not in the gallery.
+        UserError: it cannot be read, has no query, one whose images are not in the gallery, or too few images of a
+            published dataset; or a setting has no effect.
     """
     given = parse_spec(spec) if isinstance(spec, str) else spec
     config = find_split(given)
+    refuse_unread(config, ComposedSource.reads, config.path)
     file = Path(config.path).expanduser()
     roots = tuple(Path(root).expanduser() for root in (config.image_root or str(file.parent)).split("+"))
     listed = _gallery_file(file)
@@ -137,7 +141,10 @@ def open_composed(spec: SourceConfig | str) -> ComposedSource:
         first = f"; {bad[0]}" if bad else ""
         raise UserError(f"{file} holds no query with a reference, a text and a target{first}")
     alone = groups or listed is None
-    return ComposedSource(given.name or given.path, gallery, queries, bad, without_reference=alone)
+    source = ComposedSource(given.name or given.path, gallery, queries, bad, without_reference=alone)
+    if config is not given:
+        missing_images(source, given.path)
+    return source
 
 
 def _query(row: Mapping[str, Any] | BrokenSample, label: str) -> tuple[str, Query]:
@@ -177,10 +184,10 @@ def _gallery(file: Path, roots: Sequence[Path]) -> dict[str, Path]:
         return {str(name): _path(str(path), roots) for name, path in listed.items()}
     if not isinstance(listed, list) or not listed:
         raise UserError(f"{file} is no gallery: neither a list of names nor an object of paths by name")
-    twice = len(listed) - len(set(listed))
-    if twice:
+    found = {name: _path(name, roots) for name in map(str, listed)}
+    if twice := len(listed) - len(found):
         raise UserError(f"{file} names {twice} images twice")
-    return {str(name): _path(str(name), roots) for name in listed}
+    return found
 
 
 def _path(name: str, roots: Sequence[Path]) -> Path:
