@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -181,6 +182,7 @@ def _fork(request: dict[str, Any]) -> int:
 
         code = main()
         sys.stdout.flush()
+        threading._shutdown()  # type: ignore[attr-defined]
         multiprocessing.util._exit_function()
     except BaseException:  # noqa: BLE001  as the interpreter does at its end
         traceback.print_exc()

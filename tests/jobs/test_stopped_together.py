@@ -74,7 +74,7 @@ def stop(running: Running, signum: int, code: int, how: str) -> Done:
     said = [line for line in done.err.splitlines() if line.startswith("openblip: stopped")]
     assert len(said) == 1, done.err
     assert said[0].endswith(how)
-    assert "leaked" not in done.err
+    assert "leaked" not in done.err, done.err
     none_is_left(running.pid)
     return done
 

@@ -100,12 +100,9 @@ def _context() -> BaseContext:
 
 def _stop(pool: ProcessPoolExecutor) -> None:
     """End a pool at once: whatever its processes are at leaves no trace."""
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
+    for process in list((pool._processes or {}).values()):
         process.kill()
-    for process in processes:
-        process.join()
+    pool.shutdown(cancel_futures=True)  # waits until its threads have released their semaphores
 
 
 _worker: Worker | None = None
