@@ -17,7 +17,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src ./src
 # What torch needs comes from PyPI with the rest: the index of PyTorch may lack the versions of constraints.txt.
-RUN pip install --no-cache-dir --no-deps --index-url ${TORCH_INDEX} --constraint constraints.txt torch torchvision \
+RUN PIP_INDEX_URL=${TORCH_INDEX} pip install --no-cache-dir --no-deps --constraint constraints.txt torch torchvision \
     && pip install --no-cache-dir --constraint constraints.txt '.[serving]' \
     && rm -rf /src
 
