@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from openblip.tasks.feature_cache import FeatureCache
 from openblip.tasks.pairs import train_blip
 from openblip.tasks.protocols import Adapter, Generates
 from openblip.tasks.selfcritical import SelfCritical, SelfCriticalStep
+from openblip.tasks.soft_prompts import fit_projection
 from openblip.tasks.step import PairBatch, Training, TrainingStep, images_of
 from openblip.tasks.task import Batches, Evaluation, RunData, Task
 from openblip.tasks.vocabulary import texts_of_images
@@ -113,7 +115,9 @@ def train_stage2(config: RunConfig, adapter: Adapter, data: RunData) -> Training
         cache=data.cache,
     )
     step = Stage2Step(Blip2Stage2(adapter.model, eos_id=tokenizer.eos_id))
-    return Training(step, prepare, config.clean, config.max_words)
+    begin = partial(fit_projection, adapter.model, tokenizer, images_of(data.cache))
+    begin = begin if config.fit_soft_prompts else None
+    return Training(step, prepare, config.clean, config.max_words, begin=begin)
 
 
 def train_captions(config: RunConfig, adapter: Adapter, data: RunData) -> Training:

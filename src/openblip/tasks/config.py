@@ -162,9 +162,9 @@ class RunConfig:
     """BLIP-2: objectives of "pretraining" and "retrieval"."""
     language: LanguageConfig = field(default_factory=LanguageConfig)
     """BLIP-2: the language model of "captioning" and "answering"; one of `model` is kept."""
-    scale_soft_prompts: bool = False
-    """BLIP-2: a new projection gives soft prompts of the standard deviation that the language model's embeddings
-    have; the papers leave it as it is drawn."""
+    fit_soft_prompts: bool = False
+    """BLIP-2: "captioning" starts a new projection as a least-squares fit to the token embeddings of the first
+    images' captions, and not, as the papers do, at random."""
     features: tuple[str, ...] = ()
     """BLIP-2: folders of `openblip cache-features`; training reads these in place of images, of each
     image one of the crops that were cached. `transform` has no effect then."""
@@ -192,7 +192,7 @@ class RunConfig:
 _ONLY: dict[str, tuple[str, ...]] = {
     "blip": ("image_size", "vision_pretrained", "objective", "scst"),
     "blip2": (
-        *("vision", "unfreeze_vision", "qformer", "embed_dim", "stage1", "language", "scale_soft_prompts"),
+        *("vision", "unfreeze_vision", "qformer", "embed_dim", "stage1", "language", "fit_soft_prompts"),
         *("features", "save_whole"),
     ),
 }

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
@@ -141,6 +141,8 @@ class Training:
     """to choose from when answers are ranked"""
     find_unused_parameters: bool = False
     """some trained parameters take no part in the losses"""
+    begin: Callable[[Iterable[Batch]], None] | None = None
+    """starts weights from the first batches of a run, which are the same on all ranks"""
 
 
 def images_of(cache: FeatureCache | None) -> Callable[[Batch], Tensor]:

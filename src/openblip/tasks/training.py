@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,8 @@ __all__ = ["Evaluator", "evaluate_model", "run_training", "set_up"]
 
 Evaluator = Callable[[Adapter], dict[str, float]]
 """Further metrics of a model during training, e.g. the truth of captions in the scene world."""
+_FIRST = 4096
+"""images that weights may be started from"""
 
 
 def run_training(
@@ -73,22 +78,30 @@ def run_training(
         for line in adapter.begun:
             print(line, file=sys.stderr)
     transform = ImageTransform(replace(config.transform, image_size=adapter.image_size))
-    loader = Loader(
+    load = partial(
+        Loader,
         sources,
         transform if not config.features else DrawCrop(),
         config.batch_size,
         seed=config.train.seed,
-        rank=rank(),
-        world_size=world_size(),
         num_workers=config.num_workers,
         weights=[source.weight for source in config.sources],
         text_mode=training.text_mode,
         clean=training.clean,
         max_words=training.max_words,
         num_images=TASKS[config.task].num_images,
+    )
+    loader = load(
+        rank=rank(),
+        world_size=world_size(),
         skip_log=out / "skipped.jsonl",
         pin_memory=device.type == "cuda",
     )
+
+    def begin() -> None:
+        assert training.begin is not None
+        with closing(load()) as first:
+            training.begin(islice(first, -(-_FIRST // config.batch_size)))
 
     def evaluate(_module: nn.Module, _step: int) -> dict[str, float]:
         measured = Measured(out / "skipped.jsonl" if rank() == 0 else None)
@@ -110,6 +123,7 @@ def run_training(
             out,
             prepare=training.prepare,
             evaluate=evaluate if config.validation or evaluator is not None else None,
+            begin=begin if training.begin is not None else None,
             export=lambda folder: save_model(folder, adapter.stored, whole=config.save_whole),
             resume=resume,
             sections={"run": section, "model": to_dict(adapter.model.config)},

@@ -3,7 +3,7 @@
     result = train(config, module, loader, "runs/first", evaluate=measure, export=save)
 
 One process or many (`torchrun`, `accelerate launch`), whole copies or shards, any precision: the same code. A run
-that is killed resumees from its last checkpoint (`resume=True`) with the same losses, on a CPU bit for bit.
+that is killed resumes from its last checkpoint (`resume=True`) with the same losses, on a CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def train(
     prepare: Prepare | None = None,
     evaluate: Evaluate | None = None,
     export: Export | None = None,
+    begin: Callable[[], None] | None = None,
     resume: bool = False,
     sections: dict[str, Any] | None = None,
     may_change: Iterable[str] = (),
     title: str = "training",
-    unit: str = "images",
     show: bool = True,
     on_record: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
@@ -76,11 +76,11 @@ def train(
         evaluate: (module in evaluation mode, step) -> metrics; every process calls it, the first one's count. It
             draws from generators of its own, so how often it runs does not change training.
         export: writes the usable model into a folder: `best/` at the best evaluation, `model/` at the end.
+        begin: called before the first step of a run that is not resumed; it acts alike on all processes.
         resume: continue from the newest checkpoint in `out_dir`, or begin when there is none.
         sections: the run's other configurations (model, data, ...), saved in config.json and compared on resuming.
         may_change: dotted names in `sections` (with * for any) that do not change what is learned.
         title: names the run on the progress line.
-        unit: what the rows of a batch are, on that line.
         on_record: called with every record of metrics.jsonl, on the first process.
 
     Raises:
@@ -89,7 +89,7 @@ def train(
     """
     start(config.device)
     trainer = _Trainer(
-        config, module, loader, Path(out_dir), prepare, evaluate, export, title, unit, show, on_record
+        config, module, loader, Path(out_dir), prepare, evaluate, export, begin, title, show, on_record
     )
     try:
         with StopSignals() as signals:
@@ -114,14 +114,14 @@ class _Trainer:
         prepare: Prepare | None,
         evaluate: Evaluate | None,
         export: Export | None,
+        begin: Callable[[], None] | None,
         title: str,
-        unit: str,
         show: bool,
         on_record: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.config, self.module, self.loader, self.out_dir = config, module, loader, out_dir
-        self.prepare, self.evaluate, self.export = prepare, evaluate, export
-        self.title, self.unit, self.show, self.on_record = title, unit, show, on_record
+        self.prepare, self.evaluate, self.export, self.begin = prepare, evaluate, export, begin
+        self.title, self.show, self.on_record = title, show, on_record
         self.progress = states.Progress()
         self.batches_per_epoch = len(loader)
         if self.batches_per_epoch == 0:
@@ -155,6 +155,8 @@ class _Trainer:
         self.accelerator = make_accelerator(config, module, self.out_dir, self.progress.step)
         self.device = self.accelerator.device
         module.to(self.device).train()
+        if self.begin is not None and checkpoint is None:
+            self.begin()
         self.model, self.wrapped_optimizer = wrap(self.accelerator, module, make_optimizer(module, config))
         self.optimizer: torch.optim.Optimizer = self.wrapped_optimizer.optimizer
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -168,7 +170,7 @@ class _Trainer:
             self._restore(checkpoint, state)
         self.accelerator.init_trackers("openblip")
         self.log = RunLog(
-            self.out_dir, title=self.title, unit=self.unit, total_steps=self.total_steps,
+            self.out_dir, title=self.title, total_steps=self.total_steps,
             accelerator=self.accelerator, show=self.show, on_record=self.on_record,
         )  # fmt: skip
         self.log.rewind(self.progress.records)
@@ -404,15 +406,10 @@ class _Trainer:
                 dist.all_gather_object(processes, own)
             scaler = self.accelerator.scaler
             states.save_checkpoint(
-                path,
-                self.module,
-                self.optimizer,
-                progress=progress,
-                processes=processes,
+                path, self.module, self.optimizer, progress=progress, processes=processes,
                 scaler=None if scaler is None else scaler.state_dict(),
-                frozen=self.frozen,
-                weights_stand=self._saved_step == progress.step,
-            )
+                frozen=self.frozen, weights_stand=self._saved_step == progress.step,
+            )  # fmt: skip
 
             def conclude() -> None:
                 states.point_at(self.out_dir, "last", path)
@@ -445,6 +442,6 @@ class _Trainer:
         why = "the time is up" if stopped == "time" else "done"
         self.log.say(
             f"{self.title}: {why} after {progress.step} steps and {format_duration(result.seconds)} "
-            f"({result.images_per_second:.1f} {self.unit}/s)  {format_metrics(result.evaluation)}".rstrip()
+            f"({result.images_per_second:.1f} images/s)  {format_metrics(result.evaluation)}".rstrip()
         )
         return result

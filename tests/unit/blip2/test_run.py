@@ -19,8 +19,11 @@ from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.open import open_source
+from openblip.data.stream import Loader
+from openblip.data.transforms import ImageTransform, ImageTransformConfig
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
+from openblip.models.language import LanguageConfig
 from openblip.models.qformer import QFORMERS, QFormerSettings
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage1, blip2_stage2, blip2_vqa
 from openblip.recipes.small import small_stage1, small_stage2
@@ -75,28 +78,45 @@ def losses(out: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])
-def test_soft_prompts_begin_at_the_scale_of_embeddings(first: Path, tmp_path: Path, kind: Kind) -> None:
-    """Without it as a linear layer is drawn; nothing else of the model differs, nor what is drawn later."""
+def test_soft_prompts_start_from_the_captions(first: Path, tmp_path: Path, kind: Kind) -> None:
+    """The projection alone is fitted: to the captions of images, at the scale of embeddings, once for a run."""
     language = write_language(tmp_path / "language", kind)
-    model, drawn = [], []
-    for scaled in (False, True):
-        config = small_stage2((DATA,), model=str(first / "model"), language=str(language))
-        config = replace(config, scale_soft_prompts=scaled, language=replace(config.language, dtype="float32"))
+    config = small_stage2((DATA,), model=str(first / "model"), language=str(language))
+    config = replace(config, language=replace(config.language, dtype="float32"), fit_soft_prompts=True)
+    models = []
+    for fits in (False, True):
         torch.manual_seed(0)
-        adapter = FAMILIES["blip2"].build(config, [open_source(DATA)], tmp_path)
-        model.append(adapter.model)
-        drawn.append(torch.rand(1))
-    plain, scaled_up = model
-    memory = plain.remember(plain.encode_pixels(torch.randint(0, 256, (8, 3, PIXELS, PIXELS), dtype=torch.uint8)))
-    wanted = plain.llm.hf.get_input_embeddings().weight.std()
-    assert scaled_up.soft_prompt(memory).std().item() == pytest.approx(wanted.item(), rel=0.3)
-    ratio = scaled_up.language_proj.weight / plain.language_proj.weight
-    torch.testing.assert_close(ratio, torch.full_like(ratio, ratio[0, 0].item()), rtol=1e-4, atol=0)
-    assert abs(ratio[0, 0].item() - 1) > 0.1
+        adapter, sources, training = set_up(replace(config, fit_soft_prompts=fits), tmp_path)
+        models.append(adapter.model.eval())
+        assert (training.begin is not None) == fits
+    plain, fitted = models
+    batches = list(Loader(sources, ImageTransform(ImageTransformConfig(image_size=PIXELS)), 8))
+    assert training.begin is not None
+    state = torch.get_rng_state()
+    share = training.begin(batches)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert 0 < share < 1
     same = dict(plain.named_parameters())
-    for name, value in scaled_up.named_parameters():
-        assert name.startswith("language_proj.") or torch.equal(value, same[name]), name
-    assert drawn[0] == drawn[1]
+    for name, value in fitted.named_parameters():
+        assert torch.equal(value, same[name]) != name.startswith("language_proj."), name
+    images = torch.cat([batch.images for batch in batches])
+    soft = fitted.soft_prompt(fitted.remember(fitted.encode_pixels(images))).mean(1)
+    wanted = fitted.llm.hf.get_input_embeddings().weight.std().item()
+    assert (soft - soft.mean(0)).std().item() == pytest.approx(wanted, rel=0.1)
+
+
+def test_a_projection_that_is_there_is_not_fitted(first: Path, tmp_path: Path) -> None:
+    language = write_language(tmp_path / "language", "opt")
+    config = small_stage2((DATA,), model=str(first / "model"), language=str(language))
+    config = replace(
+        config, fit_soft_prompts=True, batch_size=8, train=replace(config.train, max_steps=1, checkpoint_every=1)
+    )
+    run_training(config, tmp_path / "run", show=False)
+    model = str(tmp_path / "run" / "model")
+    with pytest.raises(UserError, match="has its projection and keeps it; leave it out"):
+        set_up(replace(config, model=model, language=LanguageConfig()), tmp_path)
+    with pytest.raises(UserError, match="captions fit it"):
+        set_up(replace(config, task="answering", prompt="{}"), tmp_path)
 
 
 def test_stage_1_trains_measures_and_saves(first: Path) -> None:

@@ -165,7 +165,9 @@ class Seed:
             model=str(self.stage1()) if after_stage1 else "",
             text_pretrained="" if after_stage1 else str(self.places.part(config.text)),
             language=replace(language, dtype=config.dtype),
-            scale_soft_prompts=True,
+            prompt=config.prompt,
+            max_length=config.stage2_length,
+            fit_soft_prompts=True,
             batch_size=config.stage2_batch,
             train=fine_tuning(config.stage2_steps, config.stage2_rate, self.number, evaluate_every_steps=every),
         )
@@ -274,7 +276,9 @@ def written_captions(
         captions that are unlike all others; and one record for each image.
     """
     adapter.model.eval()
-    metrics, records = evaluate_captions(adapter.need("caption"), batches, config, perplexity=False)
+    metrics, records = evaluate_captions(
+        adapter.need("caption"), batches, config, prompt=adapter.prompt, perplexity=False
+    )
     written = [str(record["caption"]) for record in records]
     references = [cast("list[str]", record["references"]) for record in records]
     metrics["CIDEr_wrong"] = caption_scores([written[-1], *written[:-1]], references)["CIDEr"]

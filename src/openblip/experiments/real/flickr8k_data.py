@@ -69,6 +69,10 @@ class Flickr8kSettings:
     stage2_steps: int = 250
     stage2_batch: int = 32
     stage2_rate: float = 5e-4
+    stage2_length: int = 24
+    """tokens of a caption in stage 2, with those of the prompt"""
+    prompt: str = "a photo of"
+    """before every caption in stage 2, as in the paper's fine-tuning for captions"""
     looks: int = 5
     """evaluations of stage 2 while it learns"""
     look_images: int = 100

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from openblip.checkpoints.bert import load_bert_into_qformer, qformer_sizes
 from openblip.checkpoints.blip2_parts import build_blip2, open_language, open_language_tokenizer, open_tower
 from openblip.core.errors import UserError
@@ -47,6 +45,11 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
         if config.text_pretrained:
             raise UserError(f"{config.model} has its Q-Former and keeps it; leave {config.text_pretrained} out")
         _refuse_other_parts(stored.model, config)
+    if config.fit_soft_prompts and (config.task != "captioning" or (stored and stored.model.language)):
+        kept = (
+            f"{config.model} has its projection and keeps it" if config.task == "captioning" else "captions fit it"
+        )
+        raise UserError(f"fit_soft_prompts starts a new projection by captions; {kept}; leave it out")
     if config.task in ("pretraining", "retrieval"):
         made = _from_scratch(config, sources, out) if stored is None else _with_heads(stored, config.model)
     elif stored is not None and stored.model.language is not None:
@@ -153,23 +156,7 @@ def _before_language(
     wanted = dict(model.named_parameters())
     kept = {name: value for name, value in first.state_dict().items() if name in wanted}
     model.load_state_dict(kept, strict=False)
-    if config.scale_soft_prompts:
-        _scale_soft_prompts(model)
     return Blip2Adapter(model, started.tokenizer if reads else None, language_tokenizer=language_tokenizer)
-
-
-@torch.no_grad()
-def _scale_soft_prompts(model: Blip2) -> None:
-    """Scale the new projection: its output gets the standard deviation of the language model's embeddings."""
-    embeddings, norm = model.llm.hf.get_input_embeddings(), model.qformer.qformer_blocks[-1].query_feed_forward.norm
-    tokens = embeddings.weight.shape[0]
-    ids = torch.arange(0, tokens, max(1, tokens // 1000), device=embeddings.weight.device)
-    # Queries leave a LayerNorm: before its weight and bias they are about normal. The run draws nothing for it.
-    drawn = torch.randn(1000, norm.weight.shape[0], generator=torch.Generator().manual_seed(0)).to(norm.weight)
-    prompts = model.language_proj(drawn * norm.weight + norm.bias)
-    scale = embeddings(ids).float().std() / prompts.std()
-    for parameter in model.language_proj.parameters():
-        parameter.mul_(scale.to(parameter))
 
 
 def _unfreeze(model: Blip2) -> None:
