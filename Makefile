@@ -65,7 +65,7 @@ bench: setup ## every benchmark, beside its peer
 	@$(BIN)/python -m benchmarks compare loader
 
 constraints: setup ## write the installed versions to constraints.txt
-	@$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' | grep -vE '^(uv|nvidia|cuda|triton)' > constraints.txt
+	@$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' | grep -vE '^((uv|pip)==|nvidia|cuda|triton)' > constraints.txt
 
 clean: ## remove the environment, caches and the runs folder
 	rm -rf .venv .venv-oldest runs build .pytest_cache .ruff_cache .mypy_cache
