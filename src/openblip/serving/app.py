@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from openblip.bootstrap.browse import Decisions
 from openblip.core.errors import UserError, nearest, require
 from openblip.data.sample import BrokenSample
 from openblip.explain.cam import peak_of
@@ -19,6 +20,7 @@ from openblip.explain.overlay import overlay
 from openblip.serving import schemas
 from openblip.serving.body import Refused, parse, read_body, schema_of
 from openblip.serving.counting import Requests, exposition
+from openblip.serving.decisions import add_decisions
 from openblip.serving.engine import Engine, ModelInfo
 from openblip.serving.examples import draw_examples
 from openblip.serving.guard import FAILED, HANG_UP, Guard
@@ -32,6 +34,7 @@ _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/capfilt.js": ("capfilt.js", "text/javascript; charset=utf-8"),
     "/words.js": ("words.js", "text/javascript; charset=utf-8"),
 }
 _SEARCH = "search"
@@ -43,6 +46,7 @@ class Service:
     Args:
         engine: computes.
         limits: of requests.
+        decisions: of a CapFilt run, to browse.
         keys, origins, hosts: see `Guard`.
 
     Raises:
@@ -54,6 +58,7 @@ class Service:
         engine: Engine,
         limits: Limits | None = None,
         *,
+        decisions: Decisions | None = None,
         keys: Sequence[str] = (),
         origins: Collection[str] = (),
         hosts: Collection[str] | None = None,
@@ -61,7 +66,7 @@ class Service:
         for package in ("fastapi", "pydantic", "python_multipart"):
             require(package, "serving")
         self.engine, self.limits, self.requests = engine, limits or Limits(), Requests()
-        self.thumbnails = Thumbnails()
+        self.thumbnails, self.decisions = Thumbnails(), decisions
         self.examples = draw_examples()
         app = self._create()
         paths = [route.path for route in app.routes]
@@ -148,6 +153,8 @@ class Service:
         self._add_work(app)
         self._add_models(app)
         self._add_images(app)
+        if self.decisions is not None:
+            add_decisions(app, self.decisions, self.limits)
         self._add_state(app)
         _add_page(app)
         return app
@@ -201,7 +208,8 @@ class Service:
                 schemas.Example(f"/examples/{number}.png", drawn.question, drawn.texts)
                 for number, drawn in enumerate(self.examples)
             ]
-            return schemas.ModelsReply(served, self.engine.searchable is not None, examples, asdict(self.limits))
+            search, capfilt = self.engine.searchable is not None, self.decisions is not None
+            return schemas.ModelsReply(served, search, examples, asdict(self.limits), capfilt=capfilt)
 
     def _add_images(self, app: Any) -> None:
         """Images that searches found, and examples."""
