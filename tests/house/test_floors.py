@@ -58,7 +58,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "pyarrow": ("data",),
     "datasets": ("data",),
     "webdataset": ("data",),
-    "ray": ("bootstrap", "cli.checks"),
+    "ray": ("bootstrap", "serving", "cli.checks", "cli.engines"),
     "peft": ("models.language",),
     "bitsandbytes": ("models.language",),
     "fastapi": ("serving", "cli.serve"),

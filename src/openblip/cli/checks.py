@@ -77,6 +77,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("convert", "source"): check_model,
     ("capfilt", "source"): _data,
     ("capfilt", "engine"): _engine,
+    ("serve", "engine"): _engine,
     ("experiments", "data"): lambda folder: None,  # holds data sets, each looked for by its name
     ("explain", "image"): check_image,
     ("explain", "out"): check_new_file,

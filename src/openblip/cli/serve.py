@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from openblip.cli.arguments import Device, Dtype, Tokenizer, need
-from openblip.cli.results import check_counts, open_predictor
+from openblip.cli.engines import EngineOptions, Replicas, open_local, open_ray
+from openblip.cli.results import check_counts
 from openblip.core.errors import UserError, require
-from openblip.core.text import read_list
+from openblip.core.text import counted, read_list
 
 if TYPE_CHECKING:
-    from openblip.tasks.predictor import Predictor
+    from openblip.serving.engine import Engine
 
 __all__ = ["KEYS", "serve"]
 
@@ -34,6 +35,11 @@ def serve(
     batch_size: int = 16,
     gather_ms: float = 4.0,
     cache_mb: int = 256,
+    engine: Literal["local", "ray"] = "local",
+    replicas: Annotated[int, arg(help_behavior_hint="")] = 0,
+    min_replicas: Annotated[int, arg(help_behavior_hint="")] = 0,
+    max_replicas: Annotated[int, arg(help_behavior_hint="")] = 0,
+    ray_address: Annotated[str, arg(metavar="ADDRESS", help_behavior_hint="")] = "",
     api_keys: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     cors_origin: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="ORIGIN", help_behavior_hint="(repeat it for more)")
@@ -59,6 +65,11 @@ def serve(
         batch_size: requests that are computed together.
         gather_ms: milliseconds that a request waits for others of its kind.
         cache_mb: of image features that are kept for following requests about the same images.
+        engine: this process, or replicas of Ray Serve.
+        replicas: processes that compute, with --engine ray; left out, one.
+        min_replicas: the least number, where Ray adds and removes replicas with the load.
+        max_replicas: the greatest.
+        ray_address: of a running Ray cluster ("auto": that of this machine); left out, Ray is started here.
         api_keys: a file of keys, one a line, of which a request must bring one (or OPENBLIP_API_KEYS=KEY,KEY).
         cors_origin: a site whose pages may ask, such as https://example.com.
         max_body_mb: largest request.
@@ -77,11 +88,11 @@ def serve(
     check_counts(0.001, max_body_mb=max_body_mb, max_seconds=max_seconds)
     for package in ("fastapi", "uvicorn", "python_multipart"):
         require(package, "serving")
+    asked = Replicas(engine=engine, number=replicas, least=min_replicas, most=max_replicas, address=ray_address)
     keys = _keys(api_keys)
     from openblip.bootstrap.browse import Decisions
     from openblip.serving.app import Service
     from openblip.serving.limits import Limits
-    from openblip.serving.local import LocalEngine
     from openblip.serving.naming import name_models
     from openblip.serving.process import listen_at, loopback, run
 
@@ -95,22 +106,23 @@ def serve(
     )
     bound = listen_at(host, port)
     decisions = None if capfilt is None else Decisions(capfilt)
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "tokenizer": tokenizer}
-    predictors = {name: open_predictor(model, **options) for name, model in name_models(models).items()}
-    engine = LocalEngine(
-        predictors,
-        index=None if index is None else _open_index(index, predictors),
+    opening = EngineOptions(
+        models=name_models(models),
+        index=index,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
         batch_size=batch_size,
         gather_ms=gather_ms,
         cache_bytes=cache_mb * 2**20,
         max_pixels=max_pixels,
     )
+    computes, computing = _engine(opening, asked, stop_seconds)
     hosts = {"localhost", "127.0.0.1", "::1", host} if loopback(host) else None
-    service = Service(engine, limits, decisions=decisions, keys=keys, origins=cors_origin, hosts=hosts)
+    service = Service(computes, limits, decisions=decisions, keys=keys, origins=cors_origin, hosts=hosts)
     shown = f"[{host}]" if ":" in host else host
     where = f"http://{shown}:{bound.getsockname()[1]}"
-    computing = next((f" ({one.computing})" for one in predictors.values()), "")
-    serving = [*predictors, *([] if capfilt is None else [f"the decisions of {capfilt}"])]
+    serving = [*computes.models, *([] if capfilt is None else [f"the decisions of {capfilt}"])]
     run(
         service,
         bound,
@@ -119,18 +131,15 @@ def serve(
     )
 
 
-def _open_index(path: Path, predictors: dict[str, Predictor]) -> tuple[Any, str]:
-    """The image index, with the id of the model that made it."""
-    from openblip.index import ImageIndex
-
-    refused: UserError | None = None
-    for name, predictor in predictors.items():
-        if "embed" in predictor.can:
-            try:
-                return ImageIndex.open(path, model=predictor), name
-            except UserError as error:
-                refused = error
-    raise refused or UserError(f"none of the models can search {path}; name the one that made the index")
+def _engine(opening: EngineOptions, asked: Replicas, stop_seconds: float) -> tuple[Engine, str]:
+    """The engine, and what it computes with, for the banner."""
+    if asked.engine == "ray":
+        started = open_ray(opening, asked, stop_seconds=stop_seconds)
+        least, most = asked.bounds
+        number = f"{least} to {counted(most, 'replica')}" if most > least else counted(least, "replica")
+        return started, f" ({started.computing}; {number})"
+    opened = open_local(opening)
+    return opened.engine, f" ({opened.computing})" if opened.computing else ""
 
 
 def _keys(file: Path | None) -> list[str]:
