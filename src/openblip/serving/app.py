@@ -18,6 +18,7 @@ from openblip.explain.cam import peak_of
 from openblip.explain.overlay import overlay
 from openblip.serving import schemas
 from openblip.serving.body import Refused, parse, read_body, schema_of
+from openblip.serving.classify import ClassifyReply, ClassifyRequest
 from openblip.serving.counting import Requests, exposition
 from openblip.serving.engine import Engine, ModelInfo
 from openblip.serving.examples import draw_examples
@@ -185,6 +186,7 @@ class Service:
         post(schemas.AnswerRequest, schemas.AnswerReply)
         post(schemas.MatchRequest, schemas.MatchReply)
         post(schemas.EmbedRequest, schemas.EmbedReply, _vectors)
+        post(ClassifyRequest, ClassifyReply)
         post(schemas.ExplainRequest, schemas.ExplainReply, self._maps)
         post(schemas.SearchRequest, schemas.SearchReply, self._hits)
 

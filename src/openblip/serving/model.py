@@ -23,15 +23,26 @@ from openblip.data.images import decode_image
 from openblip.data.transforms import evaluation_transform
 from openblip.explain.cam import WordMap, caption_maps, match_maps
 from openblip.serving.cache import FeatureCache
-from openblip.serving.engine import Answering, Captioning, Counts, Embedding, Explaining, Matching, ModelInfo, Work
+from openblip.serving.engine import (
+    Answering,
+    Captioning,
+    Classifying,
+    Counts,
+    Embedding,
+    Explaining,
+    Matching,
+    ModelInfo,
+    Work,
+)
+from openblip.tasks.classification import Classifier
 from openblip.tasks.predictor import Predictor
-from openblip.tasks.results import Answered, Caption, Match
+from openblip.tasks.results import Answered, Caption, ClassScore, Match
 from openblip.tasks.retrieval import embed_texts, match_logits, match_probability
 
 __all__ = ["Dropped", "Explained", "Read", "ServedModel", "open_image"]
 
 _NO_RANDOM = np.random.default_rng(0)
-_SERVED = ("caption", "answer", "match", "embed", "explain")
+_SERVED = ("caption", "answer", "match", "embed", "classify", "explain")
 
 
 class Dropped(Exception):
@@ -85,6 +96,8 @@ class ServedModel:
         self._cache, self._counts = cache, counts
         self._transform = evaluation_transform(self.adapter.image_size)
         self._wanted: Callable[[], bool] | None = None
+        self._classifier: tuple[tuple[Any, ...], Classifier] | None = None
+        """that of the last batch, for the next one of its kind"""
         for module in self.adapter.model.modules():
             if isinstance(module, nn.ModuleList | nn.Sequential):
                 for block in module:
@@ -93,7 +106,9 @@ class ServedModel:
     @property
     def info(self) -> ModelInfo:
         """The model as clients see it."""
-        can = tuple(name for name in _SERVED if name in self.predictor.can)
+        able = set(self.predictor.can)
+        able |= {"classify"} if able & {"match", "embed"} else set()
+        can = tuple(name for name in _SERVED if name in able)
         adapter, size = self.adapter, self._transform.config.pixels
         return ModelInfo(self.name, adapter.family, can, size, adapter.captioning, adapter.answering)
 
@@ -146,6 +161,8 @@ class ServedModel:
             self.adapter.need("match").check_texts(work.texts)
         elif isinstance(work, Embedding):
             self.adapter.need("embed").check_texts(work.texts)
+        elif isinstance(work, Classifying):
+            self.adapter.need("embed" if work.by == "itc" else "match")
         elif isinstance(work, Explaining):
             self.adapter.need("explain")
             if work.by is not None:
@@ -162,7 +179,7 @@ class ServedModel:
 
         Raises:
             Dropped: nobody waits for it any more, see `wanted`.
-            UserError: a text cannot be explained as asked.
+            UserError: a text cannot be explained as asked, or classes cannot be told apart.
             BrokenSample: an image that had to be decoded again cannot be used.
         """
         first = batch[0].work
@@ -173,6 +190,7 @@ class ServedModel:
             Answering: self._answer,
             Matching: self._match,
             Embedding: self._embed,
+            Classifying: self._classify,
         }
         with torch.no_grad():
             return how[type(first)]([one.work for one in batch], batch)
@@ -247,6 +265,13 @@ class ServedModel:
             )
             for work in works
         ]
+
+    def _classify(self, works: Sequence[Classifying], batch: Sequence[Read]) -> list[list[ClassScore]]:
+        first = works[0]
+        if self._classifier is None or self._classifier[0] != first.kind:
+            made = Classifier(self.adapter, first.classes, templates=first.templates, by=first.by)
+            self._classifier = (first.kind, made)
+        return self._classifier[1](self.embeds(batch))
 
     def _explain(self, one: Read, work: Explaining) -> Explained:
         model = self.adapter.model
