@@ -32,7 +32,7 @@ from openblip.core.runtime import choose_device, versions
 from openblip.data.sinks.sets import merge_parts
 from openblip.data.sources.open import source_parts
 
-__all__ = ["Engine", "Totals", "decide_again", "load_run", "run_capfilt"]
+__all__ = ["Engine", "Totals", "decide_again", "load_output", "load_run", "run_capfilt"]
 
 _FREE = ("device", "source.weight")
 """settings that may differ from one call to the next"""
@@ -182,6 +182,22 @@ def load_run(run: Path | str) -> tuple[CapFiltConfig, dict[str, Any]]:
         raise UserError(f"{run} is no folder of openblip capfilt: it has no {path.relative_to(Path(run))}")
     described = json.loads(path.read_text(encoding="utf-8"))
     return from_dict(CapFiltConfig, described["config"]), described
+
+
+def load_output(run: Path | str) -> Output:
+    """The policy and layout of a complete run.
+
+    Raises:
+        UserError: there is no run, or it is not complete.
+    """
+    places = Places(Path(run))
+    load_run(run)
+    if not places.totals.exists():
+        raise UserError(f"{run} is not complete; let openblip capfilt finish first")
+    output = json.loads(places.totals.read_text(encoding="utf-8"))["output"]
+    if output is None:
+        raise UserError(f"{run} was stopped while it was decided on anew; run openblip capfilt decide again")
+    return from_dict(Output, output)
 
 
 def make_worker(config: CapFiltConfig, *, output: Output, target: Path, models: Models | None) -> Worker:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from openblip.bootstrap.job import Places
-from openblip.bootstrap.run import load_run
+from openblip.bootstrap.run import load_output, load_run
 from openblip.bootstrap.table import Row, Text, read_table
-from openblip.core.errors import UserError
+from openblip.core.config import to_dict
 from openblip.data.sample import stable_id
 
 __all__ = ["BINS", "KINDS", "Group", "Summary", "summarise"]
@@ -129,12 +129,7 @@ def summarise(run: Path | str, *, examples: int = 12) -> Summary:
     """
     places = Places(Path(run))
     _, described = load_run(run)
-    if not places.totals.exists():
-        raise UserError(f"{run} is not complete; let openblip capfilt finish first")
-    output = json.loads(places.totals.read_text(encoding="utf-8"))["output"]
-    if output is None:
-        raise UserError(f"{run} was stopped while it was decided on anew; run openblip capfilt decide again")
-    summary = Summary(run=described, output=output)
+    summary = Summary(run=described, output=to_dict(load_output(run)))
     picked: dict[str, list[tuple[int, int, Row]]] = {kind: [] for kind in KINDS}
     number = 0
     for table in sorted(places.tables.glob("*.parquet")):

@@ -27,6 +27,7 @@ def serve(
     /,
     *,
     index: Annotated[Path | None, arg(metavar="INDEX", help_behavior_hint="")] = None,
+    capfilt: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None,
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1",
     port: Annotated[int, arg(metavar="PORT")] = 8000,
     tokenizer: Tokenizer = None,
@@ -52,6 +53,7 @@ def serve(
     Args:
         models: model folders, checkpoint files or names on the hub, each of which serves what it can.
         index: an image index to search, made by one of the models (openblip index build).
+        capfilt: a folder of openblip capfilt, whose decisions can be browsed; it needs no model.
         host: address to listen at; 127.0.0.1 is reached from this machine alone, 0.0.0.0 from everywhere.
         port: to listen at; 0 takes a free one.
         batch_size: requests that are computed together.
@@ -67,7 +69,8 @@ def serve(
         max_seconds: for one request; then it is refused with 504.
         stop_seconds: for the requests in hand when a signal stops the service.
     """
-    need(models, "at least one model to serve")
+    if capfilt is None:
+        need(models, "at least one model to serve")
     check_counts(batch_size=batch_size, max_pixels=max_pixels, max_texts=max_texts, max_tokens=max_tokens)
     check_counts(max_queue=max_queue)
     check_counts(0, gather_ms=gather_ms, cache_mb=cache_mb, stop_seconds=stop_seconds)
@@ -75,6 +78,7 @@ def serve(
     for package in ("fastapi", "uvicorn", "python_multipart"):
         require(package, "serving")
     keys = _keys(api_keys)
+    from openblip.bootstrap.browse import Decisions
     from openblip.serving.app import Service
     from openblip.serving.limits import Limits
     from openblip.serving.local import LocalEngine
@@ -90,6 +94,7 @@ def serve(
         seconds=max_seconds,
     )
     bound = listen_at(host, port)
+    decisions = None if capfilt is None else Decisions(capfilt)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "tokenizer": tokenizer}
     predictors = {name: open_predictor(model, **options) for name, model in name_models(models).items()}
     engine = LocalEngine(
@@ -101,15 +106,16 @@ def serve(
         max_pixels=max_pixels,
     )
     hosts = {"localhost", "127.0.0.1", "::1", host} if loopback(host) else None
-    service = Service(engine, limits, keys=keys, origins=cors_origin, hosts=hosts)
+    service = Service(engine, limits, decisions=decisions, keys=keys, origins=cors_origin, hosts=hosts)
     shown = f"[{host}]" if ":" in host else host
     where = f"http://{shown}:{bound.getsockname()[1]}"
-    computing = next(iter(predictors.values())).computing
+    computing = next((f" ({one.computing})" for one in predictors.values()), "")
+    serving = [*predictors, *([] if capfilt is None else [f"the decisions of {capfilt}"])]
     run(
         service,
         bound,
         stop_seconds=stop_seconds,
-        banner=f"openblip: serving {', '.join(predictors)} at {where} ({computing})",
+        banner=f"openblip: serving {', '.join(serving)} at {where}{computing}",
     )
 
 

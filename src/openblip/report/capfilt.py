@@ -5,19 +5,16 @@ write_report("clean/capfilt/report.html", capfilt_report("clean"))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from openblip.bootstrap.job import open_part
+from openblip.bootstrap.browse import source_image
 from openblip.bootstrap.policy import REASONS
 from openblip.bootstrap.run import load_run
 from openblip.bootstrap.summary import BINS, Summary, summarise
 from openblip.bootstrap.table import Row, Text
 from openblip.core.errors import UserError
-from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample
 from openblip.data.sources.base import SourceConfig
-from openblip.data.sources.open import source_parts
 from openblip.report.content import (
     Block,
     Card,
@@ -280,8 +277,7 @@ def _card_text(text: Text, summary: Summary) -> CardText:
 
 def _image(row: Row, source: SourceConfig) -> PageImage | None:
     """The image, where the source is still there."""
-    parts: Sequence[SourceConfig] = [part for part in source_parts(source).parts if part.path == row.part]
     try:
-        return page_image(decode_image(open_part(parts[0])[row.index]), alt=row.key, max_side=256)
-    except (BrokenSample, UserError, IndexError):
+        return page_image(source_image(row, source), alt=row.key, max_side=256)
+    except (BrokenSample, UserError):
         return None

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from openblip.bootstrap.browse import Decisions
 from openblip.core.errors import UserError, nearest, require
 from openblip.data.sample import BrokenSample
 from openblip.explain.cam import peak_of
@@ -20,6 +21,7 @@ from openblip.serving import schemas
 from openblip.serving.body import Refused, parse, read_body, schema_of
 from openblip.serving.classify import ClassifyReply, ClassifyRequest
 from openblip.serving.counting import Requests, exposition
+from openblip.serving.decisions import add_decisions
 from openblip.serving.engine import Engine, ModelInfo
 from openblip.serving.examples import draw_examples
 from openblip.serving.guard import FAILED, HANG_UP, Guard
@@ -33,6 +35,7 @@ _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/capfilt.js": ("capfilt.js", "text/javascript; charset=utf-8"),
     "/words.js": ("words.js", "text/javascript; charset=utf-8"),
 }
 _SEARCH = "search"
@@ -44,6 +47,7 @@ class Service:
     Args:
         engine: computes.
         limits: of requests.
+        decisions: of a CapFilt run, to browse.
         keys, origins, hosts: see `Guard`.
 
     Raises:
@@ -55,6 +59,7 @@ class Service:
         engine: Engine,
         limits: Limits | None = None,
         *,
+        decisions: Decisions | None = None,
         keys: Sequence[str] = (),
         origins: Collection[str] = (),
         hosts: Collection[str] | None = None,
@@ -62,7 +67,7 @@ class Service:
         for package in ("fastapi", "pydantic", "python_multipart"):
             require(package, "serving")
         self.engine, self.limits, self.requests = engine, limits or Limits(), Requests()
-        self.thumbnails = Thumbnails()
+        self.thumbnails, self.decisions = Thumbnails(), decisions
         self.examples = draw_examples()
         app = self._create()
         paths = [route.path for route in app.routes]
@@ -149,6 +154,8 @@ class Service:
         self._add_work(app)
         self._add_models(app)
         self._add_images(app)
+        if self.decisions is not None:
+            add_decisions(app, self.decisions, self.limits)
         self._add_state(app)
         _add_page(app)
         return app
@@ -203,7 +210,8 @@ class Service:
                 schemas.Example(f"/examples/{number}.png", drawn.question, drawn.texts)
                 for number, drawn in enumerate(self.examples)
             ]
-            return schemas.ModelsReply(served, self.engine.searchable is not None, examples, asdict(self.limits))
+            search, capfilt = self.engine.searchable is not None, self.decisions is not None
+            return schemas.ModelsReply(served, search, examples, asdict(self.limits), capfilt=capfilt)
 
     def _add_images(self, app: Any) -> None:
         """Images that searches found, and examples."""

@@ -381,3 +381,5 @@ class ModelsReply:
     examples: list[Example]
     limits: dict[str, float]
     """of `Limits`, by their names"""
+    capfilt: bool = False
+    """whether there are decisions of CapFilt to browse"""

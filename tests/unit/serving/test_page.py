@@ -19,9 +19,13 @@ from typing import Any
 
 import pytest
 import uvicorn
-from serving_small import FolderIndex, engine, png, predictors
+from judged_small import SAMPLES, judged_run
+from serving_small import FolderIndex, StandIn, engine, png, predictors
 
+from openblip.bootstrap.browse import Decisions
+from openblip.bootstrap.policy import REASONS
 from openblip.serving.app import Service
+from openblip.serving.examples import draw_examples
 from openblip.serving.limits import Limits
 from openblip.serving.local import LocalEngine
 
@@ -51,7 +55,7 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
         assert tag != "script" or attributes["src"]
         assert "style" not in attributes
         assert not [name for name in attributes if name.startswith("on")]
-    for name in ("index.html", "page.css", "page.js", "words.js"):
+    for name in ("index.html", "page.css", "page.js", "capfilt.js", "words.js"):
         assert "://" not in (PAGE / name).read_text(encoding="utf-8"), name
 
 
@@ -61,9 +65,15 @@ def test_both_languages_say_the_same_things() -> None:
     assert english == chinese
     html = (PAGE / "index.html").read_text(encoding="utf-8")
     used = set(re.findall(r'data-(?:word|label)="(\w+)"', html))
-    used |= set(re.findall(r'word\("(\w+)"\)', (PAGE / "page.js").read_text(encoding="utf-8")))
+    for name in ("page.js", "capfilt.js"):
+        script = (PAGE / name).read_text(encoding="utf-8")
+        for call in re.findall(r"(?:word|step)\(([^()]+)", script):
+            used |= set(re.findall(r'"(\w+)"', call)) & english
     assert used <= english
     assert english <= used | {"title"}, "words that nothing says"
+    # The script puts a reason's words together from its name.
+    reasons = {f"why_{reason.replace('-', '_')}" for reason in REASONS}
+    assert reasons == {name for name in english if name.startswith("why_")}
 
 
 # In a browser ------------------------------------------------------------------------------------------------
@@ -249,6 +259,60 @@ def test_a_phone_shows_one_column_and_chinese(browser: Any, where: str) -> None:
     page.wait_for_selector("#examples button")
     assert page.inner_text('[data-task="caption"] h2') == "Caption", "the choice is kept"
     context.close()
+
+
+@pytest.mark.slow
+def test_decisions_are_browsed_without_a_model_by_keyboard_in_both_languages(browser: Any, tmp_path: Path) -> None:
+    images = [drawn.png for drawn in draw_examples()]
+    service = Service(StandIn(models={}), decisions=Decisions(judged_run(tmp_path, images=images)))
+    context = browser.new_context(locale="en-US", viewport={"width": 360, "height": 740})
+    errors: list[str] = []
+    with running(service) as address:
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        samples = page.locator(".judged article")
+        samples.first.wait_for()
+        assert samples.count() == 12
+        assert not page.locator("#drop").is_visible(), "there is no model to show an image to"
+        assert f"{SAMPLES} samples" in page.inner_text("#capfilt-sum")
+        until(page, "[...document.querySelectorAll('.judged img')].every((one) => one.naturalWidth > 0)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, "it must not scroll sideways"
+        shot(page, "capfilt-phone")
+
+        names = "[...document.querySelectorAll('.judged p')].map((one) => one.textContent).join(' ')"
+        first = page.evaluate(names)
+        page.focus(".pager [name=next]")
+        page.keyboard.press("Enter")
+        until(page, f"{names}.startsWith('012')")
+        assert page.evaluate("document.activeElement.name") == "next", "the keyboard stays where it was"
+        page.keyboard.press("Enter")
+        until(page, f"{names}.startsWith('024')")
+        assert page.locator(".pager [name=next]").is_disabled()
+        for place in ("012", "000"):
+            page.focus(".pager [name=previous]")
+            page.keyboard.press("Enter")
+            until(page, f"{names}.startsWith('{place}')")
+        assert page.evaluate(names) == first
+
+        form = page.locator('[data-task="capfilt"] form').first
+        form.locator("[name=verdict]").select_option("dropped")
+        form.locator("[name=origin]").select_option("web")
+        form.locator("[name=reason]").select_option("unmatched")
+        form.locator("[name=words]").fill("red")
+        page.keyboard.press("Enter")
+        until(page, "document.querySelectorAll('.judged article').length === 5")
+        assert "dropped · from the web · ITM 10% · ITM below the threshold" in samples.first.inner_text()
+        page.click("#language")
+        assert "丢弃 · 来自网络 · ITM 10% · ITM 低于阈值" in samples.first.inner_text()
+        form.locator("[name=words]").fill("nothing like this")
+        page.keyboard.press("Enter")
+        until(page, "document.querySelectorAll('.judged article').length === 0")
+        assert page.inner_text('[data-task="capfilt"] .result p') == "没有找到。"
+    context.close()
+    assert not errors
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ const COLOURS = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 2
 let language = localStorage.getItem("language") || (navigator.language.startsWith("zh") ? "zh" : "en");
 let key = sessionStorage.getItem("key") || "";
 let image = null; // a Blob
-let served = null;
-const word = (name) => WORDS[language][name];
+export let served = null;
+export const word = (name) => WORDS[language][name];
 
-function element(kind, className, text) {
+export function element(kind, className, text) {
   const made = document.createElement(kind);
   if (className) made.className = className;
   if (text !== undefined) made.textContent = text;
@@ -18,7 +18,7 @@ function element(kind, className, text) {
 
 // Talking to the server ---------------------------------------------------------------------------------
 
-async function ask(path, options = {}) {
+export async function ask(path, options = {}) {
   const headers = key ? { authorization: `Bearer ${key}` } : {};
   let answer;
   try {
@@ -56,13 +56,14 @@ function speak() {
   document.querySelectorAll("#examples button").forEach((button, number) => {
     button.setAttribute("aria-label", `${word("example")} ${number + 1}`);
   });
-  if (served) at("served").textContent = `${word("serves")}: ${served.models.map((model) => model.id).join(", ")}`;
+  if (served?.models.length) at("served").textContent = `${word("serves")}: ${served.models.map((model) => model.id).join(", ")}`;
 }
 
 at("language").addEventListener("click", () => {
   language = word("other_code");
   localStorage.setItem("language", language);
   speak();
+  document.dispatchEvent(new Event("language"));
 });
 
 // The image ---------------------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ at("language").addEventListener("click", () => {
 function clearResults() {
   at("heat").hidden = true;
   for (const task of document.querySelectorAll("[data-task]")) {
-    if (task.dataset.task !== "search") task.querySelector(".result").replaceChildren();
+    if (!ALONE.has(task.dataset.task)) task.querySelector(".result").replaceChildren();
   }
 }
 
@@ -119,7 +120,9 @@ document.addEventListener("paste", (event) => {
 
 // Tasks -------------------------------------------------------------------------------------------------
 
-function task(name, run) {
+const ALONE = new Set(["search", "capfilt"]); // they need no image
+
+export function task(name, run) {
   const card = document.querySelector(`[data-task="${name}"]`);
   const result = card.querySelector(".result");
   let latest = null; // what is asked anew drops what was asked before
@@ -143,12 +146,12 @@ function task(name, run) {
   }
   card.querySelector("form").addEventListener("submit", (event) => {
     event.preventDefault();
-    start(Object.fromEntries(new FormData(event.target)), name !== "search");
+    start(Object.fromEntries(new FormData(event.target)), !ALONE.has(name));
   });
   return start;
 }
 
-const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
+export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 
 function bar(text, share, figure) {
   const row = element("div", "bar");
@@ -286,6 +289,7 @@ async function begin() {
   at("key").hidden = true;
   const can = new Set(served.models.flatMap((model) => model.can));
   if (served.search) can.add("search");
+  if (served.capfilt) can.add("capfilt");
   for (const card of document.querySelectorAll("[data-task]")) card.hidden = !can.has(card.dataset.task);
   at("examples").replaceChildren(...served.examples.map((example) => {
     const button = element("button");
@@ -302,7 +306,9 @@ async function begin() {
     });
     return button;
   }));
+  at("image").classList.toggle("unused", !served.models.length);
   speak();
+  document.dispatchEvent(new Event("served"));
 }
 
 at("key").addEventListener("submit", (event) => {
