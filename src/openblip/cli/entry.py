@@ -23,6 +23,7 @@ from openblip.cli import (
     caption,
     classify,
     datasets,
+    evaluate,
     experiments,
     explain,
     features,
@@ -49,7 +50,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "train": (train.train, recipes.recipes, features.cache_features),
     "use": (
         *(caption.caption, use.match, score.score, classify.classify, use.ask, judge.judge),
-        *(use.embed, use.retrieve, use.evaluate, probe.probe),
+        *(use.embed, use.retrieve, evaluate.evaluate, probe.probe),
         explain.explain,
         serve.serve,
     ),

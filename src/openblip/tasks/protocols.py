@@ -193,8 +193,6 @@ class Adapter(ABC):
     family: ClassVar[FamilyName]
     captioning: DecodeConfig = DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=20)
     """How captions are generated unless requested otherwise, as the papers do."""
-    answering: DecodeConfig = DecodeConfig(num_beams=3, min_new_tokens=1, max_new_tokens=10)
-    """How answers are generated unless requested otherwise, as the papers do."""
 
     def __init__(
         self,
@@ -267,6 +265,11 @@ class Adapter(ABC):
     def question_prompt(self) -> str:
         """How a language model is asked, with {} for the question; "" where questions are read as they are."""
         return ""
+
+    @property
+    def answering(self) -> DecodeConfig:
+        """How answers are generated unless requested otherwise, as the papers do."""
+        return DecodeConfig(num_beams=3, min_new_tokens=1, max_new_tokens=10)
 
     def move(self, device: torch.device, dtype: torch.dtype) -> None:
         """Put the model on a device, in a dtype, in evaluation mode."""

@@ -57,7 +57,6 @@ class Blip2Adapter(Adapter):
 
     family = "blip2"
     captioning = DecodeConfig(num_beams=5, max_new_tokens=30)
-    answering = DecodeConfig(num_beams=5, max_new_tokens=10, length_penalty=0.0)
     model: Blip2
 
     @property
@@ -103,6 +102,12 @@ class Blip2Adapter(Adapter):
         if "{}" not in prompt and self._chats(asks=True):
             return CHAT_QUESTION
         return prompt if "{}" in prompt else QUESTIONS[self.model.llm.is_encoder_decoder]
+
+    @property
+    def answering(self) -> DecodeConfig:
+        """As `Adapter.answering`: an encoder-decoder is to give short answers, a decoder any."""
+        encodes = self.model.language is not None and self.model.llm.is_encoder_decoder
+        return DecodeConfig(num_beams=5, max_new_tokens=10, length_penalty=-1.0 if encodes else 0.0)
 
     def move(self, device: torch.device, dtype: torch.dtype) -> None:
         """As `Adapter.move`; a frozen part that has a dtype of its own keeps it."""
