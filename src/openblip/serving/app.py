@@ -24,6 +24,7 @@ from openblip.serving.engine import Engine
 from openblip.serving.examples import draw_examples
 from openblip.serving.failures import failure
 from openblip.serving.guard import FAILED, Guard
+from openblip.serving.hf import add_hf
 from openblip.serving.limits import Limits
 from openblip.serving.model import Explained, open_image
 from openblip.serving.performing import Performing
@@ -89,6 +90,7 @@ class Service(Performing):
         _answer_errors(app)
         self._add_work(app)
         add_chat(self, app)
+        add_hf(self, app)
         self._add_models(app)
         self._add_images(app)
         self._add_state(app)
