@@ -46,6 +46,8 @@ class ModelInfo:
     """how it writes captions unless requested otherwise"""
     answering: DecodeConfig = field(default_factory=DecodeConfig)
     """how it writes answers unless requested otherwise"""
+    language: bool = False
+    """whether a language model writes: chats are then greedy, so that they can be streamed"""
 
 
 @dataclass(frozen=True, kw_only=True)

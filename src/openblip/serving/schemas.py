@@ -40,6 +40,7 @@ __all__ = [
     "ExplainRequest",
     "Failure",
     "FoundImage",
+    "ListedModel",
     "MatchReply",
     "MatchRequest",
     "ModelsReply",
@@ -361,6 +362,17 @@ class ServedModelInfo:
 
 
 @dataclass(frozen=True)
+class ListedModel:
+    """A model as OpenAI lists it."""
+
+    id: str
+    created: int
+    """when the service was started, in seconds since 1970"""
+    object: Literal["model"] = "model"
+    owned_by: str = "openblip"
+
+
+@dataclass(frozen=True)
 class Example:
     """An image to try, drawn by the server, with texts about it."""
 
@@ -381,5 +393,8 @@ class ModelsReply:
     examples: list[Example]
     limits: dict[str, float]
     """of `Limits`, by their names"""
+    data: list[ListedModel]
+    """the models as OpenAI lists them"""
+    object: Literal["list"] = "list"
     capfilt: bool = False
     """whether there are decisions of CapFilt to browse"""

@@ -25,7 +25,7 @@ from openblip.core.tokenizer import TokenBatch
 from openblip.data.transforms import clean_question
 from openblip.generation.decode import decode
 from openblip.generation.language import decode_after, score_after
-from openblip.generation.types import DecodeConfig
+from openblip.generation.types import DecodeConfig, Watch
 from openblip.models.blip2 import Blip2, best_query
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.stepper import QFormerStepper
@@ -194,18 +194,24 @@ class Blip2Adapter(Adapter):
         return [self.llm_tokenizer.placed(text, chat=chat) for text in prompts]
 
     def generate(
-        self, memory: ImageMemory, config: DecodeConfig, prompts: Sequence[str], keys: Tensor | None = None
+        self,
+        memory: ImageMemory,
+        config: DecodeConfig,
+        prompts: Sequence[str],
+        keys: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> list[list[Caption]]:
         """As `Generates.generate`; without a language model the Q-Former generates, without prompts."""
         if self.model.language is None:
-            return self._generate_with_qformer(memory, config, keys)
+            return self._generate_with_qformer(memory, config, keys, watch)
         soft, placed = self._soft(memory, len(prompts)), self._placed(prompts)
-        decoded = decode_after(self.model.llm, self.llm_tokenizer, soft, config, prompts=placed, keys=keys)
-        return captions_of(decoded, len(prompts), self.llm_tokenizer)
+        llm, words = self.model.llm, self.llm_tokenizer
+        decoded = decode_after(llm, words, soft, config, prompts=placed, keys=keys, watch=watch)
+        return captions_of(decoded, len(prompts), words)
 
     @torch.no_grad()
     def _generate_with_qformer(
-        self, memory: ImageMemory, config: DecodeConfig, keys: Tensor | None
+        self, memory: ImageMemory, config: DecodeConfig, keys: Tensor | None, watch: Watch | None
     ) -> list[list[Caption]]:
         if self.model.qformer.head is None:
             raise UserError(
@@ -213,7 +219,8 @@ class Blip2Adapter(Adapter):
             )
         start = torch.full((memory.batch_size, 1), self.tokenizer.dec_id, device=self.device)
         stepper, ends = QFormerStepper(self.model.qformer, memory), self.tokenizer.sep_id
-        decoded = decode(stepper, start, None, config, eos_ids=ends, pad_id=self.tokenizer.pad_id, keys=keys)
+        pad = self.tokenizer.pad_id
+        decoded = decode(stepper, start, None, config, eos_ids=ends, pad_id=pad, keys=keys, watch=watch)
         return captions_of(decoded, memory.batch_size, self.tokenizer)
 
     @torch.no_grad()
@@ -263,11 +270,20 @@ class Blip2Adapter(Adapter):
         prompts = self._placed(prompts, asks=wording == self.question_prompt)
         return Asked(self._soft(memory, len(cleaned), read), prompts)
 
-    def answers(self, asked: Asked, config: DecodeConfig) -> list[tuple[Answer, ...]]:
+    def answers(
+        self, asked: Asked, config: DecodeConfig, *, keys: Tensor | None = None
+    ) -> list[tuple[Answer, ...]]:
         """As `Answers.answers`."""
-        decoded = decode_after(self.model.llm, self.llm_tokenizer, asked.soft, config, prompts=asked.prompts)
-        written = captions_of(decoded, len(asked.prompts), self.llm_tokenizer)
+        written = self.write_answers(asked, config, keys=keys)
         return [_answers([c.text for c in row], [c.log_prob for c in row]) for row in written]
+
+    def write_answers(
+        self, asked: Asked, config: DecodeConfig, *, keys: Tensor | None = None, watch: Watch | None = None
+    ) -> list[list[Caption]]:
+        """As `Answers.write_answers`."""
+        llm, words = self.model.llm, self.llm_tokenizer
+        decoded = decode_after(llm, words, asked.soft, config, prompts=asked.prompts, keys=keys, watch=watch)
+        return captions_of(decoded, len(asked.prompts), words)
 
     def rank(self, asked: Asked, candidates: Sequence[str], *, keep: int = 128) -> list[tuple[Answer, ...]]:
         """As `Answers.rank`; all candidates are read whole."""
