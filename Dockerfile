@@ -5,7 +5,9 @@
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 
-# The CUDA images bring no Python; those of Python bring one that is newer than their system's.
+# The CUDA images bring no Python; those of Python bring one that is newer than their system's. Versions of Debian
+# packages depend on the base, which is an argument.
+# hadolint ignore=DL3008
 RUN command -v pip >/dev/null \
     || (apt-get update && apt-get install --yes --no-install-recommends python3 python3-venv \
         && rm -rf /var/lib/apt/lists/*)

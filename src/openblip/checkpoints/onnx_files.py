@@ -24,6 +24,7 @@ from openblip.core.config import to_dict
 from openblip.core.errors import UserError, require
 from openblip.core.files import write_json, write_text
 from openblip.models.blip import Blip
+from openblip.models.vqa import BlipVqa
 
 __all__ = ["write_onnx"]
 
@@ -40,9 +41,9 @@ def write_onnx(folder: Path, stored: StoredModel) -> None:
     Raises:
         UserError: the model is of another kind or holds NaN, or the exporter is not installed.
     """
-    if not isinstance(stored.model, Blip):
+    if not isinstance(stored.model, Blip | BlipVqa):
         raise UserError(
-            f"ONNX graphs are written of BLIP captioning and matching models; this is "
+            f"ONNX graphs are written of BLIP captioning, matching and VQA models; this is "
             f"{describe(stored.model.config)}"
         )
     require("onnxscript", "onnx")
@@ -56,14 +57,14 @@ def write_onnx(folder: Path, stored: StoredModel) -> None:
         for graph in graphs:
             _write_graph(folder, model, graph, shared)
     stored.tokenizer.save(folder)
-    write_json(folder / "config.json", _description(stored, graphs))
-    write_text(folder / "README.md", _card(stored, graphs))
+    write_json(folder / "config.json", _description(stored, model, graphs))
+    write_text(folder / "README.md", _card(stored, model, graphs))
 
 
 class _Compute(nn.Module):
     """A graph's function as a module, which is what torch exports."""
 
-    def __init__(self, model: Blip, compute: Callable[..., Any]) -> None:
+    def __init__(self, model: Blip | BlipVqa, compute: Callable[..., Any]) -> None:
         super().__init__()
         self.model, self.compute = model, compute
 
@@ -89,7 +90,7 @@ class _Shared:
 
 
 @torch.no_grad()
-def _write_graph(folder: Path, model: Blip, graph: Graph, shared: _Shared) -> None:
+def _write_graph(folder: Path, model: Blip | BlipVqa, graph: Graph, shared: _Shared) -> None:
     from onnxscript import ir
 
     axes = tuple({i: Dim.DYNAMIC for i, n in enumerate(p.shape) if isinstance(n, str)} for p in graph.inputs)
@@ -139,15 +140,15 @@ def _write_graph(folder: Path, model: Blip, graph: Graph, shared: _Shared) -> No
     ir.save(made, folder / f"{graph.name}.onnx")
 
 
-def _description(stored: StoredModel, graphs: list[Graph]) -> dict[str, Any]:
-    model, tokenizer = stored.blip, stored.tokenizer
+def _description(stored: StoredModel, model: Blip | BlipVqa, graphs: list[Graph]) -> dict[str, Any]:
+    tokenizer = stored.tokenizer
     names = ("pad", "cls", "sep", "dec", "enc")
     return {
         "format": ONNX_FORMAT,
         "openblip_version": openblip.__version__,
         "pixels": model.config.vision.pixels,
         "tokens": {name: getattr(tokenizer, f"{name}_id") for name in names},
-        **({"temperature": model.temperature.item()} if model.config.encoder else {}),
+        **({"temperature": model.temperature.item()} if isinstance(model, Blip) and model.config.encoder else {}),
         "graphs": {
             graph.name: {"inputs": _ports(graph.inputs), "outputs": _ports(graph.outputs)} for graph in graphs
         },
@@ -164,11 +165,11 @@ def _dtype(port: Port) -> str:
     return str(port.dtype).removeprefix("torch.")
 
 
-def _card(stored: StoredModel, graphs: list[Graph]) -> str:
+def _card(stored: StoredModel, model: Blip | BlipVqa, graphs: list[Graph]) -> str:
     """README.md: what each graph reads and gives, and a program that uses them."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    config = stored.blip.config
+    config = model.config
     rows = []
     for graph in graphs:
         for way, ports in (("reads", graph.inputs), ("gives", graph.outputs)):
@@ -182,6 +183,7 @@ def _card(stored: StoredModel, graphs: list[Graph]) -> str:
         template_path=str(Path(__file__).with_name("onnx.md")),
         kind=describe(config),
         graphs=graphs,
+        names=[graph.name for graph in graphs],
         rows=rows,
         config=config,
         prompt=stored.info.get("prompt", ""),

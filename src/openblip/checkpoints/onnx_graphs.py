@@ -1,12 +1,18 @@
-"""What the ONNX graphs of a BLIP model compute, and what each reads and gives.
+"""What the ONNX graphs of a BLIP model compute, and what each reads and gives. Of a captioning or matching model:
 
     image     pixels -> image_features, memory              once for an image
     text      ids -> text_features                          ITC
     match     ids, memory -> itm_logits                     ITM
     decoder   ids, memory, past -> logits, present          a prompt, then one token at a time
 
-The image memory (keys and values of every cross-attention layer) leaves the graph `image` and enters `match` and
-`decoder`, so that, as in `models`, no text makes an image be projected again.
+Of a VQA model:
+
+    image     pixels -> memory                              once for an image
+    question  ids, memory -> question                       once for a question
+    answer    ids, question, past -> logits, present        one token at a time, or a whole candidate
+
+The image memory (keys and values of every cross-attention layer) leaves the graph `image` and enters those of
+texts, so that, as in `models`, no text makes an image be projected again; nor does an answer its question's states.
 """
 
 from __future__ import annotations
@@ -20,11 +26,13 @@ from torch import Tensor
 
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory, KVCache
+from openblip.models.text import TextDecoder
+from openblip.models.vqa import BlipVqa
 
 __all__ = ["EXAMPLE", "Graph", "Port", "graphs_of"]
 
 Tensors: TypeAlias = tuple[Tensor, ...]
-EXAMPLE = {"images": 2, "rows": 6, "tokens": 3, "past": 5, "past + tokens": 8}
+EXAMPLE = {"images": 2, "questions": 4, "words": 7, "rows": 12, "tokens": 3, "past": 5, "past + tokens": 8}
 """sizes to trace with: no two alike, and none of 1, which would be taken for fixed"""
 
 
@@ -53,33 +61,49 @@ class Graph:
     outputs: tuple[Port, ...]
 
 
-def graphs_of(model: Blip) -> Iterator[Graph]:
+def graphs_of(model: Blip | BlipVqa) -> Iterator[Graph]:
     """The graphs of what `model` can do."""
-    text, embed_dim = model.config.text, model.config.embed_dim
-    head = text.width // text.num_heads
-
-    def layers(name: str, *shape: int | str) -> tuple[Port, ...]:
-        return tuple(Port(f"{name}.{n}.{part}", shape) for part in ("key", "value") for n in range(text.depth))
-
-    memory = layers("memory", "images", text.num_heads, model.vision.num_tokens, head)
-    ids = Port("input_ids", ("rows", "tokens"), torch.int64)
-    mask = Port("attention_mask", ("rows", "tokens"), torch.int64)
-    features = (Port("image_features", ("images", embed_dim)),) if model.config.encoder else ()
+    text = model.config.text
+    memory = _layers(model, "memory", "images", model.vision.num_tokens)
+    ids, mask = _texts("rows")
     pixels = Port("pixels", ("images", 3, *model.config.vision.pixels), torch.uint8)
-    yield Graph("image", "reads images, once for all texts about them", _see, (pixels,), (*features, *memory))
+    about = "reads images, once for all texts about them"
+    present = _layers(model, "present", "rows", "past + tokens")
+    step = (ids, Port("attention_mask", ("rows", "past + tokens"), torch.int64))
+    past = _layers(model, "past", "rows", "past")
+    logits = Port("logits", ("rows", "tokens", text.vocab_size))
+    if isinstance(model, BlipVqa):
+        yield Graph("image", about, _see_to_answer, (pixels,), memory)
+        question = _layers(model, "question", "questions", "words")
+        reads = Port("input_ids", ("questions", "words"), torch.int64)
+        of_question = Port("question_mask", ("questions", "words"), torch.int64)
+        about = "reads questions that begin with [ENC], once for all answers to them"
+        yield Graph("question", about, _read, (reads, of_question, *memory), question)
+        about = "gives the logits of each next token of answers that begin with [DEC]"
+        yield Graph("answer", about, _answer, (*step, of_question, *question, *past), (logits, *present))
+        return
+    features = (Port("image_features", ("images", model.config.embed_dim)),) if model.config.encoder else ()
+    yield Graph("image", about, _see, (pixels,), (*features, *memory))
     if model.config.encoder:
-        found = Port("text_features", ("rows", embed_dim))
+        found = Port("text_features", ("rows", model.config.embed_dim))
         yield Graph("text", "embeds texts that begin with [CLS] (ITC)", _embed, (ids, mask), (found,))
-        logits = Port("itm_logits", ("rows", 2))
+        matched = Port("itm_logits", ("rows", 2))
         about = "matches texts that begin with [ENC] with images (ITM); the second logit is that of a match"
-        yield Graph("match", about, _match, (ids, mask, *memory), (logits,))
+        yield Graph("match", about, _match, (ids, mask, *memory), (matched,))
     if model.config.decoder:
-        mask = Port("attention_mask", ("rows", "past + tokens"), torch.int64)
-        past = layers("past", "rows", text.num_heads, "past", head)
-        present = layers("present", "rows", text.num_heads, "past + tokens", head)
-        logits = Port("logits", ("rows", "tokens", text.vocab_size))
         about = "gives the logits of each next token of texts that begin with [DEC]"
-        yield Graph("decoder", about, _step, (ids, mask, *memory, *past), (logits, *present))
+        yield Graph("decoder", about, _caption, (*step, *memory, *past), (logits, *present))
+
+
+def _layers(model: Blip | BlipVqa, name: str, rows: str, length: int | str) -> tuple[Port, ...]:
+    """Keys of every layer, then values, [rows, heads, length, width of a head]."""
+    text = model.config.text
+    shape = (rows, text.num_heads, length, text.width // text.num_heads)
+    return tuple(Port(f"{name}.{n}.{part}", shape) for part in ("key", "value") for n in range(text.depth))
+
+
+def _texts(rows: str) -> tuple[Port, Port]:
+    return Port("input_ids", (rows, "tokens"), torch.int64), Port("attention_mask", (rows, "tokens"), torch.int64)
 
 
 def _see(model: Blip, pixels: Tensor) -> Tensors:
@@ -97,13 +121,34 @@ def _match(model: Blip, ids: Tensor, mask: Tensor, *memory: Tensor) -> Tensor:
     return model.match(ids, mask.bool(), ImageMemory(*_halves(memory)))
 
 
-def _step(model: Blip, ids: Tensor, mask: Tensor, *tensors: Tensor) -> Tensors:
+def _caption(model: Blip, ids: Tensor, mask: Tensor, *tensors: Tensor) -> Tensors:
     memory, past = _halves(tensors)
+    return _step(model.decoder, ids, mask, ImageMemory(*_halves(memory)), past)
+
+
+def _see_to_answer(model: BlipVqa, pixels: Tensor) -> Tensors:
+    memory = model.remember(model.encode_pixels(pixels))
+    return *memory.keys, *memory.values
+
+
+def _read(model: BlipVqa, ids: Tensor, mask: Tensor, *memory: Tensor) -> Tensors:
+    states = model.read_question(ids, mask.bool(), ImageMemory(*_halves(memory)))
+    question = model.remember_question(states, mask.bool())
+    return *question.keys, *question.values
+
+
+def _answer(model: BlipVqa, ids: Tensor, mask: Tensor, of_question: Tensor, *tensors: Tensor) -> Tensors:
+    question, past = _halves(tensors)
+    memory = ImageMemory(*_halves(question), of_question.bool())
+    return _step(model.text_decoder, ids, mask, memory, past)
+
+
+def _step(decoder: TextDecoder, ids: Tensor, mask: Tensor, memory: ImageMemory, past: Tensors) -> Tensors:
     keys, values = map(list, _halves(past))
     before = keys[0].shape[2]
     old, new = mask[:, :before].bool(), mask[:, before:].bool()
     cache = KVCache(keys, values, old, old.sum(1), padded=True)
-    logits = model.decoder(ids, new, memory=ImageMemory(*_halves(memory)), cache=cache)
+    logits = decoder(ids, new, memory=memory, cache=cache)
     return logits, *cache.keys, *cache.values
 
 

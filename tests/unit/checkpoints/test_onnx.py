@@ -6,16 +6,16 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx_small import HEADS, LAYERS, SIDE, TEXTS, WIDTH, Arrays, layers, pixels, run_graph, same, words
 from PIL import Image
-from torch import Tensor
 
 import openblip
 from openblip.checkpoints.convert import convert_model
@@ -26,17 +26,11 @@ from openblip.core.tokenizer import TextTokenizer
 from openblip.generation.decode import decode
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, BlipConfig
-from openblip.models.layers import ImageMemory, KVCache
+from openblip.models.layers import KVCache
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.stepper import DecoderStepper
 from openblip.models.text import TextConfig
 from openblip.models.vision import VisionConfig
-
-TEXTS = ("a red bus on a road", "two dogs", "a cat on a red chair", "a dog beside a long bus", "the road")
-# Products of another library sum in another order; float32 through a few layers of width 64 stays far below.
-CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
-LAYERS, HEADS, WIDTH, SIDE = 2, 2, 64, (32, 48)
-Arrays = dict[str, Any]
 
 
 def blip(**changes: Any) -> StoredModel:
@@ -73,35 +67,7 @@ def folder(make_once: Callable[..., Path], stored: StoredModel) -> Path:
 def run(folder: Path) -> Callable[[str, Arrays], Arrays]:
     """Run the graph of a name on tensors by name."""
 
-    def run_graph(name: str, inputs: Arrays) -> Arrays:
-        session = onnxruntime.InferenceSession(folder / f"{name}.onnx")
-        given = session.run(None, {key: np.asarray(value) for key, value in inputs.items()})
-        return dict(zip((port.name for port in session.get_outputs()), given, strict=True))
-
-    return run_graph
-
-
-def pixels(count: int) -> Tensor:
-    return torch.randint(0, 256, (count, 3, *SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-
-
-def words(rows: int, length: int, first: int) -> tuple[Tensor, Tensor]:
-    """Random ids and a mask; every second row is padded where there is room."""
-    ids = torch.randint(5, 60, (rows, length), generator=torch.Generator().manual_seed(rows + length))
-    ids[:, 0] = first
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[1::2, max(1, length - 3) :] = False
-    return ids.masked_fill(~mask, 0), mask
-
-
-def layers(name: str, tensors: ImageMemory | KVCache) -> Arrays:
-    """Keys and values by the names that the graphs give them."""
-    parts = {"key": tensors.keys, "value": tensors.values}
-    return {f"{name}.{n}.{part}": layer for part, values in parts.items() for n, layer in enumerate(values)}
-
-
-def same(found: Any, expected: Tensor, what: str = "") -> None:
-    np.testing.assert_allclose(found, expected.numpy(), err_msg=what, **CLOSE)
+    return partial(run_graph, folder)
 
 
 @pytest.mark.slow
@@ -248,7 +214,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.
         convert_model(broken, tmp_path / "nan", to="onnx")
     sizes = broken.model.config
     nlvr = StoredModel(BlipNlvr(NlvrConfig(vision=sizes.vision, text=sizes.text)), broken.tokenizer)
-    with pytest.raises(UserError, match=r"captioning and matching models; this is a BLIP NLVR2 model"):
+    with pytest.raises(UserError, match=r"captioning, matching and VQA models; this is a BLIP NLVR2 model"):
         convert_model(nlvr, tmp_path / "nlvr", to="onnx")
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(errors.MissingExtra, match=r'pip install "openblip\[onnx\]"'):
