@@ -26,7 +26,7 @@ def serve(
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL ...", help_behavior_hint="")] = (),
     /,
     *,
-    index: Annotated[Path | None, arg(metavar="INDEX", help_behavior_hint="")] = None,
+    index: Annotated[str | None, arg(metavar="INDEX", help_behavior_hint="")] = None,
     capfilt: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None,
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1",
     port: Annotated[int, arg(metavar="PORT")] = 8000,
@@ -119,7 +119,7 @@ def serve(
     )
 
 
-def _open_index(path: Path, predictors: dict[str, Predictor]) -> tuple[Any, str]:
+def _open_index(path: str, predictors: dict[str, Predictor]) -> tuple[Any, str]:
     """The image index, with the id of the model that made it."""
     from openblip.index import ImageIndex
 
@@ -130,7 +130,7 @@ def _open_index(path: Path, predictors: dict[str, Predictor]) -> tuple[Any, str]
                 return ImageIndex.open(path, model=predictor), name
             except UserError as error:
                 refused = error
-    raise refused or UserError(f"none of the models can search {path}; name the one that made the index")
+    raise refused or UserError("none of the models can search the index; name the one that made the index")
 
 
 def _keys(file: Path | None) -> list[str]:
