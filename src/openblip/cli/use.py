@@ -6,7 +6,6 @@ On a terminal they print lines to read; into a pipe or a file they print JSON, o
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -31,6 +30,7 @@ from openblip.cli.arguments import (
     person,
 )
 from openblip.cli.evaluated import default_samples, measured_task, result_of
+from openblip.cli.launched import find_shared_images, is_first, join
 from openblip.cli.results import (
     Row,
     check_counts,
@@ -74,12 +74,12 @@ def match(
         images: files, folders, globs, tars, or - for a list on standard input.
         text: a text to match with every image.
         batch_size: images at a time.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     need(images, WHAT_IMAGES)
     need(text, 'at least one text: --text "a red bus"')
-    from openblip.data.image_inputs import find_image_inputs
-
-    found = find_image_inputs(images)
+    found = find_shared_images(images, device)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
     def rows(batch: ImageBatch) -> Iterator[Row]:
@@ -130,17 +130,17 @@ def ask(
         min_new_tokens: shortest answer.
         max_new_tokens: longest answer.
         batch_size: images at a time.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     need(images, WHAT_IMAGES)
     need(question, 'at least one question: --question "what color is the bus?"')
     check_counts(num_answers=num_answers, keep=keep)
     from dataclasses import replace
 
-    from openblip.data.image_inputs import find_image_inputs
-
     config = decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
     candidates = None if answers is None else read_lines(answers, "answers to choose from")
-    found = find_image_inputs(images)
+    found = find_shared_images(images, device)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     usual = predictor.adapter
     if prompt is not None and not (usual.question_prompt and "{}" in prompt):
@@ -187,11 +187,14 @@ def embed(
         images: files, folders, globs, tars, or - for a list on standard input.
         text: a text to embed.
         batch_size: images at a time.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     need((*images, *text), f'{WHAT_IMAGES}, or texts: --text "a red bus"')
-    from openblip.data.image_inputs import FoundImages, find_image_inputs
+    from openblip.data.image_inputs import FoundImages
 
-    found = find_image_inputs(images) if images else FoundImages()
+    join(device)
+    found = find_shared_images(images, device) if images else FoundImages()
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     texts = zip(text, predictor.embed_texts(text).tolist(), strict=True) if text else ()
 
@@ -318,7 +321,6 @@ def evaluate(
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
     check_counts(0, rerank=rerank)
-    from openblip.core.runtime import is_main
     from openblip.data.measured import Measured
     from openblip.tasks.answering import MAX_LENGTH
     from openblip.tasks.classification import class_names
@@ -330,10 +332,7 @@ def evaluate(
 
     sources = as_sources(data)
     form = submission_format(sources, submission) if submission is not None else ""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun has started several: they share the data out
-        from openblip.training.launch import start
-
-        start(device)
+    join(device)
     adapter = load(model, tokenizer=tokenizer, device=device, dtype="float32").adapter
     task = measured_task(model, adapter, sources, form)
     asks = task == "answering"
@@ -355,7 +354,7 @@ def evaluate(
     )
     measured = Measured()
     metrics, records = evaluate_model(config, adapter, answers=candidates, measured=measured)
-    if not is_main():
+    if not is_first():
         return
     with ExitStack() as last:
         if submission is not None:  # at the end: what was computed is kept where it is refused
