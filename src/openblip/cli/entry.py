@@ -39,8 +39,9 @@ from openblip.cli import (
     use,
 )
 from openblip.cli.checks import check_arguments
+from openblip.cli.launched import first_to_tell, is_first
 from openblip.cli.refusals import refusal
-from openblip.core.errors import UserError, nearest
+from openblip.core.errors import ToldElsewhere, UserError, nearest
 from openblip.core.interrupt import AGAIN, RESUME, Stopped, Terminated, ending_at_once
 from openblip.core.places import DATA_ROOT
 
@@ -92,8 +93,10 @@ def _run(arguments: list[str]) -> int:
     try:
         _read(arguments)()
         sys.stdout.flush()
+    except ToldElsewhere:
+        return 2
     except UserError as error:
-        return _say(str(error), 2)
+        return _say(str(error), 2) if first_to_tell(str(error)) else 2
     except Stopped as stopped:
         return _say_stopped(stopped.done, stopped.exit_code, arguments)
     except KeyboardInterrupt as stop:
@@ -105,7 +108,8 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
-        return _say(f"{error.filename}: {error.strerror}", 2)
+        message = f"{error.filename}: {error.strerror}"
+        return _say(message, 2) if first_to_tell(message) else 2
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
@@ -113,7 +117,7 @@ def _run(arguments: list[str]) -> int:
 
 def _say_stopped(what: str, code: int, arguments: list[str]) -> int:
     """Say what is saved and how to resume: once, where a launcher started several processes."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return code
     name = " ".join(_joined(arguments)[:1])
     begun = "--dry-run" not in (word.replace("_", "-") for word in arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from tyro.conf import arg
 
 from openblip.cli.arguments import Data, Device, Dtype, Model, Prompt, Tokenizer, need, person
 from openblip.cli.evaluated import default_samples, measured_task, named_datasets, result_of
+from openblip.cli.launched import is_first, join
 from openblip.cli.results import check_counts, read_lines, show_table, tell
 from openblip.core.errors import UserError
 from openblip.core.text import counted
@@ -87,7 +87,6 @@ def evaluate(
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
     check_counts(0, **({} if rerank is None else {"rerank": rerank}))
-    from openblip.core.runtime import is_main
     from openblip.data.measured import Measured
     from openblip.tasks.answering import MAX_LENGTH
     from openblip.tasks.classification import class_names
@@ -100,10 +99,7 @@ def evaluate(
 
     sources = as_sources(data)
     form = submission_format(sources, submission) if submission is not None else ""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun has started several: they share the data out
-        from openblip.training.launch import start
-
-        start(device)
+    join(device)
     predictor = load(model, tokenizer=tokenizer, device=device, dtype=dtype)
     adapter = predictor.adapter
     task = measured_task(model, adapter, sources, form)
@@ -135,11 +131,11 @@ def evaluate(
         decode=decode,
     )
     computed = str(predictor.dtype).removeprefix("torch.")
-    if is_main() and (told := decoding_line(adapter, config)):
+    if is_first() and (told := decoding_line(adapter, config)):
         print(f"openblip: {told}, {computed}", file=sys.stderr)
     measured = Measured()
     metrics, records = evaluate_model(config, adapter, answers=candidates, measured=measured)
-    if not is_main():
+    if not is_first():
         return
     with ExitStack() as last:
         if submission is not None:  # at the end: what was computed is kept where it is refused

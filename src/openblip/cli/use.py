@@ -25,6 +25,7 @@ from openblip.cli.arguments import (
     need,
     person,
 )
+from openblip.cli.launched import find_shared_images, join
 from openblip.cli.results import (
     Row,
     check_counts,
@@ -62,12 +63,12 @@ def match(
         images: files, folders, globs, tars, or - for a list on standard input.
         text: a text to match with every image.
         batch_size: images at a time.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     need(images, WHAT_IMAGES)
     need(text, 'at least one text: --text "a red bus"')
-    from openblip.data.image_inputs import find_image_inputs
-
-    found = find_image_inputs(images)
+    found = find_shared_images(images, device)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
     def rows(batch: ImageBatch) -> Iterator[Row]:
@@ -118,17 +119,17 @@ def ask(
         min_new_tokens: shortest answer.
         max_new_tokens: longest answer.
         batch_size: images at a time.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     need(images, WHAT_IMAGES)
     need(question, 'at least one question: --question "what color is the bus?"')
     check_counts(num_answers=num_answers, keep=keep)
     from dataclasses import replace
 
-    from openblip.data.image_inputs import find_image_inputs
-
     config = decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
     candidates = None if answers is None else read_lines(answers, "answers to choose from")
-    found = find_image_inputs(images)
+    found = find_shared_images(images, device)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     usual = predictor.adapter
     if prompt is not None and not (usual.question_prompt and "{}" in prompt):
@@ -175,11 +176,14 @@ def embed(
         images: files, folders, globs, tars, or - for a list on standard input.
         text: a text to embed.
         batch_size: images at a time.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     need((*images, *text), f'{WHAT_IMAGES}, or texts: --text "a red bus"')
-    from openblip.data.image_inputs import FoundImages, find_image_inputs
+    from openblip.data.image_inputs import FoundImages
 
-    found = find_image_inputs(images) if images else FoundImages()
+    join(device)
+    found = find_shared_images(images, device) if images else FoundImages()
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     texts = zip(text, predictor.embed_texts(text).tolist(), strict=True) if text else ()
 
