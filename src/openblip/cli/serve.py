@@ -38,6 +38,9 @@ def serve(
     cors_origin: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="ORIGIN", help_behavior_hint="(repeat it for more)")
     ] = (),
+    allow_url_domain: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="DOMAIN", help_behavior_hint="(repeat it for more)")
+    ] = (),
     max_body_mb: float = 16.0,
     max_pixels: int = 40_000_000,
     max_texts: int = 256,
@@ -61,7 +64,8 @@ def serve(
         cache_mb: of image features that are kept for following requests about the same images.
         api_keys: a file of keys, one a line, of which a request must bring one (or OPENBLIP_API_KEYS=KEY,KEY).
         cors_origin: a site whose pages may ask, such as https://example.com.
-        max_body_mb: largest request.
+        allow_url_domain: a host whose images requests may name by address, or *.example.com for all below one.
+        max_body_mb: largest request, and largest image by address.
         max_pixels: largest image, width x height.
         max_texts: texts of one request.
         max_tokens: longest caption or answer.
@@ -79,6 +83,7 @@ def serve(
         require(package, "serving")
     keys = _keys(api_keys)
     from openblip.bootstrap.browse import Decisions
+    from openblip.serving.addresses import Addresses
     from openblip.serving.app import Service
     from openblip.serving.limits import Limits
     from openblip.serving.local import LocalEngine
@@ -93,6 +98,7 @@ def serve(
         queue=max_queue,
         seconds=max_seconds,
     )
+    opener = Addresses(allow_url_domain, max_bytes=limits.body_bytes) if allow_url_domain else None
     bound = listen_at(host, port)
     decisions = None if capfilt is None else Decisions(capfilt)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "batch_size": batch_size, "tokenizer": tokenizer}
@@ -106,7 +112,9 @@ def serve(
         max_pixels=max_pixels,
     )
     hosts = {"localhost", "127.0.0.1", "::1", host} if loopback(host) else None
-    service = Service(engine, limits, decisions=decisions, keys=keys, origins=cors_origin, hosts=hosts)
+    service = Service(
+        engine, limits, decisions=decisions, keys=keys, origins=cors_origin, hosts=hosts, opener=opener
+    )
     shown = f"[{host}]" if ":" in host else host
     where = f"http://{shown}:{bound.getsockname()[1]}"
     computing = next((f" ({one.computing})" for one in predictors.values()), "")
