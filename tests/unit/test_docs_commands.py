@@ -51,7 +51,15 @@ USE = {
     "recipes",
     "datasets",
 }
-INDEX = {"index-build", "index-add", "index-remove", "index-search", "index-duplicates", "index-info"}
+INDEX = {
+    "index-build",
+    "index-add",
+    "index-remove",
+    "index-search",
+    "index-duplicates",
+    "index-info",
+    "index-export",
+}
 WRITE = {"tokenizer", "world", "capfilt", "capfilt-decide"}
 TRAIN = {"small-pretrain", "small-vqa", "small-stage1", "blip-caption", "blip-retrieval", "blip-vqa"}
 ELSEWHERE = (

@@ -92,6 +92,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("index-search", "image"): check_image,
     ("index-search", "sheet"): check_new_file,
     ("index-search", "explain"): check_new_file,
+    ("index-export", "out"): check_new_file,
     ("judge", "first"): check_image,
     ("judge", "second"): check_image,
     ("caption", "out"): lambda out: None if out.is_dir() else check_new_file(out),  # see its --write

@@ -28,6 +28,7 @@ from openblip.cli import (
     explain,
     features,
     index,
+    index_export,
     judge,
     make,
     models,
@@ -57,7 +58,7 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     ),
     "index": (
         *(index.index_build, index.index_add, index.index_remove),
-        *(index.index_search, index.index_duplicates, index.index_info),
+        *(index.index_search, index.index_duplicates, index.index_info, index_export.index_export),
     ),
     "models": (models.info, models.convert),
     "bootstrap": (capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from openblip.index.building import Changes
     from openblip.index.entries import Place
 
-__all__ = ["index_add", "index_build", "index_duplicates", "index_info", "index_remove", "index_search"]
+__all__ = [
+    "index_add",
+    "index_build",
+    "index_duplicates",
+    "index_info",
+    "index_remove",
+    "index_search",
+    "metadata_of",
+]
 
 _MOST_TOLD = 20
 """broken images that are told one by one"""
@@ -240,7 +248,7 @@ def index_search(
         require("matplotlib", "report")
         if not query:
             raise UserError("--explain draws where the model looks for words; give a text to search for")
-    filters = Filters(folder=folder, since=since, until=until, words=words, metadata=_metadata(meta))
+    filters = Filters(folder=folder, since=since, until=until, words=words, metadata=metadata_of(meta))
     how = {"device": device, "dtype": dtype, "batch_size": batch_size, "cache_bytes": int(cache_mb * 1e6)}
     with _open(index, model, **how) as opened:
         if explain is not None:
@@ -257,7 +265,7 @@ def index_search(
         print(f"openblip: {why}", file=sys.stderr)
 
 
-def _metadata(given: Sequence[str]) -> dict[str, str]:
+def metadata_of(given: Sequence[str]) -> dict[str, str]:
     found = {}
     for pair in given:
         name, equals, value = pair.partition("=")
@@ -351,7 +359,7 @@ def index_duplicates(
         raise UserError(f"--similarity is a cosine from -1 to 1, not {similarity:g}")
     from openblip.index.filters import Filters
 
-    filters = Filters(folder=folder, since=since, until=until, words=words, metadata=_metadata(meta))
+    filters = Filters(folder=folder, since=since, until=until, words=words, metadata=metadata_of(meta))
     with _open(index, None) as opened:
         groups = opened.duplicates(by=by, distance=distance, similarity=similarity, filters=filters)
     for place, group in enumerate(groups, 1):

@@ -156,6 +156,14 @@ class Catalog:
         where, values = (filters or Filters()).where(self.database)
         return [vector for (vector,) in self.database.rows(f"SELECT vector FROM images WHERE {where}", values)]
 
+    def blocks(self, count: int, filters: Filters | None = None) -> Iterator[list[Record]]:
+        """The images in the index that pass the filters, so many at a time, in the order they came."""
+        where, values = (filters or Filters()).where(self.database)
+        last = 0
+        while records := self._select(f"{where} AND id > ? ORDER BY id LIMIT ?", [*values, last, count]):
+            yield records
+            last = records[-1].id
+
     def ids_of_place(self, place: int) -> set[int]:
         """Ids of the images that came from a place and are in the index."""
         found = self.database.rows("SELECT id FROM images WHERE place = ? AND removed IS NULL", (place,))
