@@ -249,7 +249,7 @@ def _blip2_captions(name: str, language: str, title: str, coco: str, nocaps: str
     return _blip2_tune(
         name, "caption", f"captions of COCO, ViT-g and {title}",
         **_COCO,
-        start=(f"language.source={language}", "vision.image_size=364"),
+        start=(f"language.source={language}",),
         paper=PaperRun(
             gpus=16, card="a100-40", samples=_COCO_TEXTS,
             figures=_targets(
@@ -263,7 +263,7 @@ def _blip2_questions(name: str, language: str, title: str, figure: str) -> Recip
     return _blip2_tune(
         name, "vqa", f"questions of VQAv2 and Visual Genome, ViT-g and {title}", "batch_size=8",
         data=_VQA, takes=("language",),
-        start=(f"language.source={language}", "vision.image_size=490"),
+        start=(f"language.source={language}",),
         paper=PaperRun(
             gpus=16, card="a100-40", samples=658_111,
             figures=_targets(f"{_BLIP2_TABLES}, table 4", f"BLIP-2 ViT-g, {title}", vqa=figure) if figure else (),
@@ -276,7 +276,7 @@ def _blip2_retrieval(name: str, vision: str, tower: str, **figures: str) -> Reci
     return _blip2_tune(
         name, "retrieval", f"retrieval on COCO, {tower}", "batch_size=14",
         **_COCO,
-        start=("vision.image_size=364", *((f"vision.source={vision}",) if vision else ())),
+        start=(f"vision.source={vision}",) if vision else (),
         paper=PaperRun(
             gpus=16, card="a100-40", samples=_COCO_TEXTS,
             figures=_targets(f"{_BLIP2_TABLES}, table 5", f"BLIP-2 {tower}", **figures),

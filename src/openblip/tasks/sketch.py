@@ -139,6 +139,8 @@ def _blip2_sizes(config: RunConfig) -> Blip2Config:
         return Blip2Config(vision=config.vision, qformer=sizes, embed_dim=config.embed_dim)
     found: Blip2Config = _described(config.model, "blip2")
     vocab_size = found.qformer.vocab_size or 30524
+    if config.vision.image_size is not None:
+        found = replace(found, vision=found.vision.at(config.vision.image_size))
     return replace(found, qformer=replace(found.qformer, vocab_size=vocab_size))
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.recognise import describe
+from openblip.checkpoints.recognise import describe, family_of
+from openblip.checkpoints.state import find
 from openblip.checkpoints.store import open_model
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
@@ -329,15 +330,18 @@ def _answers(texts: Sequence[str], log_probs: Sequence[float]) -> tuple[Answer, 
     return tuple(sorted(found, key=lambda answer: -answer.log_prob))
 
 
-def open_blip2(source: Path | str, tokenizer: str | None = None) -> Blip2Adapter:
-    """Open a BLIP-2 model from anywhere; `tokenizer` as for `open_model`.
+def open_blip2(source: Path | str, tokenizer: str | None = None, *, image_size: int | None = None) -> Blip2Adapter:
+    """Open a BLIP-2 model from anywhere; `tokenizer` and `image_size` as for `open_model`.
 
     Raises:
         UserError: as `open_model`, or it is a model of another kind.
     """
-    stored = open_model(source, tokenizer=tokenizer)
+    other = UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")
+    if Path(source).is_dir() and family_of(find(str(source))) != "blip2":
+        raise other  # before anything is said of its image size
+    stored = open_model(source, tokenizer=tokenizer, image_size=image_size)
     if not isinstance(stored.model, Blip2):
-        raise UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")
+        raise other
     language_tokenizer, ignored = stored.language_tokenizer, stored.ignored
     return Blip2Adapter(
         stored.model, stored.tokenizer, stored.info, language_tokenizer=language_tokenizer, ignored=ignored
