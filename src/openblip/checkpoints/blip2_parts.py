@@ -31,6 +31,7 @@ __all__ = [
     "open_language_tokenizer",
     "open_tokenizer",
     "open_tower",
+    "place_of_part",
     "resize_vision",
 ]
 
@@ -43,7 +44,7 @@ def open_tower(config: TowerConfig, *, base: Path | None = None, pretrained: boo
         pretrained: with its weights; False where they are about to be replaced.
     """
     before, path = config.place
-    path = _place(path, base) if path else path
+    path = place_of_part(path, base) if path else path
     found = replace(config, source=before + path)
     vision = _vision_of(path, config.image_size) if config.kind == "openblip" else None
     state = _timm_weights(Path(path)) if config.kind == "timm" and path and pretrained else None
@@ -71,14 +72,14 @@ def _vision_of(source: str, image_size: int | None) -> VisionEncoder:
 
 def open_language(config: LanguageConfig, *, base: Path | None = None) -> FrozenLanguage:
     """The language model that `config` names; `base` as for `open_tower`."""
-    language = make_language(replace(config, source=_place(config.source, base)))
+    language = make_language(replace(config, source=place_of_part(config.source, base)))
     language.config = replace(language.config, source=config.source)
     return language
 
 
 def open_language_tokenizer(config: LanguageConfig, *, base: Path | None = None) -> LanguageTokenizer:
     """The tokenizer of the language model that `config` names."""
-    return LanguageTokenizer.load(_place(config.source, base), end=config.end)
+    return LanguageTokenizer.load(place_of_part(config.source, base), end=config.end)
 
 
 def open_tokenizer(
@@ -105,7 +106,7 @@ def open_tokenizer(
     return tokenizer
 
 
-def _place(source: str, base: Path | None) -> str:
+def place_of_part(source: str, base: Path | None) -> str:
     """Where a part lies that the model in the folder `base` names.
 
     "./vision" lies in the folder. Another relative path is taken from where one stands, or else from the nearest

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from openblip.cli.arguments import Data, Device, Dtype, Model, Prompt, Tokenizer, need, person
+from openblip.cli.arguments import Card, Data, Device, Dtype, Model, Prompt, Tokenizer, need, person
 from openblip.cli.evaluated import default_samples, measured_task, named_datasets, result_of
 from openblip.cli.launched import is_first, join
 from openblip.cli.results import check_counts, read_lines, show_table, tell
+from openblip.cli.usage import check_dry_run, show_usage
 from openblip.core.errors import UserError
 from openblip.core.text import counted
 
 if TYPE_CHECKING:
     from openblip.data.measured import Measured
+    from openblip.data.sources.base import SourceConfig
     from openblip.generation.types import DecodeConfig
     from openblip.metrics.results import Result
     from openblip.tasks.config import RunConfig, TaskName
@@ -54,6 +57,10 @@ def evaluate(
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    dry_run: bool = False,
+    gpu: Card = None,
+    gpus: Count = None,
+    mfu: Penalty = None,
 ) -> None:
     """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy; accuracy of answers,
     of judgements, of zero-shot classes (imagenet:val, "photos/?classes=folder"); composed retrieval (cirr:val).
@@ -80,6 +87,11 @@ def evaluate(
         out: folder of results: one JSON file, and its predictions beside it, in place of those of an equal
             evaluation; openblip report FOLDER makes tables of many. What had to be left out is listed, and the exit
             code 1.
+        dry_run: print what the evaluation takes, arithmetic, memory and hours on a card, and begin nothing: no
+            weights are read into memory, no images. The options below are for this alone.
+        gpu: the card: a100-40, a100-80, h100, h200, a6000, l40s or rtx4090; left out, h100.
+        gpus: how many, one process each; left out, one.
+        mfu: share of the card's arithmetic that is assumed to last; left out, 0.4.
 
     Under torchrun the processes share the data out; the figures are those of one process.
     """
@@ -87,50 +99,33 @@ def evaluate(
     need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
     check_counts(samples=samples)
     check_counts(0, **({} if rerank is None else {"rerank": rerank}))
+    check_dry_run(dry_run, gpu=gpu, gpus=gpus, mfu=mfu)
     from openblip.data.measured import Measured
-    from openblip.tasks.answering import MAX_LENGTH
-    from openblip.tasks.classification import class_names
-    from openblip.tasks.config import RunConfig, as_sources
-    from openblip.tasks.decoding import candidates_to_rerank
-    from openblip.tasks.dialog import HISTORY
-    from openblip.tasks.load import load
+    from openblip.tasks.config import as_sources
     from openblip.tasks.submission import submission_format, submit
     from openblip.tasks.training import evaluate_model
 
     sources = as_sources(data)
     form = submission_format(sources, submission) if submission is not None else ""
-    join(device)
-    predictor = load(model, tokenizer=tokenizer, device=device, dtype=dtype)
-    adapter = predictor.adapter
+    given = {
+        "num_beams": beams,
+        "min_new_tokens": min_new_tokens,
+        "max_new_tokens": max_new_tokens,
+        "repetition_penalty": repetition_penalty,
+        "length_penalty": length_penalty,
+    }
+    metrics_of_java = (*(("METEOR",) if meteor else ()), *(("SPICE",) if spice else ()))
+    adapter, computed = _opened(model, tokenizer, device, dtype, dry_run=dry_run)
     task = measured_task(model, adapter, sources, form)
-    candidates = adapter.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
-    candidates = class_names(sources) if task == "classification" else candidates
-    datasets = named_datasets(sources)
-    wording, decode = decoding_of(
-        adapter,
-        task,
-        datasets,
-        prompt,
-        num_beams=beams,
-        min_new_tokens=min_new_tokens,
-        max_new_tokens=max_new_tokens,
-        repetition_penalty=repetition_penalty,
-        length_penalty=length_penalty,
-    )
-    config = RunConfig(
-        family=adapter.family,
-        task=task,
-        sources=sources,
-        validation=sources,
+    config = replace(
+        measuring_config(adapter, task, sources, prompt, rerank, given),
         validation_samples=sys.maxsize if form or task == "composed" else samples,  # whole, as is a gallery
-        rerank_k=candidates_to_rerank(adapter.family, datasets) if rerank is None else rerank,
-        java_metrics=(*(("METEOR",) if meteor else ()), *(("SPICE",) if spice else ())),
-        prompt=wording,
-        max_length=min({"answering": MAX_LENGTH, "dialog": HISTORY}.get(task, 64), adapter.max_positions),
-        clean=adapter.info.get("clean", "simplify"),
-        decode=decode,
+        java_metrics=metrics_of_java,
     )
-    computed = str(predictor.dtype).removeprefix("torch.")
+    candidates = _candidates(adapter, config, answers)
+    if dry_run:
+        _predict(adapter, config, data, computed, len(candidates), gpu=gpu, gpus=gpus, mfu=mfu)
+        return
     if is_first() and (told := decoding_line(adapter, config)):
         print(f"openblip: {told}, {computed}", file=sys.stderr)
     measured = Measured()
@@ -146,6 +141,70 @@ def evaluate(
         _report_measures(model, data, result, metrics, records, measured, out)
 
 
+def _opened(model: str, tokenizer: str | None, device: str, dtype: str, *, dry_run: bool) -> tuple[Adapter, str]:
+    """The model, for --dry-run without its weights, and the dtype it computes in."""
+    if dry_run:
+        from openblip.checkpoints.outline import outline
+        from openblip.tasks.registry import adapt
+
+        return adapt(outline(model)), "bfloat16" if dtype == "auto" else dtype
+    from openblip.tasks.load import load
+
+    join(device)
+    predictor = load(model, tokenizer=tokenizer, device=device, dtype=dtype)
+    return predictor.adapter, str(predictor.dtype).removeprefix("torch.")
+
+
+def _candidates(adapter: Adapter, config: RunConfig, answers: Path | None) -> Sequence[str]:
+    """Answers to rank, or the names of classes."""
+    if config.task == "classification":
+        from openblip.tasks.classification import class_names
+
+        return class_names(config.sources)
+    return adapter.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
+
+
+def _predict(
+    adapter: Adapter, config: RunConfig, data: tuple[str, ...], dtype: str, candidates: int, **card: Any
+) -> None:
+    """What `--dry-run` prints."""
+    from openblip.core.compute import DTYPES
+    from openblip.tasks.usage_of import count_data, evaluation_work
+
+    counts = count_data(config.task, config.validation, samples=config.validation_samples)
+    work = evaluation_work(adapter, config, counts, DTYPES[dtype], candidates=candidates)
+    show_usage(", ".join(data), work, counts, **card)
+
+
+def measuring_config(
+    adapter: Adapter,
+    task: TaskName,
+    sources: tuple[SourceConfig, ...],
+    prompt: str | None,
+    rerank: int | None,
+    given: Mapping[str, Any],
+) -> RunConfig:
+    """What a model is measured by: as the papers measure, with what is given (not None) in its place."""
+    from openblip.tasks.answering import MAX_LENGTH
+    from openblip.tasks.config import RunConfig
+    from openblip.tasks.decoding import candidates_to_rerank
+    from openblip.tasks.dialog import HISTORY
+
+    datasets = named_datasets(sources)
+    wording, decode = decoding_of(adapter, task, datasets, prompt, **given)
+    return RunConfig(
+        family=adapter.family,
+        task=task,
+        sources=sources,
+        validation=sources,
+        rerank_k=candidates_to_rerank(adapter.family, datasets) if rerank is None else rerank,
+        prompt=wording,
+        max_length=min({"answering": MAX_LENGTH, "dialog": HISTORY}.get(task, 64), adapter.max_positions),
+        clean=adapter.info.get("clean", "simplify"),
+        decode=decode,
+    )
+
+
 def decoding_of(
     adapter: Adapter, task: TaskName, datasets: Collection[str], prompt: str | None, **given: Any
 ) -> tuple[str, DecodeConfig]:
@@ -154,8 +213,6 @@ def decoding_of(
     Raises:
         UserError: the model takes no such prompt, or the settings contradict each other.
     """
-    from dataclasses import replace
-
     from openblip.tasks.decoding import caption_prompt, measured_decoding
 
     asks = task == "answering"
@@ -165,7 +222,7 @@ def decoding_of(
         )
     usual = adapter.question_prompt if asks else caption_prompt(adapter)
     wording = usual if prompt is None else prompt
-    if prompt is not None and not asks:
+    if prompt is not None and not asks and adapter.tokenizer is not None:
         adapter.check_prompt([prompt])
     decode = measured_decoding(adapter, task, datasets, wording)
     own = {name: value for name, value in given.items() if value is not None}

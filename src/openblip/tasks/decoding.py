@@ -47,7 +47,10 @@ def measured_decoding(adapter: Adapter, task: TaskName, datasets: Collection[str
         return replace(adapter.answering, min_new_tokens=0 if adapter.answering.length_penalty < 0 else 1)
     if task == "answering":
         return DecodeConfig(num_beams=3, max_new_tokens=9)
-    read = adapter.tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1]
+    if adapter.tokenizer is None:  # of a model that is only predicted; BERT has the words of the papers' prompts
+        read = 1 + len(prompt.split())
+    else:
+        read = adapter.tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1]
     return DecodeConfig(
         num_beams=3,
         min_new_tokens=max(0, _SHORTEST - read),

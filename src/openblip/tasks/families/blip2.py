@@ -187,7 +187,8 @@ class Blip2Adapter(Adapter):
         chat = self.model.llm.config.chat
         own = "{}" in str(self.info.get("prompt", ""))
         free = chat == "auto" and asks and not own and not self.model.llm.is_encoder_decoder
-        return chat == "yes" or (free and self.llm_tokenizer.has_chat)
+        known = self.language_tokenizer  # None where a model is only predicted
+        return chat == "yes" or (free and known is not None and known.has_chat)
 
     def _placed(self, prompts: Sequence[str], *, asks: bool = False) -> list[str]:
         """Prompts as the language model reads them."""
