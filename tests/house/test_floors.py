@@ -65,6 +65,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "starlette": ("serving", "cli.serve"),
     "uvicorn": ("serving", "cli.serve"),
     "pydantic": ("serving",),
+    "psycopg": ("index",),
+    "pgvector": ("index",),
     "python_multipart": ("serving", "cli.serve"),
 }
 IMPORT_NAMES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}

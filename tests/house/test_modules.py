@@ -36,14 +36,14 @@ def module_names() -> list[str]:
 
 
 def extras() -> list[str]:
-    """Import names of what only an extra brings; torchvision comes with timm, httpx with older huggingface-hub."""
+    """Import names of what only an extra brings; torchvision comes with timm, httpx, h11 with huggingface-hub."""
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 
     def names(requirements: list[str]) -> set[str]:
         return {r.partition(">")[0].partition("[")[0].strip().replace("-", "_") for r in requirements}
 
     optional = names([r for group in project["optional-dependencies"].values() for r in group])
-    return sorted(optional - names(project["dependencies"]) - {"openblip", "torchvision", "httpx"})
+    return sorted(optional - names(project["dependencies"]) - {"openblip", "torchvision", "httpx", "h11"})
 
 
 def test_every_module_imports_without_the_extras() -> None:

@@ -15,8 +15,9 @@ from job_commands import CommandServer, Running
 from job_world import World
 from safetensors.torch import load_file, save_file
 
+from openblip.core.errors import UserError
 from openblip.data.image_inputs import ImageInput
-from openblip.index.catalog import writing
+from openblip.index.stores import open_database
 
 pytestmark = pytest.mark.slow
 
@@ -38,16 +39,22 @@ def photos(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def committed(index: Path) -> int:
+@pytest.fixture(params=["folder", "postgres"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What the name of an index begins with: a folder, or a database."""
+    return f"{tmp_path}/" if request.param == "folder" else f"{request.getfixturevalue('postgres')}#"
+
+
+def committed(index: str) -> int:
     """Images that are in an index now, whatever state its building is in."""
     try:
-        with closing(sqlite3.connect(index / "index.sqlite")) as connection:
-            return int(connection.execute("SELECT count(*) FROM images").fetchone()[0])
-    except sqlite3.OperationalError:
+        with closing(open_database(index)) as database:
+            return int(database.rows("SELECT count(*) FROM images")[0][0])
+    except (UserError, sqlite3.OperationalError):
         return 0
 
 
-def await_more(running: Running, index: Path, before: int, seconds: float = 100) -> None:
+def await_more(running: Running, index: str, before: int, seconds: float = 100) -> None:
     """Wait until more images are in an index than before."""
     end = time.monotonic() + seconds
     while committed(index) <= before:
@@ -56,9 +63,9 @@ def await_more(running: Running, index: Path, before: int, seconds: float = 100)
 
 
 def test_an_index_from_the_beginning(
-    openblip: CommandServer, world: World, model: Path, photos: Path, tmp_path: Path
+    openblip: CommandServer, world: World, model: Path, photos: Path, tmp_path: Path, base: str
 ) -> None:
-    index = tmp_path / "I"
+    index = f"{base}first"
     how = ("--model", model, "--out", index, *EXACT)
     built = openblip("index", "build", photos, *how, code=1)
     assert built.records == [
@@ -111,10 +118,8 @@ def test_an_index_from_the_beginning(
     assert [change["added"] for change in changed] == [1, 0], "what was removed is back"
 
 
-def test_a_killed_build_opens_and_resumes(
-    openblip: CommandServer, model: Path, photos: Path, tmp_path: Path
-) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+def test_a_killed_build_opens_and_resumes(openblip: CommandServer, model: Path, photos: Path, base: str) -> None:
+    whole, killed = f"{base}whole", f"{base}killed"
     how = ("--model", model, "--batch-size", 2, *EXACT)
     openblip("index", "build", photos, *how, "--out", whole, code=1)
     for _ in range(2):
@@ -138,9 +143,9 @@ def test_a_killed_build_opens_and_resumes(
 
 
 def test_what_is_refused(
-    openblip: CommandServer, model: Path, captioner: Path, photos: Path, tmp_path: Path
+    openblip: CommandServer, model: Path, captioner: Path, photos: Path, tmp_path: Path, base: str
 ) -> None:
-    index, refuse = tmp_path / "I", openblip.refuse
+    index, refuse = f"{base}refused", openblip.refuse
     running = openblip.start(
         "index", "build", photos, "--model", model, "--out", index, "--batch-size", 2, before=SLOWLY
     )
@@ -149,15 +154,15 @@ def test_what_is_refused(
     stopped = running.wait()
     assert stopped.code == 143
     assert "run the same command again to resume" in stopped.err
-    with writing(index):  # as another process does
+    with open_database(index).writing():  # as another process does
         assert "another process is writing to the index" in refuse("index", "add", photos, "--index", index)
         assert "another process is writing" in refuse("index", "remove", photos, "--index", index)
     other = shutil.copytree(model, tmp_path / "other") / "model.safetensors"
     save_file({name: -weight for name, weight in load_file(other).items()}, other, metadata={"format": "pt"})
     assert "built with another model" in refuse("index", "build", photos, "--model", other.parent, "--out", index)
     assert "fingerprint" in refuse("index", "search", "a red circle", "--index", index, "--model", other.parent)
-    assert "embeddings need" in refuse("index", "build", photos, "--model", captioner, "--out", tmp_path / "C")
-    assert "does not exist; openblip index build" in refuse("index", "search", "x", "--index", tmp_path / "none")
+    assert "embeddings need" in refuse("index", "build", photos, "--model", captioner, "--out", f"{base}c")
+    assert "; openblip index build DATA --model" in refuse("index", "search", "x", "--index", f"{base}none")
     assert "say what to search for" in refuse("index", "search", "--index", index)
     assert "--meta takes NAME=VALUE" in refuse("index", "search", "x", "--index", index, "--meta", "x")
     assert "takes a date such as" in refuse("index", "search", "x", "--index", index, "--since", "May")

@@ -29,6 +29,7 @@ from openblip.checkpoints.blip2_parts import (
     build_blip2,
     open_language_tokenizer,
     open_tokenizer,
+    resize_vision,
 )
 from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
 from openblip.checkpoints.state import Checkpoint
@@ -243,6 +244,8 @@ def open_lavis(path: Path, file: Checkpoint, options: Options) -> StoredModel:
     )
     model = build_blip2(config)
     ignored = load_lavis_state(model, state, source=path.name)
+    if options.image_size is not None:
+        resize_vision(model, options.image_size, base=None, kept=model.config.vision.kind == "own")
     info = {"source": path.name, "source_format": "lavis"}
     return StoredModel(
         model.eval(),

@@ -83,18 +83,10 @@ def open_transformers_blip2(found: Found, options: Options) -> StoredModel:
     Raises:
         UserError: a key is missing, unexpected or of another shape, or it asks for what BLIP-2 does not have.
     """
-    from transformers import Blip2Config as TheirConfig
-
     if isinstance(options.image_size, tuple):
         raise UserError(f"{found.name} takes square images: give image_size one number")
     folder, state = found.path, read_folder(found.path)
-    try:
-        theirs: Any = TheirConfig.from_dict(dict(found.description))
-        config = _our_config(theirs, state, folder, options.image_size)
-    except UserError:
-        raise
-    except Exception as error:  # transformers checks values by kinds of its own, or not at all
-        raise UserError(f"its config.json cannot be used: {' '.join(str(error).split())}") from error
+    config, theirs = config_from_transformers_blip2(found.description, state, folder, options.image_size)
     language = None if config.language is None else open_language(config.language)
     model = build_blip2(config, vision=make_tower(config.vision), language=language)
     _load(model, state, theirs, found.name)
@@ -105,6 +97,29 @@ def open_transformers_blip2(found: Found, options: Options) -> StoredModel:
         [],
         None if config.language is None else open_language_tokenizer(config.language),
     )
+
+
+def config_from_transformers_blip2(
+    description: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path, image_size: int | None = None
+) -> tuple[Blip2Config, Any]:
+    """Our configuration for a folder of transformers, and theirs.
+
+    Args:
+        description: what stands in its config.json.
+        state: its tensors, of which names and shapes count.
+
+    Raises:
+        UserError: it asks for what BLIP-2 does not have.
+    """
+    from transformers import Blip2Config as TheirConfig
+
+    try:
+        theirs: Any = TheirConfig.from_dict(dict(description))
+        return _our_config(theirs, state, folder, image_size), theirs
+    except UserError:
+        raise
+    except Exception as error:  # transformers checks values by kinds of its own, or not at all
+        raise UserError(f"its config.json cannot be used: {' '.join(str(error).split())}") from error
 
 
 def _our_config(theirs: Any, state: Mapping[str, Tensor], folder: Path, image_size: int | None) -> Blip2Config:

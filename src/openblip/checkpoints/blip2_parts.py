@@ -19,7 +19,7 @@ from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.language import FrozenLanguage, LanguageConfig, make_language
-from openblip.models.tower import FrozenTower, TowerConfig, make_tower
+from openblip.models.tower import FrozenTower, TowerConfig, fill_resized, make_tower
 from openblip.models.vision import VisionEncoder
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
     "open_language_tokenizer",
     "open_tokenizer",
     "open_tower",
+    "place_of_part",
+    "resize_vision",
 ]
 
 
@@ -42,7 +44,7 @@ def open_tower(config: TowerConfig, *, base: Path | None = None, pretrained: boo
         pretrained: with its weights; False where they are about to be replaced.
     """
     before, path = config.place
-    path = _place(path, base) if path else path
+    path = place_of_part(path, base) if path else path
     found = replace(config, source=before + path)
     vision = _vision_of(path, config.image_size) if config.kind == "openblip" else None
     state = _timm_weights(Path(path)) if config.kind == "timm" and path and pretrained else None
@@ -70,14 +72,14 @@ def _vision_of(source: str, image_size: int | None) -> VisionEncoder:
 
 def open_language(config: LanguageConfig, *, base: Path | None = None) -> FrozenLanguage:
     """The language model that `config` names; `base` as for `open_tower`."""
-    language = make_language(replace(config, source=_place(config.source, base)))
+    language = make_language(replace(config, source=place_of_part(config.source, base)))
     language.config = replace(language.config, source=config.source)
     return language
 
 
 def open_language_tokenizer(config: LanguageConfig, *, base: Path | None = None) -> LanguageTokenizer:
     """The tokenizer of the language model that `config` names."""
-    return LanguageTokenizer.load(_place(config.source, base), end=config.end)
+    return LanguageTokenizer.load(place_of_part(config.source, base), end=config.end)
 
 
 def open_tokenizer(
@@ -104,7 +106,7 @@ def open_tokenizer(
     return tokenizer
 
 
-def _place(source: str, base: Path | None) -> str:
+def place_of_part(source: str, base: Path | None) -> str:
     """Where a part lies that the model in the folder `base` names.
 
     "./vision" lies in the folder. Another relative path is taken from where one stands, or else from the nearest
@@ -139,6 +141,32 @@ def build_blip2(
         language = open_language(config.language)
     with torch.device(device):
         return Blip2(config, tower, language)
+
+
+def resize_vision(model: Blip2, image_size: int | tuple[int, int], *, base: Path | None, kept: bool) -> None:
+    """Let the vision tower of a model read images of another size; its positions are interpolated, once.
+
+    Args:
+        image_size: side in pixels.
+        base: as for `open_tower`.
+        kept: whether the model's file holds the tower's weights. Otherwise they come from the tower's source again,
+            as they will whenever the model is opened from then on: in a tower of half precision the values that are
+            interpolated in float32 there differ from those interpolated here.
+
+    Raises:
+        UserError: the tower does not read images of this size, or those of the model are to be no squares.
+    """
+    side = image_size if isinstance(image_size, int) else image_size[0]
+    if image_size not in (side, (side, side)):
+        raise UserError("the vision tower of a BLIP-2 model takes square images: give image_size one number")
+    before = model.vision
+    if before.pixels == (side, side):
+        return
+    again = not kept and before.config.kind != "hf"  # those of transformers keep their table
+    tower = open_tower(before.config.at(side), base=base, pretrained=again)
+    if not again:
+        fill_resized(tower, before)
+    model.vision, model.config = tower, replace(model.config, vision=tower.config)
 
 
 def fingerprints(model: Blip2) -> dict[str, dict[str, str]]:

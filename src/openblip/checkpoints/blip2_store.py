@@ -22,6 +22,7 @@ from openblip.checkpoints.blip2_parts import (
     open_language_tokenizer,
     open_tokenizer,
     open_tower,
+    resize_vision,
 )
 from openblip.checkpoints.state import NOTES, WEIGHTS, Found, read_state
 from openblip.checkpoints.stored import (
@@ -59,8 +60,6 @@ def open_found(found: Found, options: Options) -> StoredModel:
 
 def _open_own(found: Found, options: Options) -> StoredModel:
     folder, description = found.path, found.description
-    if options.image_size is not None:
-        raise UserError(f"{folder} is a BLIP-2 model; its frozen vision tower says the image_size")
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise UserError(f"{folder} has no {WEIGHTS}; the model was not saved whole")
@@ -77,6 +76,8 @@ def _open_own(found: Found, options: Options) -> StoredModel:
     model = build_blip2(config, vision=vision, language=language, device="meta")
     fill(model, state, weights, as_stored=model.frozen_parameter_names())
     _check_frozen(model, description.get("frozen", {}), folder)
+    if options.image_size is not None:
+        resize_vision(model, options.image_size, base=folder, kept=in_file)
     return StoredModel(
         model,
         open_tokenizer(config, options.tokenizer or folder, named=folder.name if options.tokenizer else None),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WHAT_IMAGES",
+    "Card",
     "Config",
     "Data",
     "Device",
@@ -61,6 +62,7 @@ Tokenizer = Annotated[
 ]
 Prompt = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 Pixels = Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")]
+Card = Annotated[str | None, arg(metavar="CARD", help_behavior_hint="")]
 Heads = Annotated[
     tuple[int, ...],
     arg(

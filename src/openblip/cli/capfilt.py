@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Device, Dtype, OptionalPath, Tokenizer, person
+from openblip.cli.arguments import Card, Device, Dtype, OptionalPath, Tokenizer, person
+from openblip.cli.usage import check_dry_run, show_usage
 from openblip.core.errors import UserError
 from openblip.core.text import counted
 
 if TYPE_CHECKING:
-    from openblip.bootstrap.job import Done, Output, Shard
+    from openblip.bootstrap.job import CapFiltConfig, Done, Output, Shard
     from openblip.bootstrap.run import Totals
 
 __all__ = ["capfilt", "capfilt_decide"]
@@ -69,6 +71,10 @@ def capfilt(
     shard: Annotated[str, arg(metavar="I/N", help_behavior_hint="")] = "",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    dry_run: bool = False,
+    gpu: Card = None,
+    gpus: Annotated[int | None, arg(help_behavior_hint="")] = None,
+    mfu: Annotated[float | None, arg(help_behavior_hint="")] = None,
 ) -> None:
     """Clean a noisy collection: write captions, score all texts, keep what matches (CapFilt).
 
@@ -94,7 +100,13 @@ def capfilt(
         threads: of each process; 0 shares the cores out evenly.
         address: of a Ray cluster; left out, one is started here.
         shard: take share I of N (0/8 ... 7/8) of the chunks; afterwards, one call without it joins all.
+        dry_run: print what the run takes, arithmetic, memory and hours on a card, and begin nothing: no weights are
+            read into memory, no images, and TARGET is not made. The options below are for this alone.
+        gpu: the card: a100-40, a100-80, h100, h200, a6000, l40s or rtx4090; left out, h100.
+        gpus: how many, one process each; left out, one.
+        mfu: share of the card's arithmetic that is assumed to last; left out, 0.4.
     """
+    check_dry_run(dry_run, gpu=gpu, gpus=gpus, mfu=mfu)
     from openblip.bootstrap.job import CapFiltConfig
     from openblip.bootstrap.run import Engine, run_capfilt
     from openblip.data.sources.open import parse_spec
@@ -120,6 +132,9 @@ def capfilt(
         device=device,
         dtype=dtype,
     )
+    if dry_run:
+        _predict(config, gpu=gpu, gpus=gpus, mfu=mfu)
+        return
     totals = run_capfilt(
         config,
         target,
@@ -129,6 +144,25 @@ def capfilt(
         on_chunk=_progress,
     )
     _conclude(totals, target, report=not shard)
+
+
+def _predict(config: CapFiltConfig, **card: Any) -> None:
+    """What `--dry-run` prints."""
+    from openblip.checkpoints.outline import outline
+    from openblip.core.compute import DTYPES
+    from openblip.tasks.registry import adapt
+    from openblip.tasks.usage_of import capfilt_work, count_data
+
+    counts = count_data("pretraining", (config.source,), samples=sys.maxsize)
+    judge = adapt(outline(config.filter, image_size=config.image_size))
+    writer = judge if config.captioner == config.filter else None
+    if config.captioner and writer is None:
+        writer = adapt(outline(config.captioner, image_size=config.image_size))
+    dtype = DTYPES["bfloat16" if config.dtype == "auto" else config.dtype]
+    work = capfilt_work(
+        writer, judge, config.decode, counts, dtype, batch=config.batch_size, max_length=config.max_length
+    )
+    show_usage(config.source.path, work, counts, **card)
 
 
 def capfilt_decide(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from openblip.cli.arguments import WHAT_IMAGES, Device, Dtype, ImagePaths, Model, Prompt, Tokenizer, decoding, need
+from openblip.cli.launched import find_shared_images, is_first, shared
 from openblip.cli.results import Row, each_batch, open_predictor, tell_left_out
 from openblip.core.errors import UserError
 from openblip.core.text import counted
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["caption"]
 
 Share = Annotated[float | None, arg(metavar="P", help_behavior_hint="")]
+_SCHEMA = {"image": "string", "captions": [{"text": "string", "log_prob": "float"}]}
 Words = Annotated[str, arg(metavar="TEXT", help_behavior_hint="")]
 
 
@@ -68,13 +70,14 @@ def caption(
         extension: with --write txt, of the files.
         prefix: with --write txt, text before each caption, such as "mytoken, ".
         suffix: with --write txt, text after each caption.
-        out: a new file of JSON lines; with --write txt, a folder in which the texts lie as the images do in theirs.
+        out: a new file for the results: .parquet, else one JSON object a line; with --write txt, a folder in which
+            the texts lie as the images do in theirs.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     need(images, WHAT_IMAGES)
     if write != "txt" and (existing, extension, prefix, suffix) != ("skip", ".txt", "", ""):
         raise UserError("--existing, --extension, --prefix and --suffix are for text files: add --write txt")
-    from openblip.data.image_inputs import find_image_inputs
-
     config = decoding(
         beams,
         num_captions,
@@ -91,9 +94,9 @@ def caption(
         from openblip.data.sinks.beside import TextFiles
 
         files = TextFiles(images, out, extension, existing, prefix, suffix)
-    found = find_image_inputs(images)
+    found = find_shared_images(images, device)
     if files is not None:
-        plan = files.plan(found)
+        plan = shared(lambda: files.plan(found))
         _tell_plan(plan, len(found))
         found = plan.images
         if not found:
@@ -109,7 +112,7 @@ def caption(
                 record["file"] = str(plan.files[name])
             yield f"{name}: " + "\n    ".join(c.text for c in written), record
 
-    each_batch(predictor, found, rows, out=out if files is None else None)
+    each_batch(predictor, found, rows, out=out if files is None else None, schema=_SCHEMA)
 
 
 def _told(text: str, log_prob: float) -> dict[str, str | float]:
@@ -118,6 +121,8 @@ def _told(text: str, log_prob: float) -> dict[str, str | float]:
 
 def _tell_plan(plan: Plan, total: int) -> None:
     """Say on standard error which images need no caption."""
+    if not is_first():
+        return
     if plan.existing:
         there = f"{plan.existing} of {counted(total, 'image')} skipped, whose text is there"
         print(f"openblip: {there}", file=sys.stderr)

@@ -52,10 +52,14 @@ def _lines(path: Path) -> None:
     read_lines(path, "a text on each line")
 
 
-def _index(folder: Path) -> None:
-    from openblip.index.catalog import check_index  # with numpy and Pillow, which --help has no use for
+def _index(index: Path | str) -> None:
+    from openblip.index.address import check_address, is_address
+    from openblip.index.sqlite import check_folder
 
-    check_index(folder)
+    if is_address(str(index)):
+        check_address(str(index))
+    else:
+        check_folder(Path(index))
 
 
 def _engine(name: str) -> None:
@@ -89,6 +93,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("index-search", "image"): check_image,
     ("index-search", "sheet"): check_new_file,
     ("index-search", "explain"): check_new_file,
+    ("index-export", "out"): check_new_file,
     ("judge", "first"): check_image,
     ("judge", "second"): check_image,
     ("caption", "out"): lambda out: None if out.is_dir() else check_new_file(out),  # see its --write

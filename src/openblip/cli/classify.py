@@ -20,6 +20,7 @@ from openblip.cli.arguments import (
     need,
     person,
 )
+from openblip.cli.launched import find_shared_images, is_first
 from openblip.cli.results import Row, check_counts, each_batch, open_predictor, read_lines, show_table, tell_figures
 from openblip.core.errors import UserError
 from openblip.core.places import check_new_file
@@ -72,6 +73,8 @@ def classify(
         batch_size: images at a time.
         out: a new file for the results: .parquet, else one JSON object a line.
         summary: with --truth folder, a new JSON file for the accuracy, whole and of each class.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     need(images, WHAT_IMAGES)
     check_counts(top=top)
@@ -84,11 +87,11 @@ def classify(
         raise UserError("openblip classify needs --classes; openblip classify --help says more")
     if summary is not None and truth == "none":
         raise UserError("--summary holds the accuracy, which needs --truth folder")
-    from openblip.data.image_inputs import find_image_inputs
+    from openblip.core.sharing import joint
     from openblip.metrics.classification import Accuracy
     from openblip.tasks.classification import TEMPLATES, Classifier
 
-    found = find_image_inputs(images)
+    found = find_shared_images(images, device)
     names = list(named.values())
     truths = _truths([image.name for image in found], named) if truth == "folder" else {}
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
@@ -112,9 +115,12 @@ def classify(
             yield f"{name}: " + ", ".join(f"{one.name} {one.probability:.1%}" for one in scores[:top]), record
 
     def conclude() -> None:
-        if truth == "folder":
+        if truth != "folder":
+            return
+        whole = Accuracy.of(joint([accuracy]))
+        if is_first():
             without = len(found) - len(truths)
-            _tell_accuracy(accuracy, model, names, [*template] or [*TEMPLATES], by, without, summary)
+            _tell_accuracy(whole, model, names, [*template] or [*TEMPLATES], by, without, summary)
 
     each_batch(predictor, found, rows, out=out, schema=_SCHEMA, after=conclude)
 

@@ -24,7 +24,8 @@ class EngineOptions:
 
     models: Mapping[str, str]
     """sources by the ids that clients call them by"""
-    index: Path | None
+    index: str | None
+    """a folder, or the address of a PostgreSQL table"""
     tokenizer: str | None
     device: str
     dtype: str
@@ -106,9 +107,8 @@ def open_ray(options: EngineOptions, replicas: Replicas, *, stop_seconds: float)
     from openblip.serving.ray_engine import RayEngine, RayOptions
 
     least, most = replicas.bounds
-    # A replica may have another working directory.
-    models = {name: str(Path(one).resolve()) if Path(one).exists() else one for name, one in options.models.items()}
-    index = None if options.index is None else options.index.resolve()
+    models = {name: _whole(source) for name, source in options.models.items()}
+    index = None if options.index is None else _whole(options.index)
     on_gpu = options.device in ("auto", "cuda") and torch.cuda.is_available()
     return RayEngine.start(
         partial(open_local, dataclasses.replace(options, models=models, index=index)),
@@ -124,7 +124,12 @@ def open_ray(options: EngineOptions, replicas: Replicas, *, stop_seconds: float)
     )
 
 
-def _open_index(path: Path, predictors: dict[str, Predictor]) -> tuple[Any, str]:
+def _whole(place: str) -> str:
+    """The absolute path of what is on this machine, since a replica may have another working directory."""
+    return str(Path(place).resolve()) if Path(place).exists() else place
+
+
+def _open_index(path: str, predictors: dict[str, Predictor]) -> tuple[Any, str]:
     """The image index, with the id of the model that made it."""
     from openblip.index import ImageIndex
 
@@ -135,4 +140,4 @@ def _open_index(path: Path, predictors: dict[str, Predictor]) -> tuple[Any, str]
                 return ImageIndex.open(path, model=predictor), name
             except UserError as error:
                 refused = error
-    raise refused or UserError(f"none of the models can search {path}; name the one that made the index")
+    raise refused or UserError("none of the models can search the index; name the one that made the index")

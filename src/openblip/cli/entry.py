@@ -23,10 +23,12 @@ from openblip.cli import (
     caption,
     classify,
     datasets,
+    evaluate,
     experiments,
     explain,
     features,
     index,
+    index_export,
     judge,
     make,
     models,
@@ -38,8 +40,9 @@ from openblip.cli import (
     use,
 )
 from openblip.cli.checks import check_arguments
+from openblip.cli.launched import first_to_tell, is_first
 from openblip.cli.refusals import refusal
-from openblip.core.errors import UserError, nearest
+from openblip.core.errors import ToldElsewhere, UserError, nearest
 from openblip.core.interrupt import AGAIN, RESUME, Stopped, Terminated, ending_at_once
 from openblip.core.places import DATA_ROOT
 
@@ -49,13 +52,13 @@ GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "train": (train.train, recipes.recipes, features.cache_features),
     "use": (
         *(caption.caption, use.match, score.score, classify.classify, use.ask, judge.judge),
-        *(use.embed, use.retrieve, use.evaluate, probe.probe),
+        *(use.embed, use.retrieve, evaluate.evaluate, probe.probe),
         explain.explain,
         serve.serve,
     ),
     "index": (
         *(index.index_build, index.index_add, index.index_remove),
-        *(index.index_search, index.index_duplicates, index.index_info),
+        *(index.index_search, index.index_duplicates, index.index_info, index_export.index_export),
     ),
     "models": (models.info, models.convert),
     "bootstrap": (capfilt.capfilt, capfilt.capfilt_decide, bootstrap.bootstrap),
@@ -91,8 +94,10 @@ def _run(arguments: list[str]) -> int:
     try:
         _read(arguments)()
         sys.stdout.flush()
+    except ToldElsewhere:
+        return 2
     except UserError as error:
-        return _say(str(error), 2)
+        return _say(str(error), 2) if first_to_tell(str(error)) else 2
     except Stopped as stopped:
         return _say_stopped(stopped.done, stopped.exit_code, arguments)
     except KeyboardInterrupt as stop:
@@ -104,7 +109,8 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
-        return _say(f"{error.filename}: {error.strerror}", 2)
+        message = f"{error.filename}: {error.strerror}"
+        return _say(message, 2) if first_to_tell(message) else 2
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
@@ -112,7 +118,7 @@ def _run(arguments: list[str]) -> int:
 
 def _say_stopped(what: str, code: int, arguments: list[str]) -> int:
     """Say what is saved and how to resume: once, where a launcher started several processes."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return code
     name = " ".join(_joined(arguments)[:1])
     begun = "--dry-run" not in (word.replace("_", "-") for word in arguments)

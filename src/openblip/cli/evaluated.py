@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from openblip.tasks.config import RunConfig, TaskName
     from openblip.tasks.protocols import Adapter
 
-__all__ = ["default_samples", "measured_task", "result_of", "show_results"]
+__all__ = ["default_samples", "measured_task", "named_datasets", "result_of", "show_results"]
 
 _SAMPLES = 1000
 """of data that are no published split"""
@@ -44,6 +44,14 @@ def default_samples(data: Sequence[str]) -> int:
 
     published = bool(data) and all(named_split(parse_spec(spec).path) is not None for spec in data)
     return sys.maxsize if published else _SAMPLES
+
+
+def named_datasets(data: Sequence[SourceConfig]) -> frozenset[str]:
+    """Names of the published datasets that are all that is measured on; none where other data are among them."""
+    from openblip.data.cards.find import named_split
+
+    named = [named_split(source.path) for source in data]
+    return frozenset(one[0] for one in named if one is not None) if all(named) else frozenset()
 
 
 def measured_task(
@@ -89,11 +97,14 @@ def result_of(
     metrics: dict[str, float],
     measured: Measured,
     candidates: int,
+    *,
+    dtype: str = "float32",
 ) -> Result:
     """The evaluation as it is written.
 
     Args:
         candidates: number of answers that were ranked.
+        dtype: that was computed in.
     """
     from openblip.core.config import to_dict
     from openblip.core.fingerprint import fingerprint
@@ -104,7 +115,9 @@ def result_of(
     named = [named_split(source.path) for source in config.validation]
     one = named[0] if len(named) == 1 else None
     settings: dict[str, Any] = {"prompt": config.prompt, "rerank_k": config.rerank_k, "candidates": candidates}
-    settings |= {"decode": to_dict(config.decode), "max_length": config.max_length}
+    settings |= {"decode": to_dict(config.decode), "max_length": config.max_length, "dtype": dtype}
+    if config.task == "answering" and candidates:
+        settings["keep"] = config.answering.keep
     partial = _partial(config, metrics, measured, one)
     return Result(
         task=_measured_task(config.task, metrics),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from openblip.cli.arguments import Data, Device, Folder, Pixels, need
+from openblip.cli.launched import is_first, join
 from openblip.cli.train import WHAT_DATA
 from openblip.core.errors import UserError
 from openblip.core.text import counted
@@ -53,6 +54,8 @@ def cache_features(
         batch_size: images or crops at a time.
         shard_mb: size of a file in MB; kill -9 loses the one that is being written, other signals nothing.
         num_workers: processes that decode images; 0 decodes in a thread.
+
+    Under torchrun the processes share the shards out; the files are those of one process.
     """
     import sys
     from dataclasses import replace
@@ -60,6 +63,7 @@ def cache_features(
     from openblip.checkpoints.blip2_parts import as_tower, open_tower
     from openblip.cli.progress import progress
     from openblip.core.runtime import choose_device
+    from openblip.core.sharing import sharing
     from openblip.data.sources.open import open_source
     from openblip.tasks.families.blip2 import open_blip2
     from openblip.tasks.features import Crops, FeatureJob
@@ -67,6 +71,7 @@ def cache_features(
     need(data, WHAT_DATA)
     if (vision is None) == (model is None):
         raise UserError("name the tower with --vision, or a BLIP-2 model that has it with --model")
+    join(device)
     if model is not None:
         if image_size is not None or dtype != "float32":
             option, kept = ("dtype", "in the dtype") if image_size is None else ("image-size", "of the size")
@@ -92,9 +97,12 @@ def cache_features(
         f" in {crops} crops" if crops > 1 else ""
     )
     images, size = counted(job.total, "image"), f"{job.size / 1e9:.3g} GB in all"
-    print(f"openblip: {images} ({job.done} done before), {each}, {size}", file=sys.stderr, flush=True)
-    with progress(job.total, done=job.done, lines=True) as show:
+    if is_first():
+        print(f"openblip: {images} ({job.done} done before), {each}, {size}", file=sys.stderr, flush=True)
+    with sharing(), progress(job.total, done=job.done, lines=True) as show:
         found = job.run(show)
+    if not is_first():
+        return
     if found.left_out:
         why = f"{out / 'skipped.jsonl'} says why"
         print(f"openblip: {found.left_out} of them cannot be used and have no features; {why}", file=sys.stderr)

@@ -26,13 +26,28 @@ if TYPE_CHECKING:
     from openblip.index.building import Changes
     from openblip.index.entries import Place
 
-__all__ = ["index_add", "index_build", "index_duplicates", "index_info", "index_remove", "index_search"]
+__all__ = [
+    "index_add",
+    "index_build",
+    "index_duplicates",
+    "index_info",
+    "index_remove",
+    "index_search",
+    "metadata_of",
+]
 
 _MOST_TOLD = 20
 """broken images that are told one by one"""
 _WHAT_DATA = "what to index: folders, captions files, tars, images, globs in quotes, or a dataset such as coco:test"
 
-Index = Annotated[Path, arg(metavar="INDEX", help="folder of the index", help_behavior_hint="(required)")]
+Index = Annotated[
+    str,
+    arg(
+        metavar="INDEX",
+        help="folder of the index, or postgresql://USER@HOST/DATABASE#NAME",
+        help_behavior_hint="(required)",
+    ),
+]
 IndexModel = Annotated[
     str | None,
     arg(metavar="MODEL", help="the model of the index, where it has moved", help_behavior_hint=""),
@@ -59,6 +74,7 @@ def index_build(
     *,
     model: Model,
     out: Index,
+    store: Annotated[str | None, arg(metavar="URL", help_behavior_hint="")] = None,
     tokenizer: Tokenizer = None,
     batch_size: int = 16,
     device: Device = "auto",
@@ -68,9 +84,16 @@ def index_build(
 
     Args:
         data: folders, captions files, tars, images, globs in quotes, or published datasets.
+        store: a database postgresql://USER@HOST/DATABASE; --out is then the name of the index in it.
         batch_size: images at a time.
     """
     need(data, _WHAT_DATA)
+    from openblip.index.address import check_address, is_address
+
+    if store is not None:
+        out = f"{store}#{out}"
+    if store is not None or is_address(out):
+        check_address(out)
     from openblip.index.building import create
     from openblip.index.image_index import ImageIndex
 
@@ -102,7 +125,7 @@ def index_add(
         _update(opened, places, unread)
 
 
-def _open(index: Path, model: str | None, **how: Any) -> ImageIndex:
+def _open(index: Path | str, model: str | None, **how: Any) -> ImageIndex:
     from openblip.index.image_index import ImageIndex
 
     limit_threads()
@@ -145,11 +168,11 @@ def _update(index: ImageIndex, places: Sequence[Place], unread: int = 0) -> None
         for sample in changes.broken[:_MOST_TOLD]:
             tell(sample)
         if (more := len(changes.broken) - _MOST_TOLD) > 0:
-            all_of_them = f"openblip index info --index {index.folder} lists all"
+            all_of_them = f"openblip index info --index {index.name} lists all"
             print(f"openblip: and {more} more; {all_of_them}", file=sys.stderr)
         _tell_changes(place.spec, changes)
     took = f"{index.predictor.computing}, {time.perf_counter() - began:.1f} s"
-    print(f"openblip: {index.catalog.count()} images in {index.folder} ({took})", file=sys.stderr)
+    print(f"openblip: {index.catalog.count()} images in {index.name} ({took})", file=sys.stderr)
     if all_broken or unread:
         raise SystemExit(1)
 
@@ -170,9 +193,12 @@ def index_remove(paths: Paths = (), /, *, index: Index) -> None:
         paths: files, or folders and tars with all images in them.
     """
     need(paths, "the images, folders or tars to remove")
-    from openblip.index.catalog import remove
+    from openblip.index.catalog import Catalog, remove
+    from openblip.index.stores import open_database
 
-    print(f"openblip: {counted(remove(index, paths), 'image')} removed from {index}", file=sys.stderr)
+    with closing(Catalog(open_database(index))) as catalog:
+        removed = remove(catalog, paths)
+        print(f"openblip: {counted(removed, 'image')} removed from {catalog.database.name}", file=sys.stderr)
 
 
 def index_search(
@@ -222,7 +248,7 @@ def index_search(
         require("matplotlib", "report")
         if not query:
             raise UserError("--explain draws where the model looks for words; give a text to search for")
-    filters = Filters(folder=folder, since=since, until=until, words=words, metadata=_metadata(meta))
+    filters = Filters(folder=folder, since=since, until=until, words=words, metadata=metadata_of(meta))
     how = {"device": device, "dtype": dtype, "batch_size": batch_size, "cache_bytes": int(cache_mb * 1e6)}
     with _open(index, model, **how) as opened:
         if explain is not None:
@@ -235,11 +261,11 @@ def index_search(
         if sheet is not None:
             _write_sheet(opened, query, image, hits, sheet)
     if not hits:
-        why = f"no image in {index} passes the filters" if filters else f"{index} holds no images"
+        why = f"no image in {opened.name} passes the filters" if filters else f"{opened.name} holds no images"
         print(f"openblip: {why}", file=sys.stderr)
 
 
-def _metadata(given: Sequence[str]) -> dict[str, str]:
+def metadata_of(given: Sequence[str]) -> dict[str, str]:
     found = {}
     for pair in given:
         name, equals, value = pair.partition("=")
@@ -283,7 +309,7 @@ def _write_sheet(index: ImageIndex, query: str, image: Path | None, hits: Sequen
             return None
 
     asked = " and ".join([*([query] if query else []), *([f"images like {image.name}"] if image else [])])
-    write_report(sheet, search_sheet(asked, hits, map(shown, hits), index.folder.name))
+    write_report(sheet, search_sheet(asked, hits, map(shown, hits), Path(index.name).name))
     print(f"openblip: the contact sheet is {sheet}", file=sys.stderr)
 
 
@@ -333,7 +359,7 @@ def index_duplicates(
         raise UserError(f"--similarity is a cosine from -1 to 1, not {similarity:g}")
     from openblip.index.filters import Filters
 
-    filters = Filters(folder=folder, since=since, until=until, words=words, metadata=_metadata(meta))
+    filters = Filters(folder=folder, since=since, until=until, words=words, metadata=metadata_of(meta))
     with _open(index, None) as opened:
         groups = opened.duplicates(by=by, distance=distance, similarity=similarity, filters=filters)
     for place, group in enumerate(groups, 1):
@@ -355,8 +381,9 @@ def index_info(*, index: Index, json: bool = False) -> None:
         json: print JSON on a terminal too.
     """
     from openblip.index.catalog import Catalog
+    from openblip.index.stores import open_database
 
-    with closing(Catalog(index)) as catalog:
+    with closing(Catalog(open_database(index))) as catalog:
         settings, broken = catalog.settings, catalog.broken()
         told = {
             "images": catalog.count(),
@@ -368,10 +395,14 @@ def index_info(*, index: Index, json: bool = False) -> None:
             "fingerprint": settings["fingerprint"],
             "created": settings["created"],
             "data": catalog.places(),
-            "bytes": sum(file.stat().st_size for file in index.rglob("*") if file.is_file()),
+            "bytes": catalog.database.nbytes(),
         }
     if person() and not json:
-        show_table(str(index), ("", "value"), {k: ", ".join(v) if k == "data" else str(v) for k, v in told.items()})
+        show_table(
+            catalog.database.name,
+            ("", "value"),
+            {k: ", ".join(v) if k == "data" else str(v) for k, v in told.items()},
+        )
         for sample in broken:
             print(f"  {sample.key} ({sample.cause}): {sample.detail}")
         return

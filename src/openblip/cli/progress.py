@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from openblip.cli.arguments import person
+from openblip.cli.launched import is_first
 
 __all__ = ["PLAIN_LINE_SECONDS", "progress"]
 
@@ -25,6 +26,8 @@ def progress(
         total: None where it is not known.
         done: that were done before and say nothing about the rate.
         lines: whether lines are written where standard error is no terminal.
+
+    Of several processes the first alone shows it.
     """
     began = time.monotonic()
     last = float("-inf")
@@ -43,6 +46,9 @@ def progress(
             of = "" if total is None else f" of {total}"
             print(f"openblip: {now}{of} {unit}, {speed(now)}", file=sys.stderr, flush=True)
 
+    if not is_first():
+        yield lambda now: None
+        return
     if not sys.stderr.isatty():
         yield tell if lines else lambda now: None
         return

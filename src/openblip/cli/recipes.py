@@ -85,9 +85,8 @@ def facts_of(recipe: Recipe) -> dict[str, Any]:
 def _settings(recipe: Recipe, config: RunConfig) -> list[str]:
     train, tower = config.train, config.vision
     length = f"{train.epochs} epochs" if train.max_steps is None else f"{train.max_steps:,} steps"
-    started = next((s.rpartition("=")[2] for s in recipe.start if s.startswith("vision.image_size")), None)
     own = "as many as the model has" if config.family == "blip" else "as many as the vision tower has"
-    pixels = (config.image_size if config.family == "blip" else tower.image_size or started) or own
+    pixels = (config.image_size if config.family == "blip" else tower.image_size) or own
     shown = [
         f"task {config.task}, {length}, batch {config.batch_size} on each process",
         f"learning rate {train.learning_rate:g}, {train.schedule} to {train.min_learning_rate:g}, "

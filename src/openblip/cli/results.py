@@ -1,7 +1,7 @@
 """What a command gives while it works through images: lines on a terminal, JSON lines in a pipe or a file.
 
 Images that cannot be used are reported, left out and counted; what has been written stays whole lines, whatever
-happens next.
+happens next. Processes that torchrun has started share the images out; the first of them writes, in order.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from openblip.cli.arguments import person
+from openblip.cli.launched import is_first, processes
 from openblip.cli.progress import progress
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
@@ -24,7 +25,7 @@ from openblip.core.places import check_new_file
 from openblip.core.text import counted, json_bytes, read_list
 
 if TYPE_CHECKING:
-    from openblip.data.image_inputs import FoundImages, ImageBatch
+    from openblip.data.image_inputs import FoundImages, ImageBatch, ImageInput
     from openblip.data.sample import BrokenSample
     from openblip.tasks.predictor import Predictor
 
@@ -32,6 +33,7 @@ __all__ = [
     "Row",
     "Rows",
     "check_counts",
+    "computed_by",
     "conclude",
     "each_batch",
     "limit_threads",
@@ -49,15 +51,17 @@ Row = tuple[str, dict[str, Any]]
 """The line that a person reads, and the JSON object that a program reads."""
 Rows = Callable[["ImageBatch"], Iterator[Row]]
 """The results for a batch."""
+_Piece = tuple[list[Row], int, list["BrokenSample"]]
+"""The results of a batch, how many images they are of, and those that cannot be used."""
 
 
 def open_predictor(
     model: str, *, device: str, dtype: str, batch_size: int, tokenizer: str | None = None
 ) -> Predictor:
     """Open a model to use, with no more threads than there are CPUs for this program."""
+    check_counts(batch_size=batch_size)
     from openblip.tasks.load import load
 
-    check_counts(batch_size=batch_size)
     limit_threads()
     return load(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
@@ -88,24 +92,42 @@ def each_batch(
         out: a new file for the results, in place of standard output.
         before: results that come first and need no image.
         schema: see `sink`.
-        after: called at the end, such as to tell what all results come to.
+        after: called at the end by each process, such as to tell what all results come to.
     """
-    began, done, broken = time.perf_counter(), 0, []
+    from openblip.core.sharing import in_turns, sharing, together
+
+    began, done, broken = time.perf_counter(), 0, list["BrokenSample"]()
     tell_left_out(images)
-    with sink(out, schema) as write, progress(len(images)) as show:
-        for line, record in before:
-            write(line, record)
-        for batch in predictor.batches(images):
-            broken += batch.broken
+
+    def work(own: list[ImageInput]) -> Generator[_Piece, None, None]:
+        for batch in predictor.batches(own):
+            yield list(rows(batch)) if len(batch) else [], len(batch), batch.broken
+
+    with sharing(), sink(out, schema) as write, progress(len(images)) as show:
+
+        def take(found: _Piece) -> None:
+            nonlocal done
+            given, count, unusable = found
+            broken.extend(unusable)
             if len(images) > 1:
-                for sample in batch.broken:
+                for sample in unusable:
                     tell(sample)
-            for line, record in rows(batch) if len(batch) else ():
+            for line, record in given:
                 write(line, record)
-            done += len(batch) + len(batch.broken)
+            done += count + len(unusable)
             show(done)
-    after()
-    conclude(images, broken, f"{predictor.computing}, {time.perf_counter() - began:.1f} s")
+
+        together(lambda: [write(*row) for row in before])
+        in_turns(images, predictor.batch_size, work, take)
+        after()
+    if is_first():
+        conclude(images, broken, computed_by(predictor, began))
+
+
+def computed_by(predictor: Predictor, began: float) -> str:
+    """Device, dtype, processes where there are several, and the seconds since `began` (`time.perf_counter`)."""
+    several = f", {processes()} processes" if processes() > 1 else ""
+    return f"{predictor.computing}{several}, {time.perf_counter() - began:.1f} s"
 
 
 def tell(broken: BrokenSample) -> None:
@@ -115,7 +137,7 @@ def tell(broken: BrokenSample) -> None:
 
 def tell_left_out(images: FoundImages) -> None:
     """Say on standard error which files were not taken for images to use, a line for each kind."""
-    for line in images.left_out.lines():
+    for line in images.left_out.lines() if is_first() else ():
         print(f"openblip: {line}", file=sys.stderr)
 
 
@@ -155,7 +177,12 @@ def sink(
     Args:
         out: a new file, of JSON lines or .parquet; None is standard output.
         schema: of the records as a parquet file's rows, see `data.sinks.tables`.
+
+    Of several processes the first alone writes.
     """
+    if not is_first():
+        yield lambda line, record: None
+        return
     if out is None and person():
         yield lambda line, record: print(line, flush=True)
         return

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from openblip.cli.arguments import Device, Dtype, Model, OptionalFile, Tokenizer
+from openblip.cli.launched import is_first, join
 from openblip.cli.progress import progress
-from openblip.cli.results import open_predictor, sink, tell, tell_done, tell_figures
+from openblip.cli.results import computed_by, open_predictor, sink, tell, tell_done, tell_figures
 from openblip.core.errors import UserError, nearest
 from openblip.core.places import check_new_file
 
@@ -83,35 +83,44 @@ def score(
         batch_size: images at a time.
         out: a new file for the results, in the order of the rows: .parquet, else one JSON object a line.
         summary: a new JSON file for the means, and for the rows that could not be used.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     check_new_file(summary, out)
     options = {"prompt": prompt, "question": question, "answer": answer}
     if measures := [name.strip() for name in by.split(",") if name.strip()]:
         _check_measures(measures, **options)
+    from openblip.core.sharing import sharing
     from openblip.data.sample import BrokenSample
     from openblip.data.sources.pairs import read_pairs
     from openblip.tasks.scoring import ANSWER, QUESTION, Scorer
 
     windows = _windows(read_pairs(pairs))
     window = next(windows, [])
+    join(device)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     scorer = Scorer(predictor.adapter, measures, prompt, question or QUESTION, answer or ANSWER)
     _check_measures(scorer.by, **options)
     began, means, broken = time.perf_counter(), _Means(), list[BrokenSample]()
-    with sink(out, _SCHEMA) as write, progress(None, unit="rows") as show:
+    with sharing(), sink(out, _SCHEMA) as write, progress(None, unit="rows") as show:
+
+        def take(one: tuple[Pair, Score] | BrokenSample) -> None:
+            if isinstance(one, BrokenSample):
+                broken.append(one)
+                tell(one)
+                return
+            pair, result = one
+            record = _record(pair, result, text_ids=out is not None and out.suffix.lower() == ".parquet")
+            means.add(record)
+            shown = "  ".join(f"{name} {record[name]:.4g}" for name in _MEANS if name in record)
+            write(f"{pair.name}: {shown}  {pair.text}", record)
+            show(means.rows + len(broken))
+
         while window:
-            for one in _scored(window, predictor, scorer):
-                if isinstance(one, BrokenSample):
-                    broken.append(one)
-                    tell(one)
-                    continue
-                pair, result = one
-                record = _record(pair, result, text_ids=out is not None and out.suffix.lower() == ".parquet")
-                means.add(record)
-                shown = "  ".join(f"{name} {record[name]:.4g}" for name in _MEANS if name in record)
-                write(f"{pair.name}: {shown}  {pair.text}", record)
-                show(means.rows + len(broken))
+            _score_window(window, predictor, scorer, take)
             window = next(windows, [])
+    if not is_first():
+        return
     if not means.rows:
         first = f"; the first of {len(broken)}: {broken[0]}" if broken else ""
         raise UserError(f"no row of {pairs} can be used{first}")
@@ -119,7 +128,7 @@ def score(
     about = {"model": model, "pairs": pairs, "by": list(scorer.by), "rows": means.rows, "images": len(means.images)}
     line = ", ".join(f"{_MEANS[name]} {value:.4g}" for name, value in means.means.items())
     tell_figures(f"means: {line}", {**about, "means": means.means, "left_out": left_out}, summary)
-    tell_done(means.rows, "row", len(broken), f"{predictor.computing}, {time.perf_counter() - began:.1f} s")
+    tell_done(means.rows, "row", len(broken), computed_by(predictor, began))
 
 
 def _check_measures(names: Sequence[str], **options: str | None) -> None:
@@ -171,11 +180,15 @@ def _windows(pairs: Iterator[Pair | BrokenSample]) -> Iterator[list[Pair | Broke
         yield window
 
 
-def _scored(
-    window: list[Pair | BrokenSample], predictor: Predictor, scorer: Scorer
-) -> Iterator[tuple[Pair, Score] | BrokenSample]:
-    """Each row with its score, or why it cannot be used, in order; rows of one image share its encoding."""
-    from openblip.data.image_inputs import ImageBatch, ImageInput
+def _score_window(
+    window: list[Pair | BrokenSample],
+    predictor: Predictor,
+    scorer: Scorer,
+    take: Callable[[tuple[Pair, Score] | BrokenSample], None],
+) -> None:
+    """Take each row with its score, or why it cannot be used, in order; rows of one image share its encoding."""
+    from openblip.core.sharing import in_turns
+    from openblip.data.image_inputs import ImageInput
     from openblip.data.sample import BrokenSample
 
     @cache
@@ -186,7 +199,7 @@ def _scored(
             return str(error)
         return ""
 
-    results: dict[int, tuple[Pair, Score] | BrokenSample] = {}
+    results: dict[int, Score | BrokenSample] = {}
     rows_of: dict[str, list[tuple[int, Pair]]] = {}
     images: list[ImageInput] = []
     for row, one in enumerate(window):
@@ -200,18 +213,35 @@ def _scored(
                 images.append(ImageInput(name, one.image))
             rows_of.setdefault(name, []).append((row, one))
     given = 0
-    for batch in chain(predictor.batches(images), [ImageBatch()]):
-        for sample in batch.broken:
-            for row, pair in rows_of[sample.key]:
-                results[row] = BrokenSample(sample.cause, pair.place, f"{pair.name}: {sample.detail}")
-        rows = [own for name in batch.names for own in rows_of[name]]
-        if rows:
-            owners = [place for place, name in enumerate(batch.names) for _ in rows_of[name]]
-            scores = scorer(predictor.encode(batch), [pair.text for _, pair in rows], owners)
-            results |= {row: (pair, found) for (row, pair), found in zip(rows, scores, strict=True)}
+
+    def work(own: list[ImageInput]) -> Generator[dict[int, Score | BrokenSample], None, None]:
+        for batch in predictor.batches(own):
+            found: dict[int, Score | BrokenSample] = {}
+            for sample in batch.broken:
+                for row, pair in rows_of[sample.key]:
+                    found[row] = BrokenSample(sample.cause, pair.place, f"{pair.name}: {sample.detail}")
+            rows = [own for name in batch.names for own in rows_of[name]]
+            if rows:
+                owners = [place for place, name in enumerate(batch.names) for _ in rows_of[name]]
+                scores = scorer(predictor.encode(batch), [pair.text for _, pair in rows], owners)
+                found |= {row: score for (row, _), score in zip(rows, scores, strict=True)}
+            yield found
+
+    def give(found: dict[int, Score | BrokenSample]) -> None:
+        nonlocal given
+        results.update(found)
         while given in results:
-            yield results.pop(given)
+            pair, result = window[given], results.pop(given)
+            if isinstance(result, BrokenSample):
+                take(result)
+            else:
+                assert not isinstance(pair, BrokenSample)
+                take((pair, result))
             given += 1
+
+    in_turns(images, predictor.batch_size, work, give)
+    if is_first():
+        give({})
 
 
 def _name_of(image: ImageLike) -> str:

@@ -27,7 +27,7 @@ def serve(
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL ...", help_behavior_hint="")] = (),
     /,
     *,
-    index: Annotated[Path | None, arg(metavar="INDEX", help_behavior_hint="")] = None,
+    index: Annotated[str | None, arg(metavar="INDEX", help_behavior_hint="")] = None,
     capfilt: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None,
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1",
     port: Annotated[int, arg(metavar="PORT")] = 8000,
@@ -43,6 +43,9 @@ def serve(
     api_keys: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     cors_origin: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="ORIGIN", help_behavior_hint="(repeat it for more)")
+    ] = (),
+    allow_url_domain: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="DOMAIN", help_behavior_hint="(repeat it for more)")
     ] = (),
     max_body_mb: float = 16.0,
     max_pixels: int = 40_000_000,
@@ -72,7 +75,8 @@ def serve(
         ray_address: of a running Ray cluster ("auto": that of this machine); left out, Ray is started here.
         api_keys: a file of keys, one a line, of which a request must bring one (or OPENBLIP_API_KEYS=KEY,KEY).
         cors_origin: a site whose pages may ask, such as https://example.com.
-        max_body_mb: largest request.
+        allow_url_domain: a host whose images requests may name by address, or *.example.com for all below one.
+        max_body_mb: largest request, and largest image by address.
         max_pixels: largest image, width x height.
         max_texts: texts of one request.
         max_tokens: longest caption or answer.
@@ -91,6 +95,7 @@ def serve(
     asked = Replicas(engine=engine, number=replicas, least=min_replicas, most=max_replicas, address=ray_address)
     keys = _keys(api_keys)
     from openblip.bootstrap.browse import Decisions
+    from openblip.serving.addresses import Addresses
     from openblip.serving.app import Service
     from openblip.serving.limits import Limits
     from openblip.serving.naming import name_models
@@ -104,6 +109,7 @@ def serve(
         queue=max_queue,
         seconds=max_seconds,
     )
+    opener = Addresses(allow_url_domain, max_bytes=limits.body_bytes) if allow_url_domain else None
     bound = listen_at(host, port)
     decisions = None if capfilt is None else Decisions(capfilt)
     opening = EngineOptions(
@@ -119,7 +125,9 @@ def serve(
     )
     computes, computing = _engine(opening, asked, stop_seconds)
     hosts = {"localhost", "127.0.0.1", "::1", host} if loopback(host) else None
-    service = Service(computes, limits, decisions=decisions, keys=keys, origins=cors_origin, hosts=hosts)
+    service = Service(
+        computes, limits, decisions=decisions, keys=keys, origins=cors_origin, hosts=hosts, opener=opener
+    )
     shown = f"[{host}]" if ":" in host else host
     where = f"http://{shown}:{bound.getsockname()[1]}"
     serving = [*computes.models, *([] if capfilt is None else [f"the decisions of {capfilt}"])]

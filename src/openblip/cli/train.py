@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Data, Pixels, Sets, Validation, need
+from openblip.cli.arguments import Card, Data, Pixels, Sets, Validation, need
 from openblip.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ Start = Annotated[
 Place = Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")]
 Number = Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")]
 Share = Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")]
-Card = Annotated[str | None, arg(metavar="CARD", help_behavior_hint="")]
 RunFolder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
 _OF_DRY_RUNS = ("gpu", "gpus", "samples", "mfu", "json")
 """options that nothing else reads"""

@@ -1,15 +1,11 @@
-"""Commands that use a model on images: `match`, `ask`, `embed`, `retrieve` and `evaluate`.
+"""Commands that use a model on images: `match`, `ask`, `embed` and `retrieve`.
 
 On a terminal they print lines to read; into a pipe or a file they print JSON, one object a line.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +13,6 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from openblip.cli.arguments import (
     WHAT_IMAGES,
-    Data,
     Device,
     Dtype,
     ImagePaths,
@@ -30,7 +25,7 @@ from openblip.cli.arguments import (
     need,
     person,
 )
-from openblip.cli.evaluated import default_samples, measured_task, result_of
+from openblip.cli.launched import find_shared_images, join
 from openblip.cli.results import (
     Row,
     check_counts,
@@ -38,22 +33,16 @@ from openblip.cli.results import (
     each_batch,
     open_predictor,
     read_lines,
-    show_table,
     tell,
     tell_left_out,
 )
 from openblip.core.errors import UserError
-from openblip.core.text import counted, json_bytes
+from openblip.core.text import json_bytes
 
 if TYPE_CHECKING:
     from openblip.data.image_inputs import ImageBatch
-    from openblip.data.measured import Measured
-    from openblip.metrics.results import Result
 
-__all__ = ["ask", "embed", "evaluate", "match", "retrieve"]
-
-_MOST_TOLD = 5
-"""of what a measure had to leave out, one by one"""
+__all__ = ["ask", "embed", "match", "retrieve"]
 
 
 def match(
@@ -74,12 +63,12 @@ def match(
         images: files, folders, globs, tars, or - for a list on standard input.
         text: a text to match with every image.
         batch_size: images at a time.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     need(images, WHAT_IMAGES)
     need(text, 'at least one text: --text "a red bus"')
-    from openblip.data.image_inputs import find_image_inputs
-
-    found = find_image_inputs(images)
+    found = find_shared_images(images, device)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
 
     def rows(batch: ImageBatch) -> Iterator[Row]:
@@ -126,21 +115,21 @@ def ask(
         num_answers: the best so many are given for each question.
         keep: of the answers in the file, those that are read whole, chosen by their first token.
         beams: texts that the beam search keeps; 1 is greedy.
-        length_penalty: as for caption; left out, 1, and 0 for BLIP-2, as in the papers.
+        length_penalty: as for caption; left out, as in the papers: 1, for BLIP-2 0, or -1 behind FlanT5.
         min_new_tokens: shortest answer.
         max_new_tokens: longest answer.
         batch_size: images at a time.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     need(images, WHAT_IMAGES)
     need(question, 'at least one question: --question "what color is the bus?"')
     check_counts(num_answers=num_answers, keep=keep)
     from dataclasses import replace
 
-    from openblip.data.image_inputs import find_image_inputs
-
     config = decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
     candidates = None if answers is None else read_lines(answers, "answers to choose from")
-    found = find_image_inputs(images)
+    found = find_shared_images(images, device)
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     usual = predictor.adapter
     if prompt is not None and not (usual.question_prompt and "{}" in prompt):
@@ -187,11 +176,14 @@ def embed(
         images: files, folders, globs, tars, or - for a list on standard input.
         text: a text to embed.
         batch_size: images at a time.
+
+    Under torchrun the processes share the images out; the results are those of one process.
     """
     need((*images, *text), f'{WHAT_IMAGES}, or texts: --text "a red bus"')
-    from openblip.data.image_inputs import FoundImages, find_image_inputs
+    from openblip.data.image_inputs import FoundImages
 
-    found = find_image_inputs(images) if images else FoundImages()
+    join(device)
+    found = find_shared_images(images, device) if images else FoundImages()
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
     texts = zip(text, predictor.embed_texts(text).tolist(), strict=True) if text else ()
 
@@ -274,139 +266,3 @@ def retrieve(
             print(json_bytes(record | ({} if image is None else {"score": hit.score})).decode())
     if texts is None:
         conclude(candidates, broken, predictor.computing)
-
-
-def evaluate(
-    data: Data = (),
-    /,
-    *,
-    model: Model,
-    tokenizer: Tokenizer = None,
-    samples: int | None = None,
-    rerank: int = 16,
-    beams: int = 3,
-    max_new_tokens: int = 20,
-    meteor: bool = False,
-    spice: bool = False,
-    answers: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
-    submission: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
-    device: Device = "auto",
-) -> None:
-    """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy; accuracy of answers,
-    of judgements, of zero-shot classes (imagenet:val, "photos/?classes=folder"); composed retrieval (cirr:val).
-
-    Args:
-        data: image-text data, as for train; for a VQA model questions with answers or dialogs, for an NLVR2 model
-            labelled statements.
-        samples: images to use, from the first; left out, all of a published split, 1,000 of other data.
-        rerank: candidates that ITM reads for each query; 0 leaves re-ranking out.
-        beams: of the captions, or answers.
-        max_new_tokens: longest caption, or answer.
-        meteor: of captions, by its Java program (pip install "openblip[java-metrics]").
-        spice: of captions, likewise.
-        answers: of a VQA model: rank the lines of this file; left out, the answers that it was trained with.
-        submission: a new file of the predictions for a whole split of a published dataset, for its evaluation
-            server.
-        out: folder of results: one JSON file, and its predictions beside it, in place of those of an equal
-            evaluation; openblip report FOLDER makes tables of many. What had to be left out is listed, and the exit
-            code 1.
-
-    Under torchrun the processes share the data out; the figures are those of one process.
-    """
-    samples = default_samples(data) if samples is None else samples
-    need(data, "the data to measure on: a folder, a captions file, tars, hf:NAME or world:test")
-    check_counts(samples=samples)
-    check_counts(0, rerank=rerank)
-    from openblip.core.runtime import is_main
-    from openblip.data.measured import Measured
-    from openblip.tasks.answering import MAX_LENGTH
-    from openblip.tasks.classification import class_names
-    from openblip.tasks.config import RunConfig, as_sources
-    from openblip.tasks.dialog import HISTORY
-    from openblip.tasks.load import load
-    from openblip.tasks.submission import submission_format, submit
-    from openblip.tasks.training import evaluate_model
-
-    sources = as_sources(data)
-    form = submission_format(sources, submission) if submission is not None else ""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun has started several: they share the data out
-        from openblip.training.launch import start
-
-        start(device)
-    adapter = load(model, tokenizer=tokenizer, device=device, dtype="float32").adapter
-    task = measured_task(model, adapter, sources, form)
-    asks = task == "answering"
-    candidates = adapter.info.get("answers", ()) if answers is None else read_lines(answers, "answers to rank")
-    candidates = class_names(sources) if task == "classification" else candidates
-    least = 0 if asks else min(2, adapter.captioning.min_new_tokens)
-    config = RunConfig(
-        family=adapter.family,
-        task=task,
-        sources=sources,
-        validation=sources,
-        validation_samples=sys.maxsize if form or task == "composed" else samples,  # whole, as is a gallery
-        rerank_k=rerank,
-        java_metrics=(*(("METEOR",) if meteor else ()), *(("SPICE",) if spice else ())),
-        prompt=adapter.question_prompt if asks else adapter.prompt,
-        max_length=min({"answering": MAX_LENGTH, "dialog": HISTORY}.get(task, 64), adapter.max_positions),
-        clean=adapter.info.get("clean", "simplify"),
-        decode=decoding(beams, 1, max_new_tokens=max_new_tokens, min_new_tokens=least),
-    )
-    measured = Measured()
-    metrics, records = evaluate_model(config, adapter, answers=candidates, measured=measured)
-    if not is_main():
-        return
-    with ExitStack() as last:
-        if submission is not None:  # at the end: what was computed is kept where it is refused
-            last.callback(submit, submission, form, records, config.validation)
-        result = None if out is None else result_of(model, adapter, config, metrics, measured, len(candidates))
-        _report_measures(model, data, result, metrics, records, measured, out)
-
-
-def _report_measures(
-    model: str,
-    data: tuple[str, ...],
-    result: Result | None,
-    metrics: dict[str, float],
-    records: list[dict[str, object]],
-    measured: Measured,
-    out: Path | None,
-) -> None:
-    """Write and print the figures; exit with 1 when the measure had to leave something out."""
-    from openblip.metrics.results import write_result
-
-    if unanswered := int(metrics.get("num_unanswered", 0)):
-        without = f"{counted(unanswered, 'question')} without answers in the data"
-        print(f"openblip: {without}: predictions only", file=sys.stderr)
-    if undescribed := int(metrics.get("num_without_captions", 0)):
-        without = f"{counted(undescribed, 'image')} without captions in the data"
-        print(f"openblip: {without}: predictions only", file=sys.stderr)
-
-    left_out = {"left_out": measured.left_out} if measured.left_out else {}
-    file = None
-    if out is not None and result is not None:
-        file = write_result(out, result, records)
-        print(f"openblip: the result is in {file}", file=sys.stderr)
-    if person():
-        rows = {name: f"{value:.4f}" for name, value in metrics.items()}
-        show_table(f"{model} on {', '.join(data)}", ("measure", "value"), rows)
-    else:
-        print(json.dumps({**metrics, **left_out}, ensure_ascii=False))
-    if measured.left_out:
-        _tell_incomplete(measured, file)
-        raise SystemExit(1)
-
-
-def _tell_incomplete(measured: Measured, file: Path | None) -> None:
-    """Say on standard error what a measure was made without."""
-    from openblip.data.sample import BrokenSample
-
-    found = measured.left_out
-    for one in found[:_MOST_TOLD]:
-        tell(BrokenSample(one["cause"], one["key"], one["detail"]))
-    causes = ", ".join(f"{count} {cause}" for cause, count in measured.counts.most_common())
-    where = "; these are not the figures of the whole split"
-    where += f", and {file} lists all" if file is not None else ""
-    without = f"without {len(found)} that cannot be used ({causes})"
-    print(f"openblip: measured on {counted(measured.num_images, 'image')}, {without}{where}", file=sys.stderr)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from types import ModuleType
 
-__all__ = ["MissingExtra", "UserError", "about", "closest", "first_line", "nearest", "require"]
+__all__ = ["MissingExtra", "ToldElsewhere", "UserError", "about", "closest", "first_line", "nearest", "require"]
 
 
 class UserError(ValueError):
@@ -27,6 +27,10 @@ class MissingExtra(UserError):
         super().__init__(f'{package} is not installed; run: pip install "openblip[{extra}]"')
         self.package = package
         self.extra = extra
+
+
+class ToldElsewhere(UserError):
+    """A mistake that another process of the same launch raises as well, and reports."""
 
 
 @contextmanager

@@ -23,18 +23,20 @@ class Gpu:
     """of its memory"""
     gib: float
     """of memory that a program finds"""
+    tflops_float32: float
+    """float32 outside tensor cores"""
     driver: str = ""
     """what the driver calls it; the PCIe and NVL parts of the same names are slower"""
 
 
 GPUS: dict[str, Gpu] = {
-    "a100-40": Gpu("A100 40 GB", 312, 1555, 39.4, "NVIDIA A100-SXM4-40GB"),
-    "a100-80": Gpu("A100 80 GB", 312, 2039, 79.2, "NVIDIA A100-SXM4-80GB"),
-    "h100": Gpu("H100 SXM", 989, 3350, 79.1, "NVIDIA H100 80GB HBM3"),
-    "h200": Gpu("H200", 989, 4800, 139.8, "NVIDIA H200"),
-    "a6000": Gpu("RTX A6000", 155, 768, 47.4, "NVIDIA RTX A6000"),
-    "l40s": Gpu("L40S", 362, 864, 44.4, "NVIDIA L40S"),
-    "rtx4090": Gpu("RTX 4090", 165, 1008, 23.5, "NVIDIA GeForce RTX 4090"),
+    "a100-40": Gpu("A100 40 GB", 312, 1555, 39.4, 19.5, "NVIDIA A100-SXM4-40GB"),
+    "a100-80": Gpu("A100 80 GB", 312, 2039, 79.2, 19.5, "NVIDIA A100-SXM4-80GB"),
+    "h100": Gpu("H100 SXM", 989, 3350, 79.1, 67, "NVIDIA H100 80GB HBM3"),
+    "h200": Gpu("H200", 989, 4800, 139.8, 67, "NVIDIA H200"),
+    "a6000": Gpu("RTX A6000", 155, 768, 47.4, 38.7, "NVIDIA RTX A6000"),
+    "l40s": Gpu("L40S", 362, 864, 44.4, 91.6, "NVIDIA L40S"),
+    "rtx4090": Gpu("RTX 4090", 165, 1008, 23.5, 82.6, "NVIDIA GeForce RTX 4090"),
 }
 """by the names of --gpu"""
 

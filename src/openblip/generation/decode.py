@@ -26,7 +26,7 @@ from openblip.core.errors import UserError
 from openblip.generation import rules
 from openblip.generation.beam import beam_search
 from openblip.generation.rules import History
-from openblip.generation.types import DecodeConfig, Decoded, Stepper
+from openblip.generation.types import DecodeConfig, Decoded, Stepper, Watch
 
 __all__ = ["DecodeConfig", "Decoded", "Stepper", "decode"]
 
@@ -41,13 +41,15 @@ def decode(
     eos_ids: int | Sequence[int],
     pad_id: int,
     keys: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Decoded:
     """Write `config.num_sequences` texts for each prompt.
 
     prompt_ids int64 [R, T] and attention_mask bool [R, T] (None: all real) may be padded on either side;
     every row needs at least one real token. `eos_ids` are the tokens that end a text, `pad_id` fills what
     lies behind. `keys` int64 [R] name the rows for sampling (default 0, 1, ...): a row with the same key
-    and seed is written the same in any batch. Raises `UserError` when prompt and text do not fit the model.
+    and seed is written the same in any batch. `watch` sees the tokens as they come. Raises `UserError` when prompt
+    and text do not fit the model.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(prompt_ids, dtype=torch.bool)
@@ -70,7 +72,7 @@ def decode(
     else:
         if keys is None:
             keys = torch.arange(prompt_ids.shape[0], device=prompt_ids.device)
-        decoded = _decode_rows(stepper, logits, history, config, eos=eos, pad_id=pad_id, keys=keys)
+        decoded = _decode_rows(stepper, logits, history, config, eos=eos, pad_id=pad_id, keys=keys, watch=watch)
     # The choice of tokens does not fail on NaN: it returns an arbitrary text, so the scores are checked.
     if bool(decoded.token_log_probs.isnan().any()):
         raise UserError("the model gave scores that are not numbers; check its weights or use dtype float32")
@@ -103,6 +105,7 @@ def _decode_rows(
     eos: Tensor,
     pad_id: int,
     keys: Tensor,
+    watch: Watch | None,
 ) -> Decoded:
     """Greedy decoding and sampling: each sequence goes its own way until its end token."""
     num_prompts, per_prompt = logits.shape[0], config.num_sequences
@@ -142,6 +145,8 @@ def _decode_rows(
         ids[alive, step] = token
         log_probs[alive, step] = log_prob.masked_fill(finished, 0.0)
         lengths[alive] += ~finished
+        if watch is not None:
+            watch(alive[~finished], token[~finished])
         finished = finished | torch.isin(token, eos)
         ended[alive] = finished
         if step + 1 == config.max_new_tokens:

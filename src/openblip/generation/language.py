@@ -18,7 +18,7 @@ from torch import Tensor
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.generation.decode import decode
-from openblip.generation.types import DecodeConfig, Decoded, Stepper
+from openblip.generation.types import DecodeConfig, Decoded, Stepper, Watch
 from openblip.models.language import FrozenLanguage
 from openblip.models.language_stepper import CausalStepper, Seq2SeqStepper
 
@@ -37,11 +37,13 @@ def decode_after(
     *,
     prompts: Sequence[str],
     keys: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Decoded:
     """`config.num_sequences` texts for each of R prompts after soft prompts [R, Q, L]; Q may be 0.
 
     Args:
         keys: int64 [R], name the rows for sampling.
+        watch: sees the tokens as they come.
     """
     device = soft.device
     stepper: Stepper
@@ -59,7 +61,7 @@ def decode_after(
     ends, pad = tokenizer.stop_ids, tokenizer.pad_id
     if read.before is not None:
         ends = [*ends, tokenizer.turn_end_id]
-    return decode(stepper, start, mask, config, eos_ids=ends, pad_id=pad, keys=keys)
+    return decode(stepper, start, mask, config, eos_ids=ends, pad_id=pad, keys=keys, watch=watch)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ Shapes: R prompts (rows), T prompt tokens, V vocabulary, N new tokens at most, S
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,7 +17,12 @@ from torch import Tensor
 
 from openblip.core.errors import UserError
 
-__all__ = ["DecodeConfig", "Decoded", "Stepper"]
+__all__ = ["DecodeConfig", "Decoded", "Stepper", "Watch"]
+
+Watch = Callable[[Tensor, Tensor], None]
+"""Called after each step of greedy decoding or sampling with the texts that were still open, int64 [S'], rows of
+`Decoded`, and the token that each of them has got, int64 [S']. A beam search, which may still drop a token, calls
+it never."""
 
 
 class Stepper(Protocol):

@@ -6,7 +6,9 @@ Each batch is committed, so that a build that was killed resumes where it was.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +18,14 @@ from openblip.core.errors import UserError
 from openblip.core.fingerprint import short_hash
 from openblip.data.image_inputs import ImageInput
 from openblip.data.sample import BrokenSample
-from openblip.index.catalog import CATALOG, LOCK, Catalog, Record, now, writing
+from openblip.index.address import is_address
+from openblip.index.catalog import Catalog, Record, now
 from openblip.index.duplicates import difference_hashes
 from openblip.index.entries import Entry, Place, date_of, read_image
 from openblip.index.image_index import ImageIndex
 from openblip.index.model import model_fingerprint, source_of
+from openblip.index.sqlite import CATALOG, LOCK
+from openblip.index.stores import open_database
 from openblip.tasks.predictor import Predictor
 
 __all__ = ["Changes", "create", "update"]
@@ -41,22 +46,21 @@ class Changes:
     """images that cannot be used"""
 
 
-def create(folder: Path, predictor: Predictor, model: str, *, tokenizer: str = "") -> None:
+def create(index: Path | str, predictor: Predictor, model: str, *, tokenizer: str = "") -> None:
     """Make an empty index, or leave the one that is there, if it is of the same model.
 
     Args:
+        index: its folder, or its address in PostgreSQL.
         model: where the model is.
 
     Raises:
-        UserError: the folder holds other things, or an index of another model.
+        UserError: the folder holds other things, or an index of another model, or the database cannot hold one.
     """
     predictor.adapter.need("embed")
-    files = [file.name for file in folder.iterdir()] if folder.exists() else []
-    if CATALOG not in files and any(not name.startswith(LOCK) for name in files):
-        raise UserError(f"{folder} holds other files; name a new folder for the index")
-    folder.mkdir(parents=True, exist_ok=True)
+    if not is_address(os.fspath(index)):
+        _make_folder(Path(index))
     vectors = predictor.embed_images(np.zeros((8, 8, 3), np.uint8))
-    with writing(folder):
+    with closing(open_database(index, create=True)) as database, database.writing():
         settings = {
             "fingerprint": model_fingerprint(predictor),
             "model": source_of(model),
@@ -64,8 +68,15 @@ def create(folder: Path, predictor: Predictor, model: str, *, tokenizer: str = "
             "shape": [vectors[0].numel() // vectors.shape[-1], vectors.shape[-1]],
             "created": now(),
         }
-        Catalog(folder, settings).close()
-    ImageIndex.open(folder, predictor).close()
+        Catalog(database, settings)
+    ImageIndex.open(index, predictor).close()
+
+
+def _make_folder(folder: Path) -> None:
+    files = [file.name for file in folder.iterdir()] if folder.exists() else []
+    if CATALOG not in files and any(not name.startswith(LOCK) for name in files):
+        raise UserError(f"{folder} holds other files; name a new folder for the index")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def update(index: ImageIndex, place: Place, *, progress: Callable[[int], None] = lambda done: None) -> Changes:
@@ -78,7 +89,7 @@ def update(index: ImageIndex, place: Place, *, progress: Callable[[int], None] =
         UserError: another process is writing to the index, it cannot be written to, or the disk is full.
     """
     catalog, store, predictor = index.catalog, index.store, index.predictor
-    with writing(index.folder):
+    with catalog.database.writing():
         work = _Work(catalog, place)
         for sample in place.left_out:
             work.skip(sample)
@@ -90,13 +101,14 @@ def update(index: ImageIndex, place: Place, *, progress: Callable[[int], None] =
                 looks = difference_hashes(batch.pixels)
                 first = catalog.num_vectors
                 store.append(vectors.reshape(-1, *store.shape), first)
-                with catalog.transaction():
+                with catalog.database.transaction():
                     for row, name in enumerate(batch.names):
                         record, was_there = work.waiting.pop(name)
                         record.vector, record.look = first + row, looks[row]
                         work.put(record, was_there)
             progress(work.looked_at - len(work.waiting))
         work.remove_gone()
+        store.settle()
         progress(len(place))
     return work.changes
 

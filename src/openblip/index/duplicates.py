@@ -7,18 +7,20 @@ Copies in another size or compression differ in few of the 64 bits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from openblip.index.vectors import SegmentStore
+from openblip.index.vectors import VectorStore
 
-__all__ = ["alike_by_hash", "alike_by_vectors", "difference_hashes", "flat", "groups_of"]
+__all__ = ["alike_by_hash", "alike_by_vectors", "confirmed", "difference_hashes", "groups_of"]
 
 _BITS = 64
+_PAIRS = 256
+"""whose vectors are read at once"""
 _GREY = torch.tensor([0.299, 0.587, 0.114])
 Pair = tuple[int, int]
 
@@ -58,18 +60,29 @@ def alike_by_hash(hashes: Sequence[int], distance: int) -> Iterator[Pair]:
                         yield pair
 
 
-def alike_by_vectors(store: SegmentStore, numbers: Sequence[int], similarity: float) -> Iterator[Pair]:
+def alike_by_vectors(store: VectorStore, numbers: Sequence[int], similarity: float) -> Iterator[Pair]:
     """Pairs of positions in `numbers` whose vectors have at least that cosine, all compared with all."""
     step = max(1, min(4096, 2**24 // (store.shape[0] * store.shape[1])))
     for start in range(0, len(numbers), step):
-        rows = flat(store.read(numbers[start : start + step]))
+        rows = _flat(store.read(numbers[start : start + step]))
         for other in range(start, len(numbers), step):
-            columns = rows if other == start else flat(store.read(numbers[other : other + step]))
+            columns = rows if other == start else _flat(store.read(numbers[other : other + step]))
             close = (rows @ columns.T >= similarity).nonzero() + torch.tensor([start, other])
             yield from ((int(one), int(two)) for one, two in close.tolist() if one < two)
 
 
-def flat(vectors: Tensor) -> Tensor:
+def confirmed(
+    store: VectorStore, numbers: Sequence[int], pairs: Iterable[Pair], similarity: float
+) -> Iterator[Pair]:
+    """Those of some pairs of positions in `numbers` whose vectors have at least that cosine."""
+    left = iter(pairs)
+    while part := list(islice(left, _PAIRS)):
+        first, second = (_flat(store.read([numbers[pair[side]] for pair in part])) for side in (0, 1))
+        cosines = (first * second).sum(1).tolist()
+        yield from (pair for pair, cosine in zip(part, cosines, strict=True) if cosine >= similarity)
+
+
+def _flat(vectors: Tensor) -> Tensor:
     """[B, Q, E] -> [B, Q * E] of length 1, whose products are the mean cosines of equal queries."""
     return vectors.flatten(1) / vectors.shape[1] ** 0.5
 

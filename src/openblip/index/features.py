@@ -39,7 +39,11 @@ class DiskFeatures:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.max_bytes, self._lock = max_bytes, threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        if max_bytes <= 0 or not os.access(folder, os.W_OK):
+        if max_bytes <= 0:
+            return
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
             return
         for _ in range(2):
             try:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from openblip.core.errors import UserError
+from openblip.index.database import Condition, Database
 
 __all__ = ["Filters"]
 
@@ -46,8 +47,8 @@ class Filters:
     def __bool__(self) -> bool:
         return self != Filters()
 
-    def where(self) -> tuple[str, list[Any]]:
-        """A condition of SQL on `images`, and its values; images that were removed never pass."""
+    def where(self, database: Database) -> Condition:
+        """A condition of SQL on `images`; images that were removed never pass."""
         parts, values = ["removed IS NULL"], list[Any]()
         if self.folder:
             inside = os.fsencode(os.path.join(os.path.abspath(self.folder), ""))
@@ -59,13 +60,12 @@ class Filters:
         if self.until:
             parts.append("date < ?")
             values.append(self.until.replace("T", " ") + "~")  # sorts behind all that begins so
+        conditions = [database.has_metadata(name, str(value)) for name, value in self.metadata.items()]
         if self.words:
-            parts.append("images.id IN (SELECT rowid FROM captions WHERE captions MATCH ?)")
-            values.append(" ".join(f'"{word}"' for word in _words(self.words)))
-        for name, value in self.metadata.items():
-            quoted = name.replace('"', '\\"')
-            parts.append("CAST(json_extract(metadata, ?) AS TEXT) = ?")
-            values += [f'$."{quoted}"', str(value)]
+            conditions.append(database.has_words(_words(self.words)))
+        for condition, own in conditions:
+            parts.append(condition)
+            values += own
         return " AND ".join(parts), values
 
 

@@ -5,8 +5,8 @@
         hit.path, hit.itm, hit.caption
     index.search(text="+car -red", image="x.jpg", filters=Filters(folder="photos/2024", words="street"))
 
-An index folder holds `index.sqlite` (the truth, `catalog`), `vectors/` (`vectors`) and `features.sqlite`, a cache.
-Many processes may search it while one writes (`building`).
+An index is a catalog (the truth), a store of vectors, and a cache of image features: all in a folder, or the first
+two in PostgreSQL (`stores`). Many processes may search it while one writes (`building`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -30,13 +29,14 @@ from openblip.data.image_inputs import ImageInput, ImageInputs
 from openblip.data.images import MAX_PIXELS
 from openblip.data.sample import BrokenSample
 from openblip.index.catalog import Catalog, Record
-from openblip.index.duplicates import alike_by_hash, alike_by_vectors, flat, groups_of
+from openblip.index.duplicates import alike_by_hash, alike_by_vectors, confirmed, groups_of
 from openblip.index.entries import read_image
 from openblip.index.features import DiskFeatures
 from openblip.index.filters import Filters
 from openblip.index.model import model_fingerprint, open_model_of
 from openblip.index.queries import parse_query
-from openblip.index.vectors import SegmentStore, Term
+from openblip.index.stores import cache_folder, open_database, store_of
+from openblip.index.vectors import Term, VectorStore
 from openblip.tasks.predictor import Predictor
 from openblip.tasks.retrieval import embed_texts, match_logits
 
@@ -73,15 +73,13 @@ class Hit:
 class ImageIndex:
     """An index that is open; may be searched by several threads. `open` makes one."""
 
-    def __init__(self, folder: Path, catalog: Catalog, *, cache_bytes: int = CACHE_BYTES) -> None:
-        self.folder, self.catalog = folder, catalog
-        self.store = SegmentStore(folder / "vectors", tuple(catalog.settings["shape"]))
+    def __init__(self, catalog: Catalog, store: VectorStore, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self.catalog, self.store, self.name = catalog, store, catalog.database.name
         self._cache_bytes = cache_bytes
         self._features: DiskFeatures | None = None
         self._predictor: Predictor | None = None
         self._how: dict[str, Any] = {}
         self._lock = threading.RLock()
-        self._live: tuple[Any, np.ndarray] | None = None
 
     @classmethod
     def open(
@@ -97,7 +95,7 @@ class ImageIndex:
         """Open an index to search it.
 
         Args:
-            path: its folder.
+            path: its folder, or its address in PostgreSQL, postgresql://USER@HOST/DATABASE#NAME.
             model: the model it was built with, opened or by its place; None opens it, when it is first needed, from
                 where it was.
             device, dtype, batch_size: as `tasks.load.load`, for a model that is not opened yet.
@@ -106,7 +104,8 @@ class ImageIndex:
         Raises:
             UserError: there is no index, or `model` is another one than the index was built with.
         """
-        index = cls(Path(path), Catalog(Path(path)), cache_bytes=cache_bytes)
+        catalog = Catalog(open_database(path))
+        index = cls(catalog, store_of(catalog), cache_bytes=cache_bytes)
         index._how = {
             "model": model if isinstance(model, str) else None,
             "device": device,
@@ -140,7 +139,7 @@ class ImageIndex:
         found, wanted = model_fingerprint(predictor), self.catalog.settings["fingerprint"]
         if found != wanted:
             raise UserError(
-                f"the index {self.folder} was built with another model ({self.catalog.settings['model']}, "
+                f"the index {self.name} was built with another model ({self.catalog.settings['model']}, "
                 f"fingerprint {wanted[:8]}, this one's is {found[:8]}); use that one, or build a new index"
             )
         self._predictor = predictor
@@ -159,7 +158,7 @@ class ImageIndex:
         """Image features on disk."""
         with self._lock:
             if self._features is None:
-                self._features = DiskFeatures(self.folder, self._cache_bytes)
+                self._features = DiskFeatures(cache_folder(self.catalog), self._cache_bytes)
             return self._features
 
     # Search -----------------------------------------------------------------------------------------------
@@ -216,24 +215,10 @@ class ImageIndex:
 
     def _candidates(self, terms: Sequence[Term], count: int, filters: Filters | None) -> list[tuple[float, Record]]:
         """The best images by ITC; those of equal content share a vector."""
-        allowed = self._allowed(filters)
-        scores, numbers = self.store.search(terms, count, len(allowed), None if allowed.all() else allowed)
+        scores, numbers = self.store.search(terms, count, filters)
         found = self.catalog.by_vectors(numbers.tolist(), filters)
         pairs = zip(scores.tolist(), numbers.tolist(), strict=True)
         return [(score, record) for score, number in pairs for record in found.get(number, ())]
-
-    def _allowed(self, filters: Filters | None) -> np.ndarray:
-        """bool [V]: which vectors belong to images that are there and pass; kept while nothing changes."""
-        with self._lock:
-            version = self.catalog.version()
-            if filters or self._live is None or self._live[0] != version:
-                allowed = np.zeros(self.catalog.num_vectors, bool)
-                numbers = [number for number in self.catalog.vectors(filters) if number < len(allowed)]
-                allowed[numbers] = True
-                if filters:
-                    return allowed
-                self._live = version, allowed
-            return self._live[1]
 
     def _rerank(
         self,
@@ -342,7 +327,7 @@ class ImageIndex:
         else:
             least = 0.9 if similarity is None else similarity
             looks = [images[number][0].look for number in numbers]
-            pairs = [pair for pair in alike_by_hash(looks, distance) if self._cosine(numbers, pair) >= least]
+            pairs = list(confirmed(self.store, numbers, alike_by_hash(looks, distance), least))
         groups = {tuple(group) for group in groups_of(len(numbers), pairs)}
         inside = {one for group in groups for one in group}
         groups |= {(one,) for one, number in enumerate(numbers) if one not in inside and len(images[number]) > 1}
@@ -350,10 +335,6 @@ class ImageIndex:
             sorted((record for one in group for record in images[numbers[one]]), key=lambda r: (-r.size, r.path))
             for group in sorted(groups)
         ]
-
-    def _cosine(self, numbers: Sequence[int], pair: tuple[int, int]) -> float:
-        first, second = flat(self.store.read([numbers[one] for one in pair]))
-        return float(first @ second)
 
 
 def _inputs(records: Sequence[Record]) -> list[ImageInput]:

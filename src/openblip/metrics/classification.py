@@ -28,6 +28,16 @@ class Accuracy:
         counts[1] += truth in ranked[:1]
         counts[2] += truth in ranked[:5]
 
+    @classmethod
+    def of(cls, parts: Sequence[Accuracy]) -> Accuracy:
+        """Of parts that count different images of the same classes together."""
+        whole = cls(parts[0].classes)
+        for part in parts:
+            for truth, counts in part._counts.items():
+                before = whole._counts.get(truth, [0, 0, 0])
+                whole._counts[truth] = [a + b for a, b in zip(before, counts, strict=True)]
+        return whole
+
     @property
     def images(self) -> int:
         """How many were counted."""

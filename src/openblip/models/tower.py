@@ -22,10 +22,12 @@ from openblip.models.pixels import normalize
 from openblip.models.products import use_onednn
 from openblip.models.tower_hf import transformers_encoder
 from openblip.models.tower_parts import Encoder, block_list, drop_last_blocks
-from openblip.models.tower_timm import timm_encoder
-from openblip.models.vision import VisionConfig, VisionEncoder
+from openblip.models.tower_timm import TimmEncoder, timm_encoder
+from openblip.models.vision import VisionConfig, VisionEncoder, interpolate_positions
 
-__all__ = ["FrozenTower", "TowerConfig", "make_tower"]
+__all__ = ["FrozenTower", "TowerConfig", "fill_resized", "make_tower"]
+
+_TABLE = "vit.pos_embed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,12 @@ class TowerConfig:
     def name(self) -> str:
         """What stands behind the kind."""
         return self.source.partition(":")[2]
+
+    def at(self, image_size: int) -> TowerConfig:
+        """The same tower for images of another side in pixels."""
+        if self.own is not None:
+            return replace(self, own=replace(self.own, image_size=image_size))
+        return replace(self, image_size=image_size)
 
     @property
     def place(self) -> tuple[str, str]:
@@ -180,6 +188,25 @@ def make_tower(
     name = before[len("timm:") : -1] if before.endswith("@") else config.name
     assert state is not None or not path or not pretrained, "open the file first"
     return FrozenTower(timm_encoder(name, state=state, **options), config)
+
+
+@torch.no_grad()
+def fill_resized(tower: FrozenTower, weights: FrozenTower) -> None:
+    """Give `tower` the weights of the same one for images of another size.
+
+    Learned positions are interpolated: bicubic as BLIP and LAVIS do, of a timm model by timm itself. A model of
+    transformers keeps its table and interpolates as it reads.
+    """
+    state, encoder = dict(weights.encoder.state_dict()), tower.encoder
+    if isinstance(encoder, VisionEncoder):
+        assert isinstance(weights.encoder, VisionEncoder)
+        own, before = encoder.config, weights.encoder.config
+        first = 1 + own.registers
+        state[_TABLE] = interpolate_positions(state[_TABLE], own.grid, before.grid, first=first)
+    elif isinstance(encoder, TimmEncoder):
+        encoder.fill_resized(state)
+        return
+    encoder.load_state_dict(state)
 
 
 def _of_vision(vision: VisionEncoder, dropped: int) -> Encoder:

@@ -40,6 +40,16 @@ class TimmEncoder(TokenEncoder):
         """Normalised images [B, 3, H, W] -> tokens [B, N, D]."""
         return self.tokens(self.vit.forward_features(images))
 
+    def fill_resized(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights of the same encoder for images of another size; timm interpolates its tables."""
+        plain = {name.removeprefix("vit."): value for name, value in state.items()}
+        change = getattr(sys.modules[type(self.vit).__module__], "checkpoint_filter_fn", None)
+        changed = plain if change is None else change(dict(plain), self.vit)
+        shapes = {name: value.shape for name, value in self.vit.state_dict().items()}
+        self.vit.load_state_dict(
+            {name: value if value.shape == shapes[name] else changed[name] for name, value in plain.items()}
+        )
+
 
 def timm_encoder(
     name: str,

@@ -11,6 +11,7 @@ from typing import Any
 from openblip.checkpoints.blip2_parts import as_language, as_tower
 from openblip.data.transforms import ImageTransformConfig
 from openblip.generation.types import DecodeConfig
+from openblip.models.tower import TowerConfig
 from openblip.objectives.blip2 import Stage1Config
 from openblip.recipes.blip import one_text_each
 from openblip.tasks.config import RunConfig, TaskName, as_sources
@@ -137,17 +138,19 @@ def _finetune(
     validation: tuple[str, ...],
     monitor: str,
     *,
+    image_size: int = 364,
     layer_decay: float = 0.95,
     max_length: int = 32,
     **more: Any,
 ) -> RunConfig:
-    """What the fine-tunings share: the tower is trained too, with a rate that falls by layer."""
+    """What the fine-tunings share: the tower is trained too, at more pixels and with a rate that falls by layer."""
     return RunConfig(
         family="blip2",
         task=task,
         sources=one_text_each(data),
         validation=as_sources(validation),
         model=model,
+        vision=TowerConfig(image_size=image_size),
         unfreeze_vision=True,
         transform=_CROPS,
         batch_size=16,
@@ -172,7 +175,7 @@ def _finetune(
 
 
 def blip2_caption(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
-    """Fine-tune a model of stage 2 for captions: prompt "a photo of", the tower trained too, 5 epochs at 1e-5."""
+    """Fine-tune a model of stage 2 for captions at 364 px: prompt "a photo of", the tower trained too, 5 epochs."""
     decode = DecodeConfig(num_beams=5, min_new_tokens=8, max_new_tokens=30)
     return _finetune("captioning", data, model, validation, "CIDEr", prompt=PROMPT, decode=decode)
 
@@ -180,7 +183,7 @@ def blip2_caption(data: tuple[str, ...], *, model: str, validation: tuple[str, .
 def blip2_vqa(
     data: tuple[str, ...], *, model: str, language: str = "", validation: tuple[str, ...] = ()
 ) -> RunConfig:
-    """Fine-tune for questions, which the Q-Former reads too: the tower trained too, 5 epochs at 1e-5.
+    """Fine-tune for questions at 490 px, which the Q-Former reads too: the tower trained too, 5 epochs at 1e-5.
 
     Args:
         language: the language model behind a model of stage 1; one of stage 2 has its own.
@@ -192,6 +195,7 @@ def blip2_vqa(
         model,
         validation,
         "accuracy_generated",
+        image_size=490,
         layer_decay=0.9,
         max_length=48,
         prompt=QUESTION,
@@ -201,6 +205,6 @@ def blip2_vqa(
 
 
 def blip2_retrieval(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
-    """Fine-tune a model of stage 1 for retrieval: image ids, re-ranking of 128, the tower trained too."""
+    """Fine-tune a model of stage 1 for retrieval at 364 px: image ids, re-ranking of 128, the tower trained too."""
     stage1 = Stage1Config(use_image_ids=True)
     return _finetune("retrieval", data, model, validation, "t2i_recall_itm@1", stage1=stage1, rerank_k=128)

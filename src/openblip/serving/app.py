@@ -13,19 +13,23 @@ from typing import Any
 import torch
 
 from openblip.bootstrap.browse import Decisions
-from openblip.core.errors import UserError, nearest, require
-from openblip.data.sample import BrokenSample
+from openblip.core.errors import UserError, require
 from openblip.explain.cam import peak_of
 from openblip.explain.overlay import overlay
 from openblip.serving import schemas
-from openblip.serving.body import Refused, parse, read_body, schema_of
+from openblip.serving.body import Opener, Refused, schema_of
+from openblip.serving.chat import add_chat
+from openblip.serving.classify import ClassifyReply, ClassifyRequest
 from openblip.serving.counting import Requests, exposition
 from openblip.serving.decisions import add_decisions
-from openblip.serving.engine import Engine, ModelInfo
+from openblip.serving.engine import Engine
 from openblip.serving.examples import draw_examples
-from openblip.serving.guard import FAILED, HANG_UP, Guard
+from openblip.serving.failures import failure
+from openblip.serving.guard import FAILED, Guard
+from openblip.serving.hf import add_hf
 from openblip.serving.limits import Limits
 from openblip.serving.model import Explained, open_image
+from openblip.serving.performing import Performing
 from openblip.serving.thumbnails import SIDE, Thumbnails, jpeg
 
 __all__ = ["Service"]
@@ -37,10 +41,9 @@ _PAGE = {
     "/capfilt.js": ("capfilt.js", "text/javascript; charset=utf-8"),
     "/words.js": ("words.js", "text/javascript; charset=utf-8"),
 }
-_SEARCH = "search"
 
 
-class Service:
+class Service(Performing):
     """The application and what it keeps from request to request.
 
     Args:
@@ -48,6 +51,7 @@ class Service:
         limits: of requests.
         decisions: of a CapFilt run, to browse.
         keys, origins, hosts: see `Guard`.
+        opener: of images that are named by their addresses; None refuses these.
 
     Raises:
         MissingExtra: FastAPI is not installed.
@@ -62,78 +66,17 @@ class Service:
         keys: Sequence[str] = (),
         origins: Collection[str] = (),
         hosts: Collection[str] | None = None,
+        opener: Opener | None = None,
     ) -> None:
         for package in ("fastapi", "pydantic", "python_multipart"):
             require(package, "serving")
-        self.engine, self.limits, self.requests = engine, limits or Limits(), Requests()
+        super().__init__(engine, limits or Limits(), opener)
+        self.requests, self.created = Requests(), int(time.time())
         self.thumbnails, self.decisions = Thumbnails(), decisions
         self.examples = draw_examples()
         app = self._create()
         paths = [route.path for route in app.routes]
         self.app = Guard(app, self.limits, self.requests, paths=paths, keys=keys, origins=origins, hosts=hosts)
-
-    # One request ------------------------------------------------------------------------------------------
-
-    async def perform(self, request: Any, kind: type[schemas.Request], endpoint: str) -> tuple[Any, Any, Any]:
-        """Read a request and compute it: the model's id, the request, and what the engine gives.
-
-        Raises:
-            Refused: 408, 413 or 415 for the body, 404 where nothing serves the endpoint, 422 for a field, 413 or
-                422 for the image, 504 after the time limit, `HANG_UP` where the client has gone.
-        """
-        from starlette.requests import ClientDisconnect
-
-        try:
-            async with asyncio.timeout(self.limits.body_seconds):
-                body = await read_body(request.stream(), request.headers.get("content-length"), self.limits)
-        except TimeoutError:
-            raise Refused(408, f"the body did not come within {self.limits.body_seconds:g} seconds") from None
-        except ClientDisconnect:
-            raise Refused(HANG_UP, "") from None
-        try:
-            asked = await parse(body, request.headers, kind, self.limits)
-            model = self._choose(asked, endpoint)
-            work = asked.work(model, self.limits)
-            return model.id, asked, await self._within_time(request, self.engine.run(work))
-        except UserError as error:
-            raise Refused(422, str(error)) from error
-        except BrokenSample as broken:
-            status = 413 if broken.cause == "too-large" else 422
-            raise Refused(status, f"the image cannot be used ({broken.cause}): {broken.detail}") from broken
-
-    async def _within_time(self, request: Any, work: Awaitable[Any]) -> Any:
-        """What the work gives; it is dropped when the time is over or the client has gone."""
-        left = request.scope["state"]["began"] + self.limits.seconds - time.monotonic()
-        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(request.receive))]
-        try:
-            done, _ = await asyncio.wait(tasks, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0] in done:
-                return await tasks[0]
-            if done:
-                raise Refused(HANG_UP, "")
-            raise Refused(504, f"there was no answer within {self.limits.seconds:g} seconds; the work is dropped")
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    def _choose(self, asked: schemas.Request, endpoint: str) -> ModelInfo:
-        name, models = asked.model, self.engine.models
-        if endpoint == _SEARCH:
-            if self.engine.searchable is None:
-                raise Refused(404, "this service has no image index; start it with --index")
-            if name not in (None, self.engine.searchable):
-                raise UserError(f"the image index is read by the model {self.engine.searchable}")
-            return models[self.engine.searchable]
-        if name is not None:
-            if name not in models:
-                raise UserError(f'there is no model "{name[:60]}"{nearest(name, models)}')
-            if endpoint not in models[name].can:
-                raise UserError(f"the model {name} cannot {endpoint}; it can {', '.join(models[name].can)}")
-            return models[name]
-        able = [model for model in models.values() if endpoint in model.can]
-        if not able:
-            raise Refused(404, f"no model of this service can {endpoint}")
-        return next((model for model in able if asked.needs in model.can), able[0])
 
     # The application --------------------------------------------------------------------------------------
 
@@ -151,6 +94,8 @@ class Service:
         app.router.redirect_slashes = False
         _answer_errors(app)
         self._add_work(app)
+        add_chat(self, app)
+        add_hf(self, app)
         self._add_models(app)
         self._add_images(app)
         if self.decisions is not None:
@@ -192,6 +137,7 @@ class Service:
         post(schemas.AnswerRequest, schemas.AnswerReply)
         post(schemas.MatchRequest, schemas.MatchReply)
         post(schemas.EmbedRequest, schemas.EmbedReply, _vectors)
+        post(ClassifyRequest, ClassifyReply)
         post(schemas.ExplainRequest, schemas.ExplainReply, self._maps)
         post(schemas.SearchRequest, schemas.SearchReply, self._hits)
 
@@ -208,8 +154,20 @@ class Service:
                 schemas.Example(f"/examples/{number}.png", drawn.question, drawn.texts)
                 for number, drawn in enumerate(self.examples)
             ]
-            search, capfilt = self.engine.searchable is not None, self.decisions is not None
-            return schemas.ModelsReply(served, search, examples, asdict(self.limits), capfilt=capfilt)
+            return schemas.ModelsReply(
+                served,
+                self.engine.searchable is not None,
+                examples,
+                asdict(self.limits),
+                [schemas.ListedModel(one.id, self.created) for one in served],
+                capfilt=self.decisions is not None,
+            )
+
+        @app.get("/v1/models/{name:path}", response_model=schemas.ListedModel)
+        async def model(name: str) -> Any:
+            if name not in self.engine.models:
+                raise Refused(404, "there is no such model; /v1/models lists those there are")
+            return schemas.ListedModel(name, self.created)
 
     def _add_images(self, app: Any) -> None:
         """Images that searches found, and examples."""
@@ -289,15 +247,16 @@ def _answer_errors(app: Any) -> None:
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
-        return JSONResponse({"error": error.message}, error.status, error.headers)
+        return JSONResponse(failure(request.url.path, error.status, error.message), error.status, error.headers)
 
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         words = {404: "there is nothing here; /openapi.json lists what is", 405: "not by this method"}
-        return JSONResponse({"error": words.get(error.status_code, error.detail)}, error.status_code)
+        message = words.get(error.status_code, error.detail)
+        return JSONResponse(failure(request.url.path, error.status_code, message), error.status_code)
 
     async def failed(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": FAILED}, 500)  # `Guard` logs it
+        return JSONResponse(failure(request.url.path, 500, FAILED), 500)  # `Guard` logs it
 
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(Exception, failed)
@@ -327,9 +286,3 @@ async def _vectors(model: str, asked: Any, found: Any) -> schemas.EmbedReply:
 def _rounded(rows: list[list[float]]) -> list[list[float]]:
     """Four significant digits: the scale of a map may be anything."""
     return [[float(f"{value:.4g}") for value in row] for row in rows]
-
-
-async def _hung_up(receive: Callable[[], Awaitable[Any]]) -> None:
-    """Wait until the client closes the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

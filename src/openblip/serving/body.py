@@ -9,12 +9,12 @@ import types
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from openblip.core.errors import UserError, nearest, require
 from openblip.serving.limits import Limits
 
-__all__ = ["Refused", "parse", "read_body", "schema_of"]
+__all__ = ["Opener", "Refused", "checked", "from_json", "parse", "read_body", "read_image", "schema_of"]
 
 _JSON, _FORM = "application/json", "multipart/form-data"
 _FIELDS = 1024
@@ -54,8 +54,25 @@ async def read_body(chunks: AsyncIterator[bytes], length: str | None, limits: Li
     return bytes(body)
 
 
-async def parse(body: bytes, headers: Mapping[str, str], kind: type[Request], limits: Limits) -> Request:
+class Opener(Protocol):
+    """Opens images by their addresses."""
+
+    async def open(self, address: str) -> bytes:
+        """An encoded image.
+
+        Raises:
+            UserError: the address is not allowed, or does not give an image.
+        """
+        ...
+
+
+async def parse(
+    body: bytes, headers: Mapping[str, str], kind: type[Request], opener: Opener | None = None
+) -> Request:
     """The request that a body holds.
+
+    Args:
+        opener: of images that are named by their addresses; None refuses these.
 
     Raises:
         Refused: it is neither JSON nor a form.
@@ -64,14 +81,28 @@ async def parse(body: bytes, headers: Mapping[str, str], kind: type[Request], li
     known: Any = kind
     content = headers.get("content-type", "").partition(";")[0].strip().lower()
     if content == _JSON:
-        values = _from_json(body)
+        values = from_json(body)
+        if isinstance(values.get("image"), str):
+            values["image"] = await read_image(values["image"], opener)
+        elif values.get("image") is not None:
+            raise UserError("image: in JSON it is a string of base64, or a data URI")
     elif content == _FORM:
-        values = await _from_form(body, headers, _lists(known))
+        values = await _from_form(body, headers, _lists(known), opener)
     else:
         raise Refused(415, f"the body must be {_JSON} or {_FORM}")
+    return checked(values, kind)
+
+
+def checked(values: Mapping[str, Any], kind: type[Request]) -> Request:
+    """A request of the fields in `values`.
+
+    Raises:
+        UserError: a field is unknown, missing or of a wrong type.
+    """
     require("pydantic", "serving")
     from pydantic import ValidationError
 
+    known: Any = kind
     try:
         return _checker(known).validate_python(values)
     except ValidationError as error:
@@ -87,8 +118,17 @@ async def parse(body: bytes, headers: Mapping[str, str], kind: type[Request], li
 
 
 def schema_of(kind: type) -> dict[str, Any]:
-    """The JSON schema of a request."""
-    return _checker(kind).json_schema(ref_template="#/components/schemas/{model}")
+    """The JSON schema of a request; what it refers to stands where it is used."""
+    schema = _checker(kind).json_schema()
+    return _inlined(schema, schema.pop("$defs", {}))
+
+
+def _inlined(part: Any, named: Mapping[str, Any]) -> Any:
+    if isinstance(part, dict):
+        if "$ref" in part:
+            return _inlined(named[part["$ref"].rpartition("/")[2]], named)
+        return {name: _inlined(value, named) for name, value in part.items()}
+    return [_inlined(one, named) for one in part] if isinstance(part, list) else part
 
 
 @cache
@@ -111,23 +151,30 @@ def _lists(kind: Any) -> frozenset[str]:
     return frozenset(several)
 
 
-def _from_json(body: bytes) -> dict[str, Any]:
+def from_json(body: bytes) -> dict[str, Any]:
+    """The object that a body holds.
+
+    Raises:
+        UserError: it holds none.
+    """
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise UserError("the body is no JSON") from error
     if not isinstance(values, dict):
         raise UserError("the body must be a JSON object")
-    if isinstance(values.get("image"), str):
-        values["image"] = _from_base64(values["image"])
-    elif values.get("image") is not None:
-        raise UserError("image: in JSON it is a string of base64, or a data URI")
     return values
 
 
-def _from_base64(text: str) -> bytes:
-    """Bytes of base64 or of a data URI; addresses of other sites are never opened."""
-    if text.startswith(("http:", "https:", "file:")):
+async def read_image(text: str, opener: Opener | None) -> bytes:
+    """Bytes of base64, of a data URI or of an address.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    if text[:6].lower().startswith(("http:", "https:")) and opener is not None:
+        return await opener.open(text)
+    if text[:6].lower().startswith(("http:", "https:", "file:")):
         raise UserError("image: addresses are not opened; send the image itself, as a form or as base64")
     if text.startswith("data:"):
         head, comma, text = text.partition(",")
@@ -139,7 +186,9 @@ def _from_base64(text: str) -> bytes:
         raise UserError("image: it is no base64") from error
 
 
-async def _from_form(body: bytes, headers: Mapping[str, str], lists: frozenset[str]) -> dict[str, Any]:
+async def _from_form(
+    body: bytes, headers: Mapping[str, str], lists: frozenset[str], opener: Opener | None
+) -> dict[str, Any]:
     require("python_multipart", "serving")
     from starlette.datastructures import Headers, UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
@@ -163,7 +212,7 @@ async def _from_form(body: bytes, headers: Mapping[str, str], lists: frozenset[s
     for name, value in form.multi_items():
         given = await value.read() if isinstance(value, UploadFile) else value
         if name == "image" and isinstance(given, str):
-            given = _from_base64(given)
+            given = await read_image(given, opener)
         if name in lists:
             values.setdefault(name, []).append(given)
         elif name in values:

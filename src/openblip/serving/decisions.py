@@ -139,7 +139,7 @@ def add_decisions(app: Any, decisions: Decisions, limits: Limits) -> None:
         except TimeoutError:
             raise Refused(408, f"the body did not come within {limits.body_seconds:g} seconds") from None
         try:
-            asked = await parse(body, request.headers, CapFiltRequest, limits)
+            asked = await parse(body, request.headers, CapFiltRequest)
             wanted = asked.filter(limits)
         except UserError as error:
             raise Refused(422, str(error)) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from PIL import Image
 
@@ -19,6 +19,7 @@ from openblip.generation.types import DecodeConfig
 __all__ = [
     "Answering",
     "Captioning",
+    "Classifying",
     "Counts",
     "Embedding",
     "Engine",
@@ -45,6 +46,8 @@ class ModelInfo:
     """how it writes captions unless requested otherwise"""
     answering: DecodeConfig = field(default_factory=DecodeConfig)
     """how it writes answers unless requested otherwise"""
+    language: bool = False
+    """whether a language model writes: chats are then greedy, so that they can be streamed"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,20 @@ class Matching(Work):
     """Gives a list of `Match`, one for each text."""
 
     texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifying(Work):
+    """Gives a list of `ClassScore`, the likeliest first."""
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    by: Literal["itc", "itm"] = "itc"
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """The classes of a batch are read once."""
+        return (*super().kind, self.classes, self.templates, self.by)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from openblip.serving.body import Refused
 from openblip.serving.counting import Requests
+from openblip.serving.failures import FAILED, HANG_UP, failure
 from openblip.serving.limits import Limits
 
 __all__ = ["FAILED", "HANG_UP", "Guard"]
@@ -26,9 +27,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-HANG_UP = 499
-"""status, in the counts alone, of a request whose client has gone"""
-FAILED = "the server has made a mistake, and noted it in its log"
 _HEADERS = (
     (
         b"content-security-policy",
@@ -99,12 +97,12 @@ class Guard:
             await self.app(scope, receive, answer)
         except Refused as refused:
             if not status:
-                await _refuse(answer, refused)
+                await _refuse(answer, refused, scope["path"])
         except Exception:  # noqa: BLE001
             # What went wrong stands in the log, not in the answer.
             _LOG.exception("a request has failed")
             if not status:
-                await _refuse(answer, Refused(500, FAILED))
+                await _refuse(answer, Refused(500, FAILED), scope["path"])
         finally:
             self.requests.in_hand -= counted
             path = scope["path"] if scope["path"] in self._paths else "other"
@@ -169,8 +167,9 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-async def _refuse(send: Send, refused: Refused) -> None:
-    body = json.dumps({"error": refused.message}, ensure_ascii=False).encode() if refused.message else b""
+async def _refuse(send: Send, refused: Refused, path: str) -> None:
+    told = failure(path, refused.status, refused.message)
+    body = json.dumps(told, ensure_ascii=False).encode() if refused.message else b""
     headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": refused.status, "headers": raw})

@@ -11,9 +11,9 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from PIL import Image
 
 from openblip.core.errors import UserError, nearest
 from openblip.serving.cache import FeatureCache
+from openblip.serving.chat_work import Chatting, Growing, Piece, Written
 from openblip.serving.engine import Counts, Explaining, ModelInfo, Searching, Work
 from openblip.serving.model import Dropped, Read, ServedModel, open_image
 from openblip.tasks.predictor import Predictor
@@ -101,6 +102,26 @@ class LocalEngine:
 
     async def run(self, work: Work) -> Any:
         """As `Engine.run`."""
+        return await self._run(work)
+
+    async def stream(self, work: Chatting) -> AsyncGenerator[Piece | Written, None]:
+        """As `Streams.stream`."""
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+        growing = Growing(lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece))
+        task = loop.create_task(self._run(work, growing))
+        task.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            written = await task
+            for piece in growing.rest(written):
+                yield piece
+            yield written
+        finally:
+            task.cancel()
+
+    async def _run(self, work: Work, growing: Growing | None = None) -> Any:
         if work.model not in self._served:
             raise UserError(f'there is no model "{work.model}"{nearest(work.model, self._served)}')
         loop = asyncio.get_running_loop()
@@ -113,7 +134,7 @@ class LocalEngine:
             except asyncio.CancelledError:
                 self._counts.dropped += 1
                 raise
-        job = _Job(read, loop.create_future())
+        job = _Job(replace(read, growing=growing), loop.create_future())
         self._waiting.append(job)
         self._came.set()
         return await job.future

@@ -23,15 +23,27 @@ from openblip.data.images import decode_image
 from openblip.data.transforms import evaluation_transform
 from openblip.explain.cam import WordMap, caption_maps, match_maps
 from openblip.serving.cache import FeatureCache
-from openblip.serving.engine import Answering, Captioning, Counts, Embedding, Explaining, Matching, ModelInfo, Work
+from openblip.serving.chat_work import Chatting, Growing, Written, count_tokens, watching
+from openblip.serving.engine import (
+    Answering,
+    Captioning,
+    Classifying,
+    Counts,
+    Embedding,
+    Explaining,
+    Matching,
+    ModelInfo,
+    Work,
+)
+from openblip.tasks.classification import Classifier
 from openblip.tasks.predictor import Predictor
-from openblip.tasks.results import Answered, Caption, Match
+from openblip.tasks.results import Answered, Caption, ClassScore, Match
 from openblip.tasks.retrieval import embed_texts, match_logits, match_probability
 
 __all__ = ["Dropped", "Explained", "Read", "ServedModel", "open_image"]
 
 _NO_RANDOM = np.random.default_rng(0)
-_SERVED = ("caption", "answer", "match", "embed", "explain")
+_SERVED = ("caption", "answer", "match", "embed", "classify", "explain")
 
 
 class Dropped(Exception):
@@ -55,6 +67,12 @@ class Read:
     """hash of the image's bytes"""
     pixels: Tensor | None = None
     """uint8 [3, H, W]; None where the features are at hand, or there is no image"""
+    growing: Growing | None = None
+    """takes the texts of a `Chatting` as they grow"""
+
+    def question_key(self, question: str) -> bytes:
+        """Hash of the image's bytes and a question about it."""
+        return hashlib.sha256(self.key + question.encode("utf-8", "surrogatepass")).digest()
 
 
 def open_image(data: bytes, max_pixels: int, min_side: int | None = None) -> Image.Image:
@@ -85,6 +103,8 @@ class ServedModel:
         self._cache, self._counts = cache, counts
         self._transform = evaluation_transform(self.adapter.image_size)
         self._wanted: Callable[[], bool] | None = None
+        self._classifier: tuple[tuple[Any, ...], Classifier] | None = None
+        """that of the last batch, for the next one of its kind"""
         for module in self.adapter.model.modules():
             if isinstance(module, nn.ModuleList | nn.Sequential):
                 for block in module:
@@ -93,9 +113,12 @@ class ServedModel:
     @property
     def info(self) -> ModelInfo:
         """The model as clients see it."""
-        can = tuple(name for name in _SERVED if name in self.predictor.can)
+        able = set(self.predictor.can)
+        able |= {"classify"} if able & {"match", "embed"} else set()
+        can = tuple(name for name in _SERVED if name in able)
         adapter, size = self.adapter, self._transform.config.pixels
-        return ModelInfo(self.name, adapter.family, can, size, adapter.captioning, adapter.answering)
+        usual, language = (adapter.captioning, adapter.answering), bool(adapter.question_prompt)
+        return ModelInfo(self.name, adapter.family, can, size, *usual, language=language)
 
     def _drop_unwanted(self, module: nn.Module, inputs: Any) -> None:
         if self._wanted is not None and not self._wanted():
@@ -139,13 +162,17 @@ class ServedModel:
         if isinstance(work, Captioning):
             self.adapter.need("caption").check_prompt([work.prompt or self.adapter.prompt])
         elif isinstance(work, Answering):
-            self.adapter.need("answer").check_questions(work.questions, work.candidates or ())
-            if work.prompt is not None and not (self.adapter.question_prompt and "{}" in work.prompt):
-                raise UserError("a prompt of a question is for BLIP-2, with {} in place of the question")
+            self._check_questions(work.questions, work.prompt, work.candidates or ())
+        elif isinstance(work, Chatting) and work.question is not None:
+            self._check_questions([work.question], work.prompt)
+        elif isinstance(work, Chatting):
+            self.adapter.need("caption").check_prompt([work.prompt or self.adapter.prompt])
         elif isinstance(work, Matching):
             self.adapter.need("match").check_texts(work.texts)
         elif isinstance(work, Embedding):
             self.adapter.need("embed").check_texts(work.texts)
+        elif isinstance(work, Classifying):
+            self.adapter.need("embed" if work.by == "itc" else "match")
         elif isinstance(work, Explaining):
             self.adapter.need("explain")
             if work.by is not None:
@@ -155,6 +182,13 @@ class ServedModel:
             else:
                 self.adapter.check_texts([work.text])
 
+    def _check_questions(
+        self, questions: Sequence[str], prompt: str | None, candidates: Sequence[str] = ()
+    ) -> None:
+        self.adapter.need("answer").check_questions(questions, candidates)
+        if prompt is not None and not (self.adapter.question_prompt and "{}" in prompt):
+            raise UserError("a prompt of a question is for BLIP-2, with {} in place of the question")
+
     # In the thread that computes --------------------------------------------------------------------------
 
     def compute(self, batch: Sequence[Read]) -> list[Any]:
@@ -162,7 +196,7 @@ class ServedModel:
 
         Raises:
             Dropped: nobody waits for it any more, see `wanted`.
-            UserError: a text cannot be explained as asked.
+            UserError: a text cannot be explained as asked, or classes cannot be told apart.
             BrokenSample: an image that had to be decoded again cannot be used.
         """
         first = batch[0].work
@@ -173,6 +207,8 @@ class ServedModel:
             Answering: self._answer,
             Matching: self._match,
             Embedding: self._embed,
+            Classifying: self._classify,
+            Chatting: self._chat,
         }
         with torch.no_grad():
             return how[type(first)]([one.work for one in batch], batch)
@@ -200,10 +236,13 @@ class ServedModel:
         self._counts.cache_bytes = self._cache.nbytes
         return torch.stack([found[one.key] for one in batch])
 
+    def keys(self, hashes: Sequence[bytes]) -> Tensor:
+        """int64 [R], names rows for sampling by content: the same request gives the same text in any batch."""
+        return torch.tensor([int.from_bytes(one[:7]) for one in hashes], device=self.adapter.device)
+
     def _caption(self, works: Sequence[Captioning], batch: Sequence[Read]) -> list[list[Caption]]:
         prompts = [self.adapter.prompt if work.prompt is None else work.prompt for work in works]
-        # Sampling is keyed by the image's content: the same request gives the same text in any batch.
-        keys = torch.tensor([int.from_bytes(one.key[:7]) for one in batch], device=self.adapter.device)
+        keys = self.keys([one.key for one in batch])
         model = self.adapter.need("caption")
         memory = model.remember(self.embeds(batch))
         return model.generate(memory, works[0].config or model.captioning, prompts, keys)
@@ -213,7 +252,10 @@ class ServedModel:
         questions = [question for work in works for question in work.questions]
         asked = model.ask(model.remember(self.embeds(batch)), questions, prompt=first.prompt)
         if first.candidates is None:
-            found = model.answers(asked, first.config or model.answering)
+            keys = [
+                one.question_key(text) for one, work in zip(batch, works, strict=True) for text in work.questions
+            ]
+            found = model.answers(asked, first.config or model.answering, keys=self.keys(keys))
         else:
             found = model.rank(asked, first.candidates)
         answered = [Answered(question, one) for question, one in zip(questions, found, strict=True)]
@@ -247,6 +289,34 @@ class ServedModel:
             )
             for work in works
         ]
+
+    def _classify(self, works: Sequence[Classifying], batch: Sequence[Read]) -> list[list[ClassScore]]:
+        first = works[0]
+        if self._classifier is None or self._classifier[0] != first.kind:
+            made = Classifier(self.adapter, first.classes, templates=first.templates, by=first.by)
+            self._classifier = (first.kind, made)
+        return self._classifier[1](self.embeds(batch))
+
+    def _chat(self, works: Sequence[Chatting], batch: Sequence[Read]) -> list[Written]:
+        """All of them captions, or all answers by one prompt."""
+        first, read = works[0], None
+        questions = [work.question for work in works if work.question is not None]
+        asks = bool(questions)
+        model = self.adapter.need("answer" if asks else "caption")
+        memory = model.remember(self.embeds(batch))
+        words = self.adapter.language_tokenizer or self.adapter.tokenizer
+        watch = None
+        if any(one.growing for one in batch):
+            watch = watching([one.growing for one in batch], first.config.num_sequences, words.decode)
+        if asks:
+            asked = model.ask(memory, questions, prompt=first.prompt)
+            keys = self.keys([one.question_key(text) for one, text in zip(batch, questions, strict=True)])
+            written = model.write_answers(asked, first.config, keys=keys, watch=watch)
+            read = getattr(asked, "prompts", questions)
+        else:
+            read = [self.adapter.prompt if work.prompt is None else work.prompt for work in works]
+            written = model.generate(memory, first.config, read, self.keys([one.key for one in batch]), watch)
+        return [Written(tuple(texts), count_tokens(words, text)) for texts, text in zip(written, read, strict=True)]
 
     def _explain(self, one: Read, work: Explaining) -> Explained:
         model = self.adapter.model

@@ -40,6 +40,7 @@ __all__ = [
     "ExplainRequest",
     "Failure",
     "FoundImage",
+    "ListedModel",
     "MatchReply",
     "MatchRequest",
     "ModelsReply",
@@ -48,6 +49,7 @@ __all__ = [
     "SearchRequest",
     "ServedModelInfo",
     "WordWeights",
+    "check_texts",
 ]
 
 
@@ -131,7 +133,7 @@ class CaptionRequest(_Generating):
 
     def work(self, model: ModelInfo, limits: Limits) -> Captioning:
         """As `Request.work`."""
-        _check_texts("prompt", [self.prompt or ""], limits, empty=True)
+        check_texts("prompt", [self.prompt or ""], limits, empty=True)
         config = self.decoding(model.captioning, limits)
         return Captioning(model=model.id, image=self.image, config=config, prompt=self.prompt)
 
@@ -146,10 +148,10 @@ class AnswerRequest(_Generating):
 
     def work(self, model: ModelInfo, limits: Limits) -> Answering:
         """As `Request.work`."""
-        _check_texts("questions", self.questions, limits)
+        check_texts("questions", self.questions, limits)
         if self.answers is not None:
-            _check_texts("answers", self.answers, limits)
-        _check_texts("prompt", [self.prompt or ""], limits, empty=True)
+            check_texts("answers", self.answers, limits)
+        check_texts("prompt", [self.prompt or ""], limits, empty=True)
         return Answering(
             model=model.id,
             image=self.image,
@@ -170,7 +172,7 @@ class MatchRequest(Request):
 
     def work(self, model: ModelInfo, limits: Limits) -> Matching:
         """As `Request.work`."""
-        _check_texts("texts", self.texts, limits)
+        check_texts("texts", self.texts, limits)
         return Matching(model=model.id, image=self.image, texts=self.texts)
 
 
@@ -185,7 +187,7 @@ class EmbedRequest(Request):
     def work(self, model: ModelInfo, limits: Limits) -> Embedding:
         """As `Request.work`."""
         if self.image is None or self.texts:
-            _check_texts("texts", self.texts, limits)
+            check_texts("texts", self.texts, limits)
         return Embedding(model=model.id, image=self.image, texts=self.texts)
 
 
@@ -214,7 +216,7 @@ class ExplainRequest(Request):
     def work(self, model: ModelInfo, limits: Limits) -> Explaining:
         """As `Request.work`."""
         if self.text is not None:
-            _check_texts("text", [self.text], limits)
+            check_texts("text", [self.text], limits)
         return Explaining(model=model.id, image=self.image, text=self.text, by=self.by, layer=self.layer)
 
 
@@ -234,13 +236,22 @@ class SearchRequest(Request):
         if (self.text is None) == (self.image is None):
             raise UserError("search for a text or for an image, one of them")
         if self.text is not None:
-            _check_texts("text", [self.text], limits)
+            check_texts("text", [self.text], limits)
         if not (1 <= self.count <= limits.texts and 0 <= self.rerank <= limits.texts):
             raise UserError(f"count is 1 to {limits.texts}, and rerank 0 to {limits.texts}")
         return Searching(model=model.id, text=self.text, image=self.image, count=self.count, rerank=self.rerank)
 
 
-def _check_texts(name: str, texts: Sequence[str], limits: Limits, *, empty: bool = False) -> None:
+def check_texts(name: str, texts: Sequence[str], limits: Limits, *, empty: bool = False) -> None:
+    """Refuse texts beyond the limits.
+
+    Args:
+        name: of the field.
+        empty: accept texts without a character.
+
+    Raises:
+        UserError: names the field and the limit.
+    """
     if not texts:
         raise UserError(f"{name}: give at least one")
     if len(texts) > limits.texts:
@@ -351,6 +362,17 @@ class ServedModelInfo:
 
 
 @dataclass(frozen=True)
+class ListedModel:
+    """A model as OpenAI lists it."""
+
+    id: str
+    created: int
+    """when the service was started, in seconds since 1970"""
+    object: Literal["model"] = "model"
+    owned_by: str = "openblip"
+
+
+@dataclass(frozen=True)
 class Example:
     """An image to try, drawn by the server, with texts about it."""
 
@@ -371,5 +393,8 @@ class ModelsReply:
     examples: list[Example]
     limits: dict[str, float]
     """of `Limits`, by their names"""
+    data: list[ListedModel]
+    """the models as OpenAI lists them"""
+    object: Literal["list"] = "list"
     capfilt: bool = False
     """whether there are decisions of CapFilt to browse"""

@@ -115,8 +115,8 @@ def train_stage2(config: RunConfig, adapter: Adapter, data: RunData) -> Training
         cache=data.cache,
     )
     step = Stage2Step(Blip2Stage2(adapter.model, eos_id=tokenizer.eos_id))
-    begin = partial(fit_projection, adapter.model, tokenizer, images_of(data.cache))
-    begin = begin if config.fit_soft_prompts else None
+    fit = partial(fit_projection, adapter.model, tokenizer, images_of(data.cache))
+    begin = fit if config.fit_soft_prompts else None
     return Training(step, prepare, config.clean, config.max_words, begin=begin)
 
 

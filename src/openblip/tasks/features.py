@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import accumulate
@@ -27,7 +27,8 @@ from torch import Tensor
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.core.interrupt import Stopped, StopSignals
-from openblip.data.sample import Sample
+from openblip.core.sharing import is_first, own_place, together
+from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source
 from openblip.data.stream import Loader
 from openblip.data.transforms import ImageTransform, ImageTransformConfig, evaluation_transform
@@ -165,6 +166,8 @@ class FeatureJob:
     def run(self, progress: Callable[[int], None] | None = None) -> Cached:
         """Compute. Images that cannot be read are left out and listed.
 
+        Within `sharing` the ranks compute a shard each at a time; the files are those of one process.
+
         Args:
             progress: called with the number of images that are done, after each batch.
 
@@ -172,11 +175,23 @@ class FeatureJob:
             UserError: two images have one key, none can be read, or the disk is full; finished shards are kept.
             Stopped: SIGINT or SIGTERM came; what is computed is kept.
         """
-        for file in (*self._stale, *self.folder.glob(".features-*.tmp")):
-            file.unlink(missing_ok=True)
-        write_json(self.folder / "cache.json", self._described)
+        if len(set(together(lambda: (self.total, hash(tuple(self._missing)))))) > 1:
+            raise UserError(f"the processes find different images, or features in {self.folder}; give all the same")
+        together(self._clean_up)
         if self._missing:
             self._compute(progress or (lambda done: None))
+        (found, *_) = together(lambda: self._found() if is_first() else None)
+        assert found is not None
+        return found
+
+    def _clean_up(self) -> None:
+        if is_first():
+            for file in (*self._stale, *self.folder.glob(".features-*.tmp")):
+                file.unlink(missing_ok=True)
+            write_json(self.folder / "cache.json", self._described)
+
+    def _found(self) -> Cached:
+        """What the folder holds now."""
         heads = [ShardHead.read(file) for file in shard_files(self.folder)]
         images = sum(len(head.keys) for head in heads)
         if not images:
@@ -192,28 +207,73 @@ class FeatureJob:
         )
 
     def _compute(self, progress: Callable[[int], None]) -> None:
+        """Compute the missing spans in turns: in each turn every rank, of those that share the work, has one."""
         seen = {key: self._source_at(head.span.first) for head in self._kept for key in head.keys}
-        loader = self._loader()
+        number, parts = own_place()
+        loader = self._loader(self._missing[number::parts])
         done = self.done
         with StopSignals() as signals, closing(loader):
             rows = _Rows(loader)
-            for span in self._missing:
-                inputs, end = self._images_of(span), span.first
-                with ShardWriter(shard_path(self.folder, span.first), self._store, self.shape) as shard:
-                    while end < span.last:
-                        batch = rows.take(self._batch, span.last)
-                        now = batch[-1].place + 1 if len(batch) == self._batch else span.last
-                        if new := self._first_of_each(batch, seen):
-                            shard.add([row.key for row in new], self._features(new))
-                        done, end = done + now - end, now
-                        progress(done)
-                        if signals.received:
-                            break
-                    whole = end == span.last
-                    shard.finish(Span(span.first, end), inputs if whole else self._images_of(Span(span.first, end)))
-                if signals.received:
+            for turn in range(0, len(self._missing), parts):
+                spans = self._missing[turn : turn + parts]
+                own = spans[number] if number < len(spans) else None
+                if parts > 1:
+                    self._note_keys(spans, seen)
+
+                def work(own: Span | None = own, before: int = done) -> _Worked:
+                    if own is None:
+                        return _Worked(0, 0, [])
+                    return self._write(own, rows, seen, signals, lambda now: progress(before + now))
+
+                worked = together(work)
+                done += sum(one.images for one in worked)
+                if parts > 1:
+                    progress(done)
+                for span, one in zip(spans, worked, strict=False):
+                    for key in one.keys:
+                        seen.setdefault(key, self._source_at(span.first))
+                if stop := max(one.stop for one in worked):
                     place = f"{done} of {self.total} images"
-                    raise Stopped(f"stopped after {place}; their features are in {self.folder}", signals.received)
+                    raise Stopped(f"stopped after {place}; their features are in {self.folder}", stop)
+
+    def _note_keys(self, spans: Sequence[Span], seen: dict[str, int]) -> None:
+        """Note the keys of spans that other ranks compute in this turn and that come before this rank's own."""
+        number, _ = own_place()
+
+        def keys() -> list[str]:
+            found = []
+            for place in range(*spans[number]) if number < len(spans) else ():
+                of = self._source_at(place)
+                with suppress(BrokenSample):
+                    found.append(self._sources[of][place - self._starts[of]].key)
+            return found
+
+        for span, listed in zip(spans[:number], together(keys), strict=False):
+            for key in listed:
+                seen.setdefault(key, self._source_at(span.first))
+
+    def _write(
+        self, span: Span, rows: _Rows, seen: dict[str, int], signals: StopSignals, progress: Callable[[int], None]
+    ) -> _Worked:
+        """Write the shard of a span, as far as no signal comes.
+
+        Args:
+            progress: called with the number of images of the span that are done.
+        """
+        inputs, end, keys = self._images_of(span), span.first, list[str]()
+        with ShardWriter(shard_path(self.folder, span.first), self._store, self.shape) as shard:
+            while end < span.last:
+                batch = rows.take(self._batch, span.last)
+                end = batch[-1].place + 1 if len(batch) == self._batch else span.last
+                if new := self._first_of_each(batch, seen):
+                    shard.add([row.key for row in new], self._features(new))
+                    keys += [row.key for row in new]
+                progress(end - span.first)
+                if signals.received:
+                    break
+            whole = end == span.last
+            shard.finish(Span(span.first, end), inputs if whole else self._images_of(Span(span.first, end)))
+        return _Worked(end - span.first, signals.received, keys)
 
     def _features(self, rows: Sequence[_Row]) -> Tensor:
         """[n, C, N, D] of n images."""
@@ -232,9 +292,9 @@ class FeatureJob:
             seen[row.key] = source
         return new
 
-    def _loader(self) -> Loader:
+    def _loader(self, spans: Sequence[Span]) -> Loader:
         pending = [
-            _Pending(source, [span for span in self._missing if self._source_at(span.first) == number], start)
+            _Pending(source, [span for span in spans if self._source_at(span.first) == number], start)
             for number, (source, start) in enumerate(zip(self._sources, self._starts, strict=False))
         ]
         return Loader(
@@ -304,6 +364,17 @@ class FeatureJob:
         return self._sources[number].fingerprint(range(span.first - start, span.last - start), texts=False)
 
 
+class _Worked(NamedTuple):
+    """What a rank did in a turn."""
+
+    images: int
+    """that it went through"""
+    stop: int
+    """the signal that ended it, 0 for none"""
+    keys: list[str]
+    """of the images that have features now"""
+
+
 class _Row(NamedTuple):
     """An image to compute."""
 
@@ -347,7 +418,8 @@ class _Pending(Source):
 
     def __init__(self, source: Source, spans: Sequence[Span], start: int) -> None:
         super().__init__()
-        self.name, self.bad_rows, self.num_images = source.name, source.bad_rows, source.num_images
+        self.name, self.num_images = source.name, source.num_images
+        self.bad_rows = source.bad_rows if is_first() else []
         self._source, self._start = source, start
         self._places = np.concatenate([np.zeros(0, np.int64), *(np.arange(*span) for span in spans)])
 

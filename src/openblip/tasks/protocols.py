@@ -21,7 +21,7 @@ from openblip.checkpoints.store import StoredModel
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
 from openblip.data.transforms import clean_caption
-from openblip.generation.types import DecodeConfig
+from openblip.generation.types import DecodeConfig, Watch
 from openblip.models.layers import ImageMemory
 from openblip.tasks.config import FamilyName
 from openblip.tasks.results import Answer, Caption
@@ -111,13 +111,19 @@ class Generates(Encodes, Protocol):
     """Texts are generated for images, and given texts are scored."""
 
     def generate(
-        self, memory: ImageMemory, config: DecodeConfig, prompts: Sequence[str], keys: Tensor | None = None
+        self,
+        memory: ImageMemory,
+        config: DecodeConfig,
+        prompts: Sequence[str],
+        keys: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> list[list[Caption]]:
         """`config.num_sequences` captions for each of B images, the best first.
 
         Args:
             prompts: how each begins.
             keys: int64 [B], name the images for sampling: a key and seed give the same text in any batch.
+            watch: sees the tokens as they come.
         """
         ...
 
@@ -151,8 +157,22 @@ class Answers(Encodes, Protocol):
         """
         ...
 
-    def answers(self, asked: Any, config: DecodeConfig) -> list[tuple[Answer, ...]]:
-        """Generate answers to each question, the best first."""
+    def answers(self, asked: Any, config: DecodeConfig, *, keys: Tensor | None = None) -> list[tuple[Answer, ...]]:
+        """Generate answers to each question, the best first.
+
+        Args:
+            keys: int64 [R], name the questions for sampling, as those of `Generates.generate`.
+        """
+        ...
+
+    def write_answers(
+        self, asked: Any, config: DecodeConfig, *, keys: Tensor | None = None, watch: Watch | None = None
+    ) -> list[list[Caption]]:
+        """`answers` with their lengths, in the order in which they were found.
+
+        Args:
+            watch: sees the tokens as they come.
+        """
         ...
 
     def rank(self, asked: Any, candidates: Sequence[str], *, keep: int = 128) -> list[tuple[Answer, ...]]:
@@ -193,8 +213,6 @@ class Adapter(ABC):
     family: ClassVar[FamilyName]
     captioning: DecodeConfig = DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=20)
     """How captions are generated unless requested otherwise, as the papers do."""
-    answering: DecodeConfig = DecodeConfig(num_beams=3, min_new_tokens=1, max_new_tokens=10)
-    """How answers are generated unless requested otherwise, as the papers do."""
 
     def __init__(
         self,
@@ -267,6 +285,11 @@ class Adapter(ABC):
     def question_prompt(self) -> str:
         """How a language model is asked, with {} for the question; "" where questions are read as they are."""
         return ""
+
+    @property
+    def answering(self) -> DecodeConfig:
+        """How answers are generated unless requested otherwise, as the papers do."""
+        return DecodeConfig(num_beams=3, min_new_tokens=1, max_new_tokens=10)
 
     def move(self, device: torch.device, dtype: torch.dtype) -> None:
         """Put the model on a device, in a dtype, in evaluation mode."""

@@ -42,10 +42,12 @@ from openblip.tasks.nlvr import NlvrStep, StatementBatch
 from openblip.tasks.pairs import BlipStep, Stage1Step
 from openblip.tasks.step import PairBatch, PreparedBatch, TrainingStep
 
-__all__ = ["ANSWERS", "ANSWER_TOKENS", "QUESTIONS", "sketch"]
+__all__ = ["ANSWERS", "ANSWER_TOKENS", "QUESTIONS", "ROUNDS", "sketch"]
 
 QUESTIONS, ANSWERS, ANSWER_TOKENS = 5, 3, 6
 """an image's questions where they are not taken apart, a question's different answers, and an answer's tokens"""
+ROUNDS = 10
+"""of a dialog, which have an answer each"""
 _ENC, _DEC = 1, 2  # of a tokenizer that is not read; without values any will do
 
 MakeBatch = Callable[[], PreparedBatch]
@@ -77,7 +79,7 @@ def _refused(config: RunConfig) -> UserError:
 def _blip(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
     sizes = _blip_sizes(config)
     pixels = (3, *sizes.vision.pixels)
-    if config.task == "answering":
+    if config.task in ("answering", "dialog"):
         smoothing = config.answering.label_smoothing
         objective = VqaObjective(BlipVqa(vqa_sizes(sizes)), enc_id=_ENC, dec_id=_DEC, label_smoothing=smoothing)
         return VqaStep(objective), pixels
@@ -139,6 +141,8 @@ def _blip2_sizes(config: RunConfig) -> Blip2Config:
         return Blip2Config(vision=config.vision, qformer=sizes, embed_dim=config.embed_dim)
     found: Blip2Config = _described(config.model, "blip2")
     vocab_size = found.qformer.vocab_size or 30524
+    if config.vision.image_size is not None:
+        found = replace(found, vision=found.vision.at(config.vision.image_size))
     return replace(found, qformer=replace(found.qformer, vocab_size=vocab_size))
 
 
@@ -193,10 +197,12 @@ def _batches(config: RunConfig, step: TrainingStep[Any], pixels: tuple[int, ...]
         shown, ids = images(), torch.zeros(rows, dtype=torch.int64)
         if config.task == "nlvr":
             return StatementBatch(shown, _tokens(rows, length), None, ids)
-        if config.family == "blip" and config.task == "answering":
-            apart = all(source.pairs for source in config.sources)
+        if config.family == "blip" and config.task in ("answering", "dialog"):
+            apart, each = all(source.pairs for source in config.sources), ANSWERS
             asked = rows * (1 if apart else QUESTIONS)
-            answers = _tokens(asked * ANSWERS, ANSWER_TOKENS)
+            if config.task == "dialog":
+                asked, each = rows * ROUNDS, 1
+            answers = _tokens(asked * each, ANSWER_TOKENS)
             weights = torch.ones(len(answers.input_ids))
             return QuestionBatch(shown, _tokens(asked, length), None, answers, None, weights)
         if config.family == "blip" or config.task in ("pretraining", "retrieval"):

@@ -68,8 +68,8 @@ def fit_projection(
     )
     fitted = x @ weight
     embeddings = model.llm.hf.get_input_embeddings()
-    ids = torch.arange(0, embeddings.num_embeddings, max(1, embeddings.num_embeddings // 1000))
-    spread = embeddings(ids.to(embeddings.weight.device)).float().std().item()
+    some = torch.arange(0, embeddings.num_embeddings, max(1, embeddings.num_embeddings // 1000))
+    spread = embeddings(some.to(embeddings.weight.device)).float().std().item()
     weight *= spread / fitted.std().clamp(min=1e-12)
     model.language_proj.weight.copy_(weight.T)
     model.language_proj.bias.copy_(targets.mean(0) - features.mean(0) @ weight)

@@ -141,7 +141,7 @@ class Training:
     """to choose from when answers are ranked"""
     find_unused_parameters: bool = False
     """some trained parameters take no part in the losses"""
-    begin: Callable[[Iterable[Batch]], None] | None = None
+    begin: Callable[[Iterable[Batch]], object] | None = None
     """starts weights from the first batches of a run, which are the same on all ranks"""
 
 

@@ -29,7 +29,7 @@ from accelerate.utils import (
 from torch import nn
 
 from openblip.core.compute import choose_dtype
-from openblip.core.errors import MissingExtra, UserError, nearest
+from openblip.core.errors import MissingExtra, ToldElsewhere, UserError, nearest
 from openblip.core.runtime import is_main, world_size
 from openblip.training.compiling import compile_blocks, undo_compile
 from openblip.training.config import TrainConfig
@@ -177,7 +177,7 @@ def on_main(function: Callable[[], Result]) -> Result:
     if failure is not None:
         raise failure
     if message is not None:
-        raise UserError(message) if is_users else RuntimeError(f"the first process failed: {message}")
+        raise ToldElsewhere(message) if is_users else RuntimeError(f"the first process failed: {message}")
     return result
 
 

@@ -61,6 +61,7 @@ class RunLog:
 
     Args:
         folder: the run's folder.
+        unit: what is counted for each second.
         total_steps: where the bar ends.
         show: whether to show anything; files are written all the same.
         on_record: called with each record after it is written, on the first process.
@@ -71,13 +72,14 @@ class RunLog:
         folder: Path,
         *,
         title: str,
+        unit: str = "images",
         total_steps: int,
         accelerator: Accelerator,
         show: bool = True,
         on_record: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.folder = folder
-        self.title = title
+        self.title, self.unit = title, unit
         self.total_steps = total_steps
         self.accelerator = accelerator
         self.on_record = on_record
@@ -167,7 +169,7 @@ class RunLog:
         speed = []
         if "learning_rate" in record:
             parts.append(f"lr {record['learning_rate']:.2e}")
-            speed.append(f"{record.get('images_per_second', 0):.1f} images/s")
+            speed.append(f"{record.get('images_per_second', 0):.1f} {self.unit}/s")
         if seconds_left is not None:
             speed.append(f"{format_duration(seconds_left)} left")
         is_training = record["split"] == "train"

@@ -66,6 +66,7 @@ def train(
     sections: dict[str, Any] | None = None,
     may_change: Iterable[str] = (),
     title: str = "training",
+    unit: str = "images",
     show: bool = True,
     on_record: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
@@ -80,7 +81,7 @@ def train(
         resume: continue from the newest checkpoint in `out_dir`, or begin when there is none.
         sections: the run's other configurations (model, data, ...), saved in config.json and compared on resuming.
         may_change: dotted names in `sections` (with * for any) that do not change what is learned.
-        title: names the run on the progress line.
+        title: names the run on the progress line; `unit` are the rows of a batch there.
         on_record: called with every record of metrics.jsonl, on the first process.
 
     Raises:
@@ -89,7 +90,7 @@ def train(
     """
     start(config.device)
     trainer = _Trainer(
-        config, module, loader, Path(out_dir), prepare, evaluate, export, begin, title, show, on_record
+        config, module, loader, Path(out_dir), prepare, evaluate, export, begin, title, unit, show, on_record
     )
     try:
         with StopSignals() as signals:
@@ -116,12 +117,13 @@ class _Trainer:
         export: Export | None,
         begin: Callable[[], None] | None,
         title: str,
+        unit: str,
         show: bool,
         on_record: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.config, self.module, self.loader, self.out_dir = config, module, loader, out_dir
         self.prepare, self.evaluate, self.export, self.begin = prepare, evaluate, export, begin
-        self.title, self.show, self.on_record = title, show, on_record
+        self.title, self.unit, self.show, self.on_record = title, unit, show, on_record
         self.progress = states.Progress()
         self.batches_per_epoch = len(loader)
         if self.batches_per_epoch == 0:
@@ -170,7 +172,7 @@ class _Trainer:
             self._restore(checkpoint, state)
         self.accelerator.init_trackers("openblip")
         self.log = RunLog(
-            self.out_dir, title=self.title, total_steps=self.total_steps,
+            self.out_dir, title=self.title, unit=self.unit, total_steps=self.total_steps,
             accelerator=self.accelerator, show=self.show, on_record=self.on_record,
         )  # fmt: skip
         self.log.rewind(self.progress.records)
@@ -442,6 +444,6 @@ class _Trainer:
         why = "the time is up" if stopped == "time" else "done"
         self.log.say(
             f"{self.title}: {why} after {progress.step} steps and {format_duration(result.seconds)} "
-            f"({result.images_per_second:.1f} images/s)  {format_metrics(result.evaluation)}".rstrip()
+            f"({result.images_per_second:.1f} {self.unit}/s)  {format_metrics(result.evaluation)}".rstrip()
         )
         return result

@@ -24,6 +24,7 @@ from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.generation.types import DecodeConfig
 from openblip.models.language import FrozenLanguage, LanguageConfig, make_language
+from openblip.models.tower import TowerConfig
 from openblip.recipes.blip2 import blip2_caption
 from openblip.tasks.training import run_training
 
@@ -161,8 +162,8 @@ def test_captions_are_fine_tuned_with_lora_and_an_unfrozen_tower(folders: dict[s
     config = blip2_caption(DATA, model=str(tmp_path / "m"), validation=DATA)
     settings = {"layer_decay": 0.9, "gradient_checkpointing": 1.0, "max_steps": 4}
     config = replace(
-        config, batch_size=4, num_workers=0, validation_samples=2, train=replace(TRAIN, **settings),
-        decode=DecodeConfig(max_new_tokens=3),
+        config, vision=TowerConfig(), batch_size=4, num_workers=0, validation_samples=2,
+        train=replace(TRAIN, **settings), decode=DecodeConfig(max_new_tokens=3),
     )  # fmt: skip
     config = override(config, ["language.lora_rank=2"])
     run_training(config, tmp_path / "r", show=False)
@@ -221,8 +222,8 @@ def test_models_quantized_on_disk(folders: dict[str, Path], tmp_path: Path) -> N
 def test_lora_beside_four_bits_is_fine_tuned(folders: dict[str, Path], tmp_path: Path) -> None:
     stage2(tmp_path / "m", folders["opt"])
     config = blip2_caption(DATA, model=str(tmp_path / "m"))
-    config = replace(config, batch_size=4, num_workers=0, train=replace(TRAIN, max_steps=2), unfreeze_vision=False)
-    config = override(config, ["language.lora_rank=2", "language.quantize=4bit"])
+    config = replace(config, vision=TowerConfig(), batch_size=4, num_workers=0, train=replace(TRAIN, max_steps=2))
+    config = override(config, ["unfreeze_vision=false", "language.lora_rank=2", "language.quantize=4bit"])
     run_training(config, tmp_path / "r", show=False)
     ended = open_model(tmp_path / "r" / "model").model
     assert ended.llm.config.quantize == "4bit"

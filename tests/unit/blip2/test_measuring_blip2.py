@@ -17,6 +17,7 @@ from openblip.core.tokenizer import TextTokenizer
 from openblip.data.measured import Measured
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
+from openblip.models.tower import TowerConfig
 from openblip.recipes.blip2 import blip2_vqa
 from openblip.recipes.small import small_stage1, small_stage2
 from openblip.tasks.config import as_sources
@@ -68,7 +69,7 @@ def test_all_of_its_measures(tmp_path: Path) -> None:
     two = small_stage2((str(good_captions),), model=str(tmp_path / "one" / "model"), language=str(llm))
     run_training(two := replace(two, **shared), tmp_path / "two", show=False)
     asks = blip2_vqa((str(good_questions),), model=str(tmp_path / "one" / "model"), language=str(llm))
-    asks = replace(asks, **shared)
+    asks = replace(asks, vision=TowerConfig(), **shared)
     run_training(asks, tmp_path / "asks", show=False)
     cases = (("one", one, captions, good_captions), ("two", two, captions, good_captions))
     for name, config, every, good in (*cases, ("asks", asks, questions, good_questions)):

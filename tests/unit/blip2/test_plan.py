@@ -55,7 +55,8 @@ def small(name: str, languages: dict[str, Path], batch: int = 4, **changes: Any)
 @pytest.mark.parametrize(
     "name",
     [
-        *("blip-pretrain", "blip-caption", "blip-retrieval", "blip-vqa", "blip-nlvr", "blip2-stage1"),
+        *("blip-pretrain", "blip-caption", "blip-retrieval", "blip-vqa", "blip-nlvr", "blip-visdial"),
+        "blip2-stage1",
         *("blip2-stage2, opt", "blip2-stage2, t5", "blip2-vqa, opt", "blip2-vqa, t5"),
     ],
 )

@@ -25,6 +25,7 @@ from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
 from openblip.models.language import LanguageConfig
 from openblip.models.qformer import QFORMERS, QFormerSettings
+from openblip.models.tower import TowerConfig
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage1, blip2_stage2, blip2_vqa
 from openblip.recipes.small import small_stage1, small_stage2
 from openblip.tasks.config import RunConfig, as_sources, load_run_config
@@ -258,7 +259,7 @@ def test_questions_are_read_by_the_qformer_too(first: Path, tmp_path: Path) -> N
     data = (f"world:train?n=12&size={PIXELS}",)
     config = blip2_vqa(data, model=str(first / "model"), language=str(llm), validation=data)
     config = replace(
-        config, batch_size=4, num_workers=0, decode=DecodeConfig(max_new_tokens=4),
+        config, vision=TowerConfig(), batch_size=4, num_workers=0, decode=DecodeConfig(max_new_tokens=4),
         train=replace(TRAIN, max_steps=2, layer_decay=0.9), validation_samples=3,
     )  # fmt: skip
     run_training(config, tmp_path / "r", show=False)
@@ -274,7 +275,8 @@ def test_questions_are_read_by_the_qformer_too(first: Path, tmp_path: Path) -> N
 
 def test_retrieval_and_captions_are_fine_tuned(first: Path, tmp_path: Path) -> None:
     config = blip2_retrieval((DATA,), model=str(first / "model"))
-    config = replace(config, batch_size=8, num_workers=0, train=replace(TRAIN, max_steps=2), unfreeze_vision=False)
+    config = replace(config, vision=TowerConfig(), batch_size=8, num_workers=0, train=replace(TRAIN, max_steps=2))
+    config = replace(config, unfreeze_vision=False)
     assert config.stage1.use_image_ids
     run_training(config, tmp_path / "r", show=False)
     assert len(losses(tmp_path / "r")) == 2

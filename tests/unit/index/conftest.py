@@ -8,4 +8,4 @@ from pathlib import Path
 UNIT = Path(__file__).parents[1]
 sys.path += [str(UNIT / "tasks"), str(UNIT / "blip2")]
 
-from index_small import blip, photos, predictor  # noqa: E402, F401
+from index_small import blip, photos, predictor, where  # noqa: E402, F401

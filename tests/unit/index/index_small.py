@@ -1,7 +1,8 @@
-"""Small models of both families, a folder of images, and a model that counts what it encodes."""
+"""Small models of both families, a folder of images, places for an index, a model that counts what it encodes."""
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,23 @@ def blip() -> Counting:
     return make_predictor(batch_size=4)
 
 
+@pytest.fixture(params=["segments", "postgres"])
+def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | str:
+    """A new index: a folder, or the address of one in PostgreSQL."""
+    if request.param == "segments":
+        return tmp_path / "I"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return new_address(request.getfixturevalue("postgres"))
+
+
+def new_address(url: str) -> str:
+    """Of an index that is not there yet."""
+    return f"{url}#test_{next(_NUMBERS)}"
+
+
+_NUMBERS = count()
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Ten images, each with two captions."""
@@ -58,10 +76,10 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def build(folder: Path, predictor: Predictor, *specs: Path | str) -> tuple[ImageIndex, Changes]:
+def build(where: Path | str, predictor: Predictor, *specs: Path | str) -> tuple[ImageIndex, Changes]:
     """A new index, or the one that is there, brought up to date with each place; what the last one changed."""
-    create(folder, predictor, "runs/first/model")
-    index = ImageIndex.open(folder, predictor)
+    create(where, predictor, "runs/first/model")
+    index = ImageIndex.open(where, predictor)
     return index, [update(index, spec) for spec in specs][-1]
 
 

@@ -21,14 +21,15 @@ from openblip.index.catalog import Catalog, remove
 from openblip.index.entries import Place, date_of
 from openblip.index.image_index import ImageIndex
 from openblip.index.model import model_fingerprint
+from openblip.index.sqlite import SqliteDatabase
 
 
 def touch(path: Path, seconds: int) -> None:
     os.utime(path, (seconds, seconds))
 
 
-def test_each_image_has_its_vector(tmp_path: Path, photos: Path, predictor: Counting) -> None:
-    index, changes = build(tmp_path / "I", predictor, photos)
+def test_each_image_has_its_vector(where: Path | str, photos: Path, predictor: Counting) -> None:
+    index, changes = build(where, predictor, photos)
     assert (changes.added, changes.changed, changes.same, changes.removed, changes.broken) == (10, 0, 0, 0, [])
     paths = sorted(str(path) for path in photos.rglob("*.png"))
     records = [index.catalog.find(path) for path in paths]
@@ -41,8 +42,8 @@ def test_each_image_has_its_vector(tmp_path: Path, photos: Path, predictor: Coun
     assert record.size == (photos / "new" / "7.png").stat().st_size
 
 
-def test_only_what_is_new_is_computed(tmp_path: Path, photos: Path, blip: Counting) -> None:
-    index, _ = build(tmp_path / "I", blip, photos)
+def test_only_what_is_new_is_computed(where: Path | str, photos: Path, blip: Counting) -> None:
+    index, _ = build(where, blip, photos)
     vectors = index.catalog.num_vectors
     blip.encoded = 0
     changes = update(index, photos)
@@ -75,13 +76,13 @@ def test_only_what_is_new_is_computed(tmp_path: Path, photos: Path, blip: Counti
     assert update(index, photos).same == 12
 
 
-def test_broken_images_are_skipped_counted_and_listed(tmp_path: Path, photos: Path, blip: Counting) -> None:
+def test_broken_images_are_skipped_counted_and_listed(where: Path | str, photos: Path, blip: Counting) -> None:
     whole = (photos / "0.png").read_bytes()
     (photos / "0.png").write_bytes(whole[: len(whole) // 2])
     (photos / "1.png").write_bytes(b"")
     (photos / "b.jpg").write_bytes(b"GIF? no")
     (photos / "raw.dng").write_bytes(b"raw")
-    index, changes = build(tmp_path / "I", blip, photos)
+    index, changes = build(where, blip, photos)
     told = {Path(sample.key).name: sample.cause for sample in changes.broken}
     assert told == {"0.png": "truncated", "1.png": "empty", "b.jpg": "not-an-image", "raw.dng": "unreadable"}
     assert (changes.added, index.catalog.count()) == (8, 8)
@@ -94,11 +95,13 @@ def test_broken_images_are_skipped_counted_and_listed(tmp_path: Path, photos: Pa
     assert index.catalog.count() == 8
 
 
-def test_images_of_a_captions_file_and_of_tars(tmp_path: Path, photos: Path, blip: Counting) -> None:
+def test_images_of_a_captions_file_and_of_tars(
+    tmp_path: Path, where: Path | str, photos: Path, blip: Counting
+) -> None:
     rows = ["2.png", "3.png", "none.png"]
     lines = (f'{{"image": "{name}", "caption": "a dog", "year": {number}}}\n' for number, name in enumerate(rows))
     (photos / "some.jsonl").write_text("".join(lines))
-    index, changes = build(tmp_path / "I", blip, f"{photos / 'some.jsonl'}?meta_columns=year")
+    index, changes = build(where, blip, f"{photos / 'some.jsonl'}?meta_columns=year")
     assert changes.added == 2
     assert [(Path(one.key).name, one.cause) for one in changes.broken] == [("none.png", "missing")]
     record = index.catalog.find(str(photos / "3.png"))
@@ -131,22 +134,22 @@ def test_data_without_files_are_refused() -> None:
         Place("nowhere")
 
 
-def test_removing(tmp_path: Path, photos: Path, blip: Counting) -> None:
-    index, _ = build(tmp_path / "I", blip, photos)
-    assert remove(tmp_path / "I", [str(photos / "0.png"), str(photos / "new")]) == 5
+def test_removing(where: Path | str, photos: Path, blip: Counting) -> None:
+    index, _ = build(where, blip, photos)
+    assert remove(index.catalog, [str(photos / "0.png"), str(photos / "new")]) == 5
     assert index.catalog.count() == 5
     assert len(index.search(text="a dog", rerank=0, count=20)) == 5
     with pytest.raises(UserError, match="holds no image at"):
-        remove(tmp_path / "I", [str(photos / "0.png")])
+        remove(index.catalog, [str(photos / "0.png")])
     assert update(index, photos).added == 5
 
 
 def test_a_place_that_is_gone_keeps_its_images(
-    tmp_path: Path, photos: Path, blip: Counting, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, where: Path | str, photos: Path, blip: Counting, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(photos, other)
-    index, _ = build(tmp_path / "I", blip, photos, other)
+    index, _ = build(where, blip, photos, other)
     shutil.rmtree(other)
     (photos / "0.png").unlink()
     with pytest.raises(SystemExit) as stop:
@@ -154,15 +157,15 @@ def test_a_place_that_is_gone_keeps_its_images(
     assert stop.value.code == 1
     assert "10 images from there stay until openblip index remove" in capsys.readouterr().err
     assert index.catalog.count() == 19
-    assert remove(index.folder, [str(other)]) == 10
+    assert remove(index.catalog, [str(other)]) == 10
     _update(index, *_known_places(index))
     assert capsys.readouterr().err.startswith("openblip: 9 images in")
 
 
-def test_another_model_is_refused(tmp_path: Path, photos: Path, blip: Counting) -> None:
-    build(tmp_path / "I", blip, photos)
+def test_another_model_is_refused(where: Path | str, photos: Path, blip: Counting) -> None:
+    build(where, blip, photos)
     other = make_predictor(seed=1)
-    for use in (lambda: create(tmp_path / "I", other, "x"), lambda: ImageIndex.open(tmp_path / "I", other)):
+    for use in (lambda: create(where, other, "x"), lambda: ImageIndex.open(where, other)):
         with pytest.raises(UserError, match=r"was built with another model \(runs/first/model, fingerprint \w{8}"):
             use()
     trained = make_predictor()
@@ -178,9 +181,9 @@ def test_a_model_is_the_same_in_every_dtype(dtype: torch.dtype) -> None:
 
 
 def test_commands_use_no_more_threads_than_cpus(
-    tmp_path: Path, blip: Counting, monkeypatch: pytest.MonkeyPatch
+    where: Path | str, blip: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create(tmp_path / "I", blip, "x")
+    create(where, blip, "x")
     monkeypatch.setattr(runtime, "usable_cores", lambda: 1)
     before = torch.get_num_threads()
     try:
@@ -189,7 +192,7 @@ def test_commands_use_no_more_threads_than_cpus(
             if given is not None:
                 monkeypatch.setenv("OMP_NUM_THREADS", given)
             torch.set_num_threads(2)
-            _open(tmp_path / "I", None).close()
+            _open(where, None).close()
             assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
@@ -201,7 +204,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, photos: Path, b
     (tmp_path / "I").mkdir()
     (tmp_path / "I" / "writer.lock").touch()  # of a build that was killed at once
     create(tmp_path / "I", blip, "x")
-    assert Catalog(tmp_path / "I").count() == 0
+    assert Catalog(SqliteDatabase(tmp_path / "I")).count() == 0
 
 
 def test_the_date_is_that_of_the_camera(tmp_path: Path) -> None:

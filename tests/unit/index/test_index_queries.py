@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
 from openblip.index import Filters
-from openblip.index.catalog import CATALOG, Catalog, Record, writing
+from openblip.index.catalog import Catalog, Record
 from openblip.index.queries import parse_query
+from openblip.index.sqlite import CATALOG, SqliteDatabase
+from openblip.index.stores import open_database
 
 SETTINGS = {"fingerprint": "f", "model": "m", "tokenizer": "", "shape": [1, 4], "created": ""}
 
@@ -69,12 +72,19 @@ def record(path: str, number: int, **more: object) -> Record:
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
-    found = Catalog(tmp_path, SETTINGS)
+def catalog(where: Path | str) -> Catalog:
+    """In a folder, and in PostgreSQL."""
+    return filled(where)
+
+
+def filled(where: Path | str) -> Catalog:
+    if isinstance(where, Path):
+        where.mkdir()
+    found = Catalog(open_database(where, create=True), SETTINGS)
     found.place("photos")
     found.put(record("/p/a.jpg", 0, captions=("A red bus.", "the road"), metadata={"place": "Rome", "year": 2024}))
     found.put(record("/p/sub/b.jpg", 1, captions=("two dogs on a road",), metadata={"place": "Ulm"}))
-    found.put(record("/p2/c.jpg", 2, metadata={"a.b": 'q"t'}))
+    found.put(record("/p2/c.jpg", 2, metadata={"a.b": 'q"t', "flag": True}))
     found.put(record("/p/t.tar/0001", 3, file="/p/t.tar", start=512, length=9))
     return found
 
@@ -96,6 +106,8 @@ def catalog(tmp_path: Path) -> Catalog:
         (Filters(metadata={"place": "Rome"}), [0]),
         (Filters(metadata={"year": "2024"}), [0]),
         (Filters(metadata={"a.b": 'q"t'}), [2]),
+        (Filters(metadata={"flag": "true"}), [2]),
+        (Filters(metadata={"flag": "1"}), []),
         (Filters(folder="/p", words="road", until="2024-05-01", metadata={"place": "Rome"}), [0]),
     ],
 )
@@ -118,19 +130,22 @@ def test_filters_that_say_nothing_are_refused() -> None:
     assert Filters(words="a")
 
 
-def test_what_is_written_is_read(catalog: Catalog, tmp_path: Path) -> None:
+def test_what_is_written_is_read(catalog: Catalog, where: Path | str) -> None:
     odd = os.fsdecode(b"/p/\xff name\n.jpg")
-    catalog.put(record(odd, 4, captions=("x",)))
+    unlike = {"nan": float("nan"), "nul": ["a\0b"], "half": "\ud83d"}
+    catalog.put(record(odd, 4, captions=("x\0y\ud83d",), metadata=unlike))
     catalog.put_broken(BrokenSample("truncated", odd + "2", "cut"), 1)
     catalog.close()
-    again = Catalog(tmp_path)
+    again = Catalog(open_database(where))
     found = again.find(odd)
     assert found is not None
-    assert (found.path, found.file, found.captions, found.vector) == (odd, odd, ("x",), 4)
+    assert (found.path, found.file, found.captions, found.vector) == (odd, odd, ("xy?",), 4)
+    assert found.metadata == {"nan": None, "nul": ["ab"], "half": "?"}
     assert again.num_vectors == 5
     assert [(one.key, one.cause, one.detail) for one in again.broken()] == [(odd + "2", "truncated", "cut")]
     assert again.settings == {"format": "1", **SETTINGS}
-    assert again.rows("PRAGMA journal_mode") == [("wal",)]
+    if isinstance(where, Path):
+        assert again.database.rows("PRAGMA journal_mode") == [("wal",)]
 
 
 def test_captions_follow_their_image(catalog: Catalog) -> None:
@@ -145,7 +160,7 @@ def test_captions_follow_their_image(catalog: Catalog) -> None:
 
 def test_a_transaction_is_all_or_nothing(catalog: Catalog) -> None:
     def fail() -> None:
-        with catalog.transaction():
+        with catalog.database.transaction():
             catalog.put(record("/new.jpg", 6, captions=("new",)))
             raise KeyError
 
@@ -155,63 +170,76 @@ def test_a_transaction_is_all_or_nothing(catalog: Catalog) -> None:
     assert catalog.vectors(Filters(words="new")) == []
 
 
-def test_two_writers_refuse_each_other(tmp_path: Path) -> None:
-    with writing(tmp_path):
+def test_words_are_told_alike(catalog: Catalog) -> None:
+    catalog.put(record("/p/odd.jpg", 4, captions=("Un CAFÉ à Zürich, 3.5 km/h", "photo-shoot_2 of x@y.org")))
+    for words in ("cafe", "CAFÉ", "zurich", "3", "km/h", "photo shoot", "shoot_2", "y.org", "un café, photo"):
+        assert catalog.vectors(Filters(words=words)) == [4], words
+    for words in ("caf", "km/z", "cafe road"):
+        assert catalog.vectors(Filters(words=words)) == [], words
+
+
+def test_two_writers_refuse_each_other(catalog: Catalog, where: Path | str) -> None:
+    other = open_database(where)
+    with catalog.database.writing():
         with (
             pytest.raises(UserError, match="another process is writing to the index") as refused,
-            writing(tmp_path),
+            other.writing(),
         ):
             raise AssertionError("two writers at once")
         assert "\n" not in str(refused.value)
-    with writing(tmp_path):
+    with other.writing():
         pass
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    database = SqliteDatabase(tmp_path / "gone", create=True)
+    database.close()
+    shutil.rmtree(tmp_path / "gone")
     with (
         pytest.raises(UserError, match="cannot be written to: unable to open database"),
-        writing(tmp_path / "none"),
+        database.writing(),
     ):
         raise AssertionError("written to")
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    database = SqliteDatabase(tmp_path, create=True)
     for error in (OSError(errno.ENOSPC, "No space left on device"), sqlite3.OperationalError("disk is full")):
         with (
             pytest.raises(UserError, match=r"the disk is full: .* what was indexed before is kept"),
-            writing(tmp_path),
+            database.writing(),
         ):
             raise error
-    with pytest.raises(sqlite3.OperationalError, match="syntax"), writing(tmp_path):
+    with pytest.raises(sqlite3.OperationalError, match="syntax"), database.writing():
         raise sqlite3.OperationalError("syntax error")
 
 
 def test_folders_that_are_no_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no index; openblip index build DATA"):
-        Catalog(tmp_path)
+        SqliteDatabase(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
-        Catalog(tmp_path / "none")
+        SqliteDatabase(tmp_path / "none")
     (tmp_path / CATALOG).write_bytes(b"no database " * 999)
     with pytest.raises(UserError, match=r"index\.sqlite cannot be read .*; remove .* and build the index again"):
-        Catalog(tmp_path)
+        SqliteDatabase(tmp_path)
     (tmp_path / "other").mkdir()
-    Catalog(tmp_path / "other", SETTINGS).close()
+    Catalog(SqliteDatabase(tmp_path / "other", create=True), SETTINGS).close()
     with sqlite3.connect(tmp_path / "other" / CATALOG) as connection:
         connection.execute("UPDATE settings SET value = '\"0\"' WHERE name = 'format'")
     with pytest.raises(UserError, match="is of another version of OpenBLIP"):
-        Catalog(tmp_path / "other")
+        Catalog(SqliteDatabase(tmp_path / "other"))
 
 
-def test_an_index_that_cannot_be_written_is_read(
-    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a read-only file system; whoever runs the tests may be allowed to write anywhere."""
-    catalog.close()
-    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    folder = tmp_path / "I"
+    filled(folder).close()
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     monkeypatch.setattr(os, "access", lambda *_: False)
-    fixed = Catalog(tmp_path)
+    fixed = Catalog(SqliteDatabase(folder))
     assert fixed.count() == 4
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         fixed.put(record("/new.jpg", 6))
     fixed.close()
-    assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before

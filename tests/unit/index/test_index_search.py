@@ -15,13 +15,14 @@ from PIL import Image
 from openblip.core.errors import UserError
 from openblip.index import Filters, ImageIndex
 from openblip.index.features import FEATURES, DiskFeatures
+from openblip.index.stores import cache_folder
 
 TEXT = "a dog beside a bus"
 
 
 @pytest.fixture
-def index(tmp_path: Path, photos: Path, predictor: Counting) -> ImageIndex:
-    return build(tmp_path / "I", predictor, photos)[0]
+def index(where: Path | str, photos: Path, predictor: Counting) -> ImageIndex:
+    return build(where, predictor, photos)[0]
 
 
 def paths_of(photos: Path) -> list[str]:
@@ -82,18 +83,19 @@ def test_filters_hold_before_the_best_are_chosen(index: ImageIndex, photos: Path
 
 
 def test_image_features_are_computed_once(
-    tmp_path: Path, index: ImageIndex, photos: Path, predictor: Counting
+    where: Path | str, index: ImageIndex, photos: Path, predictor: Counting
 ) -> None:
     predictor.encoded = 0
     first = index.search(text=TEXT, rerank=5)
     assert predictor.encoded == 5
-    again = ImageIndex.open(tmp_path / "I", predictor)
+    again = ImageIndex.open(where, predictor)
     assert again.search(text=TEXT, rerank=5) == first
     assert predictor.encoded == 5
-    (tmp_path / "I" / FEATURES).unlink()
-    without = ImageIndex.open(tmp_path / "I", predictor, cache_bytes=0)
+    kept = cache_folder(index.catalog) / FEATURES
+    kept.unlink()
+    without = ImageIndex.open(where, predictor, cache_bytes=0)
     assert without.search(text=TEXT, rerank=5) == first, "at hand or not, the same"
-    assert not (tmp_path / "I" / FEATURES).exists()
+    assert not kept.exists()
 
 
 def test_image_features_stay_within_their_bound(tmp_path: Path) -> None:
@@ -123,11 +125,11 @@ def test_a_file_that_is_gone_is_told_last(index: ImageIndex, photos: Path) -> No
 
 
 def test_an_open_index_sees_what_a_writer_adds(
-    tmp_path: Path, index: ImageIndex, photos: Path, predictor: Counting
+    where: Path | str, index: ImageIndex, photos: Path, predictor: Counting
 ) -> None:
     assert len(index.search(text=TEXT, rerank=0, count=20)) == 10
     small.make_image(60).save(photos / "later.png")
-    build(tmp_path / "I", predictor, photos)
+    build(where, predictor, photos)
     assert len(index.search(text=TEXT, rerank=0, count=20)) == 11
 
 
@@ -142,7 +144,7 @@ def test_searches_that_cannot_be(index: ImageIndex, photos: Path) -> None:
         index.search(image=photos / "none.png")
 
 
-def test_near_duplicates(tmp_path: Path, photos: Path, predictor: Counting) -> None:
+def test_near_duplicates(tmp_path: Path, where: Path | str, photos: Path, predictor: Counting) -> None:
     """Smooth images, whose smaller copies look alike to a small model too."""
     folder = tmp_path / "smooth"
     folder.mkdir()
@@ -151,7 +153,7 @@ def test_near_duplicates(tmp_path: Path, photos: Path, predictor: Counting) -> N
         coarse.save(folder / f"{number}.png")
     Image.open(folder / "1.png").resize((64, 64), Image.Resampling.LANCZOS).save(folder / "1-small.jpg", quality=90)
     shutil.copy(folder / "2.png", folder / "2-copy.png")
-    index, _ = build(tmp_path / "D", predictor, folder, photos)
+    index, _ = build(where, predictor, folder, photos)
     # Noise, as in the other images, is alike to a model that learned nothing, but not by its look.
     by_vectors = index.duplicates(by="vectors", similarity=0.99, filters=Filters(folder=str(folder)))
     for groups in (index.duplicates(), by_vectors):

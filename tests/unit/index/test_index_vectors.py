@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from openblip.core.errors import UserError
-from openblip.index import vectors as vectors_module
-from openblip.index.vectors import SegmentStore, Term
+from openblip.index import segments
+from openblip.index.segments import Segments
+from openblip.index.vectors import Term
 
 
 def drawn(count: int, queries: int, width: int = 16, seed: int = 0) -> Tensor:
@@ -26,14 +27,14 @@ def queries(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def store(tmp_path: Path, queries: int, monkeypatch: pytest.MonkeyPatch) -> SegmentStore:
+def store(tmp_path: Path, queries: int, monkeypatch: pytest.MonkeyPatch) -> Segments:
     """Seven vectors a segment, three a block."""
     row = 2 * queries * 16
-    monkeypatch.setattr(vectors_module, "_BLOCK_BYTES", 3 * 2 * row)
-    return SegmentStore(tmp_path / "vectors", (queries, 16), segment_bytes=7 * row)
+    monkeypatch.setattr(segments, "_BLOCK_BYTES", 3 * 2 * row)
+    return Segments(tmp_path / "vectors", (queries, 16), segment_bytes=7 * row)
 
 
-def test_search_is_exact(store: SegmentStore, queries: int) -> None:
+def test_search_is_exact(store: Segments, queries: int) -> None:
     held = drawn(40, queries)
     for first in range(0, 40, 8):
         store.append(held[first : first + 8], first)
@@ -55,7 +56,7 @@ def test_search_is_exact(store: SegmentStore, queries: int) -> None:
     torch.testing.assert_close(store.read([0, 39, 7]), rounded[[0, 39, 7]], atol=0, rtol=0)
 
 
-def test_fewer_vectors_than_are_wanted(store: SegmentStore, queries: int) -> None:
+def test_fewer_vectors_than_are_wanted(store: Segments, queries: int) -> None:
     store.append(drawn(3, queries), 0)
     term = [Term(drawn(1, 1)[0, 0])]
     assert len(store.search(term, 10, 3)[1]) == 3
@@ -63,26 +64,26 @@ def test_fewer_vectors_than_are_wanted(store: SegmentStore, queries: int) -> Non
     assert len(store.search(term, 10, 3, np.zeros(3, bool))[1]) == 0
 
 
-def test_equal_vectors_come_in_order(store: SegmentStore, queries: int) -> None:
+def test_equal_vectors_come_in_order(store: Segments, queries: int) -> None:
     store.append(drawn(1, queries).expand(20, -1, -1), 0)
     assert store.search([Term(drawn(1, 1)[0, 0])], 9, 20)[1].tolist() == list(range(9))
 
 
-def test_what_a_killed_writer_left_is_written_over(store: SegmentStore, queries: int) -> None:
+def test_what_a_killed_writer_left_is_written_over(store: Segments, queries: int) -> None:
     held = drawn(9, queries)
     store.append(held[:5], 0)
     store.append(drawn(4, queries, seed=5), 5)  # of these no row came to be committed
     with open(store.folder / "000001.float16", "ab") as file:
         file.write(b"half a vec")
-    later = SegmentStore(store.folder, store.shape, segment_bytes=7 * 2 * queries * 16)
+    later = Segments(store.folder, store.shape, segment_bytes=7 * 2 * queries * 16)
     later.append(held[5:], 5)
     torch.testing.assert_close(later.read(range(9)), held.to(torch.float16).float(), atol=0, rtol=0)
 
 
-def test_a_file_that_was_cut_is_refused(store: SegmentStore, queries: int) -> None:
+def test_a_file_that_was_cut_is_refused(store: Segments, queries: int) -> None:
     store.append(drawn(5, queries), 0)
     with open(store.folder / "000000.float16", "r+b") as file:
         file.truncate(3 * 2 * queries * 16)
-    later = SegmentStore(store.folder, store.shape, segment_bytes=7 * 2 * queries * 16)
+    later = Segments(store.folder, store.shape, segment_bytes=7 * 2 * queries * 16)
     with pytest.raises(UserError, match=r"000000\.float16 holds 3 vectors, not 5; remove the index and build it"):
         later.search([Term(drawn(1, 1)[0, 0])], 3, 5)

@@ -225,7 +225,7 @@ def test_what_is_served_is_told(service: Service) -> None:
     assert blip == {
         "id": "blip",
         "family": "blip",
-        "can": ["caption", "match", "embed", "explain"],
+        "can": ["caption", "match", "embed", "classify", "explain"],
         "image_size": [SIDE, SIDE],
     }
     assert vqa["can"] == ["answer"]

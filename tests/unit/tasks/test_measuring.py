@@ -15,7 +15,8 @@ from kept_results import kept_predictions, kept_result
 
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.caption import caption
-from openblip.cli.use import ask, embed, evaluate, match, retrieve
+from openblip.cli.evaluate import evaluate
+from openblip.cli.use import ask, embed, match, retrieve
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.data.measured import Measured
@@ -80,7 +81,9 @@ def test_figures_are_those_of_what_can_be_used(
     assert "skipped 1.jpg (truncated)" in said
     assert "measured on 3 images, without 2 that cannot be used (1 truncated, 1 not-an-image)" in said
     assert f"{next((tmp_path / 'out').glob('*.json'))} lists all" in said
-    assert quiet == f"openblip: the result is in {next((tmp_path / 'fine').glob('*.json'))}\n"
+    decoding, *quiet_lines = quiet.splitlines()
+    assert "0 to 5 new tokens" in decoding if kind == "vqa" else "4 to 5 new tokens" in decoding
+    assert quiet_lines == [f"openblip: the result is in {next((tmp_path / 'fine').glob('*.json'))}"]
     assert kept_result(tmp_path / "fine")["samples"] == 3
 
 

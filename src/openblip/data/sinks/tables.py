@@ -22,12 +22,15 @@ from openblip.core.files import atomic_path
 __all__ = ["Kind", "read_rows", "row_writer", "write_rows"]
 
 Kind = Any
-"""A kind's name ("string", "int", "float", "bool", "bytes"), [kind] for a list of it, {name: kind} for a record."""
+"""A kind's name ("string", "int", "float", "float16", "bool", "bytes"), [kind] for a list of it, (kind, N) for a
+list of N of them, {name: kind} for a record."""
 
 _PLAIN: dict[str, pa.DataType] = {
     "string": pa.string(),
     "int": pa.int64(),
     "float": pa.float32(),
+    "float32": pa.float32(),
+    "float16": pa.float16(),
     "bool": pa.bool_(),
     "bytes": pa.binary(),
 }
@@ -38,37 +41,53 @@ def _type(kind: Kind) -> pa.DataType:
         return _PLAIN[kind]
     if isinstance(kind, Mapping):
         return pa.struct([(name, _type(inner)) for name, inner in kind.items()])
+    if isinstance(kind, tuple):
+        inner, count = kind
+        return pa.list_(_type(inner), count)
     (inner,) = kind
     return pa.list_(_type(inner))
 
 
 def write_rows(
-    path: Path | str, rows: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind], *, rows_in_group: int = 1 << 16
+    path: Path | str,
+    rows: Iterable[Mapping[str, Any]],
+    schema: Mapping[str, Kind],
+    *,
+    rows_in_group: int = 1 << 16,
+    about: Mapping[str, str] | None = None,
 ) -> None:
     """Write a parquet file, whole or not at all.
 
     Args:
         rows: taken a group at a time.
         rows_in_group: rows that are read together; few where they hold images.
+        about: metadata of the file.
 
     Raises:
         UserError: the disk is full.
     """
-    with row_writer(path, schema, rows_in_group=rows_in_group) as write:
+    with row_writer(path, schema, rows_in_group=rows_in_group, about=about) as write:
         for row in rows:
             write(row)
 
 
 @contextmanager
 def row_writer(
-    path: Path | str, schema: Mapping[str, Kind], *, rows_in_group: int = 1 << 16
+    path: Path | str,
+    schema: Mapping[str, Kind],
+    *,
+    rows_in_group: int = 1 << 16,
+    about: Mapping[str, str] | None = None,
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yield what takes the rows of a parquet file one by one; the file appears at the end, whole or not at all.
+
+    Args:
+        rows_in_group, about: as `write_rows`.
 
     Raises:
         UserError: the disk is full.
     """
-    types = pa.schema([(name, _type(kind)) for name, kind in schema.items()])
+    types = pa.schema([(name, _type(kind)) for name, kind in schema.items()], metadata=about)
     group: list[Mapping[str, Any]] = []
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, types, compression="zstd") as writer:
 

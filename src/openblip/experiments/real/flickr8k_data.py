@@ -66,7 +66,7 @@ class Flickr8kSettings:
     variant_images: int = 300
     """of `val`, on which the variants are measured"""
 
-    stage2_steps: int = 250
+    stage2_steps: int = 160
     stage2_batch: int = 32
     stage2_rate: float = 5e-4
     stage2_length: int = 24

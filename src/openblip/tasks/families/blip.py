@@ -22,7 +22,7 @@ from openblip.data.sources.base import Source
 from openblip.data.transforms import clean_question
 from openblip.generation.decode import decode
 from openblip.generation.rank import ReadLogits, log_likelihood, rank_two_step
-from openblip.generation.types import DecodeConfig
+from openblip.generation.types import DecodeConfig, Watch
 from openblip.models.blip import SIZES, Blip, BlipConfig, blip_config
 from openblip.models.dual import BlipDual
 from openblip.models.layers import ImageMemory
@@ -107,7 +107,12 @@ class BlipAdapter(_Embeds):
 
     @torch.no_grad()
     def generate(
-        self, memory: ImageMemory, config: DecodeConfig, prompts: Sequence[str], keys: Tensor | None = None
+        self,
+        memory: ImageMemory,
+        config: DecodeConfig,
+        prompts: Sequence[str],
+        keys: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> list[list[Caption]]:
         """As `Generates.generate`."""
         assert len(prompts) == memory.batch_size, f"{len(prompts)} prompts for {memory.batch_size} images"
@@ -120,6 +125,7 @@ class BlipAdapter(_Embeds):
             eos_ids=self.tokenizer.sep_id,
             pad_id=self.tokenizer.pad_id,
             keys=keys,
+            watch=watch,
         )
         return captions_of(decoded, len(prompts), self.tokenizer)
 
@@ -187,6 +193,19 @@ class VqaAdapter(_BlipBase):
         self, asked: ImageMemory, config: DecodeConfig, *, keys: Tensor | None = None
     ) -> list[tuple[Answer, ...]]:
         """As `Answers.answers`."""
+        found = self.write_answers(asked, config, keys=keys)
+        log_probs = torch.tensor([[one.log_prob for one in row] for row in found])
+        shares = log_probs.softmax(1).tolist() if found else []
+        return [
+            tuple(Answer(one.text, one.log_prob, share) for one, share in zip(row, own, strict=True))
+            for row, own in zip(found, shares, strict=True)
+        ]
+
+    @torch.no_grad()
+    def write_answers(
+        self, asked: ImageMemory, config: DecodeConfig, *, keys: Tensor | None = None, watch: Watch | None = None
+    ) -> list[list[Caption]]:
+        """As `Answers.write_answers`."""
         rows = asked.batch_size
         decoded = decode(
             DecoderStepper(self.model.text_decoder, asked),
@@ -196,12 +215,9 @@ class VqaAdapter(_BlipBase):
             eos_ids=self.tokenizer.sep_id,
             pad_id=self.tokenizer.pad_id,
             keys=keys,
+            watch=watch,
         )
-        shares = decoded.log_probs.view(rows, -1).softmax(1).flatten().tolist()
-        found: list[list[Answer]] = [[] for _ in range(rows)]
-        for (row, ids, log_prob, _), share in zip(decoded.texts(), shares, strict=True):
-            found[row].append(Answer(self.tokenizer.decode(ids), log_prob, share))
-        return [tuple(one) for one in found]
+        return captions_of(decoded, rows, self.tokenizer)
 
     @torch.no_grad()
     def rank(

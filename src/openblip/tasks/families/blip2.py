@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.recognise import describe
+from openblip.checkpoints.recognise import describe, family_of
+from openblip.checkpoints.state import find
 from openblip.checkpoints.store import open_model
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
@@ -25,7 +26,7 @@ from openblip.core.tokenizer import TokenBatch
 from openblip.data.transforms import clean_question
 from openblip.generation.decode import decode
 from openblip.generation.language import decode_after, score_after
-from openblip.generation.types import DecodeConfig
+from openblip.generation.types import DecodeConfig, Watch
 from openblip.models.blip2 import Blip2, best_query
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.stepper import QFormerStepper
@@ -57,7 +58,6 @@ class Blip2Adapter(Adapter):
 
     family = "blip2"
     captioning = DecodeConfig(num_beams=5, max_new_tokens=30)
-    answering = DecodeConfig(num_beams=5, max_new_tokens=10, length_penalty=0.0)
     model: Blip2
 
     @property
@@ -103,6 +103,12 @@ class Blip2Adapter(Adapter):
         if "{}" not in prompt and self._chats(asks=True):
             return CHAT_QUESTION
         return prompt if "{}" in prompt else QUESTIONS[self.model.llm.is_encoder_decoder]
+
+    @property
+    def answering(self) -> DecodeConfig:
+        """As `Adapter.answering`: an encoder-decoder is to give short answers, a decoder any."""
+        encodes = self.model.language is not None and self.model.llm.is_encoder_decoder
+        return DecodeConfig(num_beams=5, max_new_tokens=10, length_penalty=-1.0 if encodes else 0.0)
 
     def move(self, device: torch.device, dtype: torch.dtype) -> None:
         """As `Adapter.move`; a frozen part that has a dtype of its own keeps it."""
@@ -181,7 +187,8 @@ class Blip2Adapter(Adapter):
         chat = self.model.llm.config.chat
         own = "{}" in str(self.info.get("prompt", ""))
         free = chat == "auto" and asks and not own and not self.model.llm.is_encoder_decoder
-        return chat == "yes" or (free and self.llm_tokenizer.has_chat)
+        known = self.language_tokenizer  # None where a model is only predicted
+        return chat == "yes" or (free and known is not None and known.has_chat)
 
     def _placed(self, prompts: Sequence[str], *, asks: bool = False) -> list[str]:
         """Prompts as the language model reads them."""
@@ -189,18 +196,24 @@ class Blip2Adapter(Adapter):
         return [self.llm_tokenizer.placed(text, chat=chat) for text in prompts]
 
     def generate(
-        self, memory: ImageMemory, config: DecodeConfig, prompts: Sequence[str], keys: Tensor | None = None
+        self,
+        memory: ImageMemory,
+        config: DecodeConfig,
+        prompts: Sequence[str],
+        keys: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> list[list[Caption]]:
         """As `Generates.generate`; without a language model the Q-Former generates, without prompts."""
         if self.model.language is None:
-            return self._generate_with_qformer(memory, config, keys)
+            return self._generate_with_qformer(memory, config, keys, watch)
         soft, placed = self._soft(memory, len(prompts)), self._placed(prompts)
-        decoded = decode_after(self.model.llm, self.llm_tokenizer, soft, config, prompts=placed, keys=keys)
-        return captions_of(decoded, len(prompts), self.llm_tokenizer)
+        llm, words = self.model.llm, self.llm_tokenizer
+        decoded = decode_after(llm, words, soft, config, prompts=placed, keys=keys, watch=watch)
+        return captions_of(decoded, len(prompts), words)
 
     @torch.no_grad()
     def _generate_with_qformer(
-        self, memory: ImageMemory, config: DecodeConfig, keys: Tensor | None
+        self, memory: ImageMemory, config: DecodeConfig, keys: Tensor | None, watch: Watch | None
     ) -> list[list[Caption]]:
         if self.model.qformer.head is None:
             raise UserError(
@@ -208,7 +221,8 @@ class Blip2Adapter(Adapter):
             )
         start = torch.full((memory.batch_size, 1), self.tokenizer.dec_id, device=self.device)
         stepper, ends = QFormerStepper(self.model.qformer, memory), self.tokenizer.sep_id
-        decoded = decode(stepper, start, None, config, eos_ids=ends, pad_id=self.tokenizer.pad_id, keys=keys)
+        pad = self.tokenizer.pad_id
+        decoded = decode(stepper, start, None, config, eos_ids=ends, pad_id=pad, keys=keys, watch=watch)
         return captions_of(decoded, memory.batch_size, self.tokenizer)
 
     @torch.no_grad()
@@ -258,11 +272,20 @@ class Blip2Adapter(Adapter):
         prompts = self._placed(prompts, asks=wording == self.question_prompt)
         return Asked(self._soft(memory, len(cleaned), read), prompts)
 
-    def answers(self, asked: Asked, config: DecodeConfig) -> list[tuple[Answer, ...]]:
+    def answers(
+        self, asked: Asked, config: DecodeConfig, *, keys: Tensor | None = None
+    ) -> list[tuple[Answer, ...]]:
         """As `Answers.answers`."""
-        decoded = decode_after(self.model.llm, self.llm_tokenizer, asked.soft, config, prompts=asked.prompts)
-        written = captions_of(decoded, len(asked.prompts), self.llm_tokenizer)
+        written = self.write_answers(asked, config, keys=keys)
         return [_answers([c.text for c in row], [c.log_prob for c in row]) for row in written]
+
+    def write_answers(
+        self, asked: Asked, config: DecodeConfig, *, keys: Tensor | None = None, watch: Watch | None = None
+    ) -> list[list[Caption]]:
+        """As `Answers.write_answers`."""
+        llm, words = self.model.llm, self.llm_tokenizer
+        decoded = decode_after(llm, words, asked.soft, config, prompts=asked.prompts, keys=keys, watch=watch)
+        return captions_of(decoded, len(asked.prompts), words)
 
     def rank(self, asked: Asked, candidates: Sequence[str], *, keep: int = 128) -> list[tuple[Answer, ...]]:
         """As `Answers.rank`; all candidates are read whole."""
@@ -308,15 +331,18 @@ def _answers(texts: Sequence[str], log_probs: Sequence[float]) -> tuple[Answer, 
     return tuple(sorted(found, key=lambda answer: -answer.log_prob))
 
 
-def open_blip2(source: Path | str, tokenizer: str | None = None) -> Blip2Adapter:
-    """Open a BLIP-2 model from anywhere; `tokenizer` as for `open_model`.
+def open_blip2(source: Path | str, tokenizer: str | None = None, *, image_size: int | None = None) -> Blip2Adapter:
+    """Open a BLIP-2 model from anywhere; `tokenizer` and `image_size` as for `open_model`.
 
     Raises:
         UserError: as `open_model`, or it is a model of another kind.
     """
-    stored = open_model(source, tokenizer=tokenizer)
+    other = UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")
+    if Path(source).is_dir() and family_of(find(str(source))) != "blip2":
+        raise other  # before anything is said of its image size
+    stored = open_model(source, tokenizer=tokenizer, image_size=image_size)
     if not isinstance(stored.model, Blip2):
-        raise UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")
+        raise other
     language_tokenizer, ignored = stored.language_tokenizer, stored.ignored
     return Blip2Adapter(
         stored.model, stored.tokenizer, stored.info, language_tokenizer=language_tokenizer, ignored=ignored

@@ -40,7 +40,8 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
             "leave --model out"
         )
     scratch = config.model in ("", *QFORMERS)
-    stored = None if scratch else open_blip2(config.model, tokenizer_of_start(config))
+    size = config.vision.image_size
+    stored = None if scratch else open_blip2(config.model, tokenizer_of_start(config), image_size=size)
     if stored is not None:
         if config.text_pretrained:
             raise UserError(f"{config.model} has its Q-Former and keeps it; leave {config.text_pretrained} out")
@@ -68,10 +69,7 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
 
 def _refuse_other_parts(model: Blip2, config: RunConfig) -> None:
     """A starting model keeps its frozen parts; another one that is named would not be trained with."""
-    own, size = model.config, config.vision.image_size
-    if size is not None and model.vision.pixels != (size, size):
-        sides = " x ".join(map(str, model.vision.pixels))
-        raise UserError(f"the vision tower of {config.model} reads images of {sides} pixels; leave image_size out")
+    own = model.config
     for name, kept, wanted in (("vision", own.vision, config.vision), ("language", own.language, config.language)):
         if kept is None or wanted.source in (kept.source, type(wanted)().source):
             continue

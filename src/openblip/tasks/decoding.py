@@ -1,0 +1,67 @@
+"""How a model is measured unless told otherwise: as the papers and their published configurations do.
+
+The original counts a caption's prompt, its first token included, among the 5 to 20 tokens; here only new tokens
+are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from openblip.data.cards import CARDS
+from openblip.generation.types import DecodeConfig
+from openblip.tasks.config import TaskName
+from openblip.tasks.protocols import Adapter
+
+__all__ = ["BLIP_PROMPT", "RERANK", "candidates_to_rerank", "caption_prompt", "measured_decoding"]
+
+BLIP_PROMPT = "a picture of "
+"""how BLIP's published captioners begin"""
+RERANK = 16
+"""candidates of each query that ITM reads in data that are not published"""
+_SHORTEST, _LONGEST = 5, 20
+"""tokens of BLIP's captions, the prompt's included"""
+_FEWEST = 10
+"""new tokens that a long prompt leaves to a caption at least"""
+_NOCAPS_PENALTY = 1.1
+
+
+def caption_prompt(adapter: Adapter) -> str:
+    """How captions begin: as the model was trained, "a picture of " with the published weights of BLIP."""
+    published = adapter.family == "blip" and adapter.info.get("source_format") in ("blip", "transformers")
+    return BLIP_PROMPT if published and "prompt" not in adapter.info else adapter.prompt
+
+
+def measured_decoding(adapter: Adapter, task: TaskName, datasets: Collection[str], prompt: str) -> DecodeConfig:
+    """How captions or answers are generated.
+
+    Args:
+        datasets: names of the published datasets that the model is measured on.
+        prompt: of captions.
+    """
+    if adapter.family == "blip2":
+        if task != "answering":
+            return DecodeConfig(num_beams=5, min_new_tokens=8, max_new_tokens=30)
+        # LAVIS' least length of 1 counts the token that an encoder-decoder starts from.
+        return replace(adapter.answering, min_new_tokens=0 if adapter.answering.length_penalty < 0 else 1)
+    if task == "answering":
+        return DecodeConfig(num_beams=3, max_new_tokens=9)
+    if adapter.tokenizer is None:  # of a model that is only predicted; BERT has the words of the papers' prompts
+        read = 1 + len(prompt.split())
+    else:
+        read = adapter.tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1]
+    return DecodeConfig(
+        num_beams=3,
+        min_new_tokens=max(0, _SHORTEST - read),
+        max_new_tokens=max(_FEWEST, _LONGEST - read),
+        repetition_penalty=_NOCAPS_PENALTY if set(datasets) == {"nocaps"} else 1.0,
+    )
+
+
+def candidates_to_rerank(family: str, datasets: Collection[str]) -> int:
+    """Candidates of each query that ITM reads: the papers' where they measure retrieval, `RERANK` on other data."""
+    if set(datasets) == {"coco"}:
+        return 256 if family == "blip" else 128
+    retrieval = bool(datasets) and all(CARDS[name].task == "retrieval" for name in datasets)
+    return 128 if retrieval else RERANK
