@@ -8,7 +8,9 @@ clients alone ask a server that batches, and one that computes one request at a 
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
+import json
 import os
 import re
 import signal
@@ -40,9 +42,12 @@ __all__ = ["Load", "run", "served"]
 
 CLIENTS, SECONDS, IMAGES = 200, 120.0, 64
 QUICK_CLIENTS, QUICK_SECONDS, QUICK_IMAGES = 20, 3.0, 4
+MODEL = "served"
 CAPTION = {"beams": "3", "max_tokens": "20"}
 TOLERANCE = 1e-3
 """of probabilities of float32 batches of another size"""
+ASKED = ("caption", "match", "chat", "stream")
+"""what good clients request; "stream" is a chat by server-sent events"""
 BAD = ("broken", "hangs up", "slow")
 
 
@@ -118,13 +123,13 @@ def _prepare(folder: Path, images: int, *, size: str) -> tuple[Path, list[bytes]
         for name, parameter in model.named_parameters():
             if name != "temperature":
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    save_model(folder / "model", StoredModel(model, tokenizer))
+    save_model(folder / MODEL, StoredModel(model, tokenizer))
     world, shown = WorldSource(split="test", size=128), []
     for index in range(images):
         buffer = io.BytesIO()
         Image.fromarray(world.image(index)).save(buffer, "JPEG", quality=90)
         shown.append(buffer.getvalue())
-    return folder / "model", shown
+    return folder / MODEL, shown
 
 
 @contextmanager
@@ -159,9 +164,9 @@ async def _expected(address: str, images: list[bytes]) -> dict[tuple[int, str], 
     async with httpx.AsyncClient(base_url=address, timeout=600, trust_env=False) as client:
         found = {}
         for number, image in enumerate(images):
-            for what in ("caption", "match"):
+            for what in ASKED:
                 answer = await _post(client, number, image, what)
-                found[number, what] = answer.raise_for_status().json()
+                found[number, what] = told(answer.raise_for_status())
         return found
 
 
@@ -173,6 +178,11 @@ def _texts(number: int) -> list[str]:
 
 
 async def _post(client: httpx.AsyncClient, number: int, image: bytes, what: str) -> httpx.Response:
+    if what in ("chat", "stream"):
+        uri = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": uri}}]
+        sent = {"model": MODEL, "messages": [{"role": "user", "content": content}], "stream": what == "stream"}
+        return await client.post("/v1/chat/completions", json=sent)
     fields: dict[str, Any] = dict(CAPTION) if what == "caption" else {"texts": _texts(number)}
     return await client.post(f"/v1/{what}", files={"image": ("image.jpg", image)}, data=fields)
 
@@ -186,9 +196,12 @@ async def _load(
     async def client(number: int) -> None:
         rng = np.random.default_rng(number)
         kind = BAD[number // 10 % len(BAD)] if bad and number % 10 == 0 else "good"
-        async with httpx.AsyncClient(base_url=address, timeout=600, trust_env=False) as asking:
-            while time.monotonic() < end:
-                place, what = int(rng.integers(len(images))), ("caption", "match")[int(rng.integers(2))]
+        # Without certificates, which would be read for each client and are for https alone.
+        async with httpx.AsyncClient(base_url=address, timeout=600, trust_env=False, verify=False) as asking:
+            sent = False
+            while not sent or time.monotonic() < end:
+                sent = True
+                place, what = int(rng.integers(len(images))), ASKED[int(rng.integers(len(ASKED)))]
                 try:
                     if kind == "good":
                         await _good(asking, load, expected, place, images[place], what)
@@ -212,7 +225,7 @@ async def _good(
         load.outcomes["lost"] += 1
         return
     load.seconds.append(time.monotonic() - began)
-    load.outcomes["right" if same(answer.json(), expected[number, what]) else "wrong"] += 1
+    load.outcomes["right" if same(told(answer), expected[number, what]) else "wrong"] += 1
 
 
 async def _bad(
@@ -241,6 +254,17 @@ async def _slowly(body: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(body), len(body) // 4):
         yield body[start : start + len(body) // 4]
         await asyncio.sleep(0.25)
+
+
+def told(answer: httpx.Response) -> Any:
+    """What an answer says, without what each has of its own: the id and the time of a chat."""
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+        choices = [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
+        text = "".join(choice["delta"].get("content", "") for choice in choices)
+        return {"text": text, "finish_reason": choices[-1]["finish_reason"], "last": lines[-1]}
+    found = answer.json()
+    return {name: value for name, value in found.items() if name not in ("id", "created")}
 
 
 def same(found: Any, expected: Any) -> bool:

@@ -132,6 +132,8 @@ def test_mistakes_at_the_start_are_sentences(openblip: CommandServer, model: Pat
     assert "is named twice" in openblip.refuse("serve", model, model)
     assert "there is no file" in openblip.refuse("serve", model, "--api-keys", tmp_path / "keys.txt")
     assert "--max-seconds must be at least 0.001, not 0" in openblip.refuse("serve", model, "--max-seconds", 0)
+    told = openblip.refuse("serve", model, "--allow-url-domain", "https://example.com")
+    assert '"https://example.com" is no domain whose images can be opened' in told
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         sentence = openblip.refuse("serve", model, "--port", port)

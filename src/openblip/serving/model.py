@@ -160,13 +160,13 @@ class ServedModel:
 
     def _check(self, work: Work) -> None:
         if isinstance(work, Captioning):
-            self.adapter.need("caption").check_prompt([work.prompt or self.adapter.prompt])
+            self._check_prompt(work.prompt)
         elif isinstance(work, Answering):
             self._check_questions(work.questions, work.prompt, work.candidates or ())
         elif isinstance(work, Chatting) and work.question is not None:
             self._check_questions([work.question], work.prompt)
         elif isinstance(work, Chatting):
-            self.adapter.need("caption").check_prompt([work.prompt or self.adapter.prompt])
+            self._check_prompt(work.prompt)
         elif isinstance(work, Matching):
             self.adapter.need("match").check_texts(work.texts)
         elif isinstance(work, Embedding):
@@ -181,6 +181,11 @@ class ServedModel:
                 self.adapter.need("caption")
             else:
                 self.adapter.check_texts([work.text])
+
+    def _check_prompt(self, prompt: str | None) -> None:
+        self.adapter.need("caption").check_prompt([prompt or self.adapter.prompt])
+        if prompt and self.adapter.family == "blip2" and not self.adapter.question_prompt:
+            raise UserError("BLIP-2 without a language model begins its captions with no text; leave it out")
 
     def _check_questions(
         self, questions: Sequence[str], prompt: str | None, candidates: Sequence[str] = ()

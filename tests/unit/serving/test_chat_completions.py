@@ -64,6 +64,16 @@ def address(language: Predictor) -> Iterator[str]:
         yield found
 
 
+def test_stage_1_of_blip2_writes_without_a_text() -> None:
+    stage1 = Predictor(Blip2Adapter(small_blip2.model(), small_blip2.tokenizer()))
+    with serving_at(Service(LocalEngine({"stage1": stage1}, gather_ms=0))) as address:
+        create = client_of(address).chat.completions.create
+        reply = create(model="stage1", messages=about(png(1)))
+        with pytest.raises(openai.BadRequestError, match="begins its captions with no text"):
+            create(model="stage1", messages=about(png(1), "a red"))
+    assert reply.choices[0].message.content == stage1.caption(png(1))[0][0].text
+
+
 def test_models_are_listed(address: str) -> None:
     client = client_of(address)
     listed = client.models.list()
