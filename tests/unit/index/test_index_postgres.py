@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from index_small import Counting, build, new_address
 
 from openblip.cli.checks import check_arguments
 from openblip.cli.index import index_search
+from openblip.cli.serve import _open_index
 from openblip.core.errors import UserError
 from openblip.index.address import is_address, parse_address
 from openblip.index.image_index import ImageIndex
@@ -117,6 +119,16 @@ def test_a_lost_connection_is_opened_again(postgres: str, photos: Path, blip: Co
         index.catalog.place("new")
     with database.writing():
         assert index.catalog.places()[-1] == "new"
+
+
+def test_several_threads_search_and_the_service_opens_it(postgres: str, photos: Path, blip: Counting) -> None:
+    where = new_address(postgres)
+    build(where, blip, photos)
+    index, name = _open_index(where, {"m": blip})
+    assert name == "m"
+    expected = index.search(text="a dog", rerank=0)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: index.search(text="a dog", rerank=0), range(12))) == [expected] * 12
 
 
 def test_a_database_that_may_only_be_read(postgres: str, photos: Path, blip: Counting) -> None:
