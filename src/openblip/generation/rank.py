@@ -10,20 +10,27 @@ together, so a memory is shared by all candidates and never copied.
     ranking = rank_two_step(read, answer_ids, answer_mask, num_rows=len(questions), keep=128)
     ranking.indices[:, 0], ranking.probabilities[:, 0]
 
+With a `ReadTree` besides, the tokens that candidates of a prompt share at their beginning are computed once.
+
 Shapes: R prompts (images or questions), C candidates, K kept, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 from openblip.core.errors import UserError
+from openblip.generation.prefixes import Prefixes, ReadTree
 
 __all__ = ["Ranking", "ReadLogits", "log_likelihood", "rank_all", "rank_two_step", "token_log_probs"]
+
+
+_MOST_NODES = 1024
+"""of the trees that are read at once: each node is compared with each of its tree"""
 
 
 class ReadLogits(Protocol):
@@ -75,12 +82,14 @@ def log_likelihood(
     num_prompt_tokens: int = 1,
     max_rows: int = 256,
     label_smoothing: float = 0.0,
+    read_tree: ReadTree | None = None,
 ) -> Tensor:
     """Log-likelihood float32 [R, C] of C texts for each of R prompts.
 
     input_ids int64 [R, C, T] (mask bool, padding on the right). The first `num_prompt_tokens` tokens of a
     text (the start token and a prompt) are read, not scored. At most `max_rows` texts are read at once;
-    the result does not depend on it.
+    the result does not depend on it. With `read_tree`, which is for short texts, it reads in place of `read` and
+    what texts of a prompt share at their beginning is read once.
     """
     assert input_ids.ndim == 3, "input_ids must be [R, C, T]"
     assert input_ids.shape == attention_mask.shape, "attention_mask must have the shape of input_ids"
@@ -89,8 +98,13 @@ def log_likelihood(
     num_prompts, num_texts, width = input_ids.shape
     if num_prompts == 0 or num_texts == 0 or width < 2:
         return torch.zeros(num_prompts, num_texts, device=input_ids.device)
-    # Texts of like length share a chunk, which is then cut to its longest: padding is not computed.
-    order = attention_mask.sum(dim=2).argsort(dim=1, descending=True, stable=True)
+    # Texts of like length share a chunk, which is then cut to its longest: padding is not computed. In trees texts
+    # that begin alike do.
+    if read_tree is None:
+        order = attention_mask.sum(dim=2).argsort(dim=1, descending=True, stable=True)
+    else:
+        order = _alphabetical(input_ids)
+        max_rows = min(max_rows, max(1, _MOST_NODES // (width - 1)))
     texts = torch.arange(num_prompts, device=input_ids.device)[:, None]
     input_ids, attention_mask = input_ids[texts, order], attention_mask[texts, order]
 
@@ -105,14 +119,41 @@ def log_likelihood(
             longest = max(2, int(mask.sum(dim=2).max()))
             ids, mask = input_ids[block][..., :longest], mask[..., :longest]
             rows = torch.arange(prompt, prompt + ids.shape[0], device=ids.device)
-            logits = read(ids.flatten(0, 1), mask.flatten(0, 1), rows)
-            values = token_log_probs(logits, ids.flatten(0, 1), label_smoothing=label_smoothing)
-            scored = mask.flatten(0, 1)[:, 1:].clone()
+            if read_tree is None:
+                logits = read(ids.flatten(0, 1), mask.flatten(0, 1), rows)
+                values = token_log_probs(logits, ids.flatten(0, 1), label_smoothing=label_smoothing)
+                values = values.view(*ids.shape[:2], -1)
+            else:
+                values = _in_trees(read_tree, ids, mask, rows, label_smoothing)
+            scored = mask[..., 1:].clone()
             # Column t scores token t + 1, so a prompt of p tokens covers p - 1 columns.
-            scored[:, : num_prompt_tokens - 1] = False
-            sums[block] = values.masked_fill(~scored, 0.0).sum(dim=1).view(ids.shape[:2])
+            scored[..., : num_prompt_tokens - 1] = False
+            sums[block] = values.masked_fill(~scored, 0.0).sum(dim=2)
     # Back to the order in which the texts were given.
     return torch.empty_like(sums).scatter_(1, order, sums)
+
+
+def _alphabetical(input_ids: Tensor) -> Tensor:
+    """The order int64 [R, C] of texts [R, C, T] by their tokens, the first one first."""
+    rows, texts, width = input_ids.shape
+    order = torch.arange(texts, device=input_ids.device).expand(rows, -1)
+    for place in reversed(range(width)):
+        order = order.gather(1, input_ids[:, :, place].gather(1, order).argsort(dim=1, stable=True))
+    return order
+
+
+def _in_trees(read: ReadTree, ids: Tensor, mask: Tensor, rows: Tensor, label_smoothing: float) -> Tensor:
+    """As `token_log_probs`, float32 [P, n, T - 1], of texts int64 [P, n, T]."""
+    tree = Prefixes.of(ids, mask)
+    logits = read(tree.input_ids, tree.positions, tree.mask, rows).float()
+    normaliser = logits.logsumexp(dim=-1)  # [P, M]
+    row = torch.arange(len(ids), device=ids.device)[:, None, None]
+    own = normaliser[row, tree.places]
+    chosen = logits[row, tree.places, ids[..., 1:]] - own
+    if label_smoothing:
+        mean = logits.mean(dim=-1)[row, tree.places] - own
+        chosen = (1 - label_smoothing) * chosen + label_smoothing * mean
+    return chosen
 
 
 def rank_all(
@@ -124,10 +165,13 @@ def rank_all(
     num_prompt_tokens: int = 1,
     max_rows: int = 256,
     label_smoothing: float = 0.0,
+    read_tree: ReadTree | None = None,
 ) -> Ranking:
     """Rank all candidates int64 [C, T] for each of `num_rows` prompts by their full log-likelihood."""
     every = torch.arange(len(candidate_ids), device=candidate_ids.device).expand(num_rows, -1)
-    return _rank(read, candidate_ids, candidate_mask, every, num_prompt_tokens, max_rows, label_smoothing)
+    options: _Options = {"num_prompt_tokens": num_prompt_tokens, "max_rows": max_rows}
+    options |= {"label_smoothing": label_smoothing, "read_tree": read_tree}
+    return _rank(read, candidate_ids, candidate_mask, every, options)
 
 
 @torch.no_grad()
@@ -141,6 +185,7 @@ def rank_two_step(
     num_prompt_tokens: int = 1,
     max_rows: int = 256,
     label_smoothing: float = 0.0,
+    read_tree: ReadTree | None = None,
 ) -> Ranking:
     """Keep the `keep` candidates whose first token is most likely, then rank these by log-likelihood.
 
@@ -164,26 +209,24 @@ def rank_two_step(
         kept.append(likely[:, :keep])
     if not kept:
         kept = [candidate_ids.new_zeros(0, min(keep, len(candidate_ids)))]
-    return _rank(read, candidate_ids, candidate_mask, torch.cat(kept), num_prompt_tokens, max_rows, label_smoothing)
+    options: _Options = {"num_prompt_tokens": num_prompt_tokens, "max_rows": max_rows}
+    options |= {"label_smoothing": label_smoothing, "read_tree": read_tree}
+    return _rank(read, candidate_ids, candidate_mask, torch.cat(kept), options)
+
+
+class _Options(TypedDict, total=False):
+    """Of `log_likelihood`."""
+
+    num_prompt_tokens: int
+    max_rows: int
+    label_smoothing: float
+    read_tree: ReadTree | None
 
 
 def _rank(
-    read: ReadLogits,
-    candidate_ids: Tensor,
-    candidate_mask: Tensor,
-    indices: Tensor,
-    num_prompt_tokens: int,
-    max_rows: int,
-    label_smoothing: float,
+    read: ReadLogits, candidate_ids: Tensor, candidate_mask: Tensor, indices: Tensor, options: _Options
 ) -> Ranking:
     """Order the candidates `indices` int64 [R, K] of each prompt."""
-    log_probs = log_likelihood(
-        read,
-        candidate_ids[indices],
-        candidate_mask[indices],
-        num_prompt_tokens=num_prompt_tokens,
-        max_rows=max_rows,
-        label_smoothing=label_smoothing,
-    )
+    log_probs = log_likelihood(read, candidate_ids[indices], candidate_mask[indices], **options)
     order = log_probs.argsort(dim=1, descending=True, stable=True)
     return Ranking(indices.gather(1, order), log_probs.gather(1, order))

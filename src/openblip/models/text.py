@@ -64,11 +64,15 @@ class TextEmbeddings(nn.Module):
         self.position = nn.Embedding(config.max_positions, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
-    def forward(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """int64 [R, T] -> [R, T, D]; `positions` int64 [R, T] defaults to 0..T-1."""
+    def forward(self, input_ids: Tensor, positions: Tensor | None = None, *, tree: bool = False) -> Tensor:
+        """int64 [R, T] -> [R, T, D]; `positions` int64 [R, T] defaults to 0..T-1.
+
+        Args:
+            tree: several tokens may stand at one position, and there may be more of them than positions.
+        """
         length = input_ids.shape[1]
         limit = self.position.num_embeddings
-        if length > limit:
+        if length > limit and not tree:
             raise ValueError(f"a text of {length} tokens is longer than the {limit} the model takes")
         where = self.position.weight[:length] if positions is None else self.position(positions)
         return F.dropout(self.norm(self.word(input_ids) + where), self.dropout, self.training)
@@ -176,6 +180,7 @@ class TextTransformer(nn.Module):
         memory: ImageMemory | None = None,
         cache: KVCache | None = None,
         first_only: bool = False,
+        tree: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Encode texts.
 
@@ -185,6 +190,8 @@ class TextTransformer(nn.Module):
             memory: of B images, R a multiple of B; None reads the text alone.
             cache: of the tokens before these; the causal transformer adds these to it.
             first_only: the first token's state is all that is wanted; the last block computes no other.
+            tree: for the causal transformer, texts that share beginnings as one row: the position int64 [R, T]
+                of each token, and bool [R, T, T], to which it attends.
 
         Returns:
             hidden states [R, T, D], with `first_only` [R, 1, D]; those of padding are without meaning.
@@ -197,10 +204,13 @@ class TextTransformer(nn.Module):
         if cache is not None:
             assert self.causal, "only the causal transformer takes a cache"
             positions, mask, causal = cache.place(input_ids, attention_mask)
+        elif tree is not None:
+            assert self.causal, "a tree is of texts from left to right"
+            positions, mask, causal = tree[0], tree[1][:, None], False
         elif not self.causal and attention_mask is not None:
             mask = attention_mask[:, None, None, :]
         # A causal pass needs no padding mask: padding stands on the right, where no real token looks.
-        hidden = self.embeddings(input_ids, positions)
+        hidden = self.embeddings(input_ids, positions, tree=tree is not None)
         for layer, block in enumerate(self.text_blocks):
             read = None if memory is None else (memory.keys[layer], memory.values[layer], memory.mask)
             # Only the last block may omit the other tokens: those before it give the keys and values that the first
@@ -243,9 +253,10 @@ class TextDecoder(nn.Module):
         *,
         memory: ImageMemory | None = None,
         cache: KVCache | None = None,
+        tree: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Logits of the next token at each position, [R, T, V]; arguments as `TextTransformer.forward`."""
-        return self.head(self.transformer(input_ids, attention_mask, memory=memory, cache=cache))
+        return self.head(self.transformer(input_ids, attention_mask, memory=memory, cache=cache, tree=tree))
 
 
 def _init_blocks(blocks: nn.Module, width: int) -> None:

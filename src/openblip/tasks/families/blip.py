@@ -21,6 +21,7 @@ from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
 from openblip.data.sources.base import Source
 from openblip.data.transforms import clean_question
 from openblip.generation.decode import decode
+from openblip.generation.prefixes import ReadTree
 from openblip.generation.rank import ReadLogits, log_likelihood, rank_two_step
 from openblip.generation.types import DecodeConfig, Watch
 from openblip.models.blip import SIZES, Blip, BlipConfig, blip_config
@@ -237,6 +238,7 @@ class VqaAdapter(_BlipBase):
             num_rows=asked.batch_size,
             keep=min(keep, len(candidates)),
             label_smoothing=label_smoothing,
+            read_tree=self._tree_reader(asked),
         )
         rows = zip(
             ranking.indices.tolist(), ranking.log_probs.tolist(), ranking.probabilities.tolist(), strict=True
@@ -252,11 +254,18 @@ class VqaAdapter(_BlipBase):
         there = column < counts[:, None]  # [R, C]
         places = ((counts.cumsum(0) - counts)[:, None] + column).where(there, 0)
         mask = flat.attention_mask[places] & there[:, :, None]
-        return log_likelihood(self._reader(asked), flat.input_ids[places], mask)
+        trees = self._tree_reader(asked)
+        return log_likelihood(self._reader(asked), flat.input_ids[places], mask, read_tree=trees)
 
     def _reader(self, asked: ImageMemory) -> ReadLogits:
         def read(input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
             return self.model.text_decoder(input_ids, attention_mask, memory=asked.select(rows))
+
+        return read
+
+    def _tree_reader(self, asked: ImageMemory) -> ReadTree:
+        def read(input_ids: Tensor, positions: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+            return self.model.text_decoder(input_ids, memory=asked.select(rows), tree=(positions, mask))
 
         return read
 
