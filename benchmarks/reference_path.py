@@ -209,7 +209,9 @@ def _attend(
         t.view(t.shape[0], t.shape[1], heads, size).permute(0, 2, 1, 3) for t in (query, key, value)
     )
     scores = torch.matmul(query, key.transpose(-1, -2)) / size**0.5
-    scores = scores + torch.zeros(allowed.shape, device=scores.device).masked_fill(~allowed, -10000.0)
+    # In the parameters' dtype, as the original has it; a float32 mask would turn bfloat16 scores into float32.
+    hidden_places = torch.zeros(allowed.shape, device=scores.device, dtype=module.output.weight.dtype)
+    scores = scores + hidden_places.masked_fill(~allowed, -10000.0)
     probabilities = F.dropout(scores.softmax(-1), module.dropout, module.training)
     context = torch.matmul(probabilities, value).permute(0, 2, 1, 3).contiguous().flatten(2)
     projected = F.dropout(module.output(context), module.dropout, module.training)

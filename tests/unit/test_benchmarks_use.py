@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from benchmarks import caption, match, onnx_runtime, published, rank, rerank
+from benchmarks.reference_path import pad_to, repeated_readers
 from openblip.checkpoints.convert import Format
+from openblip.core.tokenizer import TokenBatch
+from openblip.models.blip import Blip, blip_config
 
 SIDES: dict[str, tuple[Callable[[bool], Any], tuple[Format, ...], tuple[str, ...]]] = {
     "match": (published.matcher, (), match.CASES),
@@ -42,6 +45,23 @@ def test_both_sides_compute_the_same(name: str) -> None:
             assert [ours[key] for key in ours] == pytest.approx([theirs[key] for key in ours], rel=1e-4)
             assert len(set(ours.values())) > len(ours) / 4, "the numbers depend on what is read"
     assert published.FOLDER not in os.environ
+
+
+@pytest.mark.parametrize("dtype", rerank.TOLERANCES)
+def test_reranking_is_compared_in_each_dtype(dtype: str) -> None:
+    """What the peer computes for each pair of its own is what the image's one memory gives, padded or not."""
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    model = Blip(blip_config("micro", vocab_size=50, image_size=32)).eval().to(getattr(torch, dtype))
+    lengths = torch.randint(2, 9, (16,))
+    text = TokenBatch(torch.randint(0, 50, (16, 8)), torch.arange(8) < lengths[:, None])
+    embeds = model.encode_pixels(torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8))
+    ours = model.match(text.input_ids, text.attention_mask, model.remember(embeds)).float()
+    padded = pad_to(text, 12)
+    read = repeated_readers(model.encoder, padded.input_ids, padded.attention_mask, embeds)
+    theirs = model.itm_head(read[:, 0]).float()
+    assert read.dtype == getattr(torch, dtype)
+    assert torch.allclose(ours.softmax(1), theirs.softmax(1), atol=rerank.TOLERANCES[dtype])
 
 
 def test_what_is_measured_is_what_the_issue_asks_for() -> None:

@@ -13,13 +13,32 @@ __all__ = ["results_report", "results_tables"]
 
 _BY_ITC = {"i2t_recall@1": "TR@1 by ITC", "t2i_recall@1": "IR@1 by ITC"}
 """recall without ITM's re-ranking, which the published figures have"""
-_SHOWN = {"text": "TR@1", "image recall@1": "IR@1", **_BY_ITC}
+_SHOWN = {
+    "text": "TR@1",
+    "image recall@1": "IR@1",
+    "i2t_recall_itm@1": "TR@1",
+    "t2i_recall_itm@1": "IR@1",
+    "recall@1": "R@1",
+    "@5": "R@5",
+    "@10": "R@10",
+    "recall@5": "R@5",
+    "recall@10": "R@10",
+    "mean_reciprocal_rank": "MRR",
+    "mean_rank": "mean rank",
+    "itm_accuracy": "ITM accuracy",
+    "accuracy_ranked": "accuracy ranked",
+    "accuracy_generated": "accuracy generated",
+    **_BY_ITC,
+}
 """shorter names of measures"""
 _OTHER = (
-    *("i2t_recall@1", "t2i_recall@1", "itm_accuracy", "BLEU-4", "CIDEr", "accuracy", "accuracy_ranked"),
-    *("accuracy_generated", "consistency", "top1", "top5"),
+    *("i2t_recall_itm@1", "t2i_recall_itm@1", "i2t_recall@1", "t2i_recall@1", "itm_accuracy", "BLEU-4", "CIDEr"),
+    *("accuracy", "accuracy_ranked", "accuracy_generated", "consistency", "top1", "top5"),
+    *("mean_reciprocal_rank", "recall@1", "recall@5", "recall@10", "mean_rank", "ndcg"),
 )
 """metrics that are shown where a dataset has no published figures"""
+_NO_SHARES = {"mean rank", "mean_rank", "median_rank", "perplexity", "itg_perplexity"}
+"""shown as they are, not in percent"""
 _FAMILIES = {"blip": "BLIP ", "blip2": "BLIP-2 "}
 
 
@@ -63,7 +82,8 @@ def _table(dataset: str, split: str, task: str, results: Sequence[Result]) -> Ta
         cells: list[Cell] = []
         for name in measures:
             reference = beside.figures.get(name) if beside is not None else None
-            cells.append(_cell(result.metrics.get(_metric(name, result)), digits[name], reference))
+            figure = result.metrics.get(_metric(name, result))
+            cells.append(_cell(figure, digits[name], reference, scale=_scale(name)))
         cells += [_cell(result.metrics.get(name)) for name in by_itc]
         rows.append([result.model, *cells, _samples(result)])
     for row in published:
@@ -87,9 +107,15 @@ def _plain(dataset: str, split: str, task: str, results: Sequence[Result]) -> Ta
     names = [name for name in _OTHER if any(name in result.metrics for result in results)]
     names = names or sorted({name for result in results for name in result.metrics})[:5]
     rows: list[list[Cell | float | str | None]] = [
-        [result.model, *(_cell(result.metrics.get(name)) for name in names), _samples(result)] for result in results
+        [
+            result.model,
+            *(_cell(result.metrics.get(name), scale=_scale(name)) for name in names),
+            _samples(result),
+        ]
+        for result in results
     ]
-    return _made(_title(dataset, split, task), names, rows, " ".join(_parts(results)))
+    shown = [_SHOWN.get(name, name) for name in names]
+    return _made(_title(dataset, split, task), shown, rows, " ".join(_parts(results)))
 
 
 def _title(dataset: str, split: str, task: str) -> str:
@@ -98,7 +124,8 @@ def _title(dataset: str, split: str, task: str) -> str:
 
 def _best(published: Sequence[Published], prefix: str, measures: Sequence[str]) -> Published | None:
     """The published row of a family that is best in the last measure it has."""
-    own = [row for row in published if row.model.startswith(prefix) and any(n in row.figures for n in measures)]
+    named = [row for row in published if f"{row.model} ".startswith(prefix)]
+    own = [row for row in named if any(n in row.figures for n in measures)]
     return max(own, key=lambda row: float([row.figures[n] for n in measures if n in row.figures][-1]), default=None)
 
 
@@ -112,13 +139,17 @@ def _lacks_itm(name: str, result: Result) -> bool:
     return name in result.metrics and name.replace("@", "_itm@") not in result.metrics
 
 
-def _cell(figure: Figure | None, digits: int = 1, reference: str | None = None) -> Cell:
-    """In percent, as the papers have it."""
+def _scale(name: str) -> float:
+    """What a measure is multiplied with: in percent, as the papers have it, unless it is no share."""
+    return 1.0 if name in _NO_SHARES else 100.0
+
+
+def _cell(figure: Figure | None, digits: int = 1, reference: str | None = None, *, scale: float = 100.0) -> Cell:
     if figure is None:
         return Cell(value=None)
-    value, spread = 100 * figure.value, ""
+    value, spread = scale * figure.value, ""
     if figure.spread is not None:
-        spread = f" ± {100 * figure.spread:.{digits}f}"
+        spread = f" ± {scale * figure.spread:.{digits}f}"
     note = "" if reference is None else f"({value - float(reference):+.{digits}f})"
     return Cell(value=f"{value:.{digits}f}{spread}", note=note)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from rich.console import Console
 
@@ -75,3 +77,34 @@ def test_a_terminal_breaks_long_names_and_cuts_no_number() -> None:
     assert tuple(rows[1]) == names
     assert "".join(row[0] for row in rows[3:-1]) == model
     assert "…" not in "".join(lines_of(table))
+
+
+def test_a_table_of_figures_too_wide_for_a_terminal_stands_in_parts() -> None:
+    """No figure and no word of a column's name is cut; a part names the rows that have a figure in it."""
+    names = ["TR@1", "IR@1", "BLEU-4", "CIDEr", "TR@1 by ITC", "samples"]
+    columns = [Column(name="model"), *(Column(name=name, align="right") for name in names)]
+    ours = ["someone/blip-image-captioning-large-of-a-long-name", 61.5, 62.5, Cell(value="39.1", note="(-1.3)")]
+    theirs = ["published model", 81.5, 64.5, "40.4"]
+    rows: list[list[Any]] = [
+        [*ours, "131.0 ± 0.4", 63.5, "5,000, part"],
+        [*theirs, "136.7", None, "published"],
+        ["published recall", 82.5, 65.5, None, None, None, "published"],
+    ]
+    table = Table(title="coco:test", columns=columns, rows=rows)
+    console = Console(width=80, force_terminal=False)
+    with console.capture() as capture:
+        console.print(terminal(table, 80))
+    text = capture.get()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    for figure in ("61.5", "62.5", "39.1 (-1.3)", "131.0 ± 0.4", "63.5", "5,000, part", "81.5", "136.7"):
+        assert text.count(figure) == 1
+    for word in ("TR@1", "BLEU-4", "CIDEr", "samples"):
+        assert word in text
+    assert sum(line.startswith("┃ model") for line in lines) == 2
+    assert text.count("published model") == 2
+    assert text.count("published recall") == 1
+    wide = Console(width=160, force_terminal=False)
+    with wide.capture() as capture:
+        wide.print(terminal(table, 160))
+    assert sum(line.startswith("┃ model") for line in capture.get().splitlines()) == 1

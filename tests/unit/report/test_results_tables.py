@@ -149,6 +149,20 @@ def test_recall_that_was_not_reranked_stands_beside_the_published() -> None:
     assert markdown(table)[0] == "| model | TR@1 | IR@1 | BLEU-4 | CIDEr | samples |"
 
 
+def test_dialogs_stand_beside_the_published_and_ranks_are_no_shares() -> None:
+    names = ("mean_reciprocal_rank", "recall@1", "recall@5", "recall@10", "mean_rank")
+    figures = {name: Figure(value=0.5) for name in names} | {"mean_rank": Figure(value=3.25)}
+    dialogs = result(task="dialog", dataset="visdial", split="val", metrics=figures)
+    own = result(task="dialog", dataset="mine.json", split="", metrics=figures)
+    published, plain = results_tables([dialogs, own])
+    lines = markdown(published)
+    assert lines[0] == "| model | MRR | R@1 | R@5 | R@10 | mean rank | samples |"
+    shown = "50.00 (-19.41) | 50.00 (-6.44) | 50.00 (-35.90) | 50.00 (-43.30) | 3.25 (+0.05)"
+    assert lines[2] == f"| runs/coco/model | {shown} | 5,000 |"
+    assert lines[3] == "| BLIP, fine-tuned | 69.41 | 56.44 | 85.90 | 93.30 | 3.20 | published |"
+    assert markdown(plain)[2] == "| runs/coco/model | 50.0 | 50.0 | 50.0 | 50.0 | 3.2 | 5,000 |"
+
+
 def test_the_page_has_every_table(tmp_path: Path) -> None:
     write_result(tmp_path, result())
     write_result(

@@ -16,6 +16,11 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "SPICE": ("SPICE",),
     "accuracy": ("accuracy", "accuracy_ranked", "accuracy_generated"),
     "direct answers": ("accuracy_ranked", "accuracy_generated"),
+    "MRR": ("mean_reciprocal_rank",),
+    "recall@1": ("recall@1", "t2i_recall_itm@1"),
+    "@5": ("recall@5", "t2i_recall_itm@5"),
+    "@10": ("recall@10", "t2i_recall_itm@10"),
+    "mean rank": ("mean_rank",),
 }
 """a card's name of a measure -> metrics of an evaluation that it may be compared with, the first that is there"""
 _SPLITS = {"test-P": "test1"}
