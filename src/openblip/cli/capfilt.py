@@ -60,7 +60,7 @@ def capfilt(
     rank_by: RankBy = "itc",
     ranker: Annotated[str, arg(metavar="MODEL", help_behavior_hint="")] = "",
     layout: Layout = "tars",
-    image_size: Annotated[int | None, arg(help_behavior_hint="")] = None,
+    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")] = None,
     max_length: int = 40,
     batch_size: int = 32,
     chunk_size: int = 1024,
@@ -73,8 +73,8 @@ def capfilt(
     dtype: Dtype = "auto",
     dry_run: bool = False,
     gpu: Card = None,
-    gpus: Annotated[int | None, arg(help_behavior_hint="")] = None,
-    mfu: Annotated[float | None, arg(help_behavior_hint="")] = None,
+    gpus: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
+    mfu: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")] = None,
 ) -> None:
     """Clean a noisy collection: write captions, score all texts, keep what matches (CapFilt).
 

@@ -32,8 +32,8 @@ __all__ = ["evaluate"]
 
 _MOST_TOLD = 5
 """of what a measure had to leave out, one by one"""
-Count = Annotated[int | None, arg(help_behavior_hint="")]
-Penalty = Annotated[float | None, arg(help_behavior_hint="")]
+Count = Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")]
+Penalty = Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="")]
 
 
 def evaluate(
@@ -60,7 +60,7 @@ def evaluate(
     dry_run: bool = False,
     gpu: Card = None,
     gpus: Count = None,
-    mfu: Penalty = None,
+    mfu: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")] = None,
 ) -> None:
     """Measure a model: caption metrics, retrieval recall with and without ITM, ITM accuracy; accuracy of answers,
     of judgements, of zero-shot classes (imagenet:val, "photos/?classes=folder"); composed retrieval (cirr:val).

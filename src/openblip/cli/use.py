@@ -97,7 +97,7 @@ def ask(
     num_answers: int = 1,
     keep: int = 128,
     beams: int = 3,
-    length_penalty: float | None = None,
+    length_penalty: Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
     min_new_tokens: int = 1,
     max_new_tokens: int = 10,
     batch_size: int = 16,
