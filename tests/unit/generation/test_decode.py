@@ -73,6 +73,22 @@ def test_a_batch_gives_what_single_prompts_give(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_who_watches_sees_every_token_once_as_it_comes(name: str) -> None:
+    config = CONFIGS[name]
+    seen: list[list[int]] = [[] for _ in range(len(PROMPTS) * config.num_sequences)]
+
+    def watch(rows: torch.Tensor, tokens: torch.Tensor) -> None:
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            seen[row].append(token)
+
+    ids, mask = pad(PROMPTS)
+    stepper, keys = TableStepper(list(range(len(PROMPTS))), VOCAB), torch.arange(len(PROMPTS))
+    decoded = decode(stepper, ids, mask, config, eos_ids=EOS, pad_id=PAD, keys=keys, watch=watch)
+    assert texts(decoded) == texts(write(config))
+    assert seen == ([[]] * len(seen) if config.num_beams > 1 else texts(decoded))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_side_of_the_padding_does_not_matter(name: str) -> None:
     right, left = write(CONFIGS[name], side="right"), write(CONFIGS[name], side="left")
     assert texts(right) == texts(left)

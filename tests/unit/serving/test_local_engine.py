@@ -91,6 +91,22 @@ async def one_by_one(made: LocalEngine, works: list[Work]) -> list[Any]:
     return [await made.run(work) for work in works]
 
 
+def test_a_drawn_answer_belongs_to_its_image_and_question_alone() -> None:
+    drawn = [
+        Answering(model="vqa", image=png(number % 2), questions=QUESTIONS[number : number + 1], config=DRAWN)
+        for number in range(4)
+    ]
+    made = engine(gather_ms=200)
+    batched = together(made, [*drawn])
+    assert made.counts.batches < 4, "they were not computed together"
+    backwards = together(engine(gather_ms=200), [*reversed(drawn)])
+    alone = using(engine(gather_ms=0, batch_size=1), lambda one: one_by_one(one, [*drawn]))
+    assert texts(batched) == texts(backwards[::-1]) == texts(alone)
+    both = Answering(model="vqa", image=png(0), questions=(QUESTIONS[1], QUESTIONS[0]), config=DRAWN)
+    (joined,) = together(engine(), [both])
+    assert texts(joined[1]) == texts(alone[0]), "nor on the other questions of its request"
+
+
 def test_it_gives_what_the_predictor_gives() -> None:
     made = predictors()
     blip, vqa, image = made["blip"], made["vqa"], png(5)
