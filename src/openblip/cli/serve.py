@@ -61,7 +61,7 @@ def serve(
 
     Args:
         models: model folders, checkpoint files or names on the hub, each of which serves what it can.
-        index: an image index to search, made by one of the models (openblip index build).
+        index: an image index to search, made by one of the models: a folder or an address in PostgreSQL.
         capfilt: a folder of openblip capfilt, whose decisions can be browsed; it needs no model.
         host: address to listen at; 127.0.0.1 is reached from this machine alone, 0.0.0.0 from everywhere.
         port: to listen at; 0 takes a free one.
