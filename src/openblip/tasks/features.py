@@ -13,25 +13,22 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.core.interrupt import Stopped, StopSignals
 from openblip.core.sharing import is_first, own_place, together
-from openblip.data.sample import BrokenSample, Sample
+from openblip.data.sample import BrokenSample
 from openblip.data.sources.base import Source
 from openblip.data.stream import Loader
-from openblip.data.transforms import ImageTransform, ImageTransformConfig, evaluation_transform
 from openblip.models.tower import FrozenTower
 from openblip.tasks.feature_cache import FORMAT, describe_tower, read_description, refuse_others
 from openblip.tasks.feature_files import (
@@ -44,38 +41,11 @@ from openblip.tasks.feature_files import (
     shard_files,
     shard_path,
 )
+from openblip.tasks.feature_input import Crops, CropTransform, Pending, Row, Rows
 
 __all__ = ["SHARD_MB", "Cached", "Crops", "FeatureJob", "cache_features"]
 
 SHARD_MB = 64.0
-_PLACE = "feature_place"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crops:
-    """Which crops of an image are cached: the whole image, then random ones that depend on the seed and its key."""
-
-    count: int = 1
-    """the whole image among them"""
-    scale: tuple[float, float] = (0.5, 1.0)
-    """range of a random crop's share of the area"""
-    flip: bool = True
-    """mirror half of the random crops; not where captions speak of left and right"""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise UserError(f"the crops of an image count the whole image too, and cannot be {self.count}")
-        if self.seed < 0:
-            raise UserError(f"the seed of crops cannot be negative, and is {self.seed}")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            low, high = self.scale
-            raise UserError(f"the share of the area of crops must rise within 0 to 1, not from {low:g} to {high:g}")
-
-    def describe(self) -> dict[str, Any]:
-        """What matters of it, as plain data."""
-        drawn = {"scale": list(self.scale), "flip": self.flip, "seed": self.seed}
-        return {"count": self.count, **(drawn if self.count > 1 else {})}
 
 
 @dataclass(frozen=True)
@@ -213,7 +183,7 @@ class FeatureJob:
         loader = self._loader(self._missing[number::parts])
         done = self.done
         with StopSignals() as signals, closing(loader):
-            rows = _Rows(loader)
+            rows = Rows(loader)
             for turn in range(0, len(self._missing), parts):
                 spans = self._missing[turn : turn + parts]
                 own = spans[number] if number < len(spans) else None
@@ -253,7 +223,7 @@ class FeatureJob:
                 seen.setdefault(key, self._source_at(span.first))
 
     def _write(
-        self, span: Span, rows: _Rows, seen: dict[str, int], signals: StopSignals, progress: Callable[[int], None]
+        self, span: Span, rows: Rows, seen: dict[str, int], signals: StopSignals, progress: Callable[[int], None]
     ) -> _Worked:
         """Write the shard of a span, as far as no signal comes.
 
@@ -275,12 +245,12 @@ class FeatureJob:
             shard.finish(Span(span.first, end), inputs if whole else self._images_of(Span(span.first, end)))
         return _Worked(end - span.first, signals.received, keys)
 
-    def _features(self, rows: Sequence[_Row]) -> Tensor:
+    def _features(self, rows: Sequence[Row]) -> Tensor:
         """[n, C, N, D] of n images."""
         images = torch.cat([row.images for row in rows]).to(self._device)
         return self._tower(self._tower.normalize(images)).unflatten(0, (len(rows), self._crops.count))
 
-    def _first_of_each(self, rows: Sequence[_Row], seen: dict[str, int]) -> list[_Row]:
+    def _first_of_each(self, rows: Sequence[Row], seen: dict[str, int]) -> list[Row]:
         """The rows whose keys are new."""
         new = []
         for row in rows:
@@ -294,12 +264,12 @@ class FeatureJob:
 
     def _loader(self, spans: Sequence[Span]) -> Loader:
         pending = [
-            _Pending(source, [span for span in spans if self._source_at(span.first) == number], start)
+            Pending(source, [span for span in spans if self._source_at(span.first) == number], start)
             for number, (source, start) in enumerate(zip(self._sources, self._starts, strict=False))
         ]
         return Loader(
             [source for source in pending if len(source)],
-            _CropTransform(self._tower.pixels, self._crops),
+            CropTransform(self._tower.pixels, self._crops),
             self._batch,
             seed=self._crops.seed,
             shuffle=False,
@@ -373,77 +343,3 @@ class _Worked(NamedTuple):
     """the signal that ended it, 0 for none"""
     keys: list[str]
     """of the images that have features now"""
-
-
-class _Row(NamedTuple):
-    """An image to compute."""
-
-    place: int
-    """among all"""
-    key: str
-    images: Tensor
-    """uint8 [C, 3, H, W]"""
-
-
-class _Rows:
-    """The images of a loader one by one, whatever batches it makes."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._rows = (
-            _Row(meta[_PLACE], key, images)
-            for batch in loader
-            for meta, key, images in zip(batch.meta, batch.keys, batch.images, strict=True)
-        )
-        self._next: _Row | None = None
-
-    def take(self, most: int, before: int) -> list[_Row]:
-        """The next ones at places lower than `before`; fewer than `most` only where these are all."""
-        taken: list[_Row] = []
-        while len(taken) < most:
-            row = self._next or next(self._rows, None)
-            if row is None or row.place >= before:
-                self._next = row
-                break
-            taken.append(row)
-            self._next = None
-        return taken
-
-
-class _Pending(Source):
-    """The samples of another source that are to be computed; each says its place among all.
-
-    Args:
-        spans: of places among all, of which `start` is that of the source's first sample.
-    """
-
-    def __init__(self, source: Source, spans: Sequence[Span], start: int) -> None:
-        super().__init__()
-        self.name, self.num_images = source.name, source.num_images
-        self.bad_rows = source.bad_rows if is_first() else []
-        self._source, self._start = source, start
-        self._places = np.concatenate([np.zeros(0, np.int64), *(np.arange(*span) for span in spans)])
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int) -> Sample:
-        place = int(self._places[index])
-        sample = self._source[place - self._start]
-        return replace(sample, meta={_PLACE: place})
-
-
-class _CropTransform:
-    """An image to uint8 [C, 3, H, W]: the whole image, then random crops of it."""
-
-    def __init__(self, pixels: tuple[int, int], crops: Crops) -> None:
-        self._whole = evaluation_transform(pixels)
-        config = ImageTransformConfig(image_size=pixels, crop_scale=crops.scale, flip=crops.flip, ops=())
-        self._random = [ImageTransform(config)] * (crops.count - 1)
-
-    @property
-    def min_side(self) -> int:
-        """As `ImageTransform.min_side`."""
-        return max(transform.min_side for transform in (self._whole, *self._random))
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        return torch.stack([transform(image, rng) for transform in (self._whole, *self._random)])
