@@ -58,6 +58,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "pyarrow": ("data",),
     "datasets": ("data",),
     "webdataset": ("data",),
+    "spacy": ("metrics.lemmas",),
     "ray": ("bootstrap", "serving", "cli.checks", "cli.engines"),
     "peft": ("models.language",),
     "bitsandbytes": ("models.language",),

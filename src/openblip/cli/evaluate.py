@@ -52,6 +52,7 @@ def evaluate(
     length_penalty: Penalty = None,
     meteor: bool = False,
     spice: bool = False,
+    lemmas: bool = False,
     answers: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     submission: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
@@ -81,6 +82,7 @@ def evaluate(
         length_penalty: beams compare log-probability / length ** this.
         meteor: of captions, by its Java program (pip install "openblip[java-metrics]").
         spice: of captions, likewise.
+        lemmas: of generated answers: give the accuracy of their base forms by spaCy too, as LAVIS does on OK-VQA.
         answers: of a VQA model: rank the lines of this file; left out, the answers that it was trained with.
         submission: a new file of the predictions for a whole split of a published dataset, for its evaluation
             server.
@@ -105,6 +107,10 @@ def evaluate(
     from openblip.tasks.submission import submission_format, submit
     from openblip.tasks.training import evaluate_model
 
+    if lemmas and not dry_run:
+        from openblip.metrics.lemmas import lemmatizer
+
+        lemmatizer()  # refused here where spaCy is not there
     sources = as_sources(data)
     form = submission_format(sources, submission) if submission is not None else ""
     given = {
@@ -122,6 +128,7 @@ def evaluate(
         validation_samples=sys.maxsize if form or task == "composed" else samples,  # whole, as is a gallery
         java_metrics=metrics_of_java,
     )
+    config = replace(config, answering=replace(config.answering, lemmas=lemmas))
     candidates = _candidates(adapter, config, answers)
     if dry_run:
         _predict(adapter, config, data, computed, len(candidates), gpu=gpu, gpus=gpus, mfu=mfu)

@@ -29,6 +29,7 @@ from openblip.data.sources.questions import answers_of, asked_of, open_questions
 from openblip.data.transforms import clean_question
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.answers import AS_GIVEN, AccuracyRule, answer_accuracy, normalise_answer
+from openblip.metrics.lemmas import lemmatizer
 from openblip.objectives.answering import VqaObjective
 from openblip.objectives.blip2 import Blip2Stage2
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
@@ -265,6 +266,7 @@ def evaluate_answers(
     max_length: int | None = MAX_LENGTH,
     max_rows: int = 64,
     rule: AccuracyRule = "official",
+    lemmas: Callable[[str], str] | None = None,
 ) -> Evaluation:
     """Answer every question by generating, and by ranking `candidates` where there are any.
 
@@ -274,6 +276,7 @@ def evaluate_answers(
         max_length: tokens of a question.
         max_rows: questions that are answered at once.
         rule: of accuracy, as of `answer_accuracy`, where the data do not say theirs.
+        lemmas: gives the base form of an answer, whose accuracy is then given too ("accuracy_generated, lemmas").
 
     Returns:
         metrics by name: "accuracy_generated", "accuracy_ranked", and "accuracy_most": that of ranking if it never
@@ -307,6 +310,9 @@ def evaluate_answers(
                 record |= {"question_id": right.about.id} if right.about.id is not None else {}
                 record |= {"answers": list(right.texts), "generated": free.text, "log_prob": free.log_prob}
                 options = {"generated": [free.text]}
+                if lemmas is not None:
+                    record["lemmas"] = lemmas(free.text)
+                    options["generated, lemmas"] = [str(record["lemmas"])]
                 if ordered:
                     record |= {"ranked": ordered[0].text, "probability": ordered[0].probability}
                     there = [near for text in right.texts for near in known.get(normalise_answer(text), ())]
@@ -355,6 +361,7 @@ def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Seq
         prompt=config.prompt or None,
         max_length=config.max_length,
         rule=config.answering.rule,
+        lemmas=lemmatizer() if config.answering.lemmas else None,
     )
 
 

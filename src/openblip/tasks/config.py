@@ -67,6 +67,8 @@ class AnsweringConfig:
     """Of accuracy, where the data do not say theirs: "official" compares unanimous answers as they were given, as
     the VQA program does; "normalised" without regard to case, articles and marks, like all others; "direct" is that
     of A-OKVQA, "exact" that of GQA."""
+    lemmas: bool = False
+    """Measure generated answers in base forms too, as LAVIS does on OK-VQA; needs the extra "lemmas"."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -211,7 +213,7 @@ def _default(name: str) -> Any:
 
 MAY_CHANGE = (
     *("run.validation*", "run.num_workers", "run.decode*", "run.rerank_*", "run.java_metrics", "run.save_whole"),
-    *("run.answering.keep", "run.answering.rule"),
+    *("run.answering.keep", "run.answering.rule", "run.answering.lemmas"),
 )
 """Settings that a resumed run may change."""
 

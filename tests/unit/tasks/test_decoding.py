@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,15 @@ def test_a_prompt_that_no_model_of_questions_takes_is_refused(
     words = ["evaluate", str(tmp_path / "questions.jsonl"), "--model", str(tmp_path / "vqa"), "--device", "cpu"]
     assert main([*words, "--prompt", "Question: {} Answer:"]) == 2
     assert "--prompt tells BLIP-2's language model a question" in capsys.readouterr().err
+
+
+def test_lemmas_without_spacy_are_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    save_model(tmp_path / "vqa", StoredModel(small.vqa_model(), small.vqa_tokenizer(), {"task": "answering"}))
+    (tmp_path / "vqa" / "model.safetensors").unlink()
+    (tmp_path / "questions.jsonl").write_text(json.dumps({"image": "0.png", "question": "what?", "answer": "red"}))
+    words = ["evaluate", str(tmp_path / "questions.jsonl"), "--model", str(tmp_path / "vqa"), "--lemmas"]
+    assert main(words) == 2
+    assert "openblip[lemmas]" in capsys.readouterr().err

@@ -94,6 +94,21 @@ def test_vqav2_by_the_official_rule_and_by_kind() -> None:
     assert metrics["accuracy_generated, yes/no"] == 1.0
 
 
+def test_base_forms_are_measured_beside_the_official_accuracy() -> None:
+    """As LAVIS measures OK-VQA: the answer that is generated is turned into base forms, those given are not."""
+    said = "nets"
+    metrics, records = evaluate_answers(
+        Oracle(lambda _: said),  # type: ignore[arg-type]
+        batches("vqav2:val"),
+        DecodeConfig(),
+        lemmas=lambda text: text.removesuffix("s"),
+    )
+    assert records[0]["lemmas"] == said.removesuffix("s")
+    assert (records[0]["accuracy_generated"], records[0]["accuracy_generated, lemmas"]) == (0.0, 1.0)
+    assert metrics["accuracy_generated, lemmas"] > metrics["accuracy_generated"]
+    assert {"accuracy_generated, lemmas, other", "accuracy_generated, other"} <= metrics.keys()
+
+
 def test_aokvqa_direct_answers_leave_the_difficult_out_and_choices_are_exact() -> None:
     metrics, records = measured("aokvqa:val", lambda question: "ride" if "1" in question else "train")
     assert ["accuracy_generated" in record for record in records] == [True, True, False]

@@ -14,7 +14,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "BLEU-4": ("BLEU-4",),
     "CIDEr": ("CIDEr",),
     "SPICE": ("SPICE",),
-    "accuracy": ("accuracy", "accuracy_ranked", "accuracy_generated"),
+    "accuracy": ("accuracy", "accuracy_ranked", "accuracy_generated, lemmas", "accuracy_generated"),
     "direct answers": ("accuracy_ranked", "accuracy_generated"),
     "MRR": ("mean_reciprocal_rank",),
     "recall@1": ("recall@1", "t2i_recall_itm@1"),
