@@ -25,7 +25,7 @@ from openblip.data.sample import BrokenSample
 from openblip.serving.engine import Counts, ModelInfo, Work
 from openblip.serving.local import LocalEngine
 
-__all__ = ["Opened", "RayEngine", "RayOptions", "Served"]
+__all__ = ["Opened", "RayEngine", "RayOptions", "Replica", "Served"]
 
 _TRIES = 5
 """replicas that a request is given to, one after the other, when they die"""
