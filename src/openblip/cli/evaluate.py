@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from openblip.cli.arguments import Card, Data, Device, Dtype, Model, Prompt, Tokenizer, need, person
-from openblip.cli.evaluated import default_samples, measured_task, named_datasets, result_of
+from openblip.cli.evaluated import default_samples, measured_task, named_datasets, repeated_ids, result_of
 from openblip.cli.launched import is_first, join
 from openblip.cli.results import check_counts, read_lines, show_table, tell
 from openblip.cli.usage import check_dry_run, show_usage
@@ -139,12 +139,16 @@ def evaluate(
     metrics, records = evaluate_model(config, adapter, answers=candidates, measured=measured)
     if not is_first():
         return
+    if repeated := repeated_ids(records):
+        what = f"{counted(len(repeated), 'id')} more than once in the data, first {repeated[0]}"
+        print(f"openblip: {what}: each is measured, and these are not official figures", file=sys.stderr)
     with ExitStack() as last:
         if submission is not None:  # at the end: what was computed is kept where it is refused
             last.callback(submit, submission, form, records, config.validation)
         result = None
         if out is not None:
-            result = result_of(model, adapter, config, metrics, measured, len(candidates), dtype=computed)
+            how: dict[str, Any] = {"dtype": computed, "repeated": repeated}
+            result = result_of(model, adapter, config, metrics, measured, len(candidates), **how)
         _report_measures(model, data, result, metrics, records, measured, out)
 
 

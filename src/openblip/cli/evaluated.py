@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from openblip.tasks.config import RunConfig, TaskName
     from openblip.tasks.protocols import Adapter
 
-__all__ = ["default_samples", "measured_task", "named_datasets", "result_of", "show_results"]
+__all__ = ["default_samples", "measured_task", "named_datasets", "repeated_ids", "result_of", "show_results"]
 
 _SAMPLES = 1000
 """of data that are no published split"""
@@ -99,12 +100,14 @@ def result_of(
     candidates: int,
     *,
     dtype: str = "float32",
+    repeated: Sequence[str] = (),
 ) -> Result:
     """The evaluation as it is written.
 
     Args:
         candidates: number of answers that were ranked.
         dtype: that was computed in.
+        repeated: ids that the data have more than once.
     """
     from openblip.core.config import to_dict
     from openblip.core.fingerprint import fingerprint
@@ -119,6 +122,8 @@ def result_of(
     if config.task == "answering" and candidates:
         settings["keep"] = config.answering.keep
     partial = _partial(config, metrics, measured, one)
+    if repeated and not partial:
+        partial = f"{counted(len(repeated), 'id')} more than once in the data"
     return Result(
         task=_measured_task(config.task, metrics),
         dataset=one[0] if one else ", ".join(source.name or source.path for source in config.validation),
@@ -136,6 +141,13 @@ def result_of(
         versions=versions(),
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+
+
+def repeated_ids(records: Sequence[Mapping[str, object]]) -> list[str]:
+    """Ids of questions or statements that several records have: a server counts each once."""
+    found = (record.get("question_id", record.get("identifier")) for record in records)
+    ids = Counter(str(own) for own in found if own is not None)
+    return [name for name, count in ids.items() if count > 1]
 
 
 def _measured_task(task: str, metrics: dict[str, float]) -> str:

@@ -16,6 +16,7 @@ from kept_results import kept_predictions, kept_result
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.caption import caption
 from openblip.cli.evaluate import evaluate
+from openblip.cli.evaluated import repeated_ids
 from openblip.cli.use import ask, embed, match, retrieve
 from openblip.core.config import override
 from openblip.core.errors import UserError
@@ -201,3 +202,14 @@ def test_no_command_puts_another_image_in_the_place_of_a_broken_one(
     assert used(capfd, embed, folder, model=str(blip)) == good
     assert used(capfd, ask, folder, model=str(vqa), question=("what is red?",), beams=1) == good
     assert sorted(used(capfd, retrieve, "two dogs", folder, model=str(blip), top=5, rerank=2)) == good
+
+
+def test_ids_that_come_twice_are_told(vqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        small.make_image(number).save(tmp_path / f"{number}.png")
+    rows = [{"image": f"{n}.png", "question": "what?", "question_id": max(n, 1), "answer": "red"} for n in range(3)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    _, said, code = measure(capsys, vqa, tmp_path / "questions.jsonl")
+    assert code == 0
+    assert "1 id more than once in the data, first 1: each is measured, and these are not official figures" in said
+    assert repeated_ids([{"identifier": "dev-1"}, {"identifier": "dev-1"}, {"key": "a"}, {"key": "a"}]) == ["dev-1"]
