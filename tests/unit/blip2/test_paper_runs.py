@@ -58,6 +58,8 @@ def small(config: RunConfig) -> RunConfig:
     if config.family == "blip2":
         sizes = QFormerSettings(num_queries=4, width=32, depth=2, num_heads=4, inner_width=64)
         changes |= {"qformer": sizes, "vocab_size": 200}
+        if config.vision.image_size is not None:  # more pixels than the model was trained at
+            changes["vision"] = replace(config.vision, image_size=2 * PIXELS)
     return replace(config, **changes)
 
 

@@ -10,8 +10,8 @@ import pytest
 from index_small import Counting, build, new_address
 
 from openblip.cli.checks import check_arguments
+from openblip.cli.engines import _open_index
 from openblip.cli.index import index_search
-from openblip.cli.serve import _open_index
 from openblip.core.errors import UserError
 from openblip.index.address import is_address, parse_address
 from openblip.index.image_index import ImageIndex
