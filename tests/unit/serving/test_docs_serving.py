@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -16,7 +17,8 @@ from serving_small import png, predictors
 from openblip.serving.app import Service
 from openblip.serving.local import LocalEngine
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+REPO = Path(__file__).resolve().parents[3]
+PAGE = (REPO / "docs" / "serving.md").read_text(encoding="utf-8")
 WRITTEN_FOR = "http://127.0.0.1:8000"
 PYTHON = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.S | re.M)
 CURL = [line for line in PAGE.splitlines() if line.startswith("curl ")]
@@ -49,3 +51,23 @@ def test_curl_runs(address: str) -> None:
         command = shlex.split(line.replace(WRITTEN_FOR, address))
         done = subprocess.run([*command, "--fail-with-body", "--silent", "--show-error"], capture_output=True)
         assert done.returncode == 0, (line, done.stdout[:300], done.stderr)
+
+
+def test_the_load_is_the_stored_one() -> None:
+    stored = json.loads(
+        (REPO / "benchmarks" / "results" / "serve-amd-epyc-2-cores.json").read_text(encoding="utf-8")
+    )
+    (row,) = stored["rows"]
+    assert row["outputs_agree"]
+    assert row["ratio"] >= 3
+    told = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", PAGE, flags=re.M))
+    assert told["requests answered each second, beside the bad clients"] == f"{row['requests_a_second']}"
+    (delays,) = [value for name, value in told.items() if name.startswith("seconds from the first")]
+    assert delays == f"{row['p50_s']:.2f}, {row['p99_s']:.2f}"
+    answers = [f"{row.get(name, 0):,}" for name in ("right", "wrong", "lost")]
+    assert told["good answers that were right; wrong; lost"] == "; ".join(answers)
+    assert told["times that a client was told to wait (429), and came again"] == f"{row['told_to_wait']:,}"
+    assert told["memory of the server before, after one minute and after two, MB"] == ", ".join(
+        f"{mb:,}" for mb in row["memory_mb"]
+    )
+    assert told["batches over one request at a time"] == f"{row['ratio']} times"
