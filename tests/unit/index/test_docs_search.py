@@ -56,3 +56,12 @@ def test_its_table_is_the_stored_result() -> None:
     lines += [[name, *(f"{row[key]:,}" for row in stored["rows"])] for key, name in MEASURED.items()]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     assert f"<!-- search -->\n{table}\n<!-- search -->" in PAGE.read_text(encoding="utf-8")
+
+
+def test_its_recall_is_the_stored_one() -> None:
+    file = REPO / "benchmarks" / "results" / "search-quality-amd-epyc-2-cores.json"
+    stored, page = json.loads(file.read_text(encoding="utf-8")), PAGE.read_text(encoding="utf-8")
+    assert (stored["images"], stored["queries"]) == (1000, 400)
+    for row in stored["rows"]:
+        recalls = [f"{row[f'recall_at_{k}']:.1%} ± {100 * row[f'standard_error_at_{k}']:.1f}" for k in (1, 5, 10)]
+        assert f"| {row['case']} | {' | '.join(recalls)} | {row['query_p50_ms']:.0f} |" in page
