@@ -79,3 +79,12 @@ def test_the_step_of_stage_1_is_the_stored_one() -> None:
         assert cells in PAGE, cells
         assert row["outputs_agree"]
         assert row["ours_s"] <= row["goal_s"]
+
+
+def test_onnxruntimes_times_are_the_stored_ones() -> None:
+    stored = json.loads((RESULTS / f"onnx-{MACHINE}.json").read_text())
+    page = (Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    for row in stored["rows"]:
+        assert row["outputs_agree"]
+        told = f"| {row['case']} | {row['ours_s']:.2f} s | {row['peer_s']:.2f} s | {row['ratio']:.2f} |"
+        assert told in page
