@@ -166,7 +166,7 @@ def submit(page: Any, task: str) -> Any:
 @pytest.mark.slow
 def test_an_example_is_captioned_matched_asked_and_explained(page: Any) -> None:
     page.click("#examples button >> nth=1")
-    assert page.locator("#stage img").is_visible()
+    page.locator("#stage img").wait_for()  # until it is visible
     submit(page, "caption").locator(".said").wait_for()
     figures = submit(page, "match").locator(".bar .figure")
     figures.first.wait_for()
