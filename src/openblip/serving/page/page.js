@@ -248,6 +248,7 @@ const search = task("search", async (fields, signal) => {
     const button = element("button");
     button.type = "button";
     button.title = word("take");
+    button.disabled = true; // until its image is there
     const small = element("img");
     small.alt = hit.caption || "";
     button.append(small);
@@ -258,7 +259,8 @@ const search = task("search", async (fields, signal) => {
     ask(hit.thumbnail, { signal }).then((answer) => answer.blob()).then((blob) => {
       small.src = URL.createObjectURL(blob);
       button.addEventListener("click", () => show(blob, hit.caption || ""));
-    }, () => { button.disabled = true; });
+      button.disabled = false;
+    }, () => {});
   }
   return [grid];
 });
