@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from openblip.cli.results import check_counts, open_predictor
+from openblip.cli.results import open_predictor
 from openblip.core.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ class Replicas:
     address: str
 
     def __post_init__(self) -> None:
-        check_counts(0, replicas=self.number, min_replicas=self.least, max_replicas=self.most)
         if self.engine == "local" and (self.number or self.least or self.most or self.address):
             raise UserError("--replicas, --min-replicas, --max-replicas and --ray-address are for --engine ray")
         if self.number and (self.least or self.most):

@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from openblip.cli.index import Folder, Index, Meta, Since, Until, Words, metadata_of
 from openblip.cli.progress import progress
+from openblip.core.errors import UserError
 from openblip.core.text import counted
 
 __all__ = ["index_export"]
@@ -33,6 +34,8 @@ def index_export(
         out: a new .parquet file.
         values: how the vectors' values are written; an index holds float16.
     """
+    if out.suffix.lower() != ".parquet":
+        raise UserError(f"{out}: an index is written as parquet; name a file such as {out.with_suffix('.parquet')}")
     from openblip.index.catalog import Catalog
     from openblip.index.export import export
     from openblip.index.filters import Filters

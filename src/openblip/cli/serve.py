@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -36,9 +37,9 @@ def serve(
     gather_ms: float = 4.0,
     cache_mb: int = 256,
     engine: Literal["local", "ray"] = "local",
-    replicas: Annotated[int, arg(help_behavior_hint="")] = 0,
-    min_replicas: Annotated[int, arg(help_behavior_hint="")] = 0,
-    max_replicas: Annotated[int, arg(help_behavior_hint="")] = 0,
+    replicas: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
+    min_replicas: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
+    max_replicas: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
     ray_address: Annotated[str, arg(metavar="ADDRESS", help_behavior_hint="")] = "",
     api_keys: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     cors_origin: Annotated[
@@ -92,7 +93,12 @@ def serve(
     check_counts(0.001, max_body_mb=max_body_mb, max_seconds=max_seconds)
     for package in ("fastapi", "uvicorn", "python_multipart"):
         require(package, "serving")
-    asked = Replicas(engine=engine, number=replicas, least=min_replicas, most=max_replicas, address=ray_address)
+    numbers = {"replicas": replicas, "min_replicas": min_replicas, "max_replicas": max_replicas}
+    check_counts(**{name: number for name, number in numbers.items() if number is not None})
+    asked = Replicas(
+        engine=engine, number=replicas or 0, least=min_replicas or 0, most=max_replicas or 0, address=ray_address
+    )
+    _check_origins(cors_origin)
     keys = _keys(api_keys)
     from openblip.bootstrap.browse import Decisions
     from openblip.serving.addresses import Addresses
@@ -148,6 +154,17 @@ def _engine(opening: EngineOptions, asked: Replicas, stop_seconds: float) -> tup
         return started, f" ({started.computing}; {number})"
     opened = open_local(opening)
     return opened.engine, f" ({opened.computing})" if opened.computing else ""
+
+
+def _check_origins(origins: tuple[str, ...]) -> None:
+    for origin in origins:
+        parts = urlsplit(origin)
+        if (
+            parts.scheme not in ("http", "https")
+            or origin != f"{parts.scheme}://{parts.netloc}"
+            or not parts.netloc
+        ):
+            raise UserError(f'--cors-origin: "{origin}" is no site; write one such as https://example.com')
 
 
 def _keys(file: Path | None) -> list[str]:

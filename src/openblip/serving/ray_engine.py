@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from openblip.core.errors import UserError, first_line, require
+from openblip.core.interrupt import starting_workers
 from openblip.core.runtime import usable_cores
 from openblip.core.text import lines_of
 from openblip.data.sample import BrokenSample
@@ -268,7 +269,8 @@ def _connect(ray: Any, options: RayOptions) -> None:
     quiet = {"log_to_driver": False, "include_dashboard": False, "logging_level": "error"}
     for left in reversed(range(1 if options.address else _STARTS)):
         try:
-            ray.init(address=options.address or "local", **quiet, **here)
+            with starting_workers():  # Ray's processes outlive a signal to the group, until they are shut down
+                ray.init(address=options.address or "local", **quiet, **here)
             return
         except Exception as error:
             # What Ray raises, without a class of its own, where its processes do not start within 30 seconds.

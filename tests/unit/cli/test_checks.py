@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from openblip.cli.entry import main
 from openblip.cli.index import index_duplicates
+from openblip.cli.index_export import index_export
 from openblip.cli.results import check_counts
 from openblip.cli.train import check_train
 from openblip.core.errors import UserError
@@ -235,3 +237,23 @@ def test_every_recipe_is_taken_by_its_name(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "blip-caption").mkdir()
     for name in RECIPES:
         check_train(name, {"dry_run": True})
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["index"], "openblip index is followed by what is to be done: index build"),
+        (["index", "--help"], "openblip index is followed by what is to be done"),
+        (["serve", "model", "--engine", "ray", "--replicas", "0"], "--replicas"),
+        (["serve", "model", "--cors-origin", "foo"], '--cors-origin: "foo" is no site'),
+        (["serve", "model", "--cors-origin", "https://a.example/page"], "is no site"),
+    ],
+)
+def test_options_that_cannot_be_meant(line: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_index_is_exported_as_parquet_alone() -> None:
+    with pytest.raises(UserError, match=r"name a file such as x\.parquet"):
+        index_export(index="here", out=Path("x.csv"))
