@@ -6,7 +6,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -32,6 +32,21 @@ _SHAPE = {
     },
 }
 
+_MESSAGES = (
+    'messages: a message is {"role": "user", "content": ...}; its content is a list of '
+    '{"type": "text", "text": ...} and {"type": "image_url", "image_url": {"url": ...}}'
+)
+"""what is said of a message in another form"""
+
+
+async def _parsed(body: bytes, headers: Mapping[str, str]) -> ChatRequest:
+    try:
+        return await parse(body, headers, ChatRequest)
+    except UserError as error:
+        if not str(error).startswith("messages."):
+            raise
+        raise UserError(_MESSAGES) from error
+
 
 def add_chat(service: Performing, app: Any) -> None:
     """Give an application the endpoint."""
@@ -40,7 +55,7 @@ def add_chat(service: Performing, app: Any) -> None:
     async def chat(request: Request) -> Any:
         body = await service.read(request)
         with refusing(400):
-            asked = await parse(body, request.headers, ChatRequest)
+            asked = await _parsed(body, request.headers)
             model = _choose(service.engine, asked)
             work = asked.work(model, service.limits)
             image = await service.within_time(request, read_image(asked.parts()[0], service.opener))

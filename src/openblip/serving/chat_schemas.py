@@ -24,6 +24,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
 }
 """settings that clients send without need, and the values that change nothing"""
+_MOST = {"temperature": 2, "top_p": 1}
+"""of settings that begin at 0, as OpenAI has them"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,10 @@ class ChatRequest(Request):
         Raises:
             UserError: names the setting.
         """
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                raise UserError(f"{name} is {value}; it lies between 0 and {most}")
         for name, values in _NEUTRAL.items():
             value = getattr(self, name)
             if (list(value) if isinstance(value, tuple) else value) not in values:
@@ -156,6 +162,8 @@ class ChatRequest(Request):
             raise UserError(f"n is {count}; it must be at least 1")
         chosen = [one for one in (self.max_tokens, self.max_completion_tokens) if one is not None]
         longest = chosen[0] if chosen else min(usual.max_new_tokens, limits.tokens)
+        if longest < 1:
+            raise UserError(f"max_tokens is {longest}; it must be at least 1")
         if longest > limits.tokens:
             raise UserError(f"max_tokens is {longest}; the service writes at most {limits.tokens}")
         shared: dict[str, Any] = {
