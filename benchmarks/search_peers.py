@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import torch
 from torch.nn.functional import normalize
 
 from benchmarks.harness import THREADS, result_of
+from benchmarks.search_drivers.timing import timed
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.core.text import read_list
@@ -58,10 +59,10 @@ WIDTH = 256
 def ours(predictor: Predictor, images: str, texts: Sequence[str], work: Path) -> dict[str, Any]:
     """Index a folder and search for each text."""
     spent = [0.0]
-    predictor.embed_images = _timed(predictor.embed_images, spent)  # type: ignore[method-assign]
+    predictor.embed_images = timed(predictor.embed_images, spent)  # type: ignore[method-assign]
     create(work / "index", predictor, "MODEL")
     with ImageIndex.open(work / "index", predictor) as index:
-        index._read = _timed(index._read, spent)  # type: ignore[method-assign]
+        index._read = timed(index._read, spent)  # type: ignore[method-assign]
         spent[0], began = 0.0, time.perf_counter()
         update(index, Place(images))
         told: dict[str, Any] = {"index_s": time.perf_counter() - began, "index_model_s": spent[0]}
@@ -72,17 +73,6 @@ def ours(predictor: Predictor, images: str, texts: Sequence[str], work: Path) ->
             told["query_s"].append(time.perf_counter() - began)
             told["query_model_s"].append(spent[0])
     return told
-
-
-def _timed(inner: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
-    def outer(*args: Any, **options: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return inner(*args, **options)
-        finally:
-            spent[0] += time.perf_counter() - began
-
-    return outer
 
 
 def peer(name: str, python: str, images: str, texts: Sequence[str], work: Path) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+from timing import timed  # type: ignore[import-not-found]
 
 MODEL = "ViT-B/32"
 
@@ -30,8 +30,8 @@ def main(images: str, texts: str, work: str, top: str) -> None:
     from clip_retrieval.clip_inference.main import main as clip_inference
 
     loading, computing = [0.0], [0.0]
-    mapper.load_clip = worker.load_clip = _timed(load_clip, loading)
-    mapper.ClipMapper.__call__ = _timed(mapper.ClipMapper.__call__, computing)
+    mapper.load_clip = worker.load_clip = timed(load_clip, loading)
+    mapper.ClipMapper.__call__ = timed(mapper.ClipMapper.__call__, computing)
     model, _, tokenizer = load_clip(clip_model=MODEL, use_jit=False)
     embeddings, index = f"{work}/embeddings", f"{work}/index"
     began = time.perf_counter()
@@ -61,17 +61,6 @@ def main(images: str, texts: str, work: str, top: str) -> None:
         "query_model_s": of_model,
     }
     print(json.dumps(told))
-
-
-def _timed(inner: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
-    def outer(*args: Any, **options: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return inner(*args, **options)
-        finally:
-            spent[0] += time.perf_counter() - began
-
-    return outer
 
 
 if __name__ == "__main__":

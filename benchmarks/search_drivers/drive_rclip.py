@@ -13,7 +13,8 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+from timing import timed  # type: ignore[import-not-found]
 
 
 def main(images: str, texts: str, work: str, top: str) -> None:
@@ -24,20 +25,8 @@ def main(images: str, texts: str, work: str, top: str) -> None:
 
     spent = [0.0]
 
-    def timed(name: str) -> None:
-        inner = getattr(Model, name)
-
-        def outer(*args: Any, **options: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return inner(*args, **options)
-            finally:
-                spent[0] += time.perf_counter() - began
-
-        setattr(Model, name, outer)
-
-    timed("compute_preprocessed_image_features")
-    timed("compute_text_features")
+    for name in ("compute_preprocessed_image_features", "compute_text_features"):
+        setattr(Model, name, timed(getattr(Model, name), spent))
     began = time.perf_counter()
     opened, model, _ = rclip.init_rclip(images, 8, no_indexing=True)
     model.compute_text_features(["a photo"])  # opens what rclip opens when it is first needed
