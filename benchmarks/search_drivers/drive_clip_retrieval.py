@@ -14,7 +14,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from timing import timed  # type: ignore[import-not-found]
+from timing import timed
 
 MODEL = "ViT-B/32"
 
