@@ -1,4 +1,4 @@
-"""Commands that torchrun has started several times: their processes share the work, and speak with one voice."""
+"""Commands that torchrun has started several times: their processes share the work, the first reports for all."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Service(Performing):
         self._add_models(app)
         self._add_images(app)
         if self.decisions is not None:
-            add_decisions(app, self.decisions, self.limits)
+            add_decisions(self, app, self.decisions)
         self._add_state(app)
         _add_page(app)
         return app

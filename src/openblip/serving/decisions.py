@@ -11,8 +11,9 @@ from openblip.bootstrap.browse import Decisions, Filter, Judged
 from openblip.bootstrap.policy import REASONS
 from openblip.core.errors import UserError, nearest
 from openblip.data.sample import BrokenSample
-from openblip.serving.body import Refused, parse, read_body, schema_of
+from openblip.serving.body import Refused, parse, schema_of
 from openblip.serving.limits import Limits
+from openblip.serving.performing import Performing, refusing
 from openblip.serving.schemas import Failure
 from openblip.serving.thumbnails import SIDE, jpeg
 
@@ -120,9 +121,11 @@ class CapFiltSummary:
     counts: list[DecisionCount]
 
 
-def add_decisions(app: Any, decisions: Decisions, limits: Limits) -> None:
+def add_decisions(service: Performing, app: Any, decisions: Decisions) -> None:
     """Add the endpoints `/v1/capfilt`: GET sums up, POST browses; images of the run's source lie below it."""
     from fastapi import Request, Response
+
+    limits = service.limits
 
     async def summary() -> CapFiltSummary:
         counts = [
@@ -133,16 +136,10 @@ def add_decisions(app: Any, decisions: Decisions, limits: Limits) -> None:
         return CapFiltSummary(policy.name, policy.threshold, decisions.samples, decisions.unusable, counts)
 
     async def browse(request: Request) -> CapFiltReply:
-        try:
-            async with asyncio.timeout(limits.body_seconds):
-                body = await read_body(request.stream(), request.headers.get("content-length"), limits)
-        except TimeoutError:
-            raise Refused(408, f"the body did not come within {limits.body_seconds:g} seconds") from None
-        try:
+        body = await service.read(request)
+        with refusing():
             asked = await parse(body, request.headers, CapFiltRequest)
             wanted = asked.filter(limits)
-        except UserError as error:
-            raise Refused(422, str(error)) from error
         try:
             found = await asyncio.to_thread(decisions.find, wanted, start=asked.start, count=asked.count)
         except UserError:  # its sentence may name a path
