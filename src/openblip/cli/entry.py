@@ -252,7 +252,7 @@ def _check_names(name: str, words: list[str]) -> None:
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
         if parts := [one.replace("-", " ", 1) for one in COMMANDS if one.startswith(f"{name}-")]:
-            raise UserError(f"openblip {name} is followed by what is to be done: {', '.join(parts)}")
+            raise UserError(f"{name} is followed by what it is to do: {', '.join(parts)}")
         raise UserError(f'unknown {kind} "{name}"{nearest(name, COMMANDS)}; openblip --help lists them')
     if _asks_for_help(words):
         return

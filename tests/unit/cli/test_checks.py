@@ -242,8 +242,8 @@ def test_every_recipe_is_taken_by_its_name(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["index"], "openblip index is followed by what is to be done: index build"),
-        (["index", "--help"], "openblip index is followed by what is to be done"),
+        (["index"], "openblip: index is followed by what it is to do: index build"),
+        (["index", "--help"], "openblip: index is followed by what it is to do"),
         (["serve", "model", "--engine", "ray", "--replicas", "0"], "--replicas"),
         (["serve", "model", "--cors-origin", "foo"], '--cors-origin: "foo" is no site'),
         (["serve", "model", "--cors-origin", "https://a.example/page"], "is no site"),
