@@ -47,6 +47,9 @@ class Stage1Config:
     itm_share: float = 1.0
     """Fraction of a batch's pairs that ITM reads, with negatives from the whole batch; the paper reads all.
     ITM reads three rows of queries and text for a pair, ITC and ITG read one each."""
+    itg_share: float = 1.0
+    """Fraction of a batch's pairs that ITG reads; the paper reads all. With small shares of ITM and ITG a larger
+    batch of ITC takes the same time."""
     negatives: DrawnFrom = "rank"
     """Whose pairs ITM draws its negatives from: the own "rank"'s, or "all" ranks' as LAVIS does, which gathers the
     tower's features (257 tokens of 1,408 numbers for each image of ViT-g) and projects B images more."""
@@ -61,8 +64,17 @@ class Stage1Config:
             raise UserError('no objective is named: choose from "itc", "itm", "itg"')
         if not 0 <= self.hard_share <= 1:
             raise UserError(f"hard_share is a share between 0 and 1, not {self.hard_share}")
-        if not 0 < self.itm_share <= 1:
-            raise UserError(f"itm_share is a share above 0 and at most 1, not {self.itm_share}")
+        for name in ("itm_share", "itg_share"):
+            if not 0 < (share := getattr(self, name)) <= 1:
+                raise UserError(f"{name} is a share above 0 and at most 1, not {share}")
+
+    def pairs_of_itm(self, batch: int) -> int:
+        """How many of a batch's pairs ITM reads, the first ones."""
+        return max(1, round(self.itm_share * batch))
+
+    def pairs_of_itg(self, batch: int) -> int:
+        """How many of a batch's pairs ITG reads, the first ones."""
+        return max(1, round(self.itg_share * batch))
 
 
 class Blip2Stage1(nn.Module):
@@ -116,7 +128,7 @@ class Blip2Stage1(nn.Module):
                 everyone = None
                 if self._over_ranks:
                     everyone = AllRanks.gather(text.input_ids, text.attention_mask, image_embeds, model.remember)
-                read = negatives.first(max(1, round(config.itm_share * len(text))))
+                read = negatives.first(config.pairs_of_itm(len(text)))
                 losses["loss_itm"], losses["itm_accuracy"] = match_pairs(
                     model.match, text.input_ids, text.attention_mask, memory, read, everyone
                 )
@@ -153,10 +165,12 @@ class Blip2Stage1(nn.Module):
         return loss, similarity_i2t[:, own].detach(), similarity_t2i[:, own].detach(), image_ids
 
     def _itg(self, text: TokenBatch, cache: KVCache, num_tokens: Tensor | None) -> Tensor:
-        input_ids = text.input_ids.clone()
+        pairs = self.config.pairs_of_itg(len(text))
+        cache = KVCache([key[:pairs] for key in cache.keys], [value[:pairs] for value in cache.values])
+        input_ids, mask = text.input_ids[:pairs].clone(), text.attention_mask[:pairs]
         input_ids[:, 0].fill_(self.dec_id)
-        logits = self.model.write(input_ids, text.attention_mask, cache)
-        targets = language_targets(input_ids, text.attention_mask)
+        logits = self.model.write(input_ids, mask, cache)
+        targets = language_targets(input_ids, mask)
         return language_loss(logits, targets, label_smoothing=self.config.label_smoothing, num_tokens=num_tokens)
 
 

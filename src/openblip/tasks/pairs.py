@@ -22,13 +22,19 @@ __all__ = ["BlipStep", "Stage1Step", "prepare_pairs", "train_blip", "train_stage
 
 
 def prepare_pairs(
-    tokenizer: TextTokenizer, *, max_length: int, prompt: str = "", cache: FeatureCache | None = None
+    tokenizer: TextTokenizer,
+    *,
+    max_length: int,
+    prompt: str = "",
+    cache: FeatureCache | None = None,
+    num_written: Callable[[int], int] = lambda pairs: pairs,
 ) -> Callable[[Batch], PairBatch]:
     """A function from the loader's batches to `PairBatch`es.
 
     Args:
         max_length: tokens of a text, first and last included; longer ones are cut.
         prompt: put before every text and not scored, as in fine-tuning a captioner.
+        num_written: of how many pairs, the first ones, language modelling reads the texts.
     """
     images = images_of(cache)
     prompt_length = tokenizer.encode([prompt], end=False).input_ids.shape[1] if prompt else 0
@@ -36,7 +42,7 @@ def prepare_pairs(
     def prepare(batch: Batch) -> PairBatch:
         texts = [prompt + text for text in batch.texts] if prompt else batch.texts
         text = tokenizer.encode(texts, max_length=max_length)
-        return PairBatch(images(batch), text, batch.image_ids, prompt_length)
+        return PairBatch(images(batch), text, batch.image_ids, prompt_length, num_written(len(texts)))
 
     return prepare
 
@@ -83,7 +89,9 @@ def train_blip(
 def train_stage1(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
     """BLIP-2's Q-Former on pairs."""
     objective = Blip2Stage1(adapter.model, config.stage1, dec_id=adapter.tokenizer.dec_id)
-    prepare = prepare_pairs(adapter.tokenizer, max_length=config.max_length, cache=data.cache)
+    prepare = prepare_pairs(
+        adapter.tokenizer, max_length=config.max_length, cache=data.cache, num_written=config.stage1.pairs_of_itg
+    )
     # An objective that is left out leaves its head unused.
     unused = set(config.stage1.objectives) != set(STAGE1_OBJECTIVES)
     return Training(Stage1Step(objective), prepare, config.clean, config.max_words, find_unused_parameters=unused)

@@ -60,11 +60,13 @@ class PairBatch(PreparedBatch):
     """int64 [B]"""
     prompt_length: int = 0
     """tokens at the start that carry no loss"""
+    num_written: int | None = None
+    """the first texts, which language modelling reads; None is all"""
 
     @property
     def num_scored(self) -> int:
         """Tokens that language modelling scores."""
-        return int(self.text.attention_mask[:, max(1, self.prompt_length) :].sum())
+        return int(self.text.attention_mask[: self.num_written, max(1, self.prompt_length) :].sum())
 
 
 _Batch = TypeVar("_Batch", bound=PreparedBatch)

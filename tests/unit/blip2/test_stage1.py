@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from openblip.models.blip2 import best_query
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config, split_prefix
 from openblip.objectives.matching import Negatives, draw_negatives
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
+from openblip.tasks.step import PairBatch
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 """the same sums of float32 in another order"""
@@ -107,6 +109,29 @@ def test_itm_may_read_a_part_of_the_pairs() -> None:
     for share in (0, 1.5):
         with pytest.raises(UserError, match="itm_share is a share above 0 and at most 1"):
             Stage1Config(itm_share=share)
+
+
+def test_itg_may_read_a_part_of_the_pairs() -> None:
+    """The first pairs, by the mean over their tokens; ITC and ITM stay as they are."""
+    step = stage1(itg_share=0.67)
+    embeds, words = step.model.encode_image(images(3)), text(3)
+    drawn = Negatives(torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0]), torch.ones(3, dtype=torch.bool))
+    found, whole = step(embeds, words, negatives=drawn), stage1()(embeds, words, negatives=drawn)
+    first = stage1(objectives=("itg",))(embeds[:2], TokenBatch(words.input_ids[:2], words.attention_mask[:2]))
+    torch.testing.assert_close(found["loss_itg"], first["loss_itg"], **CLOSE)
+    assert not torch.isclose(found["loss_itg"], whole["loss_itg"])
+    for name in ("loss_itc", "loss_itm"):
+        torch.testing.assert_close(found[name], whole[name], **CLOSE)
+    with pytest.raises(UserError, match="itg_share is a share above 0 and at most 1, not 2"):
+        Stage1Config(itg_share=2)
+
+
+def test_what_itg_does_not_read_is_not_counted() -> None:
+    """The loss's divisor is the tokens of the pairs that ITG reads."""
+    words = text(3)
+    batch = PairBatch(images(3), words, torch.arange(3), num_written=Stage1Config(itg_share=0.34).pairs_of_itg(3))
+    assert batch.num_scored == int(words.attention_mask[0, 1:].sum())
+    assert replace(batch, num_written=None).num_scored == int(words.attention_mask[:, 1:].sum())
 
 
 def test_only_the_frozen_parts_are_without_gradient() -> None:

@@ -41,7 +41,7 @@ class Flickr8kSettings:
     """of the frozen parts"""
     image_size: int = 224
     """pixels that the tower reads; one that names a size itself reads that in BLIP-2"""
-    crops: int = 1
+    crops: int = 2
     """views of each training image in the feature cache: 1 is the whole image alone"""
     max_length: int = 20
     """tokens of a caption in training"""
@@ -50,14 +50,15 @@ class Flickr8kSettings:
     """of `val`, on which everything is measured"""
 
     queries: int = 32
-    dropout: float = 0.0
+    dropout: float = 0.1
     """of the Q-Former"""
     embed_dim: int = 256
-    batch_size: int = 64
+    batch_size: int = 128
     stage1_steps: int = 800
     stage1_rate: float = 5e-4
-    itm_share: float = 0.25
-    """of a batch's pairs, which ITM reads"""
+    itm_share: float = 0.125
+    """of a batch's pairs, which ITM reads; with `itg_share`, ITC has most of the time and the most to learn"""
+    itg_share: float = 0.25
     rerank_k: int = 10
     """candidates of each query that ITM reads"""
 
@@ -66,7 +67,7 @@ class Flickr8kSettings:
     variant_images: int = 300
     """of `val`, on which the variants are measured"""
 
-    stage2_steps: int = 160
+    stage2_steps: int = 240
     stage2_batch: int = 32
     stage2_rate: float = 5e-4
     stage2_length: int = 24
