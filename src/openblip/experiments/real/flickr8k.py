@@ -134,7 +134,12 @@ class Seed:
             text_pretrained=str(self.places.part(config.text)),
             qformer=replace(base.qformer, num_queries=variant.queries, dropout=config.dropout),
             embed_dim=config.embed_dim,
-            stage1=replace(variant.objective, itm_share=config.itm_share, itg_share=config.itg_share),
+            stage1=replace(
+                variant.objective,
+                itm_share=config.itm_share,
+                itg_share=config.itg_share,
+                hard_share=config.hard_share,
+            ),
             batch_size=config.batch_size,
             num_workers=0,  # there is nothing to decode
             max_length=config.max_length,

@@ -59,6 +59,8 @@ class Flickr8kSettings:
     itm_share: float = 0.125
     """of a batch's pairs, which ITM reads; with `itg_share`, ITC has most of the time and the most to learn"""
     itg_share: float = 0.25
+    hard_share: float = 0.5
+    """of ITM's negatives, drawn by similarity"""
     rerank_k: int = 10
     """candidates of each query that ITM reads"""
 
