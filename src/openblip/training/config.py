@@ -29,8 +29,8 @@ class TrainConfig:
     """Stop cleanly (log, evaluate, save, export) once this much time is spent, all sessions together."""
     fit_minutes: float | None = None
     """Minutes that training is to take, evaluations included. The number of steps is set from the measured speed,
-    first after `FIT_AFTER` steps and again after each evaluation, and kept in checkpoints, so that the schedule
-    ends when the time does; `max_steps` is the estimate until then."""
+    first after `FIT_AFTER` steps, or half of fewer planned ones, and again after each evaluation, and kept in
+    checkpoints, so that the schedule ends when the time does; `max_steps` is the estimate until then."""
 
     learning_rate: float = 3e-4
     """The peak learning rate."""

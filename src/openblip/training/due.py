@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from openblip.core.errors import UserError, nearest
-from openblip.training.config import TrainConfig
+from openblip.training.config import FIT_AFTER, TrainConfig
 from openblip.training.state import Progress
 
-__all__ = ["evaluation_is_due", "fitted_steps", "note_best"]
+__all__ = ["evaluation_is_due", "fit_is_due", "fitted_steps", "note_best"]
 
 
 def evaluation_is_due(config: TrainConfig, progress: Progress) -> bool:
@@ -36,6 +36,14 @@ def note_best(config: TrainConfig, progress: Progress, metrics: dict[str, float]
         progress.best = {"step": progress.step, "name": name, "value": value}
         return True
     return False
+
+
+def fit_is_due(step: int, planned: int) -> bool:
+    """Whether `fit_minutes` sets the number of steps now: after `FIT_AFTER`, or as often as half of a shorter plan.
+
+    A plan of few steps may be wrong too, and would be over before its speed is known.
+    """
+    return step <= FIT_AFTER and step % min(FIT_AFTER, max(1, planned // 2)) == 0
 
 
 def fitted_steps(

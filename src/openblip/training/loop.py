@@ -27,8 +27,8 @@ from openblip.core.files import write_folder
 from openblip.core.interrupt import StopSignals
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.training import state as states
-from openblip.training.config import FIT_AFTER, TrainConfig
-from openblip.training.due import evaluation_is_due, fitted_steps, note_best
+from openblip.training.config import TrainConfig
+from openblip.training.due import evaluation_is_due, fit_is_due, fitted_steps, note_best
 from openblip.training.feed import Feed, Stopwatch, beside_training
 from openblip.training.folder import open_run
 from openblip.training.interrupt import Interrupted, agree
@@ -129,7 +129,7 @@ class _Trainer:
         if self.batches_per_epoch == 0:
             raise UserError("there is not one batch to train on: give more samples, or make the batch smaller")
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / config.gradient_accumulation)
-        self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
+        self.planned_steps = self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
         self._saved_step = -1
         self._evaluation_seconds = 0.0
 
@@ -213,7 +213,7 @@ class _Trainer:
             self.log.advance(progress.step)
             signum, time_up, save_due = self._agree()
             last = progress.step >= self.total_steps or time_up
-            fit_due = config.fit_minutes is not None and not last and progress.step == FIT_AFTER
+            fit_due = config.fit_minutes is not None and not last and fit_is_due(progress.step, self.planned_steps)
             if last or fit_due or progress.step % config.log_every == 0:
                 self._record()
             if fit_due:

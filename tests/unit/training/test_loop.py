@@ -403,7 +403,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("evaluation", [0.0, 30.0])
-@pytest.mark.parametrize("guess", [25, 60, 1000])
+@pytest.mark.parametrize("guess", [2, 5, 19, 25, 60, 1000])
 def test_training_is_fitted_to_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guess: int, evaluation: float
 ) -> None:
