@@ -25,7 +25,7 @@ from openblip.objectives.contrastive import positive_pairs, smoothed_contrastive
 from openblip.objectives.language import language_loss, language_targets, token_loss
 from openblip.objectives.matching import AllRanks, DrawnFrom, Negatives, draw_negatives, match_pairs
 
-__all__ = ["OBJECTIVES", "Blip2Stage1", "Blip2Stage2", "Stage1Config", "split_prefix"]
+__all__ = ["OBJECTIVES", "Blip2Stage1", "Blip2Stage2", "Stage1Config", "pairs_read", "split_prefix"]
 
 OBJECTIVES = ("itc", "itm", "itg")
 
@@ -68,13 +68,10 @@ class Stage1Config:
             if not 0 < (share := getattr(self, name)) <= 1:
                 raise UserError(f"{name} is a share above 0 and at most 1, not {share}")
 
-    def pairs_of_itm(self, batch: int) -> int:
-        """How many of a batch's pairs ITM reads, the first ones."""
-        return max(1, round(self.itm_share * batch))
 
-    def pairs_of_itg(self, batch: int) -> int:
-        """How many of a batch's pairs ITG reads, the first ones."""
-        return max(1, round(self.itg_share * batch))
+def pairs_read(batch: int, share: float) -> int:
+    """How many of a batch's pairs an objective with this share reads: the first ones, at least one."""
+    return max(1, round(share * batch))
 
 
 class Blip2Stage1(nn.Module):
@@ -128,7 +125,7 @@ class Blip2Stage1(nn.Module):
                 everyone = None
                 if self._over_ranks:
                     everyone = AllRanks.gather(text.input_ids, text.attention_mask, image_embeds, model.remember)
-                read = negatives.first(config.pairs_of_itm(len(text)))
+                read = negatives.first(pairs_read(len(text), config.itm_share))
                 losses["loss_itm"], losses["itm_accuracy"] = match_pairs(
                     model.match, text.input_ids, text.attention_mask, memory, read, everyone
                 )
@@ -165,7 +162,7 @@ class Blip2Stage1(nn.Module):
         return loss, similarity_i2t[:, own].detach(), similarity_t2i[:, own].detach(), image_ids
 
     def _itg(self, text: TokenBatch, cache: KVCache, num_tokens: Tensor | None) -> Tensor:
-        pairs = self.config.pairs_of_itg(len(text))
+        pairs = pairs_read(len(text), self.config.itg_share)
         cache = KVCache([key[:pairs] for key in cache.keys], [value[:pairs] for value in cache.values])
         input_ids, mask = text.input_ids[:pairs].clone(), text.attention_mask[:pairs]
         input_ids[:, 0].fill_(self.dec_id)

@@ -10,7 +10,7 @@ from torch import Tensor
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.objectives.blip2 import OBJECTIVES as STAGE1_OBJECTIVES
-from openblip.objectives.blip2 import Blip2Stage1
+from openblip.objectives.blip2 import Blip2Stage1, pairs_read
 from openblip.objectives.pretraining import BlipPretraining
 from openblip.tasks.config import RunConfig
 from openblip.tasks.feature_cache import FeatureCache
@@ -27,14 +27,14 @@ def prepare_pairs(
     max_length: int,
     prompt: str = "",
     cache: FeatureCache | None = None,
-    num_written: Callable[[int], int] = lambda pairs: pairs,
+    written_share: float = 1.0,
 ) -> Callable[[Batch], PairBatch]:
     """A function from the loader's batches to `PairBatch`es.
 
     Args:
         max_length: tokens of a text, first and last included; longer ones are cut.
         prompt: put before every text and not scored, as in fine-tuning a captioner.
-        num_written: of how many pairs, the first ones, language modelling reads the texts.
+        written_share: fraction of a batch's pairs, the first ones, whose texts language modelling reads.
     """
     images = images_of(cache)
     prompt_length = tokenizer.encode([prompt], end=False).input_ids.shape[1] if prompt else 0
@@ -42,7 +42,8 @@ def prepare_pairs(
     def prepare(batch: Batch) -> PairBatch:
         texts = [prompt + text for text in batch.texts] if prompt else batch.texts
         text = tokenizer.encode(texts, max_length=max_length)
-        return PairBatch(images(batch), text, batch.image_ids, prompt_length, num_written(len(texts)))
+        written = pairs_read(len(texts), written_share)
+        return PairBatch(images(batch), text, batch.image_ids, prompt_length, written)
 
     return prepare
 
@@ -90,7 +91,7 @@ def train_stage1(config: RunConfig, adapter: Adapter, data: RunData) -> Training
     """BLIP-2's Q-Former on pairs."""
     objective = Blip2Stage1(adapter.model, config.stage1, dec_id=adapter.tokenizer.dec_id)
     prepare = prepare_pairs(
-        adapter.tokenizer, max_length=config.max_length, cache=data.cache, num_written=config.stage1.pairs_of_itg
+        adapter.tokenizer, max_length=config.max_length, cache=data.cache, written_share=config.stage1.itg_share
     )
     # An objective that is left out leaves its head unused.
     unused = set(config.stage1.objectives) != set(STAGE1_OBJECTIVES)

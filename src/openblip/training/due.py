@@ -39,9 +39,12 @@ def note_best(config: TrainConfig, progress: Progress, metrics: dict[str, float]
 
 
 def fit_is_due(step: int, planned: int) -> bool:
-    """Whether `fit_minutes` sets the number of steps now: after `FIT_AFTER`, or as often as half of a shorter plan.
+    """Whether `fit_minutes` sets the number of steps after this step: `FIT_AFTER`, or each half of a shorter plan.
 
     A plan of few steps may be wrong too, and would be over before its speed is known.
+
+    Args:
+        planned: steps in all, before any fit.
     """
     return step <= FIT_AFTER and step % min(FIT_AFTER, max(1, planned // 2)) == 0
 

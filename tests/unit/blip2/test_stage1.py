@@ -17,7 +17,7 @@ from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import best_query
-from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config, split_prefix
+from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config, pairs_read, split_prefix
 from openblip.objectives.matching import Negatives, draw_negatives
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
 from openblip.tasks.step import PairBatch
@@ -129,7 +129,7 @@ def test_itg_may_read_a_part_of_the_pairs() -> None:
 def test_what_itg_does_not_read_is_not_counted() -> None:
     """The loss's divisor is the tokens of the pairs that ITG reads."""
     words = text(3)
-    batch = PairBatch(images(3), words, torch.arange(3), num_written=Stage1Config(itg_share=0.34).pairs_of_itg(3))
+    batch = PairBatch(images(3), words, torch.arange(3), num_written=pairs_read(3, 0.34))
     assert batch.num_scored == int(words.attention_mask[0, 1:].sum())
     assert replace(batch, num_written=None).num_scored == int(words.attention_mask[:, 1:].sum())
 
