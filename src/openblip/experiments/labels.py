@@ -13,6 +13,7 @@ _LABELS = {
     # Retrieval and matching.
     "t2i_recall@1": "text finds image, ITC",
     "t2i_recall_itm@1": "text finds image, ITM",
+    "t2i_recall_itm@10": "text finds image, ITM",
     "i2t_recall_itm@1": "image finds text, ITM",
     "itm_accuracy": "ITM accuracy",
     "query_likeness": "cosine of two queries",

@@ -97,10 +97,19 @@ class _Axes:
             y = self.y(value)
             _line(parent, "grid", self.left, self.right, y, y)
             _text(parent, self.left - 6, y + 4, spell_short(value, y_unit), anchor="end")
-        for value in ticks(self.x0, self.x1, 5):
-            _text(parent, self.x(value), self.bottom + 15, spell_short(value, x_unit), anchor="middle")
+        for value, text in self._x_ticks(x_unit):
+            _text(parent, self.x(value), self.bottom + 15, text, anchor="middle")
         _line(parent, "axis", self.left, self.right, self.bottom, self.bottom)
         _text(parent, (self.left + self.right) / 2, _HEIGHT - 4, x_label, anchor="middle")
+
+    def _x_ticks(self, unit: str) -> list[tuple[float, str]]:
+        """Round values and how they are written: as many as have room beside each other, at most about five."""
+        for wanted in (5, 4, 3, 2, 1):
+            found = [(value, spell_short(value, unit)) for value in ticks(self.x0, self.x1, wanted)]
+            room = (self.right - self.left) / max(1, len(found))
+            if all(_CHAR * (len(text) + 1) <= room for _, text in found):
+                break
+        return found
 
     def upright(self, parent: Element, kind: str, x: float) -> None:
         """Add a vertical line at the place `x`."""

@@ -233,7 +233,7 @@ def _curves(out: Path, measured: dict[str, Any]) -> Charts:
         reference=1 / images,
         series=[line(run, "eval", name, f"{labels[run]}, {by}")
                 for run in ("pretrain", "matcher")
-                for name, by in (("t2i_recall@1", "ITC"), ("t2i_recall_itm@1", "with ITM"))],
+                for name, by in (("t2i_recall@1", "ITC"), ("t2i_recall_itm@1", "ITM"))],
     )  # fmt: skip
     itm = Chart(
         title="ITM accuracy", x_label="step", unit="fraction", reference=0.5,

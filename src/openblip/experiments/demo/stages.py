@@ -103,7 +103,7 @@ def run_demo(
         f"\nDone in {(time.perf_counter() - began) / 60:.1f} minutes. Open [bold]{target}[/] in a browser, "
         "then try:\n"
         f"  openblip caption {out}/world/novel-images --model {out}/captioner/model\n"
-        f'  openblip retrieve "a red circle" {out}/world/novel-images --model {out}/pretrain/model\n'
+        f'  openblip retrieve "a red circle" {out}/world/novel-images --model {out}/matcher/model\n'
         f"  openblip ask {out}/world/novel-images --model {out}/blip2/stage2-decoder/model "
         '--question "how many objects are there?"',
         soft_wrap=True,
