@@ -47,7 +47,7 @@ def first_stage(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict
     features = world.world_features(source, tower, out / FOLDER / "features")
     run = world.world_run(
         "stage1", source, features=features, steps=plan.stage1_steps, tower=tower, seed=plan.seed,
-        batch_size=plan.batch_size, learning_rate=plan.learning_rate,
+        batch_size=plan.blip2_batch_size, learning_rate=plan.learning_rate,
         seconds=None if seconds is None else seconds * STAGE1_TRAINED - (time.perf_counter() - began),
     )  # fmt: skip
     result = run_training(run, out / FOLDER / "stage1", resume=True, title="BLIP-2, stage 1")
@@ -66,7 +66,7 @@ def second_stage(out: Path, plan: DemoPlan, seconds: float | None = None) -> dic
         run = world.world_run(
             "stage2", source, features=out / FOLDER / "features", steps=plan.stage2_steps, seed=plan.seed,
             model=str(out / FOLDER / "stage1" / "model"), language=str(_language(out, name)),
-            batch_size=plan.batch_size, learning_rate=plan.learning_rate,
+            batch_size=plan.blip2_batch_size, learning_rate=plan.learning_rate,
             seconds=None if seconds is None else seconds / len(world.LANGUAGES),
         )  # fmt: skip
         result = run_training(run, out / FOLDER / f"stage2-{name}", resume=True, title=f"BLIP-2, stage 2, {name}")

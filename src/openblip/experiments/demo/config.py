@@ -47,6 +47,8 @@ class DemoPlan:
     stage2_steps: int
     """of each of the two language models"""
     batch_size: int = 64
+    blip2_batch_size: int = 32
+    """of both stages of BLIP-2, which get further in the same time by more steps"""
     learning_rate: float = LEARNING_RATE
     seed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)

@@ -57,13 +57,13 @@ SHARES = {
     "capfilt": 0.025,
     "again": 0.03,
     "language": 0.12,
-    "stage1": 0.09,
-    "stage2": 0.07,
+    "stage1": 0.06,
+    "stage2": 0.1,
     "zero-shot": 0.015,
     "report": 0.01,
 }
 """of the demo's time, for each stage; they sum to 1"""
-STAGE1_TRAINED = 0.75
+STAGE1_TRAINED = 0.65
 """of the time of stage 1, the features' included; the rest is for measuring"""
 LEAST_STEPS = 1500
 """of pre-training, from which the larger model is taken: with the 510 of 30 minutes on two cores it came as far as
@@ -152,7 +152,7 @@ def make_plan(minutes: float, timed: Calibration, *, spent: float = 0.0, seed: i
     size: Literal["micro", "nano"] = "micro"
     if timed.step["micro"] * LEAST_STEPS > seconds["pretrain"]:
         size = "nano"
-    step, small = timed.step[size], timed.step["nano"]
+    step, small, cost = timed.step[size], timed.step["nano"], STEP_COST[size]
     images = int(seconds["world"] * _drawing_processes() / timed.draw)
     web, simple = _between(images // 4, 500, 4000), _between(images // 5, 250, 4000)
     writing = timed.write * step / small
@@ -164,24 +164,29 @@ def make_plan(minutes: float, timed: Calibration, *, spent: float = 0.0, seed: i
         human_images=_between(images - web - simple, 1000, 16_000),
         simple_images=simple,
         test_images=_between(int(measuring / each), 50, 200),
-        pretrain_steps=_steps(seconds["pretrain"], step * STEP_COST["pretrain"]),
-        captioner_steps=_steps(seconds["captioner"], step * STEP_COST["captioner"]),
-        matcher_steps=_steps(seconds["matcher"], step * STEP_COST["matcher"]),
+        pretrain_steps=_steps(seconds["pretrain"], step * cost["pretrain"]),
+        captioner_steps=_steps(seconds["captioner"], step * cost["captioner"]),
+        matcher_steps=_steps(seconds["matcher"], step * cost["matcher"]),
         capfilt_images=_between(int(seconds["capfilt"] / (writing * CLEANED)), 250, web),
-        again_steps=_steps(seconds["again"] / 2, step * STEP_COST["captioner"]),
+        again_steps=_steps(seconds["again"] / 2, step * cost["captioner"]),
         documents=_between(int(8000 * seconds["language"] / 45), 1000, 8000),
         language_steps=(_steps(seconds["language"] / 2, small), _steps(seconds["language"] / 2, small)),
         blip2_images=_between(int(6000 * seconds["stage1"] / 60), 1000, 6000),
-        stage1_steps=_steps(STAGE1_TRAINED * seconds["stage1"], small * STEP_COST["stage1"]),
-        stage2_steps=_steps(seconds["stage2"] / 2, small * STEP_COST["stage2"]),
+        stage1_steps=_steps(STAGE1_TRAINED * seconds["stage1"], small * BLIP2_STEP_COST["stage1"]),
+        stage2_steps=_steps(seconds["stage2"] / 2, small * BLIP2_STEP_COST["stage2"]),
         seed=seed,
         seconds={stage: round(value, 1) for stage, value in seconds.items()},
     )
 
 
-STEP_COST = {"pretrain": 1.2, "captioner": 0.75, "matcher": 1.0, "stage1": 5.0, "stage2": 1.8}
-"""calibrated steps that a stage's step costs, its evaluations included, from the demos in benchmarks/results; of
-BLIP-2, which is of one size and reads cached features, steps of the smallest model"""
+STEP_COST = {
+    "micro": {"pretrain": 1.2, "captioner": 0.75, "matcher": 1.0},
+    "nano": {"pretrain": 2.0, "captioner": 1.1, "matcher": 1.4},
+}
+"""calibrated steps of its size that a stage's step costs, with its images and evaluations; from
+benchmarks/results/demo-*.json"""
+BLIP2_STEP_COST = {"stage1": 2.6, "stage2": 1.0}
+"""the same for BLIP-2, which is of one size and reads cached features, in steps of the smallest model"""
 MEASURED = {"blip": 45.0, "blip2": 165.0}
 """greedy captions, those of BLIP-2 by the smallest model, that an image costs which is measured in all ways"""
 CLEANED = 6.0
@@ -289,7 +294,7 @@ def plan_table(out: Path, plan: DemoPlan) -> Table:
     """The plan, for a terminal."""
     about = "about " if plan.seconds else ""
     return Table(
-        title=f"The plan: model {plan.model}, batch {plan.batch_size}",
+        title=f"The plan: model {plan.model}, batch {plan.batch_size}, of BLIP-2 {plan.blip2_batch_size}",
         columns=[
             Column(name="stage"),
             *(Column(name=name, align="right") for name in ("steps", "time")),

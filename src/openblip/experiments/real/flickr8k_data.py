@@ -80,7 +80,7 @@ class Flickr8kSettings:
     """evaluations of stage 2 while it learns"""
     look_images: int = 100
 
-    blip_steps: int = 150
+    blip_steps: int = 240
     blip_batch: int = 32
     blip_rate: float = 1e-4
     captioner_steps: int = 40
