@@ -41,7 +41,7 @@ def test_mistakes(openblip: CommandServer, world: World, captioner: Path, model:
         return openblip.refuse("capfilt", world.folder, tmp_path / "out", *words)
 
     assert "needs --filter" in refuse("--captioner", captioner)
-    assert "only writes" in refuse("--filter", captioner)
+    assert "matching needs a BLIP" in refuse("--filter", captioner)
     assert "no option" in refuse("--filter", model, "--treshold", 0.5)
     assert "between 0 and 1" in refuse("--filter", model, "--threshold", 2)
     assert "give I/N" in refuse("--filter", model, "--shard", "first")

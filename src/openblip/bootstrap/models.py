@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.checkpoints.store import open_model, unique_state
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
 from openblip.core.fingerprint import fingerprint
-from openblip.models.blip import Blip
+from openblip.models.blip2 import Blip2
 from openblip.models.layers import ImageMemory
-from openblip.tasks.families.blip import BlipAdapter
+from openblip.tasks.protocols import Adapter
+from openblip.tasks.registry import adapt
 
 __all__ = ["Models", "Part", "open_models"]
 
@@ -23,13 +24,20 @@ __all__ = ["Models", "Part", "open_models"]
 class Part:
     """A model with what is needed to use it."""
 
-    adapter: BlipAdapter
+    adapter: Adapter
     fingerprint: str
 
-    @property
-    def model(self) -> Blip:
-        """The model itself."""
-        return self.adapter.model
+    def see(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> what the vision tower makes of them, [B, N, Dv]."""
+        model = self.adapter.model
+        if isinstance(model, Blip2):
+            return model.vision(model.vision.normalize(pixels))
+        return self.adapter.encode(pixels)
+
+    def embeds(self, seen: Tensor) -> Tensor:
+        """Of `see`, image_embeds [B, N, Dv]: a frozen tower is followed by a norm that is the model's own."""
+        model = self.adapter.model
+        return model.normalize_features(seen) if isinstance(model, Blip2) else seen
 
     @property
     def image_size(self) -> int | tuple[int, int]:
@@ -57,7 +65,7 @@ class Models:
         """Move both to a device, in a dtype, ready to be used."""
         for part in (self.captioner, self.filter):
             if part is not None:
-                part.model.to(device, dtype).eval()
+                part.adapter.move(torch.device(device), dtype)
         return self
 
     @torch.no_grad()
@@ -70,16 +78,17 @@ class Models:
         Returns:
             the captioner's memory, the filter's image_embeds [B, N, Dv], the filter's memory.
         """
-        judge = self.filter.model
-        embeds = judge.encode_pixels(pixels[self.filter.image_size])
-        memory = judge.remember(embeds)
+        judge = self.filter
+        seen = judge.see(pixels[judge.image_size])
+        embeds = judge.embeds(seen)
+        memory = judge.adapter.remember(embeds)
         if self.captioner is None:
             return None, embeds, memory
         if self.one_model:
             return memory, embeds, memory
-        writer = self.captioner.model
-        own = embeds if self.one_vision else writer.encode_pixels(pixels[self.captioner.image_size])
-        return writer.remember(own), embeds, memory
+        writer = self.captioner
+        own = seen if self.one_vision else writer.see(pixels[writer.image_size])
+        return writer.adapter.remember(writer.embeds(own)), embeds, memory
 
 
 def open_models(
@@ -98,34 +107,40 @@ def open_models(
         UserError: one cannot be opened, or cannot do what it is needed for.
     """
     judge = _open(filter, image_size, tokenizer)
-    _require(
-        filter, "--filter", judge.model.text_encoder is not None, "only writes; it has no ITM head to judge with"
-    )
+    _require(filter, "--filter", judge, "match")
     writer: Part | None = None
     if captioner:
         writer = judge if captioner == filter else _open(captioner, image_size, tokenizer)
-        _require(captioner, "--captioner", writer.model.text_decoder is not None, "only matches; it cannot write")
+        _require(captioner, "--captioner", writer, "caption")
     one_model = writer is not None and (writer is judge or writer.fingerprint == judge.fingerprint)
-    one_vision = writer is not None and (one_model or _same_weights(writer.model.vision, judge.model.vision))
+    one_vision = writer is not None and (one_model or _same_vision(writer, judge))
     if writer is not None and one_vision and writer is not judge:
-        writer.model.vision = judge.model.vision
+        writer.adapter.model.vision = judge.adapter.model.vision
     return Models(writer, judge, one_vision, one_model).to("cpu", torch.float32)
 
 
 def _open(path: str, image_size: int | None, tokenizer: str | None) -> Part:
-    stored = open_model(path, tokenizer=tokenizer, image_size=image_size)
-    model = stored.blip
+    adapter = adapt(open_model(path, tokenizer=tokenizer, image_size=image_size))
+    model = adapter.model
     # Every value counts: captions are made anew where the model that made them is another one.
     named = sorted(unique_state(model).items())
-    mark = fingerprint(named, config=to_dict(model.config), whole=True)
-    return Part(BlipAdapter(model, stored.tokenizer, stored.info), mark)
+    return Part(adapter, fingerprint(named, config=to_dict(model.config), whole=True))
 
 
-def _require(path: str, option: str, able: bool, lack: str) -> None:
-    if not able:
-        raise UserError(f"{option} {path}: this model {lack}; give one that was trained for it")
+def _require(path: str, option: str, part: Part, what: str) -> None:
+    try:
+        part.adapter.need(what)
+    except UserError as error:
+        raise UserError(f"{option} {path}: {error}") from None
 
 
-def _same_weights(first: nn.Module, second: nn.Module) -> bool:
-    ours, theirs = first.state_dict(), second.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+def _same_vision(first: Part, second: Part) -> bool:
+    ours, theirs = first.adapter.model.vision, second.adapter.model.vision
+    if type(ours) is not type(theirs) or first.image_size != second.image_size:
+        return False
+    mine, other = ours.state_dict(), theirs.state_dict()
+    return mine.keys() == other.keys() and all(_equal(mine[name], other[name]) for name in mine)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and torch.equal(first, second)

@@ -77,13 +77,12 @@ class Pipeline:
     ) -> None:
         self.models, self.decode, self.batch_size, self.ranker = models, decode, batch_size, ranker
         self.prompt = prompt
-        self.max_length = min(max_length, models.filter.model.config.text.max_positions)
+        self.max_length = min(max_length, models.filter.adapter.max_positions)
         parts = [part for part in (models.captioner, models.filter) if part is not None]
         self._transforms = {part.image_size: evaluation_transform(part.image_size) for part in parts}
         self._min_side = max(transform.min_side for transform in self._transforms.values())
         self._threads = threads or max(1, min(8, os.cpu_count() or 1))
-        first = next(models.filter.model.parameters())
-        self._device = first.device
+        self._device = models.filter.adapter.device
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def rows(
@@ -192,16 +191,16 @@ class Pipeline:
         written: list[list[Text]] = [[] for _ in batch]
         if models.captioner is not None and writer_memory is not None:
             keys = torch.tensor([stable_id(ready.row.key) for ready in batch], device=self._device)
-            captioner = models.captioner
-            prompt = captioner.adapter.prompt if self.prompt is None else self.prompt
-            written = write(captioner.adapter, writer_memory, keys, self.decode, prompt=prompt)
+            captioner = models.captioner.adapter
+            prompt = captioner.prompt if self.prompt is None else self.prompt
+            written = write(captioner.need("caption"), writer_memory, keys, self.decode, prompt=prompt)
             began = self._spent("write", began)
         for ready, own in zip(batch, written, strict=True):
             ready.row.texts = [Text(text, "web") for text in ready.texts] + own
         judge = models.filter
         texts = [[text.text for text in ready.row.texts] for ready in batch]
         cleaned = [judge.clean(own) for own in texts]
-        scores = score(judge.adapter, embeds, memory, cleaned, max_length=self.max_length)
+        scores = score(judge.adapter.need("match"), embeds, memory, cleaned, max_length=self.max_length)
         for ready, own_scores in zip(batch, scores, strict=True):
             for text, (itm, itc) in zip(ready.row.texts, own_scores, strict=True):
                 text.itm, text.itc = itm, itc

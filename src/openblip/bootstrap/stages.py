@@ -78,7 +78,9 @@ def score(
     device = image_embeds.device
     owner = torch.tensor([i for i, own in enumerate(texts) for _ in own], device=device)
     tokens, features = embed_texts(model, flat, max_length=max_length)
-    cosine = (model.image_features(image_embeds).float()[owner] * features).sum(1)
+    seen = model.image_features(image_embeds).float()[owner]
+    seen = seen if seen.ndim == 3 else seen.unsqueeze(1)  # [P, Q, E]: of several queries the one that fits best
+    cosine = (seen * features.unsqueeze(1)).sum(-1).amax(1)
     ids = begin_matching(model, tokens)
     lengths = tokens.attention_mask.sum(1)
     probability = torch.empty(len(flat), device=device)

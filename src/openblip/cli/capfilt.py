@@ -81,8 +81,9 @@ def capfilt(
     Args:
         source: tars, parquet, a captions file or a folder with .txt beside the images, as for pretrain.
         target: a new folder for the training set and the result table; the same command resumes in it.
-        filter: the model that judges, fine-tuned with ITC and ITM.
-        captioner: the model that writes, fine-tuned with LM; left out, the web's texts are judged alone.
+        filter: the model that judges, BLIP fine-tuned with ITC and ITM or BLIP-2 of stage 1.
+        captioner: the model that writes, BLIP fine-tuned with LM or BLIP-2; left out, the web's texts are judged
+            alone.
         num_captions: texts written for each image.
         nucleus: sample among the likeliest tokens that together reach this probability.
         beams: write by beam search instead.
