@@ -177,8 +177,8 @@ def test_one_model_for_both_looks_once(models: Models, web: Path, tmp_path: Path
             nonlocal count
             count += 1
 
-        towers = {id(part.adapter.model.vision): part.adapter.model.vision for part in (pair.captioner, pair.filter)}
-        hooks = [tower.register_forward_hook(counted) for tower in towers.values()]
+        towers = {part.adapter.model.vision for part in (pair.captioner, pair.filter)}
+        hooks = [tower.register_forward_hook(counted) for tower in towers]
         images = torch.zeros(2, 3, PIXELS, PIXELS, dtype=torch.uint8)
         pair.look({PIXELS: images})
         for hook in hooks:

@@ -55,7 +55,7 @@ Tell = Callable[[str], None]
 QUICK = Flickr8kSettings(
     image_size=28, train_images=16, test_images=8, batch_size=4, stage1_steps=2, rerank_k=2,
     variant_steps=2, variant_images=6, stage2_steps=2, stage2_batch=4, looks=1, look_images=4,
-    blip_steps=2, blip_batch=4, captioner_steps=2, questions=4, threshold=0.0, gain_steps=2,
+    blip_steps=2, blip_batch=4, captioner_steps=2, questions=4, threshold=0.0, gain_batch=4, gain_steps=2,
 )  # fmt: skip
 BEAM = DecodeConfig(num_beams=3, min_new_tokens=5, max_new_tokens=24)
 """how captions are written that are measured at the end"""

@@ -1,6 +1,6 @@
-"""CapFilt on textbook images, with captioner and filter trained on Flickr8k.
+"""CapFilt on textbook images, with captioner and filter trained on Flickr8k: BLIP-2's stages 2 and 1.
 
-    openblip experiments flickr8k-capfilt    # (f), with the models of `openblip experiments flickr8k-blip`
+    openblip experiments flickr8k-capfilt    # (f), with the models of `openblip experiments flickr8k`
 
 The 1,900 images of openstax have an alt text, which says what is seen, and the book's own caption, which often says
 something else. The filter reads both, an alt text of another image, and what the captioner writes. Then the books'
@@ -20,8 +20,7 @@ from openblip.bootstrap.run import run_capfilt
 from openblip.checkpoints.store import open_model
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
-from openblip.experiments.real.flickr8k import Seed, Tell, fine_tuning, open_seeds
-from openblip.experiments.real.flickr8k_blip import Blip
+from openblip.experiments.real.flickr8k import Seed, Tell, Variant, fine_tuning, open_seeds
 from openblip.experiments.real.flickr8k_data import Flickr8kSettings
 from openblip.experiments.real.openstax import source
 from openblip.experiments.real.openstax_filter import PAPER, judged, texts_by_kind, write_noisy
@@ -43,13 +42,16 @@ class _CapFilt:
     """One seed."""
 
     def __init__(self, seed: Seed, data: Path) -> None:
-        self.seed, self.data, self.blip = seed, data, Blip(seed)
+        self.seed, self.data = seed, data
         self.out = seed.out / "capfilt"
 
     def config(self, source: SourceConfig) -> CapFiltConfig:
         """The models of the seed on a collection."""
         return CapFiltConfig(
-            source=source, captioner=str(self.blip.captioner()), filter=str(self.blip.pretrained()), decode=NUCLEUS
+            source=source,
+            captioner=str(self.seed.stage2(after_stage1=True)),
+            filter=str(self.seed.stage1()),
+            decode=NUCLEUS,
         )
 
     def scored(self) -> tuple[Metrics, list[dict[str, Any]]]:
@@ -90,7 +92,7 @@ class _CapFilt:
         """Retrieval of alt texts of other books' images: before, and after training on either set of texts."""
 
         def measure() -> Any:
-            found = {"before": self._recall(self.blip.pretrained())}
+            found = {"before": self._recall(self.seed.stage1())}
             for name, texts in _TEXTS.items():
                 web = source(self.data, "train", column="web_text") if texts == "web" else self.cleaned()
                 found[name] = self._recall(self._tuned(texts, web))
@@ -101,14 +103,15 @@ class _CapFilt:
 
     def _tuned(self, name: str, texts: SourceConfig) -> Path:
         def train(run: Path) -> None:
-            base, config = self.blip.pretrain_run(), self.seed.config
+            config = self.seed.config
             tuned = replace(
-                base,
+                self.seed.stage1_run(Variant(queries=config.queries), config.gain_steps),
                 sources=(texts,),
-                model=str(self.blip.pretrained()),
-                vision_pretrained="",
+                features=(),
+                model=str(self.seed.stage1()),
                 text_pretrained="",
-                train=fine_tuning(config.gain_steps, config.blip_rate / 2, self.seed.number),
+                batch_size=config.gain_batch,
+                train=fine_tuning(config.gain_steps, config.stage1_rate / 5, self.seed.number),
             )
             self.seed.tell(f"trained on {name}")
             run_training(tuned, run, resume=True, title=name, show=False)

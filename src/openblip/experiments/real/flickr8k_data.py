@@ -89,6 +89,7 @@ class Flickr8kSettings:
     """at most of each kind"""
     threshold: float = 0.5
     """ITM probability from which CapFilt keeps a text"""
+    gain_batch: int = 64
     gain_steps: int = 60
     """on openstax's texts as they are and as CapFilt leaves them"""
 

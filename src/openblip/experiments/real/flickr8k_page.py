@@ -123,9 +123,21 @@ def capfilt_page(result: dict[str, Any]) -> Report:
                 title="What a model gains that is trained on the cleaned set",
                 blocks=[measures_table("", mean["gain"], _own(mean["gain"]), _COMPARED)],
             ),
+            Section(title="Some images, by the first seed", blocks=[_judged_texts(result["rows"])]),
             Section(title="How it was made", blocks=[details(result)]),
         ],
     )
+
+
+def _judged_texts(rows: list[dict[str, Any]]) -> Table:
+    """Texts of images with the filter's probability, a line for each text."""
+    lines: list[list[Any]] = [
+        [row["image"] if number == 0 else "", kind, found["text"], found["itm"]]
+        for row in rows
+        for number, (kind, found) in enumerate((kind, row[kind]) for kind in row if kind != "image")
+    ]
+    names = ("image", "text of", "text")
+    return Table(columns=[*(Column(name=name) for name in names), Column(name="ITM")], rows=lines)
 
 
 def _seeds(result: dict[str, Any]) -> str:
