@@ -31,7 +31,7 @@ from openblip.checkpoints.blip2_parts import (
     open_tokenizer,
     resize_vision,
 )
-from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
+from openblip.checkpoints.keymap import Rule, Sizes, export_state, load_by_rules
 from openblip.checkpoints.state import Checkpoint
 from openblip.checkpoints.stored import PUBLISHED_TOKENIZER, Options, StoredModel
 from openblip.core.errors import UserError
@@ -52,26 +52,28 @@ _FROZEN = re.compile(r"^(visual_encoder|opt_model|t5_model|llm_model)\.")
 def qformer_from_state(
     state: Mapping[str, Tensor], *, num_heads: int | None = None, source: str = "this checkpoint"
 ) -> QFormerConfig:
-    """The Q-Former's sizes; None takes 64 channels for each head, as all published models have."""
-    if "query_tokens" not in state:
-        raise UserError("this is no BLIP-2 checkpoint of LAVIS: it has no query_tokens")
-    _, count, width = state["query_tokens"].shape
-    layers = {int(m.group(1)) for key in state if (m := re.match(re.escape(_LAYER) + r"(\d+)\.", key))}
-    reading = sorted(i for i in layers if f"{_LAYER}{i}.crossattention.self.key.weight" in state)
-    words = state.get("Qformer.bert.embeddings.word_embeddings.weight")
+    """The Q-Former's sizes; None takes 64 channels for each head, as all published models have.
+
+    Raises:
+        UserError: a tensor is missing or of another rank.
+    """
+    sizes = Sizes(state, source)
+    _, count, width = sizes.shape("query_tokens", 3)
+    depth = sizes.count(re.escape(_LAYER) + r"(\d+)\.")
+    reading = [i for i in range(depth) if f"{_LAYER}{i}.crossattention.self.key.weight" in state]
+    embeddings = "Qformer.bert.embeddings"
+    has_words = f"{embeddings}.word_embeddings.weight" in state
     return QFormerConfig(
         num_queries=count,
         width=width,
-        depth=max(layers) + 1,
+        depth=depth,
         num_heads=num_heads or heads_of(width, "Q-Former", source),
-        inner_width=state[f"{_LAYER}0.intermediate_query.dense.weight"].shape[0],
-        cross_attention_every=reading[1] - reading[0] if len(reading) > 1 else len(layers),
-        memory_width=state[f"{_LAYER}0.crossattention.self.key.weight"].shape[1],
-        vocab_size=None if words is None else words.shape[0],
+        inner_width=sizes.shape(f"{_LAYER}0.intermediate_query.dense.weight", 2)[0],
+        cross_attention_every=reading[1] - reading[0] if len(reading) > 1 else depth,
+        memory_width=sizes.shape(f"{_LAYER}0.crossattention.self.key.weight", 2)[1],
+        vocab_size=sizes.shape(f"{embeddings}.word_embeddings.weight", 2)[0] if has_words else None,
         writes="Qformer.cls.predictions.bias" in state,
-        max_positions=512
-        if words is None
-        else state["Qformer.bert.embeddings.position_embeddings.weight"].shape[0],
+        max_positions=sizes.shape(f"{embeddings}.position_embeddings.weight", 2)[0] if has_words else 512,
     )
 
 
@@ -180,7 +182,10 @@ def _load_vision(model: Blip2, frozen: Mapping[str, Tensor], source: str) -> set
         return set()
     used = set(state)
     for key in [key for key in state if key.endswith("attn.q_bias")]:
-        query, value = state.pop(key), state.pop(key.replace("q_bias", "v_bias"))
+        sizes, other = Sizes(state, source), key.replace("q_bias", "v_bias")
+        if sizes.shape(key, 1) != sizes.shape(other, 1):
+            raise UserError(f'{source}: "{key}" and "{other}" have other shapes')
+        query, value = state.pop(key), state.pop(other)
         state[key.replace("q_bias", "qkv.bias")] = torch.cat((query, torch.zeros_like(query), value))
     own = model.config.vision.own
     assert own is not None
@@ -239,7 +244,7 @@ def open_lavis(path: Path, file: Checkpoint, options: Options) -> StoredModel:
         vision=_vision(state, options.vision, qformer.memory_width, path, heads[0] if heads else None),
         qformer=qformer if matches else replace(qformer, vocab_size=None, writes=False),
         matches=matches,
-        embed_dim=state["vision_proj.weight"].shape[0] if matches else 256,
+        embed_dim=Sizes(state, path.name).shape("vision_proj.weight", 2)[0] if matches else 256,
         language=_language(state, options.language, path),
     )
     model = build_blip2(config)
@@ -262,16 +267,16 @@ def _vision(
     if named is not None:
         return as_tower(named)
     if "visual_encoder.pos_embed" in state:  # fine-tuned files hold the tower as well
-        first = state["visual_encoder.patch_embed.proj.weight"]
-        blocks = {key.split(".")[2] for key in state if key.startswith("visual_encoder.blocks.")}
-        side = round((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5) * first.shape[-1]
+        sizes = Sizes(state, path.name)
+        patch = sizes.shape("visual_encoder.patch_embed.proj.weight", 4)[-1]
+        side = round(sizes.num_patches("visual_encoder.pos_embed") ** 0.5) * patch
         own = VisionConfig(
             image_size=side,
-            patch_size=first.shape[-1],
+            patch_size=patch,
             width=width,
-            depth=len(blocks),
+            depth=sizes.count(r"visual_encoder\.blocks\.(\d+)\."),
             num_heads=heads or (16 if width == 1408 else heads_of(width, "vision tower", path.name)),
-            mlp_ratio=state["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0] / width,
+            mlp_ratio=sizes.shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0] / width,
             final_norm=False,
         )
         return TowerConfig(source="own", own=own, drop_layers=0)
@@ -287,7 +292,7 @@ def _language(state: Mapping[str, Tensor], named: str | None, path: Path) -> Lan
     kind = next((name for name in ("opt_proj", "t5_proj", "llm_proj") if f"{name}.weight" in state), None)
     if kind is None:
         return None
-    width = state[f"{kind}.weight"].shape[0]
+    width = Sizes(state, path.name).shape(f"{kind}.weight", 2)[0]
     like = _LANGUAGE_OF_WIDTH.get((kind, width))
     if named is not None:
         return as_language(named, LanguageConfig(end="\n") if kind == "opt_proj" else like)

@@ -25,7 +25,7 @@ from openblip.checkpoints.blip2_parts import (
     open_tokenizer,
 )
 from openblip.checkpoints.blip_hf import rename_vision
-from openblip.checkpoints.keymap import Rule, export_state, import_state
+from openblip.checkpoints.keymap import Rule, Sizes, export_state, import_state, resample_positions
 from openblip.checkpoints.state import Found, read_folder
 from openblip.checkpoints.stored import Options, Part, StoredModel
 from openblip.core.errors import UserError
@@ -34,7 +34,7 @@ from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
 from openblip.models.language import LanguageConfig
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig, make_tower
-from openblip.models.vision import VisionConfig, VisionEncoder, interpolate_positions
+from openblip.models.vision import VisionConfig, VisionEncoder
 
 __all__ = ["open_transformers_blip2", "write_transformers"]
 
@@ -127,7 +127,7 @@ def _our_config(theirs: Any, state: Mapping[str, Tensor], folder: Path, image_si
     for part in (vision, qformer):
         if part.hidden_act != "gelu":
             raise UserError(f'its config.json asks for the activation "{part.hidden_act}"; BLIP-2 has "gelu"')
-    matches = "itm_head.weight" in state
+    matches, words = "itm_head.weight" in state, Sizes(state, folder.name)
     own = VisionConfig(
         image_size=image_size or vision.image_size,
         patch_size=vision.patch_size,
@@ -148,7 +148,7 @@ def _our_config(theirs: Any, state: Mapping[str, Tensor], folder: Path, image_si
             inner_width=qformer.intermediate_size,
             cross_attention_every=qformer.cross_attention_frequency,
             memory_width=vision.hidden_size,
-            vocab_size=state["embeddings.word_embeddings.weight"].shape[0] if matches else None,
+            vocab_size=words.shape("embeddings.word_embeddings.weight", 2)[0] if matches else None,
             writes=False,
             max_positions=qformer.max_position_embeddings,
             dropout=qformer.hidden_dropout_prob,
@@ -175,7 +175,7 @@ def _load(model: Blip2, state: Mapping[str, Tensor], theirs: Any, name: str) -> 
     own = model.config.vision.own
     assert own is not None
     if _POSITIONS in state:
-        state[_POSITIONS] = interpolate_positions(state[_POSITIONS], own.grid)
+        resample_positions(state, _POSITIONS, own.grid, source=name)
     # Text modules in a file whose class reads no text, which older versions wrote.
     ignored = [key for key in state if key.endswith("position_ids")]
     shapes = {key: value.shape for key, value in model.state_dict().items()}

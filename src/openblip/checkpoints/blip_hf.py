@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.blip import IGNORED, check_plain, rules_for, transformer_rules, vision_rules
-from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
+from openblip.checkpoints.keymap import Rule, export_state, load_by_rules, resample_positions
 from openblip.checkpoints.recognise import AnyConfig, describe
 from openblip.checkpoints.stored import Like
 from openblip.core.errors import UserError
@@ -28,7 +28,7 @@ from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import TEMPERATURE, BlipConfig
 from openblip.models.dual import DualConfig
 from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig, interpolate_positions
+from openblip.models.vision import VisionConfig
 from openblip.models.vqa import VqaConfig
 
 __all__ = [
@@ -165,7 +165,7 @@ def load_transformers_state(
     if "temp" in needed:
         state["temp"] = torch.tensor(TEMPERATURE if temperature is None else temperature)
     if POSITIONS in state:
-        state[POSITIONS] = interpolate_positions(state[POSITIONS], model.config.vision.grid)
+        resample_positions(state, POSITIONS, model.config.vision.grid, source=source)
     load_by_rules(model, rules, state, source=source, ignored=ignored)
     return ignored
 

@@ -20,6 +20,7 @@ from openblip.checkpoints.blip import (
     read_notes,
     write_notes,
 )
+from openblip.checkpoints.keymap import resample_positions
 from openblip.checkpoints.recognise import KINDS, AnyConfig, describe, format_of
 from openblip.checkpoints.state import NOTES, WEIGHTS, Checkpoint, Found, read_folder, read_state
 from openblip.checkpoints.stored import (
@@ -35,7 +36,6 @@ from openblip.checkpoints.stored import (
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
-from openblip.models.vision import interpolate_positions
 
 __all__ = ["facts", "open_found", "original_entries", "pack", "sizes", "take_part", "write_transformers"]
 
@@ -65,7 +65,8 @@ def _open_own(found: Found, options: Options) -> StoredModel:
     model, state = _empty_model(config), read_state(weights)
     if _POSITIONS in state and options.image_size is not None:
         first = 1 + config.vision.registers
-        state[_POSITIONS] = interpolate_positions(state[_POSITIONS], config.vision.grid, source_grid, first=first)
+        grid = config.vision.grid
+        resample_positions(state, _POSITIONS, grid, source_grid, source=str(weights), first=first)
     fill(model, state, weights)
     if options.tokenizer is None:
         tokenizer = TextTokenizer.load(found.path)
