@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from openblip.checkpoints.keymap import Rule, Sizes, export_state, load_by_rules, resample_positions
+from openblip.checkpoints.notes import heads_of
 from openblip.core.errors import UserError
 from openblip.models.blip import TEMPERATURE, Blip, BlipConfig
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
@@ -25,18 +26,13 @@ from openblip.models.vqa import BlipVqa, VqaConfig
 
 __all__ = [
     "IGNORED",
-    "PUBLISHED_WIDTHS",
-    "Notes",
     "blip_rules",
     "check_plain",
     "config_from_state",
-    "heads_of",
     "load_blip_state",
     "momentum_state",
     "original_state",
-    "read_notes",
     "rules_for",
-    "write_notes",
 ]
 
 QKV = ("query", "key", "value")
@@ -225,57 +221,14 @@ def rules_for(config: Any) -> list[Rule]:
     return _RULES[type(config)](config)
 
 
-@dataclass(frozen=True)
-class Notes:
-    """What the tensors do not tell, from the entry that our exports have beside them; None where there is none."""
-
-    vision_heads: int | None = None
-    text_heads: int | None = None
-    image_size: tuple[int, int] | None = None
-
-
-def write_notes(vision: VisionConfig | None, text_heads: int) -> dict[str, Any]:
-    """The entry beside the tensors; `vision` is None where the tower is not in the file."""
-    notes: dict[str, Any] = {"text_heads": text_heads}
-    if vision is not None:
-        notes |= {"vision_heads": vision.num_heads, "image_size": list(vision.pixels)}
-    return notes
-
-
-def read_notes(notes: Mapping[str, Any]) -> Notes:
-    """What `write_notes` wrote; anything else in its place counts as nothing."""
-    vision, text, size = (notes.get(name) for name in ("vision_heads", "text_heads", "image_size"))
-    pixels = None
-    if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
-        pixels = (size[0], size[1])
-    known = [count if isinstance(count, int) and count > 0 else None for count in (vision, text)]
-    return Notes(vision_heads=known[0], text_heads=known[1], image_size=pixels)
-
-
-PUBLISHED_WIDTHS = {768, 1024, 1408}
-
-
-def heads_of(width: int, part: str, source: str) -> int:
-    """The number of heads in `width` channels, which tensors do not tell: 64 channels each, as published.
-
-    Raises:
-        UserError: 64 does not divide the width.
-    """
-    if width % 64:
-        raise UserError(
-            f"{source} does not say how many attention heads its {part} has, and {width} channels are no multiple "
-            "of the published models' 64 for each: name the number when it is converted, "
-            "openblip convert FILE FOLDER --to openblip --heads 4"
-        )
-    return width // 64
-
-
 def config_from_state(
     state: Mapping[str, Tensor],
     *,
     num_vision_heads: int | None = None,
     num_text_heads: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    vision_eps: float | None = None,
+    text_eps: float | None = None,
     source: str = "this checkpoint",
 ) -> Any:
     """Read a model's configuration off an original checkpoint.
@@ -284,6 +237,7 @@ def config_from_state(
         num_vision_heads: tensors do not tell it; None takes 64 channels for each head, as all published models.
         num_text_heads: likewise.
         image_size: pixels to use the model at; None takes what the position embeddings stand for.
+        vision_eps: epsilon of the vision tower's LayerNorms; None takes the original's, and of `text_eps` likewise.
         source: what to call it in messages.
 
     Returns:
@@ -309,6 +263,7 @@ def config_from_state(
         depth=sizes.count(r"visual_encoder\.blocks\.(\d+)\."),
         num_heads=num_vision_heads or heads_of(width, "vision tower", source),
         mlp_ratio=sizes.shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0] / width,
+        layer_norm_eps=vision_eps or VisionConfig.layer_norm_eps,
     )
     text_config = TextConfig(
         vocab_size=vocab_size,
@@ -318,6 +273,7 @@ def config_from_state(
         inner_width=sizes.shape(f"{text}.encoder.layer.0.intermediate.dense.weight", 2)[0],
         max_positions=sizes.shape(f"{text}.embeddings.position_embeddings.weight", 2)[0],
         memory_width=sizes.shape(f"{text}.encoder.layer.0.crossattention.{read}.key.weight", 2)[1],
+        layer_norm_eps=text_eps or TextConfig.layer_norm_eps,
     )
     if pair:
         merged = (i for i in range(text_config.depth) if f"{text}.encoder.layer.{i}{MERGE}" in state)

@@ -85,7 +85,7 @@ def refusal(place: Path) -> str:
     return ""
 
 
-@pytest.mark.parametrize("make", [blip])
+@pytest.mark.parametrize("make", [blip, blip2])
 def test_a_damaged_file_names_a_tensor(make: Callable[[], StoredModel], tmp_path: Path) -> None:
     file = tmp_path / "a.pth"
     convert_model(make(), file, to="blip")
