@@ -9,34 +9,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
+from openblip.checkpoints.keymap import Rule, Sizes, export_state, load_by_rules, resample_positions
+from openblip.checkpoints.notes import heads_of
 from openblip.core.errors import UserError
 from openblip.models.blip import TEMPERATURE, Blip, BlipConfig
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig, interpolate_positions
+from openblip.models.vision import VisionConfig
 from openblip.models.vqa import BlipVqa, VqaConfig
 
 __all__ = [
     "IGNORED",
-    "PUBLISHED_WIDTHS",
-    "Notes",
     "blip_rules",
     "check_plain",
     "config_from_state",
-    "heads_of",
     "load_blip_state",
     "momentum_state",
     "original_state",
-    "read_notes",
     "rules_for",
-    "write_notes",
 ]
 
 QKV = ("query", "key", "value")
@@ -225,73 +221,14 @@ def rules_for(config: Any) -> list[Rule]:
     return _RULES[type(config)](config)
 
 
-@dataclass(frozen=True)
-class Notes:
-    """What the tensors do not tell, from the entry that our exports have beside them; None where there is none."""
-
-    vision_heads: int | None = None
-    text_heads: int | None = None
-    image_size: tuple[int, int] | None = None
-
-
-def write_notes(vision: VisionConfig | None, text_heads: int) -> dict[str, Any]:
-    """The entry beside the tensors; `vision` is None where the tower is not in the file."""
-    notes: dict[str, Any] = {"text_heads": text_heads}
-    if vision is not None:
-        notes |= {"vision_heads": vision.num_heads, "image_size": list(vision.pixels)}
-    return notes
-
-
-def read_notes(notes: Mapping[str, Any]) -> Notes:
-    """What `write_notes` wrote; anything else in its place counts as nothing."""
-    vision, text, size = (notes.get(name) for name in ("vision_heads", "text_heads", "image_size"))
-    pixels = None
-    if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
-        pixels = (size[0], size[1])
-    known = [count if isinstance(count, int) and count > 0 else None for count in (vision, text)]
-    return Notes(vision_heads=known[0], text_heads=known[1], image_size=pixels)
-
-
-PUBLISHED_WIDTHS = {768, 1024, 1408}
-
-
-def heads_of(width: int, part: str, source: str) -> int:
-    """The number of heads in `width` channels, which tensors do not tell: 64 channels each, as published.
-
-    Raises:
-        UserError: 64 does not divide the width.
-    """
-    if width % 64:
-        raise UserError(
-            f"{source} does not say how many attention heads its {part} has, and {width} channels are no multiple "
-            "of the published models' 64 for each: name the number when it is converted, "
-            "openblip convert FILE FOLDER --to openblip --heads 4"
-        )
-    return width // 64
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Reads sizes off the tensors of an original checkpoint."""
-
-    state: Mapping[str, Tensor]
-
-    def count(self, pattern: str) -> int:
-        found = [int(m.group(1)) for key in self.state if (m := re.match(pattern, key))]
-        return max(found, default=-1) + 1
-
-    def shape(self, key: str) -> torch.Size:
-        if key not in self.state:
-            raise UserError(f'this is no BLIP checkpoint: it has no "{key}"')
-        return self.state[key].shape
-
-
 def config_from_state(
     state: Mapping[str, Tensor],
     *,
     num_vision_heads: int | None = None,
     num_text_heads: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    vision_eps: float | None = None,
+    text_eps: float | None = None,
     source: str = "this checkpoint",
 ) -> Any:
     """Read a model's configuration off an original checkpoint.
@@ -300,46 +237,50 @@ def config_from_state(
         num_vision_heads: tensors do not tell it; None takes 64 channels for each head, as all published models.
         num_text_heads: likewise.
         image_size: pixels to use the model at; None takes what the position embeddings stand for.
+        vision_eps: epsilon of the vision tower's LayerNorms; None takes the original's, and of `text_eps` likewise.
         source: what to call it in messages.
 
     Returns:
         a `BlipConfig`, `VqaConfig` or `NlvrConfig`, whatever the keys speak of.
 
     Raises:
-        UserError: the number of heads is neither given nor that of the published models.
+        UserError: a tensor is missing or of another rank, or the number of heads is neither given nor that of the
+            published models.
     """
-    sizes = _Sizes(state)
-    width, _, patch, _ = sizes.shape("visual_encoder.patch_embed.proj.weight")
-    tokens = sizes.shape("visual_encoder.pos_embed")[1] - 1
+    sizes = Sizes(state, source)
+    width, _, _, patch = sizes.shape("visual_encoder.patch_embed.proj.weight", 4)
+    patches = sizes.num_patches("visual_encoder.pos_embed")
     encoder = any(key.startswith("text_encoder.") for key in state)
     decoder = any(key.startswith("text_decoder.") for key in state)
     pair = any(key.startswith("cls_head.") for key in state)
     text = "text_encoder" if encoder else "text_decoder.bert"
-    vocab_size, text_width = sizes.shape(f"{text}.embeddings.word_embeddings.weight")
+    vocab_size, text_width = sizes.shape(f"{text}.embeddings.word_embeddings.weight", 2)
     read = "self0" if pair else "self"
     vision_config = VisionConfig(
-        image_size=image_size or round(tokens**0.5) * patch,
+        image_size=image_size or round(patches**0.5) * patch,
         patch_size=patch,
         width=width,
         depth=sizes.count(r"visual_encoder\.blocks\.(\d+)\."),
         num_heads=num_vision_heads or heads_of(width, "vision tower", source),
-        mlp_ratio=sizes.shape("visual_encoder.blocks.0.mlp.fc1.weight")[0] / width,
+        mlp_ratio=sizes.shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0] / width,
+        layer_norm_eps=vision_eps or VisionConfig.layer_norm_eps,
     )
     text_config = TextConfig(
         vocab_size=vocab_size,
         width=text_width,
         depth=sizes.count(re.escape(text) + r"\.encoder\.layer\.(\d+)\."),
         num_heads=num_text_heads or heads_of(text_width, "text transformer", source),
-        inner_width=sizes.shape(f"{text}.encoder.layer.0.intermediate.dense.weight")[0],
-        max_positions=sizes.shape(f"{text}.embeddings.position_embeddings.weight")[0],
-        memory_width=sizes.shape(f"{text}.encoder.layer.0.crossattention.{read}.key.weight")[1],
+        inner_width=sizes.shape(f"{text}.encoder.layer.0.intermediate.dense.weight", 2)[0],
+        max_positions=sizes.shape(f"{text}.embeddings.position_embeddings.weight", 2)[0],
+        memory_width=sizes.shape(f"{text}.encoder.layer.0.crossattention.{read}.key.weight", 2)[1],
+        layer_norm_eps=text_eps or TextConfig.layer_norm_eps,
     )
     if pair:
         merged = (i for i in range(text_config.depth) if f"{text}.encoder.layer.{i}{MERGE}" in state)
         return NlvrConfig(vision=vision_config, text=text_config, merge_from=next(merged, text_config.depth))
     if encoder and decoder and not any(key.startswith(("itm_head.", "vision_proj.")) for key in state):
         return VqaConfig(vision=vision_config, text=text_config)
-    embed_dim = sizes.shape("vision_proj.weight")[0] if encoder else 256
+    embed_dim = sizes.shape("vision_proj.weight", 2)[0] if encoder else 256
     return BlipConfig(vision=vision_config, text=text_config, embed_dim=embed_dim, encoder=encoder, decoder=decoder)
 
 
@@ -369,8 +310,7 @@ def load_blip_state(
     if any(rule.theirs == ("temp",) for rule in rules):
         # The original matching checkpoints do not keep the temperature: ITC similarities there are cosines.
         state.setdefault("temp", torch.tensor(TEMPERATURE))
-    positions = "visual_encoder.pos_embed"
-    state[positions] = interpolate_positions(state[positions], model.config.vision.grid, source_grid)
+    resample_positions(state, "visual_encoder.pos_embed", model.config.vision.grid, source_grid, source=source)
     load_by_rules(model, rules, state, source=source, ignored=ignored)
     return ignored
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,6 @@ from torch import Tensor
 from openblip.checkpoints.blip import (
     embedding_rules,
     head_rules,
-    heads_of,
-    read_notes,
     self_attention_rules,
     shared_block_rules,
     vision_rules,
@@ -31,17 +30,20 @@ from openblip.checkpoints.blip2_parts import (
     open_tokenizer,
     resize_vision,
 )
-from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
-from openblip.checkpoints.state import Checkpoint
+from openblip.checkpoints.blip2_tower import with_own_vision
+from openblip.checkpoints.keymap import Rule, Sizes, export_state, load_by_rules
+from openblip.checkpoints.notes import Notes, heads_of, read_notes, write_notes
+from openblip.checkpoints.state import NOTES, Checkpoint
 from openblip.checkpoints.stored import PUBLISHED_TOKENIZER, Options, StoredModel
 from openblip.core.errors import UserError
 from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
 from openblip.models.language import LanguageConfig
+from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig
-from openblip.models.vision import VisionConfig
+from openblip.models.vision import VisionConfig, VisionEncoder
 
-__all__ = ["lavis_rules", "lavis_state", "load_lavis_state", "open_lavis", "qformer_from_state"]
+__all__ = ["lavis_entries", "lavis_rules", "lavis_state", "load_lavis_state", "open_lavis", "qformer_from_state"]
 
 _LAYER = "Qformer.bert.encoder.layer."
 _PROJECTIONS = ("opt_proj", "t5_proj", "llm_proj")
@@ -52,26 +54,28 @@ _FROZEN = re.compile(r"^(visual_encoder|opt_model|t5_model|llm_model)\.")
 def qformer_from_state(
     state: Mapping[str, Tensor], *, num_heads: int | None = None, source: str = "this checkpoint"
 ) -> QFormerConfig:
-    """The Q-Former's sizes; None takes 64 channels for each head, as all published models have."""
-    if "query_tokens" not in state:
-        raise UserError("this is no BLIP-2 checkpoint of LAVIS: it has no query_tokens")
-    _, count, width = state["query_tokens"].shape
-    layers = {int(m.group(1)) for key in state if (m := re.match(re.escape(_LAYER) + r"(\d+)\.", key))}
-    reading = sorted(i for i in layers if f"{_LAYER}{i}.crossattention.self.key.weight" in state)
-    words = state.get("Qformer.bert.embeddings.word_embeddings.weight")
+    """The Q-Former's sizes; None takes 64 channels for each head, as all published models have.
+
+    Raises:
+        UserError: a tensor is missing or of another rank.
+    """
+    sizes = Sizes(state, source)
+    _, count, width = sizes.shape("query_tokens", 3)
+    depth = sizes.count(re.escape(_LAYER) + r"(\d+)\.")
+    reading = [i for i in range(depth) if f"{_LAYER}{i}.crossattention.self.key.weight" in state]
+    embeddings = "Qformer.bert.embeddings"
+    has_words = f"{embeddings}.word_embeddings.weight" in state
     return QFormerConfig(
         num_queries=count,
         width=width,
-        depth=max(layers) + 1,
+        depth=depth,
         num_heads=num_heads or heads_of(width, "Q-Former", source),
-        inner_width=state[f"{_LAYER}0.intermediate_query.dense.weight"].shape[0],
-        cross_attention_every=reading[1] - reading[0] if len(reading) > 1 else len(layers),
-        memory_width=state[f"{_LAYER}0.crossattention.self.key.weight"].shape[1],
-        vocab_size=None if words is None else words.shape[0],
+        inner_width=sizes.shape(f"{_LAYER}0.intermediate_query.dense.weight", 2)[0],
+        cross_attention_every=reading[1] - reading[0] if len(reading) > 1 else depth,
+        memory_width=sizes.shape(f"{_LAYER}0.crossattention.self.key.weight", 2)[1],
+        vocab_size=sizes.shape(f"{embeddings}.word_embeddings.weight", 2)[0] if has_words else None,
         writes="Qformer.cls.predictions.bias" in state,
-        max_positions=512
-        if words is None
-        else state["Qformer.bert.embeddings.position_embeddings.weight"].shape[0],
+        max_positions=sizes.shape(f"{embeddings}.position_embeddings.weight", 2)[0] if has_words else 512,
     )
 
 
@@ -137,18 +141,78 @@ def load_lavis_state(model: Blip2, state: Mapping[str, Tensor], *, source: str) 
     parts = _TrainedPart(model)
     load_by_rules(parts, rules, trained, source=source, ignored=extra)
     used = _load_vision(model, frozen, source)
-    used |= _load_language(model, frozen)
+    used |= _load_language(model, frozen, source)
     return sorted({*extra, *(set(frozen) - used)})
 
 
 def lavis_state(model: Blip2) -> dict[str, Tensor]:
-    """What LAVIS would have written: the trained part in its names."""
+    """What LAVIS would have written, in its names: the trained part, and a tower that has no other source.
+
+    Raises:
+        UserError: its files have no place for what this model does.
+    """
     if model.language is not None and model.language.config.lora_rank:
         raise UserError("LAVIS' files have no place for LoRA; convert to openblip or transformers")
+    if model.language is not None and model.llm.bos_first:
+        raise UserError(
+            "LAVIS puts the images' soft prompts before [BOS], and this model was trained with them after it "
+            "(language.bos=first); convert it to openblip"
+        )
     encoder_decoder = model.language is not None and model.language.is_encoder_decoder
     rules = lavis_rules(model, projection="t5_proj" if encoder_decoder else "opt_proj")
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    return export_state(rules, state)
+    return export_state(rules, state) | (_vision_state(model) if _brings_vision(model) else {})
+
+
+def lavis_entries(stored: StoredModel) -> dict[str, Any]:
+    """A file of LAVIS: the state, and beside it what the tensors do not tell.
+
+    Raises:
+        UserError: as `lavis_state`.
+    """
+    model: Blip2 = stored.model
+    config, state = model.config, lavis_state(model)
+    own = with_own_vision(model, "LAVIS").config.vision.own if _brings_vision(model) else None
+    notes = write_notes(own, config.qformer)
+    if config.vision_norm_eps != Blip2Config.vision_norm_eps:
+        notes["vision_norm_eps"] = config.vision_norm_eps
+    if config.language is not None:
+        notes |= {"end": config.language.end, "reads_questions": _reads_questions(stored)}
+        notes |= {"prompt": stored.info["prompt"]} if "prompt" in stored.info else {}
+    return {"model": state, NOTES: notes}
+
+
+def _reads_questions(stored: StoredModel) -> bool:
+    return stored.info.get("task") == "answering" and stored.model.config.qformer.vocab_size is not None
+
+
+def _brings_vision(model: Blip2) -> bool:
+    """Whether the tower's weights are nowhere else."""
+    return model.config.vision.trained or model.config.vision.kind == "own"
+
+
+def _vision_state(model: Blip2) -> dict[str, Tensor]:
+    """The tower in EVA's names. A bias of the keys changes no attention; one that is not zero is written beside."""
+    tower = model.vision
+    if (tuple(tower.mean), tuple(tower.std)) != (IMAGE_MEAN, IMAGE_STD):
+        raise UserError(
+            f"LAVIS normalises images with CLIP's mean and standard deviation, the trained tower "
+            f"{tower.config.source} with others, so this model cannot be exported"
+        )
+    encoder = with_own_vision(model, "LAVIS").vision.encoder
+    assert isinstance(encoder, VisionEncoder)
+    rules = _vision_rules(encoder.config)
+    state = export_state(rules, {key: value.detach().cpu() for key, value in encoder.state_dict().items()})
+    for key in [key for key in state if key.endswith("attn.qkv.bias")]:
+        place = key.removesuffix("qkv.bias")
+        for letter, bias in zip("qkv", state.pop(key).chunk(3), strict=True):
+            if letter != "k" or bias.any():
+                state[f"{place}{letter}_bias"] = bias.clone()
+    return state
+
+
+def _vision_rules(own: VisionConfig) -> list[Rule]:
+    return [rule for rule in vision_rules(own.depth, ours="vit") if own.final_norm or ".norm." not in rule.ours]
 
 
 def _not_for(model: Blip2, key: str) -> bool:
@@ -180,27 +244,42 @@ def _load_vision(model: Blip2, frozen: Mapping[str, Tensor], source: str) -> set
         return set()
     used = set(state)
     for key in [key for key in state if key.endswith("attn.q_bias")]:
-        query, value = state.pop(key), state.pop(key.replace("q_bias", "v_bias"))
-        state[key.replace("q_bias", "qkv.bias")] = torch.cat((query, torch.zeros_like(query), value))
+        sizes, other = Sizes(state, source), key.replace("q_bias", "v_bias")
+        if sizes.shape(key, 1) != sizes.shape(other, 1):
+            raise UserError(f'{source}: "{key}" and "{other}" have other shapes')
+        query, value, middle = state.pop(key), state.pop(other), key.replace("q_bias", "k_bias")
+        keys = state.pop(middle, torch.zeros_like(query))
+        if keys.shape != query.shape:
+            raise UserError(f'{source}: "{key}" and "{middle}" have other shapes')
+        state[key.replace("q_bias", "qkv.bias")] = torch.cat((query, keys, value))
     own = model.config.vision.own
     assert own is not None
-    rules = [rule for rule in vision_rules(own.depth, ours="vit") if own.final_norm or ".norm." not in rule.ours]
-    load_by_rules(model.vision.encoder, rules, state, source=source, ignored=())
+    load_by_rules(model.vision.encoder, _vision_rules(own), state, source=source, ignored=())
     return used
 
 
-def _load_language(model: Blip2, frozen: Mapping[str, Tensor]) -> set[str]:
+def _load_language(model: Blip2, frozen: Mapping[str, Tensor], source: str) -> set[str]:
     state = {key.partition(".")[2]: value for key, value in frozen.items() if not key.startswith("visual_encoder.")}
     if not state or model.language is None:
         return set()
     hf = model.language.hf
     head, words = hf.get_output_embeddings(), hf.get_input_embeddings()
-    if head.weight is words.weight and not torch.equal(state[_name_of(hf, head)], state[_name_of(hf, words)]):
+    own, other = state.get(_name_of(hf, head)), state.get(_name_of(hf, words))
+    tied = own is None or other is None or (own.shape == other.shape and torch.equal(own, other))
+    if head.weight is words.weight and not tied:
         # transformers ties T5's matrices until it has seen that the file's differ, as FlanT5's do.
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
-    _, unexpected = hf.load_state_dict(state, strict=False)
-    if unexpected:
+    known = hf.state_dict()
+    if unexpected := [key for key in state if key not in known]:
         raise UserError(f'the language model does not fit its configuration: "{unexpected[0]}" is unknown to it')
+    # A tensor may stand under one of the names that share it.
+    given = {known[key].data_ptr() for key in state}
+    if missing := [key for key, value in known.items() if key not in state and value.data_ptr() not in given]:
+        raise UserError(f'{source} has no "{missing[0]}" of its language model; it is incomplete')
+    if wrong := [key for key, value in state.items() if value.shape != known[key].shape]:
+        shapes = f"{tuple(state[wrong[0]].shape)}, not {tuple(known[wrong[0]].shape)}"
+        raise UserError(f'{source}: "{wrong[0]}" of its language model has shape {shapes}')
+    hf.load_state_dict(state, strict=False)
     return {key for key in frozen if not key.startswith("visual_encoder.")}
 
 
@@ -232,21 +311,32 @@ def open_lavis(path: Path, file: Checkpoint, options: Options) -> StoredModel:
         UserError: no published part has the width, and none is named; the file is incomplete.
     """
     state, heads = file.state, options.heads
-    num_heads = heads[-1] if heads else read_notes(file.notes).text_heads
+    notes = read_notes(file.notes)
+    num_heads = heads[-1] if heads else notes.text_heads
     qformer = qformer_from_state(state, num_heads=num_heads, source=path.name)
     matches = "itm_head.weight" in state and qformer.vocab_size is not None
+    vision = _vision(state, options.vision, qformer.memory_width, path, heads[0] if heads else None, notes)
+    language = _language(state, options.language, path, notes.end)
+    # Before a language model the Q-Former has a text side where it reads the question.
+    reads = not matches and language is not None and qformer.vocab_size is not None
+    sizes = qformer if matches else replace(qformer, vocab_size=qformer.vocab_size if reads else None, writes=False)
     config = Blip2Config(
-        vision=_vision(state, options.vision, qformer.memory_width, path, heads[0] if heads else None),
-        qformer=qformer if matches else replace(qformer, vocab_size=None, writes=False),
+        vision=vision,
+        qformer=replace(sizes, layer_norm_eps=notes.text_eps or sizes.layer_norm_eps),
         matches=matches,
-        embed_dim=state["vision_proj.weight"].shape[0] if matches else 256,
-        language=_language(state, options.language, path),
+        embed_dim=Sizes(state, path.name).shape("vision_proj.weight", 2)[0] if matches else 256,
+        language=language,
+        vision_norm_eps=notes.vision_norm_eps or Blip2Config.vision_norm_eps,
     )
     model = build_blip2(config)
     ignored = load_lavis_state(model, state, source=path.name)
     if options.image_size is not None:
         resize_vision(model, options.image_size, base=None, kept=model.config.vision.kind == "own")
     info = {"source": path.name, "source_format": "lavis"}
+    if reads and notes.reads_questions is not False:
+        info["task"] = "answering"
+    if notes.prompt is not None:
+        info["prompt"] = notes.prompt
     return StoredModel(
         model.eval(),
         open_tokenizer(config, options.tokenizer or PUBLISHED_TOKENIZER, named=path.name),
@@ -257,21 +347,28 @@ def open_lavis(path: Path, file: Checkpoint, options: Options) -> StoredModel:
 
 
 def _vision(
-    state: Mapping[str, Tensor], named: str | None, width: int, path: Path, heads: int | None = None
+    state: Mapping[str, Tensor],
+    named: str | None,
+    width: int,
+    path: Path,
+    heads: int | None = None,
+    notes: Notes | None = None,
 ) -> TowerConfig:
     if named is not None:
         return as_tower(named)
     if "visual_encoder.pos_embed" in state:  # fine-tuned files hold the tower as well
-        first = state["visual_encoder.patch_embed.proj.weight"]
-        blocks = {key.split(".")[2] for key in state if key.startswith("visual_encoder.blocks.")}
-        side = round((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5) * first.shape[-1]
+        sizes, notes = Sizes(state, path.name), notes or Notes()
+        heads = heads or notes.vision_heads
+        patch = sizes.shape("visual_encoder.patch_embed.proj.weight", 4)[-1]
+        side = round(sizes.num_patches("visual_encoder.pos_embed") ** 0.5) * patch
         own = VisionConfig(
-            image_size=side,
-            patch_size=first.shape[-1],
+            image_size=notes.image_size if notes.image_size and len(set(notes.image_size)) > 1 else side,
+            patch_size=patch,
             width=width,
-            depth=len(blocks),
+            depth=sizes.count(r"visual_encoder\.blocks\.(\d+)\."),
             num_heads=heads or (16 if width == 1408 else heads_of(width, "vision tower", path.name)),
-            mlp_ratio=state["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0] / width,
+            mlp_ratio=sizes.shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0] / width,
+            layer_norm_eps=notes.vision_eps or VisionConfig.layer_norm_eps,
             final_norm=False,
         )
         return TowerConfig(source="own", own=own, drop_layers=0)
@@ -283,17 +380,21 @@ def _vision(
     return _VISION_OF_WIDTH[width]
 
 
-def _language(state: Mapping[str, Tensor], named: str | None, path: Path) -> LanguageConfig | None:
+def _language(
+    state: Mapping[str, Tensor], named: str | None, path: Path, end: str | None = None
+) -> LanguageConfig | None:
+    """The language model by its width, or the one that is named; `end` is what an export of ours tells of it."""
     kind = next((name for name in ("opt_proj", "t5_proj", "llm_proj") if f"{name}.weight" in state), None)
     if kind is None:
         return None
-    width = state[f"{kind}.weight"].shape[0]
+    width = Sizes(state, path.name).shape(f"{kind}.weight", 2)[0]
     like = _LANGUAGE_OF_WIDTH.get((kind, width))
     if named is not None:
-        return as_language(named, LanguageConfig(end="\n") if kind == "opt_proj" else like)
+        config = as_language(named, LanguageConfig(end="\n") if kind == "opt_proj" else like)
+        return config if end is None else replace(config, end=end)
     if like is None:
         raise UserError(
             f"{path.name} was trained with a language model {width} wide, which none of the published ones is; "
             'name it: language="FOLDER or hub name"'
         )
-    return like
+    return like if end is None else replace(like, end=end)

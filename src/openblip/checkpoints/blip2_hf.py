@@ -24,8 +24,9 @@ from openblip.checkpoints.blip2_parts import (
     open_language_tokenizer,
     open_tokenizer,
 )
+from openblip.checkpoints.blip2_tower import with_own_vision
 from openblip.checkpoints.blip_hf import rename_vision
-from openblip.checkpoints.keymap import Rule, export_state, import_state
+from openblip.checkpoints.keymap import Rule, Sizes, export_state, import_state, resample_positions
 from openblip.checkpoints.state import Found, read_folder
 from openblip.checkpoints.stored import Options, Part, StoredModel
 from openblip.core.errors import UserError
@@ -34,7 +35,7 @@ from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
 from openblip.models.language import LanguageConfig
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig, make_tower
-from openblip.models.vision import VisionConfig, VisionEncoder, interpolate_positions
+from openblip.models.vision import VisionConfig
 
 __all__ = ["open_transformers_blip2", "write_transformers"]
 
@@ -127,7 +128,7 @@ def _our_config(theirs: Any, state: Mapping[str, Tensor], folder: Path, image_si
     for part in (vision, qformer):
         if part.hidden_act != "gelu":
             raise UserError(f'its config.json asks for the activation "{part.hidden_act}"; BLIP-2 has "gelu"')
-    matches = "itm_head.weight" in state
+    matches, words = "itm_head.weight" in state, Sizes(state, folder.name)
     own = VisionConfig(
         image_size=image_size or vision.image_size,
         patch_size=vision.patch_size,
@@ -148,7 +149,7 @@ def _our_config(theirs: Any, state: Mapping[str, Tensor], folder: Path, image_si
             inner_width=qformer.intermediate_size,
             cross_attention_every=qformer.cross_attention_frequency,
             memory_width=vision.hidden_size,
-            vocab_size=state["embeddings.word_embeddings.weight"].shape[0] if matches else None,
+            vocab_size=words.shape("embeddings.word_embeddings.weight", 2)[0] if matches else None,
             writes=False,
             max_positions=qformer.max_position_embeddings,
             dropout=qformer.hidden_dropout_prob,
@@ -158,7 +159,7 @@ def _our_config(theirs: Any, state: Mapping[str, Tensor], folder: Path, image_si
         matches=matches,
         embed_dim=theirs.image_text_hidden_size,
         language=None if matches else LanguageConfig(source=str(folder), end=_end_of(theirs, folder)),
-        vision_norm_eps=vision.layer_norm_eps,
+        vision_norm_eps=float(getattr(theirs, "vision_norm_eps", vision.layer_norm_eps)),
     )
 
 
@@ -175,7 +176,7 @@ def _load(model: Blip2, state: Mapping[str, Tensor], theirs: Any, name: str) -> 
     own = model.config.vision.own
     assert own is not None
     if _POSITIONS in state:
-        state[_POSITIONS] = interpolate_positions(state[_POSITIONS], own.grid)
+        resample_positions(state, _POSITIONS, own.grid, source=name)
     # Text modules in a file whose class reads no text, which older versions wrote.
     ignored = [key for key in state if key.endswith("position_ids")]
     shapes = {key: value.shape for key, value in model.state_dict().items()}
@@ -214,8 +215,15 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
         )
     if not generates and not model.config.matches:
         raise UserError("this model has no heads for matching; leave --part match out")
-    model = _with_own_vision(model)
+    if generates and stored.info.get("task") == "answering" and model.config.qformer.vocab_size is not None:
+        raise UserError(
+            "the Q-Former of this model reads the question too, which no BLIP-2 class of transformers does, so it "
+            "cannot be exported there; convert it --to openblip or blip"
+        )
+    model = with_own_vision(model, "transformers' BLIP-2")
+    _check_norm(model)
     config = _their_config(model, generates)
+    config.vision_norm_eps = model.config.vision_norm_eps  # they read none; kept for when the model comes back
     if model.config.matches:
         config.itc_temperature = model.temperature.item()
     state, tokenizer = _trained_state(model, generates), None
@@ -238,75 +246,18 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
     _write_processor(folder, stored, model, tokenizer)
 
 
-def _with_own_vision(model: Blip2) -> Blip2:
-    """The model over a tower whose sizes are written out, or why transformers' BLIP-2 cannot hold it."""
-    config, encoder = model.config.vision, model.vision.encoder
-    own = config.own
-    if own is not None and not own.final_norm and own.stem == "patch" and not own.registers:
-        return model
-    own = None
-    if isinstance(encoder, VisionEncoder):
-        own, state = replace(encoder.config, depth=len(encoder.vit.blocks)), encoder.vit.state_dict()
-    elif config.kind == "timm":
-        found = _plain(encoder.vit)
-        own, state = found if found is not None else (None, {})
-    if own is None or own.stem != "patch" or own.registers or any(key.startswith("norm.") for key in state):
-        raise UserError(
-            f"transformers' BLIP-2 has a plain Vision Transformer whose last norm is the trained one; the tower "
-            f"{config.source} computes otherwise, so this model cannot be exported"
-        )
-    own = replace(own, final_norm=False, pretrained=None)
-    tower = make_tower(TowerConfig(source="own", own=own, drop_layers=0))
-    tower.encoder.vit.load_state_dict(state)  # type: ignore[union-attr]
-    whole = Blip2(replace(model.config, vision=tower.config), tower, model.language)
-    whole.load_state_dict(
-        {k: v for k, v in model.state_dict().items() if not k.startswith("vision.")}, strict=False
-    )
-    return whole.eval()
+def _check_norm(model: Blip2) -> None:
+    """Refuse a norm over the tower that computes clearly otherwise there, where it has the tower's epsilon.
 
-
-def _plain(vit: Any) -> tuple[VisionConfig, dict[str, Tensor]] | None:
-    """Sizes and weights of a timm tower in the names of a plain Vision Transformer, None if it computes otherwise.
-
-    EVA-CLIP's queries and values have a bias, and its keys have none.
+    That of LAVIS, 1e-5 over towers of 1e-6, is let through, as in transformers' own conversions of its models.
     """
-    if not hasattr(vit, "blocks") or not hasattr(vit.blocks[0], "attn"):
-        return None
-    block, patches = vit.blocks[0], vit.patch_embed
-    added = [getattr(vit, name, None) for name in ("norm_pre", "rope", "reg_token")]
-    added += [getattr(block, name, None) for name in ("ls1", "ls2", "gamma_1", "gamma_2")]
-    added += [getattr(block.attn, name, None) for name in ("q_norm", "k_norm", "norm")]
-    act = getattr(block.mlp, "act", None)
-    if (
-        not all(part is None or isinstance(part, torch.nn.Identity) for part in added)
-        or getattr(vit, "cls_token", None) is None
-        or getattr(vit, "pos_embed", None) is None
-        or vit.pos_embed.shape[1] != patches.num_patches + 1
-        or patches.proj.bias is None
-        or not hasattr(block.mlp, "fc1")
-        or type(act).__name__ != "GELU"
-        or getattr(act, "approximate", "none") != "none"
-        or (block.attn.qkv.bias is None and getattr(block.attn, "q_bias", None) is None)
-    ):
-        return None
-    state = {key: value for key, value in vit.state_dict().items() if not key.endswith("k_bias")}
-    for key in [key for key in state if key.endswith("attn.q_bias")]:
-        query, value = state.pop(key), state.pop(key.replace("q_bias", "v_bias"))
-        state[key.replace("q_bias", "qkv.bias")] = torch.cat((query, torch.zeros_like(query), value))
-    width = vit.embed_dim
-    side = vit.patch_embed.img_size[0]
-    return (
-        VisionConfig(
-            image_size=side,
-            patch_size=vit.patch_embed.patch_size[0],
-            width=width,
-            depth=len(vit.blocks),
-            num_heads=block.attn.num_heads,
-            mlp_ratio=block.mlp.fc1.weight.shape[0] / width,
-            layer_norm_eps=block.norm1.eps,
-        ),
-        state,
-    )
+    own, eps = model.config.vision.own, model.config.vision_norm_eps
+    assert own is not None
+    if abs(eps - own.layer_norm_eps) > Blip2Config.vision_norm_eps:
+        raise UserError(
+            f"transformers' BLIP-2 has one epsilon for all LayerNorms of the vision tower, this model "
+            f"{own.layer_norm_eps} in it and {eps} after it, so it cannot be exported"
+        )
 
 
 def _their_config(model: Blip2, generates: bool) -> Any:

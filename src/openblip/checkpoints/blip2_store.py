@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openblip.checkpoints.blip import write_notes
-from openblip.checkpoints.blip2 import lavis_state, open_lavis
+from openblip.checkpoints.blip2 import lavis_entries, open_lavis
 from openblip.checkpoints.blip2_hf import open_transformers_blip2, write_transformers
 from openblip.checkpoints.blip2_parts import (
     as_language,
@@ -24,7 +23,7 @@ from openblip.checkpoints.blip2_parts import (
     open_tower,
     resize_vision,
 )
-from openblip.checkpoints.state import NOTES, WEIGHTS, Found, read_state
+from openblip.checkpoints.state import WEIGHTS, Found, read_state
 from openblip.checkpoints.stored import (
     Options,
     Packed,
@@ -157,13 +156,12 @@ def take_part(stored: StoredModel, part: Part) -> StoredModel:
 
 
 def original_entries(stored: StoredModel) -> dict[str, Any]:
-    """What LAVIS would have written, the trained part, and our notes beside it.
+    """What LAVIS would have written, the trained part and a tower that has no other source, and our notes.
 
     Raises:
         UserError: it has no such model.
     """
-    model: Blip2 = stored.model
-    return {"model": lavis_state(model), NOTES: write_notes(None, model.config.qformer.num_heads)}
+    return lavis_entries(stored)
 
 
 def facts(stored: StoredModel) -> dict[str, Any]:

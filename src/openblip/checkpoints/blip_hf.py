@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.blip import IGNORED, check_plain, rules_for, transformer_rules, vision_rules
-from openblip.checkpoints.keymap import Rule, export_state, load_by_rules
+from openblip.checkpoints.keymap import Rule, export_state, load_by_rules, resample_positions
 from openblip.checkpoints.recognise import AnyConfig, describe
 from openblip.checkpoints.stored import Like
 from openblip.core.errors import UserError
@@ -28,7 +28,7 @@ from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import TEMPERATURE, BlipConfig
 from openblip.models.dual import DualConfig
 from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig, interpolate_positions
+from openblip.models.vision import VisionConfig
 from openblip.models.vqa import VqaConfig
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "write_transformers",
 ]
 
+THEIR_EPS = 1e-5
+"""transformers' default epsilon of the vision tower's LayerNorms"""
 POSITIONS = "vision_model.embeddings.position_embedding"
 _RENAMED = (
     (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
@@ -104,7 +106,7 @@ def config_from_transformers(description: Mapping[str, Any], state: Mapping[str,
         for part in (vision, text):
             if part.hidden_act != "gelu":
                 raise UserError(f'its config.json asks for the activation "{part.hidden_act}"; BLIP has "gelu"')
-        config = _sizes(vision, text, like)
+        config = _sizes(vision, text, like, description.get("vision_eps"))
     except UserError:
         raise
     except Exception as error:  # transformers checks values by kinds of its own, or not at all
@@ -119,9 +121,13 @@ def config_from_transformers(description: Mapping[str, Any], state: Mapping[str,
     return BlipConfig(**config, encoder=False)
 
 
-def _sizes(vision: Any, text: Any, like: Like) -> dict[str, Any]:
+def _sizes(vision: Any, text: Any, like: Like, noted: Any = None) -> dict[str, Any]:
+    """Our configurations of both sides; `noted` is the vision tower's epsilon as an export of ours has it."""
     theirs = like == "transformers"
-    size = vision.image_size
+    size, eps = vision.image_size, vision.layer_norm_eps
+    if not theirs:
+        # Published folders have their default in place of the original's; any other value is meant.
+        eps = VisionConfig.layer_norm_eps if eps == THEIR_EPS and noted != eps else eps
     return {
         "vision": VisionConfig(
             image_size=size if isinstance(size, int) else (size[0], size[1]),
@@ -130,7 +136,7 @@ def _sizes(vision: Any, text: Any, like: Like) -> dict[str, Any]:
             depth=vision.num_hidden_layers,
             num_heads=vision.num_attention_heads,
             mlp_ratio=vision.intermediate_size / vision.hidden_size,
-            layer_norm_eps=vision.layer_norm_eps if theirs else VisionConfig.layer_norm_eps,
+            layer_norm_eps=eps,
         ),
         "text": TextConfig(
             vocab_size=text.vocab_size,
@@ -165,7 +171,7 @@ def load_transformers_state(
     if "temp" in needed:
         state["temp"] = torch.tensor(TEMPERATURE if temperature is None else temperature)
     if POSITIONS in state:
-        state[POSITIONS] = interpolate_positions(state[POSITIONS], model.config.vision.grid)
+        resample_positions(state, POSITIONS, model.config.vision.grid, source=source)
     load_by_rules(model, rules, state, source=source, ignored=ignored)
     return ignored
 
@@ -185,6 +191,7 @@ def write_transformers(folder: Path, model: Any, tokenizer: TextTokenizer) -> No
     theirs = export_state(rules, state)
     description = _their_config(config, tokenizer)
     description.architectures = [architecture]
+    description.vision_eps = config.vision.layer_norm_eps  # that theirs is meant, even if it is their default
     if "temp" in theirs:
         # No class of theirs has a place for it; kept beside, so that it is there when the model comes back.
         description.itc_temperature = float(theirs.pop("temp"))

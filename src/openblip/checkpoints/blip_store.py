@@ -13,13 +13,12 @@ import torch
 
 from openblip.checkpoints import blip_hf
 from openblip.checkpoints.blip import (
-    PUBLISHED_WIDTHS,
     config_from_state,
     load_blip_state,
     original_state,
-    read_notes,
-    write_notes,
 )
+from openblip.checkpoints.keymap import resample_positions
+from openblip.checkpoints.notes import PUBLISHED_WIDTHS, read_notes, write_notes
 from openblip.checkpoints.recognise import KINDS, AnyConfig, describe, format_of
 from openblip.checkpoints.state import NOTES, WEIGHTS, Checkpoint, Found, read_folder, read_state
 from openblip.checkpoints.stored import (
@@ -35,7 +34,6 @@ from openblip.checkpoints.stored import (
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
-from openblip.models.vision import interpolate_positions
 
 __all__ = ["facts", "open_found", "original_entries", "pack", "sizes", "take_part", "write_transformers"]
 
@@ -65,7 +63,8 @@ def _open_own(found: Found, options: Options) -> StoredModel:
     model, state = _empty_model(config), read_state(weights)
     if _POSITIONS in state and options.image_size is not None:
         first = 1 + config.vision.registers
-        state[_POSITIONS] = interpolate_positions(state[_POSITIONS], config.vision.grid, source_grid, first=first)
+        grid = config.vision.grid
+        resample_positions(state, _POSITIONS, grid, source_grid, source=str(weights), first=first)
     fill(model, state, weights)
     if options.tokenizer is None:
         tokenizer = TextTokenizer.load(found.path)
@@ -82,6 +81,8 @@ def _open_original(found: Found, file: Checkpoint, options: Options) -> StoredMo
         num_vision_heads=vision_heads,
         num_text_heads=text_heads,
         image_size=options.image_size or notes.image_size,
+        vision_eps=notes.vision_eps,
+        text_eps=notes.text_eps,
         source=name,
     )
     model = _empty_model(config)
@@ -164,7 +165,7 @@ def original_entries(stored: StoredModel) -> dict[str, Any]:
         UserError: it has no such model.
     """
     config = stored.model.config
-    return {"model": original_state(stored.model), NOTES: write_notes(config.vision, config.text.num_heads)}
+    return {"model": original_state(stored.model), NOTES: write_notes(config.vision, config.text)}
 
 
 def facts(stored: StoredModel) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from openblip.core.places import check_model
 
 __all__ = ["locate", "push_folder"]
 
-_SMALL, _WEIGHTS, _PICKLED = ["*.json", "*.txt"], ["*.safetensors"], ["*.bin"]
+_SMALL, _WEIGHTS, _PICKLED = ["*.json", "*.txt", "*.model", "*.jinja"], ["*.safetensors"], ["*.bin"]
+"""descriptions and tokenizers, with SentencePiece's vocabularies and chat templates; weights; torch's own files"""
 
 
 def locate(source: Path | str) -> Path:

@@ -6,6 +6,7 @@ theirs, concatenated along the first axis (a fused query-key-value projection is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError
+from openblip.models.vision import interpolate_positions
 
-__all__ = ["Rule", "export_state", "import_state", "load_by_rules"]
+__all__ = ["Rule", "Sizes", "export_state", "import_state", "load_by_rules", "resample_positions"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,69 @@ class Rule:
     """other names under which their format repeats the same tensors (tied weights); written on export"""
     transpose: bool = False
     """theirs is ours transposed"""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Reads sizes off the tensors of a checkpoint, each with the rank that it is to have."""
+
+    state: Mapping[str, Tensor]
+    source: str
+    """what to call the checkpoint in messages"""
+
+    def shape(self, key: str, rank: int) -> torch.Size:
+        """The shape of a tensor.
+
+        Raises:
+            UserError: it is missing, empty or of another rank.
+        """
+        if key not in self.state:
+            raise _missing(self.source, key)
+        shape = self.state[key].shape
+        if len(shape) != rank or 0 in shape:
+            raise UserError(
+                f'{self.source}: "{key}" has shape {tuple(shape)}; one of {rank} dimensions was expected'
+            )
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """How many layers there are, by the largest number that `pattern` finds in a name."""
+        found = [int(m.group(1)) for key in self.state if (m := re.match(pattern, key))]
+        return max(found, default=-1) + 1
+
+    def num_patches(self, key: str, *, first: int = 1) -> int:
+        """Of position embeddings [1, first + n, D], n."""
+        one, count, _ = shape = self.shape(key, 3)
+        if one != 1 or count <= first:
+            raise UserError(f'{self.source}: "{key}" has shape {tuple(shape)}, which holds no positions of patches')
+        return count - first
+
+
+def _missing(source: str, key: str) -> UserError:
+    return UserError(f'{source} has no "{key}"; it is incomplete or of another model')
+
+
+def resample_positions(
+    state: dict[str, Tensor],
+    key: str,
+    grid: tuple[int, int],
+    source_grid: tuple[int, int] | None = None,
+    *,
+    source: str,
+    first: int = 1,
+) -> None:
+    """Interpolate the position embeddings `key` of a state dict in place; see `interpolate_positions`.
+
+    Raises:
+        UserError: they are missing or do not fill a grid; names the key.
+    """
+    count = Sizes(state, source).num_patches(key, first=first)
+    rows, columns = source_grid or (round(count**0.5),) * 2
+    if rows * columns != count:
+        raise UserError(
+            f'{source}: "{key}" holds {count} positions of patches, which do not fill a grid of {rows} x {columns}'
+        )
+    state[key] = interpolate_positions(state[key], grid, (rows, columns), first=first)
 
 
 def import_state(
@@ -52,26 +117,34 @@ def import_state(
     for rule in rules:
         missing = [name for name in rule.theirs if name not in state]
         if missing:
-            raise UserError(f'{source} has no "{missing[0]}"; it is incomplete or of another model')
+            raise _missing(source, missing[0])
         parts = [state[name] for name in rule.theirs]
         used.update(rule.theirs)
         for names in rule.copies:
             used.update(names)
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if rule.transpose:
-            tensor = tensor.T.contiguous()
         wanted = shapes[rule.ours]
-        if tensor.shape != wanted:
-            raise UserError(
-                f'{source}: "{rule.theirs[0]}" has shape {tuple(parts[0].shape)}, '
-                f"which does not fit the model ({tuple(wanted)} for {rule.ours})"
-            )
-        result[rule.ours] = tensor
+        # Each by itself, since those of other shapes may not be concatenated at all.
+        each = _shape_of_part(wanted, rule)
+        for name, part in zip(rule.theirs, parts, strict=True):
+            if part.shape != each:
+                raise UserError(
+                    f'{source}: "{name}" has shape {tuple(part.shape)}, '
+                    f"which does not fit the model ({tuple(wanted)} for {rule.ours})"
+                )
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        result[rule.ours] = tensor.T.contiguous() if rule.transpose else tensor
     left = sorted(set(state) - used)
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise UserError(f'{source} has the unexpected key "{left[0]}"{more}; it is of another model')
     return result
+
+
+def _shape_of_part(wanted: torch.Size, rule: Rule) -> tuple[int, ...]:
+    """Of each of `rule.theirs`, which are equal parts of ours."""
+    if len(rule.theirs) == 1:
+        return tuple(wanted[::-1] if rule.transpose else wanted)
+    return (wanted[0] // len(rule.theirs), *wanted[1:])
 
 
 def _check_copies(state: Mapping[str, Tensor], names: Iterable[str], copies: Iterable[str], source: str) -> None:

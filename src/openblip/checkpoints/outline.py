@@ -15,9 +15,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from openblip.checkpoints import blip_hf
-from openblip.checkpoints.blip import config_from_state, read_notes
+from openblip.checkpoints.blip import config_from_state
 from openblip.checkpoints.blip2_hf import config_from_transformers_blip2
 from openblip.checkpoints.blip2_parts import place_of_part
+from openblip.checkpoints.notes import read_notes
 from openblip.checkpoints.recognise import KINDS, family_of
 from openblip.checkpoints.state import Found, find, read_folder
 from openblip.checkpoints.stored import StoredModel
@@ -58,6 +59,8 @@ def _blip(found: Found, image_size: int | None) -> Any:
             num_vision_heads=notes.vision_heads,
             num_text_heads=notes.text_heads,
             image_size=image_size or notes.image_size,
+            vision_eps=notes.vision_eps,
+            text_eps=notes.text_eps,
             source=found.path.name,
         )
     elif found.own:

@@ -62,7 +62,7 @@ def family_of(found: Found) -> str:
     """
     if found.file is not None:
         state = found.file.state
-        if "query_tokens" in state and any(key.startswith("Qformer.") for key in state):
+        if any(key.startswith("Qformer.") for key in state):
             return "blip2"
         if format_of(state, found.path.name) == "transformers":
             raise UserError(

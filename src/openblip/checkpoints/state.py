@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -125,6 +125,9 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
             if not isinstance(names, dict) or not all(isinstance(part, str) for part in names.values()):
                 raise UserError(f'{index} is damaged: it has no "weight_map" of tensors and files')
             parts = sorted(set(names.values()))
+            # By their names, since the files of the hub's cache are links that lead out of it.
+            if outside := [part for part in parts if PurePath(part).is_absolute() or ".." in PurePath(part).parts]:
+                raise UserError(f'{index} is damaged: "{outside[0]}" lies outside its folder')
             missing = [part for part in parts if not (folder / part).is_file()]
             if missing:
                 raise UserError(f"{folder} has no {missing[0]}, which its {index.name} names; fetch it again")

@@ -213,6 +213,7 @@ def test_files_of_lavis(tmp_path: Path, t5: Path, blip: Path, stage: int) -> Non
             made.temperature.fill_(0.03)
     state = lavis_state(made)
     assert ("temp" in state) == (stage == 1)
+    assert not any(key.startswith("visual_encoder") for key in state)
     file = tmp_path / "blip2_pretrained.pth"
     torch.save({"model": state}, file)
     with pytest.raises(UserError, match=r"64 wide.*name it"):

@@ -224,13 +224,14 @@ def test_retrieval_models_both_ways(tmp_path: Path) -> None:
     assert back.model.temperature.item() == pytest.approx(0.02)
 
 
-def test_lavis_files_of_ours_hold_what_was_trained(tmp_path: Path) -> None:
+def test_lavis_files_of_ours_hold_what_was_trained_and_a_tower_of_their_own(tmp_path: Path) -> None:
     made = model()
     file = convert_model(stored(made), tmp_path / "m.pth", to="blip")
     state = torch.load(file, weights_only=True)["model"]
     assert state["query_tokens"].shape == (1, 4, 32)
     assert "temp" in state
-    assert not any(key.startswith("visual_encoder") for key in state)
+    assert state["visual_encoder.pos_embed"].shape == (1, 17, 32)
+    assert not any(key.startswith("visual_encoder.norm") for key in state)
 
 
 def test_what_they_have_no_class_for_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import filter_repo_objects
 
 from openblip.checkpoints import hub
 from openblip.checkpoints.card import model_card
@@ -70,6 +71,16 @@ def test_what_is_no_name_is_a_missing_path() -> None:
     for source in ("models/none.pth", "/none/at/all", "a b"):
         with pytest.raises(UserError, match="there is no model at"):
             locate(source)
+
+
+def test_all_that_a_tokenizer_needs_is_fetched() -> None:
+    needed = [
+        *("config.json", "tokenizer.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"),
+        *("sentencepiece.bpe.model", "chat_template.jinja", "additional_chat_templates/tools.jinja"),
+    ]
+    others = ["tf_model.h5", "flax_model.msgpack", "pytorch_model.bin"]
+    patterns = hub._SMALL + hub._WEIGHTS
+    assert list(filter_repo_objects([*needed, *others], allow_patterns=patterns)) == needed
 
 
 class Api:

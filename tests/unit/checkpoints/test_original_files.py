@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,23 @@ def test_the_number_of_heads_comes_back(
     convert_model(before, tmp_path / "a.pth", to="blip")
     after = open_model(tmp_path / "a.pth", tokenizer=tokenizer)
     assert (after.blip.config.vision.num_heads, after.blip.config.text.num_heads) == heads
+    assert torch.equal(computed(before), computed(after))
+
+
+@pytest.mark.parametrize("eps", [(1e-3, 1e-12), (1e-5, 1e-4)])
+@pytest.mark.parametrize("to", ["blip", "transformers"])
+def test_epsilons_come_back(to: Any, eps: tuple[float, float], tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    config = small(tokenizer, 64, (1, 1)).blip.config
+    config = replace(
+        config,
+        vision=replace(config.vision, layer_norm_eps=eps[0]),
+        text=replace(config.text, layer_norm_eps=eps[1]),
+        encoder=False,
+    )
+    before = StoredModel(Blip(config).eval(), tokenizer)
+    place = convert_model(before, tmp_path / "a.pth", to=to)
+    after = open_model(place, tokenizer=tokenizer)
+    assert (after.blip.config.vision.layer_norm_eps, after.blip.config.text.layer_norm_eps) == eps
     assert torch.equal(computed(before), computed(after))
 
 
@@ -200,6 +219,21 @@ def test_cut_and_changed_files_are_one_sentence(tokenizer: TextTokenizer, tmp_pa
             refused += message is not None
             assert message is None or "\n" not in message
     assert refused > 100
+
+
+@pytest.mark.parametrize("part", ["../a.safetensors", "sub/../../a.safetensors", "ABSOLUTE"])
+def test_an_index_that_leads_out_of_its_folder_is_refused(
+    part: str, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    stored = small(tokenizer, 32, (4, 2))
+    only = StoredModel(stored.blip.part(encoder=False, decoder=True), tokenizer)
+    folder = convert_model(only, tmp_path / "theirs", to="transformers")
+    weights = (folder / "model.safetensors").rename(tmp_path / "a.safetensors")
+    part = part.replace("ABSOLUTE", str(weights))
+    (folder / "sub").mkdir()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": part}}))
+    with pytest.raises(UserError, match=r"index\.json is damaged: .* lies outside its folder"):
+        open_model(folder)
 
 
 def test_a_pickle_with_code_is_refused_as_such(tmp_path: Path) -> None:
