@@ -26,8 +26,9 @@ from openblip.bootstrap.table import Row, plain_row, read_table, row_from, write
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import append_jsonl, read_jsonl, write_json
+from openblip.core.text import escaped
 from openblip.data.sample import BrokenSample
-from openblip.data.sinks.sets import LAYOUTS, Layout, Pair, encoded_image, remove_shard, write_shard
+from openblip.data.sinks.sets import LAYOUTS, Layout, Pair, encoded_image, free_names, remove_shard, write_shard
 from openblip.data.sources.base import Source, SourceConfig
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source, source_parts
@@ -367,25 +368,27 @@ def _input_of(marker: dict[str, Any] | None) -> str:
 
 
 def _pair(row: Row, source: Source) -> Pair:
+    # As tables write names, whether the row is new or comes from one: so the set is the same either way.
+    key, image_id = escaped(row.key), escaped(row.image_id)
     changed = UserError(
-        f'sample {row.index} of {row.part} is not "{row.key}" any more; the source has changed since its texts '
+        f'sample {row.index} of {row.part} is not "{key}" any more; the source has changed since its texts '
         "were scored: let openblip capfilt run again, which scores what has changed"
     )
     if row.index >= len(source):
         raise changed
     sample = source[row.index]
-    if sample.key != row.key:
+    if escaped(sample.key) != key:
         raise changed
     kept = row.kept
-    record: dict[str, Any] = {
-        **row.meta,
-        "source_key": row.key,
+    own: dict[str, Any] = {
+        "source_key": key,
         "origins": [text.origin for text in kept],
         "itm": [text.itm for text in kept],
         "itc": [text.itc for text in kept],
     }
     image, _ = encoded_image(sample.image)
-    return Pair(f"{row.index:09d}", image, [text.text for text in kept], row.image_id, record)
+    record = {**free_names(row.meta, own), **own}
+    return Pair(f"{row.index:09d}", image, [text.text for text in kept], image_id, record)
 
 
 def _count(chunk: Chunk, rows: Sequence[Row]) -> Done:

@@ -19,6 +19,7 @@ __all__ = [
     "counted",
     "decode",
     "encoding_of",
+    "escaped",
     "json_bytes",
     "lines_of",
     "open_text",
@@ -176,6 +177,11 @@ def text_bytes(text: str) -> bytes:
         return text.encode("utf-8", "backslashreplace")
 
 
+def escaped(text: str) -> str:
+    """Text that any encoder takes: names of files that are not UTF-8 come out as "caf\\udce9.jpg"."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def refuse_broken(texts: Iterable[str]) -> None:
     """Refuse texts that hold bytes which are not UTF-8, or halves of characters, as JSON may hold them.
 
@@ -186,9 +192,8 @@ def refuse_broken(texts: Iterable[str]) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            shown = text.encode("utf-8", "backslashreplace").decode()
             raise UserError(
-                f'the text "{shown}" is not UTF-8 at character {error.start + 1}; write it anew'
+                f'the text "{escaped(text)}" is not UTF-8 at character {error.start + 1}; write it anew'
             ) from error
 
 

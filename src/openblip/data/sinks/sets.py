@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -26,8 +26,18 @@ from openblip.core.files import atomic_path, remove_quietly, write_bytes, write_
 from openblip.core.text import json_bytes, text_bytes
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sinks.tables import write_rows
+from openblip.data.sources.cells import READ_COLUMNS
 
-__all__ = ["LAYOUTS", "Layout", "Pair", "encoded_image", "merge_parts", "remove_shard", "write_shard"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "Pair",
+    "encoded_image",
+    "free_names",
+    "merge_parts",
+    "remove_shard",
+    "write_shard",
+]
 
 Layout = Literal["tars", "parquet", "jsonl", "folder"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -43,6 +53,7 @@ _MAGIC = (
 )
 _PARQUET = {"key": "string", "image": "bytes", "captions": ["string"], "image_id": "string", "record": "string"}
 _IMAGES_IN_GROUP = 128
+_RESERVED = READ_COLUMNS | {"key"}
 
 
 @dataclass(slots=True)
@@ -55,7 +66,7 @@ class Pair:
     texts: list[str]
     image_id: str
     record: dict[str, Any] = field(default_factory=dict)
-    """what else is known of it: key, scores, origins; JSON"""
+    """what else is known of it: key, scores, origins; JSON. See `free_names`."""
 
     def fields(self) -> dict[str, Any]:
         """The record with texts and image id, as JSON files hold it."""
@@ -64,6 +75,21 @@ class Pair:
     def lines(self) -> str:
         """The texts as a .txt file holds them."""
         return "".join(" ".join(text.split()) + "\n" for text in self.texts)
+
+
+def free_names(meta: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
+    """`meta` with "meta_" before each name that a reader of the set would take for a text, an image or an id.
+
+    Args:
+        taken: names of what else the record holds.
+    """
+    free: dict[str, Any] = {}
+    for name, value in meta.items():
+        given = name
+        while given in taken or given.strip().lower() in _RESERVED or (given != name and given in meta):
+            given = f"meta_{given}"
+        free[given] = value
+    return free
 
 
 def encoded_image(image: ImageLike) -> tuple[bytes, str]:

@@ -14,6 +14,7 @@ __all__ = [
     "ID_COLUMNS",
     "IMAGE_COLUMNS",
     "NO_TEXT",
+    "READ_COLUMNS",
     "TEXT_COLUMNS",
     "as_texts",
     "given_id",
@@ -33,6 +34,8 @@ TEXT_COLUMNS = (
     *("comment", "title", "conversations", "messages"),
 )
 ID_COLUMNS = ("image_id", "img_id", "imgid", "cocoid")
+READ_COLUMNS = frozenset((*IMAGE_COLUMNS, *TEXT_COLUMNS, *ID_COLUMNS, "split"))
+"""names, in lower case, under which a reader looks for something without being told to"""
 
 _TEXT_FIELDS = ("raw", "caption", "text", "sentence", "description", "phrase", "value")
 _NO_ID = frozenset({"", "nan", "none", "null", "<na>"})
