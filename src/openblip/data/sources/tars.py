@@ -22,7 +22,7 @@ from openblip.core.errors import UserError, nearest
 from openblip.core.kinds import looks_like, read_head
 from openblip.core.text import decode, lines_of
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig, string_array
+from openblip.data.sources.base import NoSamples, Source, SourceConfig, string_array
 from openblip.data.sources.cells import TEXT_COLUMNS, as_texts, given_id
 from openblip.data.sources.digest import MOST_TEXTS, Digest, pieces, spread
 from openblip.data.sources.identity import labels_of
@@ -71,7 +71,7 @@ class TarSource(Source):
             found = looks_like(read_head(paths[0])) or ""
             why = f" ({self.bad_rows[0]})" if self.bad_rows else ""
             seen = f": {paths[0]} {found}" if found not in ("", "is a tar archive") else ""
-            raise UserError(f"the tars of {config.path} hold no images{why}{seen}")
+            raise NoSamples(f"the tars of {config.path} hold no images{why}{seen}", self.bad_rows)
         self._text_endings = reader.text_endings
         self._check_fields()
         ends = np.cumsum(sizes)
