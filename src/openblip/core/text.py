@@ -29,6 +29,7 @@ __all__ = [
     "read_text",
     "refuse_broken",
     "text_bytes",
+    "without_halves",
 ]
 
 _MARKS = (
@@ -177,6 +178,11 @@ def text_bytes(text: str) -> bytes:
         return text.encode("utf-8", "backslashreplace")
 
 
+def without_halves(text: str) -> str:
+    """Text with "?" for each half of a character, as JSON and names of files may hold: no encoder takes one."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def escaped(text: str) -> str:
     """Text that any encoder takes: names of files that are not UTF-8 come out as "caf\\udce9.jpg"."""
     return text.encode("utf-8", "backslashreplace").decode()
@@ -197,9 +203,13 @@ def refuse_broken(texts: Iterable[str]) -> None:
             ) from error
 
 
-def json_bytes(value: Any, *, indent: int | None = None) -> bytes:
-    """A JSON value in UTF-8; where it holds names of files that are not UTF-8, they are escaped and read back."""
+def json_bytes(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> bytes:
+    """A JSON value in UTF-8; where it holds names of files that are not UTF-8, they are escaped and read back.
+
+    Args:
+        default: what to write of a value that JSON has no form for, as of `json.dumps`.
+    """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False).encode()
+        return json.dumps(value, indent=indent, ensure_ascii=False, default=default).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, indent=indent).encode()
+        return json.dumps(value, indent=indent, default=default).encode()

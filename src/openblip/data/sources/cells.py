@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from openblip.core.text import without_halves
 from openblip.data.sample import BrokenSample
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "as_texts",
     "given_id",
     "is_missing",
+    "is_too_deep",
     "row_images",
     "turns",
 ]
@@ -38,6 +40,7 @@ READ_COLUMNS = frozenset((*IMAGE_COLUMNS, *TEXT_COLUMNS, *ID_COLUMNS, "split"))
 """names, in lower case, under which a reader looks for something without being told to"""
 
 _TEXT_FIELDS = ("raw", "caption", "text", "sentence", "description", "phrase", "value")
+_MOST_NESTED = 100
 _NO_ID = frozenset({"", "nan", "none", "null", "<na>"})
 NO_TEXT = frozenset({"nan", "NaN", "<NA>"})
 """What str() and the csv module make of pandas' missing captions; "None" is an answer that people give."""
@@ -72,13 +75,14 @@ def given_id(value: Any) -> str:
 def as_texts(value: Any) -> tuple[str, ...]:
     """The captions in a cell: a string, a list of strings, or of {"raw"/"caption"/"text": ...}.
 
-    A conversation about the image (LLaVA's, or chat messages) counts as its first answer.
+    A conversation about the image (LLaVA's, or chat messages) counts as its first answer. Whatever the format, a
+    half of a character becomes "?", see `without_halves`.
 
     Raises:
         BrokenSample: "bad-text", bytes that are not UTF-8.
     """
     if isinstance(value, str):
-        return (value,) if value.strip() and value.strip() not in NO_TEXT else ()
+        return (without_halves(value),) if value.strip() and value.strip() not in NO_TEXT else ()
     if isinstance(value, bytes):
         try:
             return as_texts(value.decode("utf-8"))
@@ -91,6 +95,17 @@ def as_texts(value: Any) -> tuple[str, ...]:
             return next(((text,) for answering, text in said if answering), ())
         return tuple(text for item in value for text in as_texts(item))
     return () if is_missing(value) else (str(value),)
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether lists and objects stand in one another deeper than data do: readers would meet their limit."""
+    level = [value]
+    for _ in range(_MOST_NESTED):
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [cell for cells in inner for cell in cells if isinstance(cell, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def turns(value: Any) -> list[tuple[bool, str]]:
