@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from capfilt_small import config, contents, make_image, output, rows_of, run, te
 from openblip.bootstrap.job import Places
 from openblip.bootstrap.models import open_models
 from openblip.bootstrap.run import decide_again
-from openblip.data.sinks.sets import free_names
+from openblip.data.sinks.sets import LAYOUTS, Layout, free_names
 from openblip.data.sources.open import open_source, parse_spec
 
 Models = tuple[str, str, str]
@@ -51,6 +52,31 @@ def test_other_columns_do_not_stand_for_the_texts(layout: str, models: Models, t
     meta = open_source(f"{tmp_path / 'clean'}?meta_columns={names}")[0].meta
     found = json.loads(meta["record"]) if layout == "parquet" else meta
     assert [found[name] for name in ("meta_caption", "meta_split", "url")] == ["not judged", "x", "u"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_times_and_bytes_in_other_columns(layout: Layout, models: Models, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    when = datetime(2020, 1, 2)
+    rows = {"image": [make_image(0)], "caption": ["a"], "when": [when], "blob": [b"\xff"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "hub"))
+    source = parse_spec(f"{tmp_path / 'hub'}?meta_columns=when,blob")
+    settings = replace(config(models, tmp_path, captioner=""), source=source)
+    assert run(settings, tmp_path / "clean", output(layout, threshold=0.0)).images == 1
+    assert rows_of(tmp_path / "clean")[0].meta == {"when": "2020-01-02 00:00:00", "blob": "b'\\xff'"}
+    before = contents(tmp_path / "clean")
+    decide_again(tmp_path / "clean", output(layout, threshold=0.0))
+    assert contents(tmp_path / "clean") == before
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_text_that_begins_as_a_pointer_of_git_lfs(layout: Layout, models: Models, tmp_path: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1"
+    web = write_folder(tmp_path / "web", 2)
+    (web / "web.jsonl").write_text(json.dumps({"image": "000.png", "caption": text}) + "\n")
+    settings = config(models, web / "web.jsonl", captioner="")
+    run(settings, tmp_path / "clean", output(layout, threshold=0.0))
+    assert open_source(str(tmp_path / "clean"))[0].texts == (text,)
 
 
 def test_names_that_are_free_stay() -> None:

@@ -11,6 +11,7 @@ the same pairs give the same bytes.
 
 from __future__ import annotations
 
+import codecs
 import io
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from openblip.core.files import atomic_path, remove_quietly, write_bytes, write_folder
+from openblip.core.kinds import LFS
 from openblip.core.text import json_bytes, text_bytes
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sinks.tables import write_rows
@@ -72,9 +74,11 @@ class Pair:
         """The record with texts and image id, as JSON files hold it."""
         return {**self.record, "captions": self.texts, "image_id": self.image_id}
 
-    def lines(self) -> str:
+    def lines(self) -> bytes:
         """The texts as a .txt file holds them."""
-        return "".join(" ".join(text.split()) + "\n" for text in self.texts)
+        data = text_bytes("".join(" ".join(text.split()) + "\n" for text in self.texts))
+        # A byte-order mark tells a text that begins as git-lfs' pointers do from a pointer.
+        return codecs.BOM_UTF8 + data if data.startswith(LFS) else data
 
 
 def free_names(meta: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
@@ -148,7 +152,7 @@ def write_shard(layout: Layout, folder: Path, parts: Path, name: str, pairs: Ite
                 "image": encoded_image(pair.image)[0],
                 "captions": pair.texts,
                 "image_id": pair.image_id,
-                "record": json_bytes(pair.record).decode(),
+                "record": json_bytes(pair.record, default=str).decode(),
             }
             for pair in pairs
         )
@@ -157,13 +161,13 @@ def write_shard(layout: Layout, folder: Path, parts: Path, name: str, pairs: Ite
         with write_folder(folder / name) as target:
             for pair in pairs:
                 text = (target / _write_image(target, pair)).with_suffix(".txt")
-                text.write_bytes(text_bytes(pair.lines()))
+                text.write_bytes(pair.lines())
     else:
         lines = []
         with write_folder(folder / "images" / name) as target:
             for pair in pairs:
                 image = f"images/{name}/{_write_image(target, pair)}"
-                lines.append(json_bytes({"image": image, **pair.fields()}) + b"\n")
+                lines.append(json_bytes({"image": image, **pair.fields()}, default=str) + b"\n")
         write_bytes(parts / f"{name}.jsonl", b"".join(lines))
 
 
@@ -200,5 +204,5 @@ def _add_to_tar(tar: tarfile.TarFile, pair: Pair) -> None:
 def _members(pair: Pair) -> Iterator[tuple[str, bytes]]:
     data, ending = encoded_image(pair.image)
     yield ending, data
-    yield "txt", text_bytes(pair.lines())
-    yield "json", json_bytes({"key": pair.name, **pair.fields()})
+    yield "txt", pair.lines()
+    yield "json", json_bytes({"key": pair.name, **pair.fields()}, default=str)
