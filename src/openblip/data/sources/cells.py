@@ -41,6 +41,7 @@ READ_COLUMNS = frozenset((*IMAGE_COLUMNS, *TEXT_COLUMNS, *ID_COLUMNS, "split"))
 
 _TEXT_FIELDS = ("raw", "caption", "text", "sentence", "description", "phrase", "value")
 _MOST_NESTED = 100
+_NESTING = (dict, list)
 _NO_ID = frozenset({"", "nan", "none", "null", "<na>"})
 NO_TEXT = frozenset({"nan", "NaN", "<NA>"})
 """What str() and the csv module make of pandas' missing captions; "None" is an answer that people give."""
@@ -101,10 +102,14 @@ def is_too_deep(value: Any) -> bool:
     """Whether lists and objects stand in one another deeper than data do: readers would meet their limit."""
     level = [value]
     for _ in range(_MOST_NESTED):
-        inner = (item.values() if isinstance(item, dict) else item for item in level)
-        level = [cell for cells in inner for cell in cells if isinstance(cell, dict | list)]
-        if not level:
+        inner = []
+        for item in level:
+            for cell in item.values() if isinstance(item, dict) else item:
+                if isinstance(cell, _NESTING):
+                    inner.append(cell)
+        if not inner:
             return False
+        level = inner
     return True
 
 
