@@ -23,6 +23,7 @@ from openblip.bootstrap.job import Places, open_part
 from openblip.bootstrap.run import load_output, load_run
 from openblip.bootstrap.table import Origin, Row, Text, read_table
 from openblip.core.errors import UserError
+from openblip.core.text import escaped
 from openblip.data.images import MAX_PIXELS, decode_image
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import source_parts
@@ -171,6 +172,6 @@ def source_image(
     if opened is None or not 0 <= row.index < len(opened):
         raise UserError(f"{source.path} does not hold the sample {row.key} any more")
     sample = opened[row.index]
-    if sample.key.encode("utf-8", "backslashreplace").decode() != row.key:  # as tables write names
+    if escaped(sample.key) != row.key:  # as tables write names
         raise UserError(f"{source.path} has changed since the run: {sample.key} stands where {row.key} stood")
     return decode_image(sample, min_side=min_side, max_pixels=max_pixels)

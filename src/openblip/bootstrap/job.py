@@ -15,7 +15,7 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,14 +26,16 @@ from openblip.bootstrap.table import Row, plain_row, read_table, row_from, write
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import append_jsonl, read_jsonl, write_json
+from openblip.core.text import escaped
 from openblip.data.sample import BrokenSample
-from openblip.data.sinks.sets import LAYOUTS, Layout, Pair, encoded_image, remove_shard, write_shard
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.sinks.sets import LAYOUTS, Layout, Pair, encoded_image, free_names, remove_shard, write_shard
+from openblip.data.sinks.tables import read_rows
+from openblip.data.sources.base import NoSamples, Source, SourceConfig
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source, source_parts
 from openblip.generation.types import DecodeConfig
 
-__all__ = ["CapFiltConfig", "Chunk", "Done", "Output", "Places", "Shard", "Worker", "plan"]
+__all__ = ["CapFiltConfig", "Chunk", "Done", "Output", "Places", "Shard", "Worker", "plan", "read_marker"]
 
 NUCLEUS = DecodeConfig(sample=True, top_p=0.9, min_new_tokens=5, max_new_tokens=20)
 """how the paper writes synthetic captions"""
@@ -177,6 +179,10 @@ class Chunk:
     """why the part cannot be opened at all"""
     input: str = ""
     """fingerprint of the samples; "" where the table is decided on again, whatever the source has become"""
+    first: str = ""
+    """key of the first sample, as tables write it; "" where it is not known"""
+    bad: tuple[BrokenSample, ...] = ()
+    """of a part that cannot be opened, since none of its samples is of use: what is wrong with each"""
 
 
 @dataclass(slots=True)
@@ -218,11 +224,20 @@ def plan(config: CapFiltConfig, shard: Shard | None = None) -> Iterator[Chunk]:
             if by_part or place % shard.count == shard.number:
                 stop = min(start + config.chunk_size, len(source))
                 mark = _fingerprint(source, range(start, stop))
-                yield Chunk(f"{number:05d}-{place:05d}", part, start, stop, input=mark)
+                name = f"{number:05d}-{place:05d}"
+                yield Chunk(name, part, start, stop, input=mark, first=_key(source, start))
     if failures and not opened:
         raise failures[0][1]
     for number, failure in failures:
-        yield Chunk(f"{number:05d}-00000", parts[number], 0, 0, str(failure), str(failure))
+        bad = tuple(failure.bad_rows) if isinstance(failure, NoSamples) else ()
+        yield Chunk(f"{number:05d}-00000", parts[number], 0, 0, str(failure), str(failure), bad=bad)
+
+
+def _key(source: Source, index: int) -> str:
+    try:
+        return escaped(source[index].key)
+    except BrokenSample as broken:
+        return escaped(broken.key)
 
 
 def _fingerprint(source: Source, span: range) -> str:
@@ -266,9 +281,9 @@ class Worker:
         places, began = self.places, time.perf_counter()
         wanted = to_dict(self.output)
         marker = places.marker(chunk.name)
-        before = _read_marker(marker)
-        made_from = chunk.input or _input_of(_read_marker(self._earlier.marker(chunk.name)))
-        if before is not None and _input_of(before) not in (made_from, ""):
+        before = read_marker(marker)
+        made_from = chunk.input or _input_of(read_marker(self._earlier.marker(chunk.name)))
+        if before is not None and (_input_of(before) not in (made_from, "") or self._renamed(chunk)):
             if chunk.trouble:
                 raise UserError(
                     f"{chunk.part.path} was done before and cannot be opened now: {chunk.trouble}; make it "
@@ -306,16 +321,28 @@ class Worker:
         places.begun(chunk.name).unlink(missing_ok=True)
         return done
 
+    def _renamed(self, chunk: Chunk) -> bool:
+        """Whether the samples of a chunk that is done are called otherwise now, as those of a renamed tar are.
+
+        Fingerprints are made of what the part holds, not of what it is called.
+        """
+        table = self.places.table(chunk.name)
+        if not (chunk.first and table.exists()):
+            return False
+        rows = read_rows(table, columns=["key", "index"])
+        before = next((row["key"] for row in rows if row["index"] == chunk.start), chunk.first)
+        return before != chunk.first
+
     def _compute(self, chunk: Chunk, seconds: dict[str, float]) -> list[Row]:
         """The rows of a chunk, by the models."""
         part = chunk.part.path
         self.places.unfinished()
         if chunk.trouble:
-            return [Row(key=Path(part).name, index=-1, part=part, status="unreadable", detail=chunk.trouble)]
+            bad = chunk.bad or [BrokenSample("unreadable", Path(part).name, chunk.trouble)]
+            return _bad_rows(bad, part)
         source = open_part(chunk.part)
         # What could not be read when the part was opened belongs to its first chunk.
-        bad = source.bad_rows if chunk.start == 0 else []
-        rows = [Row(key=b.key, index=-1, part=part, status=b.cause, detail=b.detail) for b in bad]
+        rows = _bad_rows(source.bad_rows if chunk.start == 0 else [], part)
         pipeline = self._make_pipeline()
         pipeline.seconds.clear()
         begun = self.places.begun(chunk.name)
@@ -357,8 +384,17 @@ class Worker:
         return gone > 0
 
 
-def _read_marker(marker: Path) -> dict[str, Any] | None:
-    return json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else None
+def _bad_rows(bad: Iterable[BrokenSample], part: str) -> list[Row]:
+    return [Row(key=b.key, index=-1, part=part, status=b.cause, detail=b.detail) for b in bad]
+
+
+def read_marker(marker: Path) -> dict[str, Any] | None:
+    """What a marker says; None where there is none, or where it is broken and so says nothing."""
+    try:
+        found = json.loads(marker.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"output", "done"} <= found.keys() else None
 
 
 def _input_of(marker: dict[str, Any] | None) -> str:
@@ -367,25 +403,27 @@ def _input_of(marker: dict[str, Any] | None) -> str:
 
 
 def _pair(row: Row, source: Source) -> Pair:
+    # As tables write names, whether the row is new or comes from one: so the set is the same either way.
+    key, image_id = escaped(row.key), escaped(row.image_id)
     changed = UserError(
-        f'sample {row.index} of {row.part} is not "{row.key}" any more; the source has changed since its texts '
+        f'sample {row.index} of {row.part} is not "{key}" any more; the source has changed since its texts '
         "were scored: let openblip capfilt run again, which scores what has changed"
     )
     if row.index >= len(source):
         raise changed
     sample = source[row.index]
-    if sample.key != row.key:
+    if escaped(sample.key) != key:
         raise changed
     kept = row.kept
-    record: dict[str, Any] = {
-        **row.meta,
-        "source_key": row.key,
+    own: dict[str, Any] = {
+        "source_key": key,
         "origins": [text.origin for text in kept],
         "itm": [text.itm for text in kept],
         "itc": [text.itc for text in kept],
     }
     image, _ = encoded_image(sample.image)
-    return Pair(f"{row.index:09d}", image, [text.text for text in kept], row.image_id, record)
+    record = {**free_names(row.meta, own), **own}
+    return Pair(f"{row.index:09d}", image, [text.text for text in kept], image_id, record)
 
 
 def _count(chunk: Chunk, rows: Sequence[Row]) -> Done:

@@ -22,7 +22,7 @@ from typing import Any
 
 from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output
 from openblip.bootstrap.policy import Policy
-from openblip.bootstrap.run import run_capfilt
+from openblip.bootstrap.run import read_totals, run_capfilt
 from openblip.checkpoints.store import open_model
 from openblip.core.config import keep_settings
 from openblip.core.errors import UserError
@@ -96,13 +96,15 @@ def run_bootstrap(
     found: dict[str, dict[str, Any]] = {}
     for name in STAGES:
         marker = out / "stages" / f"{name}.json"
-        if not marker.exists():
+        done = _read_marker(marker)
+        if done is None:
             if on_stage is not None:
                 on_stage(name)
             began = time.perf_counter()
             result = stages[name]()
-            write_json(marker, {"seconds": round(time.perf_counter() - began, 1), **result})
-        found[name] = json.loads(marker.read_text(encoding="utf-8"))
+            done = {"seconds": round(time.perf_counter() - began, 1), **result}
+            write_json(marker, done)
+        found[name] = done
     return {
         "first": found["evaluate"]["first"],
         "second": found["evaluate"]["second"],
@@ -111,9 +113,22 @@ def run_bootstrap(
     }
 
 
+def _read_marker(marker: Path) -> dict[str, Any] | None:
+    """What a stage came to; None where it is not done, or its marker is broken and so says nothing."""
+    try:
+        found = json.loads(marker.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "seconds" in found else None
+
+
 def clean_sources(web: tuple[SourceConfig, ...], clean: Path) -> tuple[SourceConfig, ...]:
-    """What CapFilt made of each of `web`, with its weight."""
-    return tuple(SourceConfig(path=str(clean / str(n)), weight=source.weight) for n, source in enumerate(web))
+    """What CapFilt made of each of `web`, with its weight; those of which the filter has left nothing stay out."""
+    return tuple(
+        SourceConfig(path=str(clean / str(n)), weight=source.weight)
+        for n, source in enumerate(web)
+        if (read_totals(clean / str(n)) or {}).get("images") != 0
+    )
 
 
 def _train(

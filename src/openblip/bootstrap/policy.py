@@ -82,7 +82,8 @@ def decide(texts: Sequence[Text], policy: Policy) -> None:
             text.reason = "no-score"
         else:
             open_texts.append(text)
-        seen.add(words)
+        if text.origin in policy.origins:
+            seen.add(words)
     _RULES[policy.name](open_texts, policy)
 
 

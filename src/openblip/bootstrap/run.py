@@ -29,11 +29,14 @@ from openblip.core.config import differences, from_dict, to_dict
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import remove_quietly, write_json
 from openblip.core.runtime import choose_device, versions
+from openblip.core.text import read_json
 from openblip.data.sinks.sets import merge_parts
-from openblip.data.sources.open import source_parts
+from openblip.data.sources.open import names_files_in, source_parts
 
-__all__ = ["Engine", "Totals", "decide_again", "load_output", "load_run", "run_capfilt"]
+__all__ = ["Engine", "Totals", "decide_again", "load_output", "load_run", "read_totals", "run_capfilt"]
 
+_DESCRIBED = frozenset(("config", "captioner", "filter", "missing_files"))
+"""what every run.json says"""
 _FREE = ("device", "source.weight")
 """settings that may differ from one call to the next"""
 
@@ -153,7 +156,7 @@ def decide_again(
         _check_target(config, target)
         _same_described(places, described)
     open_part.cache_clear()
-    if not Places(run).totals.exists():
+    if read_totals(run) is None:
         raise UserError(f"{run} is not complete; let openblip capfilt finish first")
     parts = source_parts(config.source).parts
     _begin(places, output)
@@ -180,8 +183,32 @@ def load_run(run: Path | str) -> tuple[CapFiltConfig, dict[str, Any]]:
     path = Places(Path(run)).run
     if not path.is_file():
         raise UserError(f"{run} is no folder of openblip capfilt: it has no {path.relative_to(Path(run))}")
-    described = json.loads(path.read_text(encoding="utf-8"))
+    described = _read_described(path)
     return from_dict(CapFiltConfig, described["config"]), described
+
+
+def _read_described(path: Path) -> dict[str, Any]:
+    """What a run.json says.
+
+    Raises:
+        UserError: it is broken.
+    """
+    try:
+        described = read_json(path)
+        if not (isinstance(described, dict) and described.keys() >= _DESCRIBED):
+            raise UserError(f"{path} does not say what the run depends on")
+    except UserError as error:
+        raise UserError(f"{error}; choose a new folder, or delete {path.parent.parent}") from error
+    return described
+
+
+def read_totals(run: Path | str) -> dict[str, Any] | None:
+    """What a run came to; None where it is not complete, or its file is broken and so says nothing."""
+    try:
+        totals = json.loads(Places(Path(run)).totals.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return totals if isinstance(totals, dict) and "output" in totals else None
 
 
 def load_output(run: Path | str) -> Output:
@@ -192,9 +219,10 @@ def load_output(run: Path | str) -> Output:
     """
     places = Places(Path(run))
     load_run(run)
-    if not places.totals.exists():
+    totals = read_totals(places.root)
+    if totals is None:
         raise UserError(f"{run} is not complete; let openblip capfilt finish first")
-    output = json.loads(places.totals.read_text(encoding="utf-8"))["output"]
+    output = totals["output"]
     if output is None:
         raise UserError(f"{run} was stopped while it was decided on anew; run openblip capfilt decide again")
     return from_dict(Output, output)
@@ -259,6 +287,8 @@ def _check_target(config: CapFiltConfig, target: Path) -> None:
     source = Path(config.source.path).expanduser()
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{target} lies in {source}, which is read; choose a folder outside it")
+    if names_files_in(config.source.path, target):
+        raise UserError(f"{config.source.path} names files in {target}, which would be read; choose another folder")
     if target.is_dir() and any(target.iterdir()) and not Places(target).own.is_dir():
         raise UserError(f"{target} holds other files; choose a new folder")
 
@@ -281,7 +311,7 @@ def _same_described(places: Places, described: dict[str, Any]) -> None:
     if not places.run.exists():
         write_json(places.run, described)
         return
-    before = json.loads(places.run.read_text(encoding="utf-8"))
+    before = _read_described(places.run)
     for name in ("config", "captioner", "filter"):
         changed = differences(_identity(before[name]), _identity(described[name]), where=name)
         if changed:
@@ -302,9 +332,9 @@ def _identity(value: Any) -> Any:
 
 def _begin(places: Places, output: Output) -> None:
     """Take back what an earlier run says of its decisions, where others are to be made."""
-    if not places.totals.exists():
+    before = read_totals(places.root)
+    if before is None:
         return
-    before = json.loads(places.totals.read_text(encoding="utf-8"))
     if before["output"] != to_dict(output):
         for page in (places.report, places.report.with_suffix(".json")):
             page.unlink(missing_ok=True)

@@ -7,14 +7,13 @@ summary.texts["web"]["unmatched"]      # texts from the web that the filter drop
 from __future__ import annotations
 
 import heapq
-import json
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openblip.bootstrap.job import Places
+from openblip.bootstrap.job import Places, read_marker
 from openblip.bootstrap.run import load_output, load_run
 from openblip.bootstrap.table import Row, Text, read_table
 from openblip.core.config import to_dict
@@ -145,7 +144,7 @@ def summarise(run: Path | str, *, examples: int = 12) -> Summary:
                 else:
                     heapq.heappushpop(heap, entry)
     for marker in places.marker("").parent.glob("*.json"):
-        summary.seconds.update(json.loads(marker.read_text(encoding="utf-8"))["stages"])
+        summary.seconds.update((read_marker(marker) or {}).get("stages", {}))
     summary.examples = {kind: [row for _, _, row in sorted(heap, reverse=True)] for kind, heap in picked.items()}
     return summary
 

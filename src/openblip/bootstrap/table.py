@@ -62,7 +62,7 @@ class Row:
     """hash of the pixels that the models saw; equal for equal images"""
     texts: list[Text] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
-    """what else the source knows, `SourceConfig.meta_columns`"""
+    """what else the source knows, `SourceConfig.meta_columns`; times and bytes are written as text"""
     captioner: str = ""
     """fingerprint of the model that wrote"""
     filter: str = ""
@@ -120,7 +120,7 @@ def plain_row(row: Row) -> dict[str, Any]:
     # By name, since `dataclasses.asdict` copies what it finds and takes most of the time of a table.
     plain: dict[str, Any] = {name: getattr(row, name) for name in _ROW}
     texts = [{name: getattr(text, name) for name in _TEXT} for text in row.texts]
-    return {**plain, "texts": texts, "meta": json_bytes(row.meta).decode()}
+    return {**plain, "texts": texts, "meta": json_bytes(row.meta, default=str).decode()}
 
 
 def read_table(path: Path | str) -> list[Row]:

@@ -6,8 +6,8 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+_SHOWN = 40
+"""characters of a name that a temporary one begins with: of at most four bytes each, where 255 bytes are allowed"""
+
+
 @contextmanager
 def _explain_full_disk(path: Path) -> Iterator[None]:
     try:
@@ -45,12 +49,20 @@ def _explain_full_disk(path: Path) -> Iterator[None]:
         raise
 
 
+def _beside(path: Path, ending: str) -> Path:
+    """A hidden name in the folder of `path` that no other process takes, on whatever machine, and not too long.
+
+    Whoever removes what a kill has left finds it by how `path` begins and by the ending.
+    """
+    return path.with_name(f".{path.name[:_SHOWN]}.{secrets.token_hex(8)}.{ending}")
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed and renamed to `path`, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "tmp")
     try:
         with _explain_full_disk(path):
             yield temporary
@@ -104,7 +116,8 @@ def write_folder(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = _beside(path, "tmp")
+    temporary.mkdir()
     temporary.chmod(0o755)
     try:
         with _explain_full_disk(path):
@@ -114,7 +127,7 @@ def write_folder(path: Path | str) -> Iterator[Path]:
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
             if path.exists():
-                aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+                aside = _beside(path, "old")
                 os.replace(path, aside)
                 os.replace(temporary, path)
                 shutil.rmtree(aside, ignore_errors=True)

@@ -19,6 +19,7 @@ __all__ = [
     "counted",
     "decode",
     "encoding_of",
+    "escaped",
     "json_bytes",
     "lines_of",
     "open_text",
@@ -28,6 +29,7 @@ __all__ = [
     "read_text",
     "refuse_broken",
     "text_bytes",
+    "without_halves",
 ]
 
 _MARKS = (
@@ -176,6 +178,16 @@ def text_bytes(text: str) -> bytes:
         return text.encode("utf-8", "backslashreplace")
 
 
+def without_halves(text: str) -> str:
+    """Text with "?" for each half of a character, as JSON and names of files may hold: no encoder takes one."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def escaped(text: str) -> str:
+    """Text that any encoder takes: names of files that are not UTF-8 come out as "caf\\udce9.jpg"."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def refuse_broken(texts: Iterable[str]) -> None:
     """Refuse texts that hold bytes which are not UTF-8, or halves of characters, as JSON may hold them.
 
@@ -186,15 +198,18 @@ def refuse_broken(texts: Iterable[str]) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            shown = text.encode("utf-8", "backslashreplace").decode()
             raise UserError(
-                f'the text "{shown}" is not UTF-8 at character {error.start + 1}; write it anew'
+                f'the text "{escaped(text)}" is not UTF-8 at character {error.start + 1}; write it anew'
             ) from error
 
 
-def json_bytes(value: Any, *, indent: int | None = None) -> bytes:
-    """A JSON value in UTF-8; where it holds names of files that are not UTF-8, they are escaped and read back."""
+def json_bytes(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> bytes:
+    """A JSON value in UTF-8; where it holds names of files that are not UTF-8, they are escaped and read back.
+
+    Args:
+        default: what to write of a value that JSON has no form for, as of `json.dumps`.
+    """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False).encode()
+        return json.dumps(value, indent=indent, ensure_ascii=False, default=default).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, indent=indent).encode()
+        return json.dumps(value, indent=indent, default=default).encode()

@@ -63,7 +63,7 @@ _GREY = 128
 
 
 def augment(pixels: Tensor, op: AugmentOp, magnitude: float, rng: np.random.Generator) -> Tensor:
-    """Apply one operation to uint8 [3, S, S]; geometric ones draw their sign.
+    """Apply one operation to uint8 [3, H, W]; geometric ones draw their sign.
 
     Strengths at magnitude m: enhancement factor 0.1 + 1.8 m/10 (no change at 5), shear 0.3 m/10, shift m
     pixels, rotation 30 m/10 degrees.
@@ -85,7 +85,7 @@ def augment(pixels: Tensor, op: AugmentOp, magnitude: float, rng: np.random.Gene
         matrix = (1.0, shear, 0.0, 1.0) if op == "shear_x" else (1.0, 0.0, shear, 1.0)
     # Around grey as zero, so that the zeros from outside are grey too.
     centred = pixels[None].to(torch.float32).sub_(_GREY)
-    moved = functional.grid_sample(centred, _grid(matrix, pixels.shape[1]), align_corners=False)
+    moved = functional.grid_sample(centred, _grid(matrix, *pixels.shape[1:]), align_corners=False)
     return moved.add_(_GREY).round_().to(torch.uint8)[0]
 
 
@@ -113,8 +113,9 @@ def _shift(pixels: Tensor, distance: int, *, dim: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _grid(matrix: tuple[float, float, float, float], size: int) -> Tensor:
-    """Return where each pixel comes from, [1, S, S, 2], for a linear map about the image's centre."""
+def _grid(matrix: tuple[float, float, float, float], height: int, width: int) -> Tensor:
+    """Return where each pixel comes from, [1, H, W, 2], for a linear map of pixels about the image's centre."""
     a, b, c, d = matrix
-    theta = torch.tensor([[[a, b, 0.0], [c, d, 0.0]]])
-    return functional.affine_grid(theta, [1, 3, size, size], align_corners=False)
+    # The grid counts both sides from -1 to 1, however long each is.
+    theta = torch.tensor([[[a, b * height / width, 0.0], [c * width / height, d, 0.0]]])
+    return functional.affine_grid(theta, [1, 3, height, width], align_corners=False)

@@ -184,6 +184,13 @@ def _array(tensor: Tensor) -> np.ndarray:
                 "not-an-image", "", f"a tensor of floats from {low:.3g} to {high:.3g}, not from 0 to 1"
             )
         pixels = (pixels.float() * 255).round()
+    elif pixels.dtype not in (torch.uint8, torch.bool) and pixels.numel():
+        integers = pixels.numpy()  # torch has no least and greatest of uint16
+        least, most = int(integers.min()), int(integers.max())
+        if least < 0 or most > 255:
+            raise BrokenSample(
+                "not-an-image", "", f"a tensor of integers from {least} to {most}, not from 0 to 255"
+            )
     return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
 
 

@@ -8,6 +8,9 @@ more, which is most of the cost of large photographs.
 from __future__ import annotations
 
 import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +31,8 @@ MAX_PIXELS = 89_478_485
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", *_TIFF_MAGIC)
+_BAND = 1 << 18
+"""pixels whose values are scaled together"""
 _ORIENTATION = 0x0112
 _CUT_WORDS = ("truncat", "broken", "incomplete")
 
@@ -50,6 +55,8 @@ def decode_image(
     if isinstance(source, np.ndarray):
         return _from_array(source, key)
     if isinstance(source, Image.Image):
+        if 0 in source.size:
+            raise BrokenSample("empty", key, "the image has no pixels")
         try:
             return _to_rgb(_upright(source))
         except Exception as error:  # one that Pillow has opened, and not read yet
@@ -57,19 +64,43 @@ def decode_image(
     data = _read(source, key) if isinstance(source, Path) else source
     if not data:
         raise BrokenSample("empty", key, "the file has no bytes")
-    image = _open(data, key)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise BrokenSample("too-large", key, f"{width} x {height} pixels, more than {max_pixels:,}")
+    with _pillow_limit(max_pixels):
+        image = _open(data, key)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise BrokenSample("too-large", key, f"{width} x {height} pixels, more than {max_pixels:,}")
+        try:
+            if min_side is not None and image.format == "JPEG":
+                _draft(image, min_side)
+            image.load()
+            return _to_rgb(_upright(image))
+        except MemoryError as error:
+            raise BrokenSample("too-large", key, f"{width} x {height} pixels do not fit in memory") from error
+        except Exception as error:  # Pillow's plugins raise what they like
+            raise _explain(error, data, key) from error
+
+
+_LIMIT_LOCK = threading.Lock()
+_limits: list[int | None] = []
+"""Pillow's own limit, once for each thread that has lifted it"""
+
+
+@contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Lift the limit that Pillow keeps for the whole process, where more pixels are wanted than it warns of."""
+    if max_pixels <= MAX_PIXELS:
+        yield
+        return
+    with _LIMIT_LOCK:
+        _limits.append(_limits[0] if _limits else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
     try:
-        if min_side is not None and image.format == "JPEG":
-            _draft(image, min_side)
-        image.load()
-        return _to_rgb(_upright(image))
-    except MemoryError as error:
-        raise BrokenSample("too-large", key, f"{width} x {height} pixels do not fit in memory") from error
-    except Exception as error:  # Pillow's plugins raise what they like
-        raise _explain(error, data, key) from error
+        yield
+    finally:
+        with _LIMIT_LOCK:
+            before = _limits.pop()
+            if not _limits:
+                Image.MAX_IMAGE_PIXELS = before
 
 
 def decode_images(
@@ -200,15 +231,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
-    """Scale grey values of 16 or 32 bits, or floats, to 0..255."""
-    if values.dtype == np.uint16:
+    """Scale grey values of 16 or 32 bits, or floats, [H, W] to 0..255."""
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either order of bytes
         return (values >> 8).astype(np.uint8)
-    numbers = np.nan_to_num(values.astype(np.float64))
-    low, high = float(numbers.min()), float(numbers.max())
+    # Band by band, since numbers of 64 bits take several times the memory of the image.
+    rows = max(1, _BAND // max(1, values.shape[1]))
+    bands = [slice(first, first + rows) for first in range(0, len(values), rows)]
+    low = min(float(_numbers(values[band]).min()) for band in bands)
+    high = max(float(_numbers(values[band]).max()) for band in bands)
+    start, scale = low, 255.0 / max(high - low, 1e-12)
     for full in (1.0, 255.0, 65535.0):  # the usual ranges keep their meaning; others are stretched
         if low >= 0 and high <= full and (full > 1.0 or values.dtype.kind == "f"):
-            return np.round(numbers * (255.0 / full)).astype(np.uint8)
-    return np.round((numbers - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
+            start, scale = 0.0, 255.0 / full
+            break
+    scaled = np.empty(values.shape, np.uint8)
+    for band in bands:
+        scaled[band] = np.round((_numbers(values[band]) - start) * scale)
+    return scaled
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64))
 
 
 def _from_array(array: np.ndarray, key: str) -> Image.Image:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 import openblip.bootstrap.loop as loop
-from openblip.bootstrap.job import CapFiltConfig
+from openblip.bootstrap.job import CapFiltConfig, Output, Places
 from openblip.bootstrap.run import Totals
 from openblip.cli.bootstrap import _recipe
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError
+from openblip.core.files import write_json
+from openblip.data.sources.base import SourceConfig
 from openblip.tasks.config import RunConfig
 
 WEB, HUMAN = ("a.jsonl?weight=2", "tars/"), ("coco.jsonl",)
@@ -91,6 +93,28 @@ def test_a_filter_that_leaves_nothing(config: loop.BootstrapConfig, calls: Calls
     calls.images = 0
     with pytest.raises(UserError, match="drops every text of the 20 noisy samples"):
         loop.run_bootstrap(config, tmp_path)
+
+
+def test_a_source_of_which_nothing_is_left_stays_out(
+    config: loop.BootstrapConfig, calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def capfilt(_: CapFiltConfig, target: Path, output: Output) -> Totals:
+        images = 5 * (target.name == "1")
+        write_json(Places(target).totals, {"samples": 10, "images": images, "output": to_dict(output)})
+        return Totals(samples=10, images=images, kept_texts=images)
+
+    monkeypatch.setattr(loop, "run_capfilt", capfilt)
+    loop.run_bootstrap(config, tmp_path)
+    clean = SourceConfig(path=str(tmp_path / "clean" / "1"))
+    assert dict(calls)["second"].sources == (clean, *config.human)
+
+
+def test_a_mark_that_is_broken_says_nothing(config: loop.BootstrapConfig, calls: Calls, tmp_path: Path) -> None:
+    found = loop.run_bootstrap(config, tmp_path)
+    (tmp_path / "stages" / "second.json").write_bytes(b"")
+    calls.clear()
+    assert loop.run_bootstrap(config, tmp_path)["second"] == found["second"]
+    assert [name for name, _ in calls] == ["second"]
 
 
 @pytest.mark.parametrize("size", ["micro", "base", "large"])

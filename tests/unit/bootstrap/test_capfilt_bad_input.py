@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from openblip.bootstrap.run import decide_again, load_run
 from openblip.core.errors import UserError
 from openblip.data.sinks.tables import write_rows
 from openblip.data.sources.base import SourceConfig
+from openblip.data.sources.open import names_files_in
 
 Models = tuple[str, str, str]
 
@@ -38,6 +40,47 @@ def test_tars_with_every_fault(models: Models, tmp_path: Path) -> None:
     assert found["00004.tar"].count("duplicate-key") == 2
     assert totals.samples == sum(map(len, found.values()))
     assert load_run(tmp_path / "out")[1]["missing_files"] == ["00002.tar"]
+
+
+def test_a_tar_without_a_sample_of_use(models: Models, tmp_path: Path) -> None:
+    """A row for each sample that is not, as in any other tar."""
+    write_tar(tmp_path / "web" / "00000.tar", 0, 2)
+    with tarfile.open(tmp_path / "web" / "00001.tar", "w") as tar:
+        for number in range(3):
+            tar.addfile(tarfile.TarInfo(f"{number}.txt"))
+    tarfile.open(tmp_path / "web" / "00002.tar", "w").close()
+    totals = run(config(models, tmp_path / "web", captioner=""), tmp_path / "out")
+    found = [(Path(row.part).name, row.key, row.status) for row in rows_of(tmp_path / "out")]
+    assert found[2:] == [
+        *(("00001.tar", f"00001/{number}", "missing") for number in range(3)),
+        ("00002.tar", "00002.tar", "unreadable"),
+    ]
+    assert (totals.samples, totals.quarantined) == (6, 4)
+    assert run(config(models, tmp_path / "web", captioner=""), tmp_path / "out").new_chunks == 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "target", "refused"),
+    [
+        ("web/**/*.tar", "web/clean", True),
+        ("web/*/*.tar", "web/clean", True),
+        ("web/*/*.tar", "web/a/clean", False),
+        ("web/{a,clean}/{000..009}.tar", "web/clean", True),
+        ("web/{000..099}/{000..009}.tar", "web/clean", False),
+        ("we[ab]/**", "web/clean/x", True),
+        ("web/*.tar", "web/clean", False),
+        ("web/*.tar", "clean", False),
+        ("hf:web/*", "web/clean", False),
+    ],
+)
+def test_a_target_that_the_source_would_read(
+    pattern: str, target: str, refused: bool, models: Models, tmp_path: Path
+) -> None:
+    path = pattern if ":" in pattern else str(tmp_path / pattern)
+    assert names_files_in(path, tmp_path / target) == refused
+    if refused:
+        with pytest.raises(UserError, match=r"names files in .*, which would be read; choose another folder"):
+            run(config(models, path), tmp_path / target)
 
 
 def test_images_with_every_fault(models: Models, tmp_path: Path) -> None:

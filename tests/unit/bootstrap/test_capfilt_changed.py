@@ -13,7 +13,9 @@ from capfilt_small import config, contents, make_image, output, rows_of, run, te
 from openblip.bootstrap.job import Done, Places
 from openblip.bootstrap.models import open_models
 from openblip.bootstrap.run import Totals, decide_again
+from openblip.bootstrap.summary import summarise
 from openblip.core.errors import UserError
+from openblip.data.sinks.tables import write_rows
 from openblip.report import write_report
 from openblip.report.capfilt import capfilt_report
 
@@ -126,6 +128,52 @@ def test_a_tar_that_comes_later(models: Models, tmp_path: Path) -> None:
     assert (names, totals.samples, len(rows_of(target))) == (set(), 12, 12)
     assert not (target / "00002-00000.tar").exists()
     assert not Places(target).marker("00002-00000").exists()
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_part_that_is_called_otherwise(kind: str, models: Models, tmp_path: Path) -> None:
+    """Keys hold its name, and seeds the keys; a folder whose marks say nothing of names is seen through too."""
+    web = tmp_path / "web"
+    web.mkdir()
+    for number, name in enumerate("ab"):
+        if kind == "tar":
+            write_tar(web / f"{name}.tar", 6 * number, 6)
+        else:
+            rows = [{"image": make_image(n), "caption": text_of(n)} for n in range(6 * number, 6 * number + 6)]
+            write_rows(web / f"{name}.parquet", rows, {"image": "bytes", "caption": "string"})
+    settings, target, made = config(models, web), tmp_path / "clean", output(threshold=0.2)
+    run(settings, target, made)
+    (web / f"b.{kind}").rename(web / f"c.{kind}")
+    assert run_new(settings, target, made)[1] == {"00001-00000"}
+    run(settings, tmp_path / "new", made)
+    assert contents(target) == contents(tmp_path / "new"), "not what a run from the start gives"
+    (web / f"c.{kind}").rename(web / f"d.{kind}")
+    with pytest.raises(UserError, match="let openblip capfilt run again, which scores what has changed"):
+        decide_again(target, output(threshold=0.0))
+    run(settings, target, made)
+    assert decide_again(target, output(threshold=0.0)).images == 12
+
+
+def test_marks_that_are_broken_say_nothing(models: Models, tmp_path: Path) -> None:
+    web, made = write_folder(tmp_path / "web", 20), output(threshold=0.2)
+    settings, target = config(models, web), tmp_path / "clean"
+    run(settings, target, made)
+    before = contents(target)
+    for name, content in zip(CHUNKS, (b"", b'{"output": nu', b"[]"), strict=True):
+        Places(target).marker(name).write_bytes(content)
+    assert summarise(target).samples == 20
+    assert run_new(settings, target, made)[1] == set(CHUNKS)
+    assert contents(target) == before
+    Places(target).totals.write_bytes(b"")
+    with pytest.raises(UserError, match="is not complete; let openblip capfilt finish first"):
+        decide_again(target, made)
+    assert run_new(settings, target, made)[1] == set()
+    assert contents(target) == before
+    for content in (b"", b"{}"):
+        Places(target).run.write_bytes(content)
+        for work in (lambda: run(settings, target, made), lambda: decide_again(target, made)):
+            with pytest.raises(UserError, match=r"run\.json .*; choose a new folder, or delete .*clean$"):
+                work()
 
 
 def test_a_row_that_becomes_unreadable_is_seen(models: Models, tmp_path: Path) -> None:

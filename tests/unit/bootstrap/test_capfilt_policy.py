@@ -62,6 +62,15 @@ def test_of_equals_the_web_s_text_stays() -> None:
     assert decided(Policy(name="blip2", keep=1), given)[0] == ["a"]
 
 
+@pytest.mark.parametrize("name", ["paper", "best", "web-first", "blip2"])
+def test_what_is_left_out_hides_nothing(name: str) -> None:
+    given: tuple[Given, ...] = (("A red  bus", "web", 0.9, 0.5), ("a red bus", "synthetic", 0.9, 0.5))
+    assert decided(Policy(name=name, origins=("synthetic",)), given) == (  # type: ignore[arg-type]
+        ["a red bus"],
+        {"A red  bus": "left-out", "a red bus": "ranked" if name == "blip2" else "matched"},
+    )
+
+
 def test_an_outside_model_ranks_where_it_is_asked() -> None:
     texts = [Text("a", "web", itm=0.9, itc=0.9, ranker=0.1), Text("b", "synthetic", itm=0.1, itc=0.1, ranker=0.2)]
     decide(texts, Policy(name="blip2", keep=1, rank_by="ranker"))

@@ -105,6 +105,25 @@ def test_folders_are_replaced_whole(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o755
 
 
+@pytest.mark.parametrize("name", ["n" * 250, "\u20ac" * 80, "a.json"])
+def test_long_names_and_writers_of_one_name(name: str, tmp_path: Path) -> None:
+    """Two machines that share a disk may have processes of one number."""
+    path = tmp_path / "file" / name
+    with atomic_path(path) as first:
+        first.write_text("first")
+        with atomic_path(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+        assert names(path.parent)[0].endswith(".tmp"), "what cleans up would not find it"
+    assert path.read_text() == "first"
+    folder = tmp_path / "folder" / name
+    for text in ("first", "second"):
+        with write_folder(folder) as target:
+            (target / "a.txt").write_text(text)
+    assert (folder / "a.txt").read_text() == "second"
+    assert names(folder.parent) == [name]
+
+
 def test_lines_come_back(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     assert read_jsonl(path) == []

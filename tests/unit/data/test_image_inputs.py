@@ -14,6 +14,7 @@ from PIL import Image
 
 from openblip.core.errors import UserError
 from openblip.data.image_inputs import ImageInput, as_image_inputs, decoded, find_image_inputs, find_images
+from openblip.data.sample import BrokenSample
 from openblip.data.transforms import evaluation_transform
 
 TRANSFORM = evaluation_transform(16)
@@ -125,6 +126,17 @@ def test_unusual_images_are_what_they_show(folder: Path) -> None:
     assert (upright[:, 5:] == 0).all()
     assert (clear[:, :7] == 255).all(), "transparent is white"
     assert clear[:, 12, 8].tolist() == [10, 200, 30]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint16, torch.int8])
+def test_tensors_of_integers(dtype: torch.dtype) -> None:
+    shown = as_image_inputs(torch.full((3, 4, 4), 44).to(dtype))[0].decode()
+    assert shown.getpixel((0, 0)) == (44, 44, 44)
+    for value in (300, -1):
+        if torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max:
+            tensor = torch.full((3, 4, 4), value).to(dtype)
+            with pytest.raises(BrokenSample, match=f"integers from {value} to {value}, not from 0 to 255"):
+                as_image_inputs(tensor)[0].decode()
 
 
 def test_no_image_at_all(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from make_data import encoded, make_image, tiff
 from PIL import Image
 
+from openblip.data import images
 from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample, Sample
 
@@ -57,6 +60,55 @@ def test_sixteen_bit_keeps_its_meaning() -> None:
     assert center(decode_image(encoded(as_int, "TIFF"))) == (128, 128, 128)
     as_float = Image.fromarray(np.full((5, 6), 0.5, np.float32))
     assert center(decode_image(encoded(as_float, "TIFF"))) == (128, 128, 128)
+
+
+def test_sixteen_bit_of_either_order_of_bytes() -> None:
+    """Dark images too, whose values would fit into eight bits."""
+    for dark in (200, 2000):
+        values = np.full((5, 6), dark, np.uint16)
+        big = Image.frombytes("I;16B", (6, 5), values.astype(">u2").tobytes())
+        found = [center(decode_image(encoded(image, "TIFF"))) for image in (Image.fromarray(values), big)]
+        assert found == [(dark >> 8,) * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "full"), [(0.0, 1.0, 1.0), (0.0, 200.0, 255.0), (3.0, 60000.0, 65535.0), (-7.5, 9e9, None)]
+)
+def test_floats_are_scaled_in_little_memory(
+    low: float, high: float, full: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).uniform(low, high, (500, 700)).astype(np.float32)
+    values[0, :3] = low, high, np.nan
+    numbers = np.nan_to_num(values.astype(np.float64))
+    least = 0.0 if full else float(numbers.min())
+    scale = 255.0 / (full or float(numbers.max()) - least)
+    monkeypatch.setattr(images, "_BAND", 5000)
+    tracemalloc.start()
+    found = np.asarray(decode_image(Image.fromarray(values)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found[:, :, 0], np.round((numbers - least) * scale).astype(np.uint8))
+    assert peak < 16 * values.size, "bytes for each pixel"
+
+
+def test_more_pixels_than_pillow_takes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 500)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    data = encoded(make_image(1))
+    assert decode_image(data, max_pixels=1200).size == (40, 30)
+    assert Image.MAX_IMAGE_PIXELS == 500
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: decode_image(data, max_pixels=1200).size, range(50)))
+    assert found == [(40, 30)] * 50
+    for most in (400, 1199):
+        with pytest.raises(BrokenSample, match="too-large"):
+            decode_image(data, key="k", max_pixels=most)
+    assert Image.MAX_IMAGE_PIXELS == 500
+
+
+def test_an_image_without_pixels() -> None:
+    with pytest.raises(BrokenSample, match="empty: k: the image has no pixels"):
+        decode_image(Image.new("RGB", (0, 5)), key="k")
 
 
 def test_transparency_on_white() -> None:

@@ -119,6 +119,31 @@ def test_geometric_operations_equal_pillows() -> None:
     assert (shifted[:, :, :5] if sign > 0 else shifted[:, :, -5:]).eq(128).all()
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (48, 32)])
+def test_images_that_are_no_squares(height: int, width: int) -> None:
+    """Each operation keeps the shape, and turns and shears pixels, not shares of the sides."""
+    image = noisy_photo(width, height)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    for op in REFERENCE_OPS:
+        assert augment(pixels, op, 7.0, np.random.default_rng(0)).shape == (3, height, width)
+    sign = 1 if np.random.default_rng(0).random() < 0.5 else -1
+    rotated = image.rotate(-15 * sign, Image.Resampling.BILINEAR, fillcolor=(128,) * 3)
+    across, down = (
+        image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(128,) * 3)
+        for matrix in (
+            (1, 0.15 * sign, -0.15 * sign * height / 2, 0, 1, 0),
+            (1, 0, 0, 0.15 * sign, 1, -0.15 * sign * width / 2),
+        )
+    )
+    for op, theirs in (("rotate", rotated), ("shear_x", across), ("shear_y", down)):
+        ours = augment(pixels, op, 5.0, np.random.default_rng(0)).permute(1, 2, 0).numpy()  # type: ignore[arg-type]
+        difference = np.abs(ours.astype(np.int64) - np.asarray(theirs, np.int64))[8:-8, 8:-8]
+        assert difference.mean() < 0.6, op
+    wide = ImageTransform(ImageTransformConfig(image_size=(height, width)))
+    photo = noisy_photo(90, 60)
+    assert {wide(photo, np.random.default_rng(n)).shape for n in range(30)} == {(3, height, width)}
+
+
 def test_color_keeping_operations_keep_a_plain_color() -> None:
     red = torch.zeros(3, 32, 32, dtype=torch.uint8)
     red[0] = 180

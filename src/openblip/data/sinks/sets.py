@@ -11,9 +11,10 @@ the same pairs give the same bytes.
 
 from __future__ import annotations
 
+import codecs
 import io
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -23,11 +24,22 @@ import numpy as np
 from PIL import Image
 
 from openblip.core.files import atomic_path, remove_quietly, write_bytes, write_folder
+from openblip.core.kinds import LFS
 from openblip.core.text import json_bytes, text_bytes
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sinks.tables import write_rows
+from openblip.data.sources.cells import READ_COLUMNS
 
-__all__ = ["LAYOUTS", "Layout", "Pair", "encoded_image", "merge_parts", "remove_shard", "write_shard"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "Pair",
+    "encoded_image",
+    "free_names",
+    "merge_parts",
+    "remove_shard",
+    "write_shard",
+]
 
 Layout = Literal["tars", "parquet", "jsonl", "folder"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -43,6 +55,7 @@ _MAGIC = (
 )
 _PARQUET = {"key": "string", "image": "bytes", "captions": ["string"], "image_id": "string", "record": "string"}
 _IMAGES_IN_GROUP = 128
+_RESERVED = READ_COLUMNS | {"key"}
 
 
 @dataclass(slots=True)
@@ -55,15 +68,32 @@ class Pair:
     texts: list[str]
     image_id: str
     record: dict[str, Any] = field(default_factory=dict)
-    """what else is known of it: key, scores, origins; JSON"""
+    """what else is known of it: key, scores, origins; JSON. See `free_names`."""
 
     def fields(self) -> dict[str, Any]:
         """The record with texts and image id, as JSON files hold it."""
         return {**self.record, "captions": self.texts, "image_id": self.image_id}
 
-    def lines(self) -> str:
+    def lines(self) -> bytes:
         """The texts as a .txt file holds them."""
-        return "".join(" ".join(text.split()) + "\n" for text in self.texts)
+        data = text_bytes("".join(" ".join(text.split()) + "\n" for text in self.texts))
+        # A byte-order mark tells a text that begins as git-lfs' pointers do from a pointer.
+        return codecs.BOM_UTF8 + data if data.startswith(LFS) else data
+
+
+def free_names(meta: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
+    """`meta` with "meta_" before each name that a reader of the set would take for a text, an image or an id.
+
+    Args:
+        taken: names of what else the record holds.
+    """
+    free: dict[str, Any] = {}
+    for name, value in meta.items():
+        given = name
+        while given in taken or given.strip().lower() in _RESERVED or (given != name and given in meta):
+            given = f"meta_{given}"
+        free[given] = value
+    return free
 
 
 def encoded_image(image: ImageLike) -> tuple[bytes, str]:
@@ -122,7 +152,7 @@ def write_shard(layout: Layout, folder: Path, parts: Path, name: str, pairs: Ite
                 "image": encoded_image(pair.image)[0],
                 "captions": pair.texts,
                 "image_id": pair.image_id,
-                "record": json_bytes(pair.record).decode(),
+                "record": json_bytes(pair.record, default=str).decode(),
             }
             for pair in pairs
         )
@@ -131,13 +161,13 @@ def write_shard(layout: Layout, folder: Path, parts: Path, name: str, pairs: Ite
         with write_folder(folder / name) as target:
             for pair in pairs:
                 text = (target / _write_image(target, pair)).with_suffix(".txt")
-                text.write_bytes(text_bytes(pair.lines()))
+                text.write_bytes(pair.lines())
     else:
         lines = []
         with write_folder(folder / "images" / name) as target:
             for pair in pairs:
                 image = f"images/{name}/{_write_image(target, pair)}"
-                lines.append(json_bytes({"image": image, **pair.fields()}) + b"\n")
+                lines.append(json_bytes({"image": image, **pair.fields()}, default=str) + b"\n")
         write_bytes(parts / f"{name}.jsonl", b"".join(lines))
 
 
@@ -174,5 +204,5 @@ def _add_to_tar(tar: tarfile.TarFile, pair: Pair) -> None:
 def _members(pair: Pair) -> Iterator[tuple[str, bytes]]:
     data, ending = encoded_image(pair.image)
     yield ending, data
-    yield "txt", text_bytes(pair.lines())
-    yield "json", json_bytes({"key": pair.name, **pair.fields()})
+    yield "txt", pair.lines()
+    yield "json", json_bytes({"key": pair.name, **pair.fields()}, default=str)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from openblip.core.errors import UserError
 from openblip.core.files import atomic_path
+from openblip.core.text import escaped
 
 __all__ = ["Kind", "read_rows", "row_writer", "write_rows"]
 
@@ -112,7 +113,7 @@ def row_writer(
 def _utf8(value: Any) -> Any:
     """`value` with the names of files that are not UTF-8 escaped, "caf\\udce9.jpg": parquet holds UTF-8 alone."""
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
+        return escaped(value)
     if isinstance(value, Mapping):
         return {name: _utf8(inner) for name, inner in value.items()}
     return [_utf8(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from openblip.data.sample import BrokenSample
-from openblip.data.sources.cells import given_id, is_missing, turns
+from openblip.data.sources.cells import given_id, is_missing, is_too_deep, turns
 
 __all__ = [
     "ABOUT_COLUMNS",
@@ -186,9 +186,10 @@ def _opened(value: Any) -> Any:
     """Lists and objects in the cell of a CSV are JSON."""
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
-            return json.loads(value)
-        except json.JSONDecodeError:
+            opened = json.loads(value)
+        except (ValueError, RecursionError):  # other text, integers of thousands of digits
             return value
+        return value if is_too_deep(opened) else opened
     return value
 
 
@@ -220,6 +221,6 @@ def _numbers(values: Iterable[Any]) -> list[float]:
     for value in values:
         try:
             found.append(float(value))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             found.append(math.nan)
     return found

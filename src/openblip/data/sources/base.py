@@ -24,6 +24,7 @@ from openblip.data.sources.digest import Digest
 __all__ = [
     "COLUMN_SETTINGS",
     "URL_COLUMNS",
+    "NoSamples",
     "PairsSource",
     "Source",
     "SourceConfig",
@@ -122,6 +123,18 @@ class SourceConfig:
         if self.frames < 0 or (self.frames and self.num_images > 1):
             number = f"not {self.frames}" if self.frames < 0 else "and of samples with one image"
             raise UserError(f"frames of source {self.path} must be 1 or more, {number}")
+
+
+class NoSamples(UserError):
+    """A source that can be read and has no sample of use.
+
+    Attributes:
+        bad_rows: what is wrong with each of those that it holds.
+    """
+
+    def __init__(self, message: str, bad_rows: Iterable[BrokenSample] = ()) -> None:
+        super().__init__(message)
+        self.bad_rows = list(bad_rows)
 
 
 class Source(ABC):

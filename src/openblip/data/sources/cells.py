@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from openblip.core.text import without_halves
 from openblip.data.sample import BrokenSample
 
 __all__ = [
     "ID_COLUMNS",
     "IMAGE_COLUMNS",
     "NO_TEXT",
+    "READ_COLUMNS",
     "TEXT_COLUMNS",
     "as_texts",
     "given_id",
     "is_missing",
+    "is_too_deep",
     "row_images",
     "turns",
 ]
@@ -33,8 +36,12 @@ TEXT_COLUMNS = (
     *("comment", "title", "conversations", "messages"),
 )
 ID_COLUMNS = ("image_id", "img_id", "imgid", "cocoid")
+READ_COLUMNS = frozenset((*IMAGE_COLUMNS, *TEXT_COLUMNS, *ID_COLUMNS, "split"))
+"""names, in lower case, under which a reader looks for something without being told to"""
 
 _TEXT_FIELDS = ("raw", "caption", "text", "sentence", "description", "phrase", "value")
+_MOST_NESTED = 100
+_NESTING = (dict, list)
 _NO_ID = frozenset({"", "nan", "none", "null", "<na>"})
 NO_TEXT = frozenset({"nan", "NaN", "<NA>"})
 """What str() and the csv module make of pandas' missing captions; "None" is an answer that people give."""
@@ -69,13 +76,14 @@ def given_id(value: Any) -> str:
 def as_texts(value: Any) -> tuple[str, ...]:
     """The captions in a cell: a string, a list of strings, or of {"raw"/"caption"/"text": ...}.
 
-    A conversation about the image (LLaVA's, or chat messages) counts as its first answer.
+    A conversation about the image (LLaVA's, or chat messages) counts as its first answer. Whatever the format, a
+    half of a character becomes "?", see `without_halves`.
 
     Raises:
         BrokenSample: "bad-text", bytes that are not UTF-8.
     """
     if isinstance(value, str):
-        return (value,) if value.strip() and value.strip() not in NO_TEXT else ()
+        return (without_halves(value),) if value.strip() and value.strip() not in NO_TEXT else ()
     if isinstance(value, bytes):
         try:
             return as_texts(value.decode("utf-8"))
@@ -88,6 +96,21 @@ def as_texts(value: Any) -> tuple[str, ...]:
             return next(((text,) for answering, text in said if answering), ())
         return tuple(text for item in value for text in as_texts(item))
     return () if is_missing(value) else (str(value),)
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether lists and objects stand in one another deeper than data do: readers would meet their limit."""
+    level = [value]
+    for _ in range(_MOST_NESTED):
+        inner = []
+        for item in level:
+            for cell in item.values() if isinstance(item, dict) else item:
+                if isinstance(cell, _NESTING):
+                    inner.append(cell)
+        if not inner:
+            return False
+        level = inner
+    return True
 
 
 def turns(value: Any) -> list[tuple[bool, str]]:

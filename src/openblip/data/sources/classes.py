@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from openblip.core.errors import UserError
-from openblip.core.text import read_list
+from openblip.core.text import read_list, without_halves
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import SourceConfig, string_of
 from openblip.data.sources.folder import FolderSource
@@ -44,7 +44,7 @@ class ClassFolderSource(FolderSource):
         if not known:
             raise UserError(f"{folder} holds no folder with images: each class needs one of its own")
         if config.classes == AS_FOLDERS:
-            self.class_names: Mapping[str, str] = {name: name.replace("_", " ") for name in known}
+            self.class_names: Mapping[str, str] = {name: without_halves(name.replace("_", " ")) for name in known}
         else:
             self.class_names = read_class_names(folder / Path(config.classes).expanduser(), known)
             if unnamed := [name for name in known if name not in self.class_names]:

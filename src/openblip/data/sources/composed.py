@@ -20,7 +20,7 @@ from typing import Any
 
 from openblip.core.errors import UserError
 from openblip.core.kinds import read_head
-from openblip.core.text import read_json
+from openblip.core.text import read_json, without_halves
 from openblip.data.cards.find import find_split, missing_images
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source, SourceConfig, refuse_unread
@@ -158,12 +158,19 @@ def _query(row: Mapping[str, Any] | BrokenSample, label: str) -> tuple[str, Quer
     reference = row.get("reference") or row.get("candidate")
     target = row.get("target_hard") or row.get("target")
     said = row.get("captions") or row.get("caption") or row.get("text")
-    texts = [text.strip() for text in (said if isinstance(said, list) else [said]) if isinstance(text, str)]
+    texts = [
+        without_halves(text).strip()
+        for text in (said if isinstance(said, list) else [said])
+        if isinstance(text, str)
+    ]
     if not (reference and target and texts and all(text.strip(_MARKS) for text in texts)):
         raise BrokenSample("bad-row", label, "a query needs a reference, a text and a target")
     # As usual for FashionIQ, whose two annotators' texts both hold.
     text = texts[0] if len(texts) == 1 else " and ".join(text.strip(_MARKS) for text in texts)
-    members = (row.get("img_set") or {}).get("members") or ()
+    together = row.get("img_set") or {}
+    members = (together.get("members") or []) if isinstance(together, Mapping) else None
+    if not isinstance(members, list):
+        raise BrokenSample("bad-row", label, 'its "img_set" is no object with a list of "members"')
     return str(reference), Query(text, str(target), tuple(str(one) for one in members if one != reference))
 
 

@@ -21,11 +21,11 @@ import pyarrow as pa
 
 from openblip.core.errors import UserError
 from openblip.core.places import local_path, missing_data
-from openblip.core.text import read_json
+from openblip.core.text import read_json, without_halves
 from openblip.data.cards.find import find_split, missing_images
 from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources.base import Source, SourceConfig, refuse_unread, string_array
-from openblip.data.sources.cells import given_id
+from openblip.data.sources.cells import given_id, is_too_deep
 from openblip.data.sources.digest import MOST_SIZES, Digest, spread
 from openblip.data.sources.open import parse_spec
 from openblip.data.sources.paths import image_roots, locate_image, name_images
@@ -119,6 +119,8 @@ class DialogSource(Source):
         if not number:
             raise BrokenSample("bad-row", label, "it has no image_id")
         known.add(number)
+        if is_too_deep(dialog):
+            raise BrokenSample("bad-row", label, "nested too deep")
         if not isinstance(dialog.get("dialog"), list) or not dialog["dialog"]:
             raise BrokenSample("bad-row", label, "it has no rounds")
         if number in kept:
@@ -130,7 +132,7 @@ class DialogSource(Source):
         image = dialog.get("image")
         own = image if isinstance(image, str) else ""
         identity = dialog["image_id"] if type(dialog["image_id"]) is int else number
-        self._dialogs.append((identity, str(dialog.get("caption") or ""), own))
+        self._dialogs.append((identity, without_halves(str(dialog.get("caption") or "")), own))
 
     def _round(self, one: Any, image: str, place: int, label: str) -> tuple[int, int, int, np.ndarray]:
         where = f"round {place + 1}"

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from openblip.core import fingerprint
 from openblip.data.sample import BrokenSample, Sample
+from openblip.data.sources.columns import one_array
 
 __all__ = ["MOST_SIZES", "MOST_TEXTS", "Digest", "pieces", "spread"]
 
@@ -23,6 +24,7 @@ MOST_SIZES = 10_000
 MOST_TEXTS = 100_000
 """samples whose texts are read from files of their own, of a span of samples"""
 _PIECE = 1 << 18
+_PLAIN = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
 class Digest(fingerprint.Digest):
@@ -38,16 +40,10 @@ class Digest(fingerprint.Digest):
 
     def strings(self, column: pa.Array | pa.ChunkedArray) -> None:
         """Add a column; of one that is not made of strings, its values as JSON."""
-        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        if isinstance(array, pa.ChunkedArray):
-            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-            array = pc.cast(array, pa.large_string())
-        elif pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-            array = pc.cast(array, pa.large_binary())
-        else:
-            self.add(array.to_pylist())
+        if not any(is_one(column.type) for is_one in _PLAIN):
+            self.add(column.to_pylist())
             return
+        array = one_array(column)
         self.numbers(pc.fill_null(pc.binary_length(array), -1).to_numpy(zero_copy_only=False))
         _, offsets, data = array.buffers()
         ends = np.frombuffer(offsets, np.int64, len(array) + 1, array.offset * 8) if offsets is not None else [0]

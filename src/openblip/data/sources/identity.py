@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from openblip.core.fingerprint import short_hash
 from openblip.data.sources.base import string_array, string_of
 from openblip.data.sources.cells import given_id
+from openblip.data.sources.columns import one_array
 
 __all__ = [
     "id_strings",
@@ -43,9 +44,7 @@ def joined_names(columns: Sequence[pa.Array]) -> pa.Array:
 
 def id_strings(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """A column of ids as large_string, "" where there is none; see `given_id`."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    array = one_array(column)
     if pa.types.is_integer(array.type):
         return pc.fill_null(pc.cast(array, pa.large_string()), "")
     return string_array([given_id(cell) for cell in array.to_pylist()])

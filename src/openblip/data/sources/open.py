@@ -6,6 +6,7 @@ A spec may carry settings after a question mark, as in "captions.jsonl?text_colu
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import glob
 import itertools
 import re
@@ -20,7 +21,7 @@ from openblip.core.kinds import looks_like, read_head
 from openblip.core.places import QUERY, local_path, missing_data
 from openblip.data.cards.find import find_split, missing_images
 from openblip.data.formats import IMAGE_SUFFIXES
-from openblip.data.sources.base import PairsSource, Source, SourceConfig, refuse_unread
+from openblip.data.sources.base import NoSamples, PairsSource, Source, SourceConfig, refuse_unread
 from openblip.data.sources.classes import ClassFolderSource
 from openblip.data.sources.folder import FolderSource, with_texts
 from openblip.data.sources.hub import HubSource
@@ -29,7 +30,7 @@ from openblip.data.sources.table import open_records
 from openblip.data.sources.tars import TarSource
 from openblip.data.walk import is_hidden
 
-__all__ = ["SourceParts", "open_source", "parse_spec", "source_parts"]
+__all__ = ["SourceParts", "names_files_in", "open_source", "parse_spec", "source_parts"]
 
 _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
 _TEXT_TABLES = (".txt", ".token")
@@ -37,6 +38,7 @@ _TEXT_TABLES = (".txt", ".token")
 _MOST_GAPS = 1000
 _KINDS_BY_CONTENT = {"is a tar archive": ".tar", "is a parquet file": ".parquet"}
 _CAPTION_FILES = ("captions", "metadata", "annotations", "dataset", "data")
+_WILD = "*?["
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 
 
@@ -74,7 +76,7 @@ def open_source(spec: SourceConfig | str) -> Source:
     source = _open(config)
     if not len(source):
         bad = f"; {len(source.bad_rows)} rows cannot be read, first {source.bad_rows[0]}" if source.bad_rows else ""
-        raise UserError(f"{config.path} holds no samples{bad}")
+        raise NoSamples(f"{config.path} holds no samples{bad}", source.bad_rows)
     refuse_unread(config, source.reads, config.path)
     source.name = config.name or config.path
     if config is not given:
@@ -110,7 +112,7 @@ def source_parts(spec: SourceConfig | str) -> SourceParts:
         files = _packed_files(path)
     elif not path.is_file():
         files, _ = _expand(str(path))
-        named = (name for name in _braces(str(path)) if not any(letter in name for letter in "*?["))
+        named = (name for name in _braces(str(path)) if not any(letter in name for letter in _WILD))
         missing = [name for name in named if not Path(name).exists()]
     kinds = {file.suffix.lower() for file in files}
     if len(files) < 2 or kinds not in ({".tar"}, {".parquet"}):
@@ -226,13 +228,36 @@ def _expand(pattern: str) -> tuple[list[Path], int]:
     found: list[Path] = []
     num_missing = 0
     for name in _braces(pattern):
-        if any(letter in name for letter in "*?["):
+        if any(letter in name for letter in _WILD):
             found += [Path(match) for match in sorted(glob.glob(name, recursive=True))]
         elif Path(name).is_file():
             found.append(Path(name))
         else:
             num_missing += 1
     return list(dict.fromkeys(found)), num_missing
+
+
+def names_files_in(pattern: str, folder: Path) -> bool:
+    """Whether a brace or glob pattern names files in a folder or below, were there any; of other specs False."""
+    place = local_path(pattern)
+    if place.startswith(("world:", "hf:")) or not any(letter in place for letter in (*_WILD, "{")):
+        return False
+    inside = folder.resolve().parts
+    for parent, rest in {(path.parent, path.name == "**") for path in map(Path, _braces(place))}:
+        fixed = tuple(itertools.takewhile(lambda part: not any(c in part for c in _WILD), parent.parts))
+        parts = (*Path(*fixed).expanduser().resolve().parts, *parent.parts[len(fixed) :], "**" if rest else "*")
+        if _may_hold(parts, inside):
+            return True
+    return False
+
+
+def _may_hold(pattern: Sequence[str], folder: Sequence[str]) -> bool:
+    """Whether the pattern of a file, part by part, fits something in the folder."""
+    if not pattern:
+        return False
+    if not folder or pattern[0] == "**":
+        return True
+    return fnmatch.fnmatchcase(folder[0], pattern[0]) and _may_hold(pattern[1:], folder[1:])
 
 
 def _braces(pattern: str) -> Iterator[str]:

@@ -24,6 +24,7 @@ from openblip.core.kinds import read_head, refuse_other_kinds
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sources.base import SourceConfig, string_array, string_of
 from openblip.data.sources.cells import NO_TEXT, as_texts, row_images
+from openblip.data.sources.columns import one_array
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.identity import (
     id_strings,
@@ -294,20 +295,12 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _strings(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """A column as large_string, null where it holds nothing."""
-    whole = _combined(column)
-    if pa.types.is_dictionary(whole.type):
-        whole = whole.dictionary_decode()
+    whole = one_array(column)
     if _is_text(whole.type):
-        return pc.cast(whole, pa.large_string())
+        return whole
     cells = [as_texts(cell) for cell in whole.to_pylist()]
     texts = string_array([cell[0] if cell else "" for cell in cells])
     return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.large_string()), texts)
-
-
-def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    if not isinstance(column, pa.ChunkedArray):
-        return column
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _with_paths(
@@ -345,7 +338,7 @@ def _flatten(column: pa.ChunkedArray | None, file: str) -> tuple[pa.Array, np.nd
         texts = _strings(column)
         return *_without_blanks(texts, np.arange(len(texts))), []
     if (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)) and _is_text(column.type.value_type):
-        whole = _combined(column)
+        whole = one_array(column)
         rows = pc.list_parent_indices(whole).to_numpy(zero_copy_only=False).astype(np.int64)
         return *_without_blanks(_strings(pc.list_flatten(whole)), rows), []
     pairs: list[tuple[str, int]] = []

@@ -19,7 +19,7 @@ from openblip.core.text import encoding_of, open_text
 from openblip.data.sample import BrokenSample
 from openblip.data.sources.answers import ANSWER_COLUMNS, QUESTION_COLUMNS
 from openblip.data.sources.base import URL_COLUMNS, SourceConfig
-from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS
+from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, is_too_deep
 from openblip.data.sources.delimited import has_header, read_delimited
 from openblip.data.sources.labels import LABEL_COLUMNS, STATEMENT_COLUMNS
 from openblip.data.sources.layouts import rows_of_object
@@ -45,6 +45,16 @@ def read_records(path: Path, config: SourceConfig) -> Iterator[Row]:
     Raises:
         UserError: no rows can be read at all (not text, not JSON, no header).
     """
+    return _without_deep(_rows(path, config))
+
+
+def _without_deep(rows: Iterable[Row]) -> Iterator[Row]:
+    for label, row in rows:
+        deep = isinstance(row, dict) and is_too_deep(row)
+        yield label, BrokenSample("bad-row", label, "nested too deep") if deep else row
+
+
+def _rows(path: Path, config: SourceConfig) -> Iterator[Row]:
     suffix = path.suffix.lower()
     head = read_head(path)
     refuse_other_kinds(path, head, "a captions file")
@@ -169,6 +179,8 @@ def _label(path: Path, rows: Iterable[Any]) -> Iterator[Row]:
         label = f"{path.name}[{number}]"
         if isinstance(row, dict | BrokenSample):
             yield label, row
+        elif isinstance(row, list) and is_too_deep(row):  # which `str` does not take either
+            yield label, BrokenSample("bad-row", label, "nested too deep")
         else:
             yield label, BrokenSample("bad-row", label, f"not a JSON object: {str(row)[:40]!r}")
 

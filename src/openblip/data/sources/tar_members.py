@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ _READ_AHEAD = 1 << 13
 _LONGEST_HEADER = 1 << 20
 _LONGEST_CHAIN = 8
 """links to links that are followed"""
+_OCTAL, _DECIMAL = re.compile(rb"[0-7]*"), re.compile(r"[0-9]{1,20}")
+_LENGTH = re.compile(rb"0*[1-9][0-9]{0,9}")
 _HARD_LINK, _SYMBOLIC_LINK = b"1", b"2"
 
 
@@ -73,6 +76,8 @@ def _regular(path: Path, links: dict[str, str]) -> Iterator[Member]:
             if not _checksum_holds(header):
                 raise BrokenSample("unreadable", path.name, f"no tar header at byte {position}")
             kind, size = header[156:157], _number(header[124:136])
+            if size is None:
+                raise BrokenSample("unreadable", path.name, f"{header[124:136]!r} is no size, at byte {position}")
             start = position + _BLOCK
             if kind in b"xLK" and kind:
                 if size > _LONGEST_HEADER:
@@ -86,7 +91,12 @@ def _regular(path: Path, links: dict[str, str]) -> Iterator[Member]:
                     fields = _pax_fields(content)
                     long_name = fields.get("path", long_name)
                     long_link = fields.get("linkpath", long_link)
-                    long_size = int(fields.get("size", -1))
+                    if (told := fields.get("size")) is not None:
+                        if not _DECIMAL.fullmatch(told):
+                            raise BrokenSample(
+                                "unreadable", path.name, f"{told[:40]!r} is no size, at byte {position}"
+                            )
+                        long_size = int(told)
             elif kind in (b"0", b"\0", b"7"):
                 size = long_size if long_size >= 0 else size
                 if start + size > total:
@@ -105,13 +115,12 @@ def _regular(path: Path, links: dict[str, str]) -> Iterator[Member]:
         raise BrokenSample("truncated", path.name, "the tar has no end mark: it was cut, or never finished")
 
 
-def _number(digits: bytes) -> int:
-    if digits[0] & 0x80:  # base 256, for sizes of 8 GiB and more
-        return int.from_bytes(digits, "big") & ((1 << 95) - 1)
-    try:
-        return int(digits.rstrip(b"\0 ") or b"0", 8)
-    except ValueError:
-        return 0
+def _number(field: bytes) -> int | None:
+    """The number in a field of a header, None where it holds none: `int` would also take "-1" and "1_0"."""
+    if field[0] == 0x80:  # base 256, for sizes of 8 GiB and more
+        return int.from_bytes(field[1:], "big")
+    digits = field.split(b"\0", 1)[0].strip(b" ")
+    return int(digits or b"0", 8) if _OCTAL.fullmatch(digits) else None
 
 
 def _checksum_holds(header: bytes) -> bool:
@@ -128,7 +137,7 @@ def _pax_fields(content: bytes) -> dict[str, str]:
     fields, place = {}, 0
     while place < len(content):
         length, _, _ = content[place:].partition(b" ")
-        if not length.isdigit() or not int(length):
+        if not _LENGTH.fullmatch(length):
             break
         name, _, value = content[place + len(length) + 1 : place + int(length) - 1].partition(b"=")
         fields[name.decode("utf-8", "backslashreplace")] = value.decode("utf-8", "backslashreplace")

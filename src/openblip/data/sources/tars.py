@@ -22,8 +22,8 @@ from openblip.core.errors import UserError, nearest
 from openblip.core.kinds import looks_like, read_head
 from openblip.core.text import decode, lines_of
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig, string_array
-from openblip.data.sources.cells import TEXT_COLUMNS, as_texts, given_id
+from openblip.data.sources.base import NoSamples, Source, SourceConfig, string_array
+from openblip.data.sources.cells import TEXT_COLUMNS, as_texts, given_id, is_too_deep
 from openblip.data.sources.digest import MOST_TEXTS, Digest, pieces, spread
 from openblip.data.sources.identity import labels_of
 from openblip.data.sources.tar_keys import KeyReader
@@ -71,7 +71,7 @@ class TarSource(Source):
             found = looks_like(read_head(paths[0])) or ""
             why = f" ({self.bad_rows[0]})" if self.bad_rows else ""
             seen = f": {paths[0]} {found}" if found not in ("", "is a tar archive") else ""
-            raise UserError(f"the tars of {config.path} hold no images{why}{seen}")
+            raise NoSamples(f"the tars of {config.path} hold no images{why}{seen}", self.bad_rows)
         self._text_endings = reader.text_endings
         self._check_fields()
         ends = np.cumsum(sizes)
@@ -118,7 +118,11 @@ class TarSource(Source):
             content = json.loads(self._read(tar, offset, size, key))
         except (ValueError, RecursionError) as error:
             raise BrokenSample("bad-text", key, f"its JSON cannot be read: {error}") from error
-        return content if isinstance(content, dict) else {}
+        if not isinstance(content, dict):
+            return {}
+        if is_too_deep(content):
+            raise BrokenSample("bad-text", key, "its JSON is nested too deep")
+        return content
 
     def _texts(self, sample: int, key: str, fields: dict[str, Any] | None) -> tuple[str, ...]:
         tar, _, _, offset, size, _, _ = (int(number) for number in self._index[sample])
