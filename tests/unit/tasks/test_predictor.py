@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
+from openblip.explain.cam import caption_maps
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.models.dual import BlipDual, DualConfig
@@ -19,6 +21,7 @@ from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.pixels import normalize
 from openblip.tasks.answering import encode_questions
 from openblip.tasks.families.blip import BlipAdapter, VqaAdapter
+from openblip.tasks.pairs import prepare_pairs
 from openblip.tasks.predictor import Predictor, find_images
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -165,6 +168,26 @@ def test_the_likelihood_of_a_caption_is_that_of_writing_it(predictor: Predictor,
         assert alone.perplexity == pytest.approx(np.exp(-alone.log_prob / alone.num_tokens))
     (ranked,) = predictor.rank_captions(paths[0], small.TEXTS, prompt="a ")
     assert [one.text for one in ranked] == [one.text for one in sorted(every[0], key=lambda one: -one.log_prob)]
+
+
+def test_a_prompt_may_leave_out_its_blank(predictor: Predictor, paths: list[str]) -> None:
+    """Written, scored alone and beside others, explained and trained on, it is the same prompt."""
+    texts, words, batch = list(small.TEXTS[:3]), predictor.tokenizer, small.batch([0, 1])
+
+    def used(prompt: str) -> list[Any]:
+        memory = predictor.remember(paths[0])
+        maps = caption_maps(predictor.model, words, memory, texts[0], prompt=prompt)
+        trained = prepare_pairs(words, max_length=20, prompt=prompt)(batch)
+        return [
+            predictor.caption(paths[0], FEW, prompt=prompt),
+            predictor.log_likelihood(paths[:2], texts, prompt=prompt),
+            predictor.score(paths[:2], texts, by=["likelihood"], prompt=prompt),
+            [(one.word, one.weights.tolist()) for one in maps],
+            (trained.text.input_ids.tolist(), trained.prompt_length),
+        ]
+
+    for without, with_blank in zip(used("a red"), used("a red "), strict=True):
+        assert without == with_blank
 
 
 def test_each_image_may_have_texts_of_its_own(predictor: Predictor, paths: list[str]) -> None:
