@@ -214,9 +214,10 @@ class FrozenLanguage(nn.Module):
     def check_room(self, num_soft: int, length: int) -> None:
         """Refuse more tokens than it has positions for."""
         if self.max_length is not None and num_soft + length > self.max_length:
+            what = f"{num_soft} soft prompts and a text" if num_soft else "a text"
             raise UserError(
-                f"{num_soft} soft prompts and a text of {length} tokens do not fit the {self.max_length} "
-                f"positions of {self.config.source}; shorten the prompt"
+                f"{what} of {length} tokens do not fit the {self.max_length} positions of {self.config.source}; "
+                "shorten the prompt or the text"
             )
 
     def decoder_logits(
@@ -265,6 +266,7 @@ class FrozenLanguage(nn.Module):
             places: int64 [S], of targets in the flattened [R * T]: logits [S, V] that predict these alone.
         """
         assert self.start_id is not None, "a decoder is read by decoder_logits"
+        self.check_room(0, target_ids.shape[1])
         start = torch.full_like(target_ids[:, :1], self.start_id)
         written = torch.cat((start, target_ids[:, :-1]), dim=1)
         inputs: dict[str, Any] = {"encoder_outputs": (states,), "attention_mask": mask, "use_cache": False}

@@ -421,6 +421,11 @@ def test_a_prompt_that_does_not_fit_is_refused(language: Any) -> None:
     with pytest.raises(UserError, match="shorten the prompt"):
         written(model, words, ["a " * 60], soft(model, 1))
     assert language("t5")[0].max_length is None  # relative positions know no end
+    bart = FrozenLanguage(scaled_heads()["Bart"](), LanguageConfig(source="bart"))
+    states = bart.encode(soft(bart, 1), torch.full((1, 4), 5), torch.ones(1, 4).bool())
+    assert bart.target_logits(*states, torch.full((1, 64), 5)).shape == (1, 64, 40)
+    with pytest.raises(UserError, match="a text of 65 tokens do not fit the 64 positions of bart"):
+        bart.target_logits(*states, torch.full((1, 65), 5))
 
 
 def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:
