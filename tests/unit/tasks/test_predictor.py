@@ -209,6 +209,23 @@ def test_each_image_may_have_texts_of_its_own(predictor: Predictor, paths: list[
         predictor.caption(paths[:4], FEW, prompt=prompts[:3])
 
 
+def test_likelihoods_are_of_texts_as_in_training(predictor: Predictor, paths: list[str]) -> None:
+    """Points are not read, so that they neither count nor fill the model's positions."""
+    for texts in (["A red bus.", "Two (dogs)!"], ["bus. " * 40, "bus"]):
+        clean = [predictor.clean(text) for text in texts]
+        for given, read in zip(
+            *(predictor.log_likelihood(paths[0], some)[0] for some in (texts, clean)), strict=True
+        ):
+            assert (given.log_prob, given.num_tokens) == (read.log_prob, read.num_tokens)
+        scored = [predictor.score(paths[0], some, by=["likelihood"])[0] for some in (texts, clean)]
+        assert [one.log_prob for one in scored[0]] == [one.log_prob for one in scored[1]]
+
+
+def test_no_images_give_nothing(predictor: Predictor) -> None:
+    assert predictor.pixels([]).shape == (0, 3, small.PIXELS, small.PIXELS)
+    assert predictor.caption([]) == []
+
+
 def test_an_image_is_projected_once_however_many_texts(
     predictor: Predictor, blip: Blip, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +245,8 @@ def test_texts_that_cannot_be_read_are_named(predictor: Predictor, paths: list[s
             r'the text "bus bus .*\.\.\." has 82 tokens, and the model takes 64',
         ),
         (lambda: predictor.embed_texts([long]), "has 82 tokens"),
+        (lambda: predictor.log_likelihood(paths[0], "bus " * 62, prompt="a red"), "has 66 tokens with its prompt"),
+        (lambda: predictor.score(paths[0], "bus " * 62, prompt="a red"), "has 66 tokens with its prompt"),
         (lambda: predictor.match(paths[0], "犬"), 'vocabulary has no word of "犬"'),
         (lambda: predictor.match(paths[0], []), "there is no text"),
         (lambda: predictor.match(paths[0], ["a dog", ""]), "one of the texts is empty"),

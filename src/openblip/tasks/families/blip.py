@@ -158,7 +158,8 @@ class BlipAdapter(_Embeds):
 
     def _captions(self, texts: Sequence[str], prompt: str, max_length: int | None = None) -> tuple[TokenBatch, int]:
         """Captions as training reads them, and how many of their first tokens are the prompt's."""
-        tokens, start = self.tokenizer.encode_after(prompt, texts, max_length=max_length)
+        read = [self.clean(text) for text in texts]
+        tokens, start = self.tokenizer.encode_after(prompt, read, max_length=max_length)
         return tokens.to(self.device), start
 
 
