@@ -117,6 +117,26 @@ class TextTokenizer:
         rows = [[start, *encoding.ids[:room], *tail] for encoding in encodings]
         return self.pad(rows)
 
+    def prompts(self, texts: Sequence[str]) -> TokenBatch:
+        """Encode how texts to write begin; a blank at the end is that before the first word of the rest."""
+        return self.encode([text.rstrip() for text in texts], first="dec", end=False)
+
+    def encode_after(
+        self, prompt: str, texts: Sequence[str], *, first: First = "dec", max_length: int | None = None
+    ) -> tuple[TokenBatch, int]:
+        """Encode texts that begin with a prompt, a blank between them whether the prompt ends with one or not.
+
+        Args:
+            first: as in `encode`.
+            max_length: as in `encode`.
+
+        Returns:
+            the texts, and how many of their first tokens are `prompts`' for all of them.
+        """
+        begin = prompt.rstrip()
+        whole = [f"{begin} {text}" for text in texts] if begin else texts
+        return self.encode(whole, first=first, max_length=max_length), self.prompts([prompt]).input_ids.shape[1]
+
     def pad(self, rows: Sequence[Sequence[int]]) -> TokenBatch:
         """Stack rows of ids, padded on the right to the longest."""
         width = max((len(row) for row in rows), default=0)

@@ -114,8 +114,8 @@ def caption_maps(
     """
     decoder = model.decoder
     limit = model.config.text.max_positions
-    ids = tokenizer.encode([prompt + text], first="dec", max_length=limit).input_ids.to(memory.keys[0].device)
-    start = tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1]
+    tokens, start = tokenizer.encode_after(prompt, [text], max_length=limit)
+    ids = tokens.input_ids.to(memory.keys[0].device)
     chosen = default_layer(len(decoder.transformer.text_blocks)) if layer is None else layer
     places = torch.arange(start - 1, ids.shape[1] - 2, device=ids.device)  # where each word's piece is predicted
     # A row for each piece, so that each has a gradient of its own; all rows read the one memory.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.generation.types import DecodeConfig
@@ -143,8 +144,15 @@ def _sorted_probabilities(scores: Tensor, top_p: float) -> tuple[Tensor, Tensor]
     if scores.device.type == "cpu" and scores.shape[1] > 4 * SORTED_HEAD:
         values, order = scores.topk(SORTED_HEAD, dim=-1)
         probabilities = (values - total).exp()
-        if bool((probabilities.sum(dim=-1) >= top_p).all()):
+        flat = ~(probabilities.sum(dim=-1) >= top_p)
+        if not bool(flat.any()):
             return probabilities, order
+        # Each row by itself: the two order equal scores differently, and a row must not depend on its neighbours.
+        rest = (0, scores.shape[1] - SORTED_HEAD)
+        probabilities, order = F.pad(probabilities, rest), F.pad(order, rest)
+        values, order[flat] = scores[flat].sort(dim=-1, descending=True)
+        probabilities[flat] = (values - total[flat]).exp()
+        return probabilities, order
     values, order = scores.sort(dim=-1, descending=True)
     return (values - total).exp(), order
 

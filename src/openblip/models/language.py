@@ -29,6 +29,9 @@ from openblip.models.recompute import first_blocks
 
 __all__ = ["FrozenLanguage", "LanguageConfig", "make_language"]
 
+_CACHES = {"cache", "past_key_values"}
+"""how transformers names what a decoder has read"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
@@ -88,6 +91,11 @@ class FrozenLanguage(nn.Module):
             if self.start_id is None:
                 raise UserError(f"{config.source} does not say with which token its decoder starts")
         self._options = set(inspect.signature(model.forward).parameters)
+        if not self.is_encoder_decoder and not (self._options & _CACHES and _can_step(model)):
+            raise UserError(
+                f"{config.source} ({described.model_type}) keeps what it has read in a way of its own, so it "
+                "cannot write for several beams or images at once; choose another language model"
+            )
         if config.quantize == "none":
             model.to(DTYPES[config.dtype])
         model.requires_grad_(False)
@@ -195,6 +203,10 @@ class FrozenLanguage(nn.Module):
         finally:
             self._mark_recomputed(self.training)
 
+    def new_cache(self) -> Any:
+        """What a decoder keeps of the tokens that it has read: nothing yet."""
+        return _cache_of(self.hf)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """[R, T] -> [R, T, L]."""
         return self.hf.get_input_embeddings()(input_ids)
@@ -202,9 +214,10 @@ class FrozenLanguage(nn.Module):
     def check_room(self, num_soft: int, length: int) -> None:
         """Refuse more tokens than it has positions for."""
         if self.max_length is not None and num_soft + length > self.max_length:
+            what = f"{num_soft} soft prompts and a text" if num_soft else "a text"
             raise UserError(
-                f"{num_soft} soft prompts and a text of {length} tokens do not fit the {self.max_length} "
-                f"positions of {self.config.source}; shorten the prompt"
+                f"{what} of {length} tokens do not fit the {self.max_length} positions of {self.config.source}; "
+                "shorten the prompt or the text"
             )
 
     def decoder_logits(
@@ -253,6 +266,7 @@ class FrozenLanguage(nn.Module):
             places: int64 [S], of targets in the flattened [R * T]: logits [S, V] that predict these alone.
         """
         assert self.start_id is not None, "a decoder is read by decoder_logits"
+        self.check_room(0, target_ids.shape[1])
         start = torch.full_like(target_ids[:, :1], self.start_id)
         written = torch.cat((start, target_ids[:, :-1]), dim=1)
         inputs: dict[str, Any] = {"encoder_outputs": (states,), "attention_mask": mask, "use_cache": False}
@@ -292,6 +306,7 @@ class FrozenLanguage(nn.Module):
     def _run(self, *, attention_mask: Tensor, cache: Any = None, **inputs: Any) -> Any:
         """One forward; positions are counted over real tokens, so that padding changes nothing."""
         if cache is not None:
+            # Newer versions of transformers warn of the older name.
             inputs["cache" if "cache" in self._options else "past_key_values"] = cache
         if "position_ids" in self._options and not self.is_encoder_decoder:
             embeds = inputs["inputs_embeds"]
@@ -325,6 +340,32 @@ class FrozenLanguage(nn.Module):
         if not causal:
             return seen
         return seen & torch.ones(rows, mask.shape[1], dtype=torch.bool, device=mask.device).tril()
+
+
+def _cache_of(model: Any) -> Any:
+    """An empty cache for a decoder; its configuration says which layers keep a window or a recurrent state."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config.get_text_config())
+
+
+def _can_step(model: Any) -> bool:
+    """Whether a decoder keeps all that it has read in a cache whose rows can be reordered and dropped.
+
+    MiniMax, xLSTM and others have caches of their own, RecurrentGemma keeps its states in its layers. Mamba,
+    without attention, masks its states as if a step were the whole text.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        return False
+    if any(hasattr(part, "_setup_cache") for part in model.modules()):
+        return False
+    try:
+        layers = _cache_of(model).layers
+    except KeyError:  # a kind of layer that has no cache
+        return False
+    return not layers or any(isinstance(layer, DynamicLayer) for layer in layers)
 
 
 def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenLanguage:

@@ -25,12 +25,10 @@ class CausalStepper:
     """
 
     def __init__(self, language: FrozenLanguage, soft: Tensor, *, before: int | None = None) -> None:
-        from transformers import DynamicCache
-
         self.language, self.soft, self.before = language, soft, before
         self.vocab_size = language.vocab_size
         self.max_length = None if language.max_length is None else language.max_length - soft.shape[1]
-        self.cache: Any = DynamicCache()
+        self.cache = language.new_cache()
         self.mask: Tensor | None = None
 
     def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class TextEmbeddings(nn.Module):
         length = input_ids.shape[1]
         limit = self.position.num_embeddings
         if length > limit and not tree:
-            raise ValueError(f"a text of {length} tokens is longer than the {limit} the model takes")
+            raise UserError(f"a text of {length} tokens is longer than the {limit} the model takes")
         where = self.position.weight[:length] if positions is None else self.position(positions)
         return F.dropout(self.norm(self.word(input_ids) + where), self.dropout, self.training)
 

@@ -50,7 +50,7 @@ def measured_decoding(adapter: Adapter, task: TaskName, datasets: Collection[str
     if adapter.tokenizer is None:  # of a model that is only predicted; BERT has the words of the papers' prompts
         read = 1 + len(prompt.split())
     else:
-        read = adapter.tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1]
+        read = adapter.tokenizer.prompts([prompt]).input_ids.shape[1]
     return DecodeConfig(
         num_beams=3,
         min_new_tokens=max(0, _SHORTEST - read),

@@ -33,16 +33,14 @@ def prepare_pairs(
 
     Args:
         max_length: tokens of a text, first and last included; longer ones are cut.
-        prompt: put before every text and not scored, as in fine-tuning a captioner.
+        prompt: put before every text, with a blank, and not scored, as in fine-tuning a captioner.
         written_share: fraction of a batch's pairs, the first ones, whose texts language modelling reads.
     """
     images = images_of(cache)
-    prompt_length = tokenizer.encode([prompt], end=False).input_ids.shape[1] if prompt else 0
 
     def prepare(batch: Batch) -> PairBatch:
-        texts = [prompt + text for text in batch.texts] if prompt else batch.texts
-        text = tokenizer.encode(texts, max_length=max_length)
-        written = pairs_read(len(texts), written_share)
+        text, prompt_length = tokenizer.encode_after(prompt, batch.texts, first="cls", max_length=max_length)
+        written = pairs_read(len(batch.texts), written_share)
         return PairBatch(images(batch), text, batch.image_ids, prompt_length, written)
 
     return prepare

@@ -105,7 +105,9 @@ class Predictor:
         Raises:
             UserError: one cannot be read; names it.
         """
-        return torch.cat([batch.pixels for batch in self.whole(images)])
+        found = [batch.pixels for batch in self.whole(images)]
+        height, width = evaluation_transform(self.adapter.image_size).config.pixels
+        return torch.cat(found) if found else torch.empty(0, 3, height, width, dtype=torch.uint8)
 
     @torch.no_grad()
     def encode(self, batch: ImageBatch) -> Tensor:
@@ -159,7 +161,7 @@ class Predictor:
         model = self.adapter.need("likelihood")
         begin = self.prompt if prompt is None else prompt
         own = OwnTexts.of(texts)
-        model.check_captions(text for group in own.groups for text in group)
+        model.check_captions((text for group in own.groups for text in group), prompt=begin)
         results: list[list[Likelihood]] = []
         for part, group, _ in self._groups(images, own, results):
             scores, lengths = model.score_all(part, group, prompt=begin)

@@ -130,11 +130,17 @@ class Generates(Encodes, Protocol):
     def score_own(
         self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Log-likelihood [R] of one text for each row of `memory`, and how many tokens count, int64 [R]."""
+        """Log-likelihood [R] of one text for each row of `memory`, and how many tokens count, int64 [R].
+
+        Texts are cleaned as those of training were.
+        """
         ...
 
     def score_all(self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "") -> tuple[Tensor, Tensor]:
-        """Log-likelihood [B, C] of each of C texts for each of B images, and how many tokens count, int64 [C]."""
+        """Log-likelihood [B, C] of each of C texts for each of B images, and how many tokens count, int64 [C].
+
+        Texts are cleaned as those of training were.
+        """
         ...
 
 
@@ -324,36 +330,37 @@ class Adapter(ABC):
         """Texts as ids on the model's device."""
         return self.tokenizer.encode(texts, **options).to(self.device)
 
-    def check_texts(self, texts: Iterable[str], *, wordless: bool = False) -> None:
+    def check_texts(self, texts: Iterable[str], *, wordless: bool = False, prompt: str = "") -> None:
         """Refuse texts that the text encoder cannot read: too long, all unknown to it, or without a word.
 
         Args:
             wordless: accept texts without a word.
+            prompt: what is read before each.
 
         Raises:
             UserError: names the text and what is wrong with it.
         """
         limit, unknown = self.max_positions, self.tokenizer.unk_id
         for text in texts:
-            ids = self.tokenizer.encode([self.clean(text)]).input_ids[0]
-            if len(ids) <= 2 and not wordless:  # [CLS] and [SEP]
+            tokens, start = self.tokenizer.encode_after(prompt, [self.clean(text)])
+            ids, words = tokens.input_ids[0], tokens.input_ids[0, start:-1]  # the last is [SEP]
+            if not len(words) and not wordless:
                 raise UserError(f'the text {short(text)} holds no word; give one such as "a red bus"')
             if len(ids) > limit:
-                raise UserError(
-                    f"the text {short(text)} has {len(ids)} tokens, and the model takes {limit}; shorten it"
-                )
-            if unknown is not None and len(ids) > 2 and bool((ids[1:-1] == unknown).all()):
+                whole = f"{len(ids)} tokens{' with its prompt' if start > 1 else ''}"
+                raise UserError(f"the text {short(text)} has {whole}, and the model takes {limit}; shorten it")
+            if unknown is not None and len(words) and bool((words == unknown).all()):
                 raise UserError(
                     f"the model's vocabulary has no word of {short(text)}; is it in the language it learned?"
                 )
 
-    def check_captions(self, texts: Iterable[str]) -> None:
-        """Refuse captions to score that the model cannot read.
+    def check_captions(self, texts: Iterable[str], *, prompt: str = "") -> None:
+        """Refuse captions to score that the model cannot read after their prompt.
 
         Raises:
             UserError: names the caption.
         """
-        self.check_texts(texts, wordless=True)
+        self.check_texts(texts, wordless=True, prompt=prompt)
 
     def check_questions(self, questions: Iterable[str], candidates: Sequence[str] = ()) -> None:
         """Refuse questions, and answers to choose from, that the model cannot read.

@@ -62,6 +62,10 @@ class Scorer:
         if "{}" not in self.question:
             raise UserError(f'the question "{self.question}" has no {{}} in place of the text')
 
+    def _begin(self, model: Adapter) -> str:
+        """What stands before a text in its likelihood."""
+        return model.prompt if self.prompt is None else self.prompt
+
     def _has(self, measure: str) -> bool:
         return MEASURES[measure] in self.model.can
 
@@ -75,7 +79,7 @@ class Scorer:
         if "itm" in self.by or "itc" in self.by:
             model.check_texts([text])
         if "likelihood" in self.by:
-            model.check_captions([text])
+            model.check_captions([text], prompt=self._begin(model))
         if "vqa" in self.by:
             model.check_questions([self.question.replace("{}", text)], [self.answer])
 
@@ -111,7 +115,6 @@ class Scorer:
     def _read(self, image_embeds: Tensor, texts: Sequence[str], owners: Tensor) -> dict[str, list[float]]:
         model = self.model.need("likelihood" if "likelihood" in self.by else "answer")
         memory = model.remember(image_embeds)
-        begin = model.prompt if self.prompt is None else self.prompt
         found: dict[str, Tensor] = {}
         if "likelihood" in self.by:
             found |= {"log_prob": torch.zeros(len(texts)), "num_tokens": torch.zeros(len(texts), dtype=torch.int64)}
@@ -122,7 +125,7 @@ class Scorer:
             rows = places.flatten()
             own = [texts[row] for row in rows.tolist()]
             if "likelihood" in self.by:
-                sums, counts = model.score_own(part, own, prompt=begin)
+                sums, counts = model.score_own(part, own, prompt=self._begin(model))
                 found["log_prob"][rows], found["num_tokens"][rows] = sums.float().cpu(), counts.cpu()
             if "vqa" in self.by:
                 asked = model.ask(part, [self.question.replace("{}", text) for text in own])

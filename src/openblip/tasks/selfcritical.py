@@ -51,7 +51,7 @@ class SelfCritical(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.config, self.tokenizer, self.rewards = model, config, tokenizer, rewards
-        prompt_ids = tokenizer.encode([prompt], first="dec", end=False).input_ids
+        prompt_ids = tokenizer.prompts([prompt]).input_ids
         self.prompt_ids: Tensor
         self.register_buffer("prompt_ids", prompt_ids, persistent=False)
 

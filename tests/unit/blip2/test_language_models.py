@@ -110,6 +110,78 @@ def test_other_decoders_compute_as_in_transformers(kind: str) -> None:
         torch.testing.assert_close(logits[row, : length + 1], expected, **CLOSE)
 
 
+def recurrent_decoders() -> dict[str, Any]:
+    """Those whose layers keep a state beside, or in place of, keys and values; and a window, whose keys go."""
+    sizes: dict[str, Any] = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    grouped = {**sizes, "intermediate_size": 64, "num_key_value_heads": 2}
+    linear: dict[str, Any] = {f"linear_{name}_head_dim": 8 for name in ("key", "value")}
+    linear |= {f"linear_num_{name}_heads": 2 for name in ("key", "value")}
+    linear |= {"layer_types": ["linear_attention", "full_attention"]}
+    mamba: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
+    granite = {
+        **mamba,
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 32,
+        "num_local_experts": 0,
+    }
+    kinds = ["conv", "full_attention"]
+    t = transformers
+    return {
+        "Qwen 3.5": lambda: t.Qwen3_5ForCausalLM(t.Qwen3_5TextConfig(**grouped, **linear, head_dim=8)),
+        "LFM2": lambda: t.Lfm2ForCausalLM(t.Lfm2Config(**grouped, layer_types=kinds, pad_token_id=0)),
+        "Granite hybrid": lambda: t.GraniteMoeHybridForCausalLM(t.GraniteMoeHybridConfig(**grouped, **granite)),
+        "Falcon H1": lambda: t.FalconH1ForCausalLM(
+            t.FalconH1Config(**grouped, **mamba, head_dim=8, mamba_d_ssm=64, mamba_n_groups=1)
+        ),
+        "Mistral with a window": lambda: t.MistralForCausalLM(t.MistralConfig(**grouped, sliding_window=5)),
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", recurrent_decoders())
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"sample": True, "num_sequences": 2}], ids=str)
+def test_states_go_with_their_rows(kind: str, how: dict[str, Any]) -> None:
+    """Steps over padded prompts, with beams that change places and rows that end, give what one pass gives."""
+    torch.manual_seed(1)
+    hf = recurrent_decoders()[kind]()
+    for parameter in hf.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(3)  # rows differ, and some texts end early
+    model = FrozenLanguage(hf, LanguageConfig(source=kind))
+    images, lengths = soft(model, rows=5), torch.tensor([1, 4, 2, 6, 3])
+    prompts = torch.randint(3, 40, (5, 6), generator=torch.Generator().manual_seed(2))
+    mask = torch.arange(6) < lengths[:, None]
+    config = DecodeConfig(max_new_tokens=8, **how)
+    decoded = decode(CausalStepper(model, images), prompts, mask, config, eos_ids=[2, 5, 7], pad_id=0)
+    ids = decoded.with_prompts(prompts, mask)
+    begun = lengths[decoded.rows]
+    real = torch.arange(ids.shape[1]) < (begun + decoded.lengths)[:, None]
+    scores = model.decoder_logits(images[decoded.rows], ids, real)[:, :-1].log_softmax(-1)
+    picked = scores.gather(-1, ids[..., None])[..., 0]
+    for row, (first, count) in enumerate(zip(begun.tolist(), decoded.lengths.tolist(), strict=True)):
+        torch.testing.assert_close(
+            picked[row, first : first + count], decoded.token_log_probs[row, :count], **CLOSE
+        )
+
+
+def test_decoders_whose_states_cannot_be_reordered_are_refused() -> None:
+    """They would train, and then write wrongly or not at all."""
+    sizes: dict[str, Any] = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3}
+    heads: dict[str, Any] = {**sizes, "num_attention_heads": 4, "intermediate_size": 64}
+    gpt: dict[str, Any] = {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    t = transformers
+    for make in (
+        lambda: t.MambaForCausalLM(t.MambaConfig(**sizes, state_size=8)),
+        lambda: t.RecurrentGemmaForCausalLM(t.RecurrentGemmaConfig(**heads, lru_width=32)),
+        lambda: t.MiniMaxForCausalLM(t.MiniMaxConfig(**heads, num_key_value_heads=2, head_dim=8)),
+        lambda: t.RwkvForCausalLM(t.RwkvConfig(**sizes, attention_hidden_size=32)),
+        lambda: t.OpenAIGPTLMHeadModel(t.OpenAIGPTConfig(**gpt)),
+    ):
+        hf: Any = make()  # type: ignore[no-untyped-call, unused-ignore]
+        with pytest.raises(UserError, match=r"^some-model \([\w-]+\) keeps what it has read in a way of its own"):
+            FrozenLanguage(hf, LanguageConfig(source="some-model"))
+
+
 def scaled_heads() -> dict[str, Any]:
     """Models that compute more than a product at their head."""
     sizes: dict[str, Any] = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -349,6 +421,11 @@ def test_a_prompt_that_does_not_fit_is_refused(language: Any) -> None:
     with pytest.raises(UserError, match="shorten the prompt"):
         written(model, words, ["a " * 60], soft(model, 1))
     assert language("t5")[0].max_length is None  # relative positions know no end
+    bart = FrozenLanguage(scaled_heads()["Bart"](), LanguageConfig(source="bart"))
+    states = bart.encode(soft(bart, 1), torch.full((1, 4), 5), torch.ones(1, 4).bool())
+    assert bart.target_logits(*states, torch.full((1, 64), 5)).shape == (1, 64, 40)
+    with pytest.raises(UserError, match="a text of 65 tokens do not fit the 64 positions of bart"):
+        bart.target_logits(*states, torch.full((1, 65), 5))
 
 
 def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:

@@ -63,6 +63,16 @@ def test_long_texts_are_cut_and_still_end(bert: TextTokenizer) -> None:
     assert bert.encode(["a a a"], max_length=2, end=False).input_ids.shape == (1, 2)
 
 
+def test_a_prompt_is_joined_by_one_blank(bert: TextTokenizer) -> None:
+    for prompt in ("a red ", "a red", "a red  "):
+        batch, start = bert.encode_after(prompt, ["bus", "dog on a road"])
+        assert bert.tokens(batch.input_ids[0])[:5] == ["[DEC]", "a", "red", "bus", "[SEP]"]
+        assert bert.prompts([prompt]).input_ids.tolist() == [batch.input_ids[0, :start].tolist()]
+    for prompt in ("", " "):
+        batch, start = bert.encode_after(prompt, ["bus"], first="cls")
+        assert (bert.tokens(batch.input_ids[0]), start) == (["[CLS]", "bus", "[SEP]"], 1)
+
+
 def test_encoding_has_no_state(bert: TextTokenizer) -> None:
     alone = bert.encode(["a a"]).input_ids
     bert.encode(["a a a a a a a a a"], max_length=3)

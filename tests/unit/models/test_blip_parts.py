@@ -193,7 +193,7 @@ def test_positions_that_fill_no_grid_are_reported() -> None:
 def test_a_text_longer_than_the_model_takes_is_reported() -> None:
     model = small_blip()
     ids, mask = texts([25])
-    with pytest.raises(ValueError, match="25 tokens is longer than the 24"):
+    with pytest.raises(UserError, match="25 tokens is longer than the 24"):
         model.text_features(ids, mask)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
+from openblip.explain.cam import caption_maps
 from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.models.dual import BlipDual, DualConfig
@@ -19,6 +21,7 @@ from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.pixels import normalize
 from openblip.tasks.answering import encode_questions
 from openblip.tasks.families.blip import BlipAdapter, VqaAdapter
+from openblip.tasks.pairs import prepare_pairs
 from openblip.tasks.predictor import Predictor, find_images
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -167,6 +170,26 @@ def test_the_likelihood_of_a_caption_is_that_of_writing_it(predictor: Predictor,
     assert [one.text for one in ranked] == [one.text for one in sorted(every[0], key=lambda one: -one.log_prob)]
 
 
+def test_a_prompt_may_leave_out_its_blank(predictor: Predictor, paths: list[str]) -> None:
+    """Written, scored alone and beside others, explained and trained on, it is the same prompt."""
+    texts, words, batch = list(small.TEXTS[:3]), predictor.tokenizer, small.batch([0, 1])
+
+    def used(prompt: str) -> list[Any]:
+        memory = predictor.remember(paths[0])
+        maps = caption_maps(predictor.model, words, memory, texts[0], prompt=prompt)
+        trained = prepare_pairs(words, max_length=20, prompt=prompt)(batch)
+        return [
+            predictor.caption(paths[0], FEW, prompt=prompt),
+            predictor.log_likelihood(paths[:2], texts, prompt=prompt),
+            predictor.score(paths[:2], texts, by=["likelihood"], prompt=prompt),
+            [(one.word, one.weights.tolist()) for one in maps],
+            (trained.text.input_ids.tolist(), trained.prompt_length),
+        ]
+
+    for without, with_blank in zip(used("a red"), used("a red "), strict=True):
+        assert without == with_blank
+
+
 def test_each_image_may_have_texts_of_its_own(predictor: Predictor, paths: list[str]) -> None:
     own = [["two dogs"], ["birds", "the road"], ["a long chair"], ["two dogs", "birds", "a cat"]]
     every = predictor.match(paths[:4], sorted({text for texts in own for text in texts}))
@@ -184,6 +207,23 @@ def test_each_image_may_have_texts_of_its_own(predictor: Predictor, paths: list[
     assert [one.text for one in predictor.caption(paths[:4], FEW, prompt=prompts)[2]] == [one.text for one in third]
     with pytest.raises(UserError, match="there are 3 prompts"):
         predictor.caption(paths[:4], FEW, prompt=prompts[:3])
+
+
+def test_likelihoods_are_of_texts_as_in_training(predictor: Predictor, paths: list[str]) -> None:
+    """Points are not read, so that they neither count nor fill the model's positions."""
+    for texts in (["A red bus.", "Two (dogs)!"], ["bus. " * 40, "bus"]):
+        clean = [predictor.clean(text) for text in texts]
+        for given, read in zip(
+            *(predictor.log_likelihood(paths[0], some)[0] for some in (texts, clean)), strict=True
+        ):
+            assert (given.log_prob, given.num_tokens) == (read.log_prob, read.num_tokens)
+        scored = [predictor.score(paths[0], some, by=["likelihood"])[0] for some in (texts, clean)]
+        assert [one.log_prob for one in scored[0]] == [one.log_prob for one in scored[1]]
+
+
+def test_no_images_give_nothing(predictor: Predictor) -> None:
+    assert predictor.pixels([]).shape == (0, 3, small.PIXELS, small.PIXELS)
+    assert predictor.caption([]) == []
 
 
 def test_an_image_is_projected_once_however_many_texts(
@@ -205,6 +245,8 @@ def test_texts_that_cannot_be_read_are_named(predictor: Predictor, paths: list[s
             r'the text "bus bus .*\.\.\." has 82 tokens, and the model takes 64',
         ),
         (lambda: predictor.embed_texts([long]), "has 82 tokens"),
+        (lambda: predictor.log_likelihood(paths[0], "bus " * 62, prompt="a red"), "has 66 tokens with its prompt"),
+        (lambda: predictor.score(paths[0], "bus " * 62, prompt="a red"), "has 66 tokens with its prompt"),
         (lambda: predictor.match(paths[0], "犬"), 'vocabulary has no word of "犬"'),
         (lambda: predictor.match(paths[0], []), "there is no text"),
         (lambda: predictor.match(paths[0], ["a dog", ""]), "one of the texts is empty"),

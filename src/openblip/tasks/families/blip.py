@@ -117,7 +117,7 @@ class BlipAdapter(_Embeds):
     ) -> list[list[Caption]]:
         """As `Generates.generate`."""
         assert len(prompts) == memory.batch_size, f"{len(prompts)} prompts for {memory.batch_size} images"
-        prompt = self.tokens(prompts, first="dec", end=False)
+        prompt = self.tokenizer.prompts(prompts).to(self.device)
         decoded = decode(
             DecoderStepper(self.model.decoder, memory),
             prompt.input_ids,
@@ -135,8 +135,7 @@ class BlipAdapter(_Embeds):
         self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `Generates.score_own`; the tokens after the prompt count, the end included."""
-        prompt_length = self.tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1] if prompt else 0
-        tokens = self.tokens([prompt + text for text in texts], first="dec", max_length=max_length)
+        tokens, prompt_length = self._captions(texts, prompt, max_length)
         logits = self.model.decoder(tokens.input_ids, tokens.attention_mask, memory=memory)
         targets = language_targets(tokens.input_ids, tokens.attention_mask, prompt_length)
         scores = -language_loss(logits, targets, label_smoothing=0.0, per_text=True)
@@ -145,8 +144,7 @@ class BlipAdapter(_Embeds):
     @torch.no_grad()
     def score_all(self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "") -> tuple[Tensor, Tensor]:
         """As `Generates.score_all`; an image's memory is read by all texts."""
-        start = self.tokenizer.encode([prompt], first="dec", end=False).input_ids.shape[1]
-        tokens = self.tokens([prompt + text for text in texts], first="dec")
+        tokens, start = self._captions(texts, prompt)
 
         def read(input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
             part = memory if len(rows) == memory.batch_size else memory.select(rows)
@@ -157,6 +155,12 @@ class BlipAdapter(_Embeds):
             read, tokens.input_ids.expand(images), tokens.attention_mask.expand(images), num_prompt_tokens=start
         )
         return scores, tokens.attention_mask.sum(1).cpu() - start
+
+    def _captions(self, texts: Sequence[str], prompt: str, max_length: int | None = None) -> tuple[TokenBatch, int]:
+        """Captions as training reads them, and how many of their first tokens are the prompt's."""
+        read = [self.clean(text) for text in texts]
+        tokens, start = self.tokenizer.encode_after(prompt, read, max_length=max_length)
+        return tokens.to(self.device), start
 
 
 class VqaAdapter(_BlipBase):

@@ -236,7 +236,7 @@ class Blip2Adapter(Adapter):
         self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `Generates.score_own`; texts are read whole."""
-        each, prompts = [[text] for text in texts], self._placed([prompt]) * len(texts)
+        each, prompts = [[self.clean(text)] for text in texts], self._placed([prompt]) * len(texts)
         soft = self._soft(memory, len(texts))
         sums, counts = score_after(self.model.llm, self.llm_tokenizer, soft, each, prompts=prompts)
         return sums[:, 0], counts[:, 0]
@@ -244,7 +244,7 @@ class Blip2Adapter(Adapter):
     def score_all(self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "") -> tuple[Tensor, Tensor]:
         """As `Generates.score_all`."""
         images = memory.batch_size
-        each, soft = [list(texts)] * images, self._soft(memory, images)
+        each, soft = [[self.clean(text) for text in texts]] * images, self._soft(memory, images)
         prompts = self._placed([prompt]) * images
         sums, counts = score_after(self.model.llm, self.llm_tokenizer, soft, each, prompts=prompts)
         return sums, counts[0]
@@ -295,7 +295,7 @@ class Blip2Adapter(Adapter):
 
     # What is refused --------------------------------------------------------------------------------------
 
-    def check_captions(self, texts: Iterable[str]) -> None:
+    def check_captions(self, texts: Iterable[str], *, prompt: str = "") -> None:
         """A language model reads any text that is Unicode."""
         refuse_broken(texts)
 
