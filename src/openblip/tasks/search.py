@@ -12,7 +12,7 @@ from openblip.data.image_inputs import ImageBatch, ImageInput
 from openblip.data.sample import BrokenSample
 from openblip.tasks.protocols import Matches
 from openblip.tasks.results import Found
-from openblip.tasks.retrieval import embed_texts, match_logits
+from openblip.tasks.retrieval import embed_texts, match_logits, match_probability
 
 __all__ = ["Decodes", "search_images", "search_texts"]
 
@@ -62,7 +62,7 @@ def search_images(
     logits = None
     if rerank_k > 0:
         # Candidates are encoded again, a batch at a time: features of a whole folder would not fit in memory.
-        logits = torch.full((len(queries), len(image_inputs)), float("nan"))
+        logits = torch.full((len(queries), len(image_inputs), 2), float("nan"))
         wanted, done = torch.unique(best), 0
         for batch in images.batches([image_inputs[i] for i in wanted.tolist()]):
             chunk = wanted[done : done + len(batch)]
@@ -72,7 +72,7 @@ def search_images(
             logits[pairs[:, 0], chunk[pairs[:, 1]]] = found
     return [
         _best(
-            (image_inputs[i].name, float(scores[row, i]), None if logits is None else float(logits[row, i]))
+            (image_inputs[i].name, float(scores[row, i]), None if logits is None else logits[row, i])
             for i in chosen
         )[:top]
         for row, chosen in enumerate(best.tolist())
@@ -93,19 +93,19 @@ def search_texts(
     embeds = model.encode(batch.pixels)
     scores = model.similarities(features, model.image_features(embeds).float())[:, 0].cpu()
     best = scores.topk(min(max(rerank_k, top), len(texts))).indices
-    logits: list[float | None] = [None] * len(best)
+    logits: list[Tensor | None] = [None] * len(best)
     if rerank_k > 0:
-        logits = match_logits(model, embeds, tokens, torch.stack((best, torch.zeros_like(best)), dim=1)).tolist()
+        logits = list(match_logits(model, embeds, tokens, torch.stack((best, torch.zeros_like(best)), dim=1)))
     rows = zip(best.tolist(), logits, strict=True)
     return _best((texts[i], float(scores[i]), logit) for i, logit in rows)[:top]
 
 
-def _best(scored: Iterable[tuple[str, float, float | None]]) -> list[Found]:
-    """(item, ITC similarity, ITM logit or None), the highest score first."""
+def _best(scored: Iterable[tuple[str, float, Tensor | None]]) -> list[Found]:
+    """(item, ITC similarity, ITM logits [2] or None), the highest score first."""
     found = [
         Found(item, similarity, similarity, None)
-        if logit is None
-        else Found(item, similarity + logit, similarity, float(torch.tensor(logit).sigmoid()))
-        for item, similarity, logit in scored
+        if logits is None
+        else Found(item, similarity + float(logits[1]), similarity, float(match_probability(logits)))
+        for item, similarity, logits in scored
     ]
     return sorted(found, key=lambda one: -one.score)

@@ -20,6 +20,7 @@ from openblip.models.pixels import normalize
 from openblip.tasks.answering import encode_questions
 from openblip.tasks.families.blip import BlipAdapter, VqaAdapter
 from openblip.tasks.predictor import Predictor, find_images
+from openblip.tasks.results import Found
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the same sums of float32 in another order"""
@@ -104,31 +105,31 @@ def test_matches_are_cosine_and_itm_of_each_pair(predictor: Predictor, blip: Bli
 
 @pytest.mark.parametrize(("top", "rerank"), [(2, 0), (2, 1), (3, 5), (50, 4), (1, 50)])
 def test_search_orders_by_itc_and_then_by_itm(
-    predictor: Predictor, paths: list[str], top: int, rerank: int
+    predictor: Predictor, blip: Blip, paths: list[str], top: int, rerank: int
 ) -> None:
     queries = ["two dogs", "a red bus"]
-    matches = predictor.match(paths, queries)
 
-    def expected(candidates: list[tuple[str, float, float]]) -> list[str]:
-        """(item, cosine, ITM probability) in the order of a search."""
-        by_itc = sorted(candidates, key=lambda c: -c[1])
-        read = by_itc[: max(top, rerank)] if rerank else by_itc
-        if rerank:
-            read.sort(key=lambda c: -(c[1] + float(torch.logit(torch.tensor(c[2], dtype=torch.float64)))))
-        return [item for item, _, _ in read[:top]]
+    def pair(path: str, text: str) -> tuple[float, float]:
+        """Cosine, and ITM's logit of "matched"."""
+        with torch.no_grad():
+            memory = blip.remember(blip.encode_image(normalize(predictor.pixels([path]))))
+            ids = predictor.tokenizer.encode([text], first="enc").input_ids
+            return predictor.match(path, text)[0][0].itc_similarity, float(blip.match(ids, None, memory)[0, 1])
+
+    def check(hits: list[Found], candidates: dict[str, tuple[float, float]]) -> None:
+        """The items and scores of a search."""
+        by_itc = [(itc, item) for item, (itc, _) in sorted(candidates.items(), key=lambda c: -c[1][0])]
+        read = [(sum(candidates[item]), item) for _, item in by_itc[: max(top, rerank) if rerank else 0]]
+        expected = [*sorted(read, reverse=True), *by_itc[len(read) :]][:top]
+        assert [hit.item for hit in hits] == [item for _, item in expected]
+        assert [hit.score for hit in hits] == pytest.approx([score for score, _ in expected], abs=1e-3)
+        assert [hit.itm_probability is not None for hit in hits] == [i < len(read) for i in range(len(hits))]
 
     found = predictor.retrieve_images(paths, queries, top=top, rerank_k=rerank)
-    for number, hits in enumerate(found):
-        pairs = [
-            (p, m[number].itc_similarity, m[number].itm_probability) for p, m in zip(paths, matches, strict=True)
-        ]
-        assert [hit.item for hit in hits] == expected(pairs)
-        assert all((hit.itm_probability is None) == (rerank == 0) for hit in hits)
-        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-    texts = list(small.TEXTS)
-    (read,) = predictor.match([paths[2]], texts)
-    hits = predictor.retrieve_texts(paths[2], texts, top=top, rerank_k=rerank)
-    assert [hit.item for hit in hits] == expected([(m.text, m.itc_similarity, m.itm_probability) for m in read])
+    for query, hits in zip(queries, found, strict=True):
+        check(hits, {path: pair(path, query) for path in paths})
+    hits = predictor.retrieve_texts(paths[2], list(small.TEXTS), top=top, rerank_k=rerank)
+    check(hits, {text: pair(paths[2], text) for text in small.TEXTS})
 
 
 def test_an_image_that_cannot_be_read_is_named(predictor: Predictor, tmp_path: Path) -> None:
