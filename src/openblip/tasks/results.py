@@ -134,7 +134,7 @@ class Found:
     """ITC similarity + ITM's logit of "matched" where ITM read the pair, else ITC similarity"""
     itc_similarity: float
     itm_probability: float | None
-    """None where ITC alone was computed"""
+    """None where ITM did not read the pair; such results follow those that it read"""
 
 
 @dataclass(frozen=True, slots=True)
