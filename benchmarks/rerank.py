@@ -86,7 +86,7 @@ def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
 
 
 class Reranking(ABC):
-    """An image's features and texts of unequal length; a run gives the ITM logit of each pair."""
+    """An image's features and texts of unequal length; a run gives the ITM logits of each pair."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         keep_freed_memory()
@@ -103,7 +103,7 @@ class Reranking(ABC):
         self.text = TokenBatch(published.texts(TEXTS, LONGEST, published.ENC).masked_fill(~mask, 0), mask)
 
     def outputs(self) -> dict[str, float]:
-        """Every pair's probability; a difference of logits may be near 0, where no relative tolerance is right."""
+        """Every pair's probability; a logit may be near 0, where no relative tolerance is right."""
         return {f"text {i}": float(value) for i, value in enumerate(match_probability(self.score()))}
 
     def run(self) -> None:
@@ -112,7 +112,7 @@ class Reranking(ABC):
 
     @abstractmethod
     def score(self) -> Tensor:
-        """float32 [TEXTS]."""
+        """float32 [TEXTS, 2]."""
 
 
 class Ours(Reranking):
@@ -132,7 +132,7 @@ class Plain(Reranking):
         model, text = self.adapter.model, pad_to(self.text, PADDED)
         ids = text.input_ids.clone()
         ids[:, 0] = self.adapter.tokenizer.enc_id if self.adapter.first == "enc" else self.adapter.tokenizer.cls_id
-        logits = model.itm_head(
+        logits: Tensor = model.itm_head(
             repeated_readers(model.encoder, ids, text.attention_mask, self.embeds)[:, 0]
-        ).float()
-        return logits[:, 1] - logits[:, 0]
+        )
+        return logits.float()

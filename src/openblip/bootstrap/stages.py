@@ -91,6 +91,6 @@ def score(
         width = int(lengths[rows].max())
         read = memory if even else memory.select(owner[rows])
         logits = model.match(ids[rows, :width], tokens.attention_mask[rows, :width], read).float()
-        probability[rows] = match_probability(logits[:, 1] - logits[:, 0])
+        probability[rows] = match_probability(logits)
     pairs = iter(zip(probability.tolist(), cosine.tolist(), strict=True))
     return [[next(pairs) for _ in own] for own in texts]

@@ -227,7 +227,7 @@ def retrieve(
         texts: search the lines of this file instead of images.
         image: BLIP-2: the query says how this image is to change (composed retrieval).
         top: results to print, the best first.
-        rerank: candidates that ITM reads; 0 orders by ITC alone.
+        rerank: candidates that ITM reads, the others follow by ITC; 0 orders by ITC alone.
         batch_size: images at a time.
     """
     lines: list[str] = []

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from openblip.data.images import decode_images
-from openblip.data.sample import Batch, BrokenSample, Sample, collate, stable_id
+from openblip.data.sample import Batch, BrokenSample, Sample, collate, name_of_image, stable_id
 from openblip.data.sources.base import Source
 from openblip.data.transforms import clean_caption
 
@@ -135,8 +135,8 @@ class BatchMaker(Dataset[Reply]):
         except BrokenSample as broken:
             broken.num_texts = len(texts) if sample.frames else 0
             raise
-        if len(self._sources) > 1:  # two sources that both count from 0 must not share image ids
-            sample = replace(sample, image_id=f"{source.name}/{sample.image_id or sample.key}")
+        if len(self._sources) > 1:
+            sample = replace(sample, image_id=name_of_image(sample, source.name))
         if sample.frames:  # a crop is one for all frames of a video
             seed = int(rng.integers(2**63))
             pixels = [self._transform(image, np.random.default_rng(seed)) for image in images]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Batch", "BrokenSample", "ImageLike", "Sample", "SkipLog", "collate", "stable_id"]
+__all__ = ["Batch", "BrokenSample", "ImageLike", "Sample", "SkipLog", "collate", "name_of_image", "stable_id"]
 
 ImageLike = bytes | Path | Image.Image | np.ndarray
 """An image before decoding: an encoded file's bytes, its path, a PIL image, or uint8 [H, W, 3]."""
@@ -199,13 +199,23 @@ def stable_id(name: str) -> int:
     return int(short_hash(name.encode("utf-8", "surrogatepass")), 16) >> 1
 
 
+def name_of_image(sample: Sample, source: str | None = None) -> str:
+    """What `stable_id` of an image is made from.
+
+    Args:
+        source: its name where data have several sources: two that both count from 0 must not share image ids.
+    """
+    name = sample.image_id or sample.key
+    return name if source is None else f"{source}/{name}"
+
+
 def collate(rows: Iterable[tuple[Sample, Tensor, tuple[str, ...]]]) -> Batch:
     """Stack (sample, its image uint8 [3, S, S] or images [K, 3, S, S], chosen texts) into a `Batch`."""
     import torch  # here, so that a source is opened, and refused, without it
 
     samples, images, texts = zip(*rows, strict=True)
     owners = [row for row, chosen in enumerate(texts) for _ in chosen]
-    ids = [stable_id(sample.image_id or sample.key) for sample in samples]
+    ids = [stable_id(name_of_image(sample)) for sample in samples]
     return Batch(
         images=torch.stack(list(images)),
         texts=[text for chosen in texts for text in chosen],

@@ -38,7 +38,7 @@ from openblip.index.queries import parse_query
 from openblip.index.stores import cache_folder, open_database, store_of
 from openblip.index.vectors import Term, VectorStore
 from openblip.tasks.predictor import Predictor
-from openblip.tasks.retrieval import embed_texts, match_logits
+from openblip.tasks.retrieval import embed_texts, match_logits, match_margin
 
 __all__ = ["CACHE_BYTES", "Hit", "ImageIndex"]
 
@@ -54,8 +54,8 @@ class Hit:
     path: str
     """absolute; inside a tar TAR/KEY"""
     score: float
-    """what hits are ordered by: ITC similarity, and where ITM read the image its logit besides; of several texts
-    the weighted sum of the logarithms of their probabilities"""
+    """ITC similarity, and where ITM read the image its logit of "matched" besides; of several texts the weighted
+    sum of the logarithms of their probabilities. Hits are ordered by it, those that ITM read before all others"""
     itm: float | None
     """probability by ITM that the image shows what was asked for, of several texts the product of theirs; None
     where ITM did not read it"""
@@ -235,8 +235,8 @@ class ImageIndex:
         """
         logits = self._match_logits(tokens, [record for _, record in candidates])
         # Each of several texts must hold, or not hold: a good fit of one does not make up for a bad fit of another.
-        fit = logsigmoid(logits * weights.sign())
-        ranked = (logits[:, 0] if len(weights) == 1 else fit @ weights.abs()).tolist()
+        fit = logsigmoid(match_margin(logits) * weights.sign())
+        ranked = (logits[:, 0, 1] if len(weights) == 1 else fit @ weights.abs()).tolist()
         together = fit.sum(1).exp().tolist()
         hits = [
             _hit(record, itc, itc, None) if math.isnan(fits) else _hit(record, itc + fits, itc, itm)
@@ -246,10 +246,10 @@ class ImageIndex:
         return sorted(hits, key=lambda hit: (hit.itm is None, -hit.score))
 
     def _match_logits(self, tokens: TokenBatch, records: Sequence[Record]) -> Tensor:
-        """ITM logits (matched minus not) of C texts, float32 [I, C]; NaN where an image cannot be read."""
+        """ITM logits (not matched, matched) of C texts, float32 [I, C, 2]; NaN where an image cannot be read."""
         predictor = self.predictor
         model, texts = predictor.adapter.need("match"), len(tokens)
-        logits = torch.full((len(records), texts), float("nan"))
+        logits = torch.full((len(records), texts, 2), float("nan"))
         for start in range(0, len(records), predictor.batch_size):
             part = records[start : start + predictor.batch_size]
             embeds = self.image_embeds(part)
@@ -258,8 +258,8 @@ class ImageIndex:
                 continue
             pairs = torch.cartesian_prod(torch.arange(texts), torch.arange(len(rows))).view(-1, 2)
             together = torch.stack([embeds[part[row].hash] for row in rows])
-            found = match_logits(model, together, tokens, pairs).view(texts, len(rows))
-            logits[start + torch.tensor(rows)] = found.T
+            found = match_logits(model, together, tokens, pairs).view(texts, len(rows), 2)
+            logits[start + torch.tensor(rows)] = found.transpose(0, 1)
         return logits
 
     def image_embeds(self, records: Sequence[Record]) -> dict[str, Tensor]:

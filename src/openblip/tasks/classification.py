@@ -27,7 +27,7 @@ from openblip.metrics.classification import Accuracy
 from openblip.tasks.config import RunConfig
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import ClassScore
-from openblip.tasks.retrieval import embed_texts, match_logits
+from openblip.tasks.retrieval import embed_texts, match_logits, match_margin
 from openblip.tasks.task import Batches, Evaluation, Task
 
 __all__ = [
@@ -83,13 +83,13 @@ class Classifier:
 
     @torch.no_grad()
     def scores(self, image_embeds: Tensor) -> Tensor:
-        """Cosine, or mean ITM logit (matched minus not), of image_embeds [B, N, Dv] and each class, [B, K]."""
+        """[B, K] of image_embeds [B, N, Dv]: cosine, or mean difference of ITM logits (matched minus not)."""
         if self.by == "itc":
             return self.model.similarities(self.features, self.model.image_features(image_embeds).float()).T
         rows, texts = len(image_embeds), len(self._tokens.input_ids)
         pairs = torch.cartesian_prod(torch.arange(rows), torch.arange(texts)).flip(1)
         logits = match_logits(self.model, image_embeds, self._tokens, pairs)
-        return logits.view(rows, len(self.classes), -1).mean(2)
+        return match_margin(logits).view(rows, len(self.classes), -1).mean(2)
 
     def __call__(self, image_embeds: Tensor, *, top: int | None = None) -> list[list[ClassScore]]:
         """The `top` classes of each image (None: all), the likeliest first."""

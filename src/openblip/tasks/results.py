@@ -79,7 +79,7 @@ class ClassScore:
     probability: float
     """among all classes: softmax of their scores, of cosines over the temperature that the model learned"""
     score: float
-    """cosine by ITC, mean logit (matched minus not) by ITM"""
+    """cosine by ITC, mean difference of logits (matched minus not) by ITM"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +131,10 @@ class Found:
     item: str
     """path of an image, or a text"""
     score: float
-    """ITC similarity + ITM logit where ITM read the pair, else ITC similarity"""
+    """ITC similarity + ITM's logit of "matched" where ITM read the pair, else ITC similarity"""
     itc_similarity: float
     itm_probability: float | None
-    """None where ITC alone was computed"""
+    """None where ITM did not read the pair; such results follow those that it read"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Retrieval and matching: texts for images and images for texts, by ITC and then by ITM.
 
 ITC compares all pairs by their embeddings; the best k of each query are then read together with the image by ITM
-and ordered by ITC similarity + ITM logit, as the reference does. An image is encoded once and its memory is
-projected once: pairs are read image by image. Features of a large collection are on disk (`tasks.feature_rows`).
+and ordered by ITC similarity + ITM's logit of "matched" alone, as BLIP's `train_retrieval.py` and LAVIS do. An
+image is encoded once and its memory is projected once: pairs are read image by image. Features of a large
+collection are on disk (`tasks.feature_rows`).
 
 Shapes: C texts, I images, E joint width, N image tokens, Dv vision width.
 """
@@ -37,6 +38,7 @@ __all__ = [
     "embed_texts",
     "evaluate_retrieval",
     "match_logits",
+    "match_margin",
     "match_probability",
     "rerank",
 ]
@@ -137,7 +139,7 @@ def match_logits(
     max_rows: int = 256,
     on_rows: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """ITM logit differences (matched minus not) for pairs int64 [P, 2] of (text, image), float32 [P] on the CPU.
+    """ITM logits (not matched, matched) for pairs int64 [P, 2] of (text, image), float32 [P, 2] on the CPU.
 
     Pairs are read image by image, so that each image's memory is projected once, and each image's texts from the
     shortest to the longest, so that little is padded.
@@ -146,7 +148,7 @@ def match_logits(
         max_rows: pairs that are read at once.
         on_rows: told how many pairs were read, after each reading.
     """
-    result = torch.empty(len(pairs))
+    result = torch.empty(len(pairs), 2)
     input_ids = begin_matching(model, text)
     device = input_ids.device
     lengths = text.attention_mask.sum(1).cpu()[pairs[:, 0]]
@@ -172,8 +174,8 @@ def match_logits(
             mask = text.attention_mask[texts]
             width = int(mask.sum(1).max())
             full = bool(mask[:, :width].all())
-            logits = model.match(input_ids[texts, :width], None if full else mask[:, :width], memory).float()
-            result[chunk] = (logits[:, 1] - logits[:, 0]).cpu()
+            logits = model.match(input_ids[texts, :width], None if full else mask[:, :width], memory)
+            result[chunk] = logits.float().cpu()
             if on_rows is not None:
                 on_rows(len(chunk))
         start, done = end, done + rows
@@ -187,9 +189,14 @@ def _end_of_group(counts: Tensor, start: int, max_rows: int, most: int) -> int:
     return start + int((group == count).sum())
 
 
-def match_probability(logit_difference: Tensor) -> Tensor:
-    """Two-class softmax probability of "matched"."""
-    return torch.sigmoid(logit_difference)
+def match_margin(logits: Tensor) -> Tensor:
+    """By how much "matched" is ahead, of ITM logits [..., 2]: the logarithm of its odds."""
+    return logits[..., 1] - logits[..., 0]
+
+
+def match_probability(logits: Tensor) -> Tensor:
+    """Softmax probability of "matched", of ITM logits [..., 2]."""
+    return torch.sigmoid(match_margin(logits))
 
 
 def _logits(
@@ -198,7 +205,7 @@ def _logits(
     """`match_logits` of pairs of a collection, each read by the rank that has its image."""
     column = pairs[:, 1] - collection.first
     own = (column >= 0) & (column < len(collection.image_embeds))
-    logits = torch.zeros(len(pairs))
+    logits = torch.zeros(len(pairs), 2)
     if bool(own.any()):
         there = torch.stack((pairs[own, 0], column[own]), dim=1)
         logits[own] = match_logits(model, collection.image_embeds, collection.text, there, on_rows=on_rows)
@@ -214,8 +221,8 @@ def rerank(model: Matches, collection: Collection, scores: Tensor, k: int) -> tu
         k: candidates of each query that are read by ITM.
 
     Returns:
-        scores for text-to-image and for image-to-text, [C, I] each: candidates hold similarity + ITM logit
-        and stand above all others, which keep their order.
+        scores for text-to-image and for image-to-text, [C, I] each: candidates hold similarity + ITM's logit of
+        "matched" and stand above all others, which keep their order.
     """
     num_texts, num_images = scores.shape
     t2i = scores.topk(min(k, num_images), dim=1).indices
@@ -224,13 +231,13 @@ def rerank(model: Matches, collection: Collection, scores: Tensor, k: int) -> tu
     pairs_i2t = torch.stack((i2t, torch.arange(num_images)[:, None].expand_as(i2t)), dim=-1).reshape(-1, 2)
     pairs, places = torch.unique(torch.cat((pairs_t2i, pairs_i2t)), dim=0, return_inverse=True)
     forecast = Forecast("re-ranking", len(pairs) * len(collection.image_embeds) // num_images, "pairs")
-    logits = _logits(model, collection, pairs, on_rows=forecast.done)
+    matched = _logits(model, collection, pairs, on_rows=forecast.done)[:, 1]
     results = []
     for chosen, where in zip((pairs_t2i, pairs_i2t), places.split((len(pairs_t2i), len(pairs_i2t))), strict=True):
         # In float64, where so large a shift leaves the order of near-equal scores as it is.
         result = scores.double() - 1e4
         text, image = chosen.T
-        result[text, image] = (scores[text, image] + logits[where]).double()
+        result[text, image] = (scores[text, image] + matched[where]).double()
         results.append(result)
     return results[0], results[1]
 
@@ -293,10 +300,10 @@ def _matching_metrics(model: Matches, collection: Collection, seed: int) -> dict
     texts = torch.arange(len(owners))
     own = torch.stack((texts, owners), dim=1)
     other = torch.stack((texts, (owners + shift) % num_images), dim=1)
-    logits = _logits(model, collection, torch.cat((own, other)))
+    margins = match_margin(_logits(model, collection, torch.cat((own, other)))).numpy()
     labels = np.repeat([1, 0], len(owners))
-    right = (logits.numpy() > 0) == (labels == 1)
-    return {"itm_accuracy": float(right.mean()), "itm_auc": float(roc_auc(logits.numpy(), labels))}
+    right = (margins > 0) == (labels == 1)
+    return {"itm_accuracy": float(right.mean()), "itm_auc": float(roc_auc(margins, labels))}
 
 
 def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:

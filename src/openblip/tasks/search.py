@@ -8,11 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from openblip.core.errors import UserError
 from openblip.data.image_inputs import ImageBatch, ImageInput
 from openblip.data.sample import BrokenSample
 from openblip.tasks.protocols import Matches
 from openblip.tasks.results import Found
-from openblip.tasks.retrieval import embed_texts, match_logits
+from openblip.tasks.retrieval import embed_texts, match_logits, match_probability
 
 __all__ = ["Decodes", "search_images", "search_texts"]
 
@@ -22,10 +23,6 @@ class Decodes(Protocol):
 
     def batches(self, images: Sequence[ImageInput]) -> Iterator[ImageBatch]:
         """What cannot be read is in `broken`."""
-        ...
-
-    def whole(self, images: Sequence[ImageInput]) -> Iterator[ImageBatch]:
-        """What cannot be read is an error."""
         ...
 
 
@@ -47,36 +44,49 @@ def search_images(
     """
     tokens, asked = embed_texts(model, queries)
     features: list[Tensor] = []
-    for batch in images.whole(image_inputs) if broken is None else images.batches(image_inputs):
-        if len(batch):
-            features.append(model.image_features(model.encode(batch.pixels)).float().cpu())
-        if broken is not None:
-            broken += batch.broken
-    if broken:
-        names = {sample.key for sample in broken}
-        image_inputs = [image for image in image_inputs if image.name not in names]
-    if not image_inputs:
+    readable: list[ImageInput] = []
+    for batch, places in _decoded(images, image_inputs, broken):
+        features.append(model.image_features(model.encode(batch.pixels)).float().cpu())
+        readable += [image_inputs[place] for place in places]
+    if not readable:
         return [[] for _ in queries]
     scores = model.similarities(asked.cpu(), torch.cat(features))
-    best = scores.topk(min(max(top, rerank_k), len(image_inputs)), dim=1).indices
-    logits = None
+    count = min(max(top, rerank_k), len(readable))
+    best = scores.topk(count, dim=1).indices
+    logits = torch.full((*scores.shape, 2), float("nan"))
     if rerank_k > 0:
         # Candidates are encoded again, a batch at a time: features of a whole folder would not fit in memory.
-        logits = torch.full((len(queries), len(image_inputs)), float("nan"))
-        wanted, done = torch.unique(best), 0
-        for batch in images.batches([image_inputs[i] for i in wanted.tolist()]):
-            chunk = wanted[done : done + len(batch)]
-            done += len(batch)
-            pairs = (best[:, :, None] == chunk).any(1).nonzero()
+        wanted = torch.unique(best[:, :rerank_k])
+        read = torch.zeros(len(readable), dtype=torch.bool)
+        for batch, places in _decoded(images, [readable[i] for i in wanted.tolist()], broken):
+            chunk = wanted[places]
+            read[chunk] = True
+            pairs = (best[:, :rerank_k, None] == chunk).any(1).nonzero()
             found = match_logits(model, model.encode(batch.pixels), tokens, pairs)
             logits[pairs[:, 0], chunk[pairs[:, 1]]] = found
+        lost = wanted[~read[wanted]]
+        if len(lost):  # files that went or broke since they were first read: others take their place
+            scores[:, lost] = -torch.inf
+            best = scores.topk(min(count, len(readable) - len(lost)), dim=1).indices
     return [
-        _best(
-            (image_inputs[i].name, float(scores[row, i]), None if logits is None else float(logits[row, i]))
-            for i in chosen
-        )[:top]
+        _best((readable[i].name, float(scores[row, i]), logits[row, i]) for i in chosen)[:top]
         for row, chosen in enumerate(best.tolist())
     ]
+
+
+def _decoded(
+    images: Decodes, image_inputs: Sequence[ImageInput], broken: list[BrokenSample] | None
+) -> Iterator[tuple[ImageBatch, list[int]]]:
+    """Batches of images that can be read, each with their places among `image_inputs`; names need not differ."""
+    for batch in images.batches([ImageInput(str(place), one.image) for place, one in enumerate(image_inputs)]):
+        for sample in batch.broken:
+            name = image_inputs[int(sample.key)].name
+            if broken is None:
+                called = "an image" if name.startswith("#") else name
+                raise UserError(f"{called} cannot be used ({sample.cause}): {sample.detail}")
+            broken.append(BrokenSample(sample.cause, name, sample.detail))
+        if len(batch):
+            yield batch, [int(place) for place in batch.names]
 
 
 @torch.no_grad()
@@ -93,19 +103,22 @@ def search_texts(
     embeds = model.encode(batch.pixels)
     scores = model.similarities(features, model.image_features(embeds).float())[:, 0].cpu()
     best = scores.topk(min(max(rerank_k, top), len(texts))).indices
-    logits: list[float | None] = [None] * len(best)
+    logits = torch.full((len(best), 2), float("nan"))
     if rerank_k > 0:
-        logits = match_logits(model, embeds, tokens, torch.stack((best, torch.zeros_like(best)), dim=1)).tolist()
+        read = best[:rerank_k]
+        logits[: len(read)] = match_logits(
+            model, embeds, tokens, torch.stack((read, torch.zeros_like(read)), dim=1)
+        )
     rows = zip(best.tolist(), logits, strict=True)
-    return _best((texts[i], float(scores[i]), logit) for i, logit in rows)[:top]
+    return _best((texts[i], float(scores[i]), own) for i, own in rows)[:top]
 
 
-def _best(scored: Iterable[tuple[str, float, float | None]]) -> list[Found]:
-    """(item, ITC similarity, ITM logit or None), the highest score first."""
+def _best(scored: Iterable[tuple[str, float, Tensor]]) -> list[Found]:
+    """(item, ITC similarity, ITM logits [2] or NaN): by score, what ITM read before the rest."""
     found = [
         Found(item, similarity, similarity, None)
-        if logit is None
-        else Found(item, similarity + logit, similarity, float(torch.tensor(logit).sigmoid()))
-        for item, similarity, logit in scored
+        if logits.isnan().any()
+        else Found(item, similarity + float(logits[1]), similarity, float(match_probability(logits)))
+        for item, similarity, logits in scored
     ]
-    return sorted(found, key=lambda one: -one.score)
+    return sorted(found, key=lambda one: (one.itm_probability is None, -one.score))

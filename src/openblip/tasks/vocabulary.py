@@ -10,7 +10,7 @@ from pathlib import Path
 from openblip.core.errors import UserError
 from openblip.core.runtime import rank
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.sample import BrokenSample, stable_id
+from openblip.data.sample import BrokenSample, name_of_image, stable_id
 from openblip.data.sources.base import Source
 from openblip.data.sources.questions import given_answers
 from openblip.data.transforms import clean_caption
@@ -32,13 +32,14 @@ def training_texts(sources: Sequence[Source], *, clean: str, limit: int) -> Iter
 
 
 def texts_of_images(sources: Sequence[Source], *, clean: str) -> dict[int, list[str]]:
-    """Every text of every image, by the image's id, as training reads them."""
+    """Every text of every image, by its id in the batches of these sources, as training reads them."""
     texts: dict[int, list[str]] = {}
     for source in sources:
         for index in range(len(source)):
             with suppress(BrokenSample):  # counted when the loader meets it
                 sample = source[index]
-                own = texts.setdefault(stable_id(sample.image_id or sample.key), [])
+                name = name_of_image(sample, source.name if len(sources) > 1 else None)
+                own = texts.setdefault(stable_id(name), [])
                 own += [cleaned for text in sample.texts if (cleaned := _cleaned(text, clean))]
     return texts
 

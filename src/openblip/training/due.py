@@ -8,7 +8,7 @@ from openblip.core.errors import UserError, nearest
 from openblip.training.config import FIT_AFTER, TrainConfig
 from openblip.training.state import Progress
 
-__all__ = ["evaluation_is_due", "fit_is_due", "fitted_steps", "note_best"]
+__all__ = ["evaluation_is_due", "fit_is_due", "fitted_steps", "note_best", "steps_on_resuming"]
 
 
 def evaluation_is_due(config: TrainConfig, progress: Progress) -> bool:
@@ -49,22 +49,42 @@ def fit_is_due(step: int, planned: int) -> bool:
     return step <= FIT_AFTER and step % min(FIT_AFTER, max(1, planned // 2)) == 0
 
 
-def fitted_steps(
-    config: TrainConfig, progress: Progress, *, measured: int, spent: float, evaluation: float
-) -> int | None:
-    """Steps in all with which training and its evaluations fill `config.fit_minutes`; None before a speed is known.
+def steps_on_resuming(config: TrainConfig, progress: Progress, planned: int) -> int:
+    """Steps in all of a run that goes on: those that were fitted where `fit_minutes` is as it was.
+
+    A new time is fitted anew, unless that is due later; without one the configuration's length counts again.
 
     Args:
-        measured: steps that `progress.train_seconds` were spent in.
+        planned: as of `fit_is_due`.
+    """
+    fits = config.fit_minutes is not None
+    if fits and progress.total_steps and progress.fitted_minutes in (None, config.fit_minutes):
+        return progress.total_steps  # a checkpoint of an older version does not say for which time
+    first = not progress.total_steps and progress.step < min(FIT_AFTER, planned)
+    progress.total_steps = 0
+    steps = None
+    if fits and not first:
+        steps = fitted_steps(config, progress, spent=progress.seconds)
+    return steps or planned
+
+
+def fitted_steps(config: TrainConfig, progress: Progress, *, spent: float) -> int | None:
+    """Steps in all with which training and its evaluations fill `config.fit_minutes`; None before a speed is known.
+
+    They are noted in `progress`.
+
+    Args:
         spent: seconds of the run so far, with everything.
-        evaluation: seconds of an evaluation; one comes at the end.
     """
     assert config.fit_minutes is not None
-    if not measured or not progress.train_seconds:
+    if not progress.step or not progress.train_seconds:
         return None
-    step = progress.train_seconds / measured
+    step = progress.train_seconds / progress.step
+    evaluation = progress.evaluation_seconds  # one comes at the end
     if config.evaluate_every_steps:
         # Each step carries its part of the evaluations between steps.
         step += evaluation / config.evaluate_every_steps
     left = 60 * config.fit_minutes - spent - evaluation
-    return progress.step + max(1, round(left / step))
+    progress.total_steps = progress.step + max(1, round(left / step))
+    progress.fitted_minutes = config.fit_minutes
+    return progress.total_steps

@@ -65,10 +65,10 @@ def num_rows(batch: Any) -> int:
 
 
 class Stopwatch:
-    """Seconds of a run over all its sessions, and seconds of training since the last mark."""
+    """Seconds of a run over all its sessions, those of training alone, and of these since the last mark."""
 
-    def __init__(self, before: float) -> None:
-        self.before = before
+    def __init__(self, before: float, trained: float = 0.0) -> None:
+        self.before, self._trained = before, trained
         self._start = self._mark = time.perf_counter()
         self._paused = 0.0
 
@@ -76,10 +76,15 @@ class Stopwatch:
         """Seconds in all sessions."""
         return self.before + time.perf_counter() - self._start
 
+    def training(self) -> float:
+        """Seconds in all sessions, without what was paused."""
+        return self._trained + time.perf_counter() - self._mark - self._paused
+
     def lap(self) -> float:
         """Seconds since the last call, without what was paused."""
         now = time.perf_counter()
         elapsed, self._mark, self._paused = now - self._mark - self._paused, now, 0.0
+        self._trained += elapsed
         return max(1e-9, elapsed)
 
     @contextmanager

@@ -28,7 +28,7 @@ from openblip.core.interrupt import StopSignals
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.training import state as states
 from openblip.training.config import TrainConfig
-from openblip.training.due import evaluation_is_due, fit_is_due, fitted_steps, note_best
+from openblip.training.due import evaluation_is_due, fit_is_due, fitted_steps, note_best, steps_on_resuming
 from openblip.training.feed import Feed, Stopwatch, beside_training
 from openblip.training.folder import open_run
 from openblip.training.interrupt import Interrupted, agree
@@ -131,7 +131,6 @@ class _Trainer:
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / config.gradient_accumulation)
         self.planned_steps = self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
         self._saved_step = -1
-        self._evaluation_seconds = 0.0
 
     # --- beginning
 
@@ -142,7 +141,7 @@ class _Trainer:
         state = states.read_state(checkpoint) if checkpoint else None
         if state:
             self.progress = states.Progress(**state["progress"])
-            self.total_steps = self.progress.total_steps or self.total_steps
+            self.total_steps = steps_on_resuming(config, self.progress, self.planned_steps)
         if config.gradient_checkpointing:
             if not isinstance(module, HasCheckpointing):
                 name = type(module).__name__
@@ -183,7 +182,7 @@ class _Trainer:
             f"{trained / 1e6:.2f}M parameters, {world_size()} process{'es' if world_size() > 1 else ''} on "
             f"{self.device.type}, {self.accelerator.mixed_precision.replace('no', 'float32')}"
         )
-        self.watch = Stopwatch(self.progress.seconds)
+        self.watch = Stopwatch(self.progress.seconds, self.progress.train_seconds)
         self._images_mark, self._steps_mark = self.progress.images, self.progress.step
         self._last_save = time.perf_counter()
 
@@ -310,7 +309,7 @@ class _Trainer:
         steps = progress.step - self._steps_mark
         rate = learning_rate(self.config, progress.step - 1, self.steps_per_epoch, self.total_steps)
         progress.train_metrics = means
-        progress.train_seconds += elapsed
+        progress.train_seconds = self.watch.training()
         extra: dict[str, Any] = {
             "learning_rate": rate,
             "images_per_second": round((progress.images - self._images_mark) / elapsed, 2),
@@ -337,8 +336,8 @@ class _Trainer:
 
     def _fit(self) -> None:
         """Set the number of steps to what fits into the time."""
-        times = {"spent": self.watch.total(), "evaluation": self._evaluation_seconds}
-        steps = fitted_steps(self.config, self.progress, measured=self._steps_mark, **times)
+        self.progress.train_seconds = self.watch.training()
+        steps = fitted_steps(self.config, self.progress, spent=self.watch.total())
         if steps is not None:  # clocks differ between processes: the first one's counts
             self.progress.total_steps = self.total_steps = on_main(lambda: steps)
             self.log.ends_at(self.total_steps)
@@ -364,10 +363,17 @@ class _Trainer:
         if found is None:
             self._stop(self.signals.received, evaluation_due=True)
         metrics = on_main(lambda: {name: float(value) for name, value in found.items()})
-        self._evaluation_seconds = time.perf_counter() - began
+        progress.evaluation_seconds = time.perf_counter() - began
+        try:
+            better = note_best(self.config, progress, metrics)
+        except UserError:
+            # What was trained is kept; when the run resumes with another monitor, it is evaluated anew.
+            progress.evaluation_due = True
+            self._save()
+            raise
         progress.evaluated, progress.eval_metrics = progress.step, metrics
         self._write("eval", metrics)
-        if note_best(self.config, progress, metrics):
+        if better:
             self._export("best")
             self._save(best=True)
         received = self.signals.received
@@ -395,17 +401,10 @@ class _Trainer:
         self.guard.raise_if_tripped(self._last_good())
         progress, config = self.progress, self.config
         path = states.checkpoint_path(self.out_dir, progress.step)
+        progress.train_seconds = self.watch.training()  # of the steps since the last record too
         with self.watch.pause():
             progress.seconds = self.watch.total()
-            own = {
-                "generators": states.state_of_generators(self.device),
-                "meters": self.meters.state_dict(),
-                "loader": self.loader.state_dict(),
-            }
-            processes: list[Any] = [own]
-            if world_size() > 1:
-                processes = [None] * world_size()
-                dist.all_gather_object(processes, own)
+            processes = states.state_of_processes(self.device, self.meters, self.loader)
             scaler = self.accelerator.scaler
             states.save_checkpoint(
                 path, self.module, self.optimizer, progress=progress, processes=processes,

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -32,9 +33,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from openblip.core.errors import UserError
 from openblip.core.files import remove_quietly, write_folder, write_json, write_tensors, write_text
 from openblip.core.fingerprint import fingerprint
+from openblip.core.runtime import world_size
 from openblip.core.text import read_json, read_text
 from openblip.training.launch import on_main
-from openblip.training.step import HasFrozenNames
+from openblip.training.meters import Meters
+from openblip.training.step import HasFrozenNames, Loader
 
 __all__ = [
     "Progress",
@@ -50,6 +53,7 @@ __all__ = [
     "restore_generators",
     "save_checkpoint",
     "state_of_generators",
+    "state_of_processes",
 ]
 
 FORMAT = 1
@@ -71,8 +75,12 @@ class Progress:
     """Samples seen, on all processes together."""
     seconds: float = 0.0
     """Seconds spent in all sessions, with evaluation and saving."""
+    fitted_minutes: float | None = None
+    """The `fit_minutes` that `total_steps` was set for."""
     train_seconds: float = 0.0
-    """Seconds spent in steps alone."""
+    """Seconds spent in steps alone, all of them."""
+    evaluation_seconds: float = 0.0
+    """Seconds of the last evaluation."""
     records: int = 0
     """Lines of metrics.jsonl that belong to this state."""
     evaluated: int = -1
@@ -148,6 +156,19 @@ def prune_checkpoints(out_dir: Path, keep: int) -> None:
             remove_quietly(path)
     for path in (*folder.glob(".step-*"), *folder.glob(".last.*.tmp"), *folder.glob(".best.*.tmp")):
         remove_quietly(path)
+
+
+def state_of_processes(device: torch.device, meters: Meters, loader: Loader) -> list[dict[str, Any]]:
+    """What each process has of its own, in the order of their ranks."""
+    own = {
+        "generators": state_of_generators(device),
+        "meters": meters.state_dict(),
+        "loader": loader.state_dict(),
+    }
+    processes: list[Any] = [own] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(processes, own)
+    return processes
 
 
 def state_of_generators(device: torch.device) -> dict[str, Any]:

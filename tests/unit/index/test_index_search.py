@@ -46,6 +46,20 @@ def test_hits_are_those_of_a_search_without_an_index(index: ImageIndex, photos: 
         index.record(99)
 
 
+def test_a_score_is_the_similarity_and_the_logit_of_matched(index: ImageIndex, predictor: Counting) -> None:
+    hits = index.search(text=TEXT, count=10, rerank=4)
+    model = predictor.adapter.need("match")
+    words = predictor.tokenizer.encode([TEXT], first=model.first)
+    for hit in hits[:4]:
+        with torch.no_grad():
+            memory = model.remember(predictor.encode(next(predictor.whole(hit.path))))
+            logits = model.match(words.input_ids, None, memory)[0]
+        assert hit.score - hit.itc == pytest.approx(float(logits[1]), abs=0.02), "features went through float16"
+        assert hit.itm == pytest.approx(float(logits.softmax(0)[1]), abs=0.02)
+    assert [hit.score for hit in hits[:4]] == sorted((hit.score for hit in hits[:4]), reverse=True)
+    assert all(hit.itm is None and hit.score == hit.itc for hit in hits[4:])
+
+
 def test_an_image_finds_itself_and_its_copy(index: ImageIndex, photos: Path, predictor: Counting) -> None:
     hits = index.search(image=photos / "3.png", count=3)
     assert Path(hits[0].path).name == "3.png"

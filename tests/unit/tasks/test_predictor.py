@@ -12,6 +12,7 @@ import small
 import torch
 
 from openblip.core.errors import UserError
+from openblip.data.image_inputs import ImageInput
 from openblip.data.sample import BrokenSample
 from openblip.explain.cam import caption_maps
 from openblip.generation.types import DecodeConfig
@@ -23,6 +24,7 @@ from openblip.tasks.answering import encode_questions
 from openblip.tasks.families.blip import BlipAdapter, VqaAdapter
 from openblip.tasks.pairs import prepare_pairs
 from openblip.tasks.predictor import Predictor, find_images
+from openblip.tasks.results import Found
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the same sums of float32 in another order"""
@@ -107,31 +109,81 @@ def test_matches_are_cosine_and_itm_of_each_pair(predictor: Predictor, blip: Bli
 
 @pytest.mark.parametrize(("top", "rerank"), [(2, 0), (2, 1), (3, 5), (50, 4), (1, 50)])
 def test_search_orders_by_itc_and_then_by_itm(
-    predictor: Predictor, paths: list[str], top: int, rerank: int
+    predictor: Predictor, blip: Blip, paths: list[str], top: int, rerank: int
 ) -> None:
     queries = ["two dogs", "a red bus"]
-    matches = predictor.match(paths, queries)
 
-    def expected(candidates: list[tuple[str, float, float]]) -> list[str]:
-        """(item, cosine, ITM probability) in the order of a search."""
-        by_itc = sorted(candidates, key=lambda c: -c[1])
-        read = by_itc[: max(top, rerank)] if rerank else by_itc
-        if rerank:
-            read.sort(key=lambda c: -(c[1] + float(torch.logit(torch.tensor(c[2], dtype=torch.float64)))))
-        return [item for item, _, _ in read[:top]]
+    def pair(path: str, text: str) -> tuple[float, float]:
+        """Cosine, and ITM's logit of "matched"."""
+        with torch.no_grad():
+            memory = blip.remember(blip.encode_image(normalize(predictor.pixels([path]))))
+            ids = predictor.tokenizer.encode([text], first="enc").input_ids
+            return predictor.match(path, text)[0][0].itc_similarity, float(blip.match(ids, None, memory)[0, 1])
+
+    def check(hits: list[Found], candidates: dict[str, tuple[float, float]]) -> None:
+        """The items and scores of a search."""
+        by_itc = [(itc, item) for item, (itc, _) in sorted(candidates.items(), key=lambda c: -c[1][0])]
+        read = [(sum(candidates[item]), item) for _, item in by_itc[:rerank]]
+        expected = [*sorted(read, reverse=True), *by_itc[len(read) :]][:top]
+        assert [hit.item for hit in hits] == [item for _, item in expected]
+        assert [hit.score for hit in hits] == pytest.approx([score for score, _ in expected], abs=1e-3)
+        assert [hit.itm_probability is not None for hit in hits] == [i < len(read) for i in range(len(hits))]
 
     found = predictor.retrieve_images(paths, queries, top=top, rerank_k=rerank)
-    for number, hits in enumerate(found):
-        pairs = [
-            (p, m[number].itc_similarity, m[number].itm_probability) for p, m in zip(paths, matches, strict=True)
-        ]
-        assert [hit.item for hit in hits] == expected(pairs)
-        assert all((hit.itm_probability is None) == (rerank == 0) for hit in hits)
-        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-    texts = list(small.TEXTS)
-    (read,) = predictor.match([paths[2]], texts)
-    hits = predictor.retrieve_texts(paths[2], texts, top=top, rerank_k=rerank)
-    assert [hit.item for hit in hits] == expected([(m.text, m.itc_similarity, m.itm_probability) for m in read])
+    for query, hits in zip(queries, found, strict=True):
+        check(hits, {path: pair(path, query) for path in paths})
+    hits = predictor.retrieve_texts(paths[2], list(small.TEXTS), top=top, rerank_k=rerank)
+    check(hits, {text: pair(paths[2], text) for text in small.TEXTS})
+
+
+def losing(predictor: Predictor, *files: str, call: int = 2) -> Predictor:
+    """The predictor, with files that vanish before images are decoded for the nth time."""
+    calls, real = [0], predictor.batches
+
+    def batches(images: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            for file in files:
+                Path(file).rename(f"{file}.gone")
+        yield from real(images)
+
+    predictor.batches = batches  # type: ignore[method-assign]
+    return predictor
+
+
+@pytest.mark.parametrize(("top", "rerank"), [(7, 7), (4, 4), (3, 2)])
+def test_files_that_vanish_during_a_search_are_left_out(
+    predictor: Predictor, blip: Blip, paths: list[str], tmp_path: Path, top: int, rerank: int
+) -> None:
+    files = [str(tmp_path / Path(path).name) for path in paths]
+    for path, file in zip(paths, files, strict=True):
+        Path(file).write_bytes(Path(path).read_bytes())
+    whole = predictor.retrieve_images(files, ["two dogs"], top=7, rerank_k=7)[0]
+    first = predictor.retrieve_images(files, ["two dogs"], top=rerank, rerank_k=rerank)[0]
+    gone = sorted(hit.item for hit in first)[0]
+    broken: list[BrokenSample] = []
+    other = losing(small.predictor(blip, small.tokenizer(), batch_size=3), gone)
+    (hits,) = other.retrieve_images(files, ["two dogs"], top=top, rerank_k=rerank, broken=broken)
+    assert [(one.cause, one.key) for one in broken] == [("missing", gone)]
+    read = [hit.item for hit in first if hit.item != gone]
+    rest = sorted((hit for hit in whole if hit.item not in (*read, gone)), key=lambda hit: -hit.itc_similarity)
+    assert [hit.item for hit in hits] == [*read, *(hit.item for hit in rest)][:top]
+    known = {hit.item: hit.itm_probability for hit in whole}
+    for hit in hits:
+        assert hit.itm_probability == (pytest.approx(known[hit.item], abs=1e-5) if hit.item in read else None)
+    Path(f"{gone}.gone").rename(gone)
+    with pytest.raises(UserError, match=r"cannot be used \(missing\)"):
+        losing(small.predictor(blip, small.tokenizer(), batch_size=3), gone).retrieve_images(files, ["two dogs"])
+
+
+def test_images_of_one_name_are_told_apart(predictor: Predictor, paths: list[str]) -> None:
+    whole = [ImageInput("same.png", Path(path)) for path in paths]
+    damaged = ImageInput("same.png", b"")
+    broken: list[BrokenSample] = []
+    (hits,) = predictor.retrieve_images([damaged, *whole], ["two dogs"], top=7, rerank_k=7, broken=broken)
+    (expected,) = predictor.retrieve_images(paths, ["two dogs"], top=7, rerank_k=7)
+    assert len(broken) == 1
+    assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-4)
 
 
 def test_an_image_that_cannot_be_read_is_named(predictor: Predictor, tmp_path: Path) -> None:

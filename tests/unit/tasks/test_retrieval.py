@@ -48,14 +48,14 @@ def batches() -> list[Batch]:
 
 
 def one_by_one(blip: Blip, tokenizer: TextTokenizer, batches: list[Batch]) -> tuple[Tensor, Tensor, list[int]]:
-    """Cosines and ITM logit differences of all texts and images [C, I], and the image of each text."""
+    """Cosines [C, I] and ITM logits [C, I, 2] of all texts and images, and the image of each text."""
     images = [image for batch in batches for image in batch.images]
     texts = [text for batch in batches for text in batch.texts]
     owners, before = [], 0
     for batch in batches:
         owners += [before + owner for owner in batch.image_index.tolist()]
         before += len(batch)
-    cosine, itm = torch.empty(len(texts), len(images)), torch.empty(len(texts), len(images))
+    cosine, itm = torch.empty(len(texts), len(images)), torch.empty(len(texts), len(images), 2)
     with torch.no_grad():
         for column, image in enumerate(images):
             embeds = blip.encode_image(normalize(image[None]))
@@ -63,8 +63,7 @@ def one_by_one(blip: Blip, tokenizer: TextTokenizer, batches: list[Batch]) -> tu
                 alone, paired = tokenizer.encode([text]), tokenizer.encode([text], first="enc")
                 features = blip.text_features(alone.input_ids, None)
                 cosine[row, column] = (features @ blip.image_features(embeds).T)[0, 0]
-                logits = blip.match(paired.input_ids, None, blip.remember(embeds))
-                itm[row, column] = logits[0, 1] - logits[0, 0]
+                itm[row, column] = blip.match(paired.input_ids, None, blip.remember(embeds))[0]
     return cosine, itm, owners
 
 
@@ -99,7 +98,8 @@ def test_reranking_against_brute_force(blip: Blip, tokenizer: TextTokenizer, bat
     collection = collect(BlipAdapter(blip, tokenizer), batches)
     cosine, itm, _ = one_by_one(blip, tokenizer, batches)
     t2i, i2t = rerank(BlipAdapter(blip, tokenizer), collection, similarity(collection), k)
-    for found, scores, logits in ((t2i, cosine, itm), (i2t.T, cosine.T, itm.T)):
+    matched = itm[..., 1]
+    for found, scores, logits in ((t2i, cosine, matched), (i2t.T, cosine.T, matched.T)):
         for query in range(len(scores)):
             by_itc = sorted(range(scores.shape[1]), key=lambda i, q=query, s=scores: -float(s[q, i]))
             read, rest = by_itc[:k], by_itc[k:]
@@ -109,10 +109,30 @@ def test_reranking_against_brute_force(blip: Blip, tokenizer: TextTokenizer, bat
             torch.testing.assert_close(found[query, read].float(), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_scores_are_those_of_the_published_evaluation(
+    blip: Blip, tokenizer: TextTokenizer, batches: list[Batch], k: int
+) -> None:
+    """`evaluation` of BLIP's train_retrieval.py, which LAVIS repeats: `itm_head(...)[:, 1] + topk_sim`."""
+    collection = collect(BlipAdapter(blip, tokenizer), batches)
+    sims_matrix, itm, _ = one_by_one(blip, tokenizer, batches)
+    t2i, i2t = rerank(BlipAdapter(blip, tokenizer), collection, similarity(collection), k)
+    for found, sims, logits in ((t2i, sims_matrix, itm), (i2t.T, sims_matrix.T, itm.transpose(0, 1))):
+        expected = torch.full(sims.shape, -100.0)
+        for i, row in enumerate(sims):
+            topk_sim, topk_idx = row.topk(k=k, dim=0)
+            expected[i, topk_idx] = logits[i, topk_idx, 1] + topk_sim
+        read = expected > -100
+        torch.testing.assert_close(found[read].float(), expected[read], **CLOSE)
+        assert (found[~read] < -1000).all()
+        by_margin = sims + logits[..., 1] - logits[..., 0]
+        assert not torch.equal(by_margin.argsort(1), (sims + logits[..., 1]).argsort(1)), "another order"
+
+
 def test_the_numbers_are_those_of_the_rankings(blip: Blip, tokenizer: TextTokenizer, batches: list[Batch]) -> None:
     cosine, itm, owners = one_by_one(blip, tokenizer, batches)
     metrics = evaluate_retrieval(BlipAdapter(blip, tokenizer), batches, rerank_k=100)
-    for suffix, scores in (("", cosine), ("_itm", cosine + itm)):
+    for suffix, scores in (("", cosine), ("_itm", cosine + itm[..., 1])):
         for k in (1, 5):
             best = scores.topk(min(k, 5), dim=1).indices.tolist()
             hits = [owner in chosen for owner, chosen in zip(owners, best, strict=True)]
@@ -133,9 +153,12 @@ def test_itm_accuracy_counts_own_and_other_pairs(
     owners = torch.tensor([0, 1, 1, 2, 2, 2, 3, 4])
 
     def knows(_model: object, _embeds: object, _text: object, pairs: Tensor, **_: object) -> Tensor:
-        return (owners[pairs[:, 0]] == pairs[:, 1]).float() * 2 - 1
+        own = (owners[pairs[:, 0]] == pairs[:, 1]).float()
+        # By "matched" alone the pairs are all alike: the difference from "not matched" tells them apart.
+        return torch.stack((1 - 2 * own, torch.zeros(len(pairs))), dim=1)
 
-    for judge, accuracy, auc in ((lambda *given, **_: torch.ones(len(given[3])), 0.5, 0.5), (knows, 1.0, 1.0)):
+    always = torch.tensor([0.0, 1.0])
+    for judge, accuracy, auc in ((lambda *given, **_: always.repeat(len(given[3]), 1), 0.5, 0.5), (knows, 1, 1)):
         monkeypatch.setattr(retrieval, "match_logits", judge)
         metrics = evaluate_retrieval(BlipAdapter(blip, tokenizer), batches, rerank_k=2)
         assert metrics["itm_accuracy"] == accuracy

@@ -15,13 +15,16 @@ from PIL import Image
 
 from openblip.core.config import override
 from openblip.core.errors import UserError
+from openblip.data.sources.open import open_source
 from openblip.metrics.caption import CiderD
 from openblip.models.pixels import normalize
 from openblip.objectives.selfcritical import CaptionRewards, SelfCriticalConfig
 from openblip.recipes.blip import caption_finetune
-from openblip.tasks.config import RunConfig
+from openblip.tasks.config import RunConfig, as_sources
+from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.selfcritical import SelfCritical
 from openblip.tasks.training import run_training
+from openblip.tasks.vocabulary import texts_of_images
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
 
@@ -154,6 +157,28 @@ def test_the_reward_rises_and_a_stopped_run_goes_on_as_if_it_had_not_been(data: 
     run_training(override(whole, ("train.max_steps=7",)), tmp_path / "parts", show=False)
     run_training(override(whole, ("train.max_steps=12",)), tmp_path / "parts", resume=True, show=False)
     assert told(tmp_path / "parts", "loss") == told(tmp_path / "whole", "loss")[:12]
+
+
+def test_images_of_several_sources_find_their_texts(data: Path, tmp_path: Path) -> None:
+    """Images of both count from 0; each is rewarded by the texts of its own source."""
+    other = data / "other.jsonl"
+    lines = [json.loads(line) for line in (data / "data.jsonl").read_text().splitlines()]
+    moved = [row | {"caption": f"other {row['image_id']}"} for row in lines]
+    other.write_text("".join(json.dumps(row) + "\n" for row in moved))
+    places = as_sources((str(data / "data.jsonl"), str(other)))
+    sources = [open_source(place) for place in places]
+    texts = texts_of_images(sources, clean="simplify")
+    loader = evaluation_batches(places, 32, samples=1000, clean="simplify")
+    found = {
+        image: own
+        for batch in loader
+        for image, own in zip(batch.image_ids.tolist(), batch.texts_of_images, strict=True)
+    }
+    assert len(found) == 48
+    assert {image: set(own) for image, own in texts.items()} == {image: set(own) for image, own in found.items()}
+    both = replace(config(data, "scst.samples=2", "train.max_steps=1", "tokenizer=train"), sources=places)
+    run_training(both, tmp_path / "run", show=False)
+    assert len(told(tmp_path / "run", "reward")) == 1
 
 
 def test_settings_that_make_no_sense_are_refused(data: Path) -> None:

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -374,70 +373,3 @@ def test_lines_on_a_pipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
         assert piece in train_lines[-1]
     assert len([line for line in lines if "held_out" in line and "eval" in line]) == 3
     assert len(heard) == 21
-
-
-class Clock:
-    """Training whose steps take exactly `step` seconds and evaluations `evaluation` seconds, on any CPU."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, step: float, evaluation: float = 0.0) -> None:
-        self.now, self.step, self.evaluation = 0.0, step, evaluation
-        for module in ("loop", "feed"):
-            monkeypatch.setattr(f"openblip.training.{module}.time.perf_counter", lambda: self.now)
-
-    def loader(self) -> ToyLoader:
-        """A loader whose batches take the time of a step."""
-        clock = self
-
-        class Slow(ToyLoader):
-            def __iter__(self) -> Iterator[Any]:
-                for batch in super().__iter__():
-                    clock.now += clock.step
-                    yield batch
-
-        return Slow()
-
-    def evaluate(self, module: nn.Module, step: int) -> dict[str, float]:
-        """An evaluation that takes time."""
-        self.now += self.evaluation
-        return evaluate(module, step)
-
-
-@pytest.mark.parametrize("evaluation", [0.0, 30.0])
-@pytest.mark.parametrize("guess", [2, 5, 19, 25, 60, 1000])
-def test_training_is_fitted_to_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guess: int, evaluation: float
-) -> None:
-    """However wrong the planned number of steps is, training ends when the time does, its schedule complete."""
-    clock = Clock(monkeypatch, step=2.0, evaluation=evaluation)
-    settings = {"max_steps": guess, "fit_minutes": 5.0, "evaluate_every_epochs": 0, "evaluate_every_steps": 40}
-    result = run(
-        tmp_path, loader=clock.loader(), evaluate=clock.evaluate, log_every=10, schedule="linear",
-        min_learning_rate=0.0, checkpoint_minutes=0.0, **settings,
-    )  # fmt: skip
-    assert result.stopped == "finished"
-    assert clock.now == pytest.approx(300, abs=35 if evaluation else 4)
-    rates = [record["learning_rate"] for record in losses(tmp_path)]
-    assert rates[-1] == pytest.approx(1e-2 / result.steps, rel=1e-6), "the last step of a linear schedule"
-
-
-def test_a_fitted_number_of_steps_is_kept_when_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"max_steps": 500, "fit_minutes": 2.0, "evaluate_every_epochs": 0, "checkpoint_every": 25}
-    clock = Clock(monkeypatch, step=2.0)
-    whole = run(tmp_path / "whole", loader=clock.loader(), checkpoint_minutes=0.0, log_every=5, **settings)
-    assert 55 <= whole.steps <= 61
-
-    class Stop(Exception):
-        pass
-
-    def stop(record: dict[str, Any]) -> None:
-        if record["step"] == 30:
-            raise Stop
-
-    clock.now = 0.0
-    options = {"checkpoint_minutes": 0.0, "log_every": 5, **settings}
-    with pytest.raises(Stop):
-        run(tmp_path / "cut", loader=clock.loader(), on_record=stop, **options)
-    clock.step = 40.0  # the machine has become slower: the number of steps stands
-    resumed = run(tmp_path / "cut", loader=clock.loader(), resume=True, **options)
-    assert resumed.steps == whole.steps
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")

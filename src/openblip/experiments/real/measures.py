@@ -25,7 +25,7 @@ from openblip.metrics.retrieval import rank_of_relevant, rank_scores
 from openblip.metrics.scores import roc_auc
 from openblip.metrics.words import split_words
 from openblip.tasks.protocols import Adapter
-from openblip.tasks.retrieval import Collection, collect, match_logits, rerank
+from openblip.tasks.retrieval import Collection, collect, match_logits, match_margin, rerank
 
 __all__ = [
     "DECODING",
@@ -167,7 +167,8 @@ def _itm_auc(adapter: Adapter, collection: Collection, unseen: Unseen) -> dict[s
 
     def logits(images: Tensor) -> NDArray[Any]:
         pairs = torch.stack((texts.expand_as(images).flatten(), images.flatten()), dim=1)
-        return match_logits(adapter.need("match"), collection.image_embeds, collection.text, pairs).numpy()
+        found = match_logits(adapter.need("match"), collection.image_embeds, collection.text, pairs)
+        return match_margin(found).numpy()
 
     own = logits(texts)
     metrics = {}
