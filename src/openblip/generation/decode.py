@@ -59,6 +59,10 @@ def decode(
     eos = torch.as_tensor([eos_ids] if isinstance(eos_ids, int) else list(eos_ids), device=prompt_ids.device)
     if prompt_ids.shape[0] == 0:
         return _nothing(prompt_ids)
+    if config.suppress_ids and max(config.suppress_ids) >= stepper.vocab_size:
+        raise UserError(
+            f"suppress_ids has {max(config.suppress_ids)}, and the model's tokens end at {stepper.vocab_size - 1}"
+        )
     prompt_lengths = attention_mask.sum(dim=1)
     # One transfer for both, since each waits for the device.
     shortest, longest = torch.stack([prompt_lengths.min(), prompt_lengths.max()]).tolist()

@@ -17,6 +17,7 @@ Shapes: R prompts (images or questions), C candidates, K kept, T tokens, V vocab
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
@@ -31,6 +32,8 @@ __all__ = ["Ranking", "ReadLogits", "log_likelihood", "rank_all", "rank_two_step
 
 _MOST_NODES = 1024
 """of the trees that are read at once: each node is compared with each of its tree"""
+_MOST_TOKENS = 8192
+"""of texts that are read at once, padding included: each has logits over the vocabulary, 1 GB for BERT's"""
 
 
 class ReadLogits(Protocol):
@@ -87,9 +90,9 @@ def log_likelihood(
     """Log-likelihood float32 [R, C] of C texts for each of R prompts.
 
     input_ids int64 [R, C, T] (mask bool, padding on the right). The first `num_prompt_tokens` tokens of a
-    text (the start token and a prompt) are read, not scored. At most `max_rows` texts are read at once;
-    the result does not depend on it. With `read_tree`, which is for short texts, it reads in place of `read` and
-    what texts of a prompt share at their beginning is read once.
+    text (the start token and a prompt) are read, not scored. At most `max_rows` texts are read at once, fewer long
+    ones; the result does not depend on it. With `read_tree`, which is for short texts, it reads in place of `read`
+    and what texts of a prompt share at their beginning is read once.
     """
     assert input_ids.ndim == 3, "input_ids must be [R, C, T]"
     assert input_ids.shape == attention_mask.shape, "attention_mask must have the shape of input_ids"
@@ -104,16 +107,20 @@ def log_likelihood(
         order = attention_mask.sum(dim=2).argsort(dim=1, descending=True, stable=True)
     else:
         order = _alphabetical(input_ids)
-        max_rows = min(max_rows, max(1, _MOST_NODES // (width - 1)))
     texts = torch.arange(num_prompts, device=input_ids.device)[:, None]
     input_ids, attention_mask = input_ids[texts, order], attention_mask[texts, order]
 
+    lengths = attention_mask.sum(dim=2).clamp_min(1).cpu()
+    padded, most = read_tree is None, _MOST_TOKENS if read_tree is None else _MOST_NODES
+    whole = int(lengths.max()) * num_texts if padded else int(lengths.sum(dim=1).max())
     texts_at_once = min(num_texts, max_rows)
-    prompts_at_once = max(1, max_rows // texts_at_once)
+    prompts_at_once = max(1, min(max_rows // texts_at_once, most // whole))
     sums = torch.empty(num_prompts, num_texts, device=input_ids.device)
     for prompt in range(0, num_prompts, prompts_at_once):
-        for text in range(0, num_texts, texts_at_once):
-            block = slice(prompt, prompt + prompts_at_once), slice(text, text + texts_at_once)
+        longest_of = lengths[prompt : prompt + prompts_at_once].amax(dim=0).tolist()
+        share = most // min(prompts_at_once, num_prompts - prompt)
+        for columns in _chunks(longest_of, texts_at_once, share, padded=padded):
+            block = slice(prompt, prompt + prompts_at_once), columns
             mask = attention_mask[block]
             # At least two tokens, so that there is a prediction to slice where all texts are empty.
             longest = max(2, int(mask.sum(dim=2).max()))
@@ -131,6 +138,18 @@ def log_likelihood(
             sums[block] = values.masked_fill(~scored, 0.0).sum(dim=2)
     # Back to the order in which the texts were given.
     return torch.empty_like(sums).scatter_(1, order, sums)
+
+
+def _chunks(lengths: Sequence[int], limit: int, most: int, *, padded: bool) -> Iterator[slice]:
+    """At most `limit` neighbours of `most` tokens together, or one; `padded`: each as long as the longest."""
+    start = longest = total = 0
+    for end, length in enumerate(lengths):
+        longest, total = max(longest, length), total + length
+        size = longest * (end + 1 - start) if padded else total
+        if end > start and (end - start == limit or size > most):
+            yield slice(start, end)
+            start, longest, total = end, length, length
+    yield slice(start, len(lengths))
 
 
 def _alphabetical(input_ids: Tensor) -> Tensor:

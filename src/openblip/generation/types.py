@@ -8,6 +8,7 @@ Shapes: R prompts (rows), T prompt tokens, V vocabulary, N new tokens at most, S
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -19,6 +20,8 @@ from openblip.core.errors import UserError
 
 __all__ = ["DecodeConfig", "Decoded", "Stepper", "Watch"]
 
+_LEAST = 1e-6
+"""that scores are divided by"""
 Watch = Callable[[Tensor, Tensor], None]
 """Called after each step of greedy decoding or sampling with the texts that were still open, int64 [S'], rows of
 `Decoded`, and the token that each of them has got, int64 [S']. A beam search, which may still drop a token, calls
@@ -96,8 +99,15 @@ class DecodeConfig:
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("temperature", "repetition_penalty"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise UserError(f"{name} is {getattr(self, name)}; it must be a number above 0 (1: no effect)")
+            # Scores in float32 are divided by it: less would give no numbers.
+            if not _LEAST <= getattr(self, name) < float("inf"):
+                raise UserError(
+                    f"{name} is {getattr(self, name)}; it must be a number from {_LEAST} on (1: no effect)"
+                )
+        if not math.isfinite(self.length_penalty):
+            raise UserError(f"length_penalty is {self.length_penalty}; it must be a number (0: no effect)")
+        if any(number < 0 for number in self.suppress_ids):
+            raise UserError(f"suppress_ids has {min(self.suppress_ids)}; the ids of tokens begin at 0")
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"seed is {self.seed}; it must fit into 64 bits")
         if not 0.0 < self.top_p <= 1.0:
@@ -160,4 +170,4 @@ class Decoded:
         # Real tokens sort first and keep their order, so every gap moves to the right end.
         order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
         ids = ids.masked_fill(~real, pad_id).gather(1, order)
-        return ids[:, : int(real.sum(dim=1).max())]
+        return ids[:, : int(real.sum(dim=1).max())] if len(ids) else ids

@@ -105,6 +105,8 @@ def write_result(folder: Path, result: Result, records: Sequence[Mapping[str, An
     write_json(file, to_dict(result))
     if records:
         write_bytes(predictions_of(file), b"".join(json_bytes(dict(record)) + b"\n" for record in records))
+    else:
+        predictions_of(file).unlink(missing_ok=True)  # those of an equal evaluation before, of other figures
     return file
 
 

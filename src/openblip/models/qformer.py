@@ -62,6 +62,13 @@ class QFormerConfig:
                 raise UserError(f"{name} of the Q-Former must be at least 1, not {size}")
         if self.width % self.num_heads:
             raise UserError(f"the Q-Former's width {self.width} is not a multiple of {self.num_heads} heads")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout of the Q-Former must be from 0 to below 1, not {self.dropout}")
+        if self.vocab_size is not None and not (0 <= self.pad_id < self.vocab_size and self.max_positions > 0):
+            raise UserError(
+                f"the Q-Former's texts need a vocabulary with pad_id in it and positions, not vocab_size "
+                f"{self.vocab_size}, pad_id {self.pad_id} and max_positions {self.max_positions}"
+            )
         if self.num_queries < 1 or self.cross_attention_every < 1:
             raise UserError("the Q-Former needs at least one query and a layer that reads the image")
 

@@ -43,7 +43,7 @@ class TextConfig:
     pad_id: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "num_heads", "inner_width", "max_positions"):
+        for name in ("vocab_size", "width", "depth", "num_heads", "inner_width", "max_positions"):
             if (size := getattr(self, name)) < 1:
                 raise UserError(f"{name} of the text transformer must be at least 1, not {size}")
         if not 0 <= self.dropout < 1:

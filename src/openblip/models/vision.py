@@ -64,6 +64,14 @@ class VisionConfig:
         for name in ("patch_size", "width", "num_heads"):
             if (size := getattr(self, name)) < 1:
                 raise UserError(f"{name} of the vision tower must be at least 1, not {size}")
+        for name in ("depth", "registers"):
+            if (number := getattr(self, name)) < 0:
+                raise UserError(f"{name} of the vision tower cannot be {number}")
+        if self.stem == "conv":
+            if patch & (patch - 1):
+                raise UserError(f"the conv stem needs a patch size that is a power of 2, not {patch}")
+            if self.width % 4:
+                raise UserError(f"the conv stem needs a width that is a multiple of 4, not {self.width}")
         if wrong := [side for side in self.pixels if side % patch or side < patch]:
             below, above = wrong[0] // patch * patch, max(wrong[0] // patch + 1, 1) * patch
             raise UserError(

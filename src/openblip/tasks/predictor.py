@@ -302,7 +302,8 @@ class Predictor:
                 raise UserError("multimodal features need one text for each image")
             done += len(batch)
             rows.append(model.query_features(self.encode(batch), own).float().cpu())
-        return torch.cat(rows)
+        sizes = model.model.config.qformer
+        return torch.cat(rows) if rows else torch.empty(0, sizes.num_queries, sizes.width)
 
     # Questions --------------------------------------------------------------------------------------------
 

@@ -139,6 +139,7 @@ def test_search_by_itc_and_itm(matcher: Predictor) -> None:
 
 def test_features(matcher: Predictor, writers: dict[str, Predictor]) -> None:
     plain = matcher.features(IMAGES)
+    assert matcher.features([]).shape == (0, *plain.shape[1:])
     seen = matcher.features(IMAGES, ["a red bus", "two dogs", "birds"])
     assert plain.shape == seen.shape == (3, 4, 32)
     assert not torch.allclose(plain, seen)

@@ -196,5 +196,10 @@ def test_what_it_cannot_do_is_said() -> None:
     for name in ("width", "depth", "num_heads", "inner_width"):
         with pytest.raises(UserError, match=f"{name} of the Q-Former must be at least 1, not 0"):
             QFormerConfig(**{name: 0})
+    with pytest.raises(UserError, match="dropout of the Q-Former"):
+        QFormerConfig(dropout=1.5)
+    for texts in ({"vocab_size": 0}, {"pad_id": -1}, {"max_positions": 0}):
+        with pytest.raises(UserError, match="the Q-Former's texts need a vocabulary"):
+            QFormerConfig(**texts)
     with pytest.raises(UserError, match="embed_dim must be at least 1"):
         Blip2Config(embed_dim=0)

@@ -209,6 +209,14 @@ def test_no_prompts_give_no_texts() -> None:
     decoded = decode(TableStepper([], VOCAB), none, None, DecodeConfig(), eos_ids=EOS, pad_id=PAD)
     assert decoded.ids.shape == (0, 0)
     assert decoded.log_probs.shape == (0,)
+    assert decoded.with_prompts(none).shape[0] == 0
+
+
+def test_tokens_that_the_model_lacks_are_named() -> None:
+    ids, mask = pad(PROMPTS)
+    config = DecodeConfig(suppress_ids=(3, VOCAB))
+    with pytest.raises(UserError, match=f"suppress_ids has {VOCAB}, and the model's tokens end at {VOCAB - 1}"):
+        decode(TableStepper([0] * len(ids), VOCAB), ids, mask, config, eos_ids=EOS, pad_id=PAD)
 
 
 def test_text_that_does_not_fit_is_refused_before_any_work() -> None:
@@ -243,6 +251,10 @@ def test_scores_that_are_not_numbers_are_an_error() -> None:
         ({"num_sequences": 2}, "num_sequences"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty"),
         ({"beam_scoring": "old"}, "reference"),
+        ({"temperature": 1e-42, "sample": True}, "temperature"),
+        ({"num_beams": 2, "length_penalty": float("nan")}, "length_penalty"),
+        ({"num_beams": 2, "length_penalty": float("inf")}, "length_penalty"),
+        ({"suppress_ids": (-1,)}, "suppress_ids"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings: dict, word: str) -> None:

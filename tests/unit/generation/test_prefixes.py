@@ -43,6 +43,22 @@ class Decoder:
         return self.decoder(input_ids, memory=self.memory.select(rows), tree=(positions, mask))
 
 
+def test_chunks_are_sized_by_their_own_texts() -> None:
+    """Chunks of trees are as large as their own tokens let them be, not as the longest text of all would."""
+    decoder, sizes = Decoder(), []
+    ids = torch.tensor([[DEC, 5 + number, SEP, *[PAD] * 600] for number in range(30)])
+    mask = (torch.arange(603) < 3).expand(30, -1)
+
+    def read_tree(input_ids: Tensor, positions: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        sizes.append(len(rows))
+        return decoder.read_tree(input_ids, positions, mask, rows)
+
+    wide, short = ((ids[:, :width].expand(3, -1, -1), mask[:, :width].expand(3, -1, -1)) for width in (603, 3))
+    found = log_likelihood(decoder.read, *wide, read_tree=read_tree)
+    assert sizes == [3]
+    close(found, log_likelihood(decoder.read, *short))
+
+
 def close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)  # sums in another order
 

@@ -73,6 +73,19 @@ def test_log_likelihood_equals_the_loop_however_it_is_cut(max_rows: int) -> None
         assert min(width for _, width in read.calls) < 5, "texts of like length are read together"
 
 
+def test_long_texts_are_read_in_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many tokens at once; one long text does not make chunks of the short ones smaller."""
+    monkeypatch.setattr("openblip.generation.rank._MOST_TOKENS", 60)
+    texts = [[START, *[6] * (40 if row == 3 else 2), END] for row in range(31)]
+    ids = torch.tensor([text + [PAD] * (42 - len(text)) for text in texts])
+    mask = torch.arange(42) < torch.tensor([[len(text)] for text in texts])
+    read = Reader()
+    values = log_likelihood(read, ids[None], mask[None])
+    assert read.calls == [(1, 42), (15, 4), (15, 4)]
+    alone = [log_likelihood(Reader(), ids[None, [row]], mask[None, [row]]) for row in (0, 3)]
+    torch.testing.assert_close(values[:, [0, 3]], torch.cat(alone, dim=1))
+
+
 def test_rank_all_puts_the_likeliest_first() -> None:
     ids, mask = answers()
     ranking = rank_all(Reader(), ids, mask, num_rows=3, max_rows=4)

@@ -202,6 +202,16 @@ def test_configurations_that_do_not_fit_are_refused() -> None:
         BlipConfig(text=TextConfig(memory_width=512))
     with pytest.raises(ValueError, match="not a multiple of the patch size"):
         VisionConfig(image_size=225)
+    with pytest.raises(UserError, match="depth of the text transformer must be at least 1, not 0"):
+        TextConfig(depth=0)
+    for wrong, message in (
+        ({"depth": -1}, "depth of the vision tower cannot be -1"),
+        ({"registers": -1}, "registers of the vision tower cannot be -1"),
+        ({"stem": "conv", "patch_size": 12, "image_size": 48}, "a power of 2, not 12"),
+        ({"stem": "conv", "width": 66, "num_heads": 2}, "a multiple of 4, not 66"),
+    ):
+        with pytest.raises(UserError, match=message):
+            VisionConfig(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="an encoder, a decoder, or both"):
         replace(small_config(), encoder=False, decoder=False)
     with pytest.raises(UserError, match='did you mean "base"'):

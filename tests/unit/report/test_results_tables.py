@@ -42,6 +42,7 @@ def test_an_equal_evaluation_is_replaced_and_nothing_else(tmp_path: Path) -> Non
     later = result(date="2026-11-29T12:00:00Z", model="elsewhere/model", metrics={"CIDEr": Figure(value=1.33)})
     assert write_result(tmp_path, later) == first
     assert read_results(tmp_path).results == [later]
+    assert not predictions_of(first).exists(), "predictions of other figures"
     others = [
         write_result(tmp_path, other)
         for other in (
