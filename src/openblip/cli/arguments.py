@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 WHAT_IMAGES = "the images: files, folders, globs, tars, or - for a list on standard input"
+_BEAMS = 3
 _REQUIRED, _REPEAT = "(required)", "(repeat it for more)"
 
 Data = Annotated[tuple[str, ...], arg(metavar="DATA ...", help_behavior_hint="")]
@@ -118,10 +119,19 @@ def person() -> bool:
     return sys.stdout.isatty()
 
 
-def decoding(beams: int, number: int, nucleus: float | None = None, **more: Any) -> DecodeConfig:
-    """How texts are generated, by the options of a command."""
+def decoding(beams: int | None, number: int, nucleus: float | None = None, **more: Any) -> DecodeConfig:
+    """How texts are generated, by the options of a command.
+
+    Raises:
+        UserError: they exclude each other, or are out of range.
+    """
     from openblip.generation.types import DecodeConfig
 
+    if beams is not None and beams < 1:
+        raise UserError(f"--beams is {beams}; it must be at least 1")
+    if beams is not None and nucleus is not None:
+        raise UserError("--beams and --nucleus exclude each other; leave one out")
+    beams = _BEAMS if beams is None else beams
     if nucleus is not None:
         return DecodeConfig(sample=True, top_p=nucleus, num_sequences=number, **more)
     return DecodeConfig(num_beams=max(beams, number), num_sequences=number, **more)

@@ -33,7 +33,7 @@ def caption(
     model: Model,
     tokenizer: Tokenizer = None,
     prompt: Prompt = None,
-    beams: int = 3,
+    beams: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
     nucleus: Share = None,
     num_captions: int = 1,
     min_new_tokens: int = 5,
@@ -56,7 +56,7 @@ def caption(
     Args:
         images: files, folders, globs, tars, or - for a list on standard input.
         prompt: how captions begin; left out, what the model was trained with.
-        beams: texts that the beam search keeps; 1 is greedy.
+        beams: texts that the beam search keeps; 1 is greedy; left out, 3.
         nucleus: sample instead, among the likeliest tokens that together reach this probability (the paper: 0.9).
         num_captions: for each image: the best of the beams, or so many samples.
         min_new_tokens: shortest caption.

@@ -222,10 +222,14 @@ def decoding_of(
     """The prompt and the decoding of a measure: the papers', with what is `given` (not None) in its place.
 
     Raises:
-        UserError: the model takes no such prompt, or the settings contradict each other.
+        UserError: the model takes no such prompt or writes nothing, or the settings contradict each other.
     """
     from openblip.tasks.decoding import caption_prompt, measured_decoding
 
+    own = {name: value for name, value in given.items() if value is not None}
+    if not _generates(adapter, task) and (own or prompt is not None):
+        what = "a prompt" if prompt is not None else "settings of decoding"
+        raise UserError(f"{what} would have no effect: measured by {task}, the model writes no text; leave it out")
     asks = task == "answering"
     if prompt is not None and asks and not (adapter.question_prompt and "{}" in prompt):
         raise UserError(
@@ -236,7 +240,6 @@ def decoding_of(
     if prompt is not None and not asks and adapter.tokenizer is not None:
         adapter.check_prompt([prompt])
     decode = measured_decoding(adapter, task, datasets, wording)
-    own = {name: value for name, value in given.items() if value is not None}
     # A bound that is given moves the usual one at the other end.
     if "max_new_tokens" in own and "min_new_tokens" not in own:
         own["min_new_tokens"] = min(decode.min_new_tokens, own["max_new_tokens"])
@@ -245,13 +248,15 @@ def decoding_of(
     return wording, replace(decode, **own)
 
 
+def _generates(adapter: Adapter, task: TaskName) -> bool:
+    """Whether texts are written, or read after a prompt, when a model is measured."""
+    return task in ("captioning", "answering") or (task == "pretraining" and "likelihood" in adapter.can)
+
+
 def decoding_line(adapter: Adapter, config: RunConfig) -> str:
     """How texts are generated and how many candidates ITM reads, "" where neither is done."""
     decode, parts = config.decode, []
-    generates = config.task in ("captioning", "answering") or (
-        config.task == "pretraining" and "likelihood" in adapter.can
-    )
-    if generates:
+    if _generates(adapter, config.task):
         noun = "answers" if config.task == "answering" else "captions"
         beams = "greedy" if decode.num_beams == 1 else f"beam search of {decode.num_beams}"
         parts.append(f"{noun} by {beams}, {decode.min_new_tokens} to {decode.max_new_tokens} new tokens")
@@ -259,7 +264,7 @@ def decoding_line(adapter: Adapter, config: RunConfig) -> str:
             parts += [f"{name} penalty {value:g}"] if value != 1 else []
         parts += [f"prompt {json.dumps(config.prompt, ensure_ascii=False)}"] if config.prompt else []
     if config.task in ("retrieval", "pretraining") and "match" in adapter.can and config.rerank_k:
-        parts.append(f"ITM reads {config.rerank_k} candidates")
+        parts.append(f"ITM reads up to {config.rerank_k} candidates")
     return ", ".join(parts)
 
 

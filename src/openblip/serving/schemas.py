@@ -334,7 +334,7 @@ class FoundImage:
     id: str
     """of this server's run; no path"""
     score: float
-    """what hits are ordered by: ITC similarity, and where ITM read the image its logit besides"""
+    """ITC similarity, and where ITM read the image its logit of a match besides; what ITM read comes first"""
     itm: float | None
     """probability that it matches, where ITM read it"""
     caption: str | None

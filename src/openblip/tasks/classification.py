@@ -25,7 +25,7 @@ from openblip.data.sources.classes import AS_FOLDERS, ClassFolderSource
 from openblip.data.sources.open import open_source
 from openblip.metrics.classification import Accuracy
 from openblip.tasks.config import RunConfig
-from openblip.tasks.protocols import Adapter
+from openblip.tasks.protocols import Adapter, short
 from openblip.tasks.results import ClassScore
 from openblip.tasks.retrieval import embed_texts, match_logits, match_margin
 from openblip.tasks.task import Batches, Evaluation, Task
@@ -72,6 +72,9 @@ class Classifier:
         for template in templates:
             if "{}" not in template:
                 raise UserError(f'the template "{template}" has no {{}} in place of the class')
+        for name in self.classes:  # a template has words of its own
+            if len(model.tokenizer.encode([model.clean(name)]).input_ids[0]) <= 2:  # [CLS] and [SEP]
+                raise UserError(f"the class {short(name)} holds no word")
         texts = [template.replace("{}", name) for name in self.classes for template in templates]
         model.check_texts(texts)
         cleaned = [model.clean(text) for text in texts]

@@ -6,6 +6,7 @@ config = load_run_config(Path("runs/first/config.json"))
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -135,7 +136,7 @@ class RunConfig:
     java_metrics: tuple[JavaMetric, ...] = ()
     """"METEOR" and "SPICE" of captions when the model is evaluated; they need Java and the extra "java-metrics"."""
     rerank_k: int = 16
-    """Candidates that ITM reads for each query when retrieval is evaluated."""
+    """Candidates that ITM reads for each query when retrieval is evaluated; 0 leaves ITM out."""
     rerank_memory: int = IN_MEMORY
     """Bytes of image features that the evaluation of retrieval keeps in memory; more go to a temporary file (in the
     folder that TMPDIR names)."""
@@ -178,6 +179,16 @@ class RunConfig:
             raise UserError("no data source is named: give a folder, a captions file, tars, hf:NAME or world:SPLIT")
         if self.batch_size < 1 or self.num_workers < 0 or self.max_length < 3:
             raise UserError("batch_size must be at least 1, num_workers not negative, max_length at least 3")
+        for name in ("validation_samples", "vocab_size", "max_words", "embed_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        for name in ("rerank_k", "rerank_memory"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} cannot be negative, and is {getattr(self, name)}")
+        monitor = self.train.monitor or ""
+        if not self.rerank_k and self.task in ("retrieval", "pretraining") and re.search(r"_itm@|^itm_", monitor):
+            raise UserError(f'train.monitor "{monitor}" is measured by ITM, which rerank_k = 0 leaves out')
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"image_size is the side of images in pixels and cannot be {self.image_size}")
         for name in foreign_settings(self.family):

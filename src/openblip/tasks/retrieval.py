@@ -260,16 +260,17 @@ def evaluate_retrieval(
 
     Returns:
         "t2i_recall@1|5|10", "i2t_recall@...", the same with "_itm" when `rerank_k` is above 0, "itm_accuracy"
-        (own pairs against pairs with another image, half and half) and "itm_auc".
+        (own pairs against pairs with another image, half and half, where there is one) and "itm_auc".
     """
     collection = collect(model, batches, max_length=max_length, max_bytes=max_bytes)
     scores = model.similarities(collection.text_features, collection.image_features).cpu()
     owners = collection.image_of_text.numpy()
     metrics = _recalls(scores.numpy(), scores.numpy(), owners, "")
-    if rerank_k > 0 and len(collection.keys) > 1:
+    if rerank_k > 0:
         t2i, i2t = rerank(model, collection, scores, rerank_k)
         metrics |= _recalls(t2i.numpy(), i2t.numpy(), owners, "_itm")
-        metrics |= _matching_metrics(model, collection, seed)
+        if len(collection.keys) > 1:  # a text has another image then
+            metrics |= _matching_metrics(model, collection, seed)
     return metrics
 
 

@@ -154,6 +154,7 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
     sources = [task.open(replace(source, pairs=True) if single else source) for source in config.sources]
     seed_everything(config.train.seed)
     adapter = family.build(config, sources, out)
+    _check_length(config, adapter)
     cache = FeatureCache.open(config.features, describe_tower(adapter.model.vision)) if config.features else None
     if cache is not None:
         sources = [cache.source(source) for source in sources]
@@ -164,6 +165,20 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
     if training.answers:
         adapter.info["answers"] = list(training.answers)
     return adapter, sources, training
+
+
+def _check_length(config: RunConfig, adapter: Adapter) -> None:
+    """Refuse texts longer than what reads them has positions for.
+
+    Dialogs are cut to these. BLIP-2's captions and answers are read by the language model alone, but for questions
+    that the Q-Former reads too.
+    """
+    by_language = config.family == "blip2" and config.task in ("captioning", "answering")
+    if config.task == "dialog" or (by_language and not getattr(adapter, "reads_questions", False)):
+        return
+    if config.max_length > adapter.max_positions:
+        limit = adapter.max_positions
+        raise UserError(f"max_length is {config.max_length}, and the model reads texts of at most {limit} tokens")
 
 
 @torch.no_grad()

@@ -125,6 +125,8 @@ class TrainConfig:
         for name in (*not_negative, *intervals):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} cannot be negative, and is {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise UserError(f"seed must be below 2**63, and is {self.seed}")
         if self.optimizer == "muon" and self.sharding != "none":
             raise UserError('optimizer "muon" needs whole matrices, which sharding "fsdp2" splits; take "adamw"')
         if not 0 <= self.gradient_checkpointing <= 1:

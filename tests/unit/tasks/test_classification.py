@@ -96,6 +96,8 @@ def test_what_is_refused(predictor: Predictor) -> None:
     for classes, options, message in (
         (["cat"], {}, "at least two classes"),
         (["cat", "dogs", "Cat!"], {}, r'twice, or are the same text to the model: "cat", "Cat!"'),
+        (["cat", "!"], {}, 'the class "!" holds no word'),
+        (["cat", " "], {"by": "itm"}, 'the class " " holds no word'),
         (["cat", "dogs"], {"templates": ["a photo"]}, r'"a photo" has no \{\} in place of the class'),
         (["cat", "dogs"], {"templates": []}, "there is no template"),
         (["cat", "犬"], {"templates": ["{}"]}, 'vocabulary has no word of "犬"'),

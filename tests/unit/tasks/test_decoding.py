@@ -107,7 +107,9 @@ def test_the_command_stores_and_tells_how_it_decoded(
     half = kept_result(tmp_path / "half")
     assert half["settings"]["dtype"] == "bfloat16"
     assert half["metrics"].keys() == kept_result(tmp_path / "own")["metrics"].keys()
-    assert "beam search of 3, 4 to 19 new tokens, ITM reads 256 candidates, bfloat16" in capsys.readouterr().err
+    assert (
+        "beam search of 3, 4 to 19 new tokens, ITM reads up to 256 candidates, bfloat16" in capsys.readouterr().err
+    )
 
 
 def test_a_prompt_that_no_model_of_questions_takes_is_refused(
