@@ -18,9 +18,10 @@ TOLD = {
     "blip2": "blip2-proof.md",
     "compare": "blip2-proof.md",
     "flickr8k": "real-data.md",
+    "flickr8k-capfilt": "real-data.md",
 }
 OVER_A_TOWER = ("blip2", "compare")
-SEEDS = {"flickr8k": 1}
+SEEDS = {"flickr8k": 1, "flickr8k-capfilt": 1}
 """where there are not three"""
 
 
@@ -29,7 +30,7 @@ def test_a_page_holds_what_was_found(name: str) -> None:
     made, result = EXPERIMENTS[name], read_json(RESULTS / f"experiment-{name}.json")
     assert made.page is not None
     page, report = (DOCS / TOLD[name]).read_text(encoding="utf-8"), made.page(result)
-    found = tables(report)
+    found = [lines for lines in tables(report) if not lines[0].startswith("| image |")]  # texts of others' books
     assert len(found) >= 2
     for lines in found:
         assert len(lines) > 3

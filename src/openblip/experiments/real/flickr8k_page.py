@@ -40,6 +40,26 @@ _COST = {
     "steps": "steps",
     "minutes": "minutes of training",
 }
+_GAIN = {
+    "t2i_recall@1": "text to image @1",
+    "t2i_recall@10": "@10",
+    "i2t_recall@1": "image to text @1",
+    "i2t_recall@10": "@10 of texts",
+    "itm_auc": "ITM AUC",
+    "itm_accuracy": "ITM accuracy",
+}
+_FILTER = {
+    "auc_other": "AUC, own alt text against another image's",
+    "auc_same book": "AUC, against another image's of the same book",
+    "own_over_book caption": "own alt text above the book's caption",
+    "own_over_written": "own alt text above the written text",
+    "kept_own_paper": "own alt texts kept at 0.5",
+    "kept_other_paper": "other images' alt texts kept",
+    "kept_same book_paper": "those of the same book kept",
+    "kept_book caption_paper": "books' captions kept",
+    "kept_written_paper": "written texts kept",
+    "precision_paper": "of own and other alt texts kept, the own",
+}
 
 
 def flickr8k_page(result: dict[str, Any]) -> Report:
@@ -117,11 +137,11 @@ def capfilt_page(result: dict[str, Any]) -> Report:
         sections=[
             Section(
                 title="The filter",
-                blocks=[_transposed("", mean["filter"]["filter"], {n: n for n in mean["filter"]["filter"]})],
+                blocks=[_transposed("", mean["filter"]["filter"], _FILTER)],
             ),
             Section(
                 title="What a model gains that is trained on the cleaned set",
-                blocks=[measures_table("", mean["gain"], _own(mean["gain"]), _COMPARED)],
+                blocks=[measures_table("", mean["gain"], _own(mean["gain"]), _GAIN)],
             ),
             Section(title="Some images, by the first seed", blocks=[_judged_texts(result["rows"])]),
             Section(title="How it was made", blocks=[details(result)]),
