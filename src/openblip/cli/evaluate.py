@@ -222,14 +222,14 @@ def decoding_of(
     """The prompt and the decoding of a measure: the papers', with what is `given` (not None) in its place.
 
     Raises:
-        UserError: the model takes no such prompt or writes nothing, or the settings contradict each other.
+        UserError: the model takes no such prompt, or writes nothing, or the settings contradict each other.
     """
     from openblip.tasks.decoding import caption_prompt, measured_decoding
 
-    own = {name: value for name, value in given.items() if value is not None}
-    if not _generates(adapter, task) and (own or prompt is not None):
-        what = "a prompt" if prompt is not None else "settings of decoding"
-        raise UserError(f"{what} would have no effect: measured by {task}, the model writes no text; leave it out")
+    if prompt is not None and not _generates(adapter, task):
+        raise UserError(
+            f"--prompt would have no effect: measured by {task}, the model writes no text; leave it out"
+        )
     asks = task == "answering"
     if prompt is not None and asks and not (adapter.question_prompt and "{}" in prompt):
         raise UserError(
@@ -240,6 +240,7 @@ def decoding_of(
     if prompt is not None and not asks and adapter.tokenizer is not None:
         adapter.check_prompt([prompt])
     decode = measured_decoding(adapter, task, datasets, wording)
+    own = {name: value for name, value in given.items() if value is not None}
     # A bound that is given moves the usual one at the other end.
     if "max_new_tokens" in own and "min_new_tokens" not in own:
         own["min_new_tokens"] = min(decode.min_new_tokens, own["max_new_tokens"])
