@@ -231,8 +231,8 @@ def _curves(out: Path, measured: dict[str, Any]) -> Charts:
     finds = Chart(
         title=f"text finds image, recall@1 among {images}", x_label="step", unit="fraction",
         reference=1 / images,
-        series=[line(run, "eval", name, f"{labels[run]}, {by}")
-                for run in ("pretrain", "matcher")
+        series=[line(run, "eval", name, f"{stage}, {by}")
+                for run, stage in (("pretrain", "pre-trained"), ("matcher", "matcher"))
                 for name, by in (("t2i_recall@1", "ITC"), ("t2i_recall_itm@1", "ITM"))],
     )  # fmt: skip
     itm = Chart(
