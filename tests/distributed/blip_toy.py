@@ -78,7 +78,7 @@ class Words:
 
     sep_id, pad_id = 3, PAD
 
-    def encode(self, texts: list[str], *, first: str, end: bool) -> TokenBatch:
+    def prompts(self, texts: list[str]) -> TokenBatch:
         return TokenBatch(torch.tensor([[DEC]]), torch.ones(1, 1, dtype=torch.bool))
 
     def decode(self, ids: list[int]) -> str:

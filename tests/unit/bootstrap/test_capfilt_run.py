@@ -217,8 +217,8 @@ def test_an_outside_model_ranks_the_texts(web: Path, models: Models, monkeypatch
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"captioner": 1}, "only matches"),
-        ({"filter": 0}, "no ITM head"),
+        ({"captioner": 1}, "--captioner .*captions need a BLIP"),
+        ({"filter": 0}, "--filter .*matching needs a BLIP"),
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
     ],
 )

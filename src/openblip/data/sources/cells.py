@@ -19,6 +19,7 @@ __all__ = [
     "TEXT_COLUMNS",
     "as_texts",
     "given_id",
+    "given_texts",
     "is_missing",
     "is_too_deep",
     "row_images",
@@ -74,27 +75,31 @@ def given_id(value: Any) -> str:
 
 
 def as_texts(value: Any) -> tuple[str, ...]:
+    """`given_texts`, of which halves of characters become "?" whatever the format, see `without_halves`."""
+    return tuple(map(without_halves, given_texts(value)))
+
+
+def given_texts(value: Any) -> tuple[str, ...]:
     """The captions in a cell: a string, a list of strings, or of {"raw"/"caption"/"text": ...}.
 
-    A conversation about the image (LLaVA's, or chat messages) counts as its first answer. Whatever the format, a
-    half of a character becomes "?", see `without_halves`.
+    A conversation about the image (LLaVA's, or chat messages) counts as its first answer.
 
     Raises:
         BrokenSample: "bad-text", bytes that are not UTF-8.
     """
     if isinstance(value, str):
-        return (without_halves(value),) if value.strip() and value.strip() not in NO_TEXT else ()
+        return (value,) if value.strip() and value.strip() not in NO_TEXT else ()
     if isinstance(value, bytes):
         try:
-            return as_texts(value.decode("utf-8"))
+            return given_texts(value.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise BrokenSample("bad-text", "", "the caption is not UTF-8 text") from error
     if isinstance(value, dict):
-        return next((as_texts(value[name]) for name in _TEXT_FIELDS if name in value), ())
+        return next((given_texts(value[name]) for name in _TEXT_FIELDS if name in value), ())
     if isinstance(value, list | tuple):
         if said := turns(value):
             return next(((text,) for answering, text in said if answering), ())
-        return tuple(text for item in value for text in as_texts(item))
+        return tuple(text for item in value for text in given_texts(item))
     return () if is_missing(value) else (str(value),)
 
 

@@ -19,7 +19,7 @@ from openblip.core.errors import UserError, first_line
 from openblip.core.places import local_path
 from openblip.data.sample import BrokenSample, ImageLike
 from openblip.data.sources.base import SourceConfig, refuse_unread
-from openblip.data.sources.cells import as_texts, is_missing, row_images
+from openblip.data.sources.cells import given_texts, is_missing, row_images
 from openblip.data.sources.open import open_source, parse_spec
 from openblip.data.sources.paths import image_roots, locate_image
 from openblip.data.sources.records import RECORDS, Row, read_records
@@ -79,7 +79,7 @@ def read_pairs(spec: SourceConfig | str) -> Iterator[Pair | BrokenSample]:
         elif not config.split or row.get("split") == config.split:
             try:
                 name, image = _image(row, images, place, roots, absolute=config.absolute_paths)
-                texts = as_texts(row.get(names["caption"]))
+                texts = given_texts(row.get(names["caption"]))
                 if not texts:
                     raise BrokenSample("no-text", place, f'no text under "{names["caption"]}"')
             except BrokenSample as broken:
