@@ -12,7 +12,6 @@ where these have changed, the chunk is done anew.
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from openblip.bootstrap.policy import Policy, decide
 from openblip.bootstrap.table import Row, plain_row, read_table, row_from, write_table
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
-from openblip.core.files import append_jsonl, read_jsonl, write_json
+from openblip.core.files import append_jsonl, read_jsonl, read_marker, write_json
 from openblip.core.text import escaped
 from openblip.data.sample import BrokenSample
 from openblip.data.sinks.sets import LAYOUTS, Layout, Pair, encoded_image, free_names, remove_shard, write_shard
@@ -35,8 +34,10 @@ from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source, source_parts
 from openblip.generation.types import DecodeConfig
 
-__all__ = ["CapFiltConfig", "Chunk", "Done", "Output", "Places", "Shard", "Worker", "plan", "read_marker"]
+__all__ = ["CapFiltConfig", "Chunk", "Done", "Output", "Places", "Shard", "Worker", "plan"]
 
+_MARKED = ("output", "done")
+"""what the marker of a chunk tells"""
 NUCLEUS = DecodeConfig(sample=True, top_p=0.9, min_new_tokens=5, max_new_tokens=20)
 """how the paper writes synthetic captions"""
 
@@ -281,8 +282,8 @@ class Worker:
         places, began = self.places, time.perf_counter()
         wanted = to_dict(self.output)
         marker = places.marker(chunk.name)
-        before = read_marker(marker)
-        made_from = chunk.input or _input_of(read_marker(self._earlier.marker(chunk.name)))
+        before = read_marker(marker, *_MARKED)
+        made_from = chunk.input or _input_of(read_marker(self._earlier.marker(chunk.name), *_MARKED))
         if before is not None and (_input_of(before) not in (made_from, "") or self._renamed(chunk)):
             if chunk.trouble:
                 raise UserError(
@@ -386,15 +387,6 @@ class Worker:
 
 def _bad_rows(bad: Iterable[BrokenSample], part: str) -> list[Row]:
     return [Row(key=b.key, index=-1, part=part, status=b.cause, detail=b.detail) for b in bad]
-
-
-def read_marker(marker: Path) -> dict[str, Any] | None:
-    """What a marker says; None where there is none, or where it is broken and so says nothing."""
-    try:
-        found = json.loads(marker.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) and {"output", "done"} <= found.keys() else None
 
 
 def _input_of(marker: dict[str, Any] | None) -> str:

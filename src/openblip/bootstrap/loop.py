@@ -13,7 +13,6 @@ Each stage is done once: the same call resumes where it was stopped.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from openblip.bootstrap.run import read_totals, run_capfilt
 from openblip.checkpoints.store import open_model
 from openblip.core.config import keep_settings
 from openblip.core.errors import UserError
-from openblip.core.files import write_json
+from openblip.core.files import read_marker, write_json
 from openblip.data.sources.base import SourceConfig
 from openblip.generation.types import DecodeConfig
 from openblip.tasks.config import RunConfig
@@ -96,7 +95,7 @@ def run_bootstrap(
     found: dict[str, dict[str, Any]] = {}
     for name in STAGES:
         marker = out / "stages" / f"{name}.json"
-        done = _read_marker(marker)
+        done = read_marker(marker, "seconds")
         if done is None:
             if on_stage is not None:
                 on_stage(name)
@@ -111,15 +110,6 @@ def run_bootstrap(
         "clean": found["clean"],
         "seconds": {name: stage["seconds"] for name, stage in found.items()},
     }
-
-
-def _read_marker(marker: Path) -> dict[str, Any] | None:
-    """What a stage came to; None where it is not done, or its marker is broken and so says nothing."""
-    try:
-        found = json.loads(marker.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "seconds" in found else None
 
 
 def clean_sources(web: tuple[SourceConfig, ...], clean: Path) -> tuple[SourceConfig, ...]:

@@ -12,7 +12,6 @@ from openblip.checkpoints.store import open_model, unique_state
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
 from openblip.core.fingerprint import fingerprint
-from openblip.models.blip2 import Blip2
 from openblip.models.layers import ImageMemory
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.registry import adapt
@@ -26,18 +25,6 @@ class Part:
 
     adapter: Adapter
     fingerprint: str
-
-    def see(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> what the vision tower makes of them, [B, N, Dv]."""
-        model = self.adapter.model
-        if isinstance(model, Blip2):
-            return model.vision(model.vision.normalize(pixels))
-        return self.adapter.encode(pixels)
-
-    def embeds(self, seen: Tensor) -> Tensor:
-        """Of `see`, image_embeds [B, N, Dv]: a frozen tower is followed by a norm that is the model's own."""
-        model = self.adapter.model
-        return model.normalize_features(seen) if isinstance(model, Blip2) else seen
 
     @property
     def image_size(self) -> int | tuple[int, int]:
@@ -78,17 +65,18 @@ class Models:
         Returns:
             the captioner's memory, the filter's image_embeds [B, N, Dv], the filter's memory.
         """
-        judge = self.filter
-        seen = judge.see(pixels[judge.image_size])
-        embeds = judge.embeds(seen)
-        memory = judge.adapter.remember(embeds)
+        judge = self.filter.adapter
+        features = judge.tower_features(pixels[self.filter.image_size])
+        embeds = judge.embeds_of(features)
+        memory = judge.remember(embeds)
         if self.captioner is None:
             return None, embeds, memory
         if self.one_model:
             return memory, embeds, memory
-        writer = self.captioner
-        own = seen if self.one_vision else writer.see(pixels[writer.image_size])
-        return writer.adapter.remember(writer.embeds(own)), embeds, memory
+        writer = self.captioner.adapter
+        if not self.one_vision:
+            features = writer.tower_features(pixels[self.captioner.image_size])
+        return writer.remember(writer.embeds_of(features)), embeds, memory
 
 
 def open_models(

@@ -9,7 +9,6 @@ Where the source has changed, chunks that have changed are done anew, and those 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +26,7 @@ from openblip.bootstrap.ranker import open_ranker
 from openblip.core.compute import choose_dtype
 from openblip.core.config import differences, from_dict, to_dict
 from openblip.core.errors import UserError, nearest
-from openblip.core.files import remove_quietly, write_json
+from openblip.core.files import read_marker, remove_quietly, write_json
 from openblip.core.runtime import choose_device, versions
 from openblip.core.text import read_json
 from openblip.data.sinks.sets import merge_parts
@@ -204,11 +203,7 @@ def _read_described(path: Path) -> dict[str, Any]:
 
 def read_totals(run: Path | str) -> dict[str, Any] | None:
     """What a run came to; None where it is not complete, or its file is broken and so says nothing."""
-    try:
-        totals = json.loads(Places(Path(run)).totals.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return totals if isinstance(totals, dict) and "output" in totals else None
+    return read_marker(Places(Path(run)).totals, "output")
 
 
 def load_output(run: Path | str) -> Output:

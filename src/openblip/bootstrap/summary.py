@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openblip.bootstrap.job import Places, read_marker
+from openblip.bootstrap.job import Places
 from openblip.bootstrap.run import load_output, load_run
 from openblip.bootstrap.table import Row, Text, read_table
 from openblip.core.config import to_dict
+from openblip.core.files import read_marker
 from openblip.data.sample import stable_id
 
 __all__ = ["BINS", "KINDS", "Group", "Summary", "summarise"]
@@ -144,7 +145,7 @@ def summarise(run: Path | str, *, examples: int = 12) -> Summary:
                 else:
                     heapq.heappushpop(heap, entry)
     for marker in places.marker("").parent.glob("*.json"):
-        summary.seconds.update((read_marker(marker) or {}).get("stages", {}))
+        summary.seconds.update((read_marker(marker, "stages") or {}).get("stages", {}))
     summary.examples = {kind: [row for _, _, row in sorted(heap, reverse=True)] for kind, heap in picked.items()}
     return summary
 

@@ -161,7 +161,7 @@ def lavis_state(model: Blip2) -> dict[str, Tensor]:
     encoder_decoder = model.language is not None and model.language.is_encoder_decoder
     rules = lavis_rules(model, projection="t5_proj" if encoder_decoder else "opt_proj")
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    return export_state(rules, state) | (_vision_state(model) if _brings_vision(model) else {})
+    return export_state(rules, state) | (_vision_state(_plain_tower(model)) if _brings_vision(model) else {})
 
 
 def lavis_entries(stored: StoredModel) -> dict[str, Any]:
@@ -171,15 +171,16 @@ def lavis_entries(stored: StoredModel) -> dict[str, Any]:
         UserError: as `lavis_state`.
     """
     model: Blip2 = stored.model
-    config, state = model.config, lavis_state(model)
-    own = with_own_vision(model, "LAVIS").config.vision.own if _brings_vision(model) else None
-    notes = write_notes(own, config.qformer)
+    if brings := _brings_vision(model):
+        model = _plain_tower(model)  # once, since it copies the weights of another kind of tower
+    config = model.config
+    notes = write_notes(config.vision.own if brings else None, config.qformer)
     if config.vision_norm_eps != Blip2Config.vision_norm_eps:
         notes["vision_norm_eps"] = config.vision_norm_eps
     if config.language is not None:
         notes |= {"end": config.language.end, "reads_questions": _reads_questions(stored)}
         notes |= {"prompt": stored.info["prompt"]} if "prompt" in stored.info else {}
-    return {"model": state, NOTES: notes}
+    return {"model": lavis_state(model), NOTES: notes}
 
 
 def _reads_questions(stored: StoredModel) -> bool:
@@ -191,15 +192,24 @@ def _brings_vision(model: Blip2) -> bool:
     return model.config.vision.trained or model.config.vision.kind == "own"
 
 
-def _vision_state(model: Blip2) -> dict[str, Tensor]:
-    """The tower in EVA's names. A bias of the keys changes no attention; one that is not zero is written beside."""
+def _plain_tower(model: Blip2) -> Blip2:
+    """The model over a tower that LAVIS' files hold, itself if its own is one.
+
+    Raises:
+        UserError: they do not hold it.
+    """
     tower = model.vision
     if (tuple(tower.mean), tuple(tower.std)) != (IMAGE_MEAN, IMAGE_STD):
         raise UserError(
             f"LAVIS normalises images with CLIP's mean and standard deviation, the trained tower "
             f"{tower.config.source} with others, so this model cannot be exported"
         )
-    encoder = with_own_vision(model, "LAVIS").vision.encoder
+    return with_own_vision(model, "LAVIS")
+
+
+def _vision_state(model: Blip2) -> dict[str, Tensor]:
+    """A plain tower in EVA's names; a bias of the keys, which changes no attention, only where it is not 0."""
+    encoder = model.vision.encoder
     assert isinstance(encoder, VisionEncoder)
     rules = _vision_rules(encoder.config)
     state = export_state(rules, {key: value.detach().cpu() for key, value in encoder.state_dict().items()})
@@ -246,11 +256,11 @@ def _load_vision(model: Blip2, frozen: Mapping[str, Tensor], source: str) -> set
     for key in [key for key in state if key.endswith("attn.q_bias")]:
         sizes, other = Sizes(state, source), key.replace("q_bias", "v_bias")
         if sizes.shape(key, 1) != sizes.shape(other, 1):
-            raise UserError(f'{source}: "{key}" and "{other}" have other shapes')
+            raise UserError(f'{source}: "{key}" and "{other}" have different shapes')
         query, value, middle = state.pop(key), state.pop(other), key.replace("q_bias", "k_bias")
         keys = state.pop(middle, torch.zeros_like(query))
         if keys.shape != query.shape:
-            raise UserError(f'{source}: "{key}" and "{middle}" have other shapes')
+            raise UserError(f'{source}: "{key}" and "{middle}" have different shapes')
         state[key.replace("q_bias", "qkv.bias")] = torch.cat((query, keys, value))
     own = model.config.vision.own
     assert own is not None

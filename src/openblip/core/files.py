@@ -23,6 +23,7 @@ __all__ = [
     "append_jsonl",
     "atomic_path",
     "read_jsonl",
+    "read_marker",
     "safe_join",
     "write_bytes",
     "write_folder",
@@ -161,6 +162,19 @@ def _mend_last_line(file: IO[bytes]) -> None:
         file.truncate(end - len(last))
     else:
         file.write(b"\n")
+
+
+def read_marker(path: Path | str, *names: str) -> dict[str, Any] | None:
+    """The object in a JSON file that tells what is done; None where there is none, or where it is broken.
+
+    Args:
+        names: that it has, if it is whole.
+    """
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= set(names) else None
 
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:

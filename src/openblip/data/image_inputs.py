@@ -44,6 +44,7 @@ __all__ = [
     "decoded",
     "find_image_inputs",
     "find_images",
+    "unusable",
 ]
 
 STDIN = "-"
@@ -327,6 +328,12 @@ def _members(tar: Path, *, strict: bool) -> FoundImages:
         else:
             found.left_out.take(name)
     return found
+
+
+def unusable(broken: BrokenSample) -> UserError:
+    """What to raise for an image that cannot be read; one handed over by itself, "#0", has no name to tell."""
+    name = "an image" if broken.key.startswith("#") else broken.key
+    return UserError(f"{name} cannot be used ({broken.cause}): {broken.detail}")
 
 
 def decoded(

@@ -1,4 +1,4 @@
-"""The frozen language model of BLIP-2: any decoder or encoder-decoder of transformers, behind soft prompts.
+"""The frozen language model of BLIP-2: a decoder or encoder-decoder of transformers, behind soft prompts.
 
 The images' soft prompts stand before the text's embeddings. A decoder (OPT, Llama, Qwen, ...) continues from them;
 an encoder-decoder (T5, ...) reads them with a prefix and writes the rest. Frozen is frozen: no gradient, no

@@ -23,7 +23,15 @@ from torch import Tensor
 from openblip.core.errors import UserError
 from openblip.core.text import counted
 from openblip.core.tokenizer import TokenBatch
-from openblip.data.image_inputs import ImageBatch, ImageInput, ImageInputs, as_image_inputs, decoded, find_images
+from openblip.data.image_inputs import (
+    ImageBatch,
+    ImageInput,
+    ImageInputs,
+    as_image_inputs,
+    decoded,
+    find_images,
+    unusable,
+)
 from openblip.data.sample import BrokenSample, stable_id
 from openblip.data.transforms import clean_caption, evaluation_transform
 from openblip.generation.types import DecodeConfig
@@ -94,9 +102,7 @@ class Predictor:
         """`batches`, where an image that cannot be read is an error, unless a batch was handed over."""
         for batch in self.batches(images):
             if batch.broken and batch is not images:
-                broken = batch.broken[0]
-                name = "an image" if broken.key.startswith("#") else broken.key
-                raise UserError(f"{name} cannot be used ({broken.cause}): {broken.detail}")
+                raise unusable(batch.broken[0])
             yield batch
 
     def pixels(self, images: ImageInputs) -> Tensor:

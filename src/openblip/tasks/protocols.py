@@ -306,6 +306,19 @@ class Adapter(ABC):
         """As `Encodes.encode`."""
         return self.model.encode_pixels(pixels.to(self.device))
 
+    @torch.no_grad()
+    def tower_features(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W], on any device -> what the vision tower alone gives, [B, N, Dv].
+
+        It is the same for all models over one tower; `embeds_of` makes image_embeds of it.
+        """
+        return self.encode(pixels)
+
+    @torch.no_grad()
+    def embeds_of(self, tower_features: Tensor) -> Tensor:
+        """Of `tower_features` [B, N, Dv], image_embeds [B, N, Dv] by what the model has behind its tower."""
+        return tower_features
+
     def remember(self, image_embeds: Tensor) -> ImageMemory:
         """As `Encodes.remember`."""
         return self.model.remember(image_embeds)

@@ -8,8 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from openblip.core.errors import UserError
-from openblip.data.image_inputs import ImageBatch, ImageInput
+from openblip.data.image_inputs import ImageBatch, ImageInput, unusable
 from openblip.data.sample import BrokenSample
 from openblip.tasks.protocols import Matches
 from openblip.tasks.results import Found
@@ -80,11 +79,10 @@ def _decoded(
     """Batches of images that can be read, each with their places among `image_inputs`; names need not differ."""
     for batch in images.batches([ImageInput(str(place), one.image) for place, one in enumerate(image_inputs)]):
         for sample in batch.broken:
-            name = image_inputs[int(sample.key)].name
+            named = BrokenSample(sample.cause, image_inputs[int(sample.key)].name, sample.detail)
             if broken is None:
-                called = "an image" if name.startswith("#") else name
-                raise UserError(f"{called} cannot be used ({sample.cause}): {sample.detail}")
-            broken.append(BrokenSample(sample.cause, name, sample.detail))
+                raise unusable(named)
+            broken.append(named)
         if len(batch):
             yield batch, [int(place) for place in batch.names]
 

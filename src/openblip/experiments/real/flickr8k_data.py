@@ -90,6 +90,7 @@ class Flickr8kSettings:
     threshold: float = 0.5
     """ITM probability from which CapFilt keeps a text"""
     gain_batch: int = 64
+    """of `gain_steps`"""
     gain_steps: int = 60
     """on openstax's texts as they are and as CapFilt leaves them"""
 

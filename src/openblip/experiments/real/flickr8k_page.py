@@ -42,9 +42,9 @@ _COST = {
 }
 _GAIN = {
     "t2i_recall@1": "text to image @1",
-    "t2i_recall@10": "@10",
+    "t2i_recall@10": "text to image @10",
     "i2t_recall@1": "image to text @1",
-    "i2t_recall@10": "@10 of texts",
+    "i2t_recall@10": "image to text @10",
     "itm_auc": "ITM AUC",
     "itm_accuracy": "ITM accuracy",
 }

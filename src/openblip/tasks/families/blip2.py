@@ -134,6 +134,16 @@ class Blip2Adapter(Adapter):
         total, count = (sum(values) for values in zip(*joint(found), strict=True))
         return {"itg_perplexity": math.exp(-total / max(count, 1))}
 
+    @torch.no_grad()
+    def tower_features(self, pixels: Tensor) -> Tensor:
+        """As `Adapter.tower_features`, before the LayerNorm that is trained."""
+        return self.model.vision(self.model.vision.normalize(pixels.to(self.device)))
+
+    @torch.no_grad()
+    def embeds_of(self, tower_features: Tensor) -> Tensor:
+        """As `Adapter.embeds_of`."""
+        return self.model.normalize_features(tower_features)
+
     # Matching ---------------------------------------------------------------------------------------------
 
     @property

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.demo import KINDS, RESULTS, lines, minutes, stored
-from openblip.core.text import read_json
+from benchmarks.demo import KINDS, lines, minutes, stored
 
 README = Path(__file__).resolve().parents[4] / "README.md"
 
@@ -26,8 +25,8 @@ def test_the_demo_keeps_its_time() -> None:
 
 
 def test_the_demo_of_the_image_is_stored() -> None:
-    demo = read_json(RESULTS / "demo-30-minutes.json")
-    assert demo["minutes"] == 30
+    demo = stored()["bfloat16"]
+    assert demo["minutes"] == 15
     test = demo["stages"]["measure"]["test"]
     said = f"{test['captioner_beam']['truth']:.0%} of the captions on its {test['images']} test images"
     assert said in " ".join(README.read_text(encoding="utf-8").split())
