@@ -24,6 +24,7 @@ from openblip.tasks.registry import adapt
 from openblip.tasks.training import run_training
 
 __all__ = [
+    "CURVE_IMAGES",
     "MOST_PROBABLE",
     "make_world",
     "measure",
@@ -130,14 +131,16 @@ def _train(out: Path, run: RunConfig, folder: str, title: str) -> dict[str, Any]
     return {"steps": result.steps, "seconds": result.seconds, "images_per_second": result.images_per_second}
 
 
+CURVE_IMAGES = 100
+"""of the val split, where it has so many, on which a training is measured while it runs"""
 MOST_PROBABLE = DecodeConfig(max_new_tokens=36, num_beams=5, length_penalty=0.0)
 """the captioner's way to write: beam search for the most probable caption as a whole, not by the mean over its
 tokens, so that a doubtful fact is rather left out"""
 
 
 def quick_measure(adapter: Adapter, out: Path) -> dict[str, float]:
-    """Metrics for the curves, from 100 images of the val split."""
-    found = measure_blip(adapter, world_source(out, "val"), 100, rerank_k=10)
+    """Metrics for the curves, from the first images of the val split."""
+    found = measure_blip(adapter, world_source(out, "val"), CURVE_IMAGES, rerank_k=10)
     kept = {"t2i_recall@1", "t2i_recall_itm@1", "i2t_recall_itm@1", "itm_accuracy"} & found.keys()
     written = {"truth", "coverage", "fact_accuracy"} & found.keys()
     return {name: found[name] for name in kept} | {f"caption_{name}": float(found[name]) for name in written}

@@ -15,7 +15,7 @@ from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.scene import Scene
 from openblip.data.world.truth import Verdict, judge
-from openblip.experiments.demo.blip import MOST_PROBABLE
+from openblip.experiments.demo.blip import CURVE_IMAGES, MOST_PROBABLE
 from openblip.experiments.demo.blip2_page import blip2_section
 from openblip.experiments.demo.capfilt_page import capfilt_section
 from openblip.experiments.demo.config import DemoPlan, left_by
@@ -222,7 +222,7 @@ def _curves(out: Path, measured: dict[str, Any]) -> Charts:
     def lines(split: str, name: str, *of: str) -> list[Series]:
         return [line(run, split, name, labels[run]) for run in of]
 
-    images = 100
+    images = min(CURVE_IMAGES, measured["test"]["images"])  # val has as many as test
     truth = Chart(
         title="captions that are true (greedy)", x_label="step", unit="fraction",
         reference=measured["test"]["captioner"]["chance"],

@@ -294,7 +294,7 @@ def plan_table(out: Path, plan: DemoPlan) -> Table:
     """The plan, for a terminal."""
     about = "about " if plan.seconds else ""
     return Table(
-        title=f"The plan: model {plan.model}, batch {plan.batch_size}, of BLIP-2 {plan.blip2_batch_size}",
+        title=f"The plan: model {plan.model}, batches of {plan.batch_size} (BLIP-2: {plan.blip2_batch_size})",
         columns=[
             Column(name="stage"),
             *(Column(name=name, align="right") for name in ("steps", "time")),
