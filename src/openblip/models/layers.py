@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.core.compute import uses_fused_attention
+from openblip.models.dropout import apply_dropout
 from openblip.models.products import Linear, linear
 
 __all__ = [
@@ -192,7 +193,7 @@ def attend(
     probabilities = scores.softmax(-1)
     if observe is not None:
         probabilities = observe(probabilities)
-    return F.dropout(probabilities, dropout, dropout > 0) @ value
+    return apply_dropout(probabilities, dropout, dropout > 0) @ value
 
 
 def _observe_rows(observer: Callable[[Tensor], Tensor], length: int, folded: Tensor) -> Tensor:
@@ -249,7 +250,7 @@ class SelfAttention(nn.Module):
             key, value = cache.append(layer, key, value)
         dropout = self.dropout if self.training else 0.0
         context = attend(query, key, value, mask=mask, causal=causal, dropout=dropout)
-        projected = F.dropout(self.output(_merge_heads(context)), self.dropout, self.training)
+        projected = apply_dropout(self.output(_merge_heads(context)), self.dropout, self.training)
         return self.norm(hidden + projected)
 
 
@@ -313,7 +314,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """[R, T, D] -> [R, T, D]; arguments as `read`."""
-        projected = F.dropout(self.read(hidden, key, value, mask), self.dropout, self.training)
+        projected = apply_dropout(self.read(hidden, key, value, mask), self.dropout, self.training)
         return self.norm(hidden + projected)
 
 
@@ -360,7 +361,7 @@ class FeedForward(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[R, T, D] -> [R, T, D]."""
         # The exact GELU (erf), as BERT's, not the tanh approximation.
-        projected = F.dropout(self.output(F.gelu(self.inner(hidden))), self.dropout, self.training)
+        projected = apply_dropout(self.output(F.gelu(self.inner(hidden))), self.dropout, self.training)
         return self.norm(hidden + projected)
 
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError
+from openblip.models.dropout import apply_dropout
 from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention, scale_narrow
 from openblip.models.text import LanguageHead, TextConfig, init_bert
 
@@ -298,7 +299,7 @@ class QFormer(nn.Module):
 
     def _embed_queries(self, rows: int) -> Tensor:
         # Computed once and expanded without a copy, so all rows share one dropout mask.
-        queries = F.dropout(self.embed_norm(self.queries), self.config.dropout, self.training)
+        queries = apply_dropout(self.embed_norm(self.queries), self.config.dropout, self.training)
         return queries.expand(rows, -1, -1)
 
     def _embed_text(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -308,7 +309,7 @@ class QFormer(nn.Module):
         if length > self.config.max_positions:
             raise UserError(f"a text of {length} tokens is longer than the {self.config.max_positions} it takes")
         where = self.position.weight[:length] if positions is None else self.position(positions)
-        return F.dropout(self.embed_norm(self.word(input_ids) + where), self.config.dropout, self.training)
+        return apply_dropout(self.embed_norm(self.word(input_ids) + where), self.config.dropout, self.training)
 
     def _run(
         self,

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError
+from openblip.models.dropout import apply_dropout
 from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention, scale_narrow
 from openblip.models.products import Linear, linear
 
@@ -75,7 +76,7 @@ class TextEmbeddings(nn.Module):
         if length > limit and not tree:
             raise UserError(f"a text of {length} tokens is longer than the {limit} the model takes")
         where = self.position.weight[:length] if positions is None else self.position(positions)
-        return F.dropout(self.norm(self.word(input_ids) + where), self.dropout, self.training)
+        return apply_dropout(self.norm(self.word(input_ids) + where), self.dropout, self.training)
 
 
 class TextBlock(nn.Module):

@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["IGNORED", "language_loss", "language_targets", "token_loss"]
 
-_BLOCK = 2**24
-"""logits that are in float32 at once"""
+_BLOCK = 2**22
+"""logits that are in float32 at once; on a CPU larger blocks leave its caches"""
 
 IGNORED = -100
 
@@ -74,7 +74,7 @@ class _SummedLoss(torch.autograd.Function):
     """Cross-entropy summed over rows, its gradient computed beside it, block by block.
 
     torch keeps the logits of a language model's vocabulary three times in float32; here they and their gradient
-    are kept once each, in their own dtype.
+    are kept once each, in their own dtype; the backward scales the gradient in place.
     """
 
     @staticmethod
@@ -89,12 +89,13 @@ class _SummedLoss(torch.autograd.Function):
             total -= scores.gather(1, wanted).sum()
             if grad is not None:
                 grad[block] = scores.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=scores.dtype))
-        if grad is not None:
-            ctx.save_for_backward(grad)
+        ctx.grad = grad
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_total: Tensor) -> tuple[Tensor, None]:
-        (grad,) = ctx.saved_tensors
-        return grad * of_total.to(grad.dtype), None
+        grad, ctx.grad = ctx.grad, None
+        if grad is None:
+            raise RuntimeError("the gradient of token_loss is computed once, in place: compute the loss again")
+        return grad.mul_(of_total.to(grad.dtype)), None

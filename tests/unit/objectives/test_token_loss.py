@@ -48,3 +48,10 @@ def test_its_gradient_has_the_dtype_of_the_logits() -> None:
 def test_nothing_to_predict_is_no_loss() -> None:
     loss = token_loss(torch.zeros(0, 7, requires_grad=True), torch.zeros(0, dtype=torch.int64))
     assert loss.item() == 0
+
+
+def test_a_gradient_is_computed_once() -> None:
+    loss = token_loss(torch.randn(3, 7, requires_grad=True), torch.arange(3))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        loss.backward()
