@@ -88,3 +88,17 @@ def test_onnxruntimes_times_are_the_stored_ones() -> None:
         assert row["outputs_agree"]
         told = f"| {row['case']} | {row['ours_s']:.2f} s | {row['peer_s']:.2f} s | {row['ratio']:.2f} |"
         assert told in page
+
+
+def test_re_ranking_is_the_stored_one() -> None:
+    stored = json.loads((RESULTS / "rerank-intel-xeon-2-cores.json").read_text())
+    for row in stored["rows"]:
+        assert row["outputs_agree"]
+        cells = (
+            f"| {row['dtype']} | {row['ours_s']:.2f} s | {row['peer_s']:.2f} s | {row['ratio']:.2f} | "
+            f"{row['ours_tflop']:.2f}, {row['peer_tflop']:.2f} TFLOP | "
+            f"{row['ours_peak_mb']:,} MB, {row['peer_peak_mb']:,} MB |"
+        )
+        assert cells in PAGE, cells
+    assert stored["rows"][0]["ratio"] >= 8  # the aim, in float32
+    assert all(stored[f"coco_5k_{side}"] in PAGE for side in ("ours", "peer"))

@@ -13,7 +13,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from openblip.core.memory import peak_mb
+from openblip.core.compute import choose_dtype
+from openblip.core.memory import keep_freed_memory, peak_mb
 from openblip.core.runtime import seed_everything
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
@@ -46,15 +47,19 @@ def step_cost(config: RunConfig, out: Path, *, repeats: int = 5) -> Metrics:
 
 def _measure(config: RunConfig, out: Path, repeats: int, threads: int) -> Metrics:
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as the command line does
     seed_everything(0)
     before = peak_mb()
     step, batch = _set_up(config, out)
     step.train()
     optimizer = make_optimizer(step, config.train)
+    dtype = choose_dtype(config.train.precision, "cpu")
     seconds = []
     for _ in range(repeats + 1):  # the first one makes the optimiser's moments and fills caches
         began = time.perf_counter()
-        step(batch)["loss"].backward()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):  # as in training
+            loss = step(batch)["loss"]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.store import open_model
-from openblip.core.files import read_jsonl
 from openblip.data.sample import Batch
 from openblip.data.sources.open import open_source
 from openblip.data.transforms import ImageTransformConfig
@@ -69,21 +68,24 @@ class Blip:
 
         return trained(self.seed.out / "blip", train)
 
+    def captioner_run(self) -> RunConfig:
+        """LM alone, from the model after pre-training."""
+        return replace(
+            self.pretrain_run(),
+            task="captioning",
+            model=str(self.pretrained()),
+            vision_pretrained="",
+            text_pretrained="",
+            train=fine_tuning(self.config.captioner_steps, self.config.blip_rate / 2, self.seed.number),
+        )
+
     def captioner(self) -> Path:
         """The model after LM alone."""
 
         def train(run: Path) -> None:
-            config, base = self.config, self.pretrain_run()
-            tuned = replace(
-                base,
-                task="captioning",
-                model=str(self.pretrained()),
-                vision_pretrained="",
-                text_pretrained="",
-                train=fine_tuning(config.captioner_steps, config.blip_rate / 2, self.seed.number),
-            )
+            config = self.captioner_run()
             self.seed.tell("BLIP, captions")
-            run_training(tuned, run, resume=True, title="BLIP, captions", show=False)
+            run_training(config, run, resume=True, title="BLIP, captions", show=False)
 
         return trained(self.seed.out / "blip-captioner", train)
 
@@ -111,18 +113,20 @@ class Blip:
         )
 
     def costs(self) -> dict[str, Metrics]:
-        """What a step of each costs, and how long each was trained; BLIP-2 reads cached features."""
+        """What a step of each costs, and the steps of each; BLIP-2 reads cached features."""
         seed, config = self.seed, self.config
-        first = seed.stage1_run(Variant(queries=config.queries), config.stage1_steps)
         runs = {
-            "BLIP": (self.pretrain_run(), [self.pretrained(), self.captioner()]),
-            "BLIP-2, stage 1": (first, [seed.stage1()]),
-            "BLIP-2, stage 2": (seed.stage2_run(after_stage1=True), [seed.stage2(after_stage1=True)]),
+            "BLIP": self.pretrain_run(),
+            "BLIP, captions": self.captioner_run(),
+            "BLIP-2, stage 1": seed.stage1_run(Variant(queries=config.queries), config.stage1_steps),
+            # A step costs the same whatever the weights that it starts from.
+            "BLIP-2, stage 2": seed.stage2_run(after_stage1=False),
         }
 
         def measure() -> Any:
             found: dict[str, Metrics] = {}
-            for name, (run, models) in runs.items():
+            for name, run in runs.items():
+                steps = float(run.train.max_steps or 0)
                 seed.tell(f"cost of a step, {name}")
                 cost = step_cost(run, seed.out / "cost", repeats=3)
                 found[name] = {
@@ -130,19 +134,13 @@ class Blip:
                     "gflops": cost["gflops"],
                     "seconds": cost["seconds"],
                     "images": float(run.batch_size),
-                    "steps": float(run.train.max_steps or 0),
-                    "minutes": sum(map(_minutes, models)),
+                    "steps": steps,
+                    "minutes": steps * cost["seconds"] / 60,
                 }
             return found
 
         found: dict[str, Metrics] = seed.once("cost", measure)
         return found
-
-
-def _minutes(model: Path) -> float:
-    """Of the training that left a model, by its log."""
-    records = read_jsonl(model.parent / "metrics.jsonl")
-    return max((float(record["time"]) for record in records), default=0.0) / 60
 
 
 def run(

@@ -38,7 +38,7 @@ _COST = {
     "seconds": "seconds a step",
     "images": "images a step",
     "steps": "steps",
-    "minutes": "minutes of training",
+    "minutes": "minutes, by steps",
 }
 _GAIN = {
     "t2i_recall@1": "text to image @1",
