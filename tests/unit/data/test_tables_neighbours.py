@@ -41,6 +41,14 @@ def test_an_id_of_two_coco_images_is_reported(image_folder: Path) -> None:
     assert source.bad_rows[0].detail == "several images have its image_id, 7"
 
 
+def test_a_coco_image_whose_name_is_a_list_is_reported(image_folder: Path) -> None:
+    images = [{"file_name": ["0.png", "1.png"], "id": 7}, {"file_name": "2.png", "id": 8}]
+    annotations = [{"caption": "a", "image_id": 7}, {"caption": "b", "image_id": 8}]
+    source = open_source(written(image_folder, "c.json", {"images": images, "annotations": annotations}))
+    assert read(source) == [("2.png", ("b",), "8")]
+    assert [broken.key for broken in source.bad_rows] == ["c.json[0]"]
+
+
 def test_a_path_written_in_two_ways_is_one_image(image_folder: Path) -> None:
     rows = [("0.png", "a"), ("./0.png", "b"), ("x/../0.png", "c"), ("1..png", "d"), (".//0.png", "e")]
     lines = "\n".join(json.dumps({"image": image, "caption": caption}) for image, caption in rows)

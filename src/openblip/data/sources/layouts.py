@@ -37,7 +37,7 @@ def rows_of_object(content: Mapping[str, Any], path: Path, config: SourceConfig)
                 yield row
                 continue
             owners = known.get(given_id(row.get("image_id")), [])
-            if len({owner.get("file_name") for owner in owners}) > 1:
+            if len({repr(owner.get("file_name")) for owner in owners}) > 1:
                 label = f"{path.name}[{number}]"
                 yield BrokenSample("bad-row", label, f"several images have its image_id, {row['image_id']!r}")
             else:
