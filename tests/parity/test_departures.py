@@ -5,10 +5,13 @@ Each test shows the difference and says which option gives transformers' values.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from their_models import TINY, Theirs
 from torch import Tensor
 from transformers import BlipForConditionalGeneration
@@ -40,6 +43,22 @@ def test_vision_layer_norms_divide_with_another_epsilon(theirs: Callable[..., Th
     wanted = model.vision_model(pixel_values=images).last_hidden_state
     torch.testing.assert_close(alike.model.encode_image(images), wanted, **CLOSE)
     assert gap(default.model.encode_image(images), wanted) > 1e-3
+
+
+@torch.no_grad()
+def test_a_processor_that_normalizes_otherwise_is_followed(theirs: Callable[..., Theirs], tmp_path: Path) -> None:
+    """Its values are folded into the patch embedding, since images are normalized with CLIP's here."""
+    source = theirs("BlipForConditionalGeneration", TINY)
+    folder = shutil.copytree(source.folder, tmp_path / "model")
+    mean, std = [0.5, 0.4, 0.3], [0.5, 0.6, 0.7]
+    transformers.BlipImageProcessor(image_mean=mean, image_std=std).save_pretrained(folder)
+    model = open_model(folder, like="transformers").model
+    pixels = torch.randint(256, source.images().shape, dtype=torch.uint8)
+    given = (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    wanted = source.model.vision_model(pixel_values=given).last_hidden_state
+    torch.testing.assert_close(model.encode_image(model.vision.normalize(pixels)), wanted, **CLOSE)
+    plain = open_model(source.folder, like="transformers").model
+    assert gap(plain.encode_image(plain.vision.normalize(pixels)), wanted) > 1e-2
 
 
 @torch.no_grad()

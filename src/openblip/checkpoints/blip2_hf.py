@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -27,12 +27,13 @@ from openblip.checkpoints.blip2_parts import (
 from openblip.checkpoints.blip2_tower import with_own_vision
 from openblip.checkpoints.blip_hf import rename_vision
 from openblip.checkpoints.keymap import Rule, Sizes, export_state, import_state, resample_positions
+from openblip.checkpoints.processor import read_pixels_as_ours
 from openblip.checkpoints.state import Found, read_folder
 from openblip.checkpoints.stored import Options, Part, StoredModel
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
-from openblip.models.language import LanguageConfig
+from openblip.models.language import Chat, LanguageConfig
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig, make_tower
 from openblip.models.vision import VisionConfig
@@ -87,6 +88,7 @@ def open_transformers_blip2(found: Found, options: Options) -> StoredModel:
     if isinstance(options.image_size, tuple):
         raise UserError(f"{found.name} takes square images: give image_size one number")
     folder, state = found.path, read_folder(found.path)
+    read_pixels_as_ours(state, folder)
     config, theirs = config_from_transformers_blip2(found.description, state, folder, options.image_size)
     language = None if config.language is None else open_language(config.language)
     model = build_blip2(config, vision=make_tower(config.vision), language=language)
@@ -158,9 +160,15 @@ def _our_config(theirs: Any, state: Mapping[str, Tensor], folder: Path, image_si
         ),
         matches=matches,
         embed_dim=theirs.image_text_hidden_size,
-        language=None if matches else LanguageConfig(source=str(folder), end=_end_of(theirs, folder)),
+        language=None if matches else _language(theirs, folder),
         vision_norm_eps=float(getattr(theirs, "vision_norm_eps", vision.layer_norm_eps)),
     )
+
+
+def _language(theirs: Any, folder: Path) -> LanguageConfig:
+    noted = getattr(theirs, "chat", "auto")  # an export of ours has it
+    chat = cast(Chat, noted if noted in get_args(Chat) else "auto")
+    return LanguageConfig(source=str(folder), chat=chat, end=_end_of(theirs, folder))
 
 
 def _end_of(theirs: Any, folder: Path) -> str:
@@ -231,6 +239,7 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
         assert stored.language_tokenizer is not None
         tokenizer = stored.language_tokenizer.hf
         _add_language(config, state, model, tokenizer, stored.language_tokenizer)
+        config.chat = model.llm.config.chat  # as the norm's epsilon
     kind: Any = transformers.Blip2ForConditionalGeneration if generates else transformers.Blip2ForImageTextRetrieval
     with torch.device("meta"):
         theirs = kind(config)

@@ -19,6 +19,7 @@ from openblip.checkpoints.blip import (
 )
 from openblip.checkpoints.keymap import resample_positions
 from openblip.checkpoints.notes import PUBLISHED_WIDTHS, read_notes, write_notes
+from openblip.checkpoints.processor import read_pixels_as_ours
 from openblip.checkpoints.recognise import KINDS, AnyConfig, describe, format_of
 from openblip.checkpoints.state import NOTES, WEIGHTS, Checkpoint, Found, read_folder, read_state
 from openblip.checkpoints.stored import (
@@ -103,6 +104,7 @@ def _open_transformers(found: Found, options: Options) -> StoredModel:
     name, state = found.name, read_folder(found.path)
     if format_of(state, name) != "transformers":
         raise UserError(f"{name} has a config.json of transformers, but weights with other names")
+    read_pixels_as_ours(state, found.path)
     config = _at_size(blip_hf.config_from_transformers(found.description, state, options.like), options)
     model = _empty_model(config)
     ignored = blip_hf.load_transformers_state(

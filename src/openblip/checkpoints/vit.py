@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.blip import QKV
+from openblip.checkpoints.processor import fold_normalization
 from openblip.core.errors import UserError
 from openblip.models.opening import opening
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD
@@ -231,14 +232,9 @@ def _folded(donor: PretrainedVit, mean: Sequence[float], std: Sequence[float]) -
         # gamma * (W x + b) = (gamma W) x + gamma b
         state[f"{linear}.weight"] = gamma[:, None] * state[f"{linear}.weight"]
         state[f"{linear}.bias"] = gamma * state[f"{linear}.bias"]
-    weight = state["patch_embed.proj.weight"]
-    means, stds, own_means, own_stds = (
-        torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std, IMAGE_MEAN, IMAGE_STD)
-    )
-    # (v - mean) / std, for v = own_std * x + own_mean; the convolution pads nothing.
-    shift = (weight * ((own_means - means) / stds)).sum((1, 2, 3))
-    state["patch_embed.proj.bias"] = state["patch_embed.proj.bias"] + shift
-    state["patch_embed.proj.weight"] = weight * (own_stds / stds)
+    patches = [f"patch_embed.proj.{name}" for name in ("weight", "bias")]
+    folded = fold_normalization(state[patches[0]], state[patches[1]], mean, std)
+    state |= zip(patches, folded, strict=True)
     # Tokens that have no position there get one of zeros.
     positions, rows = state["pos_embed"], config.grid[0] * config.grid[1]
     known = positions.shape[1] - rows

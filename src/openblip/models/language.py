@@ -27,10 +27,13 @@ from openblip.models.opening import without_bars
 from openblip.models.products import use_onednn
 from openblip.models.recompute import first_blocks
 
-__all__ = ["FrozenLanguage", "LanguageConfig", "make_language"]
+__all__ = ["Chat", "FrozenLanguage", "LanguageConfig", "make_language"]
 
 _CACHES = {"cache", "past_key_values"}
 """how transformers names what a decoder has read"""
+
+
+Chat = Literal["auto", "yes", "no"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class LanguageConfig:
     bos: Literal["auto", "first", "none"] = "auto"
     """where a text's [BOS] stands: before the soft prompts ("first"), or after them with the text ("none", as in
     published models); "auto" is settled by `FrozenLanguage.settle_bos` when stage 2 starts, "none" till then"""
-    chat: Literal["auto", "yes", "no"] = "auto"
+    chat: Chat = "auto"
     """whether prompts stand in the user's turn of its tokenizer's chat template, after the soft prompts; "auto":
     for questions, where there is a template and the model was not trained with a prompt of its own"""
     end: str = ""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -222,6 +224,35 @@ def test_retrieval_models_both_ways(tmp_path: Path) -> None:
     assert torch.equal(ids, tokenizer().encode(["a red bus"]).input_ids)
     back = open_model(folder)
     assert back.model.temperature.item() == pytest.approx(0.02)
+
+
+def test_images_that_their_processor_normalizes_otherwise(tmp_path: Path) -> None:
+    theirs = write_theirs(tmp_path / "theirs", None)
+    size = {"height": PIXELS, "width": PIXELS}
+    processing = transformers.BlipImageProcessor(size=size, image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.6, 0.7])
+    processing.save_pretrained(tmp_path / "theirs")
+    found = open_model(tmp_path / "theirs")
+    picture = make_image(0).resize((PIXELS, PIXELS))
+    pixels = processing(picture, return_tensors="pt")["pixel_values"]
+    made = found.model
+    ours = made.vision.normalize(torch.from_numpy(np.asarray(picture.convert("RGB"))).permute(2, 0, 1)[None])
+    assert not torch.allclose(ours, pixels, atol=0.1)
+    words = tokenizer().encode(["a red bus on a road"])
+    ids, mask = words.input_ids, words.attention_mask
+    expected = theirs(
+        pixel_values=pixels, input_ids=ids, attention_mask=mask.long(), use_image_text_matching_head=True
+    ).logits_per_image
+    memory = made.remember(made.encode_image(ours))
+    torch.testing.assert_close(made.match(ids, mask, memory), expected, **CLOSE)
+
+
+def test_an_export_keeps_whether_prompts_stand_in_a_users_turn(tmp_path: Path, llms: dict[str, Path]) -> None:
+    write_theirs(tmp_path / "theirs", llms["opt"])
+    found = open_model(tmp_path / "theirs")
+    assert found.model.llm.config.chat == "auto"
+    found.model.llm.config = replace(found.model.llm.config, chat="no")
+    folder = convert_model(found, tmp_path / "out", to="transformers")
+    assert open_model(folder).model.llm.config.chat == "no"
 
 
 def test_lavis_files_of_ours_hold_what_was_trained_and_a_tower_of_their_own(tmp_path: Path) -> None:
