@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError, first_line, require
 from openblip.core.places import gguf_file, wrong_place
+from openblip.models.language_kinds import can_step, empty_cache, encoded, start_id
 from openblip.models.opening import without_bars
 from openblip.models.products import use_onednn
 from openblip.models.recompute import first_blocks
@@ -82,19 +83,18 @@ class FrozenLanguage(nn.Module):
         self._recomputed: list[nn.Module] = []  # blocks; not registered a second time
         use_onednn(model)
         described = model.config.get_text_config()
-        self.is_encoder_decoder = bool(described.is_encoder_decoder)
+        # That of a decoder inside (T5Gemma's) does not say that there is an encoder.
+        self.is_encoder_decoder = bool(described.is_encoder_decoder or model.config.is_encoder_decoder)
         self.width = int(model.get_input_embeddings().embedding_dim)
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         positions = getattr(described, "max_position_embeddings", None) or getattr(described, "n_positions", None)
         relative = self.is_encoder_decoder and hasattr(described, "relative_attention_num_buckets")
         self.max_length: int | None = None if relative or positions is None else int(positions)
-        self.start_id = getattr(described, "decoder_start_token_id", None)
+        self.start_id = start_id(model) if self.is_encoder_decoder else None
         if self.is_encoder_decoder and self.start_id is None:
-            self.start_id = getattr(described, "pad_token_id", None)
-            if self.start_id is None:
-                raise UserError(f"{config.source} does not say with which token its decoder starts")
+            raise UserError(f"{config.source} does not say with which token its decoder starts")
         self._options = set(inspect.signature(model.forward).parameters)
-        if not self.is_encoder_decoder and not (self._options & _CACHES and _can_step(model)):
+        if not self.is_encoder_decoder and not (self._options & _CACHES and can_step(model)):
             raise UserError(
                 f"{config.source} ({described.model_type}) keeps what it has read in a way of its own, so it "
                 "cannot write for several beams or images at once; choose another language model"
@@ -208,7 +208,7 @@ class FrozenLanguage(nn.Module):
 
     def new_cache(self) -> Any:
         """What a decoder keeps of the tokens that it has read: nothing yet."""
-        return _cache_of(self.hf)
+        return empty_cache(self.hf)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[R, T] -> [R, T, L]."""
@@ -272,7 +272,7 @@ class FrozenLanguage(nn.Module):
         self.check_room(0, target_ids.shape[1])
         start = torch.full_like(target_ids[:, :1], self.start_id)
         written = torch.cat((start, target_ids[:, :-1]), dim=1)
-        inputs: dict[str, Any] = {"encoder_outputs": (states,), "attention_mask": mask, "use_cache": False}
+        inputs: dict[str, Any] = {"encoder_outputs": encoded(states), "attention_mask": mask, "use_cache": False}
         inputs["decoder_input_ids"] = written
         with torch.autocast(states.device.type, enabled=False):
             return self._run(**inputs).logits if places is None else self._logits_at(places, inputs)
@@ -343,32 +343,6 @@ class FrozenLanguage(nn.Module):
         if not causal:
             return seen
         return seen & torch.ones(rows, mask.shape[1], dtype=torch.bool, device=mask.device).tril()
-
-
-def _cache_of(model: Any) -> Any:
-    """An empty cache for a decoder; its configuration says which layers keep a window or a recurrent state."""
-    from transformers import DynamicCache
-
-    return DynamicCache(config=model.config.get_text_config())
-
-
-def _can_step(model: Any) -> bool:
-    """Whether a decoder keeps all that it has read in a cache whose rows can be reordered and dropped.
-
-    MiniMax, xLSTM and others have caches of their own, RecurrentGemma keeps its states in its layers. Mamba,
-    without attention, masks its states as if a step were the whole text.
-    """
-    from transformers.cache_utils import DynamicLayer
-
-    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
-        return False
-    if any(hasattr(part, "_setup_cache") for part in model.modules()):
-        return False
-    try:
-        layers = _cache_of(model).layers
-    except KeyError:  # a kind of layer that has no cache
-        return False
-    return not layers or any(isinstance(layer, DynamicLayer) for layer in layers)
 
 
 def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenLanguage:

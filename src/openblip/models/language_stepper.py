@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.models.language import FrozenLanguage
+from openblip.models.language_kinds import encoded
 
 __all__ = ["CausalStepper", "Seq2SeqStepper"]
 
@@ -94,7 +95,7 @@ class Seq2SeqStepper:
     def _read(self, ids: Tensor) -> Tensor:
         with torch.autocast(ids.device.type, enabled=False):
             out = self.language._run(
-                encoder_outputs=(self.states,),
+                encoder_outputs=encoded(self.states),
                 attention_mask=self.mask,
                 decoder_input_ids=ids,
                 cache=self.cache,

@@ -230,6 +230,37 @@ def test_the_head_reads_chosen_places_alone(kind: str) -> None:
 
 
 @torch.no_grad()
+def test_an_encoder_decoder_whose_parts_are_decoders(folders: dict[str, Path]) -> None:
+    """T5Gemma's inner configurations do not say that there is an encoder, and its decoder starts with [BOS]."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.T5GemmaConfig(encoder=sizes, decoder=sizes, vocab_size=60)
+    hf = transformers.T5GemmaForConditionalGeneration(config)
+    spread(hf, 0.3)
+    model = FrozenLanguage(hf, LanguageConfig(source="t5gemma"))
+    assert (model.is_encoder_decoder, model.start_id) == (True, 2)
+    images = soft(model)
+    ids = torch.randint(3, 60, (3, 7), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, 4:] = False
+    states, seen = model.encode(images, ids, mask)
+    embeds = torch.cat((images, model.embed(ids)), dim=1)
+    inputs = {"inputs_embeds": embeds, "attention_mask": seen.long()}
+    starts = torch.full((3, 1), 2)
+    expected = model.hf(**inputs, decoder_input_ids=torch.cat((starts, ids[:, :-1]), dim=1)).logits
+    torch.testing.assert_close(model.target_logits(states, seen, ids), expected, **CLOSE)
+    settings = DecodeConfig(num_beams=1, max_new_tokens=9, min_new_tokens=9)
+    decoded = decode(Seq2SeqStepper(model, states, seen), starts, None, settings, eos_ids=1, pad_id=0)
+    limits = {"max_new_tokens": 9, "min_new_tokens": 9, "eos_token_id": 1, "pad_token_id": 0}
+    theirs = model.hf.generate(**inputs, **limits, decoder_start_token_id=2, do_sample=False)
+    assert decoded.ids.tolist() == theirs[:, 1:].tolist()
+
+
+@torch.no_grad()
 def test_bos_stands_before_the_soft_prompts(folders: dict[str, Path]) -> None:
     """As transformers reads [BOS], soft prompts, text; with padding on either side, whole and in steps."""
     model = make_language(LanguageConfig(source=str(folders["llama"]), bos="first"))

@@ -1,0 +1,53 @@
+"""What the language models of transformers keep, and begin with, each in its way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["can_step", "empty_cache", "encoded", "start_id"]
+
+
+def encoded(states: Tensor) -> Any:
+    """States [R, S, L'] of an encoder, as every decoder of transformers takes them."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    return BaseModelOutput(last_hidden_state=states)
+
+
+def start_id(model: Any) -> int | None:
+    """The token with which the decoder of an encoder-decoder starts."""
+    described = model.config.get_text_config()
+    inner = described is not model.config  # such a decoder (T5Gemma's) starts with [BOS]
+    for name in ("decoder_start_token_id", *(["bos_token_id"] if inner else []), "pad_token_id"):
+        for config in (described, model.config, getattr(model, "generation_config", None)):
+            if (found := getattr(config, name, None)) is not None:
+                return int(found)
+    return None
+
+
+def empty_cache(model: Any) -> Any:
+    """An empty cache for a decoder; its configuration says which layers keep a window or a recurrent state."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config.get_text_config())
+
+
+def can_step(model: Any) -> bool:
+    """Whether a decoder keeps all that it has read in a cache whose rows can be reordered and dropped.
+
+    MiniMax, xLSTM and others have caches of their own, RecurrentGemma keeps its states in its layers. Mamba,
+    without attention, masks its states as if a step were the whole text.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        return False
+    if any(hasattr(part, "_setup_cache") for part in model.modules()):
+        return False
+    try:
+        layers = empty_cache(model).layers
+    except KeyError:  # a kind of layer that has no cache
+        return False
+    return not layers or any(isinstance(layer, DynamicLayer) for layer in layers)
