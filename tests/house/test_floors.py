@@ -45,7 +45,7 @@ KNOWN_LOOPS: tuple[frozenset[str], ...] = ()
 OWNERS: dict[str, tuple[str, ...]] = {
     "timm": ("models.vision", "models.tower_timm"),
     "transformers": (
-        *("models.language", "models.language_stepper", "models.language_sizes", "models.tower_hf"),
+        *("models.language", "models.language_kinds", "models.language_sizes", "models.tower_hf"),
         *("models.opening", "experiments.judges.small_language"),
         *("core.tokenizer", "core.language_tokenizer", "checkpoints"),
     ),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["can_step", "empty_cache", "encoded", "start_id"]
+__all__ = ["can_step", "empty_cache", "empty_caches", "encoded", "start_id"]
 
 
 def encoded(states: Tensor) -> Any:
@@ -32,6 +32,13 @@ def empty_cache(model: Any) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache(config=model.config.get_text_config())
+
+
+def empty_caches() -> Any:
+    """Those of an encoder-decoder: what its decoder has read of itself, and of the encoder."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
 
 def can_step(model: Any) -> bool:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.models.language import FrozenLanguage
-from openblip.models.language_kinds import encoded
+from openblip.models.language_kinds import empty_caches, encoded
 
 __all__ = ["CausalStepper", "Seq2SeqStepper"]
 
@@ -71,12 +71,10 @@ class Seq2SeqStepper:
     """
 
     def __init__(self, language: FrozenLanguage, states: Tensor, mask: Tensor) -> None:
-        from transformers import DynamicCache, EncoderDecoderCache
-
         self.language, self.states, self.mask = language, states, mask
         self.vocab_size = language.vocab_size
         self.max_length = language.max_length
-        self.cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.cache: Any = empty_caches()
 
     def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Read the decoder's first tokens [R, T], all real; scores [R, V] of the next."""
