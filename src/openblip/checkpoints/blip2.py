@@ -178,7 +178,8 @@ def lavis_entries(stored: StoredModel) -> dict[str, Any]:
     if config.vision_norm_eps != Blip2Config.vision_norm_eps:
         notes["vision_norm_eps"] = config.vision_norm_eps
     if config.language is not None:
-        notes |= {"end": config.language.end, "reads_questions": _reads_questions(stored)}
+        notes |= {"end": config.language.end, "chat": model.llm.config.chat}
+        notes["reads_questions"] = _reads_questions(stored)
         notes |= {"prompt": stored.info["prompt"]} if "prompt" in stored.info else {}
     return {"model": lavis_state(model), NOTES: notes}
 
@@ -326,7 +327,7 @@ def open_lavis(path: Path, file: Checkpoint, options: Options) -> StoredModel:
     qformer = qformer_from_state(state, num_heads=num_heads, source=path.name)
     matches = "itm_head.weight" in state and qformer.vocab_size is not None
     vision = _vision(state, options.vision, qformer.memory_width, path, heads[0] if heads else None, notes)
-    language = _language(state, options.language, path, notes.end)
+    language = _language(state, options.language, path, notes)
     # Before a language model the Q-Former has a text side where it reads the question.
     reads = not matches and language is not None and qformer.vocab_size is not None
     sizes = qformer if matches else replace(qformer, vocab_size=qformer.vocab_size if reads else None, writes=False)
@@ -390,10 +391,10 @@ def _vision(
     return _VISION_OF_WIDTH[width]
 
 
-def _language(
-    state: Mapping[str, Tensor], named: str | None, path: Path, end: str | None = None
-) -> LanguageConfig | None:
-    """The language model by its width, or the one that is named; `end` is what an export of ours tells of it."""
+def _language(state: Mapping[str, Tensor], named: str | None, path: Path, notes: Notes) -> LanguageConfig | None:
+    """The language model by its width, or the one that is named, with what an export of ours tells of it."""
+    told: dict[str, Any] = {name: getattr(notes, name) for name in ("end", "chat")}
+    told = {name: value for name, value in told.items() if value is not None}
     kind = next((name for name in ("opt_proj", "t5_proj", "llm_proj") if f"{name}.weight" in state), None)
     if kind is None:
         return None
@@ -401,10 +402,10 @@ def _language(
     like = _LANGUAGE_OF_WIDTH.get((kind, width))
     if named is not None:
         config = as_language(named, LanguageConfig(end="\n") if kind == "opt_proj" else like)
-        return config if end is None else replace(config, end=end)
+        return replace(config, **told)
     if like is None:
         raise UserError(
             f"{path.name} was trained with a language model {width} wide, which none of the published ones is; "
             'name it: language="FOLDER or hub name"'
         )
-    return like if end is None else replace(like, end=end)
+    return replace(like, **told)

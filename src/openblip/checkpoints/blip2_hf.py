@@ -34,6 +34,7 @@ from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
 from openblip.models.language import Chat, LanguageConfig
+from openblip.models.language_kinds import made_of_decoders
 from openblip.models.qformer import QFormerConfig
 from openblip.models.tower import TowerConfig, make_tower
 from openblip.models.vision import VisionConfig
@@ -216,6 +217,11 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
     generates = model.config.language is not None if part is None else part == "caption"
     if generates and (model.config.language is None or stored.language_tokenizer is None):
         raise UserError("this model has no language model, so transformers has no class for its captions")
+    if generates and made_of_decoders(model.llm.hf):
+        raise UserError(
+            "transformers' BLIP-2 has no place for a language model whose two parts are described each for itself "
+            f"({model.llm.hf.config.model_type}); convert it --to openblip or blip"
+        )
     if generates and model.llm.bos_first:
         raise UserError(
             "transformers' BLIP-2 puts the images' soft prompts before [BOS], and this model was trained with them "

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, get_args
 
 from openblip.core.errors import UserError
+from openblip.models.language import Chat
 from openblip.models.qformer import QFormerConfig
 from openblip.models.text import TextConfig
 from openblip.models.vision import VisionConfig
@@ -31,6 +32,8 @@ class Notes:
     """of BLIP-2's LayerNorm over the tower"""
     end: str | None = None
     """what ends the texts of BLIP-2's language model"""
+    chat: Chat | None = None
+    """whether its prompts stand in a user's turn"""
     prompt: str | None = None
     reads_questions: bool | None = None
     """whether BLIP-2's Q-Former reads the question too"""
@@ -50,7 +53,7 @@ def write_notes(vision: VisionConfig | None, text: TextConfig | QFormerConfig) -
 
 def read_notes(notes: Mapping[str, Any]) -> Notes:
     """What `write_notes` and BLIP-2 wrote; anything else in its place counts as nothing."""
-    size, end, prompt = (notes.get(name) for name in ("image_size", "end", "prompt"))
+    size, end, prompt, chat = (notes.get(name) for name in ("image_size", "end", "prompt", "chat"))
     reads = notes.get("reads_questions")
     pixels = None
     if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
@@ -63,6 +66,7 @@ def read_notes(notes: Mapping[str, Any]) -> Notes:
         text_eps=_number(notes.get("text_eps")),
         vision_norm_eps=_number(notes.get("vision_norm_eps")),
         end=end if isinstance(end, str) else None,
+        chat=cast(Chat, chat) if chat in get_args(Chat) else None,
         prompt=prompt if isinstance(prompt, str) else None,
         reads_questions=reads if isinstance(reads, bool) else None,
     )

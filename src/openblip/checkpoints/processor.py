@@ -17,6 +17,7 @@ from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD
 __all__ = ["fold_normalization", "read_pixels_as_ours"]
 
 _PATCHES = "vision_model.embeddings.patch_embedding."
+_READ = ("image_mean", "image_std", "rescale_factor")
 _ROUNDING = 1e-4
 """published files have CLIP's values with five to eight digits"""
 
@@ -48,31 +49,47 @@ def read_pixels_as_ours(state: dict[str, Tensor], folder: Path) -> None:
     if all(math.isclose(a, b, abs_tol=_ROUNDING) for a, b in zip((*mean, *std), usual, strict=True)):
         return
     weight, bias = state.get(f"{_PATCHES}weight"), state.get(f"{_PATCHES}bias")
-    if weight is not None and bias is not None and weight.ndim == 4:  # else its keys are refused later
+    if weight is None or bias is None:  # its keys are refused later, as wrong shapes are
+        return
+    if weight.ndim == 4 and weight.shape[1] == 3 and bias.shape == weight.shape[:1]:
         folded = fold_normalization(weight.float(), bias.float(), mean, std)
         state[f"{_PATCHES}weight"], state[f"{_PATCHES}bias"] = folded
 
 
-def _normalization(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
+def _normalization(folder: Path) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, of values from 0 to 1, that a folder's processor normalizes with."""
-    found: Any = {}
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            read = read_json(folder / name)
-            read = read.get("image_processor", read) if isinstance(read, dict) else {}
-            found = read if isinstance(read, dict) and "image_mean" in read else found
-    # Pixels from 0 to 255 are multiplied by the factor first.
-    factor = 255 * found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 255.0
-    if found.get("do_normalize", True):
-        mean, std = found.get("image_mean") or IMAGE_MEAN, found.get("image_std") or IMAGE_STD
-    else:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    path, found = _settings(folder)
+    given = {name: found[name] for name in _READ if found.get(name) is not None}
     try:
-        mean, std = [float(value) / factor for value in mean], [float(value) / factor for value in std]
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
+        # Pixels from 0 to 255 are multiplied by the factor first.
+        factor = 255.0 * float(given.get("rescale_factor", 1 / 255)) if found.get("do_rescale", True) else 255.0
+        if not found.get("do_normalize", True):
+            given |= {"image_mean": 0.0, "image_std": 1.0}
+        mean = [value / factor for value in _three(given.get("image_mean", IMAGE_MEAN))]
+        std = [value / factor for value in _three(given.get("image_std", IMAGE_STD))]
+        if not (min(std) > 0 and all(map(math.isfinite, (*mean, *std)))):
             raise ValueError
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(
-            f"the image processor in {folder} has image_mean and image_std that are not three numbers each"
-        ) from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        told = ", ".join(f"{name} {str(value)[:60]}" for name, value in given.items())
+        raise UserError(f"images cannot be normalized as {path} says: {told}") from error
     return mean, std
+
+
+def _three(value: Any) -> list[float]:
+    """A number for each channel; one alone is that of all, as transformers takes it."""
+    values = [float(one) for one in value] if isinstance(value, list | tuple) else [float(value)]
+    if len(values) not in (1, 3):
+        raise ValueError
+    return values * (3 // len(values))
+
+
+def _settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Those of a folder's image processor, where transformers looks for them, and their file."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = folder / name
+        found = read_json(path) if path.is_file() else {}
+        if name == "processor_config.json" and isinstance(found, dict):
+            found = found.get("image_processor")
+        if isinstance(found, dict) and found:
+            return path, found
+    return folder, {}

@@ -53,9 +53,17 @@ class LanguageBatch:
             return self.places
         return (self.scored & self.attention_mask).flatten().nonzero()[:, 0]
 
-    def whole(self) -> LanguageBatch:
-        """The same with every token scored, as an encoder-decoder's targets are."""
-        return replace(self, scored=self.attention_mask, places=None)
+    def targets(self, start_id: int) -> LanguageBatch:
+        """The same as targets of an encoder-decoder: every token is scored.
+
+        Args:
+            start_id: with which its decoder starts; where the tokenizer puts that before every text too (T5Gemma's
+                [BOS]), it is left out.
+        """
+        twice = self.input_ids.shape[1] > 1 and bool((self.input_ids[:, 0] == start_id).all())
+        tensors = (self.input_ids, self.attention_mask, self.starts)
+        ids, mask, starts = (tensor[:, int(twice) :] for tensor in tensors)
+        return replace(self, input_ids=ids, attention_mask=mask, scored=mask, starts=starts, places=None)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> LanguageBatch:
         """Move all tensors."""

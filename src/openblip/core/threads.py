@@ -2,7 +2,8 @@
 
 GNU's OpenMP, which torch brings on Linux, lets a thread that waits spin for millions of rounds before it sleeps.
 Where anything else runs on the cores (a worker that decodes images, another job), the thread it waits for does not
-get on meanwhile. A training step of a small model on two cores of an Intel Xeon (64 images of the demo, seconds):
+get on meanwhile. Few rounds cost a step that is alone on the machine, many one that is not: a training step of a
+small model on two cores of an Intel Xeon (64 images of the demo), in seconds:
 
     rounds                        default  30,000  10,000   3,000   1,000
     alone                           0.125   0.133   0.120   0.156   0.168

@@ -96,7 +96,8 @@ def score_after(
     for chunk in torch.arange(len(flat)).split(max_rows):
         own, part = rows[chunk].to(device), [flat[i] for i in chunk.tolist()]
         if states is not None:
-            batch = tokenizer.texts(part).whole().to(device)
+            assert llm.start_id is not None
+            batch = tokenizer.texts(part).targets(llm.start_id).to(device)
             logits = llm.target_logits(states[0][own], states[1][own], batch.input_ids, batch.scored_places)
         else:
             batch = tokenizer.texts(part, prompts=[prompts[i] for i in rows[chunk].tolist()]).to(device)

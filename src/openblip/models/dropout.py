@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["apply_dropout"]
 
 _LEVELS = 2**16
-"""of a draw of 16 bits: the probability is met to 1 in 131,072"""
+"""of a draw of 16 bits: the probability is rounded to 1 in 65,536"""
 
 
 def apply_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
@@ -21,15 +21,16 @@ def apply_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
     Draws follow torch's seed; on a CPU they are others than torch's own dropout would make of it.
     """
-    if not training or not p or x.device.type != "cpu" or torch.compiler.is_compiling():
+    level = round(p * _LEVELS)
+    if not training or not 0 < level < _LEVELS or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
-    return x * _noise(x, p)
+    return x * _noise(x, level)
 
 
 @torch.no_grad()
-def _noise(x: Tensor, p: float) -> Tensor:
-    """As `x`: 0 with probability p, else 1 / (1 - p)."""
+def _noise(x: Tensor, level: int) -> Tensor:
+    """As `x`: 0 with probability p = level / 65,536, else 1 / (1 - p)."""
     count = x.numel()
-    draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
-    kept = draws >= round(p * _LEVELS) - _LEVELS // 2
-    return kept.view(x.shape).to(x.dtype).mul_(1 / (1 - p))
+    draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    kept = draws.view(torch.int16)[:count] >= level - _LEVELS // 2
+    return kept.view(x.shape).to(x.dtype).mul_(_LEVELS / (_LEVELS - level))

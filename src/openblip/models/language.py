@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError, first_line, require
 from openblip.core.places import gguf_file, wrong_place
-from openblip.models.language_kinds import can_step, empty_cache, encoded, start_id
+from openblip.models.language_kinds import (
+    OTHER_DECODERS,
+    can_step,
+    empty_cache,
+    encoded,
+    made_of_decoders,
+    start_id,
+)
 from openblip.models.opening import without_bars
 from openblip.models.products import use_onednn
 from openblip.models.recompute import first_blocks
@@ -91,6 +98,11 @@ class FrozenLanguage(nn.Module):
         relative = self.is_encoder_decoder and hasattr(described, "relative_attention_num_buckets")
         self.max_length: int | None = None if relative or positions is None else int(positions)
         self.start_id = start_id(model) if self.is_encoder_decoder else None
+        if self.is_encoder_decoder and described.model_type in OTHER_DECODERS:
+            raise UserError(
+                f"{config.source} ({described.model_type}) has a decoder that is read otherwise; choose another "
+                "language model"
+            )
         if self.is_encoder_decoder and self.start_id is None:
             raise UserError(f"{config.source} does not say with which token its decoder starts")
         self._options = set(inspect.signature(model.forward).parameters)
@@ -124,6 +136,11 @@ class FrozenLanguage(nn.Module):
             UserError: it is to be first, and there is none.
         """
         has_one = puts_bos and not self.is_encoder_decoder
+        if self.config.bos == "first" and puts_bos and self.is_encoder_decoder:
+            raise UserError(
+                f"the encoder of {self.config.source} reads [BOS] with the text; leave language.bos out, which is "
+                "for decoders"
+            )
         if self.config.bos == "first" and not has_one:
             raise UserError(
                 f"the texts of {self.config.source} do not begin with [BOS], so it cannot be first; leave "
@@ -337,6 +354,7 @@ class FrozenLanguage(nn.Module):
             or not (full and placed)
             or not kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
             or getattr(described, "alibi", False)
+            or made_of_decoders(self.hf)  # the windows of encoder and decoder differ
         ):
             return mask.long()
         seen = mask[:, None, None, :].expand(-1, 1, rows, -1)

@@ -6,21 +6,29 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["can_step", "empty_cache", "empty_caches", "encoded", "start_id"]
+OTHER_DECODERS = frozenset({"prophetnet", "xlm-prophetnet", "switch_transformers", "nllb-moe"})
+"""encoder-decoders whose heads read other shapes, or whose decoders take more from the encoder than its states"""
+
+__all__ = ["OTHER_DECODERS", "can_step", "empty_cache", "empty_caches", "encoded", "made_of_decoders", "start_id"]
 
 
 def encoded(states: Tensor) -> Any:
-    """States [R, S, L'] of an encoder, as every decoder of transformers takes them."""
+    """States [R, S, L'] of an encoder, as decoders of transformers take them."""
     from transformers.modeling_outputs import BaseModelOutput
 
     return BaseModelOutput(last_hidden_state=states)
 
 
+def made_of_decoders(model: Any) -> bool:
+    """Whether an encoder-decoder's two parts are described each for itself, as T5Gemma's are."""
+    return bool(model.config.is_encoder_decoder) and model.config.get_text_config() is not model.config
+
+
 def start_id(model: Any) -> int | None:
     """The token with which the decoder of an encoder-decoder starts."""
     described = model.config.get_text_config()
-    inner = described is not model.config  # such a decoder (T5Gemma's) starts with [BOS]
-    for name in ("decoder_start_token_id", *(["bos_token_id"] if inner else []), "pad_token_id"):
+    begins = ["bos_token_id"] if made_of_decoders(model) else []
+    for name in ("decoder_start_token_id", *begins, "pad_token_id"):
         for config in (described, model.config, getattr(model, "generation_config", None)):
             if (found := getattr(config, name, None)) is not None:
                 return int(found)

@@ -140,7 +140,7 @@ def prepare_answers(
     tokenizer: TextTokenizer,
     language_tokenizer: LanguageTokenizer,
     *,
-    encoder_decoder: bool,
+    start_id: int | None,
     max_length: int,
     prompt: str,
     chat: bool = False,
@@ -159,9 +159,9 @@ def prepare_answers(
         prompts = [prompt.replace("{}", question) for question in questions]
         prompts = [language_tokenizer.placed(text, chat=chat) for text in prompts]
         read = tokenizer.encode(questions, max_length=max_length)
-        if encoder_decoder:
+        if start_id is not None:
             prefix = language_tokenizer.prompts(prompts, side="right", end=True)
-            text = language_tokenizer.texts(answers).whole()
+            text = language_tokenizer.texts(answers).targets(start_id)
             return LanguagePairBatch(images(batch), text, batch.image_ids, questions=read, prefix=prefix)
         text = language_tokenizer.texts(answers, prompts=prompts)
         return LanguagePairBatch(images(batch), text, batch.image_ids, questions=read)
@@ -201,7 +201,7 @@ def train_blip2(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
     prepare = prepare_answers(
         adapter.tokenizer,
         adapter.language_tokenizer,
-        encoder_decoder=adapter.model.llm.is_encoder_decoder,
+        start_id=adapter.model.llm.start_id,
         max_length=config.max_length,
         prompt=config.prompt,
         chat=adapter.model.llm.config.chat == "yes",

@@ -71,7 +71,7 @@ class Stage2Step(TrainingStep[LanguagePairBatch]):
 def prepare_captions(
     tokenizer: LanguageTokenizer,
     *,
-    encoder_decoder: bool,
+    start_id: int | None,
     max_length: int,
     prompt: str = "",
     chat: bool = False,
@@ -83,17 +83,17 @@ def prepare_captions(
     """
     images = images_of(cache)
     prompt = tokenizer.placed(prompt, chat=chat)
-    if not encoder_decoder and not tokenizer.texts(["a"], prompts=[prompt], max_length=max_length).scored.any():
+    if start_id is None and not tokenizer.texts(["a"], prompts=[prompt], max_length=max_length).scored.any():
         raise UserError(
             f"the prompt fills the {max_length} tokens of max_length and leaves none for captions; raise it"
         )
 
     def prepare(batch: Batch) -> LanguagePairBatch:
         count = len(batch.texts)
-        if not encoder_decoder:
+        if start_id is None:
             text = tokenizer.texts(batch.texts, prompts=[prompt] * count, max_length=max_length)
             return LanguagePairBatch(images(batch), text, batch.image_ids)
-        text = tokenizer.texts(batch.texts, max_length=max_length).whole()
+        text = tokenizer.texts(batch.texts, max_length=max_length).targets(start_id)
         if prompt:
             prefix = tokenizer.prompts([prompt] * count, side="right", end=True)
         else:
@@ -108,7 +108,7 @@ def train_stage2(config: RunConfig, adapter: Adapter, data: RunData) -> Training
     tokenizer = adapter.language_tokenizer
     prepare = prepare_captions(
         tokenizer,
-        encoder_decoder=adapter.model.llm.is_encoder_decoder,
+        start_id=adapter.model.llm.start_id,
         max_length=config.max_length,
         prompt=config.prompt,
         chat=adapter.model.llm.config.chat == "yes",

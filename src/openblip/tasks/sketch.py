@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openblip.checkpoints.blip2_parts import place_of_part
 from openblip.checkpoints.recognise import KINDS
 from openblip.checkpoints.state import find
 from openblip.core.config import from_dict
@@ -28,7 +29,8 @@ from openblip.models.language import FrozenLanguage
 from openblip.models.language_sizes import language_of_size
 from openblip.models.nlvr import BlipNlvr
 from openblip.models.qformer import QFORMERS
-from openblip.models.tower import make_tower
+from openblip.models.tower import FrozenTower, TowerConfig, make_tower
+from openblip.models.vision import VisionEncoder
 from openblip.models.vqa import BlipVqa
 from openblip.objectives.answering import VqaObjective
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2
@@ -115,7 +117,7 @@ def _blip2(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
     if not writes and config.task not in ("pretraining", "retrieval"):
         raise _refused(config)
     sizes = _blip2_sizes(config)
-    tower = make_tower(_on_gpu(sizes.vision, trained=config.unfreeze_vision), pretrained=False)
+    tower = _tower(_on_gpu(sizes.vision, trained=config.unfreeze_vision), config.model)
     qformer = replace(sizes.qformer, memory_width=tower.width)
     if not writes:
         model = Blip2(replace(sizes, qformer=qformer, language=None), tower, None)
@@ -150,6 +152,14 @@ def _on_gpu(part: Any, **changes: Any) -> Any:
     """A frozen part as a GPU keeps it where "auto" leaves that open; one that is trained in float32."""
     dtype = "bfloat16" if part.dtype == "auto" else part.dtype
     return replace(part, **changes, dtype="float32" if changes.get("trained") else dtype)
+
+
+def _tower(config: TowerConfig, model: str) -> FrozenTower:
+    """The tower without its weights; that of a BLIP model by the sizes in its folder."""
+    if config.kind != "openblip":
+        return make_tower(config, pretrained=False)
+    folder = place_of_part(config.place[1], Path(model) if model else None)
+    return make_tower(config, pretrained=False, blip_vision=VisionEncoder(_described(folder, "blip").vision))
 
 
 def _described(source: str, family: str) -> Any:

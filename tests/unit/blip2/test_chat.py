@@ -134,9 +134,9 @@ def test_the_images_mark_in_a_text_is_no_image(folder: Path, plain: Path) -> Non
 def test_a_prompt_that_leaves_no_room_for_captions_is_refused(folder: Path) -> None:
     words = LanguageTokenizer.load(folder)
     with pytest.raises(UserError, match="fills the 4 tokens of max_length"):
-        prepare_captions(words, encoder_decoder=False, max_length=4, prompt="a photo of")
-    prepare_captions(words, encoder_decoder=False, max_length=5, prompt="a photo of")
-    prepare_captions(words, encoder_decoder=False, max_length=4, prompt="a photo of", chat=True)
+        prepare_captions(words, start_id=None, max_length=4, prompt="a photo of")
+    prepare_captions(words, start_id=None, max_length=5, prompt="a photo of")
+    prepare_captions(words, start_id=None, max_length=4, prompt="a photo of", chat=True)
 
 
 def replace_chat(found: Blip2Adapter, chat: Any) -> Blip2Adapter:

@@ -8,13 +8,21 @@ from typing import Any, get_args
 import pytest
 import torch
 import transformers
-from small_blip2 import Kind, spread, write_language
+from small_blip2 import Kind, spread, tokenizer, write_language
+from small_blip2 import model as blip2_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from openblip.checkpoints.convert import convert_model
+from openblip.checkpoints.store import StoredModel
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.generation.decode import decode
+from openblip.generation.language import score_after
 from openblip.generation.types import DecodeConfig
 from openblip.models.language import FrozenLanguage, LanguageConfig, make_language
 from openblip.models.language_stepper import CausalStepper, Seq2SeqStepper
@@ -229,35 +237,86 @@ def test_the_head_reads_chosen_places_alone(kind: str) -> None:
     assert not model.hf.get_output_embeddings()._forward_pre_hooks
 
 
-@torch.no_grad()
-def test_an_encoder_decoder_whose_parts_are_decoders(folders: dict[str, Path]) -> None:
-    """T5Gemma's inner configurations do not say that there is an encoder, and its decoder starts with [BOS]."""
+@pytest.fixture(scope="module")
+def t5gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """T5Gemma, whose inner configurations do not say that there is an encoder, with a tokenizer that puts [BOS]."""
+    folder = tmp_path_factory.mktemp("t5gemma")
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *["a", "red", "bus", "two", "dogs", "photo", "of", "the"]]
+    inner = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = Whitespace()
+    inner.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    ).save_pretrained(folder)
     sizes: dict[str, Any] = {
-        "vocab_size": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+        "vocab_size": 20, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
         "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 6,
         "layer_types": ["sliding_attention", "full_attention"],
     }  # fmt: skip
     torch.manual_seed(0)
-    config = transformers.T5GemmaConfig(encoder=sizes, decoder=sizes, vocab_size=60)
+    config = transformers.T5GemmaConfig(encoder=sizes, decoder=sizes, vocab_size=20)
     hf = transformers.T5GemmaForConditionalGeneration(config)
     spread(hf, 0.3)
-    model = FrozenLanguage(hf, LanguageConfig(source="t5gemma"))
+    hf.tie_weights()
+    hf.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_an_encoder_decoder_whose_parts_are_decoders(t5gemma: Path) -> None:
+    """It starts with [BOS], and its texts are scored and written as transformers does."""
+    model, words = make_language(LanguageConfig(source=str(t5gemma))), LanguageTokenizer.load(t5gemma)
     assert (model.is_encoder_decoder, model.start_id) == (True, 2)
-    images = soft(model)
-    ids = torch.randint(3, 60, (3, 7), generator=torch.Generator().manual_seed(2))
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[0, 4:] = False
-    states, seen = model.encode(images, ids, mask)
-    embeds = torch.cat((images, model.embed(ids)), dim=1)
+    images, prompts = soft(model), ["a photo of", "the", "a"]
+    read = words.prompts(prompts, side="right", end=True)
+    states, seen = model.encode(images, read.input_ids, read.attention_mask)
+    embeds = torch.cat((images, model.embed(read.input_ids)), dim=1)
     inputs = {"inputs_embeds": embeds, "attention_mask": seen.long()}
+    text = words.texts(["a red bus", "two dogs", "dogs"]).targets(2)
+    assert text.input_ids.tolist() == [[4, 5, 6, 1], [7, 8, 1, 0], [8, 1, 0, 0]]  # [BOS] stands once, as the start
+    assert torch.equal(text.scored, text.attention_mask)
     starts = torch.full((3, 1), 2)
-    expected = model.hf(**inputs, decoder_input_ids=torch.cat((starts, ids[:, :-1]), dim=1)).logits
-    torch.testing.assert_close(model.target_logits(states, seen, ids), expected, **CLOSE)
+    logits = model.hf(**inputs, decoder_input_ids=torch.cat((starts, text.input_ids[:, :-1]), dim=1)).logits
+    ours, real = model.target_logits(states, seen, text.input_ids), text.attention_mask
+    torch.testing.assert_close(ours[real], logits[real], **CLOSE)
+    each = logits.log_softmax(-1).gather(2, text.input_ids[..., None])[..., 0] * real
+    sums, counts = score_after(model, words, images, [["a red bus"], ["two dogs"], ["dogs"]], prompts=prompts)
+    torch.testing.assert_close(sums[:, 0], each.sum(1), **CLOSE)
+    assert counts[:, 0].tolist() == [4, 3, 2]
     settings = DecodeConfig(num_beams=1, max_new_tokens=9, min_new_tokens=9)
     decoded = decode(Seq2SeqStepper(model, states, seen), starts, None, settings, eos_ids=1, pad_id=0)
     limits = {"max_new_tokens": 9, "min_new_tokens": 9, "eos_token_id": 1, "pad_token_id": 0}
     theirs = model.hf.generate(**inputs, **limits, decoder_start_token_id=2, do_sample=False)
     assert decoded.ids.tolist() == theirs[:, 1:].tolist()
+
+
+def test_what_such_a_model_is_refused_for(tmp_path: Path, t5gemma: Path) -> None:
+    first = make_language(LanguageConfig(source=str(t5gemma), bos="first"))
+    with pytest.raises(UserError, match=r"reads \[BOS\] with the text"):
+        first.settle_bos(True)
+    words = tokenizer()
+    whole = StoredModel(blip2_model(language=t5gemma), words, {}, [], LanguageTokenizer.load(t5gemma))
+    with pytest.raises(UserError, match=r"no place for a language model whose two parts.*\(t5gemma\)"):
+        convert_model(whole, tmp_path / "out", to="transformers", part="caption")
+
+
+@pytest.mark.parametrize("kind", ["ProphetNet", "SwitchTransformers"])
+def test_decoders_that_are_read_otherwise_are_refused(kind: str) -> None:
+    sizes: dict[str, dict[str, Any]] = {
+        "ProphetNet": {
+            "vocab_size": 40, "hidden_size": 32, "num_encoder_layers": 1, "num_decoder_layers": 1,
+            "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64, "decoder_start_token_id": 0,
+        },
+        "SwitchTransformers": {
+            "vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4,
+            "num_experts": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1,
+            "decoder_start_token_id": 0,
+        },
+    }  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(**sizes[kind])
+    with pytest.raises(UserError, match=r"has a decoder that is read otherwise"):
+        FrozenLanguage(getattr(transformers, f"{kind}ForConditionalGeneration")(config), LanguageConfig(source="x"))
 
 
 @torch.no_grad()

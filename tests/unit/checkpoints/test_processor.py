@@ -39,6 +39,10 @@ def normalized(pixels: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
         (HALF | {"do_normalize": False}, lambda v: v / 255),
         (HALF | {"do_rescale": False}, lambda v: normalized(v, HALF["image_mean"], HALF["image_std"])),
         (HALF | {"rescale_factor": 0.01}, lambda v: normalized(v / 100, HALF["image_mean"], HALF["image_std"])),
+        ({"image_mean": 0.5, "image_std": [0.25]}, lambda v: normalized(v / 255, [0.5] * 3, [0.25] * 3)),
+        ({"do_normalize": False}, lambda v: v / 255),
+        ({"do_rescale": False}, lambda v: normalized(v, IMAGE_MEAN, IMAGE_STD)),
+        ({"image_std": [1.0, 1.0, 1.0]}, lambda v: normalized(v / 255, IMAGE_MEAN, [1.0] * 3)),
     ],
 )
 def test_the_patches_of_an_image_are_the_same(tmp_path: Path, name: str, settings: Any, theirs: Any) -> None:
@@ -68,14 +72,39 @@ def test_clips_values_and_none_at_all_change_nothing(tmp_path: Path, settings: A
 @pytest.mark.parametrize(
     "settings",
     [
-        {"image_mean": [0.5], "image_std": [0.5]},
-        {"image_mean": 0.5, "image_std": 0.5},
+        {"image_mean": [0.5, 0.5], "image_std": [0.5, 0.5]},
+        {"image_mean": {"r": 0.5}},
+        {"image_mean": [float("nan")] * 3},
+        HALF | {"rescale_factor": {}},
+        HALF | {"rescale_factor": 10**400},
         {"image_mean": [0.5] * 3, "image_std": [0.0] * 3},
         {"image_mean": ["a", "b", "c"], "image_std": [1.0] * 3},
         HALF | {"rescale_factor": 0},
     ],
 )
-def test_what_are_no_three_numbers_is_refused(tmp_path: Path, settings: Any) -> None:
+def test_what_cannot_be_computed_is_refused(tmp_path: Path, settings: Any) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    with pytest.raises(UserError, match="three numbers each"):
+    with pytest.raises(UserError, match=r"cannot be normalized as .*preprocessor_config.json says"):
         read_pixels_as_ours(weights(), tmp_path)
+
+
+def test_the_file_that_transformers_reads_first_decides(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HALF), encoding="utf-8")
+    usual = {"image_processor": {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(usual), encoding="utf-8")
+    state = weights()
+    read_pixels_as_ours(state, tmp_path)
+    assert torch.equal(state[NAMES[0]], weights()[NAMES[0]])
+    (tmp_path / "processor_config.json").write_text(json.dumps({"num_query_tokens": 32}), encoding="utf-8")
+    read_pixels_as_ours(state, tmp_path)
+    assert not torch.equal(state[NAMES[0]], weights()[NAMES[0]])
+
+
+@pytest.mark.parametrize(
+    "shapes", [((6, 4, 4, 4), (6,)), ((6, 1, 4, 4), (6,)), ((6, 3, 4, 4), (5,)), ((6, 48), (6,))]
+)
+def test_wrong_shapes_are_left_to_who_refuses_them(tmp_path: Path, shapes: Any) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HALF), encoding="utf-8")
+    state = dict(zip(NAMES, map(torch.zeros, shapes), strict=True))
+    read_pixels_as_ours(state, tmp_path)
+    assert [tuple(state[name].shape) for name in NAMES] == list(shapes)

@@ -139,7 +139,7 @@ class Blip:
                 }
             return found
 
-        found: dict[str, Metrics] = seed.once("cost", measure)
+        found: dict[str, Metrics] = seed.once("step-cost", measure)
         return found
 
 

@@ -55,7 +55,7 @@ class Settings:
     """rows that are read of each file of the data, at most; 0 reads them all"""
     size: str = "nano"
     captions: Stage = Stage(steps=700, batch_size=48)
-    statements: Stage = Stage(steps=1000, batch_size=24)
+    statements: Stage = Stage(steps=3000, batch_size=24)
     sentences: Stage = Stage(steps=320, batch_size=64, learning_rate=1.5e-3)
 
 
