@@ -46,8 +46,8 @@ _LABELS = {
     "seconds": "seconds a step",
     "peak_mb": "peak memory, MB",
 }
-_COUNTS = ("trained_parameters", "parameters", "texts")
-_PLAIN = ("mean_facts", "query_likeness", "gflops", "seconds", "peak_mb", "itg_perplexity", "chance")
+_COUNTS = ("trained_parameters", "parameters", "texts", "images", "steps")
+_PLAIN = ("mean_facts", "query_likeness", "gflops", "seconds", "minutes", "peak_mb", "itg_perplexity", "chance")
 """neither counts nor fractions"""
 _PREFIXES = {"novel_": "{}, new combinations", "cached_": "from cached features"}
 _SUFFIXES = ("_web", "_synthetic")
