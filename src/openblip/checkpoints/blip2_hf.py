@@ -245,7 +245,7 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
         assert stored.language_tokenizer is not None
         tokenizer = stored.language_tokenizer.hf
         _add_language(config, state, model, tokenizer, stored.language_tokenizer)
-        config.chat = model.llm.config.chat  # as the norm's epsilon
+        config.chat = model.llm.config.chat  # they read none; kept for when the model comes back
     kind: Any = transformers.Blip2ForConditionalGeneration if generates else transformers.Blip2ForImageTextRetrieval
     with torch.device("meta"):
         theirs = kind(config)

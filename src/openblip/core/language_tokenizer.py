@@ -54,7 +54,7 @@ class LanguageBatch:
         return (self.scored & self.attention_mask).flatten().nonzero()[:, 0]
 
     def targets(self, start_id: int) -> LanguageBatch:
-        """The same as targets of an encoder-decoder: every token is scored.
+        """The same as targets of an encoder-decoder, [R, T] or [R, T - 1]: every token is scored.
 
         Args:
             start_id: with which its decoder starts; where the tokenizer puts that before every text too (T5Gemma's

@@ -1,6 +1,6 @@
 """How the threads of this process wait for each other.
 
-GNU's OpenMP, which torch brings on Linux, lets a thread that waits spin for millions of rounds before it sleeps.
+GNU's OpenMP, which torch brings on Linux, lets a thread that waits spin for 300,000 rounds before it sleeps.
 Where anything else runs on the cores (a worker that decodes images, another job), the thread it waits for does not
 get on meanwhile. Few rounds cost a step that is alone on the machine, many one that is not: a training step of a
 small model on two cores of an Intel Xeon (64 images of the demo), in seconds:
@@ -19,7 +19,7 @@ from collections.abc import MutableMapping
 __all__ = ["SPIN_COUNT", "limit_spinning"]
 
 SPIN_COUNT = 10_000
-"""rounds, 0.2 to 0.5 ms by CPU: longer than torch needs between two operations of a small model"""
+"""rounds: about as fast as the default where nothing else runs"""
 
 
 def limit_spinning(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+__all__ = ["OTHER_DECODERS", "can_step", "empty_cache", "empty_caches", "encoded", "made_of_decoders", "start_id"]
+
 OTHER_DECODERS = frozenset({"prophetnet", "xlm-prophetnet", "switch_transformers", "nllb-moe"})
 """encoder-decoders whose heads read other shapes, or whose decoders take more from the encoder than its states"""
-
-__all__ = ["OTHER_DECODERS", "can_step", "empty_cache", "empty_caches", "encoded", "made_of_decoders", "start_id"]
 
 
 def encoded(states: Tensor) -> Any:

@@ -149,6 +149,10 @@ def prepare_answers(
     """A function from batches with one question an image to what BLIP-2's language model trains on.
 
     Of the answers given to a question one is drawn by their weights, as in the reference.
+
+    Args:
+        start_id: with which an encoder-decoder's decoder starts; None for a decoder.
+        max_length: tokens of a question as the Q-Former reads it.
     """
     images = images_of(cache)
 

@@ -80,6 +80,10 @@ def prepare_captions(
     """A function from the loader's batches to those of stage 2.
 
     An encoder-decoder reads the prompt; without one, each caption is split at a word drawn at random.
+
+    Args:
+        start_id: with which an encoder-decoder's decoder starts; None for a decoder.
+        max_length: tokens of a caption, a decoder's prompt among them.
     """
     images = images_of(cache)
     prompt = tokenizer.placed(prompt, chat=chat)

@@ -113,7 +113,7 @@ class Blip:
         )
 
     def costs(self) -> dict[str, Metrics]:
-        """What a step of each costs, and the steps of each; BLIP-2 reads cached features."""
+        """What a step of each training costs, and all its steps by that; BLIP-2 reads cached features."""
         seed, config = self.seed, self.config
         runs = {
             "BLIP": self.pretrain_run(),
