@@ -23,7 +23,7 @@ def explain(
     tokenizer: Tokenizer = None,
     out: Annotated[Path, arg(metavar="FILE", help_behavior_hint="(required)")],
     text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
-    by: Annotated[Literal["match", "caption"] | None, arg(help_behavior_hint="")] = None,
+    by: Annotated[Literal["caption", "match"] | None, arg(help_behavior_hint="")] = None,
     layer: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
     device: Device = "auto",
 ) -> None:

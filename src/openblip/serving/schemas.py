@@ -199,7 +199,7 @@ class ExplainRequest(Request):
     """file, base64 or data URI"""
     text: str | None = None
     """left out, the caption that the model writes"""
-    by: Literal["match", "caption"] | None = None
+    by: Literal["caption", "match"] | None = None
     """what makes the text match, or what lets it be written; left out, match where the model can"""
     layer: int | None = None
     """of the text transformer, from 0; left out, two thirds up"""

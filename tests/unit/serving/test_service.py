@@ -279,7 +279,7 @@ def test_the_interface_describes_itself(service: Service) -> None:
         ("answer", {"image": png(), "questions": "???" * 10, "prompt": "Q"}, "prompt"),
         ("answer", {"image": png(), "questions": "what?", "answers": [" "]}, "answers: one is empty"),
         ("embed", {"texts": []}, "texts: give at least one"),
-        ("explain", {"image": png(), "text": "two dogs", "by": "luck"}, "by: Input should be 'match' or 'caption'"),
+        ("explain", {"image": png(), "text": "two dogs", "by": "luck"}, "by: Input should be 'caption' or 'match'"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(service: Service, path: str, fields: dict[str, Any], said: str) -> None:
