@@ -20,13 +20,12 @@ from torch.utils.data import Dataset
 from openblip.data.images import decode_images
 from openblip.data.sample import Batch, BrokenSample, Sample, collate, name_of_image, stable_id
 from openblip.data.sources.base import Source
-from openblip.data.transforms import clean_caption
+from openblip.data.transforms import CleanText, cleaned
 
-__all__ = ["BatchMaker", "CleanText", "Reply", "Request", "TextMode", "Transform"]
+__all__ = ["BatchMaker", "Reply", "Request", "TextMode", "Transform"]
 
 Transform = Callable[[Image.Image, np.random.Generator], Tensor]
 TextMode = Literal["random", "first", "all", "any", "none"]
-CleanText = Literal["simplify", "spaces", "none"]
 
 _AUGMENT = 3  # keeps this random stream apart from those of `order`
 
@@ -147,14 +146,9 @@ class BatchMaker(Dataset[Reply]):
     def _choose(self, sample: Sample, rng: np.random.Generator) -> tuple[str, ...]:
         if self._text_mode == "none":
             return ()
-        texts = tuple(text for raw in sample.texts if (text := self._cleaned(raw)))
+        texts = tuple(text for raw in sample.texts if (text := cleaned(raw, self._clean, self._max_words)))
         if not texts and self._text_mode != "any":
             raise BrokenSample("no-text", sample.key, "no caption with a word in it")
         if self._text_mode in ("all", "any"):
             return texts
         return (texts[int(rng.integers(len(texts)))] if self._text_mode == "random" else texts[0],)
-
-    def _cleaned(self, text: str) -> str:
-        if self._clean == "none":
-            return text if text.strip() else ""
-        return clean_caption(text, self._max_words, simplify=self._clean == "simplify")

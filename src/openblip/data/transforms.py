@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,14 +26,19 @@ from openblip.data.augment import COLOR_KEEPING_OPS, MAX_MAGNITUDE, REFERENCE_OP
 __all__ = [
     "COLOR_KEEPING_OPS",
     "REFERENCE_OPS",
+    "CleanText",
     "ImageTransform",
     "ImageTransformConfig",
     "clean_caption",
     "clean_question",
+    "cleaned",
     "evaluation_transform",
     "finetuning_transform",
     "pretraining_transform",
 ]
+
+CleanText = Literal["simplify", "spaces", "none"]
+"""As `clean_caption`, only spaces made single, or as it was written."""
 
 _ASPECT = (3 / 4, 4 / 3)
 _CROP_TRIES = 10
@@ -166,6 +172,13 @@ def clean_caption(text: str, max_words: int | None = 30, *, simplify: bool = Tru
         text = _PUNCTUATION.sub(" ", text.lower())
     words = text.split()
     return " ".join(words if max_words is None else words[:max_words])
+
+
+def cleaned(text: str, clean: CleanText, max_words: int | None = None) -> str:
+    """A text as training reads it, "" where it has no word; "none" leaves it as it was written, words uncounted."""
+    if clean == "none":
+        return text if text.strip() else ""
+    return clean_caption(text, max_words, simplify=clean == "simplify")
 
 
 def clean_question(text: str, max_words: int | None = 50, *, simplify: bool = True) -> str:

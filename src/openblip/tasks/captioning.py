@@ -15,6 +15,7 @@ from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
 from openblip.core.sharing import is_first, joint
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.sample import Batch
+from openblip.data.transforms import CleanText, cleaned
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.caption import caption_scores
 from openblip.metrics.java import JavaMetric, check_java, java_scores
@@ -147,6 +148,7 @@ def evaluate_captions(
     config: DecodeConfig,
     *,
     prompt: str = "",
+    clean: CleanText = "none",
     max_length: int | None = 40,
     perplexity: bool = True,
     java_metrics: Sequence[JavaMetric] = (),
@@ -156,7 +158,9 @@ def evaluate_captions(
     Images whose record says "domain", as those of NoCaps do, are measured for each domain too.
 
     Args:
-        batches: with every text of every image (`text_mode="all"`).
+        batches: with every text of every image (`text_mode="all"`), as it was written: the measures' references are
+            tokenized by the official rules, which cleaning would change.
+        clean: how a text is cleaned before its perplexity is measured, as in training.
         max_length: tokens of a reference text that its perplexity reads.
         perplexity: False leaves it out, and takes a model that gives no likelihoods.
 
@@ -172,9 +176,11 @@ def evaluate_captions(
     for batch in batches:
         memory = model.remember(model.encode(batch.images))
         captions = model.generate(memory, config, [prompt] * len(batch))
-        if perplexity and batch.texts:
-            own_memory = memory.select(batch.image_index.to(model.device))
-            sums, lengths = model.score_own(own_memory, batch.texts, prompt=prompt, max_length=max_length)
+        read = [(text, row) for row, raw in enumerate(batch.texts) if (text := cleaned(raw, clean))]
+        if perplexity and read:
+            texts, rows = [list(part) for part in zip(*read, strict=True)]
+            own_memory = memory.select(batch.image_index[rows].to(model.device))
+            sums, lengths = model.score_own(own_memory, texts, prompt=prompt, max_length=max_length)
             likelihoods.append((float(sums.sum()), int(lengths.sum())))
         for key, best, texts, meta in zip(batch.keys, captions, batch.texts_of_images, batch.meta, strict=True):
             record = {"key": key, "caption": best[0].text, "log_prob": best[0].log_prob, "references": texts}
@@ -214,9 +220,10 @@ def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Seq
     """Metrics of generated captions, and the perplexity of the given ones."""
     return evaluate_captions(
         adapter.need("likelihood"),
-        batches(),
+        batches(as_written=True),
         config.decode,
         prompt=config.prompt,
+        clean=config.clean,
         java_metrics=config.java_metrics,
     )
 

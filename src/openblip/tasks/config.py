@@ -17,7 +17,7 @@ from openblip.core.errors import UserError
 from openblip.core.places import check_run_settings
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import parse_spec
-from openblip.data.transforms import ImageTransformConfig
+from openblip.data.transforms import CleanText, ImageTransformConfig
 from openblip.generation.types import DecodeConfig
 from openblip.metrics.answers import AccuracyRule
 from openblip.metrics.java import JavaMetric
@@ -123,7 +123,7 @@ class RunConfig:
     """Tokens of a caption (or of a question, a dialog up to a question, and of an answer) in training."""
     max_words: int | None = 30
     """Words of a caption in training; None reads it whole."""
-    clean: Literal["simplify", "spaces", "none"] = "simplify"
+    clean: CleanText = "simplify"
     """"simplify" lower-cases and drops punctuation as the papers do; "spaces" for other languages."""
     prompt: str = ""
     """What stands before every text and carries no loss ("a picture of "; BLIP-2: "a photo of"; BLIP-2's questions:

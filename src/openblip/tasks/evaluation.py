@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
 
 from openblip.core.errors import UserError
 from openblip.core.sharing import joint, own_part
@@ -14,7 +14,7 @@ from openblip.data.sources.base import Source, SourceConfig
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
-from openblip.data.transforms import evaluation_transform
+from openblip.data.transforms import CleanText, cleaned, evaluation_transform
 
 __all__ = ["FirstSamples", "evaluation_batches"]
 
@@ -25,7 +25,8 @@ def evaluation_batches(
     *,
     samples: int,
     batch_size: int = 64,
-    clean: Any,
+    clean: CleanText,
+    as_written: bool = False,
     num_images: int = 1,
     need_texts: bool = True,
     measured: Measured | None = None,
@@ -36,6 +37,7 @@ def evaluation_batches(
     gets its part of the samples, each of which is on one rank.
 
     Args:
+        as_written: texts that have a word when they are cleaned, but not cleaned.
         need_texts: False takes samples without a text too, as those of a test split whose captions are written.
 
     Raises:
@@ -44,9 +46,11 @@ def evaluation_batches(
     log = measured if measured is not None else Measured()
     log.num_images = log.num_texts = 0
     opened = [source if isinstance(source, Source) else open_source(source) for source in sources]
-    own = _own(opened, samples)
+    own = _own(opened, samples, clean if as_written else "none")
     mode: TextMode = "all" if need_texts else "any"
-    for batch in _loader(own, image_size, batch_size, clean, num_images, mode, log) if own else ():
+    for batch in (
+        _loader(own, image_size, batch_size, "none" if as_written else clean, num_images, mode, log) if own else ()
+    ):
         if measured is None and log.left_out:
             break
         log.num_images += len(batch)
@@ -61,15 +65,15 @@ def evaluation_batches(
         raise UserError(f"there is nothing to measure on: no sample of {first['source']} can be used ({message})")
 
 
-def _own(sources: Sequence[Source], samples: int) -> list[Source]:
-    """This rank's part of the first `samples` samples."""
+def _own(sources: Sequence[Source], samples: int, with_words: CleanText) -> list[Source]:
+    """This rank's part of the first `samples` samples; arguments as of `FirstSamples`."""
     part = own_part(min(samples, sum(map(len, sources))))
     own: list[Source] = []
     before = 0
     for source in sources:
         first, last = max(part.start - before, 0), min(part.stop - before, len(source))
         if first < last:
-            own.append(FirstSamples(source, last - first, skip=first))
+            own.append(FirstSamples(source, last - first, skip=first, with_words=with_words))
         before += len(source)
     return own
 
@@ -78,7 +82,7 @@ def _loader(
     sources: list[Source],
     image_size: int | tuple[int, int],
     batch_size: int,
-    clean: Any,
+    clean: CleanText,
     num_images: int,
     text_mode: TextMode,
     log: Measured,
@@ -99,19 +103,23 @@ def _loader(
 
 
 class FirstSamples(Source):
-    """The first samples of a source, after `skip` others."""
+    """The first samples of a source, after `skip` others; `with_words` drops texts that it cleans to nothing."""
 
-    def __init__(self, source: Source, count: int, *, skip: int = 0) -> None:
+    def __init__(self, source: Source, count: int, *, skip: int = 0, with_words: CleanText = "none") -> None:
         super().__init__()
         self.name, self.bad_rows, self.num_images = source.name, source.bad_rows, source.num_images
         self.frames = source.frames
         self._source, self._skip, self._count = source, skip, min(count, len(source) - skip)
+        self._with_words: CleanText = with_words
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> Sample:
-        return self._source[self._skip + index]
+        sample = self._source[self._skip + index]
+        if self._with_words == "none":
+            return sample
+        return replace(sample, texts=tuple(text for text in sample.texts if cleaned(text, self._with_words)))
 
     def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
         self._source.digest(digest, range(self._skip + span.start, self._skip + span.stop), texts=texts)

@@ -17,7 +17,7 @@ from openblip.core.sharing import joint
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.data.sample import Batch
 from openblip.data.sources.statements import open_statements, statements_of
-from openblip.data.transforms import clean_caption
+from openblip.data.transforms import CleanText, cleaned
 from openblip.metrics.nlvr import judgement_scores
 from openblip.objectives.nlvr import NlvrObjective
 from openblip.tasks.config import RunConfig
@@ -67,7 +67,7 @@ def swap_sides(text: str) -> str:
 
 
 def prepare_statements(
-    tokenizer: TextTokenizer, *, clean: str = "simplify", max_length: int, swap: bool = True
+    tokenizer: TextTokenizer, *, clean: CleanText = "simplify", max_length: int, swap: bool = True
 ) -> Callable[[Batch], StatementBatch]:
     """A function from the loader's batches, with all statements of each pair, to `StatementBatch`es.
 
@@ -85,8 +85,7 @@ def prepare_statements(
         texts = [
             swap_sides(text) if swapped[owner] else text for text, owner in zip(batch.texts, owners, strict=True)
         ]
-        if clean != "none":
-            texts = [clean_caption(text, None, simplify=clean == "simplify") for text in texts]
+        texts = [cleaned(text, clean) for text in texts]
         labels = [statement.label for meta in batch.meta for statement in statements_of(meta)]
         return StatementBatch(
             images=torch.where(swapped[:, None, None, None, None], batch.images.flip(1), batch.images),

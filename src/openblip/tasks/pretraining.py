@@ -31,7 +31,12 @@ def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Seq
     if "likelihood" in adapter.can:
         generator = adapter.need("likelihood")
         scores, records = evaluate_captions(
-            generator, batches(), config.decode, prompt=config.prompt, java_metrics=config.java_metrics
+            generator,
+            batches(as_written=True),
+            config.decode,
+            prompt=config.prompt,
+            clean=config.clean,
+            java_metrics=config.java_metrics,
         )
         metrics |= scores
     return metrics, records

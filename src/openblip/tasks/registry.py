@@ -71,6 +71,8 @@ def task_of(adapter: Adapter, data: Sequence[SourceConfig] = ()) -> TaskName:
         return "classification"
     if data and all(is_composed(source) for source in data):
         return "composed"
+    if data and "likelihood" in adapter.can and not any(find_split(source).need_texts for source in data):
+        return "captioning"  # of a test split: captions are written and compared with nothing
     named = [named_split(source.path) for source in data]
     dialogs = bool(named) and all(one is not None and card_named(one[0]).task == "dialog" for one in named)
     if dialogs or adapter.info.get("task") == "dialog":

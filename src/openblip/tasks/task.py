@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from openblip.data.sample import Batch
 from openblip.data.sources.base import Source, SourceConfig
@@ -16,8 +16,15 @@ from openblip.tasks.step import Training
 
 __all__ = ["Batches", "Evaluation", "RunData", "Task"]
 
-Batches = Callable[[], Iterator[Batch]]
-"""The evaluation data, from the beginning each time."""
+
+class Batches(Protocol):
+    """The evaluation data, from the beginning each time."""
+
+    def __call__(self, *, as_written: bool = False) -> Iterator[Batch]:
+        """Batches; `as_written` gives the texts as the data have them, for measures with their own tokenization."""
+        ...
+
+
 Evaluation = tuple[dict[str, float], list[dict[str, object]]]
 """Metrics by name, and one record for each image or question."""
 

@@ -203,13 +203,14 @@ def evaluate_model(
     used = measured if measured is not None else Measured()
     model.eval()
 
-    def batches() -> Iterator[Batch]:
+    def batches(*, as_written: bool = False) -> Iterator[Batch]:
         return evaluation_batches(
             [task.open(source) for source in config.validation],
             adapter.image_size,
             samples=config.validation_samples,
             num_images=task.num_images,
             clean=config.clean if task.cleans else "none",
+            as_written=as_written,
             need_texts=config.task != "composed"
             and (config.task != "captioning" or all(find_split(s).need_texts for s in config.validation)),
             measured=used,

@@ -13,7 +13,7 @@ from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import BrokenSample, name_of_image, stable_id
 from openblip.data.sources.base import Source
 from openblip.data.sources.questions import given_answers
-from openblip.data.transforms import clean_caption
+from openblip.data.transforms import CleanText, cleaned
 from openblip.tasks.config import RunConfig
 
 __all__ = ["all_answers", "texts_of_images", "tokenizer_from_scratch", "tokenizer_of_start", "training_texts"]
@@ -21,17 +21,17 @@ __all__ = ["all_answers", "texts_of_images", "tokenizer_from_scratch", "tokenize
 _MOST_TEXTS = 200_000
 
 
-def training_texts(sources: Sequence[Source], *, clean: str, limit: int) -> Iterator[str]:
+def training_texts(sources: Sequence[Source], *, clean: CleanText, limit: int) -> Iterator[str]:
     """Texts of the sources as training reads them, at most `limit`, spread evenly over each source."""
     each = max(1, limit // len(sources))
     for source in sources:
         stride = max(1, len(source) // each)
         for index in range(0, len(source), stride):
             with suppress(BrokenSample):  # counted when the loader meets it
-                yield from (_cleaned(text, clean) for text in source[index].texts)
+                yield from (cleaned(text, clean) for text in source[index].texts)
 
 
-def texts_of_images(sources: Sequence[Source], *, clean: str) -> dict[int, list[str]]:
+def texts_of_images(sources: Sequence[Source], *, clean: CleanText) -> dict[int, list[str]]:
     """Every text of every image, by its id in the batches of these sources, as training reads them."""
     texts: dict[int, list[str]] = {}
     for source in sources:
@@ -40,12 +40,8 @@ def texts_of_images(sources: Sequence[Source], *, clean: str) -> dict[int, list[
                 sample = source[index]
                 name = name_of_image(sample, source.name if len(sources) > 1 else None)
                 own = texts.setdefault(stable_id(name), [])
-                own += [cleaned for text in sample.texts if (cleaned := _cleaned(text, clean))]
+                own += [read for text in sample.texts if (read := cleaned(text, clean))]
     return texts
-
-
-def _cleaned(text: str, clean: str) -> str:
-    return text if clean == "none" else clean_caption(text, None, simplify=clean == "simplify")
 
 
 def all_answers(sources: Sequence[Source]) -> Iterator[str]:

@@ -23,7 +23,8 @@ from openblip.core.errors import UserError
 from openblip.data.measured import Measured
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
-from openblip.data.transforms import evaluation_transform
+from openblip.data.transforms import clean_caption, evaluation_transform
+from openblip.metrics.caption import caption_scores
 from openblip.recipes.small import small_pretrain
 from openblip.tasks.config import as_sources
 from openblip.tasks.evaluation import evaluation_batches
@@ -102,6 +103,28 @@ def test_rows_and_images_without_words_count_too(
         ("bad-row", "all.jsonl line 2"),
         ("no-text", "4.jpg"),
     ]
+
+
+def test_captions_are_compared_with_what_was_written(
+    blip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The official measures tokenize raw references; perplexity and retrieval read them as training does."""
+    _, good = spoiled.write(tmp_path / "data")
+    rows = [json.loads(line) for line in good.read_text().splitlines()]
+    written = [["A red clock at 10:30 (left).", "..."], ["St. John's TWO squares!"], ["a blue circle"]]
+    found = []
+    for number, clean in enumerate((False, True)):
+        own = [[clean_caption(text, None) for text in texts if text != "..."] for texts in written]
+        for row, texts in zip(rows, own if clean else written, strict=True):
+            row["caption"] = texts
+        good.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found.append(measure(capsys, blip, good, out=tmp_path / f"out-{number}")[0])
+    records = kept_predictions(tmp_path / "out-0")
+    assert [record["references"] for record in records] == [written[0][:1], *written[1:]]
+    expected = caption_scores([record["caption"] for record in records], [written[0][:1], *written[1:]])
+    assert {name: found[0][name] for name in expected} == pytest.approx(expected)
+    for name in ("perplexity", "t2i_recall@1", "i2t_recall@1"):
+        assert found[0][name] == found[1][name]
 
 
 def test_only_so_many_are_told_one_by_one(blip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

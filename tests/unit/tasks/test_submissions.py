@@ -11,6 +11,7 @@ from typing import Any
 import miniature
 import pytest
 import small
+from kept_results import kept_predictions
 
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import main
@@ -76,6 +77,22 @@ def test_captions(
         assert f"{len(ids)} images without captions in the data: predictions only" in printed.err
     else:
         assert "CIDEr" in json.loads(printed.out)
+
+
+@pytest.mark.parametrize("model", ["captioner", "pretrained"])
+@pytest.mark.parametrize("spec", ["nocaps:test", "coco:test2014"])
+def test_a_split_without_captions_is_predicted_without_a_submission_too(
+    spec: str, model: str, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(models / model), "--device", "cpu", "--beams", "1", "--max-new-tokens", "6"]
+    assert main(["evaluate", spec, *words, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    count = 3 if spec == "nocaps:test" else 2
+    assert json.loads(printed.out) == {"num_without_captions": count}
+    assert f"{count} images without captions in the data: predictions only" in printed.err
+    records = kept_predictions(tmp_path)
+    assert [record["references"] for record in records] == [[]] * count
+    assert all(isinstance(record["caption"], str) for record in records)
 
 
 def test_a_pretrained_model_captions_and_its_retrieval_is_left_out(
