@@ -25,16 +25,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.tables import text_table
-from openblip.checkpoints.blip2_parts import as_tower
 from openblip.core.files import write_json
 from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import Blip2, Blip2Config
-from openblip.models.language import FrozenLanguage, LanguageConfig
+from openblip.models.configs import LanguageConfig, QFormerConfig, TowerConfig, as_tower
+from openblip.models.language import FrozenLanguage
 from openblip.models.language_sizes import LANGUAGE_SIZES, language_of_size
-from openblip.models.qformer import QFormerConfig
-from openblip.models.tower import FrozenTower, TowerConfig, make_tower
-from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config
+from openblip.models.tower import FrozenTower, make_tower
+from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2
+from openblip.objectives.configs import Stage1Config
 from openblip.recipes.blip2 import VISION_TODAY
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
 from openblip.tasks.cost import GIB, RESERVE, StepCost, predicted_cost

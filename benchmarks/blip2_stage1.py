@@ -23,11 +23,12 @@ from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import Blip2, Blip2Config, best_query
+from openblip.models.configs import QFormerConfig, TowerConfig
 from openblip.models.language import FrozenLanguage
 from openblip.models.layers import KVCache
-from openblip.models.qformer import QFormerConfig
-from openblip.models.tower import TowerConfig, make_tower
-from openblip.objectives.blip2 import Blip2Stage1, Stage1Config
+from openblip.models.tower import make_tower
+from openblip.objectives.blip2 import Blip2Stage1
+from openblip.objectives.configs import Stage1Config
 from openblip.objectives.contrastive import positive_pairs, smoothed_contrastive_loss
 from openblip.objectives.language import language_loss, language_targets
 from openblip.objectives.matching import Negatives, draw_negatives, matching_loss

@@ -25,8 +25,9 @@ from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip, BlipConfig, blip_config
+from openblip.objectives.configs import ObjectiveConfig
 from openblip.objectives.matching import Negatives
-from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
+from openblip.objectives.pretraining import BlipPretraining
 
 BATCH, TOKENS = 8, 12
 ENC, DEC = 30523, 30522

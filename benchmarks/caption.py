@@ -19,8 +19,8 @@ from benchmarks.harness import Subject, compare, result_of
 from openblip.checkpoints.store import open_model
 from openblip.core.compute import choose_dtype, has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
-from openblip.generation.types import DecodeConfig
 from openblip.models.stepper import DecoderStepper
 
 BATCH, BEAMS, NEW = 4, 3, 20

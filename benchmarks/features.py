@@ -28,8 +28,8 @@ from openblip.core.text import read_text
 from openblip.data.sources import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
-from openblip.models.tower import FrozenTower, TowerConfig, make_tower
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import TowerConfig, VisionConfig
+from openblip.models.tower import FrozenTower, make_tower
 from openblip.tasks.feature_files import open_shard, shard_files
 from openblip.tasks.features import cache_features
 

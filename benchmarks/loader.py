@@ -30,12 +30,8 @@ from benchmarks.photographs import write_tars
 from benchmarks.plain_pipeline import make_loader
 from openblip.data.sources import open_source
 from openblip.data.stream import Loader
-from openblip.data.transforms import (
-    ImageTransform,
-    ImageTransformConfig,
-    evaluation_transform,
-    pretraining_transform,
-)
+from openblip.data.transform_config import ImageTransformConfig
+from openblip.data.transforms import ImageTransform, evaluation_transform, pretraining_transform
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, normalize
 
 SIZE, BATCH = 224, 32

@@ -23,8 +23,8 @@ from benchmarks.harness import THREADS, Subject, compare, result_of
 from openblip.checkpoints.store import open_model
 from openblip.core.errors import require
 from openblip.core.memory import keep_freed_memory
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
-from openblip.generation.types import DecodeConfig
 from openblip.models.layers import ImageMemory
 from openblip.models.stepper import DecoderStepper
 

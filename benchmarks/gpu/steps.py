@@ -23,12 +23,12 @@ from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip, BlipConfig, blip_config
 from openblip.models.blip2 import Blip2Config
-from openblip.models.language import FrozenLanguage, LanguageConfig
+from openblip.models.configs import LanguageConfig, QFormerConfig, TowerConfig
+from openblip.models.language import FrozenLanguage
 from openblip.models.language_sizes import language_of_size
-from openblip.models.qformer import QFormerConfig
-from openblip.models.tower import TowerConfig
-from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config
-from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
+from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2
+from openblip.objectives.configs import ObjectiveConfig, Stage1Config
+from openblip.objectives.pretraining import BlipPretraining
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
 from openblip.tasks.pairs import BlipStep, Stage1Step
 from openblip.tasks.step import PairBatch, TrainingStep

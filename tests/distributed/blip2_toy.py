@@ -21,13 +21,12 @@ from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.models.blip2 import Blip2, Blip2Config
-from openblip.models.language import FrozenLanguage, LanguageConfig
-from openblip.models.qformer import QFormerConfig
-from openblip.models.tower import TowerConfig, make_tower
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
+from openblip.models.language import FrozenLanguage
+from openblip.models.tower import make_tower
 from openblip.objectives import blip2 as objectives
-from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config, split_prefix
-from openblip.objectives.matching import DrawnFrom
+from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, split_prefix
+from openblip.objectives.configs import DrawnFrom, Stage1Config
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
 from openblip.tasks.pairs import Stage1Step
 from openblip.training import start, train

@@ -20,9 +20,10 @@ from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip, blip_config
 from openblip.objectives import pretraining
-from openblip.objectives.matching import DrawnFrom, Negatives
-from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
-from openblip.objectives.selfcritical import CaptionRewards, SelfCriticalConfig
+from openblip.objectives.configs import DrawnFrom, ObjectiveConfig, SelfCriticalConfig
+from openblip.objectives.matching import Negatives
+from openblip.objectives.pretraining import BlipPretraining
+from openblip.objectives.selfcritical import CaptionRewards
 from openblip.tasks import selfcritical
 from openblip.tasks.pairs import BlipStep
 from openblip.tasks.selfcritical import SelfCritical, SelfCriticalStep

@@ -18,7 +18,7 @@ import small_blip2  # noqa: E402
 
 from openblip.core.runtime import rank  # noqa: E402
 from openblip.data.measured import Measured  # noqa: E402
-from openblip.generation.types import DecodeConfig  # noqa: E402
+from openblip.generation.config import DecodeConfig  # noqa: E402
 from openblip.models.nlvr import BlipNlvr, NlvrConfig  # noqa: E402
 from openblip.tasks.config import RunConfig, TaskName, as_sources  # noqa: E402
 from openblip.tasks.families.blip import BlipAdapter, NlvrAdapter, VqaAdapter  # noqa: E402

@@ -14,8 +14,7 @@ from openblip.checkpoints.store import StoredModel, open_model
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import TextConfig, VisionConfig
 
 TEXTS = ["a red bus", "two dogs é", "a cat on a red chair"]
 

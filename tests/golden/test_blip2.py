@@ -19,13 +19,13 @@ from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.generation.decode import DecodeConfig, decode
 from openblip.models.blip2 import Blip2, Blip2Config, best_query
-from openblip.models.language import FrozenLanguage, LanguageConfig
+from openblip.models.configs import LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
+from openblip.models.language import FrozenLanguage
 from openblip.models.language_stepper import CausalStepper, Seq2SeqStepper
-from openblip.models.qformer import QFormerConfig
 from openblip.models.stepper import QFormerStepper
-from openblip.models.tower import TowerConfig, make_tower
-from openblip.models.vision import VisionConfig
-from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config
+from openblip.models.tower import make_tower
+from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2
+from openblip.objectives.configs import Stage1Config
 from openblip.objectives.matching import Negatives
 
 ROOT = Path(os.environ.get("OPENBLIP_GOLDEN", Path(__file__).parent))

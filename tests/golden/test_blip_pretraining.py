@@ -8,8 +8,9 @@ from golden_files import GoldenBlip
 
 from openblip.checkpoints.blip import momentum_state
 from openblip.core.tokenizer import TokenBatch
+from openblip.objectives.configs import ObjectiveConfig
 from openblip.objectives.matching import Negatives
-from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
+from openblip.objectives.pretraining import BlipPretraining
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the reference's code sums float32 in another order"""

@@ -14,8 +14,7 @@ from job_world import World, same_numbers
 from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import TextConfig, VisionConfig
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from job_commands import CommandServer
 from job_world import World
 
 from openblip import load
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.tasks.predictor import Predictor
 
 pytestmark = pytest.mark.slow

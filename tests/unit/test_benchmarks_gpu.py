@@ -22,8 +22,8 @@ from benchmarks.gpu.stages import STAGES, Stage, last_line
 from benchmarks.gpu.steps import WORKS, blip_sizes
 from benchmarks.tables import RESULTS
 from openblip.core.gpus import GPUS, gpu_of_driver, utilization
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
-from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.models.stepper import DecoderStepper
 from openblip.tasks.cost import give_storage

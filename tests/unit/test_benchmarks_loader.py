@@ -19,8 +19,8 @@ from benchmarks.harness import machine_slug
 from benchmarks.photographs import photograph, write_tars
 from benchmarks.plain_pipeline import OPERATIONS, TarPairs, clean, make_transform
 from openblip.core.errors import MissingExtra
-from openblip.data.augment import REFERENCE_OPS
-from openblip.data.transforms import clean_caption
+from openblip.data.clean import clean_caption
+from openblip.data.transform_config import REFERENCE_OPS
 
 KEYS = {
     *("case", "dtype", "ours_s", "peer_s", "ratio", "spread", "outputs_agree", "ours_peak_mb", "peer_peak_mb"),

@@ -20,8 +20,7 @@ from openblip.core.config import override
 from openblip.core.files import remove_quietly
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.vqa import BlipVqa, VqaConfig
 from openblip.recipes.catalogue import RECIPES, recipe_named, runs_table
 from openblip.recipes.papers import RUNS

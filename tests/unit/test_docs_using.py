@@ -14,8 +14,7 @@ from openblip.checkpoints import blip_store
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig, blip_config
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.vqa import BlipVqa, VqaConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -32,7 +32,7 @@ from openblip.data.sinks.tables import read_rows
 from openblip.data.sources.base import NoSamples, Source, SourceConfig
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source, source_parts
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 
 __all__ = ["CapFiltConfig", "Chunk", "Done", "Output", "Places", "Shard", "Worker", "plan"]
 

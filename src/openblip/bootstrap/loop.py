@@ -27,7 +27,7 @@ from openblip.core.config import keep_settings
 from openblip.core.errors import UserError
 from openblip.core.files import read_marker, write_json
 from openblip.data.sources.base import SourceConfig
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.tasks.config import RunConfig
 from openblip.tasks.registry import adapt
 from openblip.tasks.training import Evaluator, evaluate_model, run_training

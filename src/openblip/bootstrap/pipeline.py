@@ -28,7 +28,7 @@ from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample, Sample, stable_id
 from openblip.data.sources.base import Source
 from openblip.data.transforms import evaluation_transform
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 
 __all__ = ["Pipeline"]
 

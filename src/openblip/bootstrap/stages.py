@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from openblip.bootstrap.table import Text
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.models.layers import ImageMemory
 from openblip.tasks.protocols import Generates, Matches
 from openblip.tasks.retrieval import begin_matching, embed_texts, match_probability

@@ -19,9 +19,9 @@ from openblip.checkpoints.blip import head_rules, self_attention_rules, transfor
 from openblip.checkpoints.keymap import Rule, import_state
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip
+from openblip.models.configs import QFormerConfig, QFormerSettings, TextConfig
 from openblip.models.opening import opening
-from openblip.models.qformer import QFormer, QFormerConfig, QFormerSettings
-from openblip.models.text import TextConfig
+from openblip.models.qformer import QFormer
 
 __all__ = ["SIZES", "bert_config", "load_bert", "load_bert_into_qformer", "qformer_sizes"]
 

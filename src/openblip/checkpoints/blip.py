@@ -19,9 +19,8 @@ from openblip.checkpoints.keymap import Rule, Sizes, export_state, load_by_rules
 from openblip.checkpoints.notes import heads_of
 from openblip.core.errors import UserError
 from openblip.models.blip import TEMPERATURE, Blip, BlipConfig
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
 from openblip.models.vqa import BlipVqa, VqaConfig
 
 __all__ = [

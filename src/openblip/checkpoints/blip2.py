@@ -22,14 +22,7 @@ from openblip.checkpoints.blip import (
     shared_block_rules,
     vision_rules,
 )
-from openblip.checkpoints.blip2_parts import (
-    as_language,
-    as_tower,
-    build_blip2,
-    open_language_tokenizer,
-    open_tokenizer,
-    resize_vision,
-)
+from openblip.checkpoints.blip2_parts import build_blip2, open_language_tokenizer, open_tokenizer, resize_vision
 from openblip.checkpoints.blip2_tower import with_own_vision
 from openblip.checkpoints.keymap import Rule, Sizes, export_state, load_by_rules
 from openblip.checkpoints.notes import Notes, heads_of, read_notes, write_notes
@@ -37,11 +30,9 @@ from openblip.checkpoints.state import NOTES, Checkpoint
 from openblip.checkpoints.stored import PUBLISHED_TOKENIZER, Options, StoredModel
 from openblip.core.errors import UserError
 from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
-from openblip.models.language import LanguageConfig
+from openblip.models.configs import LanguageConfig, QFormerConfig, TowerConfig, VisionConfig, as_language, as_tower
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD
-from openblip.models.qformer import QFormerConfig
-from openblip.models.tower import TowerConfig
-from openblip.models.vision import VisionConfig, VisionEncoder
+from openblip.models.vision import VisionEncoder
 
 __all__ = ["lavis_entries", "lavis_rules", "lavis_state", "load_lavis_state", "open_lavis", "qformer_from_state"]
 

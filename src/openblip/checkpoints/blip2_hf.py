@@ -33,11 +33,9 @@ from openblip.checkpoints.stored import Options, Part, StoredModel
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
-from openblip.models.language import Chat, LanguageConfig
+from openblip.models.configs import Chat, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
 from openblip.models.language_kinds import made_of_decoders
-from openblip.models.qformer import QFormerConfig
-from openblip.models.tower import TowerConfig, make_tower
-from openblip.models.vision import VisionConfig
+from openblip.models.tower import make_tower
 
 __all__ = ["open_transformers_blip2", "write_transformers"]
 

@@ -18,13 +18,12 @@ from openblip.core.fingerprint import fingerprint
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip2 import Blip2, Blip2Config
-from openblip.models.language import FrozenLanguage, LanguageConfig, make_language
-from openblip.models.tower import FrozenTower, TowerConfig, fill_resized, make_tower
+from openblip.models.configs import LanguageConfig, TowerConfig
+from openblip.models.language import FrozenLanguage, make_language
+from openblip.models.tower import FrozenTower, fill_resized, make_tower
 from openblip.models.vision import VisionEncoder
 
 __all__ = [
-    "as_language",
-    "as_tower",
     "build_blip2",
     "fingerprints",
     "open_language",
@@ -186,26 +185,3 @@ def _frozen(part: nn.Module) -> list[tuple[str, Any]]:
     """What is compared; not quantized matrices, which are packed anew for where they are multiplied."""
     named = part.named_parameters()
     return [(name, value) for name, value in named if not value.requires_grad and value.is_floating_point()]
-
-
-def as_tower(source: str, like: TowerConfig | None = None) -> TowerConfig:
-    """A configuration of the tower `source`, with the dtype and image size of `like`.
-
-    A source may end with how many blocks to leave out: "timm:NAME@1". Digits behind the last @ are always that; a
-    file of weights whose name is digits alone is written with a folder, "timm:ARCHITECTURE@./1".
-    """
-    name, at, count = source.rpartition("@")
-    named = bool(at) and count.isdigit()
-    like = like or TowerConfig()
-    return TowerConfig(
-        source=name if named else source,
-        drop_layers=int(count) if named else None,
-        image_size=like.image_size,
-        dtype=like.dtype,
-        trained=like.trained,
-    )
-
-
-def as_language(source: str, like: LanguageConfig | None = None) -> LanguageConfig:
-    """A configuration of the language model `source`, otherwise as `like`."""
-    return replace(like or LanguageConfig(), source=source)

@@ -13,8 +13,6 @@ from typing import Any
 from openblip.checkpoints.blip2 import lavis_entries, open_lavis
 from openblip.checkpoints.blip2_hf import open_transformers_blip2, write_transformers
 from openblip.checkpoints.blip2_parts import (
-    as_language,
-    as_tower,
     build_blip2,
     fingerprints,
     open_language,
@@ -37,8 +35,7 @@ from openblip.core.config import from_dict
 from openblip.core.errors import UserError
 from openblip.models import tower_hf, tower_timm
 from openblip.models.blip2 import Blip2, Blip2Config
-from openblip.models.qformer import QFormerConfig
-from openblip.models.tower import TowerConfig
+from openblip.models.configs import QFormerConfig, TowerConfig, as_language, as_tower
 from openblip.models.tower_hf import TransformersEncoder
 from openblip.models.tower_timm import TimmEncoder
 from openblip.models.vision import VisionEncoder

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.models.blip2 import Blip2
-from openblip.models.tower import TowerConfig, make_tower
-from openblip.models.vision import VisionConfig, VisionEncoder
+from openblip.models.configs import TowerConfig, VisionConfig
+from openblip.models.tower import make_tower
+from openblip.models.vision import VisionEncoder
 
 __all__ = ["with_own_vision"]
 

@@ -26,9 +26,8 @@ from openblip.core.files import write_tensors
 from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import TEMPERATURE, BlipConfig
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.dual import DualConfig
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
 from openblip.models.vqa import VqaConfig
 
 __all__ = [

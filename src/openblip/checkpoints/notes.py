@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 from openblip.core.errors import UserError
-from openblip.models.language import Chat
-from openblip.models.qformer import QFormerConfig
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import Chat, QFormerConfig, TextConfig, VisionConfig
 
 __all__ = ["PUBLISHED_WIDTHS", "Notes", "heads_of", "read_notes", "write_notes"]
 

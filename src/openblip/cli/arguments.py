@@ -11,7 +11,7 @@ from tyro.conf import UseAppendAction, arg
 from openblip.core.errors import UserError
 
 if TYPE_CHECKING:
-    from openblip.generation.types import DecodeConfig
+    from openblip.generation.config import DecodeConfig
 
 __all__ = [
     "WHAT_IMAGES",
@@ -125,7 +125,7 @@ def decoding(beams: int | None, number: int, nucleus: float | None = None, **mor
     Raises:
         UserError: they exclude each other, or are out of range.
     """
-    from openblip.generation.types import DecodeConfig
+    from openblip.generation.config import DecodeConfig
 
     if beams is not None and beams < 1:
         raise UserError(f"--beams is {beams}; it must be at least 1")

@@ -111,7 +111,7 @@ def capfilt(
     from openblip.bootstrap.job import CapFiltConfig
     from openblip.bootstrap.run import Engine, run_capfilt
     from openblip.data.sources.open import parse_spec
-    from openblip.generation.types import DecodeConfig
+    from openblip.generation.config import DecodeConfig
 
     bounds: dict[str, Any] = {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens, "seed": seed}
     if beams:

@@ -23,7 +23,7 @@ from openblip.core.text import counted
 if TYPE_CHECKING:
     from openblip.data.measured import Measured
     from openblip.data.sources.base import SourceConfig
-    from openblip.generation.types import DecodeConfig
+    from openblip.generation.config import DecodeConfig
     from openblip.metrics.results import Result
     from openblip.tasks.config import RunConfig, TaskName
     from openblip.tasks.protocols import Adapter
@@ -196,10 +196,8 @@ def measuring_config(
     given: Mapping[str, Any],
 ) -> RunConfig:
     """What a model is measured by: as the papers measure, with what is given (not None) in its place."""
-    from openblip.tasks.answering import MAX_LENGTH
-    from openblip.tasks.config import RunConfig
+    from openblip.tasks.config import DIALOG_TOKENS, QUESTION_TOKENS, RunConfig
     from openblip.tasks.decoding import candidates_to_rerank
-    from openblip.tasks.dialog import HISTORY
 
     datasets = named_datasets(sources)
     wording, decode = decoding_of(adapter, task, datasets, prompt, **given)
@@ -210,7 +208,9 @@ def measuring_config(
         validation=sources,
         rerank_k=candidates_to_rerank(adapter.family, datasets) if rerank is None else rerank,
         prompt=wording,
-        max_length=min({"answering": MAX_LENGTH, "dialog": HISTORY}.get(task, 64), adapter.max_positions),
+        max_length=min(
+            {"answering": QUESTION_TOKENS, "dialog": DIALOG_TOKENS}.get(task, 64), adapter.max_positions
+        ),
         clean=adapter.info.get("clean", "simplify"),
         decode=decode,
     )

@@ -60,11 +60,12 @@ def cache_features(
     import sys
     from dataclasses import replace
 
-    from openblip.checkpoints.blip2_parts import as_tower, open_tower
+    from openblip.checkpoints.blip2_parts import open_tower
     from openblip.cli.progress import progress
     from openblip.core.runtime import choose_device
     from openblip.core.sharing import sharing
     from openblip.data.sources.open import open_source
+    from openblip.models.configs import as_tower
     from openblip.tasks.families.blip2 import open_blip2
     from openblip.tasks.features import Crops, FeatureJob
 

@@ -131,7 +131,7 @@ def _from_file(file: Path, data: tuple[str, ...], validation: tuple[str, ...], n
     """The configuration in `file`; what the command line names stands in place of its own."""
     from dataclasses import replace
 
-    from openblip.checkpoints.blip2_parts import as_language, as_tower
+    from openblip.models.configs import as_language, as_tower
     from openblip.tasks.config import load_run_config
 
     config = load_run_config(file, data=data, validation=validation)

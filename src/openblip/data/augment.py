@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,48 +15,10 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["COLOR_KEEPING_OPS", "MAX_MAGNITUDE", "REFERENCE_OPS", "AugmentOp", "augment"]
+from openblip.data.transform_config import MAX_MAGNITUDE, AugmentOp
 
-MAX_MAGNITUDE = 10.0
+__all__ = ["augment"]
 
-AugmentOp = Literal[
-    "identity",
-    "autocontrast",
-    "brightness",
-    "sharpness",
-    "equalize",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-]
-
-REFERENCE_OPS: tuple[AugmentOp, ...] = (
-    "identity",
-    "autocontrast",
-    "brightness",
-    "sharpness",
-    "equalize",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-)
-"""RandAugment without its colour operations (colour, contrast, posterise, solarise, invert), as published."""
-
-COLOR_KEEPING_OPS: tuple[AugmentOp, ...] = (
-    "identity",
-    "brightness",
-    "sharpness",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-)
-"""Without autocontrast and equalize too: channel by channel, these turn hues that a caption may name."""
 
 _GREY = 128
 

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from openblip.data.clean import CleanText, cleaned
 from openblip.data.images import decode_images
 from openblip.data.sample import Batch, BrokenSample, Sample, collate, name_of_image, stable_id
 from openblip.data.sources.base import Source
-from openblip.data.transforms import CleanText, cleaned
 
 __all__ = ["BatchMaker", "Reply", "Request", "TextMode", "Transform"]
 

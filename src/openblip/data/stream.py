@@ -33,11 +33,11 @@ from torch.utils.data import DataLoader
 from openblip.core.errors import UserError, first_line
 from openblip.core.interrupt import end_with_parent, starting_workers
 from openblip.data.batches import BatchMaker, Reply, Request, TextMode, Transform
+from openblip.data.clean import CleanText
 from openblip.data.images import MAX_PIXELS
 from openblip.data.order import EpochOrder, Order, Part
 from openblip.data.sample import Batch, SkipLog
 from openblip.data.sources.base import Source
-from openblip.data.transforms import CleanText
 
 __all__ = ["Loader"]
 

@@ -1,4 +1,4 @@
-"""Image and caption transforms of the papers, as pure functions of their input and a random generator.
+"""Image transforms of the papers, as pure functions of their input and a random generator.
 
 Images come in as RGB images and leave as uint8 [3, H, W]; the model normalises them on the device,
 so that a quarter of the bytes travels. Every random choice comes from the generator that is passed in: the
@@ -11,9 +11,6 @@ to it within a grey level or so (a test says how much).
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,61 +18,19 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from openblip.data.augment import COLOR_KEEPING_OPS, MAX_MAGNITUDE, REFERENCE_OPS, AugmentOp, augment
+from openblip.data.augment import augment
+from openblip.data.transform_config import ImageTransformConfig
 
 __all__ = [
-    "COLOR_KEEPING_OPS",
-    "REFERENCE_OPS",
-    "CleanText",
     "ImageTransform",
-    "ImageTransformConfig",
-    "clean_caption",
-    "clean_question",
-    "cleaned",
     "evaluation_transform",
     "finetuning_transform",
     "pretraining_transform",
 ]
 
-CleanText = Literal["simplify", "spaces", "none"]
-"""As `clean_caption`, only spaces made single, or as it was written."""
 
 _ASPECT = (3 / 4, 4 / 3)
 _CROP_TRIES = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTransformConfig:
-    """How a decoded image gets the model's size."""
-
-    image_size: int | tuple[int, int] = 224
-    """Height and width in pixels; one number for squares."""
-    crop_scale: tuple[float, float] | None = (0.2, 1.0)
-    """Range of the random crop's share of the area (aspect 3/4 to 4/3); None resizes the whole image."""
-    flip: bool = True
-    """Mirror half of the images; switch off where captions speak of left and right."""
-    ops: tuple[AugmentOp, ...] = REFERENCE_OPS
-    """What RandAugment draws from; empty for none."""
-    num_ops: int = 2
-    """Operations applied in a row to each image."""
-    magnitude: float = 5.0
-    """Strength of the operations, 0 to 10."""
-
-    def __post_init__(self) -> None:
-        if min(self.pixels) < 1:
-            raise ValueError(f"image_size must be at least 1, not {self.image_size}")
-        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale must rise within 0 to 1, as (0.2, 1.0) does, not {self.crop_scale}")
-        if not 0 <= self.magnitude <= MAX_MAGNITUDE:
-            raise ValueError(f"magnitude must lie between 0 and 10, not {self.magnitude}")
-        if self.num_ops < 0:
-            raise ValueError(f"num_ops cannot be negative, and is {self.num_ops}")
-
-    @property
-    def pixels(self) -> tuple[int, int]:
-        """Height and width of what comes out."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
 
 
 def pretraining_transform(image_size: int = 224) -> ImageTransform:
@@ -156,33 +111,3 @@ def _resize(image: Image.Image, box: tuple[int, int, int, int] | None, size: tup
         return pixels.permute(2, 0, 1)
     channels_last = pixels.permute(2, 0, 1)[None]  # a view; the fast filter reads this layout
     return functional.interpolate(channels_last, size, mode="bicubic", antialias=True)[0]
-
-
-_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
-
-
-def clean_caption(text: str, max_words: int | None = 30, *, simplify: bool = True) -> str:
-    """Return a caption as the reference feeds it: lower case, little punctuation, at most `max_words` words.
-
-    Args:
-        simplify: False keeps case and punctuation (other languages, cased vocabularies) and only makes
-            spaces single.
-    """
-    if simplify:
-        text = _PUNCTUATION.sub(" ", text.lower())
-    words = text.split()
-    return " ".join(words if max_words is None else words[:max_words])
-
-
-def cleaned(text: str, clean: CleanText, max_words: int | None = None) -> str:
-    """A text as training reads it, "" where it has no word; "none" leaves it as it was written, words uncounted."""
-    if clean == "none":
-        return text if text.strip() else ""
-    return clean_caption(text, max_words, simplify=clean == "simplify")
-
-
-def clean_question(text: str, max_words: int | None = 50, *, simplify: bool = True) -> str:
-    """As `clean_caption`, for questions: the reference drops punctuation there, and blanks it in captions."""
-    if simplify:
-        text = _PUNCTUATION.sub("", text.lower())
-    return clean_caption(text, max_words, simplify=False)

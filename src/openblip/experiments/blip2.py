@@ -22,7 +22,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from openblip.checkpoints.blip2_parts import as_language, open_language, open_language_tokenizer
+from openblip.checkpoints.blip2_parts import open_language, open_language_tokenizer
 from openblip.core.config import keep_settings
 from openblip.core.files import read_jsonl
 from openblip.data.sources.base import SourceConfig
@@ -33,8 +33,8 @@ from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about, 
 from openblip.experiments.presets import LEARNING_RATE, scene_blip
 from openblip.experiments.results import Metrics, Tables, result_of
 from openblip.experiments.stages import once, trained
-from openblip.models.qformer import QFormerSettings
-from openblip.objectives.blip2 import Stage1Config
+from openblip.models.configs import QFormerSettings, as_language
+from openblip.objectives.configs import Stage1Config
 from openblip.recipes.small import SHORT_STAGE1
 from openblip.tasks.config import RunConfig
 from openblip.tasks.families.blip2 import open_blip2

@@ -32,7 +32,7 @@ from openblip.experiments.judges.capfilt_rows import judge_rows
 from openblip.experiments.presets import LEARNING_RATE, scene_blip
 from openblip.experiments.results import Metrics, Tables, kept, result_of
 from openblip.experiments.stages import once
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.tasks.config import RunConfig
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.registry import adapt

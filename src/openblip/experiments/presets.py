@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from openblip.data.sources.base import SourceConfig
-from openblip.data.transforms import ImageTransformConfig
+from openblip.data.transform_config import ImageTransformConfig
 from openblip.recipes.small import small_pretrain
 from openblip.tasks.config import RunConfig
 from openblip.training.config import TrainConfig, within

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openblip.generation.config import DecodeConfig
 from openblip.generation.rules import History, apply_rules
-from openblip.generation.types import DecodeConfig, Decoded, Stepper
+from openblip.generation.types import Decoded, Stepper
 
 __all__ = ["beam_search"]
 

@@ -25,8 +25,9 @@ from torch import Tensor
 from openblip.core.errors import UserError
 from openblip.generation import rules
 from openblip.generation.beam import beam_search
+from openblip.generation.config import DecodeConfig
 from openblip.generation.rules import History
-from openblip.generation.types import DecodeConfig, Decoded, Stepper, Watch
+from openblip.generation.types import Decoded, Stepper, Watch
 
 __all__ = ["DecodeConfig", "Decoded", "Stepper", "decode"]
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
-from openblip.generation.types import DecodeConfig, Decoded, Stepper, Watch
+from openblip.generation.types import Decoded, Stepper, Watch
 from openblip.models.language import FrozenLanguage
 from openblip.models.language_stepper import CausalStepper, Seq2SeqStepper
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 
 __all__ = [
     "History",

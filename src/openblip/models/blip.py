@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError, nearest
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.layers import ImageMemory
 from openblip.models.pixels import over_frames
 from openblip.models.recompute import recompute
-from openblip.models.text import TextConfig, TextDecoder, TextTransformer
-from openblip.models.vision import VisionConfig, VisionEncoder
+from openblip.models.text import TextDecoder, TextTransformer
+from openblip.models.vision import VisionEncoder
 
 __all__ = ["SIZES", "TEMPERATURE", "Blip", "BlipConfig", "blip_config"]
 

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError
-from openblip.models.language import FrozenLanguage, LanguageConfig
+from openblip.models.configs import LanguageConfig, QFormerConfig, TowerConfig
+from openblip.models.language import FrozenLanguage
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.pixels import over_frames
-from openblip.models.qformer import QFormer, QFormerConfig
+from openblip.models.qformer import QFormer
 from openblip.models.recompute import recompute
-from openblip.models.tower import FrozenTower, TowerConfig
+from openblip.models.tower import FrozenTower
 from openblip.models.tower_parts import block_list
 
 __all__ = ["TEMPERATURE", "Blip2", "Blip2Config", "best_query"]

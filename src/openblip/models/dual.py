@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.layers import ImageMemory
 from openblip.models.pixels import over_frames
-from openblip.models.text import TextConfig, TextTransformer, init_bert
-from openblip.models.vision import VisionConfig, VisionEncoder
+from openblip.models.text import TextTransformer, init_bert
+from openblip.models.vision import VisionEncoder
 
 __all__ = ["BlipDual", "DualConfig"]
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError, first_line, require
 from openblip.core.places import gguf_file, wrong_place
+from openblip.models.configs import LanguageConfig
 from openblip.models.language_kinds import (
     OTHER_DECODERS,
     can_step,
@@ -35,45 +36,10 @@ from openblip.models.opening import without_bars
 from openblip.models.products import use_onednn
 from openblip.models.recompute import first_blocks
 
-__all__ = ["Chat", "FrozenLanguage", "LanguageConfig", "make_language"]
+__all__ = ["FrozenLanguage", "make_language"]
 
 _CACHES = {"cache", "past_key_values"}
 """how transformers names what a decoder has read"""
-
-
-Chat = Literal["auto", "yes", "no"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LanguageConfig:
-    """Which frozen language model."""
-
-    source: str = "facebook/opt-2.7b"
-    """a transformers folder or hub name; a decoder or an encoder-decoder. With the name of a GGUF file in it
-    ("folder/model.gguf", by the extra "gguf"), that one, its matrices in `dtype`"""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """that it is kept and computes in; "auto" becomes bfloat16 where that is native, else float32, when the model
-    is opened"""
-    quantize: Literal["none", "8bit", "4bit"] = "none"
-    """keep its blocks' matrices quantized, by bitsandbytes (the extra "quantize"): LLM.int8() or NF4; `dtype`
-    is what the rest is kept in, and what NF4 computes in"""
-    lora_rank: int = 0
-    """above 0: train low-rank matrices beside its projections (by the extra "lora")"""
-    lora_alpha: float = 16.0
-    lora_targets: tuple[str, ...] = ()
-    """the projections that LoRA goes to, as ("q_proj", "v_proj"); () are those that peft names for its kind"""
-    bos: Literal["auto", "first", "none"] = "auto"
-    """where a text's [BOS] stands: before the soft prompts ("first"), or after them with the text ("none", as in
-    published models); "auto" is settled by `FrozenLanguage.settle_bos` when stage 2 starts, "none" till then"""
-    chat: Chat = "auto"
-    """whether prompts stand in the user's turn of its tokenizer's chat template, after the soft prompts; "auto":
-    for questions, where there is a template and the model was not trained with a prompt of its own"""
-    end: str = ""
-    """text that ends what it writes; "" is its end token ("\\n" for the published OPT models)"""
-
-    def __post_init__(self) -> None:
-        if self.lora_rank < 0:
-            raise UserError(f"lora_rank cannot be {self.lora_rank}; 0 is no LoRA")
 
 
 class FrozenLanguage(nn.Module):

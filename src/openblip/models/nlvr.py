@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.layers import ImageMemory, PairCrossAttention
 from openblip.models.recompute import recompute
-from openblip.models.text import TextConfig, TextTransformer, init_bert
-from openblip.models.vision import VisionConfig, VisionEncoder
+from openblip.models.text import TextTransformer, init_bert
+from openblip.models.vision import VisionEncoder
 
 __all__ = ["BlipNlvr", "NlvrConfig"]
 

@@ -16,7 +16,6 @@ Shapes: B images, R text rows (a multiple of B where rows read images), Q querie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -24,94 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError
+from openblip.models.configs import QFormerConfig
 from openblip.models.dropout import apply_dropout
 from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention, scale_narrow
-from openblip.models.text import LanguageHead, TextConfig, init_bert
+from openblip.models.text import LanguageHead, init_bert
 
-__all__ = ["QFORMERS", "QFormer", "QFormerConfig", "QFormerSettings", "qformer_mask"]
+__all__ = ["QFormer", "qformer_mask"]
 
 Read = tuple[Tensor, Tensor, Tensor | None]
 Past = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class QFormerConfig:
-    """Sizes of the Q-Former; the defaults are the paper's, over ViT-g/14."""
-
-    num_queries: int = 32
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    inner_width: int = 3072
-    """Width of the feed-forward layers."""
-    cross_attention_every: int = 2
-    """The first of every so many layers reads the image."""
-    memory_width: int = 1408
-    """Width of the frozen encoder's features."""
-    vocab_size: int | None = 30523
-    """BERT's 30,522 pieces and [DEC]; None builds no text side, as in published stage-2 models."""
-    writes: bool = True
-    """Whether the Q-Former has the language head of ITG."""
-    max_positions: int = 512
-    dropout: float = 0.1
-    layer_norm_eps: float = 1e-12
-    pad_id: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("width", "depth", "num_heads", "inner_width"):
-            if (size := getattr(self, name)) < 1:
-                raise UserError(f"{name} of the Q-Former must be at least 1, not {size}")
-        if self.width % self.num_heads:
-            raise UserError(f"the Q-Former's width {self.width} is not a multiple of {self.num_heads} heads")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout of the Q-Former must be from 0 to below 1, not {self.dropout}")
-        if self.vocab_size is not None and not (0 <= self.pad_id < self.vocab_size and self.max_positions > 0):
-            raise UserError(
-                f"the Q-Former's texts need a vocabulary with pad_id in it and positions, not vocab_size "
-                f"{self.vocab_size}, pad_id {self.pad_id} and max_positions {self.max_positions}"
-            )
-        if self.num_queries < 1 or self.cross_attention_every < 1:
-            raise UserError("the Q-Former needs at least one query and a layer that reads the image")
-
-    @property
-    def text(self) -> TextConfig:
-        """Its text side, in the words of the text transformer."""
-        assert self.vocab_size is not None
-        return TextConfig(
-            vocab_size=self.vocab_size,
-            width=self.width,
-            num_heads=self.num_heads,
-            max_positions=self.max_positions,
-            layer_norm_eps=self.layer_norm_eps,
-            pad_id=self.pad_id,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class QFormerSettings:
-    """What a run sets of a Q-Former that it trains from scratch.
-
-    None takes the value of the BERT that the Q-Former starts from, or else of its size in `QFORMERS`. Tower and
-    tokenizer give the widths of features and vocabulary.
-    """
-
-    num_queries: int | None = None
-    width: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    inner_width: int | None = None
-    cross_attention_every: int | None = None
-    max_positions: int | None = None
-    dropout: float | None = None
-    layer_norm_eps: float | None = None
-
-
-QFORMERS: dict[str, QFormerConfig] = {
-    "base": QFormerConfig(),
-    "micro": QFormerConfig(num_queries=16, width=256, depth=4, num_heads=4, inner_width=1024, max_positions=128),
-    "nano": QFormerConfig(num_queries=8, width=64, depth=2, num_heads=2, inner_width=128, max_positions=64),
-}
-"""The paper's Q-Former, and two for few images and no GPU."""
 
 
 def qformer_mask(kind: Literal["itc", "itm", "itg"], num_queries: int, text_mask: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ Shapes: R text rows, T tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -18,41 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError
+from openblip.models.configs import TextConfig
 from openblip.models.dropout import apply_dropout
 from openblip.models.layers import CrossAttention, FeedForward, ImageMemory, KVCache, SelfAttention, scale_narrow
 from openblip.models.products import Linear, linear
 
-__all__ = ["LanguageHead", "TextConfig", "TextDecoder", "TextEmbeddings", "TextTransformer"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """Sizes of the text transformer; the defaults are BERT-base's."""
-
-    vocab_size: int = 30524
-    """BERT's 30,522 pieces, [DEC] and [ENC]."""
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    inner_width: int = 3072
-    """Width of the feed-forward layers."""
-    max_positions: int = 512
-    memory_width: int | None = 768
-    """Width of what cross-attention reads (the vision width); None builds no cross-attention."""
-    dropout: float = 0.1
-    layer_norm_eps: float = 1e-12
-    pad_id: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "depth", "num_heads", "inner_width", "max_positions"):
-            if (size := getattr(self, name)) < 1:
-                raise UserError(f"{name} of the text transformer must be at least 1, not {size}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be from 0 to below 1, not {self.dropout}")
-        if not 0 <= self.pad_id < self.vocab_size:
-            raise UserError(f"pad_id must be an id of the {self.vocab_size} in the vocabulary, not {self.pad_id}")
-        if self.width % self.num_heads:
-            raise UserError(f"text width {self.width} is not a multiple of {self.num_heads} heads")
+__all__ = ["LanguageHead", "TextDecoder", "TextEmbeddings", "TextTransformer"]
 
 
 class TextEmbeddings(nn.Module):

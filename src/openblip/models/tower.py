@@ -10,85 +10,24 @@ Shapes: B images, N tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openblip.core.compute import DTYPES, frozen_dtype
-from openblip.core.errors import UserError
+from openblip.models.configs import TowerConfig
 from openblip.models.pixels import normalize
 from openblip.models.products import use_onednn
 from openblip.models.tower_hf import transformers_encoder
 from openblip.models.tower_parts import Encoder, block_list, drop_last_blocks
 from openblip.models.tower_timm import TimmEncoder, timm_encoder
-from openblip.models.vision import VisionConfig, VisionEncoder, interpolate_positions
+from openblip.models.vision import VisionEncoder, interpolate_positions
 
-__all__ = ["FrozenTower", "TowerConfig", "fill_resized", "make_tower"]
+__all__ = ["FrozenTower", "fill_resized", "make_tower"]
 
 _TABLE = "vit.pos_embed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TowerConfig:
-    """Which frozen vision tower; the default is the paper's EVA-CLIP ViT-g/14 without its last block."""
-
-    source: str = "timm:eva_giant_patch14_clip_224"
-    """timm:NAME (or timm:local-dir:FOLDER, timm:ARCHITECTURE@FILE), hf:NAME (a vision model of transformers, by hub
-    name or folder), openblip:FOLDER (the vision tower of a BLIP model of ours), or "own": `own` gives the sizes and
-    the model's file holds the weights."""
-    drop_layers: int | None = None
-    """Blocks left out at the end; with 0 the tower's final norm stays. None is 1 for a transformer of timm or
-    transformers, as in the paper, and 0 for any other tower."""
-    image_size: int | None = None
-    """Side of the images in pixels; None is that of the tower's own preprocessor."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """The dtype in which a frozen tower is kept and computes; "auto" becomes bfloat16 where that is native, else
-    float32, when the tower is built."""
-    trained: bool = False
-    """Whether the tower is fine-tuned with the rest, in float32, in place of frozen."""
-    own: VisionConfig | None = None
-    """Sizes of the tower where `source` is "own"."""
-
-    def __post_init__(self) -> None:
-        kind = self.source.partition(":")[0]
-        if kind not in ("timm", "hf", "openblip", "own"):
-            raise UserError(
-                f'a vision tower comes from timm:NAME, hf:NAME or openblip:FOLDER; "{self.source}" is none of these'
-            )
-        if (kind == "own") != (self.own is not None):
-            raise UserError('the vision tower\'s sizes (own) go with source = "own" and with no other')
-        if self.image_size is not None and self.image_size < 1:
-            raise UserError(f"image_size is the side of images in pixels and cannot be {self.image_size}")
-        if self.drop_layers is not None and self.drop_layers < 0:
-            raise UserError(f"drop_layers counts blocks and cannot be {self.drop_layers}")
-
-    @property
-    def kind(self) -> str:
-        """timm, hf, openblip or own."""
-        return self.source.partition(":")[0]
-
-    @property
-    def name(self) -> str:
-        """What stands behind the kind."""
-        return self.source.partition(":")[2]
-
-    def at(self, image_size: int) -> TowerConfig:
-        """The same tower for images of another side in pixels."""
-        if self.own is not None:
-            return replace(self, own=replace(self.own, image_size=image_size))
-        return replace(self, image_size=image_size)
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """`source` in two: up to where it names a path or a hub name, and that; timm's own names have none."""
-        if self.kind == "timm":
-            before, mark, path = self.source.partition("timm:local-dir:")
-            if not mark and not self.name.startswith("hf-hub:"):
-                before, mark, path = self.source.partition("@")
-            return (before + mark, path) if mark else (self.source, "")
-        return f"{self.kind}:", self.name
 
 
 class FrozenTower(nn.Module):

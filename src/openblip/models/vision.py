@@ -7,9 +7,8 @@ tower from a pretrained one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -21,76 +20,16 @@ from torch import Tensor, nn
 
 from openblip.core.compute import uses_fused_attention
 from openblip.core.errors import UserError, first_line
+from openblip.models.configs import VisionConfig
 from openblip.models.layers import scale_narrow
 from openblip.models.pixels import normalize
 from openblip.models.products import use_onednn
 
-__all__ = ["VisionConfig", "VisionEncoder", "interpolate_positions", "timm_vit"]
+__all__ = ["VisionEncoder", "interpolate_positions", "timm_vit"]
 
 
 PLACE_SCALE = 0.5
 """of a conv stem's first position embeddings; timm draws those of a patch stem with a standard deviation of 0.02"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionConfig:
-    """Sizes of the vision tower; the defaults are ViT-B/16's."""
-
-    image_size: int | tuple[int, int] = 224
-    """Height and width in pixels; one number for squares."""
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    stem: Literal["patch", "conv"] = "patch"
-    """"patch" is one strided convolution, as in the papers; "conv" is a stack of 3x3 convolutions, which learns
-    faster from few images (Xiao et al. 2021, arXiv 2106.14881)."""
-    drop_path: float = 0.0
-    layer_norm_eps: float = 1e-6
-    """Epsilon of the LayerNorms, as in the original repository; transformers' BLIP computes with 1e-5 by
-    default."""
-    final_norm: bool = True
-    """Whether the tower ends with a LayerNorm; False where another norm follows, as after BLIP-2's frozen
-    towers."""
-    registers: int = 0
-    """Tokens between [CLS] and the patches that hold no part of the image and are left out of what the tower gives:
-    DINOv2's registers (Darcet et al. 2023, arXiv 2309.16588), the distillation token of a DeiT."""
-    pretrained: str | None = None
-    """The source that the weights were taken from when training started: timm:NAME or hf:NAME."""
-
-    def __post_init__(self) -> None:
-        patch = self.patch_size
-        for name in ("patch_size", "width", "num_heads"):
-            if (size := getattr(self, name)) < 1:
-                raise UserError(f"{name} of the vision tower must be at least 1, not {size}")
-        for name in ("depth", "registers"):
-            if (number := getattr(self, name)) < 0:
-                raise UserError(f"{name} of the vision tower cannot be {number}")
-        if self.stem == "conv":
-            if patch & (patch - 1):
-                raise UserError(f"the conv stem needs a patch size that is a power of 2, not {patch}")
-            if self.width % 4:
-                raise UserError(f"the conv stem needs a width that is a multiple of 4, not {self.width}")
-        if wrong := [side for side in self.pixels if side % patch or side < patch]:
-            below, above = wrong[0] // patch * patch, max(wrong[0] // patch + 1, 1) * patch
-            raise UserError(
-                f"image size {self.image_size} is not a multiple of the patch size {patch}: "
-                f"take {f'{below} or ' if below > 0 else ''}{above}"
-            )
-        if self.width % self.num_heads:
-            raise UserError(f"vision width {self.width} is not a multiple of {self.num_heads} heads")
-
-    @property
-    def pixels(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.pixels[0] // self.patch_size, self.pixels[1] // self.patch_size
 
 
 class ConvStem(nn.Module):

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.layers import ImageMemory
 from openblip.models.pixels import over_frames
 from openblip.models.recompute import recompute
-from openblip.models.text import TextConfig, TextDecoder, TextTransformer
-from openblip.models.vision import VisionConfig, VisionEncoder
+from openblip.models.text import TextDecoder, TextTransformer
+from openblip.models.vision import VisionEncoder
 
 __all__ = ["BlipVqa", "VqaConfig"]
 

@@ -10,63 +10,20 @@ Shapes: B pairs of this rank, Q queries, T text tokens, E joint width, V vocabul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from openblip.core.errors import UserError, nearest
 from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.runtime import gather, rank, world_size
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import Blip2, best_query
 from openblip.models.layers import KVCache
+from openblip.objectives.configs import Stage1Config
 from openblip.objectives.contrastive import positive_pairs, smoothed_contrastive_loss
 from openblip.objectives.language import language_loss, language_targets, token_loss
-from openblip.objectives.matching import AllRanks, DrawnFrom, Negatives, draw_negatives, match_pairs
+from openblip.objectives.matching import AllRanks, Negatives, draw_negatives, match_pairs
 
-__all__ = ["OBJECTIVES", "Blip2Stage1", "Blip2Stage2", "Stage1Config", "pairs_read", "split_prefix"]
-
-OBJECTIVES = ("itc", "itm", "itg")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage1Config:
-    """What stage 1 trains on; the defaults are the paper's."""
-
-    objectives: tuple[str, ...] = OBJECTIVES
-    """Any of "itc", "itm", "itg"; "itm" draws its negatives from ITC's similarities and needs it."""
-    label_smoothing: float = 0.1
-    """Label smoothing of ITC and ITG."""
-    use_image_ids: bool = False
-    """Whether captions of one image are positives of each other and never negatives (fine-tuning for retrieval)."""
-    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Weights of ITC, ITM and ITG in the sum."""
-    hard_share: float = 1.0
-    """Fraction of ITM's negatives drawn by similarity; the paper draws all. The rest is drawn uniformly."""
-    itm_share: float = 1.0
-    """Fraction of a batch's pairs that ITM reads, with negatives from the whole batch; the paper reads all.
-    ITM reads three rows of queries and text for a pair, ITC and ITG read one each."""
-    itg_share: float = 1.0
-    """Fraction of a batch's pairs that ITG reads; the paper reads all. With small shares of ITM and ITG a larger
-    batch of ITC takes the same time."""
-    negatives: DrawnFrom = "rank"
-    """Whose pairs ITM draws its negatives from: the own "rank"'s, or "all" ranks' as LAVIS does, which gathers the
-    tower's features (257 tokens of 1,408 numbers for each image of ViT-g) and projects B images more."""
-
-    def __post_init__(self) -> None:
-        for name in self.objectives:
-            if name not in OBJECTIVES:
-                raise UserError(f'unknown objective "{name}"{nearest(name, OBJECTIVES)}')
-        if "itm" in self.objectives and "itc" not in self.objectives:
-            raise UserError('the objective "itm" draws its negatives from "itc": name both')
-        if not self.objectives:
-            raise UserError('no objective is named: choose from "itc", "itm", "itg"')
-        if not 0 <= self.hard_share <= 1:
-            raise UserError(f"hard_share is a share between 0 and 1, not {self.hard_share}")
-        for name in ("itm_share", "itg_share"):
-            if not 0 < (share := getattr(self, name)) <= 1:
-                raise UserError(f"{name} is a share above 0 and at most 1, not {share}")
+__all__ = ["Blip2Stage1", "Blip2Stage2", "pairs_read", "split_prefix"]
 
 
 def pairs_read(batch: int, share: float) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -18,19 +17,9 @@ from torch import Tensor
 from openblip.core.runtime import average, gather, gather_with_gradient, rank
 from openblip.models.layers import ImageMemory
 
-__all__ = [
-    "AllRanks",
-    "DrawnFrom",
-    "Negatives",
-    "draw_negatives",
-    "match_pairs",
-    "matching_loss",
-    "negative_weights",
-]
+__all__ = ["AllRanks", "Negatives", "draw_negatives", "match_pairs", "matching_loss", "negative_weights"]
 
 Match = Callable[[Tensor, Tensor, ImageMemory], Tensor]
-DrawnFrom = Literal["rank", "all"]
-"""negatives come from the pairs of the own rank, or from those of all ranks"""
 
 
 @dataclass(frozen=True)

@@ -14,75 +14,20 @@ the ranks' losses is the mean over all rows (ITC, ITM) and, with `num_tokens`, o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from openblip.core.errors import UserError, nearest
 from openblip.core.runtime import gather, rank, world_size
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
+from openblip.objectives.configs import ObjectiveConfig
 from openblip.objectives.contrastive import SoftTargets, contrastive_loss, positive_pairs
 from openblip.objectives.language import language_loss, language_targets
-from openblip.objectives.matching import AllRanks, DrawnFrom, Negatives, draw_negatives, match_pairs
+from openblip.objectives.matching import AllRanks, Negatives, draw_negatives, match_pairs
 from openblip.objectives.momentum import FeatureQueue, MomentumCopy
 
-__all__ = ["BlipPretraining", "ObjectiveConfig"]
-
-OBJECTIVES = ("itc", "itm", "lm")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """What a BLIP model is trained on; the defaults are the paper's pre-training."""
-
-    objectives: tuple[str, ...] = OBJECTIVES
-    """Any of "itc", "itm", "lm"; "itm" draws its negatives from ITC's similarities and needs it."""
-    queue_size: int = 57600
-    """Momentum features kept of each modality."""
-    momentum: float = 0.995
-    """Momentum of the copies whose features ITC compares with. 0 compares with the model's own features, without
-    copies and without their forward pass, which short runs without a queue do not need."""
-    alpha: float = 0.4
-    """Weight of the momentum model's similarities in ITC's targets."""
-    alpha_ramp_epochs: float = 1.0
-    """Epochs over which alpha grows linearly from 0."""
-    temperature_min: float = 0.001
-    temperature_max: float = 0.5
-    label_smoothing: float = 0.1
-    """Label smoothing of LM."""
-    use_image_ids: bool = False
-    """Whether captions of one image are positives of each other and never negatives (fine-tuning for retrieval)."""
-    hard_share: float = 1.0
-    """Fraction of ITM's negatives drawn by similarity; the papers draw all. Below 1 the rest is drawn uniformly,
-    which moves ITM's threshold to where texts of any other image are distinguished (a filter), not only the most
-    similar."""
-    negatives: DrawnFrom = "rank"
-    """Whose pairs ITM draws its negatives from: "rank" as in pre-training, or "all" ranks' as the reference does in
-    fine-tuning for retrieval on COCO, at the cost of gathering the image features and projecting B images more."""
-    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Weights of ITC, ITM and LM in the sum."""
-
-    def __post_init__(self) -> None:
-        for name in self.objectives:
-            if name not in OBJECTIVES:
-                raise UserError(f'unknown objective "{name}"{nearest(name, OBJECTIVES)}')
-        if "itm" in self.objectives and "itc" not in self.objectives:
-            raise UserError('the objective "itm" draws its negatives from "itc": name both')
-        if not self.objectives:
-            raise UserError('no objective is named: choose from "itc", "itm", "lm"')
-        if not 0 <= self.hard_share <= 1:
-            raise UserError(f"hard_share is a share between 0 and 1, not {self.hard_share}")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"momentum lies between 0 and 1, not at {self.momentum}")
-        if self.momentum == 0 and (self.queue_size or self.alpha):
-            raise UserError(
-                "momentum = 0 keeps no copies for a queue or for soft targets: set queue_size = 0 and alpha = 0"
-            )
-        if self.queue_size < 0:
-            raise UserError(f"queue_size cannot be {self.queue_size}: it counts features")
+__all__ = ["BlipPretraining"]
 
 
 class BlipPretraining(nn.Module):

@@ -12,37 +12,16 @@ Shapes: B images, K samples of each.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
-from openblip.core.errors import UserError
 from openblip.core.runtime import average
 from openblip.metrics.caption import CiderD
 from openblip.metrics.words import split_words
 
-__all__ = ["CaptionRewards", "SelfCriticalConfig", "advantages", "self_critical_loss"]
+__all__ = ["CaptionRewards", "advantages", "self_critical_loss"]
 
 _END = "</s>"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfCriticalConfig:
-    """Training a captioner with CIDEr-D as reward."""
-
-    samples: int = 0
-    """Captions sampled for each image; 0 trains by likelihood (LM). 5 is usual."""
-    baseline: Literal["samples", "greedy"] = "samples"
-    """What an image's reward is compared with: the mean of its other samples, or the greedy caption."""
-    max_new_tokens: int = 20
-    """Most tokens of a sampled caption, the end token included."""
-
-    def __post_init__(self) -> None:
-        if self.samples < 0 or self.max_new_tokens < 1:
-            raise UserError("scst.samples cannot be negative, and scst.max_new_tokens must be at least 1")
-        if self.samples == 1 and self.baseline == "samples":
-            raise UserError('scst.samples = 1 leaves no other sample to compare with; set scst.baseline = "greedy"')
 
 
 class CaptionRewards:

@@ -14,12 +14,10 @@ from typing import Any
 
 from openblip.core.config import read_table
 from openblip.data.sources.base import SourceConfig
-from openblip.data.transforms import ImageTransformConfig
-from openblip.generation.types import DecodeConfig
-from openblip.objectives.pretraining import ObjectiveConfig
-from openblip.tasks.answering import MAX_LENGTH
-from openblip.tasks.config import RunConfig, TaskName, as_sources
-from openblip.tasks.dialog import HISTORY
+from openblip.data.transform_config import ImageTransformConfig
+from openblip.generation.config import DecodeConfig
+from openblip.objectives.configs import ObjectiveConfig
+from openblip.tasks.config import DIALOG_TOKENS, QUESTION_TOKENS, RunConfig, TaskName, as_sources
 from openblip.training.config import TrainConfig
 
 __all__ = [
@@ -172,7 +170,7 @@ def vqa_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str, ..
         learning_rate=2e-5,
         monitor="accuracy_generated",
         batch_size=16,
-        max_length=MAX_LENGTH,
+        max_length=QUESTION_TOKENS,
         decode=ANSWERS,
     )
 
@@ -215,7 +213,7 @@ def dialog_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str,
         learning_rate=2e-5,
         monitor="mean_reciprocal_rank",
         batch_size=16,
-        max_length=HISTORY,
+        max_length=DIALOG_TOKENS,
     )
 
 

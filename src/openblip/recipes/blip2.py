@@ -8,14 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from openblip.checkpoints.blip2_parts import as_language, as_tower
-from openblip.data.transforms import ImageTransformConfig
-from openblip.generation.types import DecodeConfig
-from openblip.models.tower import TowerConfig
-from openblip.objectives.blip2 import Stage1Config
+from openblip.data.transform_config import ImageTransformConfig
+from openblip.generation.config import DecodeConfig
+from openblip.models.configs import TowerConfig, as_language, as_tower
+from openblip.objectives.configs import Stage1Config
 from openblip.recipes.blip import one_text_each
-from openblip.tasks.config import RunConfig, TaskName, as_sources
-from openblip.tasks.families.blip2 import PROMPT
+from openblip.tasks.config import CAPTION_PROMPT, RunConfig, TaskName, as_sources
 from openblip.training.config import TrainConfig
 
 __all__ = [
@@ -177,7 +175,7 @@ def _finetune(
 def blip2_caption(data: tuple[str, ...], *, model: str, validation: tuple[str, ...] = ()) -> RunConfig:
     """Fine-tune a model of stage 2 for captions at 364 px: prompt "a photo of", the tower trained too, 5 epochs."""
     decode = DecodeConfig(num_beams=5, min_new_tokens=8, max_new_tokens=30)
-    return _finetune("captioning", data, model, validation, "CIDEr", prompt=PROMPT, decode=decode)
+    return _finetune("captioning", data, model, validation, "CIDEr", prompt=CAPTION_PROMPT, decode=decode)
 
 
 def blip2_vqa(

@@ -8,17 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from openblip.checkpoints.blip2_parts import as_language, as_tower
-from openblip.data.transforms import ImageTransformConfig
-from openblip.generation.types import DecodeConfig
-from openblip.objectives.blip2 import Stage1Config
-from openblip.objectives.pretraining import ObjectiveConfig
+from openblip.data.transform_config import ImageTransformConfig
+from openblip.generation.config import DecodeConfig
+from openblip.models.configs import as_language, as_tower
+from openblip.objectives.configs import ObjectiveConfig, Stage1Config
 from openblip.recipes.blip import ANSWERS
 from openblip.recipes.blip2 import LANGUAGE, VISION
-from openblip.tasks.answering import MAX_LENGTH
-from openblip.tasks.config import AnsweringConfig, RunConfig, as_sources
-from openblip.tasks.dialog import HISTORY
-from openblip.tasks.families.blip import FROM_PARTS
+from openblip.tasks.config import DIALOG_TOKENS, FROM_PARTS, QUESTION_TOKENS, AnsweringConfig, RunConfig, as_sources
 from openblip.training.config import TrainConfig
 
 __all__ = [
@@ -115,7 +111,7 @@ def small_vqa(
         validation_samples=200,
         model=model,
         transform=_WHOLE,
-        max_length=MAX_LENGTH,
+        max_length=QUESTION_TOKENS,
         answering=AnsweringConfig(label_smoothing=0.0),
         train=replace(train, monitor="accuracy_generated" if validation else None),
         decode=ANSWERS,
@@ -139,7 +135,7 @@ def small_dialog(
         model=model,
         transform=_WHOLE,
         batch_size=8,
-        max_length=HISTORY,
+        max_length=DIALOG_TOKENS,
         answering=AnsweringConfig(label_smoothing=0.0),
         train=replace(train, monitor="mean_reciprocal_rank" if validation else None),
     )

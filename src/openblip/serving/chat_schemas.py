@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from openblip.core.errors import UserError
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.serving.chat_work import Chatting
 from openblip.serving.engine import ModelInfo
 from openblip.serving.limits import Limits

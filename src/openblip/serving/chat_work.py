@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from openblip.generation.types import DecodeConfig, Watch
+from openblip.generation.config import DecodeConfig
+from openblip.generation.types import Watch
 from openblip.serving.engine import Work
 from openblip.tasks.results import Caption
 

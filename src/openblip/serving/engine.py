@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from PIL import Image
 
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 
 __all__ = [
     "Answering",

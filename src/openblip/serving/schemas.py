@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from openblip.core.errors import UserError
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.serving.engine import (
     Answering,
     Captioning,

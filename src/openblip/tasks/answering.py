@@ -22,18 +22,18 @@ from openblip.core.runtime import rank
 from openblip.core.sharing import joint
 from openblip.core.text import read_list
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
+from openblip.data.clean import clean_question
 from openblip.data.sample import Batch
 from openblip.data.sources.answers import GivenAnswers
 from openblip.data.sources.base import Source
 from openblip.data.sources.questions import answers_of, asked_of, open_questions
-from openblip.data.transforms import clean_question
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.metrics.answers import AS_GIVEN, AccuracyRule, answer_accuracy, normalise_answer
 from openblip.metrics.lemmas import lemmatizer
 from openblip.objectives.answering import VqaObjective
 from openblip.objectives.blip2 import Blip2Stage2
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
-from openblip.tasks.config import RunConfig
+from openblip.tasks.config import QUESTION_TOKENS, RunConfig
 from openblip.tasks.feature_cache import FeatureCache
 from openblip.tasks.protocols import Adapter, Answers
 from openblip.tasks.step import PreparedBatch, Training, TrainingStep, images_of, unless_even
@@ -42,7 +42,6 @@ from openblip.tasks.vocabulary import all_answers
 
 __all__ = [
     "ANSWERING",
-    "MAX_LENGTH",
     "QuestionBatch",
     "VqaStep",
     "answer_list",
@@ -52,9 +51,6 @@ __all__ = [
     "prepare_questions",
     "score_answer",
 ]
-
-MAX_LENGTH = 35
-"""Tokens of a question, the first and the last special token included; longer ones are cut, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,11 @@ class VqaStep(TrainingStep[QuestionBatch]):
 
 
 def encode_questions(
-    tokenizer: TextTokenizer, questions: Sequence[str], *, clean: str = "simplify", max_length: int = MAX_LENGTH
+    tokenizer: TextTokenizer,
+    questions: Sequence[str],
+    *,
+    clean: str = "simplify",
+    max_length: int = QUESTION_TOKENS,
 ) -> TokenBatch:
     """Questions as BLIP reads them, beginning with [ENC].
 
@@ -105,7 +105,7 @@ def encode_questions(
 
 
 def prepare_questions(
-    tokenizer: TextTokenizer, *, clean: str = "simplify", max_length: int = MAX_LENGTH
+    tokenizer: TextTokenizer, *, clean: str = "simplify", max_length: int = QUESTION_TOKENS
 ) -> Callable[[Batch], QuestionBatch]:
     """A function from the loader's batches to `QuestionBatch`es.
 
@@ -267,7 +267,7 @@ def evaluate_answers(
     candidates: Sequence[str] = (),
     keep: int = 128,
     prompt: str | None = None,
-    max_length: int | None = MAX_LENGTH,
+    max_length: int | None = QUESTION_TOKENS,
     max_rows: int = 64,
     rule: AccuracyRule = "official",
     lemmas: Callable[[str], str] | None = None,

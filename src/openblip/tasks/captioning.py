@@ -14,9 +14,9 @@ from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
 from openblip.core.sharing import is_first, joint
 from openblip.core.tokenizer import TokenBatch
+from openblip.data.clean import CleanText, cleaned
 from openblip.data.sample import Batch
-from openblip.data.transforms import CleanText, cleaned
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.metrics.caption import caption_scores
 from openblip.metrics.java import JavaMetric, check_java, java_scores
 from openblip.objectives.blip2 import Blip2Stage2, split_prefix

@@ -15,23 +15,24 @@ from typing import Any, Literal
 from openblip.core.config import from_dict, read_table
 from openblip.core.errors import UserError
 from openblip.core.places import check_run_settings
+from openblip.data.clean import CleanText
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import parse_spec
-from openblip.data.transforms import CleanText, ImageTransformConfig
-from openblip.generation.types import DecodeConfig
+from openblip.data.transform_config import ImageTransformConfig
+from openblip.generation.config import DecodeConfig
 from openblip.metrics.answers import AccuracyRule
 from openblip.metrics.java import JavaMetric
-from openblip.models.language import LanguageConfig
-from openblip.models.qformer import QFormerSettings
-from openblip.models.tower import TowerConfig
-from openblip.objectives.blip2 import Stage1Config
-from openblip.objectives.pretraining import ObjectiveConfig
-from openblip.objectives.selfcritical import SelfCriticalConfig
+from openblip.models.configs import LanguageConfig, QFormerSettings, TowerConfig
+from openblip.objectives.configs import ObjectiveConfig, SelfCriticalConfig, Stage1Config
 from openblip.training.config import TrainConfig
 
 __all__ = [
+    "CAPTION_PROMPT",
+    "DIALOG_TOKENS",
+    "FROM_PARTS",
     "IN_MEMORY",
     "MAY_CHANGE",
+    "QUESTION_TOKENS",
     "AnsweringConfig",
     "FamilyName",
     "RunConfig",
@@ -41,6 +42,14 @@ __all__ = [
     "load_run_config",
 ]
 
+CAPTION_PROMPT = "a photo of"
+"""how captions of published BLIP-2 models begin"""
+FROM_PARTS = "from-parts"
+"""in place of a size of BLIP: that of the pretrained vision tower and BERT"""
+QUESTION_TOKENS = 35
+"""of a question, the first and the last special token included; longer ones are cut, as in the paper"""
+DIALOG_TOKENS = 256
+"""of a dialog up to a question that are read; ten rounds of VisDial mostly have fewer"""
 IN_MEMORY = 2 * 2**30
 """bytes of a collection's image features that are kept in memory unless set otherwise"""
 

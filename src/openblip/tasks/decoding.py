@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from openblip.data.cards import CARDS
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.tasks.config import TaskName
 from openblip.tasks.protocols import Adapter
 

@@ -28,30 +28,26 @@ from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.core.sharing import joint
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
+from openblip.data.clean import clean_question
 from openblip.data.sample import Batch, BrokenSample
 from openblip.data.sources.base import Source
 from openblip.data.sources.dialogs import Dialog, Round, dialog_of, open_dialogs
-from openblip.data.transforms import clean_question
 from openblip.metrics.retrieval import ndcg, rank_of_relevant, rank_scores
 from openblip.objectives.answering import VqaObjective
 from openblip.tasks.answering import QuestionBatch, VqaStep
-from openblip.tasks.config import RunConfig
+from openblip.tasks.config import DIALOG_TOKENS, RunConfig
 from openblip.tasks.protocols import Adapter, Discusses
 from openblip.tasks.step import Training, unless_even
 from openblip.tasks.task import Batches, Evaluation, RunData, Task
 
 __all__ = [
     "DIALOG",
-    "HISTORY",
     "encode_rounds",
     "evaluate_dialogs",
     "prepare_dialogs",
     "submit_dialogs",
     "write_ranks",
 ]
-
-HISTORY = 256
-"""Tokens of a dialog up to a question that are read; ten rounds of VisDial mostly have fewer."""
 
 
 def encode_rounds(
@@ -91,7 +87,7 @@ def encode_rounds(
 
 
 def prepare_dialogs(
-    tokenizer: TextTokenizer, *, clean: str = "simplify", max_length: int = HISTORY
+    tokenizer: TextTokenizer, *, clean: str = "simplify", max_length: int = DIALOG_TOKENS
 ) -> Callable[[Batch], QuestionBatch]:
     """A function from batches of dialogs to what BLIP trains on: every round that has an answer, with that one.
 
@@ -143,7 +139,7 @@ def evaluate_dialogs(
     batches: Iterable[Batch],
     *,
     clean: str = "simplify",
-    max_length: int = HISTORY,
+    max_length: int = DIALOG_TOKENS,
     max_rows: int = 16,
 ) -> Evaluation:
     """Rank the candidates of every round that has some.

@@ -8,13 +8,14 @@ from dataclasses import replace
 from openblip.core.errors import UserError
 from openblip.core.sharing import joint, own_part
 from openblip.data.batches import TextMode
+from openblip.data.clean import CleanText, cleaned
 from openblip.data.measured import Measured
 from openblip.data.sample import Batch, Sample
 from openblip.data.sources.base import Source, SourceConfig
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
-from openblip.data.transforms import CleanText, cleaned, evaluation_transform
+from openblip.data.transforms import evaluation_transform
 
 __all__ = ["FirstSamples", "evaluation_batches"]
 

@@ -16,7 +16,8 @@ from openblip.core.sharing import is_first
 from openblip.data.sample import Sample
 from openblip.data.sources.base import Source
 from openblip.data.stream import Loader
-from openblip.data.transforms import ImageTransform, ImageTransformConfig, evaluation_transform
+from openblip.data.transform_config import ImageTransformConfig
+from openblip.data.transforms import ImageTransform, evaluation_transform
 from openblip.tasks.feature_files import Span
 
 __all__ = ["PLACE", "CropTransform", "Crops", "Pending", "Row", "Rows"]

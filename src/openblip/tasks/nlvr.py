@@ -15,9 +15,9 @@ from torch import Tensor
 
 from openblip.core.sharing import joint
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
+from openblip.data.clean import CleanText, cleaned
 from openblip.data.sample import Batch
 from openblip.data.sources.statements import open_statements, statements_of
-from openblip.data.transforms import CleanText, cleaned
 from openblip.metrics.nlvr import judgement_scores
 from openblip.objectives.nlvr import NlvrObjective
 from openblip.tasks.config import RunConfig

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
-from openblip.objectives.blip2 import OBJECTIVES as STAGE1_OBJECTIVES
 from openblip.objectives.blip2 import Blip2Stage1, pairs_read
+from openblip.objectives.configs import STAGE1_OBJECTIVES
 from openblip.objectives.pretraining import BlipPretraining
 from openblip.tasks.config import RunConfig
 from openblip.tasks.feature_cache import FeatureCache

@@ -23,6 +23,7 @@ from torch import Tensor
 from openblip.core.errors import UserError
 from openblip.core.text import counted
 from openblip.core.tokenizer import TokenBatch
+from openblip.data.clean import clean_caption
 from openblip.data.image_inputs import (
     ImageBatch,
     ImageInput,
@@ -33,8 +34,8 @@ from openblip.data.image_inputs import (
     unusable,
 )
 from openblip.data.sample import BrokenSample, stable_id
-from openblip.data.transforms import clean_caption, evaluation_transform
-from openblip.generation.types import DecodeConfig
+from openblip.data.transforms import evaluation_transform
+from openblip.generation.config import DecodeConfig
 from openblip.models.layers import ImageMemory
 from openblip.tasks.classification import TEMPLATES, By, Classifier
 from openblip.tasks.composed import find_composed

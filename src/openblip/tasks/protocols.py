@@ -20,8 +20,9 @@ from openblip.checkpoints.recognise import describe
 from openblip.checkpoints.store import StoredModel
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
-from openblip.data.transforms import clean_caption
-from openblip.generation.types import DecodeConfig, Watch
+from openblip.data.clean import clean_caption
+from openblip.generation.config import DecodeConfig
+from openblip.generation.types import Watch
 from openblip.models.layers import ImageMemory
 from openblip.tasks.config import FamilyName
 from openblip.tasks.results import Answer, Caption

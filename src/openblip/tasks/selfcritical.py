@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from openblip.core.tokenizer import TextTokenizer
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
-from openblip.generation.types import DecodeConfig, Decoded
+from openblip.generation.types import Decoded
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory
 from openblip.models.stepper import DecoderStepper
+from openblip.objectives.configs import SelfCriticalConfig
 from openblip.objectives.language import language_loss, language_targets
-from openblip.objectives.selfcritical import CaptionRewards, SelfCriticalConfig, advantages, self_critical_loss
+from openblip.objectives.selfcritical import CaptionRewards, advantages, self_critical_loss
 from openblip.tasks.step import PairBatch, TrainingStep
 
 __all__ = ["SelfCritical", "SelfCriticalStep"]

@@ -25,11 +25,11 @@ from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import SIZES, Blip, BlipConfig, blip_config
 from openblip.models.blip2 import Blip2, Blip2Config
+from openblip.models.configs import QFORMERS, TowerConfig
 from openblip.models.language import FrozenLanguage
 from openblip.models.language_sizes import language_of_size
 from openblip.models.nlvr import BlipNlvr
-from openblip.models.qformer import QFORMERS
-from openblip.models.tower import FrozenTower, TowerConfig, make_tower
+from openblip.models.tower import FrozenTower, make_tower
 from openblip.models.vision import VisionEncoder
 from openblip.models.vqa import BlipVqa
 from openblip.objectives.answering import VqaObjective

@@ -17,8 +17,8 @@ from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.runtime import average
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.batches import TextMode
+from openblip.data.clean import CleanText
 from openblip.data.sample import Batch
-from openblip.data.transforms import CleanText
 from openblip.tasks.feature_cache import FeatureCache
 from openblip.training.step import Prepare
 

@@ -14,9 +14,8 @@ import torch
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
 from openblip.data.sources.base import SourceConfig
-from openblip.generation.types import DecodeConfig
-from openblip.tasks.config import RunConfig, TaskName
-from openblip.tasks.dialog import HISTORY
+from openblip.generation.config import DecodeConfig
+from openblip.tasks.config import DIALOG_TOKENS, RunConfig, TaskName
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.registry import TASKS
 from openblip.tasks.usage import ModelCosts, Work, model_costs
@@ -87,7 +86,7 @@ def evaluation_work(
     task = config.task
     if task == "composed":
         raise UserError("an evaluation of composed retrieval is not predicted; leave --dry-run out")
-    length = HISTORY if task == "dialog" else min(counts.text_tokens, config.max_length)
+    length = DIALOG_TOKENS if task == "dialog" else min(counts.text_tokens, config.max_length)
     costs = model_costs(adapter, dtype, batch=max(1, _BATCH // counts.frames), text_tokens=length)
     images, texts, seen = counts.images, counts.texts, counts.images * counts.frames
     tokens = float(texts * length)

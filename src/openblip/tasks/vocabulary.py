@@ -10,10 +10,10 @@ from pathlib import Path
 from openblip.core.errors import UserError
 from openblip.core.runtime import rank
 from openblip.core.tokenizer import TextTokenizer
+from openblip.data.clean import CleanText, cleaned
 from openblip.data.sample import BrokenSample, name_of_image, stable_id
 from openblip.data.sources.base import Source
 from openblip.data.sources.questions import given_answers
-from openblip.data.transforms import CleanText, cleaned
 from openblip.tasks.config import RunConfig
 
 __all__ = ["all_answers", "texts_of_images", "tokenizer_from_scratch", "tokenizer_of_start", "training_texts"]

@@ -12,10 +12,9 @@ from torch import nn
 
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip2 import Blip2, Blip2Config
-from openblip.models.language import LanguageConfig, make_language
-from openblip.models.qformer import QFormerConfig
-from openblip.models.tower import TowerConfig, make_tower
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
+from openblip.models.language import make_language
+from openblip.models.tower import make_tower
 
 TEXTS = (
     "a red bus on a road",

@@ -13,7 +13,7 @@ from test_store import stored
 import openblip
 from openblip.checkpoints.store import save_model
 from openblip.core.errors import UserError
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.tasks.families.blip2 import Blip2Adapter
 from openblip.tasks.predictor import Predictor
 

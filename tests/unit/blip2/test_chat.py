@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import IMAGE_MARK, LanguageTokenizer
-from openblip.generation.types import DecodeConfig
-from openblip.models.language import LanguageConfig, make_language
+from openblip.generation.config import DecodeConfig
+from openblip.models.configs import LanguageConfig
+from openblip.models.language import make_language
 from openblip.recipes.blip2 import blip2_caption, blip2_vqa
 from openblip.tasks.captioning import prepare_captions
 from openblip.tasks.families.blip2 import CHAT_QUESTION, QUESTIONS, Blip2Adapter

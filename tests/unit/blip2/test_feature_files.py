@@ -23,8 +23,8 @@ from openblip.data.sources.base import Source
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
-from openblip.models.tower import FrozenTower, TowerConfig, make_tower
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import TowerConfig, VisionConfig
+from openblip.models.tower import FrozenTower, make_tower
 from openblip.tasks import feature_cache
 from openblip.tasks.feature_cache import DrawCrop, FeatureCache, describe_tower
 from openblip.tasks.feature_files import ShardWriter, Span, Store, bytes_of_image, open_shard, shard_files

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from small_blip2 import PIXELS
 
-from openblip.checkpoints.blip2_parts import as_tower, open_tower
+from openblip.checkpoints.blip2_parts import open_tower
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.open import open_source
 from openblip.models.blip import Blip, blip_config
+from openblip.models.configs import as_tower
 from openblip.models.tower import FrozenTower
 from openblip.tasks.feature_cache import FeatureCache, describe_tower
 from openblip.tasks.feature_files import shard_files

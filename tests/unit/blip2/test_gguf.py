@@ -14,7 +14,8 @@ from small_blip2 import spread
 
 from openblip.checkpoints.blip2_parts import open_language, open_language_tokenizer
 from openblip.core.errors import UserError
-from openblip.models.language import LanguageConfig, make_language
+from openblip.models.configs import LanguageConfig
+from openblip.models.language import make_language
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 WORDS = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁a", "▁red", "▁bus", "▁", *"abdersu"]

@@ -21,10 +21,11 @@ from openblip.checkpoints.convert import convert_model
 from openblip.checkpoints.store import StoredModel
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
 from openblip.generation.language import score_after
-from openblip.generation.types import DecodeConfig
-from openblip.models.language import FrozenLanguage, LanguageConfig, make_language
+from openblip.models.configs import LanguageConfig
+from openblip.models.language import FrozenLanguage, make_language
 from openblip.models.language_stepper import CausalStepper, Seq2SeqStepper
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

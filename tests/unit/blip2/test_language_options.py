@@ -22,9 +22,9 @@ from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
-from openblip.generation.types import DecodeConfig
-from openblip.models.language import FrozenLanguage, LanguageConfig, make_language
-from openblip.models.tower import TowerConfig
+from openblip.generation.config import DecodeConfig
+from openblip.models.configs import LanguageConfig, TowerConfig
+from openblip.models.language import FrozenLanguage, make_language
 from openblip.recipes.blip2 import blip2_caption
 from openblip.tasks.training import run_training
 

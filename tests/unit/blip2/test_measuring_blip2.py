@@ -15,9 +15,9 @@ from small_blip2 import PIXELS, write_language
 from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.measured import Measured
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.models.blip import Blip, blip_config
-from openblip.models.tower import TowerConfig
+from openblip.models.configs import TowerConfig
 from openblip.recipes.blip2 import blip2_vqa
 from openblip.recipes.small import small_stage1, small_stage2
 from openblip.tasks.config import as_sources

@@ -13,10 +13,7 @@ from torch import nn
 
 from benchmarks.blip2_memory import largest_batch, step_memory
 from openblip.models.blip2 import Blip2Config
-from openblip.models.language import LanguageConfig
-from openblip.models.qformer import QFormerConfig
-from openblip.models.tower import TowerConfig
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
 from openblip.tasks.cost import GIB, StepCost, give_storage, without_values
 
 OWN = VisionConfig(image_size=PIXELS, patch_size=8, width=64, depth=2, num_heads=2, final_norm=False)

@@ -18,7 +18,7 @@ from openblip.core.errors import UserError
 from openblip.core.text import read_json
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, blip_config
-from openblip.models.qformer import QFormerSettings
+from openblip.models.configs import QFormerSettings
 from openblip.recipes.papers import RUNS
 from openblip.tasks.config import RunConfig, load_run_config
 from openblip.tasks.training import run_training

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.models.blip2 import Blip2, Blip2Config
+from openblip.models.configs import QFormerConfig
 from openblip.models.layers import KVCache
-from openblip.models.qformer import QFormerConfig, qformer_mask
+from openblip.models.qformer import qformer_mask
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 """the same sums of float32 in another order"""

@@ -18,8 +18,8 @@ from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.open import open_source
-from openblip.models.qformer import QFormer, QFormerSettings
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import QFormerSettings, VisionConfig
+from openblip.models.qformer import QFormer
 from openblip.recipes.small import small_stage1
 from openblip.tasks.config import RunConfig
 from openblip.tasks.families.blip2_build import build

@@ -18,12 +18,12 @@ from test_towers_stored import write_source
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from openblip.checkpoints.blip2_parts import as_tower, open_tower
+from openblip.checkpoints.blip2_parts import open_tower
 from openblip.checkpoints.convert import convert_model
 from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.errors import UserError
 from openblip.models.blip2 import Blip2
-from openblip.models.tower import TowerConfig
+from openblip.models.configs import TowerConfig, as_tower
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_vqa
 from openblip.tasks.training import run_training
 

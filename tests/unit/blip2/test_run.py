@@ -13,19 +13,18 @@ import torch
 from safetensors import safe_open
 from small_blip2 import PIXELS, Kind, spread, write_language
 
-from openblip.checkpoints.blip2_parts import as_tower, open_tower
+from openblip.checkpoints.blip2_parts import open_tower
 from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
-from openblip.data.transforms import ImageTransform, ImageTransformConfig
-from openblip.generation.types import DecodeConfig
+from openblip.data.transform_config import ImageTransformConfig
+from openblip.data.transforms import ImageTransform
+from openblip.generation.config import DecodeConfig
 from openblip.models.blip import Blip, blip_config
-from openblip.models.language import LanguageConfig
-from openblip.models.qformer import QFORMERS, QFormerSettings
-from openblip.models.tower import TowerConfig
+from openblip.models.configs import QFORMERS, LanguageConfig, QFormerSettings, TowerConfig, as_tower
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage1, blip2_stage2, blip2_vqa
 from openblip.recipes.small import small_stage1, small_stage2
 from openblip.tasks.config import RunConfig, as_sources, load_run_config

@@ -17,7 +17,8 @@ from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import best_query
-from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, Stage1Config, pairs_read, split_prefix
+from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, pairs_read, split_prefix
+from openblip.objectives.configs import Stage1Config
 from openblip.objectives.matching import Negatives, draw_negatives
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
 from openblip.tasks.step import PairBatch

@@ -14,15 +14,14 @@ from safetensors.torch import load_file, save_file
 from small_blip2 import PIXELS, config, model, spread, tokenizer, write_language
 
 from openblip.checkpoints.blip2 import lavis_state
-from openblip.checkpoints.blip2_parts import as_tower, build_blip2
+from openblip.checkpoints.blip2_parts import build_blip2
 from openblip.checkpoints.convert import convert_model
 from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.models.blip import Blip, blip_config
 from openblip.models.blip2 import Blip2
-from openblip.models.language import LanguageConfig
-from openblip.models.tower import TowerConfig
+from openblip.models.configs import LanguageConfig, TowerConfig, as_tower
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ import transformers
 from safetensors.torch import save_file
 from test_towers_of_others import frozen
 
-from openblip.checkpoints.blip2_parts import as_tower, open_tower
+from openblip.checkpoints.blip2_parts import open_tower
 from openblip.core.errors import UserError
-from openblip.models.tower import FrozenTower, TowerConfig, make_tower
+from openblip.models.configs import TowerConfig, as_tower
+from openblip.models.tower import FrozenTower, make_tower
 
 NAME = "test_vit"
 """a Vision Transformer for 160 pixels in patches of 16, 64 wide, six blocks"""

@@ -16,7 +16,7 @@ from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, blip_config
-from openblip.models.qformer import QFormerConfig
+from openblip.models.configs import QFormerConfig
 from openblip.recipes.catalogue import recipe_named
 from openblip.tasks.config import RunConfig
 from openblip.tasks.training import run_training

@@ -17,10 +17,9 @@ from openblip.core import compute
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip, blip_config
 from openblip.models.blip2 import Blip2, Blip2Config
-from openblip.models.language import LanguageConfig, make_language
-from openblip.models.qformer import QFormerConfig
-from openblip.models.tower import FrozenTower, TowerConfig, make_tower
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
+from openblip.models.language import make_language
+from openblip.models.tower import FrozenTower, make_tower
 
 OWN = VisionConfig(image_size=PIXELS, patch_size=8, width=32, depth=3, num_heads=2, final_norm=False)
 

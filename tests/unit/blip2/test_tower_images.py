@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from openblip.core.errors import UserError
-from openblip.models.tower import TowerConfig, make_tower
+from openblip.models.configs import TowerConfig
+from openblip.models.tower import make_tower
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,

@@ -19,7 +19,8 @@ from openblip.checkpoints.blip2_parts import build_blip2
 from openblip.checkpoints.convert import convert_model
 from openblip.core.errors import UserError
 from openblip.models.blip2 import Blip2
-from openblip.models.tower import FrozenTower, TowerConfig, make_tower
+from openblip.models.configs import TowerConfig
+from openblip.models.tower import FrozenTower, make_tower
 
 TIMM = {
     "EVA-CLIP": "eva_giant_patch14_clip_224",

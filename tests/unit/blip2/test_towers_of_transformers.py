@@ -13,7 +13,8 @@ from small_blip2 import spread
 from test_towers_of_others import frozen
 
 from openblip.core.errors import UserError
-from openblip.models.tower import FrozenTower, TowerConfig, make_tower
+from openblip.models.configs import TowerConfig
+from openblip.models.tower import FrozenTower, make_tower
 
 
 def written(kind: str, folder: Path) -> Any:

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from small_blip2 import spread
 from test_store import numbers, over, stored
 
-from openblip.checkpoints.blip2_parts import as_tower, open_tower
+from openblip.checkpoints.blip2_parts import open_tower
 from openblip.checkpoints.convert import convert_model
 from openblip.checkpoints.store import model_facts, open_model, save_model
 from openblip.core.errors import UserError
+from openblip.models.configs import as_tower
 
 KINDS = ["CLIP with its text", "SigLIP 2 NaFlex", "DINOv3", "ConvNeXt", "timm file", "timm folder", "timm CNN"]
 

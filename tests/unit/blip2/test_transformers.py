@@ -20,8 +20,8 @@ from openblip.checkpoints.convert import convert_model
 from openblip.checkpoints.store import StoredModel, open_model
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
-from openblip.generation.types import DecodeConfig
 from openblip.models.blip2 import Blip2
 from openblip.models.language_stepper import CausalStepper, Seq2SeqStepper
 

@@ -19,7 +19,7 @@ from openblip.bootstrap.table import Row, read_table
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sources.base import SourceConfig
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.models.blip import Blip, blip_config
 
 TEXTS = (

@@ -14,7 +14,7 @@ from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.errors import UserError
 from openblip.data.images import decode_image
 from openblip.data.sources.open import open_source
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.tasks.load import load
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "blip2"))

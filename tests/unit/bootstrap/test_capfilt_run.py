@@ -31,7 +31,7 @@ from openblip.data.images import decode_image
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.tasks.load import load
 
 Models = tuple[str, str, str]

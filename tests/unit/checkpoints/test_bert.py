@@ -13,8 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, 
 from openblip.checkpoints.bert import load_bert
 from openblip.core.errors import UserError
 from openblip.models.blip import Blip, BlipConfig
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import TextConfig, VisionConfig
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 """the same sums of float32 in another order"""

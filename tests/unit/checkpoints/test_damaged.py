@@ -19,10 +19,8 @@ from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
 from openblip.models.blip2 import Blip2, Blip2Config
-from openblip.models.qformer import QFormerConfig
-from openblip.models.text import TextConfig
-from openblip.models.tower import TowerConfig, make_tower
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import QFormerConfig, TextConfig, TowerConfig, VisionConfig
+from openblip.models.tower import make_tower
 
 WORDS = TextTokenizer.train(["a red bus", "two dogs"] * 3, vocab_size=50)
 Damage = Callable[[Tensor], Tensor | None]

@@ -17,10 +17,10 @@ from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, blip_config
 from openblip.models.blip2 import Blip2, Blip2Config
+from openblip.models.configs import QFormerConfig, TowerConfig
 from openblip.models.dual import BlipDual, DualConfig
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
-from openblip.models.qformer import QFormerConfig
-from openblip.models.tower import TowerConfig, make_tower
+from openblip.models.tower import make_tower
 from openblip.models.vqa import BlipVqa, VqaConfig
 from openblip.tasks.registry import adapt
 

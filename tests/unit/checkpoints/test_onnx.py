@@ -23,14 +23,13 @@ from openblip.checkpoints.store import StoredModel, open_model
 from openblip.core import errors
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
-from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, BlipConfig
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.layers import KVCache
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.stepper import DecoderStepper
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
 
 
 def blip(**changes: Any) -> StoredModel:

@@ -17,12 +17,11 @@ from PIL import Image
 from openblip.checkpoints.convert import convert_model
 from openblip.checkpoints.store import StoredModel
 from openblip.core.tokenizer import TextTokenizer
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
-from openblip.generation.types import DecodeConfig
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.layers import KVCache
 from openblip.models.stepper import DecoderStepper
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
 from openblip.models.vqa import BlipVqa, VqaConfig
 
 INNER = 40

@@ -21,9 +21,8 @@ from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
-from openblip.models.language import LanguageConfig, make_language
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import LanguageConfig, TextConfig, VisionConfig
+from openblip.models.language import make_language
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1234\n"
 HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head></html>"

@@ -21,8 +21,8 @@ from openblip.checkpoints.vit import read_vit, start_vision
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
+from openblip.models.configs import TextConfig
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, Triple, normalize
-from openblip.models.text import TextConfig
 from openblip.models.vision import VisionEncoder
 
 SIZES: dict[str, Any] = {"patch_size": 8, "depth": 2, "num_heads": 2}

@@ -16,8 +16,7 @@ from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.cli.entry import COMMANDS, main
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
+from openblip.models.configs import TextConfig, VisionConfig
 
 
 @pytest.fixture(scope="module")

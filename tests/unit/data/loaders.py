@@ -9,7 +9,8 @@ import numpy as np
 from openblip.data.sample import Batch, BrokenSample, Sample
 from openblip.data.sources import Source
 from openblip.data.stream import Loader
-from openblip.data.transforms import ImageTransform, ImageTransformConfig
+from openblip.data.transform_config import ImageTransformConfig
+from openblip.data.transforms import ImageTransform
 
 PLAIN = ImageTransform(ImageTransformConfig(image_size=8, crop_scale=None, flip=False, ops=()))
 RANDOM = ImageTransform(ImageTransformConfig(image_size=8, crop_scale=(0.2, 1.0)))

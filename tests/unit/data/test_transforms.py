@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.augment import COLOR_KEEPING_OPS, REFERENCE_OPS, augment
+from openblip.data.augment import augment
+from openblip.data.clean import clean_caption
+from openblip.data.transform_config import COLOR_KEEPING_OPS, REFERENCE_OPS, ImageTransformConfig
 from openblip.data.transforms import (
     ImageTransform,
-    ImageTransformConfig,
-    clean_caption,
     evaluation_transform,
     finetuning_transform,
     pretraining_transform,

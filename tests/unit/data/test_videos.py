@@ -19,7 +19,8 @@ from openblip.data.sample import BrokenSample, Sample
 from openblip.data.sources import Source, open_source
 from openblip.data.sources.questions import asked_of, open_questions
 from openblip.data.stream import Loader
-from openblip.data.transforms import ImageTransform, ImageTransformConfig, evaluation_transform
+from openblip.data.transform_config import ImageTransformConfig
+from openblip.data.transforms import ImageTransform, evaluation_transform
 from openblip.data.videos import frame_places, read_frames
 
 needs_av()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from openblip.checkpoints.blip2_parts import as_language, open_language, open_language_tokenizer
+from openblip.checkpoints.blip2_parts import open_language, open_language_tokenizer
 from openblip.core.errors import UserError
 from openblip.core.files import read_jsonl
 from openblip.core.language_tokenizer import LanguageTokenizer
@@ -20,6 +20,7 @@ from openblip.data.world.truth import judge
 from openblip.experiments.judges.small_language import LanguageSizes
 from openblip.experiments.judges.text_only import TextRunConfig, _pad, _parts, _whole, train_language
 from openblip.experiments.judges.zero_shot import CHOICES, Asked, accuracy, answers, ask_about, guessing
+from openblip.models.configs import as_language
 
 ASKS = "Question: {} Answer:"
 LINES = [("", "a red star"), ("Question: what color is the star? Answer:", "red")]

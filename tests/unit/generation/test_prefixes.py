@@ -11,8 +11,9 @@ from torch import Tensor
 
 from openblip.generation.prefixes import Prefixes
 from openblip.generation.rank import log_likelihood, rank_all, rank_two_step
+from openblip.models.configs import TextConfig
 from openblip.models.layers import ImageMemory
-from openblip.models.text import TextConfig, TextDecoder, TextTransformer
+from openblip.models.text import TextDecoder, TextTransformer
 
 DEC, SEP, PAD, VOCAB = 1, 2, 0, 40
 WORDS = [[5], [5, 6], [5, 6, 7], [5, 6, 8], [9], [9, 6], [10, 11, 12, 13], [5, 9], [10], []]

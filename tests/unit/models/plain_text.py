@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.models.blip import Blip, BlipConfig
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.layers import CrossAttention, SelfAttention
-from openblip.models.text import TextConfig, TextTransformer
-from openblip.models.vision import VisionConfig
+from openblip.models.text import TextTransformer
 
 VOCAB = 50
 CLS, DEC, ENC, SEP, PAD = 2, 48, 49, 3, 0

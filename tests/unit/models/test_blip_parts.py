@@ -12,10 +12,11 @@ from torch import nn
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import SIZES, Blip, BlipConfig, blip_config
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig, VisionEncoder, interpolate_positions
+from openblip.models.configs import TextConfig, VisionConfig
+from openblip.models.vision import VisionEncoder, interpolate_positions
+from openblip.objectives.configs import ObjectiveConfig
 from openblip.objectives.matching import Negatives
-from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
+from openblip.objectives.pretraining import BlipPretraining
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 """the same sums of float32 in another order"""

@@ -10,8 +10,9 @@ from torch import Tensor
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory, KVCache
+from openblip.objectives.configs import ObjectiveConfig
 from openblip.objectives.matching import Negatives
-from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
+from openblip.objectives.pretraining import BlipPretraining
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 """the same sums of float32 in another order"""

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip, BlipConfig
+from openblip.models.configs import TextConfig, VisionConfig
 from openblip.models.layers import PairCrossAttention
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
-from openblip.models.text import TextConfig
-from openblip.models.vision import VisionConfig
 from openblip.objectives.nlvr import NlvrObjective
 
 VISION = VisionConfig(image_size=16, patch_size=8, width=16, depth=2, num_heads=2)

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip, blip_config
-from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
+from openblip.objectives.configs import ObjectiveConfig
+from openblip.objectives.pretraining import BlipPretraining
 
 DEC, ENC = 38, 39
 

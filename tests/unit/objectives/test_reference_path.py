@@ -11,8 +11,9 @@ import torch
 
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip, blip_config
+from openblip.objectives.configs import ObjectiveConfig
 from openblip.objectives.matching import Negatives
-from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
+from openblip.objectives.pretraining import BlipPretraining
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from benchmarks.reference_path import ReferencePretraining

@@ -17,7 +17,7 @@ from serving_http import serving_at
 from serving_small import QUESTIONS, StandIn, png, predictors
 
 from openblip.core.language_tokenizer import LanguageTokenizer
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.serving.app import Service
 from openblip.serving.chat_work import Chatting, Growing, Piece, Written
 from openblip.serving.limits import Limits

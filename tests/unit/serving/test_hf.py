@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from serving_http import serving_at
 from serving_small import QUESTIONS, TEXTS, StandIn, engine, png, predictors
 
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.serving.app import Service
 from openblip.serving.limits import Limits
 

@@ -13,7 +13,7 @@ from serving_small import ANSWERS, QUESTIONS, TEXTS, FolderIndex, engine, png, p
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.serving.cache import FeatureCache
 from openblip.serving.engine import Answering, Captioning, Embedding, Explaining, Matching, Searching, Work
 from openblip.serving.local import LocalEngine

@@ -18,7 +18,7 @@ from serving_small import ANSWERS, QUESTIONS, TEXTS, png, predictors
 from openblip.cli.serve import serve
 from openblip.core.errors import MissingExtra, UserError
 from openblip.data.sample import BrokenSample
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.serving import ray_engine
 from openblip.serving.engine import Answering, Captioning, Embedding, Explaining, Matching, Work
 from openblip.serving.local import LocalEngine

@@ -7,8 +7,8 @@ import small
 import torch
 
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.transforms import clean_question
-from openblip.generation.types import DecodeConfig
+from openblip.data.clean import clean_question
+from openblip.generation.config import DecodeConfig
 from openblip.models.layers import ImageMemory
 from openblip.models.pixels import normalize
 from openblip.models.vqa import BlipVqa

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openblip.core.tokenizer import TextTokenizer
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.metrics.caption import caption_scores
 from openblip.models.blip import Blip
 from openblip.models.layers import ImageMemory

@@ -18,7 +18,7 @@ from openblip.cli.entry import main
 from openblip.cli.evaluate import decoding_of
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.models.blip import Blip, blip_config
 from openblip.tasks.decoding import BLIP_PROMPT, RERANK, candidates_to_rerank, caption_prompt, measured_decoding
 from openblip.tasks.families.blip2 import Blip2Adapter

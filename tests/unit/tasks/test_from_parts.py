@@ -18,8 +18,8 @@ from openblip.data.sources.open import open_source
 from openblip.models.pixels import normalize
 from openblip.recipes.blip import blip_pretrain, caption_finetune
 from openblip.recipes.small import small_pretrain
-from openblip.tasks.config import RunConfig
-from openblip.tasks.families.blip import FROM_PARTS, build
+from openblip.tasks.config import FROM_PARTS, RunConfig
+from openblip.tasks.families.blip import build
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-4}
 """the same sums of float32 in another order, and folded weights in place of factors"""

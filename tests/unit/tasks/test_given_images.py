@@ -25,7 +25,7 @@ from openblip.data.sinks.sets import LAYOUTS, Pair, merge_parts, write_shard
 from openblip.data.sources import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.tasks.predictor import Predictor
 
 NAME = os.fsdecode(b"caf\xe9.png")

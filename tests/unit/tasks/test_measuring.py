@@ -20,10 +20,11 @@ from openblip.cli.evaluated import repeated_ids
 from openblip.cli.use import ask, embed, match, retrieve
 from openblip.core.config import override
 from openblip.core.errors import UserError
+from openblip.data.clean import clean_caption
 from openblip.data.measured import Measured
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
-from openblip.data.transforms import clean_caption, evaluation_transform
+from openblip.data.transforms import evaluation_transform
 from openblip.metrics.caption import caption_scores
 from openblip.recipes.small import small_pretrain
 from openblip.tasks.config import as_sources

@@ -15,7 +15,7 @@ from openblip.core.errors import UserError
 from openblip.data.image_inputs import ImageInput
 from openblip.data.sample import BrokenSample
 from openblip.explain.cam import caption_maps
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.models.blip import Blip
 from openblip.models.dual import BlipDual, DualConfig
 from openblip.models.nlvr import BlipNlvr, NlvrConfig

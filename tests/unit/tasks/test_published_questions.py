@@ -20,7 +20,7 @@ from openblip.core.errors import UserError
 from openblip.core.places import DATA_ROOT
 from openblip.data.sample import Batch
 from openblip.data.sources.questions import open_questions
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.tasks.answering import evaluate_answers, prepare_questions
 from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.results import Answer

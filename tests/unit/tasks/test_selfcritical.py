@@ -18,7 +18,8 @@ from openblip.core.errors import UserError
 from openblip.data.sources.open import open_source
 from openblip.metrics.caption import CiderD
 from openblip.models.pixels import normalize
-from openblip.objectives.selfcritical import CaptionRewards, SelfCriticalConfig
+from openblip.objectives.configs import SelfCriticalConfig
+from openblip.objectives.selfcritical import CaptionRewards
 from openblip.recipes.blip import caption_finetune
 from openblip.tasks.config import RunConfig, as_sources
 from openblip.tasks.evaluation import evaluation_batches

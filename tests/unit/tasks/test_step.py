@@ -10,7 +10,8 @@ import small
 import torch
 
 from openblip.models.blip import Blip, blip_config
-from openblip.objectives.pretraining import BlipPretraining, ObjectiveConfig
+from openblip.objectives.configs import ObjectiveConfig
+from openblip.objectives.pretraining import BlipPretraining
 from openblip.tasks.pairs import BlipStep, prepare_pairs
 from openblip.tasks.step import PairBatch
 from openblip.training.config import TrainConfig

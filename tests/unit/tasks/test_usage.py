@@ -21,7 +21,7 @@ from openblip.checkpoints.stored import count_parameters
 from openblip.cli.entry import main
 from openblip.core.errors import UserError
 from openblip.core.gpus import GPUS
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.models import products
 from openblip.models.blip import Blip, blip_config
 from openblip.tasks.registry import adapt

@@ -15,7 +15,7 @@ from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.data.sources.answers import GivenAnswers
 from openblip.data.sources.questions import Asked, answers_of
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.models.pixels import normalize
 from openblip.models.vqa import BlipVqa
 from openblip.objectives.answering import VqaObjective

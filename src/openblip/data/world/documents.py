@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openblip.data.transforms import clean_caption
+from openblip.data.clean import clean_caption
 from openblip.data.world.language import caption, realise
 from openblip.data.world.questions import questions
 from openblip.data.world.scene import Scene, random_stream, sample_scene

@@ -17,7 +17,7 @@ from openblip.data.world.truth import retrieval_ceiling
 from openblip.experiments.demo.config import IMAGES_IN_A_TAR, SPLITS, DemoPlan
 from openblip.experiments.judges.blip import measure_blip, written_truth
 from openblip.experiments.presets import scene_blip
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.tasks.config import RunConfig
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.registry import adapt

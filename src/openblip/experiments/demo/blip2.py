@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from openblip.checkpoints.blip2_parts import as_language, open_language, open_language_tokenizer
+from openblip.checkpoints.blip2_parts import open_language, open_language_tokenizer
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
@@ -20,6 +20,7 @@ from openblip.experiments.demo.config import SPLITS, DemoPlan, tars_of
 from openblip.experiments.demo.plan import STAGE1_TRAINED
 from openblip.experiments.judges import blip2_stages as world
 from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about, descriptions, guessing
+from openblip.models.configs import as_language
 from openblip.tasks.families.blip2 import open_blip2
 from openblip.tasks.training import run_training
 

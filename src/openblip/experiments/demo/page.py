@@ -22,7 +22,7 @@ from openblip.experiments.demo.config import DemoPlan, left_by
 from openblip.experiments.demo.plan import plan_rows
 from openblip.experiments.judges.blip import GREEDY
 from openblip.experiments.labels import label
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.report import (
     Card,
     CardText,

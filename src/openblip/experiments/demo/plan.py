@@ -25,8 +25,8 @@ from openblip.core.tokenizer import TokenBatch
 from openblip.data.world.dataset import WorldSource
 from openblip.experiments.demo.config import DemoPlan
 from openblip.experiments.presets import SCENE_VOCABULARY, short_train
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
-from openblip.generation.types import DecodeConfig
 from openblip.models.blip import Blip, blip_config
 from openblip.models.stepper import DecoderStepper
 from openblip.objectives.pretraining import BlipPretraining

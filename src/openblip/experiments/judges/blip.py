@@ -9,7 +9,7 @@ from openblip.data.sample import Batch
 from openblip.data.sources.base import SourceConfig
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.truth import caption_report
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.retrieval import evaluate_retrieval

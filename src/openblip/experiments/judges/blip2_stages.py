@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.blip2_parts import as_language, as_tower, open_tower
+from openblip.checkpoints.blip2_parts import open_tower
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
@@ -22,9 +22,9 @@ from openblip.experiments.judges.small_language import LanguageSizes
 from openblip.experiments.judges.text_only import TextRunConfig, small_train, train_language
 from openblip.experiments.judges.zero_shot import accuracy, answers, ask_about
 from openblip.experiments.presets import LEARNING_RATE, SCENE_VOCABULARY, WHOLE_IMAGE
+from openblip.generation.config import DecodeConfig
 from openblip.generation.language import decode_after
-from openblip.generation.types import DecodeConfig
-from openblip.models.qformer import QFormerSettings
+from openblip.models.configs import QFormerSettings, as_language, as_tower
 from openblip.recipes.blip2 import VISION
 from openblip.recipes.small import small_stage1
 from openblip.tasks.config import RunConfig

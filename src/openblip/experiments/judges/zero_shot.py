@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from openblip.core.language_tokenizer import LanguageTokenizer
-from openblip.data.transforms import clean_caption
+from openblip.data.clean import clean_caption
 from openblip.data.world.documents import ASKED, describe
 from openblip.data.world.questions import Question, check_answer, questions
 from openblip.data.world.scene import COLOURS, SHAPES, TEXTURES, Scene, random_stream
 from openblip.experiments.judges.text_only import BETWEEN_LINES
+from openblip.generation.config import DecodeConfig
 from openblip.generation.language import decode_after
-from openblip.generation.types import DecodeConfig
 from openblip.models.language import FrozenLanguage
 from openblip.tasks.families.blip2 import QUESTIONS
 

@@ -17,7 +17,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.blip2_parts import as_language
 from openblip.core.config import keep_settings
 from openblip.core.files import read_jsonl
 from openblip.data.sample import Batch
@@ -25,9 +24,10 @@ from openblip.experiments.real.flickr8k_data import Flickr8kSettings, Places, un
 from openblip.experiments.real.flickr8k_questions import KINDS, accuracy, answer, ask_about, guessing
 from openblip.experiments.results import Metrics, Tables, result_of
 from openblip.experiments.stages import once, trained
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.metrics.caption import caption_scores
-from openblip.objectives.blip2 import Stage1Config
+from openblip.models.configs import as_language
+from openblip.objectives.configs import Stage1Config
 from openblip.recipes.small import SHORT_STAGE1, small_stage1
 from openblip.tasks.captioning import evaluate_captions
 from openblip.tasks.config import RunConfig

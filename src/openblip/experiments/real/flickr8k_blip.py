@@ -15,7 +15,7 @@ from typing import Any
 from openblip.checkpoints.store import open_model
 from openblip.data.sample import Batch
 from openblip.data.sources.open import open_source
-from openblip.data.transforms import ImageTransformConfig
+from openblip.data.transform_config import ImageTransformConfig
 from openblip.experiments.cost import step_cost
 from openblip.experiments.real.flickr8k import BEAM, Seed, Tell, Variant, fine_tuning, open_seeds, written_captions
 from openblip.experiments.real.flickr8k_data import Flickr8kSettings

@@ -13,14 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from openblip.checkpoints.blip2_parts import as_tower, open_tower
+from openblip.checkpoints.blip2_parts import open_tower
 from openblip.core.errors import UserError
 from openblip.data.measured import Measured
 from openblip.data.sample import Batch
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
-from openblip.models.tower import TowerConfig
+from openblip.models.configs import TowerConfig, as_tower
 from openblip.tasks.evaluation import FirstSamples
 from openblip.tasks.feature_cache import DrawCrop, FeatureCache, describe_tower
 from openblip.tasks.features import Crops, cache_features

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.generation.config import DecodeConfig
 from openblip.generation.language import decode_after, score_after
-from openblip.generation.types import DecodeConfig
 from openblip.metrics.words import split_words
 from openblip.models.language import FrozenLanguage
 from openblip.tasks.families.blip2 import QUESTIONS

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openblip.data.sample import Batch
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 from openblip.metrics.caption import caption_scores, cider
 from openblip.metrics.retrieval import rank_of_relevant, rank_scores
 from openblip.metrics.scores import roc_auc

@@ -22,16 +22,16 @@ from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.config import keep_settings
 from openblip.core.runtime import seed_everything
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.augment import COLOR_KEEPING_OPS
 from openblip.data.sources.base import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
-from openblip.data.transforms import ImageTransformConfig, evaluation_transform
+from openblip.data.transform_config import COLOR_KEEPING_OPS, ImageTransformConfig
+from openblip.data.transforms import evaluation_transform
 from openblip.experiments.presets import short_train
 from openblip.experiments.real.measures import Unseen, caption_metrics, likelihood_metrics, matching_metrics
 from openblip.experiments.stages import once
 from openblip.models.blip import Blip, blip_config
-from openblip.objectives.pretraining import ObjectiveConfig
+from openblip.objectives.configs import ObjectiveConfig
 from openblip.tasks.config import RunConfig
 from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.protocols import Adapter

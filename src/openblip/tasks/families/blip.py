@@ -18,12 +18,13 @@ from openblip.checkpoints.store import StoredModel, open_model
 from openblip.checkpoints.vit import PretrainedVit, read_vit, start_vision
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
+from openblip.data.clean import clean_question
 from openblip.data.sources.base import Source
-from openblip.data.transforms import clean_question
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
 from openblip.generation.prefixes import ReadTree
 from openblip.generation.rank import ReadLogits, log_likelihood, rank_two_step
-from openblip.generation.types import DecodeConfig, Watch
+from openblip.generation.types import Watch
 from openblip.models.blip import SIZES, Blip, BlipConfig, blip_config
 from openblip.models.dual import BlipDual
 from openblip.models.layers import ImageMemory
@@ -31,7 +32,7 @@ from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.stepper import DecoderStepper
 from openblip.models.vqa import BlipVqa, VqaConfig
 from openblip.objectives.language import IGNORED, language_loss, language_targets
-from openblip.tasks.config import RunConfig
+from openblip.tasks.config import FROM_PARTS, RunConfig
 from openblip.tasks.families.family import Family
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import Answer, Caption, captions_of
@@ -39,7 +40,6 @@ from openblip.tasks.vocabulary import tokenizer_from_scratch, tokenizer_of_start
 
 __all__ = [
     "BLIP",
-    "FROM_PARTS",
     "BlipAdapter",
     "NlvrAdapter",
     "VqaAdapter",
@@ -47,9 +47,6 @@ __all__ = [
     "parts_of",
     "vqa_sizes",
 ]
-
-FROM_PARTS = "from-parts"
-"""in place of a size: that of the pretrained vision tower and BERT"""
 
 
 class _BlipBase(Adapter):

@@ -23,21 +23,21 @@ from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.sharing import joint
 from openblip.core.text import refuse_broken
 from openblip.core.tokenizer import TokenBatch
-from openblip.data.transforms import clean_question
+from openblip.data.clean import clean_question
+from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
 from openblip.generation.language import decode_after, score_after
-from openblip.generation.types import DecodeConfig, Watch
+from openblip.generation.types import Watch
 from openblip.models.blip2 import Blip2, best_query
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.stepper import QFormerStepper
 from openblip.objectives.language import language_loss, language_targets
+from openblip.tasks.config import CAPTION_PROMPT
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import Answer, Caption, captions_of
 
-__all__ = ["PROMPT", "QUESTIONS", "Asked", "Blip2Adapter", "open_blip2"]
+__all__ = ["QUESTIONS", "Asked", "Blip2Adapter", "open_blip2"]
 
-PROMPT = "a photo of"
-"""how captions begin with published models"""
 QUESTIONS = {False: "Question: {} Answer:", True: "Question: {} Short answer:"}
 """how a decoder, and an encoder-decoder, is asked"""
 CHAT_QUESTION = "{} Answer with a single word or phrase."
@@ -91,8 +91,8 @@ class Blip2Adapter(Adapter):
     @property
     def prompt(self) -> str:
         """How captions begin: as the model was trained, "a photo of" for published ones."""
-        prompt = str(self.info.get("prompt", PROMPT))
-        return PROMPT if "{}" in prompt else prompt
+        prompt = str(self.info.get("prompt", CAPTION_PROMPT))
+        return CAPTION_PROMPT if "{}" in prompt else prompt
 
     @property
     def question_prompt(self) -> str:

@@ -12,11 +12,8 @@ from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.data.sources.base import Source
 from openblip.models.blip2 import Blip2, Blip2Config
-from openblip.models.language import LanguageConfig
-from openblip.models.qformer import QFORMERS
-from openblip.models.tower import TowerConfig
-from openblip.tasks.config import RunConfig
-from openblip.tasks.families.blip import FROM_PARTS
+from openblip.models.configs import QFORMERS, LanguageConfig, TowerConfig
+from openblip.tasks.config import FROM_PARTS, RunConfig
 from openblip.tasks.families.blip2 import Blip2Adapter, open_blip2
 from openblip.tasks.families.family import Family
 from openblip.tasks.protocols import Adapter
