@@ -107,6 +107,9 @@ def _mistakes(model: Path, image: Path, repeats: int) -> list[dict[str, Any]]:
         "no such image": _openblip("caption", "no/such/image.png", "--model", str(model)),
         "no such option": _openblip("caption", str(image), "--model", str(model), "--beam", "3"),
         "no such data": _openblip("train", "small-pretrain", "no/such/data", "--out", "no/such/run"),
+        "a setting out of range": _openblip(
+            "train", "small-pretrain", "world:train", "--out", "no/such/run", "--set", "train.learning_rate=-1"
+        ),
     }
     times, printed = _in_turn(commands, repeats, fails=True)
     return [

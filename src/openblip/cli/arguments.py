@@ -128,7 +128,7 @@ def decoding(beams: int | None, number: int, nucleus: float | None = None, **mor
     from openblip.generation.config import DecodeConfig
 
     if beams is not None and beams < 1:
-        raise UserError(f"--beams is {beams}; it must be at least 1")
+        raise UserError(f"--beams must be at least 1, not {beams}")
     if beams is not None and nucleus is not None:
         raise UserError("--beams and --nucleus exclude each other; leave one out")
     beams = _BEAMS if beams is None else beams

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from openblip.cli.classify import read_classes
-from openblip.cli.results import read_lines
+from openblip.cli.results import check_counts, read_lines
 from openblip.cli.train import check_train, own_data
-from openblip.core.errors import require
+from openblip.core.errors import UserError, require
 from openblip.core.places import (
     NAMED,
     QUERY,
     check_config_file,
     check_data,
     check_device,
+    check_folder,
     check_image,
     check_model,
     check_new_file,
@@ -67,6 +68,26 @@ def _engine(name: str) -> None:
         require("ray", "ray")
 
 
+def _tower(source: str) -> None:
+    from openblip.models.configs import as_tower
+
+    tower = as_tower(source)
+    if tower.kind == "openblip":
+        check_model(tower.name)
+
+
+def _port(port: int) -> None:
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port is a number from 0 to 65535, not {port}")
+
+
+_LEAST = {
+    **dict.fromkeys(("batch_size", "beams", "crops", "gpus", "image_size", "keep", "num_answers"), 1),
+    **dict.fromkeys(("number", "samples", "seeds", "steps", "top", "vocab_size"), 1),
+    **dict.fromkeys(("num_workers", "rerank", "seed"), 0),
+}
+"""of numbers, by the name of a parameter, whatever the command"""
+_MAY_BE_ZERO = {("capfilt", "beams")}  # samples captions then
 _CHECKS: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(("model", "models", "captioner", "filter"), check_model),
     **dict.fromkeys(("data", "validation", "web", "human", "test"), _data),
@@ -74,6 +95,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "answers": _lines,
     "device": check_device,
     "index": _index,
+    "vision": _tower,
 }
 """by the name of a parameter, whatever the command"""
 _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
@@ -82,6 +104,8 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("capfilt", "source"): _data,
     ("capfilt", "engine"): _engine,
     ("serve", "engine"): _engine,
+    ("serve", "port"): _port,
+    **{(command, "out"): check_folder for command in ("cache-features", "demo", "evaluate", "tokenizer")},
     ("experiments", "data"): lambda folder: None,  # holds data sets, each looked for by its name
     ("explain", "image"): check_image,
     ("explain", "out"): check_new_file,
@@ -122,6 +146,8 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     if command == "train" and "dry_run" in given:
         return  # reads neither data nor weights
     for name, value in given.items():
+        if name in _LEAST and value is not None and (command, name) not in _MAY_BE_ZERO:
+            check_counts(_LEAST[name], **{name: value})
         check = _OF_COMMANDS.get((command, name)) or _CHECKS.get(name)
         if check is not None and value is not None:
             for one in value if isinstance(value, tuple) else (value,):

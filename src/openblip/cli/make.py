@@ -12,7 +12,13 @@ from openblip.cli.arguments import Data, Folder, need
 from openblip.core.errors import UserError
 from openblip.core.text import counted
 
-__all__ = ["demo", "report", "tokenizer", "world"]
+DemoStage = Literal[
+    "world", "pretrain", "captioner", "matcher", "measure", "capfilt", "again", "language", "stage1", "stage2",
+    "zero-shot", "report",
+]  # fmt: skip
+"""names of `experiments.demo.STAGES`, which are told without torch"""
+
+__all__ = ["DemoStage", "demo", "report", "tokenizer", "world"]
 
 
 def tokenizer(data: Data = (), /, *, out: Folder, vocab_size: int = 8000, keep_case: bool = False) -> None:
@@ -72,7 +78,7 @@ def demo(
     minutes: float = 15.0,
     quick: bool = False,
     stage: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(metavar="NAME", help_behavior_hint="(repeat it for more)")
+        UseAppendAction[tuple[DemoStage, ...]], arg(metavar="NAME", help_behavior_hint="(repeat it for more)")
     ] = (),
     again: bool = False,
     seed: int = 0,
@@ -83,12 +89,13 @@ def demo(
         out: where the demo goes; finished stages are not run again.
         minutes: that the whole takes on this machine; sizes and steps are planned for it.
         quick: a look in two minutes.
-        stage: run this stage alone.
+        stage: run this stage alone: world, pretrain, captioner, matcher, measure, capfilt, again, language, stage1,
+            stage2, zero-shot or report.
         again: run stages even if they are finished.
         seed: of the world and of training.
     """
-    if minutes < 1:
-        raise UserError(f"the demo needs at least a minute, not {minutes:g}")
+    if not 1 <= minutes < float("inf"):
+        raise UserError(f"the demo needs at least a minute, and a number of them, not {minutes:g}")
     began = time.perf_counter()
     from openblip.experiments.demo import run_demo
 

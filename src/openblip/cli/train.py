@@ -234,7 +234,7 @@ def check_train(recipe: str, given: dict[str, Any]) -> None:
         UserError: see above.
     """
     from openblip.core.gpus import gpu_named
-    from openblip.core.places import check_run_settings
+    from openblip.core.places import check_run_folder, check_run_settings
     from openblip.recipes.catalogue import RECIPES, recipe_named
 
     dry_run = "dry_run" in given
@@ -244,6 +244,8 @@ def check_train(recipe: str, given: dict[str, Any]) -> None:
         raise UserError(f"--{unread[0]} is for --dry-run")
     if "gpu" in given:
         gpu_named(given["gpu"])
+    if not dry_run:
+        check_run_folder(given["out"], resume="resume" in given)
     if is_file(recipe):
         check_run_settings(Path(recipe))
         return

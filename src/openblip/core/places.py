@@ -12,26 +12,32 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from openblip.core.errors import UserError, nearest, require
-from openblip.core.kinds import instead_of_model, looks_like, read_head
+from openblip.core.kinds import instead_of_model, looks_like, read_head, refuse_other_kinds
 from openblip.core.text import read_json
 
 __all__ = [
+    "DATA_BY_CONTENT",
     "DATA_ROOT",
     "NAMED",
     "QUERY",
+    "TABLES",
     "adapter_folder",
     "check_config_file",
     "check_data",
     "check_device",
+    "check_folder",
     "check_image",
     "check_model",
     "check_new_file",
+    "check_run_folder",
     "check_run_settings",
     "description_file",
     "gguf_file",
     "local_path",
     "missing_data",
     "nested_model",
+    "no_data",
+    "run_checkpoints",
     "wrong_place",
 ]
 
@@ -41,6 +47,10 @@ DATA_ROOT = "OPENBLIP_DATA"
 """the variable that names the folder of the published datasets"""
 NAMED = re.compile(r"(?P<name>[A-Za-z][\w-]+):(?P<split>[\w.-]*)")
 """a split of a published dataset, NAME:SPLIT"""
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
+"""endings of captions files"""
+DATA_BY_CONTENT = {"is a tar archive": ".tar", "is a parquet file": ".parquet"}
+"""what `looks_like` says of files of data that are no text, and the ending under which they are read"""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 _FILE = "file://"
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
@@ -59,13 +69,15 @@ def check_model(source: Path | str) -> None:
     """Refuse what is neither here nor a name that the hub could know.
 
     Raises:
-        UserError: there is no such folder or file, and it is no hub name.
+        UserError: there is no such folder or file, and it is no hub name; the file is of another kind.
     """
     path = Path(source)
     if not path.exists() and (not _HUB_NAME.fullmatch(str(source)) or path.suffix in _WEIGHTS):
         raise UserError(f"there is no model at {path}; give a model's folder, a checkpoint file or a hub name")
     if path.is_dir():
         description_file(path)
+    elif path.is_file() and path.suffix != ".gguf" and (found := instead_of_model(read_head(path))):
+        raise UserError(f"{path} is no checkpoint: it {found}")
 
 
 def description_file(folder: Path) -> Path:
@@ -173,13 +185,19 @@ def check_image(place: Path | str) -> None:
     """Refuse a place of images that is not here; patterns are left to those who look for them.
 
     Raises:
-        UserError: there is no such file or folder.
+        UserError: there is no such file or folder, or the folder is empty.
     """
     place = local_path(str(place))
     if "://" in place and not Path(place).exists():
         raise UserError(f"{place} is a web address; download the image and give its path")
     if not Path(place).exists() and not any(letter in place for letter in "*?["):
         raise UserError(f"there is no image or folder {place}")
+    _refuse_empty(Path(place))
+
+
+def _refuse_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        raise UserError(f"the folder {folder} is empty")
 
 
 def check_data(spec: str) -> None:
@@ -187,7 +205,8 @@ def check_data(spec: str) -> None:
     to who opens them.
 
     Raises:
-        UserError: there is no such file or folder; names the nearest one beside it.
+        UserError: there is no such file or folder, and the nearest one beside it is named; the folder is empty; the
+            file is of a kind that holds no data.
     """
     match = QUERY.match(spec)
     place = spec if match is None or Path(spec).exists() else match["path"]
@@ -197,6 +216,21 @@ def check_data(spec: str) -> None:
     path = Path(place).expanduser()
     if not path.exists() and not NAMED.fullmatch(place):
         raise UserError(missing_data(place))
+    _refuse_empty(path)
+    head = read_head(path) if path.is_file() else b""
+    if head and (found := looks_like(head)) and found not in DATA_BY_CONTENT and path.suffix.lower() != ".tar":
+        if path.suffix.lower() in TABLES:
+            refuse_other_kinds(path, head, "a parquet file" if path.suffix == ".parquet" else "a captions file")
+        raise UserError(no_data(path, found))
+
+
+def no_data(path: Path, found: str) -> str:
+    """The sentence about a file that is no data; `found` is what `looks_like` says, "" where nothing is known."""
+    seen = f": it {found}" if found else ""
+    return (
+        f'{path} is of no known kind ("{path.suffix.lower()}"{seen}); give a folder, or a file that ends in '
+        f"{', '.join((*TABLES, '.tar'))}"
+    )
 
 
 def missing_data(place: str) -> str:
@@ -229,6 +263,40 @@ def check_run_settings(path: Path) -> None:
         run = path.parent.parent / path.name
         hint = f"; did you mean {run}?" if run.is_file() else ""
         raise UserError(f"{path} describes a model, where the settings of a run are needed{hint}")
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be written to, or cannot be made.
+
+    Raises:
+        UserError: it or what should hold it is a file, or cannot be written to.
+    """
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"the folder {out} cannot be made: {there} is a file; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"the folder {out} cannot be made: {there} cannot be written to; choose another")
+
+
+def check_run_folder(out: Path, *, resume: bool) -> None:
+    """Refuse a folder in which a run cannot begin.
+
+    Raises:
+        UserError: as `check_folder`, or it holds a run and `resume` is False.
+    """
+    check_folder(out)
+    steps = run_checkpoints(out)
+    if not resume and (steps or (out / "metrics.jsonl").exists()):
+        where = f"up to step {int(steps[-1].name[5:])}" if steps else "without a checkpoint yet"
+        raise UserError(f"{out} already holds a run ({where}); continue with --resume, or choose another folder")
+
+
+def run_checkpoints(out: Path) -> list[Path]:
+    """Complete checkpoints of the run in a folder, oldest first (an unfinished one has another name)."""
+    folder = out / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
 
 
 def check_new_file(out: Path | None, other: Path | None = None) -> None:

@@ -20,10 +20,11 @@ from typing import Any
 from openblip.core.config import differences, to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
+from openblip.core.places import check_run_folder, run_checkpoints
 from openblip.core.runtime import machine, versions, world_size
 from openblip.core.text import read_json
 from openblip.training.config import MAY_CHANGE, TrainConfig
-from openblip.training.state import find_checkpoints, prune_checkpoints, read_state
+from openblip.training.state import prune_checkpoints, read_state
 
 __all__ = ["open_run"]
 
@@ -45,18 +46,14 @@ def open_run(
     Raises:
         UserError: the folder holds a run and `resume` is False, or it holds another run, or cannot be made.
     """
+    check_run_folder(out_dir, resume=resume)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {out_dir} cannot be made: {error.strerror}; choose another") from error
     complete = to_dict({"train": config, **sections})
-    found = find_checkpoints(out_dir)
+    found = run_checkpoints(out_dir)
     checkpoint = found[-1] if found else None
-    if not resume and (checkpoint or (out_dir / "metrics.jsonl").exists()):
-        where = f"up to step {int(checkpoint.name[5:])}" if checkpoint else "without a checkpoint yet"
-        raise UserError(
-            f"{out_dir} already holds a run ({where}); continue with --resume, or choose another folder"
-        )
     if resume and checkpoint:
         _refuse_another_run(out_dir, complete, [*(f"train.{name}" for name in MAY_CHANGE), *may_change])
         written_by = len(read_state(checkpoint)["processes"])

@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import random
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from openblip.core.errors import UserError
 from openblip.core.files import remove_quietly, write_folder, write_json, write_tensors, write_text
 from openblip.core.fingerprint import fingerprint
+from openblip.core.places import run_checkpoints
 from openblip.core.runtime import world_size
 from openblip.core.text import read_json, read_text
 from openblip.training.launch import on_main
@@ -43,7 +43,6 @@ __all__ = [
     "Progress",
     "TrainResult",
     "checkpoint_path",
-    "find_checkpoints",
     "frozen_fingerprint",
     "load_checkpoint",
     "own_generators",
@@ -138,20 +137,12 @@ def checkpoint_path(out_dir: Path, step: int) -> Path:
     return out_dir / "checkpoints" / f"step-{step:08d}"
 
 
-def find_checkpoints(out_dir: Path) -> list[Path]:
-    """Complete checkpoints, oldest first (an unfinished one has another name)."""
-    folder = out_dir / "checkpoints"
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
-
-
 def prune_checkpoints(out_dir: Path, keep: int) -> None:
     """Remove all but the `keep` newest and the one that `best` names, and what a killed process left unfinished."""
     folder = out_dir / "checkpoints"
     best = folder / "best"
     spared = {read_text(best).strip()} if best.is_file() else set()
-    for path in find_checkpoints(out_dir)[:-keep]:
+    for path in run_checkpoints(out_dir)[:-keep]:
         if path.name not in spared:
             remove_quietly(path)
     for path in (*folder.glob(".step-*"), *folder.glob(".last.*.tmp"), *folder.glob(".best.*.tmp")):

@@ -63,7 +63,11 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
     (tmp_path / "a-run" / "model").mkdir(parents=True)
     (tmp_path / "a-run" / "config.json").write_text('{"run": {}}')
     (tmp_path / "a-run" / "model" / "config.json").write_text('{"model_type": "blip"}')
-    run = tmp_path / "a-run"
+    run, begun, empty, picture = (tmp_path / name for name in ("a-run", "begun", "empty", "a.jpg"))
+    (begun / "checkpoints" / "step-00000005").mkdir(parents=True)
+    empty.mkdir()
+    picture.write_bytes(b"\xff\xd8\xff\xe0")
+
     model, bare = str(tmp_path / "a-model"), str(tmp_path)
     recipe = "the first argument of train is a recipe (openblip recipes lists them)"
     cases = {
@@ -141,6 +145,50 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["retrieve", "a", image, "--model", model, "--rerank", "-1"],
             ["evaluate", "world:test", "--model", model, "--rerank", "-1"],
         ],
+        f"the folder {out} cannot be made: {out} is a file; choose another": [
+            ["train", "small-pretrain", image, "--out", str(out)],
+            ["demo", "--out", str(out)],
+            ["cache-features", image, "--vision", "timm:x", "--out", str(out)],
+        ],
+        f"{begun} already holds a run (up to step 5); continue with --resume, or choose another folder": [
+            ["train", "small-pretrain", image, "--out", str(begun)]
+        ],
+        'unknown setting "nosuch"': [["train", "small-pretrain", image, "--out", nothing, "--set", "nosuch=1"]],
+        "learning_rate must be above 0, not -1.0": [
+            ["train", "small-pretrain", image, "--out", nothing, "--set", "train.learning_rate=-1"]
+        ],
+        "a vision tower comes from timm:NAME, hf:NAME or openblip:FOLDER": [
+            ["train", "blip2-stage1", image, "--vision", "kind:x", "--out", nothing],
+            ["cache-features", image, "--vision", "x", "--out", nothing],
+        ],
+        f"the folder {empty} is empty": [
+            ["train", "small-pretrain", str(empty), "--out", nothing],
+            ["caption", str(empty), "--model", model],
+        ],
+        f'{picture} is of no known kind (".jpg": it is a JPEG image); give a folder, or a file that ends in': [
+            ["train", "small-pretrain", str(picture), "--out", nothing]
+        ],
+        f"{picture} is no checkpoint: it is a JPEG image": [
+            ["caption", image, "--model", str(picture)],
+            ["info", str(picture)],
+        ],
+        "--steps must be at least 1, not -5": [
+            ["train", "small-pretrain", image, "--out", nothing, "--steps", "-5"]
+        ],
+        "--beams must be at least 1, not 0": [["caption", image, "--model", model, "--beams", "0"]],
+        "--batch-size must be at least 1, not 0": [
+            ["caption", image, "--model", model, "--batch-size", "0"],
+            ["cache-features", image, "--vision", "timm:x", "--out", nothing, "--batch-size", "0"],
+        ],
+        "--port is a number from 0 to 65535, not 99999": [["serve", model, "--port", "99999"]],
+        '--stage cannot be "nosuch"': [["demo", "--stage", "nosuch"]],
+        "--seed must be at least 0, not -1": [["demo", "--seed", "-1"]],
+        **{
+            f"the demo needs at least a minute, and a number of them, not {minutes}": [
+                ["demo", "--minutes", minutes]
+            ]
+            for minutes in ("nan", "inf", "0")
+        },
         f"{out} exists already; choose a new file": [["caption", image, "--model", model, "--out", str(out)]],
         'openblip caption has no option "--beam" (did you mean "--beams"?)': [
             ["caption", image, "--model", model, "--beam", "3"]

@@ -67,7 +67,7 @@ def test_one_image_has_the_recall_that_recipes_monitor() -> None:
 def test_options_of_decoding_that_would_have_no_effect() -> None:
     for beams in (0, -3):
         for number in (1, 4):
-            with pytest.raises(UserError, match=f"--beams is {beams}; it must be at least 1"):
+            with pytest.raises(UserError, match=f"--beams must be at least 1, not {beams}"):
                 decoding(beams, number)
     with pytest.raises(UserError, match="--beams and --nucleus exclude each other"):
         decoding(5, 1, 0.9)

@@ -14,6 +14,7 @@ from torch import nn
 from training_toy import ToyLoader, evaluate, losses
 
 from openblip.core.errors import UserError
+from openblip.core.places import run_checkpoints
 from openblip.training import Interrupted
 from openblip.training import state as states
 
@@ -116,7 +117,7 @@ def test_the_steps_since_the_last_record_count_with_their_time(
 
     with pytest.raises(Interrupted):
         run(tmp_path, evaluate=interrupted, **options)
-    progress = states.read_state(states.find_checkpoints(tmp_path)[-1])["progress"]
+    progress = states.read_state(run_checkpoints(tmp_path)[-1])["progress"]
     assert (progress["step"], progress["train_seconds"]) == (95, pytest.approx(190))
     result = run(tmp_path, evaluate=evaluate, resume=True, **options)
     assert clock.now == pytest.approx(600, abs=4)
@@ -126,7 +127,7 @@ def test_the_steps_since_the_last_record_count_with_their_time(
 def test_a_metric_that_is_not_there_costs_no_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'monitor names "heldout".*did you mean "held_out"'):
         run(tmp_path, evaluate=evaluate, monitor="heldout", epochs=1)
-    assert [path.name for path in states.find_checkpoints(tmp_path)] == ["step-00000006"]
+    assert [path.name for path in run_checkpoints(tmp_path)] == ["step-00000006"]
     result = run(tmp_path, evaluate=evaluate, monitor="held_out", epochs=1, resume=True)
     assert result.best == {"step": 6, "name": "held_out", "value": losses(tmp_path, "eval")[0]["held_out"]}
     assert len(losses(tmp_path)) == 6

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from training_toy import ToyLoader, ToyStep, evaluate, losses, toy_config
 
 from openblip.core.errors import UserError
+from openblip.core.places import run_checkpoints
 from openblip.core.runtime import seed_everything
 from openblip.training import Interrupted, NotFinite, TrainResult, train
 from openblip.training import state as states
@@ -129,7 +130,7 @@ def test_the_best_and_the_final_model_are_exported_and_old_checkpoints_removed(t
         keep_checkpoints=2,
     )
     assert result.best == {"step": 12, "name": "score", "value": 3.0}
-    kept = [path.name for path in states.find_checkpoints(tmp_path)]
+    kept = [path.name for path in run_checkpoints(tmp_path)]
     assert kept == ["step-00000012", "step-00000035", "step-00000036"]
     assert (tmp_path / "checkpoints" / "best").read_text().strip() == "step-00000012"
     assert (tmp_path / "best" / "weights.txt").read_text() != (tmp_path / "model" / "weights.txt").read_text()
@@ -279,7 +280,7 @@ def test_a_bad_step_is_never_saved(tmp_path: Path) -> None:
     module.poison_at = 5
     with pytest.raises(NotFinite, match="no checkpoint was written yet"):
         run(tmp_path, module=module, log_every=100, checkpoint_every=5)
-    assert states.find_checkpoints(tmp_path) == []
+    assert run_checkpoints(tmp_path) == []
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

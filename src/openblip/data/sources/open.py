@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 from openblip.core.config import override
 from openblip.core.errors import UserError, nearest
 from openblip.core.kinds import looks_like, read_head
-from openblip.core.places import QUERY, local_path, missing_data
+from openblip.core.places import DATA_BY_CONTENT, QUERY, TABLES, local_path, missing_data, no_data
 from openblip.data.cards.find import find_split, missing_images
 from openblip.data.formats import IMAGE_SUFFIXES
 from openblip.data.sources.base import NoSamples, PairsSource, Source, SourceConfig, refuse_unread
@@ -32,11 +32,9 @@ from openblip.data.walk import is_hidden
 
 __all__ = ["SourceParts", "names_files_in", "open_source", "parse_spec", "source_parts"]
 
-_TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
 _TEXT_TABLES = (".txt", ".token")
 """Endings under which a table is read when it is named, or called captions.txt in its folder."""
 _MOST_GAPS = 1000
-_KINDS_BY_CONTENT = {"is a tar archive": ".tar", "is a parquet file": ".parquet"}
 _CAPTION_FILES = ("captions", "metadata", "annotations", "dataset", "data")
 _WILD = "*?["
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
@@ -160,20 +158,16 @@ def _open_files(paths: list[Path], config: SourceConfig, *, num_missing: int = 0
     kind = kinds.pop()
     found = looks_like(read_head(paths[0])) or ""
     if kind not in (".tar", ".parquet"):
-        kind = _KINDS_BY_CONTENT.get(found, kind)  # whatever the file is called
+        kind = DATA_BY_CONTENT.get(found, kind)  # whatever the file is called
     if kind == ".tar":
         return TarSource(paths, config, num_missing=num_missing)
     if kind == ".parquet":
         return open_parquet(paths, config)
-    if kind in (*_TABLES, *_TEXT_TABLES) and len(paths) == 1:
+    if kind in (*TABLES, *_TEXT_TABLES) and len(paths) == 1:
         return open_records(paths[0], config)
-    if kind in _TABLES:
+    if kind in TABLES:
         raise UserError(f"{config.path} names {len(paths)} captions files; give each as a source of its own")
-    known = ", ".join((*_TABLES, ".tar"))
-    seen = f": it {found}" if found else ""
-    raise UserError(
-        f'{paths[0]} is of no known kind ("{kind}"{seen}); give a folder, or a file that ends in {known}'
-    )
+    raise UserError(no_data(paths[0], found))
 
 
 def _open_folder(folder: Path, config: SourceConfig) -> Source:
@@ -184,7 +178,7 @@ def _open_folder(folder: Path, config: SourceConfig) -> Source:
     if packed := _packed_files(folder):
         return _open_files(packed, config)
     entries = _entries(folder)
-    tables = [path for path in entries if path.suffix.lower() in _TABLES]
+    tables = [path for path in entries if path.suffix.lower() in TABLES]
     named = [path for path in tables if path.stem.lower() in _CAPTION_FILES]
     if not tables and _is_table_of_images(folder / "captions.txt"):  # Flickr8k's
         return _open_files([folder / "captions.txt"], config)
@@ -219,7 +213,7 @@ def _packed_files(folder: Path) -> list[Path]:
     tars = [path for path in entries if path.suffix.lower() == ".tar"]
     if tars:  # img2dataset writes .parquet and .json beside each; the tars have it all
         return tars
-    tables = [path for path in entries if path.suffix.lower() in _TABLES]
+    tables = [path for path in entries if path.suffix.lower() in TABLES]
     return tables if all(path.suffix.lower() == ".parquet" for path in tables) else []
 
 

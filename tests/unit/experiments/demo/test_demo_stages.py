@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -11,6 +12,7 @@ from openblip.bootstrap.job import Output, Places
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again
 from openblip.bootstrap.table import read_table
+from openblip.cli.make import DemoStage
 from openblip.core.errors import UserError
 from openblip.core.files import read_jsonl, write_json
 from openblip.data.world.dataset import scene_from_meta
@@ -143,3 +145,7 @@ def test_two_new_models_learn_from_the_pairs_as_found_and_cleaned(finished: Path
     sentences = capfilt_section(out).blocks[0]
     assert isinstance(sentences, Text)
     assert "too little" in sentences.paragraphs[1]
+
+
+def test_the_command_knows_the_stages() -> None:
+    assert get_args(DemoStage) == tuple(STAGES)
