@@ -33,7 +33,7 @@ from openblip.bootstrap.pipeline import Pipeline
 from openblip.bootstrap.policy import Policy
 from openblip.core.compute import choose_dtype, has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.generation.config import DecodeConfig
 
 PLACE = "OPENBLIP_BENCHMARK_CAPFILT"

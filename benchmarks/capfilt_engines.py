@@ -21,7 +21,7 @@ from openblip.bootstrap.job import CapFiltConfig, Output, Places
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import Engine, run_capfilt
 from openblip.core.memory import keep_freed_memory
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.generation.config import DecodeConfig
 
 __all__ = ["CASES", "run"]

@@ -30,7 +30,8 @@ from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.summary import summarise
 from openblip.bootstrap.table import Row, Text
 from openblip.core.memory import peak_mb
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources.base import Source
 
 __all__ = ["EACH", "LIMIT", "compare", "run"]
 

@@ -25,7 +25,7 @@ from openblip.bootstrap.table import Origin, Row, Text, read_table
 from openblip.core.errors import UserError
 from openblip.core.text import escaped
 from openblip.data.images import MAX_PIXELS, decode_image
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import source_parts
 
 __all__ = ["Count", "Decisions", "Filter", "Found", "Judged", "source_image"]

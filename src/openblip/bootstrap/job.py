@@ -29,7 +29,8 @@ from openblip.core.text import escaped
 from openblip.data.sample import BrokenSample
 from openblip.data.sinks.sets import LAYOUTS, Layout, Pair, encoded_image, free_names, remove_shard, write_shard
 from openblip.data.sinks.tables import read_rows
-from openblip.data.sources.base import NoSamples, Source, SourceConfig
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources.base import NoSamples, Source
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source, source_parts
 from openblip.generation.config import DecodeConfig

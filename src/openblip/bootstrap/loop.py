@@ -26,7 +26,7 @@ from openblip.checkpoints.store import open_model
 from openblip.core.config import keep_settings
 from openblip.core.errors import UserError
 from openblip.core.files import read_marker, write_json
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.generation.config import DecodeConfig
 from openblip.tasks.config import RunConfig
 from openblip.tasks.registry import adapt

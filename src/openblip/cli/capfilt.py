@@ -110,7 +110,7 @@ def capfilt(
     check_dry_run(dry_run, gpu=gpu, gpus=gpus, mfu=mfu)
     from openblip.bootstrap.job import CapFiltConfig
     from openblip.bootstrap.run import Engine, run_capfilt
-    from openblip.data.sources.open import parse_spec
+    from openblip.data.source_config import parse_spec
     from openblip.generation.config import DecodeConfig
 
     bounds: dict[str, Any] = {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens, "seed": seed}

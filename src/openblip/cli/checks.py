@@ -44,7 +44,7 @@ def _data(spec: str) -> None:
     check_data(spec)
     if QUERY.match(spec) or NAMED.fullmatch(spec):
         from openblip.data.cards import find_split
-        from openblip.data.sources.open import parse_spec
+        from openblip.data.source_config import parse_spec
 
         find_split(parse_spec(spec))  # its settings, and whether a published dataset is there
 

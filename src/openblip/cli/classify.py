@@ -127,7 +127,7 @@ def classify(
 
 def _of_dataset(spec: str, classes: str) -> tuple[tuple[str, ...], dict[str, str], Literal["folder"]]:
     """The images of a published dataset, its classes by their folders (or `classes`), and who says what is true."""
-    from openblip.data.sources.base import SourceConfig
+    from openblip.data.source_config import SourceConfig
     from openblip.data.sources.classes import ClassFolderSource
     from openblip.data.sources.open import open_source
 

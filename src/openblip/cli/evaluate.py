@@ -22,7 +22,7 @@ from openblip.core.text import counted
 
 if TYPE_CHECKING:
     from openblip.data.measured import Measured
-    from openblip.data.sources.base import SourceConfig
+    from openblip.data.source_config import SourceConfig
     from openblip.generation.config import DecodeConfig
     from openblip.metrics.results import Result
     from openblip.tasks.config import RunConfig, TaskName

@@ -15,7 +15,7 @@ from openblip.core.text import counted
 if TYPE_CHECKING:
     from openblip.data.cards.card import Submission
     from openblip.data.measured import Measured
-    from openblip.data.sources.base import SourceConfig
+    from openblip.data.source_config import SourceConfig
     from openblip.metrics.results import Result
     from openblip.tasks.config import RunConfig, TaskName
     from openblip.tasks.protocols import Adapter
@@ -41,7 +41,7 @@ _ABILITIES = {"retrieval": "embed", "captioning": "likelihood"}
 def default_samples(data: Sequence[str]) -> int:
     """Samples that are used unless another number is named: of published splits all."""
     from openblip.data.cards.find import named_split
-    from openblip.data.sources.open import parse_spec
+    from openblip.data.source_config import parse_spec
 
     published = bool(data) and all(named_split(parse_spec(spec).path) is not None for spec in data)
     return sys.maxsize if published else _SAMPLES

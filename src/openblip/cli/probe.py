@@ -52,7 +52,7 @@ def probe(
     from openblip.cli.progress import progress as shown
     from openblip.core.files import write_json, write_tensors
     from openblip.core.runtime import choose_device
-    from openblip.data.sources.open import parse_spec
+    from openblip.data.source_config import parse_spec
     from openblip.tasks.load import load
     from openblip.tasks.probe import L2, Labelled, PooledTower, check_sweep, labelled, read_features
     from openblip.tasks.probe import probe as run

@@ -25,7 +25,7 @@ from typing import Any
 from openblip.checkpoints.blip2_parts import open_language, open_language_tokenizer
 from openblip.core.config import keep_settings
 from openblip.core.files import read_jsonl
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
 from openblip.experiments.judges import blip2_stages as world

@@ -24,7 +24,7 @@ from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again, run_capfilt
 from openblip.checkpoints.store import open_model
 from openblip.core.config import keep_settings
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.world.dataset import WorldConfig, write_world
 from openblip.data.world.noise import NoiseConfig
 from openblip.experiments.judges.blip import measure_blip

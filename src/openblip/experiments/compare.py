@@ -19,7 +19,7 @@ from typing import Any
 from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.config import keep_settings
 from openblip.core.files import read_jsonl
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.experiments.blip2 import Blip2Experiment, Seed, folder_name

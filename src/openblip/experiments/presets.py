@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.transform_config import ImageTransformConfig
 from openblip.recipes.small import small_pretrain
 from openblip.tasks.config import RunConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.core.config import read_table
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.transform_config import ImageTransformConfig
 from openblip.generation.config import DecodeConfig
 from openblip.objectives.configs import ObjectiveConfig

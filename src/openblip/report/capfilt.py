@@ -14,7 +14,7 @@ from openblip.bootstrap.summary import BINS, Summary, summarise
 from openblip.bootstrap.table import Row, Text
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.report.content import (
     Block,
     Card,

@@ -20,7 +20,7 @@ from torch import Tensor
 from openblip.core.errors import UserError, nearest
 from openblip.core.sharing import joint
 from openblip.data.sample import Batch
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.classes import AS_FOLDERS, ClassFolderSource
 from openblip.data.sources.open import open_source
 from openblip.metrics.classification import Accuracy

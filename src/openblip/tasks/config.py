@@ -16,8 +16,7 @@ from openblip.core.config import from_dict, read_table
 from openblip.core.errors import UserError
 from openblip.core.places import check_run_settings
 from openblip.data.clean import CleanText
-from openblip.data.sources.base import SourceConfig
-from openblip.data.sources.open import parse_spec
+from openblip.data.source_config import SourceConfig, parse_spec
 from openblip.data.transform_config import ImageTransformConfig
 from openblip.generation.config import DecodeConfig
 from openblip.metrics.answers import AccuracyRule

@@ -11,7 +11,8 @@ from openblip.data.batches import TextMode
 from openblip.data.clean import CleanText, cleaned
 from openblip.data.measured import Measured
 from openblip.data.sample import Batch, Sample
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources.base import Source
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample, stable_id
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources.base import Source
 from openblip.data.sources.classes import AS_FOLDERS
 from openblip.data.sources.folder import FolderSource
 from openblip.data.sources.open import open_source

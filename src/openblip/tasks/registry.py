@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from openblip.checkpoints.store import StoredModel
 from openblip.core.errors import UserError
 from openblip.data.cards import card_named, find_split, named_split
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.composed import is_composed
 from openblip.tasks.answering import ANSWERING
 from openblip.tasks.captioning import CAPTIONING

@@ -22,7 +22,8 @@ from openblip.core.places import NAMED
 from openblip.data.cards import CARDS
 from openblip.data.cards.card import Submission
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources.base import Source
 from openblip.data.sources.dialogs import open_dialogs
 from openblip.data.sources.open import open_source
 from openblip.data.sources.questions import asked_of, open_questions

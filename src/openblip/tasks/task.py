@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openblip.data.sample import Batch
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources.base import Source
 from openblip.data.sources.open import open_source
 from openblip.tasks.config import RunConfig
 from openblip.tasks.feature_cache import FeatureCache

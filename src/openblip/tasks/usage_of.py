@@ -13,7 +13,7 @@ import torch
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.generation.config import DecodeConfig
 from openblip.tasks.config import DIALOG_TOKENS, RunConfig, TaskName
 from openblip.tasks.protocols import Adapter

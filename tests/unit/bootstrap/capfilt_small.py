@@ -18,7 +18,7 @@ from openblip.bootstrap.run import Engine, Totals, run_capfilt
 from openblip.bootstrap.table import Row, read_table
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.generation.config import DecodeConfig
 from openblip.models.blip import Blip, blip_config
 

@@ -16,7 +16,7 @@ from openblip.cli.bootstrap import _recipe
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.tasks.config import RunConfig
 
 WEB, HUMAN = ("a.jsonl?weight=2", "tars/"), ("coco.jsonl",)

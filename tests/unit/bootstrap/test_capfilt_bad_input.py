@@ -15,7 +15,7 @@ from openblip.bootstrap.job import Shard
 from openblip.bootstrap.run import decide_again, load_run
 from openblip.core.errors import UserError
 from openblip.data.sinks.tables import write_rows
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import names_files_in
 
 Models = tuple[str, str, str]

@@ -15,7 +15,8 @@ from openblip.bootstrap.job import Places
 from openblip.bootstrap.models import open_models
 from openblip.bootstrap.run import decide_again
 from openblip.data.sinks.sets import LAYOUTS, Layout, free_names
-from openblip.data.sources.open import open_source, parse_spec
+from openblip.data.source_config import parse_spec
+from openblip.data.sources.open import open_source
 
 Models = tuple[str, str, str]
 

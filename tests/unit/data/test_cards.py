@@ -11,7 +11,8 @@ import pytest
 from openblip.core.errors import UserError
 from openblip.core.places import DATA_ROOT
 from openblip.data.cards import CARDS, find_split
-from openblip.data.sources import Source, SourceConfig, open_source, parse_spec
+from openblip.data.source_config import SourceConfig, parse_spec
+from openblip.data.sources import Source, open_source
 from openblip.data.sources.composed import open_composed
 from openblip.data.sources.dialogs import open_dialogs
 from openblip.data.sources.questions import answers_of, asked_of, open_questions

@@ -12,7 +12,8 @@ from make_data import encoded, make_image
 
 from openblip.data.cards.table import markdown_tables
 from openblip.data.sample import BrokenSample
-from openblip.data.sources import SourceConfig, open_source, parse_spec
+from openblip.data.source_config import SourceConfig, parse_spec
+from openblip.data.sources import open_source
 
 REPO = Path(__file__).resolve().parents[3]
 PAGE = (REPO / "docs" / "data.md").read_text(encoding="utf-8")

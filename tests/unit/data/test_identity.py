@@ -13,7 +13,8 @@ import pytest
 from make_data import contents, encoded, make_image
 
 from openblip.data.sample import BrokenSample
-from openblip.data.sources import SourceConfig, open_source
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources import open_source
 from openblip.data.sources.cells import as_texts, given_id, is_missing, row_images
 from openblip.data.sources.identity import id_strings, image_ids, image_name, settle_ids
 from openblip.data.sources.questions import open_questions

@@ -17,7 +17,8 @@ from make_data import encoded, make_image, number_of
 from openblip.core.errors import UserError
 from openblip.data.images import decode_images
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources import SourceConfig, open_source
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources import open_source
 from openblip.data.sources.statements import open_statements, statements_of
 
 PAIRS = ((1, 2), (3, 4), (5, 6))

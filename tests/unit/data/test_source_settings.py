@@ -14,7 +14,8 @@ from make_data import contents, encoded, make_image
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
-from openblip.data.sources import SourceConfig, open_source
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources import open_source
 from openblip.data.sources.questions import open_questions
 from openblip.data.sources.statements import open_statements
 

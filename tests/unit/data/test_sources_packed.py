@@ -15,7 +15,8 @@ from make_data import contents, encoded, make_image, number_of
 from openblip.core.errors import UserError
 from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample
-from openblip.data.sources import SourceConfig, open_source
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources import open_source
 
 # ---- parquet with images inside ----
 

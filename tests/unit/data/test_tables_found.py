@@ -15,7 +15,8 @@ from make_data import contents, encoded, make_image
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample
-from openblip.data.sources import SourceConfig, open_source, parse_spec
+from openblip.data.source_config import SourceConfig, parse_spec
+from openblip.data.sources import open_source
 from openblip.data.sources.questions import answers_of, open_questions
 
 ROWS = [{"image": f"images/{n}.png", "caption": f"image {n}"} for n in range(4)]

@@ -13,7 +13,8 @@ import pytest
 from make_data import contents, encoded, make_image
 
 from openblip.core.errors import UserError
-from openblip.data.sources import SourceConfig, open_source
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources import open_source
 
 
 def pack(path: Path, files: dict[str, Any]) -> str:

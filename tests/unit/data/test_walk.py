@@ -20,8 +20,8 @@ from openblip.data import walk as walk_module
 from openblip.data.image_inputs import decoded, find_image_inputs, find_images
 from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources import open_source
-from openblip.data.sources.base import SourceConfig
 from openblip.data.transforms import evaluation_transform
 from openblip.data.walk import is_hidden, walk
 

@@ -9,7 +9,7 @@ import pytest
 
 from openblip.core.config import keep_settings
 from openblip.core.errors import UserError
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.experiments.presets import scene_blip, short_train
 from openblip.experiments.stages import once, trained
 from openblip.recipes.small import SHORT_RUN

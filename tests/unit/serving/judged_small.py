@@ -12,7 +12,7 @@ from openblip.bootstrap.run import decide_again
 from openblip.bootstrap.table import Row, Text, write_table
 from openblip.core.config import to_dict
 from openblip.core.files import write_json
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 
 SAMPLES = 30
 BROKEN = 7

@@ -18,8 +18,8 @@ from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import main
 from openblip.core.errors import UserError
 from openblip.core.places import DATA_ROOT
+from openblip.data.source_config import parse_spec
 from openblip.data.sources.composed import Query, is_composed, open_composed, queries_of
-from openblip.data.sources.open import parse_spec
 from openblip.tasks.composed import evaluate_composed, slot_features
 from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.families.blip2 import Blip2Adapter

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import main
 from openblip.core.errors import UserError
-from openblip.data.sources.open import parse_spec
+from openblip.data.source_config import parse_spec
 from openblip.data.transforms import evaluation_transform
 from openblip.tasks.probe import Labelled, PooledTower, fit, hold_out, labelled, probe, read_features
 

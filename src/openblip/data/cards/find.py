@@ -18,7 +18,8 @@ from openblip.data.cards.card import Archive, Card, Form
 from openblip.data.cards.table import CARDS
 
 if TYPE_CHECKING:  # the sources open what is named here
-    from openblip.data.sources.base import Source, SourceConfig
+    from openblip.data.source_config import SourceConfig
+    from openblip.data.sources.base import Source
 
 __all__ = [
     "Found",

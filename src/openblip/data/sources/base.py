@@ -7,11 +7,10 @@ such column) is a `UserError` when the source is opened.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from openblip.core.errors import UserError, closest, nearest
 from openblip.data.sample import BrokenSample, Sample
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.digest import Digest
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "NoSamples",
     "PairsSource",
     "Source",
-    "SourceConfig",
     "find_column",
     "refuse_unread",
     "string_array",
@@ -50,79 +49,6 @@ _OF_EVERY_SOURCE = frozenset(
     )
 )
 URL_COLUMNS = ("url", "image_url", "img_url")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """Where samples come from and how they are read; docs/data.md shows each format."""
-
-    path: str
-    """A folder, a captions file, tars (folder, glob, {000..099}.tar), "hf:NAME[:SPLIT]", "world:SPLIT", or a split
-    of a published dataset, "coco:test" (see data/cards)."""
-    root: str = ""
-    """The folder of published datasets; default: that of the variable OPENBLIP_DATA."""
-    name: str = ""
-    """Keeps image ids of several sources apart (default: the path); sources of one name share their ids."""
-    weight: float | None = None
-    """Share of the samples in a mix, relative to the other weights; None for all: by size."""
-    split: str = ""
-    """Read only rows whose `split` column says this (tables, COCO-Karpathy), or this split (hf:)."""
-    pairs: bool = False
-    """Every (image, caption) is a sample of its own; else all captions of an image make one sample."""
-    image_root: str = ""
-    """Folder that relative image paths start from, or several as "a+b"; default: that of the captions file."""
-    absolute_paths: bool = False
-    """Accept absolute image paths outside `image_root` in a captions file that you trust."""
-    image_column: str = ""
-    """Column of the image's path or bytes, in tars its ending; guessed from the usual names when empty. Of samples
-    with several images one column for each, "left,right", or one that holds lists."""
-    image_name: str = ""
-    """The path of a row's image from other columns, "val2017/{image_id:012}.jpg"; rows without these name it."""
-    num_images: int = 1
-    """Images of each sample: 2 for the pairs of NLVR2. Only tables and hf: have samples with several."""
-    frames: int = 0
-    """Frames of each video, evenly spread over it; an image counts as a video of one frame. 0: 8 where the source
-    has videos and no images."""
-    text_column: str = ""
-    """Column, JSON field or file ending of the captions; guessed from the usual names when empty."""
-    id_column: str = ""
-    """Column that is equal for rows of one image; guessed, else the image's path. See identity.py."""
-    classes: str = ""
-    """Of a folder whose subfolders are classes: a file of their names (below it, or "../names.txt"), or "folder" to
-    take those of the folders; see classes.py."""
-    need_texts: bool = True
-    """False: a captions file without captions will do, as when captions are to be written."""
-    meta_columns: tuple[str, ...] = ()
-    """Further columns to keep in `Sample.meta`."""
-    questions: bool = False
-    """The texts are questions with answers, see `questions.open_questions`; `text_column` names theirs."""
-    statements: bool = False
-    """The texts are statements, true or false, see `statements.open_statements`; `text_column` names theirs."""
-    answer_column: str = ""
-    """Column of the answers to a question, or of a statement's label; guessed from the usual names when empty."""
-    need_answers: bool = True
-    """False: questions without answers will do, as those of a test split whose answers are predicted."""
-    answer_weight: float | None = None
-    """In training, of the answers to these questions (None: 1): BLIP gives those of Visual Genome 0.2."""
-    rule: str = ""
-    """Of accuracy of answers to these questions, see `metrics.answers`; default: that of the evaluation."""
-    max_questions: int = 0
-    """Most questions about an image in one sample; an image with more makes several. 0 takes all."""
-
-    def __post_init__(self) -> None:
-        if not self.path:
-            raise UserError("a data source needs a path: a folder, captions file, tars, hf:NAME or world:SPLIT")
-        if self.weight is not None and not self.weight > 0:
-            raise UserError(f"the weight of source {self.path} must be above 0, not {self.weight}")
-        if self.answer_weight is not None and not 0 < self.answer_weight < math.inf:
-            raise UserError(f"answer_weight of source {self.path} must be above 0, not {self.answer_weight}")
-        if self.max_questions < 0:
-            raise UserError(f"max_questions of source {self.path} cannot be negative, and is {self.max_questions}")
-        if self.num_images < 1:
-            raise UserError(f"num_images of source {self.path} must be at least 1, not {self.num_images}")
-        if self.frames < 0 or (self.frames and self.num_images > 1):
-            number = f"not {self.frames}" if self.frames < 0 else "and of samples with one image"
-            raise UserError(f"frames of source {self.path} must be 1 or more, {number}")
 
 
 class NoSamples(UserError):

@@ -18,7 +18,8 @@ from pathlib import Path
 from openblip.core.errors import UserError
 from openblip.core.text import read_list, without_halves
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import SourceConfig, string_of
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources.base import string_of
 from openblip.data.sources.folder import FolderSource
 
 __all__ = ["AS_FOLDERS", "ClassFolderSource", "read_class_names"]

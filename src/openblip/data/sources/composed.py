@@ -23,9 +23,9 @@ from openblip.core.kinds import read_head
 from openblip.core.text import read_json, without_halves
 from openblip.data.cards.find import find_split, missing_images
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig, refuse_unread
+from openblip.data.source_config import SourceConfig, parse_spec
+from openblip.data.sources.base import Source, refuse_unread
 from openblip.data.sources.digest import Digest
-from openblip.data.sources.open import parse_spec
 from openblip.data.sources.records import read_records
 
 __all__ = ["ComposedSource", "Query", "is_composed", "open_composed", "queries_of"]

@@ -24,10 +24,10 @@ from openblip.core.places import local_path, missing_data
 from openblip.core.text import read_json, without_halves
 from openblip.data.cards.find import find_split, missing_images
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig, refuse_unread, string_array
+from openblip.data.source_config import SourceConfig, parse_spec
+from openblip.data.sources.base import Source, refuse_unread, string_array
 from openblip.data.sources.cells import given_id, is_too_deep
 from openblip.data.sources.digest import MOST_SIZES, Digest, spread
-from openblip.data.sources.open import parse_spec
 from openblip.data.sources.paths import image_roots, locate_image, name_images
 
 __all__ = ["Dialog", "DialogSource", "Round", "dialog_of", "open_dialogs"]

@@ -10,7 +10,8 @@ from openblip.core.errors import UserError, nearest
 from openblip.core.text import read_lines
 from openblip.data.formats import VIDEO_SUFFIXES, ending_of
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig, string_array, string_of
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources.base import Source, string_array, string_of
 from openblip.data.sources.digest import MOST_SIZES, MOST_TEXTS, Digest, spread
 from openblip.data.videos import DEFAULT_FRAMES
 from openblip.data.walk import walk

@@ -20,7 +20,8 @@ import pyarrow as pa
 from openblip.core.errors import UserError, first_line, nearest, require
 from openblip.core.places import local_path
 from openblip.data.sample import BrokenSample, ImageLike, Sample
-from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, string_array
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources.base import COLUMN_SETTINGS, Source, string_array
 from openblip.data.sources.cells import is_missing, row_images
 from openblip.data.sources.digest import Digest, pieces
 from openblip.data.sources.identity import id_strings, image_name, settle_ids

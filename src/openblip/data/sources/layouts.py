@@ -10,7 +10,7 @@ from typing import Any
 from openblip.core.errors import UserError
 from openblip.core.text import read_json
 from openblip.data.sample import BrokenSample
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.cells import IMAGE_COLUMNS, given_id
 from openblip.data.sources.paths import image_roots
 

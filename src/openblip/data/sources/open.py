@@ -13,15 +13,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl
 
-from openblip.core.config import override
-from openblip.core.errors import UserError, nearest
+from openblip.core.errors import UserError
 from openblip.core.kinds import looks_like, read_head
-from openblip.core.places import DATA_BY_CONTENT, QUERY, TABLES, local_path, missing_data, no_data
+from openblip.core.places import DATA_BY_CONTENT, TABLES, local_path, missing_data, no_data
 from openblip.data.cards.find import find_split, missing_images
 from openblip.data.formats import IMAGE_SUFFIXES
-from openblip.data.sources.base import NoSamples, PairsSource, Source, SourceConfig, refuse_unread
+from openblip.data.source_config import SourceConfig, parse_spec
+from openblip.data.sources.base import NoSamples, PairsSource, Source, refuse_unread
 from openblip.data.sources.classes import ClassFolderSource
 from openblip.data.sources.folder import FolderSource, with_texts
 from openblip.data.sources.hub import HubSource
@@ -30,7 +29,7 @@ from openblip.data.sources.table import open_records
 from openblip.data.sources.tars import TarSource
 from openblip.data.walk import is_hidden
 
-__all__ = ["SourceParts", "names_files_in", "open_source", "parse_spec", "source_parts"]
+__all__ = ["SourceParts", "names_files_in", "open_source", "source_parts"]
 
 _TEXT_TABLES = (".txt", ".token")
 """Endings under which a table is read when it is named, or called captions.txt in its folder."""
@@ -38,29 +37,6 @@ _MOST_GAPS = 1000
 _CAPTION_FILES = ("captions", "metadata", "annotations", "dataset", "data")
 _WILD = "*?["
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
-
-
-def parse_spec(spec: str) -> SourceConfig:
-    """Turn "PATH?setting=value&..." into a `SourceConfig`; what follows "world:" keeps its own settings.
-
-    Raises:
-        UserError: an unknown setting, or a value of the wrong kind.
-    """
-    match = QUERY.match(spec)
-    if not match or Path(spec).exists():
-        return SourceConfig(path=spec)
-    fields = {field.name for field in dataclasses.fields(SourceConfig)} - {"path"}
-    settings, rest = [], []
-    query = match["query"].replace("+", "%2B")  # image_root=a+b names two folders
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        if name in fields:
-            settings.append(f"{name}={text}")
-        elif spec.startswith("world:"):
-            rest.append(f"{name}={text}")
-        else:
-            raise UserError(f'{spec}: unknown setting "{name}"{nearest(name, fields)}')
-    path = match["path"] + ("?" + "&".join(rest) if rest else "")
-    return override(SourceConfig(path=path), settings)
 
 
 def open_source(spec: SourceConfig | str) -> Source:

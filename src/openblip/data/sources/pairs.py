@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from openblip.core.errors import UserError, first_line
 from openblip.core.places import local_path
 from openblip.data.sample import BrokenSample, ImageLike
-from openblip.data.sources.base import SourceConfig, refuse_unread
+from openblip.data.source_config import SourceConfig, parse_spec
+from openblip.data.sources.base import refuse_unread
 from openblip.data.sources.cells import given_texts, is_missing, row_images
-from openblip.data.sources.open import open_source, parse_spec
+from openblip.data.sources.open import open_source
 from openblip.data.sources.paths import image_roots, locate_image
 from openblip.data.sources.records import RECORDS, Row, read_records
 from openblip.data.sources.table import choose_columns, image_columns

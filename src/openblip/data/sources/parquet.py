@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from openblip.core.errors import UserError, first_line
 from openblip.core.kinds import read_head, refuse_other_kinds
 from openblip.data.sample import BrokenSample, ImageLike
-from openblip.data.sources.base import SourceConfig, string_array, string_of
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources.base import string_array, string_of
 from openblip.data.sources.cells import NO_TEXT, as_texts, row_images
 from openblip.data.sources.columns import one_array
 from openblip.data.sources.digest import Digest

@@ -20,10 +20,11 @@ import numpy as np
 from openblip.core.errors import UserError
 from openblip.data.cards.find import find_split
 from openblip.data.sample import BrokenSample, Sample
+from openblip.data.source_config import SourceConfig, parse_spec
 from openblip.data.sources.answers import GivenAnswers, by_question, question_texts, read_questions
-from openblip.data.sources.base import PairsSource, Source, SourceConfig
+from openblip.data.sources.base import PairsSource, Source
 from openblip.data.sources.digest import Digest
-from openblip.data.sources.open import open_source, parse_spec
+from openblip.data.sources.open import open_source
 
 __all__ = ["Asked", "QuestionSource", "answers_of", "asked_of", "open_questions"]
 

@@ -17,8 +17,9 @@ from openblip.core.errors import UserError
 from openblip.core.kinds import read_head, refuse_other_kinds
 from openblip.core.text import encoding_of, open_text
 from openblip.data.sample import BrokenSample
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.answers import ANSWER_COLUMNS, QUESTION_COLUMNS
-from openblip.data.sources.base import URL_COLUMNS, SourceConfig
+from openblip.data.sources.base import URL_COLUMNS
 from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, is_too_deep
 from openblip.data.sources.delimited import has_header, read_delimited
 from openblip.data.sources.labels import LABEL_COLUMNS, STATEMENT_COLUMNS

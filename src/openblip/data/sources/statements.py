@@ -19,10 +19,11 @@ import numpy as np
 
 from openblip.core.errors import UserError
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import Source, SourceConfig
+from openblip.data.source_config import SourceConfig, parse_spec
+from openblip.data.sources.base import Source
 from openblip.data.sources.digest import Digest
 from openblip.data.sources.labels import Statement, read_statements
-from openblip.data.sources.open import open_source, parse_spec
+from openblip.data.sources.open import open_source
 
 __all__ = ["StatementSource", "open_statements", "statements_of"]
 

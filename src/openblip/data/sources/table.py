@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from openblip.core.errors import UserError, nearest
 from openblip.data.formats import VIDEO_SUFFIXES, ending_of
 from openblip.data.sample import BrokenSample, ImageLike, Sample
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.answers import (
     ABOUT_COLUMNS,
     ANSWER_COLUMNS,
@@ -29,7 +30,7 @@ from openblip.data.sources.answers import (
     WEIGHT_COLUMNS,
     question_texts,
 )
-from openblip.data.sources.base import COLUMN_SETTINGS, Source, SourceConfig, find_column, string_array, string_of
+from openblip.data.sources.base import COLUMN_SETTINGS, Source, find_column, string_array, string_of
 from openblip.data.sources.cells import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, as_texts, given_id, row_images
 from openblip.data.sources.digest import MOST_SIZES, Digest, pieces, spread
 from openblip.data.sources.identity import image_ids, joined_names, same_names

@@ -22,7 +22,8 @@ from openblip.core.errors import UserError, nearest
 from openblip.core.kinds import looks_like, read_head
 from openblip.core.text import decode, lines_of
 from openblip.data.sample import BrokenSample, Sample
-from openblip.data.sources.base import NoSamples, Source, SourceConfig, string_array
+from openblip.data.source_config import SourceConfig
+from openblip.data.sources.base import NoSamples, Source, string_array
 from openblip.data.sources.cells import TEXT_COLUMNS, as_texts, given_id, is_too_deep
 from openblip.data.sources.digest import MOST_TEXTS, Digest, pieces, spread
 from openblip.data.sources.identity import labels_of

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from openblip.checkpoints.store import open_model
 from openblip.core.runtime import usable_cores
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import WorldConfig, scene_from_meta, write_world
 from openblip.data.world.truth import retrieval_ceiling

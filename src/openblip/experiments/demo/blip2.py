@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.blip2_parts import open_language, open_language_tokenizer
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.experiments.demo.blip import world_source

@@ -13,7 +13,7 @@ from typing import Any
 from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.run import run_capfilt
 from openblip.checkpoints.store import open_model
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.experiments.demo.blip import run_config, world_source
 from openblip.experiments.demo.config import DemoPlan, left_by, tars_of
 from openblip.experiments.judges.blip import measure_blip

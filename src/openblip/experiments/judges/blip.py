@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from openblip.data.sample import Batch
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.truth import caption_report
 from openblip.generation.config import DecodeConfig

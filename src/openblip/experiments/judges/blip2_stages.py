@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.blip2_parts import open_tower
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.documents import documents

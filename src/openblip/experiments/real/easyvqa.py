@@ -23,7 +23,7 @@ from openblip.core.config import keep_settings, to_dict
 from openblip.core.files import write_text
 from openblip.core.text import read_json
 from openblip.data.sample import Batch
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.questions import open_questions
 from openblip.experiments.presets import LEARNING_RATE, short_train
 from openblip.experiments.results import described, spread

@@ -18,7 +18,7 @@ from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import run_capfilt
 from openblip.checkpoints.store import open_model
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.experiments.real.flickr8k import Seed, Tell, Variant, fine_tuning, open_seeds
 from openblip.experiments.real.flickr8k_data import Flickr8kSettings

@@ -17,7 +17,7 @@ from openblip.checkpoints.blip2_parts import open_tower
 from openblip.core.errors import UserError
 from openblip.data.measured import Measured
 from openblip.data.sample import Batch
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.models.configs import TowerConfig, as_tower

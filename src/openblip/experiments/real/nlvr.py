@@ -19,7 +19,7 @@ from typing import Any
 from openblip.checkpoints.store import open_model
 from openblip.core.config import keep_settings, to_dict
 from openblip.core.text import read_lines
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.statements import open_statements
 from openblip.experiments.real.nlvr_data import write_data
 from openblip.experiments.results import cell, described, spread

@@ -22,7 +22,7 @@ from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.config import keep_settings
 from openblip.core.runtime import seed_everything
 from openblip.core.tokenizer import TextTokenizer
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transform_config import COLOR_KEEPING_OPS, ImageTransformConfig

@@ -20,7 +20,7 @@ from typing import Any
 from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
 from openblip.bootstrap.run import run_capfilt
 from openblip.bootstrap.table import Text
-from openblip.data.sources.base import SourceConfig
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import open_source
 from openblip.experiments.real.measures import wrong_images
 from openblip.experiments.real.openstax import Settings, run_seed, source
