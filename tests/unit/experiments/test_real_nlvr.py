@@ -16,7 +16,16 @@ import pytest
 from PIL import Image, ImageDraw
 
 from openblip.core.errors import UserError
-from openblip.experiments.real.nlvr import QUICK, SETTINGS, STAGES, Settings, run, run_config, table
+from openblip.experiments.real.nlvr import (
+    QUICK,
+    SETTINGS,
+    STAGES,
+    Settings,
+    orders_averaged,
+    run,
+    run_config,
+    table,
+)
 from openblip.experiments.real.nlvr_data import SPLITS, items, write_data
 from openblip.experiments.real.nlvr_statements import Item, Scene, describe
 
@@ -124,6 +133,14 @@ def test_only_training_images_are_described_and_words_do_not_give_the_label(data
     assert (second[:, 100:] == 128).all()
 
 
+def test_the_orders_of_an_example_are_judged_together() -> None:
+    given = [("a", True, 0.9), ("a", True, 0.4), ("b", False, 0.6), ("b", False, 0.3), ("c", True, 0.1)]
+    records = [{"group": group, "label": label, "probability": value} for group, label, value in given]
+    found = orders_averaged(records)
+    assert found["accuracy"] == pytest.approx(4 / 5)
+    assert found["consistency"] == pytest.approx(2 / 3)
+
+
 def test_the_whole_experiment_on_made_up_images(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("nlvr", data, out, 1, QUICK, show=False)
@@ -131,6 +148,8 @@ def test_the_whole_experiment_on_made_up_images(data: Path, tmp_path: Path) -> N
     assert result["guessing"] == {"always true": 0.5}
     assert {name: stage["steps"] for name, stage in result["stages"].items()} == {name: [4] for name in STAGES}
     assert "accuracy, another image" in table(result)
+    found = {name: figure["mean"] for name, figure in result["test"].items()}
+    assert found["accuracy, orders averaged"] == found["consistency, orders averaged"]
     weights = out / "seed-0" / STAGES[-1] / "model" / "model.safetensors"
     written = weights.stat().st_mtime_ns
     (out / "seed-0" / "measured.json").unlink()
