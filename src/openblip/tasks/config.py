@@ -122,7 +122,7 @@ class RunConfig:
     max_length: int = 30
     """Tokens of a caption (or of a question, a dialog up to a question, and of an answer) in training."""
     max_words: int | None = 30
-    """Words of a caption in training; None reads it whole."""
+    """Words of a caption in training, and of a text where retrieval is evaluated; None reads it whole."""
     clean: Literal["simplify", "spaces", "none"] = "simplify"
     """"simplify" lower-cases and drops punctuation as the papers do; "spaces" for other languages."""
     prompt: str = ""
@@ -187,7 +187,8 @@ class RunConfig:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} cannot be negative, and is {getattr(self, name)}")
         monitor = self.train.monitor or ""
-        if not self.rerank_k and self.task in ("retrieval", "pretraining") and re.search(r"_itm@|^itm_", monitor):
+        by_itm = re.search(r"_itm(@|$)|^itm_", monitor)
+        if not self.rerank_k and self.task in ("retrieval", "pretraining") and by_itm:
             raise UserError(f'train.monitor "{monitor}" is measured by ITM, which rerank_k = 0 leaves out')
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"image_size is the side of images in pixels and cannot be {self.image_size}")
