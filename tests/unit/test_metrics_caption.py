@@ -62,6 +62,7 @@ def test_all_scores_together() -> None:
     assert scores["BLEU-4"] == pytest.approx(expected["bleu"][3])
     assert scores["ROUGE-L"] == pytest.approx(expected["rouge"])
     assert scores["CIDEr"] == pytest.approx(expected["cider"])
+    assert scores["CIDEr+BLEU-4"] == pytest.approx(expected["cider"] + expected["bleu"][3])
     assert 0 < scores["distinct-1"] < scores["distinct-2"] < 1
 
 

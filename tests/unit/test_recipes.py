@@ -59,12 +59,12 @@ def test_pretraining_is_the_papers() -> None:
     assert base.train.epochs == 20
     assert base.train.weight_decay == 0.05
     assert (base.train.warmup_steps, base.train.warmup_learning_rate) == (3000, 1e-6)
-    assert (base.train.schedule, base.train.decay_rate) == ("epoch-decay", 0.9)
+    assert (base.train.schedule, base.train.decay_rate) == ("epoch-decay", 0.85)
     assert (base.objective.queue_size, base.objective.momentum, base.objective.alpha) == (57600, 0.995, 0.4)
-    assert base.objective.alpha_ramp_epochs == 1.0
+    assert base.objective.alpha_ramp_epochs == 2.0
     assert base.objective.label_smoothing == 0.1
     assert base.text_pretrained == "bert-base-uncased"
-    assert base.vision_pretrained.startswith("timm:vit_base_patch16_224")
+    assert base.vision_pretrained.startswith("timm:deit_base_patch16_224")
     assert large.vision_pretrained.startswith("timm:vit_large_patch16_224")
 
 
@@ -72,7 +72,7 @@ def test_fine_tuning_is_the_papers() -> None:
     caption = caption_finetune(DATA, model="m")
     assert (caption.image_size, caption.train.learning_rate, caption.train.epochs) == (384, 1e-5, 5)
     assert (caption.prompt, caption.task) == ("a picture of ", "captioning")
-    assert (caption.decode.num_beams, caption.decode.min_new_tokens, caption.decode.max_new_tokens) == (3, 5, 20)
+    assert (caption.decode.num_beams, caption.decode.min_new_tokens, caption.decode.max_new_tokens) == (3, 1, 16)
     retrieval = retrieval_finetune(DATA, model="m")
     assert (retrieval.image_size, retrieval.train.learning_rate, retrieval.train.epochs) == (384, 1e-5, 6)
     assert retrieval_finetune(DATA, model="large").train.learning_rate == 5e-6

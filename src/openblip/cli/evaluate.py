@@ -149,6 +149,8 @@ def evaluate(
         if out is not None:
             how: dict[str, Any] = {"dtype": computed, "repeated": repeated}
             result = result_of(model, adapter, config, metrics, measured, len(candidates), **how)
+            if _retrieves(adapter, task):
+                result = replace(result, settings={**result.settings, "max_words": config.max_words})
         _report_measures(model, data, result, metrics, records, measured, out)
 
 
@@ -197,10 +199,11 @@ def measuring_config(
 ) -> RunConfig:
     """What a model is measured by: as the papers measure, with what is given (not None) in its place."""
     from openblip.tasks.config import DIALOG_TOKENS, QUESTION_TOKENS, RunConfig
-    from openblip.tasks.decoding import candidates_to_rerank
+    from openblip.tasks.decoding import candidates_to_rerank, texts_to_retrieve
 
     datasets = named_datasets(sources)
     wording, decode = decoding_of(adapter, task, datasets, prompt, **given)
+    words, tokens = texts_to_retrieve(adapter.family, datasets)
     return RunConfig(
         family=adapter.family,
         task=task,
@@ -209,8 +212,9 @@ def measuring_config(
         rerank_k=candidates_to_rerank(adapter.family, datasets) if rerank is None else rerank,
         prompt=wording,
         max_length=min(
-            {"answering": QUESTION_TOKENS, "dialog": DIALOG_TOKENS}.get(task, 64), adapter.max_positions
+            {"answering": QUESTION_TOKENS, "dialog": DIALOG_TOKENS}.get(task, tokens), adapter.max_positions
         ),
+        max_words=words,
         clean=adapter.info.get("clean", "simplify"),
         decode=decode,
     )
@@ -254,8 +258,13 @@ def _generates(adapter: Adapter, task: TaskName) -> bool:
     return task in ("captioning", "answering") or (task == "pretraining" and "likelihood" in adapter.can)
 
 
+def _retrieves(adapter: Adapter, task: TaskName) -> bool:
+    """Whether texts and images are found by each other when a model is measured."""
+    return task in ("retrieval", "pretraining") and "match" in adapter.can
+
+
 def decoding_line(adapter: Adapter, config: RunConfig) -> str:
-    """How texts are generated and how many candidates ITM reads, "" where neither is done."""
+    """How texts are generated, and how long texts and how many candidates retrieval reads; "" where neither is."""
     decode, parts = config.decode, []
     if _generates(adapter, config.task):
         noun = "answers" if config.task == "answering" else "captions"
@@ -264,8 +273,10 @@ def decoding_line(adapter: Adapter, config: RunConfig) -> str:
         for name, value in (("repetition", decode.repetition_penalty), ("length", decode.length_penalty)):
             parts += [f"{name} penalty {value:g}"] if value != 1 else []
         parts += [f"prompt {json.dumps(config.prompt, ensure_ascii=False)}"] if config.prompt else []
-    if config.task in ("retrieval", "pretraining") and "match" in adapter.can and config.rerank_k:
-        parts.append(f"ITM reads up to {config.rerank_k} candidates")
+    if _retrieves(adapter, config.task):
+        words = f"{config.max_words} words and " if config.max_words else ""
+        parts.append(f"texts of up to {words}{config.max_length} tokens")
+        parts += [f"ITM reads up to {config.rerank_k} candidates"] if config.rerank_k else []
     return ", ".join(parts)
 
 

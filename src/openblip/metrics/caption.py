@@ -35,7 +35,8 @@ CIDER_SIGMA = 6.0
 def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """BLEU-1 to BLEU-4, ROUGE-L, CIDEr, distinct-1 and distinct-2 of one caption for each image.
 
-    `references` are the human captions of each image, in the same order, at least one for each.
+    "CIDEr+BLEU-4" is the sum by which BLIP's and LAVIS' programs choose a captioner's best epoch. `references` are
+    the human captions of each image, in the same order, at least one for each.
     """
     _check(captions, references)
     words = [split_words(caption) for caption in captions]
@@ -43,6 +44,7 @@ def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]])
     scores = {f"BLEU-{order + 1}": value for order, value in enumerate(bleu(words, reference_words))}
     scores["ROUGE-L"] = float(rouge_l(words, reference_words).mean())
     scores["CIDEr"] = float(cider(words, reference_words).mean())
+    scores["CIDEr+BLEU-4"] = scores["CIDEr"] + scores["BLEU-4"]
     scores["distinct-1"] = distinct(words, 1)
     scores["distinct-2"] = distinct(words, 2)
     return scores

@@ -2,14 +2,16 @@
 
 write_result(Path("results"), result, records)
 found = read_results(Path("results"))          # found.results, found.skipped
+means = joined_runs(found.results)             # of runs that differ by their seed one result
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from openblip.core.config import from_dict, to_dict
@@ -18,10 +20,21 @@ from openblip.core.files import write_bytes, write_json
 from openblip.core.fingerprint import Digest
 from openblip.core.text import json_bytes, read_json
 
-__all__ = ["KIND", "Figure", "FoundResults", "Result", "has_results", "read_results", "write_result"]
+__all__ = [
+    "KIND",
+    "Figure",
+    "FoundResults",
+    "Result",
+    "has_results",
+    "joined_runs",
+    "read_results",
+    "write_result",
+]
 
 KIND = "openblip-evaluation-1"
 """what a file of this schema begins with"""
+_SEED = re.compile(r"seed([-_=]?)\d+", re.IGNORECASE)
+"""by which the names of models differ that are runs of one recipe"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +43,7 @@ class Figure:
 
     value: float
     spread: float | None = None
-    """standard deviation, where the value is a mean of several runs"""
+    """standard deviation (of the sample, n - 1), where the value is a mean of several runs: see `joined_runs`"""
     runs: int = 1
 
 
@@ -166,6 +179,41 @@ def read_results(folder: Path) -> FoundResults:
         broken = f"; {next(iter(skipped))} {skipped[next(iter(skipped))]}" if skipped else ""
         raise UserError(f"{folder} holds no result of openblip evaluate --out{broken}")
     return FoundResults(results, skipped)
+
+
+def joined_runs(results: Sequence[Result]) -> list[Result]:
+    """The results, with one in place of those of several runs of one recipe: mean and standard deviation.
+
+    Runs are those whose models are called alike but for a number after "seed" ("runs/coco-seed0/model"), of
+    different weights, measured on the same data with the same settings.
+    """
+    groups: dict[Any, list[Result]] = {}
+    for place, result in enumerate(results):
+        name = _any_seed(result.model)
+        single = name == result.model or any(figure.runs > 1 for figure in result.metrics.values())
+        key: Any = place
+        if not single:
+            about = (result.samples, result.limit, result.official, result.partial, to_dict(result.settings))
+            key = (name, result.task, result.dataset, result.split, result.family, repr(about))
+        if not single and result.weights in {other.weights for other in groups.get(key, ())}:
+            key = place  # the same model twice is no other run
+        groups.setdefault(key, []).append(result)
+    return [_mean(runs) if len(runs) > 1 else runs[0] for runs in groups.values()]
+
+
+def _any_seed(model: str) -> str:
+    return _SEED.sub(r"seed\1*", model)
+
+
+def _mean(runs: Sequence[Result]) -> Result:
+    """One result of several runs, of the metrics that all have."""
+    metrics: dict[str, Figure] = {}
+    for name in runs[0].metrics:
+        values = [run.metrics[name].value for run in runs if name in run.metrics]
+        if len(values) == len(runs):
+            metrics[name] = Figure(value=fmean(values), spread=stdev(values), runs=len(runs))
+    model = f"{_any_seed(runs[0].model)}, {len(runs)} runs"
+    return replace(runs[0], model=model, weights="+".join(run.weights for run in runs), metrics=metrics)
 
 
 def has_results(folder: Path) -> bool:

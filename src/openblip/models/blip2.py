@@ -162,9 +162,9 @@ class Blip2(nn.Module):
             raise UserError("this model only writes; matching and embeddings need a model with stage 1's heads")
 
     @property
-    def depths(self) -> tuple[int, int]:
-        """Blocks of the vision tower and of the Q-Former, for layer-wise decay."""
-        return self.vision.depth, self.config.qformer.depth
+    def depths(self) -> tuple[int, int | None]:
+        """Blocks of the vision tower, for layer-wise decay; all else has one rate, as in the paper and in LAVIS."""
+        return self.vision.depth, None
 
     def gradient_checkpointing_enable(self, share: float = 1.0) -> None:
         """Trade time for memory: recompute a share of the blocks of each part that has gradients; 0 is off."""

@@ -37,7 +37,8 @@ class ObjectiveConfig:
     alpha: float = 0.4
     """Weight of the momentum model's similarities in ITC's targets."""
     alpha_ramp_epochs: float = 1.0
-    """Epochs over which alpha grows linearly from 0."""
+    """Epochs over which alpha grows linearly from 0: 1 as in BLIP's fine-tuning for retrieval; its pre-training
+    takes 2."""
     temperature_min: float = 0.001
     temperature_max: float = 0.5
     label_smoothing: float = 0.1

@@ -1,9 +1,11 @@
 """The runs of the two papers: a recipe each, with its data, its hardware and the figures to expect.
 
-Settings and figures are the papers', or those of their published configurations (salesforce/BLIP and
-salesforce/LAVIS), and times those that the authors told (salesforce/BLIP#2 and #19; BLIP-2, section 3.4). The
-memory of BLIP's A100 is not published: 40 GB is assumed. A figure of a pre-training is that of the model after
-fine-tuning, or zero-shot where it says so. TR is the retrieval of texts for an image, IR that of images for a text.
+Settings and figures are the papers', or, where these say nothing, those of their published configurations
+(salesforce/BLIP and salesforce/LAVIS), and times those that the authors told (salesforce/BLIP#2 and #19; BLIP-2,
+section 3.4). Global batches are the papers' (BLIP#42: 90 on each of 32 GPUs). The memory of BLIP's A100 is not
+published: 40 GB is assumed; of BLIP's ViT-L and BLIP-2's fine-tunings the number of GPUs is not either: 16 are. A
+figure of a pre-training is that of the model after fine-tuning, or zero-shot where it says so. TR is the retrieval
+of texts for an image, IR that of images for a text.
 """
 
 from __future__ import annotations
@@ -134,7 +136,7 @@ _BLIP_RUNS = (
         "train.learning_rate=5e-6", "batch_size=16", "train.gradient_checkpointing=0.5",
         **_COCO, **_LARGE,
         paper=PaperRun(
-            gpus=32, card="a100-40", samples=_COCO_TEXTS,
+            gpus=16, card="a100-40", samples=_COCO_TEXTS,
             note="the paper names no settings of this fine-tuning, these are those of retrieval",
         ),
     ),
@@ -153,13 +155,13 @@ _BLIP_RUNS = (
         "rerank_k=256", "train.learning_rate=5e-6", "batch_size=16", "train.gradient_checkpointing=0.5",
         **_COCO, **_LARGE,
         paper=PaperRun(
-            gpus=32, card="a100-40", samples=_COCO_TEXTS,
+            gpus=16, card="a100-40", samples=_COCO_TEXTS,
             figures=_only(_L_129M, "coco_retrieval", "flickr_retrieval"),
         ),
     ),
     _blip_tune(
         "blip-retrieval-flickr30k", "retrieval", "retrieval on Flickr30k, ViT-B",
-        "train.gradient_checkpointing=0.33",
+        "objective.negatives=rank", "train.gradient_checkpointing=0.33",
         **_FLICKR,
         paper=PaperRun(
             gpus=8, card="a100-40", samples=_FLICKR_TEXTS,
@@ -209,7 +211,9 @@ _BLIP_RUNS = (
     ),
 )  # fmt: skip
 
-_VIT_L = "timm:vit_large_patch14_clip_224.openai"
+_ALL_NEGATIVES = "stage1.negatives=all"
+"""as LAVIS' blip2_qformer.py draws them"""
+_VIT_L = "timm:vit_large_patch14_clip_quickgelu_224.openai"
 _ZERO_SHOT = ("vqa_zero_shot", "okvqa_zero_shot", "gqa_zero_shot")
 _STAGE1_TIME = "less than 6 days on 16 A100 40 GB for ViT-g and FlanT5-XXL (section 3.4)"
 _STAGE2_TIME = "less than 3 days on 16 A100 40 GB for ViT-g and FlanT5-XXL (section 3.4)"
@@ -223,7 +227,7 @@ def _stage1(name: str, vision: str, batch: int, tower: str, **figures: str) -> R
     return Recipe(
         name, "blip2:blip2_stage1", f"stage 1: {tower}", BLIP2, takes=("vision", "text"), data=_ALL_WEB,
         options_set={"vision": vision} if vision else {},
-        settings=(f"batch_size={batch}",),
+        settings=(f"batch_size={batch}", _ALL_NEGATIVES),
         paper=PaperRun(
             gpus=16, card="a100-40", took=_STAGE1_TIME if not vision else "", note=_CLEANED,
             figures=_targets(f"{_BLIP2_TABLES}, table 5", f"BLIP-2 {tower}", **figures),
@@ -257,9 +261,9 @@ def _blip2_tune(
     )
 
 
-def _blip2_captions(name: str, language: str, title: str, coco: str, nocaps: str) -> Recipe:
+def _blip2_captions(name: str, language: str, title: str, coco: str, nocaps: str, *settings: str) -> Recipe:
     return _blip2_tune(
-        name, "caption", f"captions of COCO, ViT-g and {title}",
+        name, "caption", f"captions of COCO, ViT-g and {title}", *settings,
         **_COCO,
         start=(f"language.source={language}",),
         paper=PaperRun(
@@ -271,22 +275,22 @@ def _blip2_captions(name: str, language: str, title: str, coco: str, nocaps: str
     )  # fmt: skip
 
 
-def _blip2_questions(name: str, language: str, title: str, figure: str) -> Recipe:
+def _blip2_questions(name: str, language: str, title: str, figure: str, *settings: str) -> Recipe:
     return _blip2_tune(
-        name, "vqa", f"questions of VQAv2 and Visual Genome, ViT-g and {title}", "batch_size=8",
+        name, "vqa", f"questions of VQAv2 and Visual Genome, ViT-g and {title}", "batch_size=8", *settings,
         data=_VQA, takes=("language",),
         start=(f"language.source={language}",),
         paper=PaperRun(
             gpus=16, card="a100-40", samples=658_111,
-            figures=_targets(f"{_BLIP2_TABLES}, table 4", f"BLIP-2 ViT-g, {title}", vqa=figure) if figure else (),
-            note="VQAv2's 658,111 questions are counted, Visual Genome's are not; batch and hardware are assumed",
+            figures=_targets(f"{_BLIP2_TABLES}, table 4", f"BLIP-2 ViT-g, {title}", vqa=figure),
+            note="VQAv2's 658,111 questions are counted, Visual Genome's are not",
         ),
     )  # fmt: skip
 
 
-def _blip2_retrieval(name: str, vision: str, tower: str, **figures: str) -> Recipe:
+def _blip2_retrieval(name: str, vision: str, tower: str, *settings: str, **figures: str) -> Recipe:
     return _blip2_tune(
-        name, "retrieval", f"retrieval on COCO, {tower}", "batch_size=14",
+        name, "retrieval", f"retrieval on COCO, {tower}", "batch_size=14", _ALL_NEGATIVES, *settings,
         **_COCO,
         start=(f"vision.source={vision}",) if vision else (),
         paper=PaperRun(
@@ -299,9 +303,10 @@ def _blip2_retrieval(name: str, vision: str, tower: str, **figures: str) -> Reci
 _OPT_27, _OPT_67 = ("facebook/opt-2.7b", "OPT-2.7B"), ("facebook/opt-6.7b", "OPT-6.7B")
 _T5_XL, _T5_XXL = ("google/flan-t5-xl", "FlanT5-XL"), ("google/flan-t5-xxl", "FlanT5-XXL")
 _RETRIEVAL_G = {"coco_retrieval": "85.4 / 68.3", "flickr_retrieval": "97.6 / 89.7"}
+_RETRIEVAL_L = {"coco_retrieval": "83.5 / 66.3", "flickr_retrieval": "96.9 / 88.6"}
 _BLIP2_RUNS = (
     _stage1("blip2-stage1-vit-g", "", 105, "ViT-g", **_RETRIEVAL_G),
-    _stage1("blip2-stage1-vit-l", _VIT_L, 145, "ViT-L of CLIP", coco_retrieval="83.5 / 66.3"),
+    _stage1("blip2-stage1-vit-l", _VIT_L, 145, "ViT-L of CLIP", **_RETRIEVAL_L),
     _stage2("blip2-stage2-opt-2.7b", *_OPT_27, ("52.3", "31.7", "34.6")),
     _stage2("blip2-stage2-opt-6.7b", *_OPT_67, ("52.6", "36.4", "36.4")),
     _stage2("blip2-stage2-flan-t5-xl", *_T5_XL, ("63.0", "40.7", "44.2")),
@@ -309,14 +314,17 @@ _BLIP2_RUNS = (
     _stage2("blip2-stage2-vit-l-opt-2.7b", *_OPT_27, ("49.7", "30.2", "33.9"), _VIT_L),
     _stage2("blip2-stage2-vit-l-flan-t5-xl", *_T5_XL, ("62.3", "39.4", "44.4"), _VIT_L),
     _blip2_captions("blip2-caption-opt-2.7b", *_OPT_27, "145.8", "119.7"),
-    _blip2_captions("blip2-caption-opt-6.7b", *_OPT_67, "145.2", "121.0"),
+    _blip2_captions("blip2-caption-opt-6.7b", *_OPT_67, "145.2", "121.0", "train.layer_decay=0.95"),
     _blip2_captions("blip2-caption-flan-t5-xl", *_T5_XL, "144.5", "121.6"),
-    _blip2_questions("blip2-vqa-opt-2.7b", *_OPT_27, ""),
-    _blip2_questions("blip2-vqa-opt-6.7b", *_OPT_67, "82.19 / 82.30"),
-    _blip2_questions("blip2-vqa-flan-t5-xl", *_T5_XL, ""),
+    _blip2_questions("blip2-vqa-opt-2.7b", *_OPT_27, "81.59 / 81.74"),
+    _blip2_questions("blip2-vqa-opt-6.7b", *_OPT_67, "82.19 / 82.30", "train.layer_decay=0.9"),
+    _blip2_questions("blip2-vqa-flan-t5-xl", *_T5_XL, "81.55 / 81.66", "decode.length_penalty=-1"),
     _blip2_retrieval("blip2-retrieval-coco-vit-g", "", "ViT-g", **_RETRIEVAL_G),
-    _blip2_retrieval("blip2-retrieval-coco-vit-l", _VIT_L, "ViT-L of CLIP", coco_retrieval="83.5 / 66.3"),
-)
+    _blip2_retrieval(
+        "blip2-retrieval-coco-vit-l", _VIT_L, "ViT-L of CLIP",
+        "train.learning_rate=5e-6", "train.betas=[0.9, 0.98]", **_RETRIEVAL_L,
+    ),
+)  # fmt: skip
 
 RUNS: dict[str, Recipe] = {recipe.name: recipe for recipe in (*_BLIP_RUNS, *_BLIP2_RUNS)}
 """by name, those of BLIP first"""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from openblip.data.cards import CARDS
-from openblip.data.cards.targets import MEASURES, Published, published_figures
-from openblip.metrics.results import Figure, FoundResults, Result
+from openblip.data.cards.targets import MEASURES, Published, compared_metrics, published_figures, why_unlike
+from openblip.metrics.results import Figure, FoundResults, Result, joined_runs
 from openblip.report.content import Cell, Column, Report, Section, Table, Text
 
 __all__ = ["results_report", "results_tables"]
@@ -43,9 +43,9 @@ _FAMILIES = {"blip": "BLIP ", "blip2": "BLIP-2 "}
 
 
 def results_tables(results: Sequence[Result]) -> list[Table]:
-    """A table for each task on each split, in the order in which they come."""
+    """A table for each task on each split, in the order in which they come; runs of several seeds are one row."""
     groups: dict[tuple[str, str, str], list[Result]] = {}
-    for result in results:
+    for result in joined_runs(results):
         groups.setdefault((result.dataset, result.split, result.task), []).append(result)
     return [_table(*key, own) for key, own in groups.items()]
 
@@ -77,23 +77,29 @@ def _table(dataset: str, split: str, task: str, results: Sequence[Result]) -> Ta
     digits = {name: max(len(row.figures.get(name, "").partition(".")[2]) for row in published) for name in measures}
     by_itc = [name for name in _BY_ITC if any(_lacks_itm(name, result) for result in results)]
     rows: list[list[Cell | float | str | None]] = []
+    compared: set[str] = set()
+    unlike: dict[str, None] = {}
     for result in results:
         beside = nearest.get(result.family)
         cells: list[Cell] = []
         for name in measures:
-            reference = beside.figures.get(name) if beside is not None else None
             figure = result.metrics.get(_metric(name, result))
+            reference = beside.figures.get(name) if beside is not None and figure is not None else None
+            if reference is not None and beside is not None:
+                if why := why_unlike(dataset, name, _metric(name, result), result.family):
+                    reference, unlike[why] = None, None
+                else:
+                    compared.add(beside.model)
             cells.append(_cell(figure, digits[name], reference, scale=_scale(name)))
         cells += [_cell(result.metrics.get(name)) for name in by_itc]
         rows.append([result.model, *cells, _samples(result)])
     for row in published:
         model = f"{row.model}, {row.remark}" if row.remark else row.model
         rows.append([model, *(row.figures.get(name) for name in (*measures, *by_itc)), "published"])
-    families = {result.family for result in results}
-    compared = sorted({row.model for family, row in nearest.items() if row is not None and family in families})
-    notes = [f"In parentheses: difference from the published {' or '.join(compared)}."] if compared else []
+    notes = [f"In parentheses: difference from the published {' or '.join(sorted(compared))}."] if compared else []
+    notes += [f"No difference: {why}." for why in unlike]
     notes += [*_parts(results), f"Sources: {'; '.join(dict.fromkeys(row.source for row in published))}."]
-    columns = [_SHOWN.get(name, name) for name in (*measures, *by_itc)]
+    columns = [*(_heading(dataset, name) for name in measures), *(_SHOWN[name] for name in by_itc)]
     return _made(_title(dataset, split, task), columns, rows, " ".join(notes))
 
 
@@ -131,7 +137,14 @@ def _best(published: Sequence[Published], prefix: str, measures: Sequence[str]) 
 
 def _metric(measure: str, result: Result) -> str:
     """The metric of a result that a published measure is compared with, "" for none."""
-    return next((name for name in MEASURES[measure] if name in result.metrics), "")
+    return next((name for name in compared_metrics(result.dataset, measure) if name in result.metrics), "")
+
+
+def _heading(dataset: str, measure: str) -> str:
+    """Of a column; a protocol of its own is named."""
+    metrics = compared_metrics(dataset, measure)
+    protocol = "" if metrics == MEASURES[measure] else metrics[0].partition(", ")[2]
+    return ", ".join(part for part in (_SHOWN.get(measure, measure), protocol) if part)
 
 
 def _lacks_itm(name: str, result: Result) -> bool:
@@ -150,7 +163,8 @@ def _cell(figure: Figure | None, digits: int = 1, reference: str | None = None, 
     value, spread = scale * figure.value, ""
     if figure.spread is not None:
         spread = f" ± {scale * figure.spread:.{digits}f}"
-    note = "" if reference is None else f"({value - float(reference):+.{digits}f})"
+    difference = 0.0 if reference is None else round(value - float(reference), digits) + 0.0  # no -0.0
+    note = "" if reference is None else f"({difference:+.{digits}f})"
     return Cell(value=f"{value:.{digits}f}{spread}", note=note)
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "FROM_PARTS",
     "IN_MEMORY",
     "MAY_CHANGE",
+    "QUESTION_PROMPTS",
     "QUESTION_TOKENS",
     "AnsweringConfig",
     "FamilyName",
@@ -43,6 +44,8 @@ __all__ = [
 
 CAPTION_PROMPT = "a photo of"
 """how captions of published BLIP-2 models begin"""
+QUESTION_PROMPTS = {False: "Question: {} Answer:", True: "Question: {} Short answer:"}
+"""how a decoder, and an encoder-decoder, is asked (True)"""
 FROM_PARTS = "from-parts"
 """in place of a size of BLIP: that of the pretrained vision tower and BERT"""
 QUESTION_TOKENS = 35
@@ -130,7 +133,7 @@ class RunConfig:
     max_length: int = 30
     """Tokens of a caption (or of a question, a dialog up to a question, and of an answer) in training."""
     max_words: int | None = 30
-    """Words of a caption in training; None reads it whole."""
+    """Words of a caption in training, and of a text where retrieval is evaluated; None reads it whole."""
     clean: CleanText = "simplify"
     """"simplify" lower-cases and drops punctuation as the papers do; "spaces" for other languages."""
     prompt: str = ""
@@ -195,7 +198,8 @@ class RunConfig:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} cannot be negative, and is {getattr(self, name)}")
         monitor = self.train.monitor or ""
-        if not self.rerank_k and self.task in ("retrieval", "pretraining") and re.search(r"_itm@|^itm_", monitor):
+        by_itm = re.search(r"_itm(@|$)|^itm_", monitor)
+        if not self.rerank_k and self.task in ("retrieval", "pretraining") and by_itm:
             raise UserError(f'train.monitor "{monitor}" is measured by ITM, which rerank_k = 0 leaves out')
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"image_size is the side of images in pixels and cannot be {self.image_size}")

@@ -14,12 +14,22 @@ from openblip.generation.config import DecodeConfig
 from openblip.tasks.config import TaskName
 from openblip.tasks.protocols import Adapter
 
-__all__ = ["BLIP_PROMPT", "RERANK", "candidates_to_rerank", "caption_prompt", "measured_decoding"]
+__all__ = [
+    "BLIP_PROMPT",
+    "LONGEST_TEXT",
+    "RERANK",
+    "candidates_to_rerank",
+    "caption_prompt",
+    "measured_decoding",
+    "texts_to_retrieve",
+]
 
 BLIP_PROMPT = "a picture of "
 """how BLIP's published captioners begin"""
 RERANK = 16
 """candidates of each query that ITM reads in data that are not published"""
+LONGEST_TEXT = 64
+"""tokens of a text that are read where no paper says how many"""
 _SHORTEST, _LONGEST = 5, 20
 """tokens of BLIP's captions, the prompt's included"""
 _FEWEST = 10
@@ -63,5 +73,20 @@ def candidates_to_rerank(family: str, datasets: Collection[str]) -> int:
     """Candidates of each query that ITM reads: the papers' where they measure retrieval, `RERANK` on other data."""
     if set(datasets) == {"coco"}:
         return 256 if family == "blip" else 128
-    retrieval = bool(datasets) and all(CARDS[name].task == "retrieval" for name in datasets)
-    return 128 if retrieval else RERANK
+    return 128 if _measures_retrieval(datasets) else RERANK
+
+
+def texts_to_retrieve(family: str, datasets: Collection[str]) -> tuple[int | None, int]:
+    """Words (None: all) and tokens of a text that retrieval reads: where the papers measure it, theirs.
+
+    BLIP's `pre_caption(caption, 30)`, of videos 40, LAVIS' `BlipCaptionProcessor` with 50, and 35 tokens in both.
+    """
+    if set(datasets) != {"coco"} and not _measures_retrieval(datasets):
+        return None, LONGEST_TEXT
+    words = 50 if family == "blip2" else 40 if set(datasets) == {"msrvtt"} else 30
+    return words, 35
+
+
+def _measures_retrieval(datasets: Collection[str]) -> bool:
+    """Whether all that is measured on are datasets of retrieval."""
+    return bool(datasets) and all(CARDS[name].task == "retrieval" for name in datasets)

@@ -76,7 +76,12 @@ def train_blip(
 
     Args:
         objectives: in place of the configuration's.
+
+    Raises:
+        UserError: the tokenizer does not know the prompt: a model trained on it could write no caption after it.
     """
+    if config.prompt:
+        adapter.check_prompt([config.prompt], remedy=" (--set prompt=TEXT), or train without one (--set prompt=)")
     tokenizer, chosen = adapter.tokenizer, config.objective
     if objectives is not None:
         chosen = replace(chosen, objectives=tuple(objectives))

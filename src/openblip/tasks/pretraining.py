@@ -25,6 +25,7 @@ def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Seq
             batches(),
             rerank_k=config.rerank_k,
             max_length=config.max_length,
+            max_words=config.max_words,
             max_bytes=config.rerank_memory,
         )
         metrics |= adapter.extra_metrics(batches, max_length=config.max_length)

@@ -385,8 +385,11 @@ class Adapter(ABC):
         self.check_texts(questions)
         self.check_texts(candidates, wordless=True)
 
-    def check_prompt(self, prompts: Iterable[str]) -> None:
+    def check_prompt(self, prompts: Iterable[str], *, remedy: str = "") -> None:
         """Refuse prompts that the tokenizer does not know.
+
+        Args:
+            remedy: what else may be done than to write the prompt in the model's language.
 
         Raises:
             UserError: names the prompt.
@@ -397,7 +400,7 @@ class Adapter(ABC):
             if unknown is not None and bool((pieces == unknown).any()):
                 raise UserError(
                     f"the model cannot begin with {short(text)}: its vocabulary lacks part of it; write the "
-                    "prompt in the language that the model learned"
+                    f"prompt in the language that the model learned{remedy}"
                 )
 
 

@@ -87,11 +87,17 @@ def embed_texts(
 
 @torch.no_grad()
 def collect(
-    model: Matches, batches: Iterable[Batch], *, max_length: int = 35, max_bytes: int = IN_MEMORY
+    model: Matches,
+    batches: Iterable[Batch],
+    *,
+    max_length: int = 35,
+    max_words: int | None = None,
+    max_bytes: int = IN_MEMORY,
 ) -> Collection:
     """Encode all images and texts of `batches`, each once (`text_mode="all"` for several texts an image).
 
     Args:
+        max_words: of a text; None reads it whole, up to its `max_length` tokens.
         max_bytes: of image features that are kept in memory; more go to a temporary file.
     """
     features, owners = [], []
@@ -105,7 +111,7 @@ def collect(
             features.append(model.image_features(image_embeds).float().cpu())
             owners.append(batch.image_index + len(keys))
             keys += batch.keys
-            texts += batch.texts
+            texts += [_first_words(text, max_words) for text in batch.texts]
         if keys:
             embeds = rows.tensor()
     text_features = [embed_texts(model, texts, max_length=max_length)[1].cpu()] if texts else []
@@ -120,6 +126,11 @@ def collect(
         texts,
         first,
     )
+
+
+def _first_words(text: str, count: int | None) -> str:
+    words = text.split()
+    return text if count is None or len(words) <= count else " ".join(words[:count])
 
 
 def begin_matching(model: Matches, text: TokenBatch) -> Tensor:
@@ -249,6 +260,7 @@ def evaluate_retrieval(
     *,
     rerank_k: int = 16,
     max_length: int = 35,
+    max_words: int | None = None,
     max_bytes: int = IN_MEMORY,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -256,13 +268,16 @@ def evaluate_retrieval(
 
     Args:
         rerank_k: candidates of each query that ITM reads, all of them in a smaller collection; 0 leaves it out.
+        max_words: of a text, see `collect`.
         max_bytes: of image features that are kept in memory, see `collect`.
 
     Returns:
-        "t2i_recall@1|5|10", "i2t_recall@...", the same with "_itm" when `rerank_k` is above 0, "itm_accuracy"
-        (own pairs against pairs with another image, half and half, where there is one) and "itm_auc".
+        "t2i_recall@1|5|10", "i2t_recall@...", their means "i2t_mean_recall" (of three, by which LAVIS' program
+        chooses the best epoch) and "mean_recall" (of all six, BLIP's), the same with "_itm" when `rerank_k` is
+        above 0, "itm_accuracy" (own pairs against pairs with another image, half and half, where there is one) and
+        "itm_auc".
     """
-    collection = collect(model, batches, max_length=max_length, max_bytes=max_bytes)
+    collection = collect(model, batches, max_length=max_length, max_words=max_words, max_bytes=max_bytes)
     scores = model.similarities(collection.text_features, collection.image_features).cpu()
     owners = collection.image_of_text.numpy()
     metrics = _recalls(scores.numpy(), scores.numpy(), owners, "")
@@ -280,11 +295,14 @@ def _recalls(t2i: np.ndarray, i2t: np.ndarray, owners: np.ndarray, suffix: str) 
         "t2i": _ranks(t2i, lambda texts: owners[texts, None] == np.arange(t2i.shape[1])),
         "i2t": _ranks(i2t.T[with_text], lambda rows: with_text[rows, None] == owners),
     }
-    return {
+    recalls = {
         f"{direction}_recall{suffix}@{k}": rank_scores(found, depths=(k,))[f"recall@{k}"]
         for direction, found in ranks.items()
         for k in (1, 5, 10)
     }
+    of_texts = [value for name, value in recalls.items() if name.startswith("i2t")]
+    means = {"i2t_mean_recall": of_texts, "mean_recall": list(recalls.values())}
+    return recalls | {f"{name}{suffix}": float(np.mean(values)) for name, values in means.items()}
 
 
 def _ranks(scores: np.ndarray, relevant: Callable[[slice], np.ndarray]) -> np.ndarray:
@@ -315,6 +333,7 @@ def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Seq
         batches(),
         rerank_k=config.rerank_k,
         max_length=config.max_length,
+        max_words=config.max_words,
         max_bytes=config.rerank_memory,
     )
     return metrics | adapter.extra_metrics(batches, max_length=config.max_length), []

@@ -159,17 +159,22 @@ def unless_even(owner: Tensor, count: int) -> Tensor | None:
     return None if bool((each == each[0]).all()) else owner
 
 
-def depth_of_layers(module: nn.Module, vision_depth: int, text_depth: int) -> dict[str, int]:
+def depth_of_layers(module: nn.Module, vision_depth: int, text_depth: int | None) -> dict[str, int]:
     """Depth of each parameter for layer-wise decay: stem 0, block i at i + 1, all else above the last.
 
     The vision tower and the text transformers each count from their own bottom, ending at the same top.
+
+    Args:
+        text_depth: None where the rate of the tower alone falls by layer: all else stands at the top.
     """
-    top = max(vision_depth, text_depth) + 1
+    top = max(vision_depth, text_depth or 0) + 1
     ids: dict[str, int] = {}
     for name, _ in module.named_parameters():
         parts = name.split(".")
         depth = vision_depth if ".vision." in name else text_depth
-        if "blocks" in parts:
+        if depth is None:
+            ids[name] = top
+        elif "blocks" in parts:
             ids[name] = top - depth + int(parts[parts.index("blocks") + 1])
         elif any(part in name for part in ("patch_embed", "pos_embed", "cls_token", "embeddings")):
             ids[name] = top - depth - 1

@@ -19,7 +19,8 @@ from openblip.models.configs import LanguageConfig
 from openblip.models.language import make_language
 from openblip.recipes.blip2 import blip2_caption, blip2_vqa
 from openblip.tasks.captioning import prepare_captions
-from openblip.tasks.families.blip2 import CHAT_QUESTION, QUESTIONS, Blip2Adapter
+from openblip.tasks.config import QUESTION_PROMPTS
+from openblip.tasks.families.blip2 import CHAT_QUESTION, Blip2Adapter
 from openblip.tasks.families.blip2_build import _with_chat
 
 TEMPLATE = (
@@ -93,7 +94,7 @@ def asked(found: Blip2Adapter, **how: Any) -> str:
 def test_who_is_asked_in_a_chat(folder: Path, plain: Path) -> None:
     question = CHAT_QUESTION.replace("{}", QUESTION)
     assert asked(adapter(folder)) == f"<s><|user|>{IMAGE_MARK}{question}<|end|><|assistant|>"
-    own = QUESTIONS[False].replace("{}", QUESTION)
+    own = QUESTION_PROMPTS[False].replace("{}", QUESTION)
     assert asked(adapter(folder, "no")) == own
     assert asked(adapter(plain)) == own
     assert asked(adapter(folder), prompt="{} answer") == f"{QUESTION} answer", "a prompt that is given stands alone"

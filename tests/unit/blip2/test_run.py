@@ -25,6 +25,8 @@ from openblip.data.transforms import ImageTransform
 from openblip.generation.config import DecodeConfig
 from openblip.models.blip import Blip, blip_config
 from openblip.models.configs import QFORMERS, LanguageConfig, QFormerSettings, TowerConfig, as_tower
+from openblip.objectives.blip2 import Blip2Stage1
+from openblip.objectives.configs import Stage1Config
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage1, blip2_stage2, blip2_vqa
 from openblip.recipes.small import small_stage1, small_stage2
 from openblip.tasks.config import RunConfig, as_sources, load_run_config
@@ -32,6 +34,7 @@ from openblip.tasks.families.blip2_build import _unfreeze
 from openblip.tasks.feature_cache import FeatureCache, describe_tower
 from openblip.tasks.feature_files import shard_files
 from openblip.tasks.features import Cached, cache_features
+from openblip.tasks.pairs import Stage1Step
 from openblip.tasks.registry import FAMILIES, TASKS, adapt
 from openblip.tasks.task import RunData
 from openblip.tasks.training import evaluate_model, run_training, set_up
@@ -281,6 +284,17 @@ def test_retrieval_and_captions_are_fine_tuned(first: Path, tmp_path: Path) -> N
     assert len(losses(tmp_path / "r")) == 2
     captions = blip2_caption((DATA,), model="m")
     assert (captions.task, captions.prompt, captions.unfreeze_vision) == ("captioning", "a photo of", True)
+
+
+def test_the_rate_of_the_tower_alone_falls_by_layer(first: Path) -> None:
+    """Tables 7 to 9: "Layer-wise learning rate decay for ViT"; LAVIS' blip2.py scales no other rate."""
+    adapter = adapt(open_model(first / "model"))
+    step = Stage1Step(Blip2Stage1(adapter.model, Stage1Config(), dec_id=adapter.tokenizer.dec_id))
+    ids, depth = step.layer_ids(), adapter.model.vision.depth
+    top = depth + 1
+    assert {number for name, number in ids.items() if ".vision." not in name} == {top}
+    blocks = [{ids[name] for name in ids if f".vision.encoder.vit.blocks.{i}." in name} for i in range(depth)]
+    assert blocks == [{i + 1} for i in range(depth)]
 
 
 def test_the_papers_numbers() -> None:

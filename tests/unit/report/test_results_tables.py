@@ -13,7 +13,7 @@ from openblip.cli.entry import main
 from openblip.core.errors import UserError
 from openblip.data.cards import CARDS
 from openblip.data.cards.targets import published_figures
-from openblip.metrics.results import Figure, Result, predictions_of, read_results, write_result
+from openblip.metrics.results import Figure, Result, joined_runs, predictions_of, read_results, write_result
 from openblip.report import write_report
 from openblip.report.results import results_report, results_tables
 from openblip.report.tables import markdown
@@ -148,6 +148,56 @@ def test_recall_that_was_not_reranked_stands_beside_the_published() -> None:
     reranked = {f"{name[:3]}_recall_itm@1": Figure(value=0.8) for name in ("i2t", "t2i")}
     (table,) = results_tables([result(task="captioning and retrieval", metrics=figures | reranked)])
     assert markdown(table)[0] == "| model | TR@1 | IR@1 | BLEU-4 | CIDEr | samples |"
+
+
+def test_a_published_figure_is_compared_with_its_own_protocol() -> None:
+    """GQA's are LAVIS', which normalises; A-OKVQA's count questions that ours leave out; OK-VQA's are of lemmas."""
+    gqa = {"accuracy_generated": Figure(value=0.40), "accuracy_generated, normalised": Figure(value=0.442)}
+    asked = {"task": "answering", "family": "blip2"}
+    (table,) = results_tables([result(dataset="gqa", split="testdev", metrics=gqa, **asked)])
+    lines = markdown(table)
+    assert lines[0] == "| model | accuracy, normalised | samples |"
+    assert lines[2] == "| runs/coco/model | 44.2 (+0.0) | 5,000 |"
+
+    direct = {"accuracy_ranked": Figure(value=0.5), "accuracy_ranked, normalised": Figure(value=0.55)}
+    (table,) = results_tables([result(task="answering", dataset="aokvqa", split="val", metrics=direct)])
+    assert markdown(table)[2] == "| runs/coco/model | 50.0 | 5,000 |"
+    assert any(line.endswith("| 56.2 | published |") for line in markdown(table))
+    assert "In parentheses" not in table.note
+    assert "No difference: LAVIS' figures of A-OKVQA count questions" in table.note
+
+    plain = {"accuracy_generated": Figure(value=0.4)}
+    lemmas = plain | {"accuracy_generated, lemmas": Figure(value=0.407)}
+    (table,) = results_tables([result(dataset="okvqa", split="val", metrics=plain, **asked)])
+    assert markdown(table)[2] == "| runs/coco/model | 40.0 | 5,000 |"
+    assert "--lemmas" in table.note
+    (table,) = results_tables([result(dataset="okvqa", split="val", metrics=lemmas, **asked)])
+    assert markdown(table)[2] == "| runs/coco/model | 40.7 (+0.0) | 5,000 |"
+
+
+def test_runs_that_differ_by_their_seed_are_one_row_with_a_spread(tmp_path: Path) -> None:
+    seeds = [
+        result(model=f"runs/coco-seed{i}/model", weights=f"{i:016x}", metrics={"CIDEr": Figure(value=value)})
+        for i, value in enumerate((1.30, 1.32, 1.37))
+    ]
+    others = [
+        replace(seeds[0], weights="f" * 16, settings={"decode": {"num_beams": 5}}),  # decoded otherwise
+        replace(seeds[0], model="runs/coco-3/model", weights="e" * 16),  # no number of a seed
+        replace(seeds[0], model="copy/coco-seed0/model"),
+    ]
+    for one in (*seeds, *others):
+        write_result(tmp_path, one)
+    found = joined_runs([*seeds, *others, seeds[0]])
+    assert len(found) == 5, "the same weights twice are no two runs"
+    mean = found[0]
+    assert mean.model == "runs/coco-seed*/model, 3 runs"
+    assert mean.metrics["CIDEr"].value == pytest.approx(1.33)
+    assert mean.metrics["CIDEr"].spread == pytest.approx(0.0360555)
+    assert mean.metrics["CIDEr"].runs == 3
+    assert found[1:] == [*others, seeds[0]]
+    (table,) = results_tables(seeds)
+    assert markdown(table)[2] == "| runs/coco-seed*/model, 3 runs | 133.0 ± 3.6 (-3.7) | 5,000 |"
+    assert joined_runs([mean, seeds[0]]) == [mean, seeds[0]], "a mean is no run"
 
 
 def test_dialogs_stand_beside_the_published_and_ranks_are_no_shares() -> None:

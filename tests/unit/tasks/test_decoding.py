@@ -15,12 +15,21 @@ from kept_results import kept_result
 
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.entry import main
-from openblip.cli.evaluate import decoding_of
+from openblip.cli.evaluate import decoding_of, measuring_config
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.generation.config import DecodeConfig
 from openblip.models.blip import Blip, blip_config
-from openblip.tasks.decoding import BLIP_PROMPT, RERANK, candidates_to_rerank, caption_prompt, measured_decoding
+from openblip.tasks.config import as_sources
+from openblip.tasks.decoding import (
+    BLIP_PROMPT,
+    LONGEST_TEXT,
+    RERANK,
+    candidates_to_rerank,
+    caption_prompt,
+    measured_decoding,
+    texts_to_retrieve,
+)
 from openblip.tasks.families.blip2 import Blip2Adapter
 from openblip.tasks.registry import adapt
 
@@ -78,6 +87,19 @@ def test_candidates_are_the_papers_on_published_data() -> None:
     assert candidates_to_rerank("blip", {"nocaps"}) == candidates_to_rerank("blip", ()) == RERANK
 
 
+def test_texts_to_retrieve_are_cut_as_in_the_papers_programs() -> None:
+    """BLIP: data/coco_karpathy_dataset.py, data/video_dataset.py; LAVIS: BlipCaptionProcessor; both: 35 tokens."""
+    assert texts_to_retrieve("blip", {"coco"}) == texts_to_retrieve("blip", {"flickr30k"}) == (30, 35)
+    assert texts_to_retrieve("blip", {"msrvtt"}) == (40, 35)
+    assert texts_to_retrieve("blip2", {"coco"}) == texts_to_retrieve("blip2", {"msrvtt"}) == (50, 35)
+    assert texts_to_retrieve("blip", ()) == texts_to_retrieve("blip2", {"nocaps"}) == (None, LONGEST_TEXT)
+    adapter = adapt(captioner())
+    published = measuring_config(adapter, "retrieval", as_sources(["coco:val"]), None, None, {})
+    assert (published.max_words, published.max_length) == (30, 35)
+    assert measuring_config(adapter, "retrieval", as_sources(["photos/"]), None, None, {}).max_words is None
+    assert measuring_config(adapter, "answering", as_sources(["coco:val"]), None, None, {}).max_length == 35
+
+
 def test_a_bound_that_is_given_moves_the_other() -> None:
     adapter = adapt(captioner())
     assert decoding_of(adapter, "captioning", (), None, max_new_tokens=2)[1].min_new_tokens == 2
@@ -97,6 +119,7 @@ def test_the_command_stores_and_tells_how_it_decoded(
     assert main([*command, *given, "--length-penalty", "0.5", "--out", str(tmp_path / "own")]) == 0
     settings = kept_result(tmp_path / "own")["settings"]
     assert (settings["prompt"], settings["rerank_k"], settings["dtype"]) == ("a picture of ", 256, "float32")
+    assert (settings["max_words"], settings["max_length"]) == (30, 35)
     decode = settings["decode"]
     assert (decode["num_beams"], decode["max_new_tokens"]) == (2, 6)
     assert (decode["repetition_penalty"], decode["length_penalty"]) == (1.3, 0.5)
@@ -107,9 +130,8 @@ def test_the_command_stores_and_tells_how_it_decoded(
     half = kept_result(tmp_path / "half")
     assert half["settings"]["dtype"] == "bfloat16"
     assert half["metrics"].keys() == kept_result(tmp_path / "own")["metrics"].keys()
-    assert (
-        "beam search of 3, 4 to 19 new tokens, ITM reads up to 256 candidates, bfloat16" in capsys.readouterr().err
-    )
+    texts = "texts of up to 30 words and 35 tokens, ITM reads up to 256 candidates"
+    assert f"beam search of 3, 4 to 19 new tokens, {texts}, bfloat16" in capsys.readouterr().err
 
 
 def test_a_prompt_that_no_model_of_questions_takes_is_refused(

@@ -78,6 +78,16 @@ def test_a_collection_holds_every_image_and_text_once(
     assert cosine.std() > 0.05, "the images and texts differ"
 
 
+def test_texts_are_cut_at_words(blip: Blip, tokenizer: TextTokenizer, batches: list[Batch]) -> None:
+    model = BlipAdapter(blip, tokenizer)
+    whole, cut = collect(model, batches), collect(model, batches, max_words=2)
+    assert cut.texts == [" ".join(text.split()[:2]) for text in whole.texts]
+    assert cut.texts != whole.texts
+    alone = blip.text_features(tokenizer.encode(cut.texts[:1]).input_ids, None)
+    torch.testing.assert_close(cut.text_features[:1], alone, **CLOSE)
+    assert collect(model, batches, max_words=50).texts == whole.texts
+
+
 @pytest.mark.parametrize("max_rows", [256, 3])
 def test_pairs_in_any_order_and_number_are_matched_as_alone(
     blip: Blip, tokenizer: TextTokenizer, batches: list[Batch], max_rows: int
@@ -140,6 +150,9 @@ def test_the_numbers_are_those_of_the_rankings(blip: Blip, tokenizer: TextTokeni
             best = scores.T.topk(k, dim=1).indices.tolist()
             hits = [any(owners[text] == image for text in chosen) for image, chosen in enumerate(best)]
             assert metrics[f"i2t_recall{suffix}@{k}"] == pytest.approx(sum(hits) / 5)
+        t2i, i2t = ([metrics[f"{way}_recall{suffix}@{k}"] for k in (1, 5, 10)] for way in ("t2i", "i2t"))
+        assert metrics[f"i2t_mean_recall{suffix}"] == pytest.approx(sum(i2t) / 3)
+        assert metrics[f"mean_recall{suffix}"] == pytest.approx((sum(i2t) / 3 + sum(t2i) / 3) / 2)
     assert metrics["t2i_recall@10"] == 1.0
     assert 0 <= metrics["itm_accuracy"] <= 1
     assert 0 <= metrics["itm_auc"] <= 1

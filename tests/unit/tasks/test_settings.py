@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import small
 
-from openblip.checkpoints.store import StoredModel
+from openblip.checkpoints.store import StoredModel, save_model
 from openblip.cli.arguments import decoding
 from openblip.cli.evaluate import decoding_of
 from openblip.core.config import override
@@ -33,7 +33,7 @@ DATA = (f"world:train?n=6&size={small.PIXELS}",)
         ("rerank_k=-1", "rerank_k cannot be negative, and is -1"),
         ("rerank_memory=-1", "rerank_memory cannot be negative, and is -1"),
         ("train.seed=99999999999999999999999", r"seed must be below 2\*\*63"),
-        ("rerank_k=0", r'train\.monitor "t2i_recall_itm@1" is measured by ITM, which rerank_k = 0 leaves out'),
+        ("rerank_k=0", r'train\.monitor "mean_recall_itm" is measured by ITM, which rerank_k = 0 leaves out'),
     ],
 )
 def test_settings_out_of_range(setting: str, message: str) -> None:
@@ -60,8 +60,19 @@ def test_texts_longer_than_the_model_reads(recipe: Callable[..., RunConfig], tmp
 def test_one_image_has_the_recall_that_recipes_monitor() -> None:
     adapter = BlipAdapter(small.model(), small.tokenizer())
     metrics = evaluate_retrieval(adapter, [small.batch([0, 0])])
-    assert metrics["t2i_recall_itm@1"] == metrics["i2t_recall_itm@1"] == 1.0
+    assert metrics["mean_recall_itm"] == metrics["i2t_mean_recall_itm"] == 1.0
     assert "itm_accuracy" not in metrics, "there is no other image"
+
+
+def test_a_prompt_beyond_the_vocabulary_is_refused_before_training(tmp_path: Path) -> None:
+    """The model could be trained, and no command would write a caption with it."""
+    save_model(tmp_path / "model", StoredModel(small.model(), small.tokenizer()))
+    made = override(caption_finetune(DATA, model=str(tmp_path / "model")), ("num_workers=0", "prompt=一只"))
+    with pytest.raises(
+        UserError, match=r'cannot begin with "一只": its vocabulary lacks part of it.*--set prompt=\)'
+    ):
+        set_up(made, tmp_path)
+    set_up(override(made, ("prompt=",)), tmp_path)
 
 
 def test_options_of_decoding_that_would_have_no_effect() -> None:

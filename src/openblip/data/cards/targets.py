@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from openblip.data.cards.card import Card, Target
 
-__all__ = ["MEASURES", "Published", "published_figures"]
+__all__ = ["MEASURES", "Published", "compared_metrics", "published_figures", "why_unlike"]
 
 MEASURES: dict[str, tuple[str, ...]] = {
     "text": ("i2t_recall_itm@1",),
@@ -23,6 +23,14 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "mean rank": ("mean_rank",),
 }
 """a card's name of a measure -> metrics of an evaluation that it may be compared with, the first that is there"""
+_OWN_MEASURES = {("gqa", "accuracy"): ("accuracy_generated, normalised",)}
+"""of a dataset and its card's measure, where the figures are not by the official program: LAVIS' GQATask normalises
+both sides"""
+_DIFFICULT = (
+    "LAVIS' figures of A-OKVQA count questions whose direct answers are difficult, the official accuracy not"
+)
+_UNLIKE = {("aokvqa", "direct answers"): _DIFFICULT}
+"""why no metric of an evaluation is by the protocol of a published figure"""
 _SPLITS = {"test-P": "test1"}
 """splits that the papers call otherwise"""
 
@@ -51,6 +59,18 @@ def published_figures(card: Card, split: str) -> list[Published]:
             if _SPLITS.get(own, own) == split and name in MEASURES:
                 rows.setdefault((target.model, remark, target.source), {})[name] = value
     return [Published(model, remark, figures, source) for (model, remark, source), figures in rows.items()]
+
+
+def compared_metrics(dataset: str, measure: str) -> tuple[str, ...]:
+    """Metrics of an evaluation that stand in the column of a card's measure, the first that is there."""
+    return _OWN_MEASURES.get((dataset, measure), MEASURES[measure])
+
+
+def why_unlike(dataset: str, measure: str, metric: str, family: str) -> str:
+    """Why a metric is no measure by the protocol of the published figure, "" where it is."""
+    if (dataset, metric, family) == ("okvqa", "accuracy_generated", "blip2"):
+        return "BLIP-2's figures of OK-VQA are of base forms (openblip evaluate --lemmas)"
+    return _UNLIKE.get((dataset, measure), "")
 
 
 def _parts(target: Target) -> tuple[list[str], list[str], str]:

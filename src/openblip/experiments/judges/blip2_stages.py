@@ -27,9 +27,9 @@ from openblip.generation.language import decode_after
 from openblip.models.configs import QFormerSettings, as_language, as_tower
 from openblip.recipes.blip2 import VISION
 from openblip.recipes.small import small_stage1
-from openblip.tasks.config import RunConfig
+from openblip.tasks.config import QUESTION_PROMPTS, RunConfig
 from openblip.tasks.evaluation import evaluation_batches
-from openblip.tasks.families.blip2 import QUESTIONS, Blip2Adapter
+from openblip.tasks.families.blip2 import Blip2Adapter
 from openblip.tasks.features import cache_features
 from openblip.tasks.training import evaluate_model
 from openblip.training.loop import TrainResult
@@ -73,7 +73,7 @@ def train_world_language(
     """
     began, sizes = time.perf_counter(), LANGUAGES[name]
     reads = sizes.kind == "t5"
-    asked = QUESTIONS[reads]
+    asked = QUESTION_PROMPTS[reads]
     told = [
         [(asked.replace("{}", line.question) if line.question else "", line.text) for line in lines]
         for lines in documents(count, seed=1000 + seed)

@@ -26,7 +26,7 @@ from openblip.experiments.judges.text_only import BETWEEN_LINES
 from openblip.generation.config import DecodeConfig
 from openblip.generation.language import decode_after
 from openblip.models.language import FrozenLanguage
-from openblip.tasks.families.blip2 import QUESTIONS
+from openblip.tasks.config import QUESTION_PROMPTS
 
 __all__ = ["CHOICES", "Asked", "accuracy", "answers", "ask_about", "descriptions", "guessing"]
 
@@ -94,7 +94,7 @@ def answers(
     )
     for start in range(0, len(asked), _BATCH):
         part = asked[start : start + _BATCH]
-        prompts = [QUESTIONS[llm.is_encoder_decoder].replace("{}", one.question.text) for one in part]
+        prompts = [QUESTION_PROMPTS[llm.is_encoder_decoder].replace("{}", one.question.text) for one in part]
         if told is not None:
             prompts = [told[one.row] + between + prompt for one, prompt in zip(part, prompts, strict=True)]
         rows = torch.tensor([one.row for one in part], device=weight.device)

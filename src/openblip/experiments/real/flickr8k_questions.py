@@ -26,7 +26,7 @@ from openblip.generation.config import DecodeConfig
 from openblip.generation.language import decode_after, score_after
 from openblip.metrics.words import split_words
 from openblip.models.language import FrozenLanguage
-from openblip.tasks.families.blip2 import QUESTIONS
+from openblip.tasks.config import QUESTION_PROMPTS
 
 __all__ = ["CHOICES", "KINDS", "Asked", "accuracy", "answer", "ask_about", "guessing"]
 
@@ -184,7 +184,7 @@ def answer(
     weight = llm.hf.get_input_embeddings().weight
     written: list[str] = []
     ranked: list[str] = [""] * len(asked)
-    prompts = [QUESTIONS[llm.is_encoder_decoder].replace("{}", one.text) for one in asked]
+    prompts = [QUESTION_PROMPTS[llm.is_encoder_decoder].replace("{}", one.text) for one in asked]
 
     def seen(rows: Sequence[int]) -> Tensor:
         if soft is None:

@@ -347,16 +347,19 @@ def _build_on_blip(config: RunConfig, sources: Sequence[Source], out: Path) -> A
 
 
 def vqa_sizes(blip: BlipConfig) -> VqaConfig:
-    """Those of the VQA model that starts from a `Blip`."""
-    return VqaConfig(vision=blip.vision, text=blip.text)
+    """Those of the VQA model that starts from a `Blip`: as published a deep tower has stochastic depth."""
+    return VqaConfig(vision=replace(blip.vision, drop_path=_tuned_drop_path(blip)), text=blip.text)
 
 
 def nlvr_sizes(blip: BlipConfig) -> NlvrConfig:
     """As published: the upper half of the layers merges by a linear layer, a deep tower has stochastic depth."""
-    drop_path = 0.1 if blip.vision.depth >= 12 else blip.vision.drop_path
-    return NlvrConfig(
-        vision=replace(blip.vision, drop_path=drop_path), text=blip.text, merge_from=blip.text.depth // 2
-    )
+    vision = replace(blip.vision, drop_path=_tuned_drop_path(blip))
+    return NlvrConfig(vision=vision, text=blip.text, merge_from=blip.text.depth // 2)
+
+
+def _tuned_drop_path(blip: BlipConfig) -> float:
+    """Of the towers of VQA and NLVR2: the reference's 0.1 for its sizes, that of the model for small ones."""
+    return 0.1 if blip.vision.depth >= 12 else blip.vision.drop_path
 
 
 _ON_BLIP: dict[str, tuple[type, type[Adapter], Callable[[BlipConfig], Any]]] = {

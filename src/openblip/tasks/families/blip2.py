@@ -32,14 +32,12 @@ from openblip.models.blip2 import Blip2, best_query
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.stepper import QFormerStepper
 from openblip.objectives.language import language_loss, language_targets
-from openblip.tasks.config import CAPTION_PROMPT
+from openblip.tasks.config import CAPTION_PROMPT, QUESTION_PROMPTS
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.results import Answer, Caption, captions_of
 
-__all__ = ["QUESTIONS", "Asked", "Blip2Adapter", "open_blip2"]
+__all__ = ["Asked", "Blip2Adapter", "open_blip2"]
 
-QUESTIONS = {False: "Question: {} Answer:", True: "Question: {} Short answer:"}
-"""how a decoder, and an encoder-decoder, is asked"""
 CHAT_QUESTION = "{} Answer with a single word or phrase."
 """how a model tuned on conversations is asked"""
 
@@ -102,7 +100,7 @@ class Blip2Adapter(Adapter):
         prompt = str(self.info.get("prompt", ""))
         if "{}" not in prompt and self._chats(asks=True):
             return CHAT_QUESTION
-        return prompt if "{}" in prompt else QUESTIONS[self.model.llm.is_encoder_decoder]
+        return prompt if "{}" in prompt else QUESTION_PROMPTS[self.model.llm.is_encoder_decoder]
 
     @property
     def answering(self) -> DecodeConfig:
@@ -316,7 +314,7 @@ class Blip2Adapter(Adapter):
         if self.reads_questions:
             self.check_texts(questions)
 
-    def check_prompt(self, prompts: Iterable[str]) -> None:
+    def check_prompt(self, prompts: Iterable[str], *, remedy: str = "") -> None:
         """A language model begins with any prompt that is Unicode."""
         refuse_broken(prompts)
 
