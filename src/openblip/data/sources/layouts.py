@@ -30,6 +30,8 @@ def rows_of_object(content: Mapping[str, Any], path: Path, config: SourceConfig)
         yield from _coco(images, annotations, path, config)
     elif isinstance(images, list):
         yield from _images_alone(images, path, config)
+    elif isinstance(content.get("sentences"), list) and isinstance(content.get("videos"), list):
+        yield from _msrvtt(content["videos"], content["sentences"])
     elif isinstance(annotations, list):
         yield from annotations
     elif isinstance(content.get("data"), list):  # TextCaps'
@@ -74,9 +76,7 @@ def _coco(images: list[Any], annotations: list[Any], path: Path, config: SourceC
     yield from broken
 
 
-def _annotation(
-    row: Any, owners: list[Mapping[str, Any]], key: str, label: str, config: SourceConfig
-) -> Any:
+def _annotation(row: Any, owners: list[Mapping[str, Any]], key: str, label: str, config: SourceConfig) -> Any:
     """An annotation with the name of its image, of those that have its image id."""
     if not isinstance(row, dict):
         return row
@@ -110,6 +110,14 @@ def _images_alone(images: list[Any], path: Path, config: SourceConfig) -> Iterat
             "caption": image.get("sentences"),
             "image_id": image.get("cocoid", image.get("imgid", image.get("id"))),
         }
+
+
+def _msrvtt(videos: list[Any], sentences: list[Any]) -> Iterator[Any]:
+    """MSR-VTT's captions with the split of their videos."""
+    splits = {given_id(one.get("video_id")): one.get("split") for one in videos if isinstance(one, dict)}
+    for row in sentences:
+        name = given_id(row.get("video_id")) if isinstance(row, dict) else ""
+        yield {**row, "video": f"{name}.mp4", "split": splits.get(name)} if name else row
 
 
 def _is_vqa(content: Mapping[str, Any], part: str) -> bool:

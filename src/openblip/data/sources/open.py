@@ -167,6 +167,8 @@ def _open_files(paths: list[Path], config: SourceConfig, *, num_missing: int = 0
         return open_parquet(paths, config)
     if kind in (*_TABLES, *_TEXT_TABLES) and len(paths) == 1:
         return open_records(paths[0], config)
+    if kind == ".json" and len({re.sub(r"\d+", "", path.name) for path in paths}) == 1:  # numbered parts of one
+        return open_records(paths[0], config, *sorted(paths[1:], key=_number))
     if kind in _TABLES:
         raise UserError(f"{config.path} names {len(paths)} captions files; give each as a source of its own")
     known = ", ".join((*_TABLES, ".tar"))
@@ -174,6 +176,10 @@ def _open_files(paths: list[Path], config: SourceConfig, *, num_missing: int = 0
     raise UserError(
         f'{paths[0]} is of no known kind ("{kind}"{seen}); give a folder, or a file that ends in {known}'
     )
+
+
+def _number(path: Path) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", path.name)))
 
 
 def _open_folder(folder: Path, config: SourceConfig) -> Source:

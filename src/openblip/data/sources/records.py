@@ -52,7 +52,7 @@ def read_records(path: Path, config: SourceConfig) -> Iterator[Row]:
 def first_rows(rows: Iterator[Row], path: Path) -> list[Row]:
     """The rows from which columns are known, with those before and among them that cannot be read.
 
-    Of JSON as many as it takes: annotations of images that are not there may come first. A line of another file that
+    Of JSON as many as it takes: annotations of images that are not there may come first. In other files a line that
     cannot be read may cost a look at all that follow.
     """
     patient, found, read = path.suffix.lower() == ".json", list[Row](), 0

@@ -17,7 +17,7 @@ from openblip.data.sources.cells import given_id
 
 __all__ = ["Repeats", "repeated_images"]
 
-_OWN_IDS = ("id", "caption_id", "sentid", "retrieval_key")
+_OWN_IDS = ("id", "caption_id", "sentid", "sen_id", "retrieval_key")
 """columns that name a caption"""
 
 

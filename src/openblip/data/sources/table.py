@@ -40,7 +40,7 @@ from openblip.data.sources.labels import (
     pair_images,
     statement_texts,
 )
-from openblip.data.sources.paths import image_roots, locate_image, name_images
+from openblip.data.sources.paths import image_roots, locate_image, name_images, named_videos
 from openblip.data.sources.records import Row, first_rows, read_records
 from openblip.data.sources.repeats import Repeats, repeated_images
 from openblip.data.videos import DEFAULT_FRAMES
@@ -226,9 +226,14 @@ class TableSource(Source):
         }
 
 
-def open_records(path: Path, config: SourceConfig) -> TableSource:
-    """Open a JSONL, CSV, TSV or JSON captions file."""
-    rows = read_records(path, config)
+def open_records(path: Path, config: SourceConfig, *further: Path) -> TableSource:
+    """Open a JSONL, CSV, TSV or JSON captions file.
+
+    Args:
+        further: more files of its rows, as where a file is published in numbered parts.
+    """
+    rows = chain.from_iterable(read_records(file, config) for file in (path, *further))
+    rows = named_videos(rows, path.parent)
     if config.statements:
         rows = pair_images(rows, image_roots(config.image_root, str(path.parent)))
     if config.image_name:
@@ -360,7 +365,7 @@ def row_texts(
     """The captions of a row, or its questions or its statement as JSON.
 
     Args:
-        need_answers: refuse questions without answers.
+        need_answers: refuse questions without answers and statements without labels.
 
     Raises:
         BrokenSample: "bad-row", a question without answers or a statement without a label; "bad-text", a caption
@@ -369,7 +374,7 @@ def row_texts(
     if "question" in names:
         return question_texts(row, names, label, need_answers=need_answers)
     if "statement" in names:
-        return statement_texts(row, names, label)
+        return statement_texts(row, names, label, need_label=need_answers)
     try:
         return as_texts(row.get(names["caption"])) if "caption" in names else ()
     except BrokenSample as broken:
@@ -387,11 +392,9 @@ def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dic
     if config.questions:
         names |= _question_columns(seen, config, where)
     elif config.statements:
-        for role, wanted, guesses in (
-            ("statement", config.text_column, STATEMENT_COLUMNS),
-            ("label", config.answer_column, LABEL_COLUMNS),
-        ):
-            names[role] = find_column(wanted, guesses, seen, what=role, where=where)
+        names["statement"] = find_column(config.text_column, STATEMENT_COLUMNS, seen, what="statement", where=where)
+        if config.need_answers or config.answer_column or not known.keys().isdisjoint(LABEL_COLUMNS):
+            names["label"] = find_column(config.answer_column, LABEL_COLUMNS, seen, what="label", where=where)
         if IDENTIFIER in known:
             names["identifier"] = known[IDENTIFIER]
     elif config.need_texts or config.text_column or not known.keys().isdisjoint(TEXT_COLUMNS):
