@@ -144,6 +144,8 @@ def flickr30k(root: Path) -> Path:
     for number, split in ((2, "val"), (3, "test")):
         row = {"image": f"flickr30k-images/{number}.jpg", "caption": [f"Caption {k}" for k in range(5)]}
         write(home / "annotations" / f"flickr30k_{split}.json", [row])
+    lines = (f"{n}.jpg#{k}\tCaption {k} of {n} .\n" for n in (1, 2, 3) for k in range(5))
+    (home / "results_20130124.token").write_text("".join(lines))
     return home
 
 
@@ -354,10 +356,14 @@ def aokvqa(root: Path) -> Path:
 
 
 def gqa(root: Path) -> Path:
-    """Objects of questions by their ids; answered splits and test."""
+    """Objects of questions by their ids; answered splits and test; all questions of train in ten files."""
     home = root / "gqa"
     _images(home / "images", ["n161313.jpg", "2405722.jpg"])
     kinds = (("query", "Jeans"), ("verify", "yes"), ("query", "a bed"))
+    for part in range(10):
+        row = {"imageId": "n161313", "question": f"Is it part {part}?", "answer": "yes"}
+        folder = home / "train_all_questions"
+        write(folder / f"train_all_questions_{part}.json", {f"07{part:07}": {**row, "isBalanced": False}})
     for split in ("train", "val", "testdev", "test", "challenge"):
         content: dict[str, Any] = {}
         for n, (kind, answer) in enumerate(kinds):

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from openblip.core.config import override, to_dict
+from openblip.data.cards import CARDS
+from openblip.data.cards.answers import ANSWER_LIST
 from openblip.data.sources.questions import answers_of, open_questions
 from openblip.recipes.blip import vqa_finetune
 
@@ -76,3 +78,14 @@ def test_its_figures_are_those_measured() -> None:
             found = result["test"][measure]
             assert mean == f"{found['mean']:.4f}"
             assert each.split(", ") == [f"{value:.4f}" for value in found["seeds"]]
+
+
+def test_the_table_of_rules_names_the_datasets() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \| ", PAGE, flags=re.MULTILINE))
+    shown = {"vqav2": "VQAv2", "okvqa": "OK-VQA", "aokvqa": "A-OKVQA", "gqa": "GQA"}
+    shown |= {"msrvttqa": "MSRVTT-QA", "msvdqa": "MSVD-QA"}
+    for card in CARDS.values():
+        if card.rule:
+            assert shown[card.name] in rows[card.rule].split(", ")
+    assert ANSWER_LIST in PAGE
+    assert ANSWER_LIST in CARDS["vqav2"].note

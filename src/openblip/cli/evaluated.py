@@ -26,6 +26,8 @@ _SAMPLES = 1000
 """of data that are no published split"""
 _COUNTS = ("num_left_out", "num_unanswered", "num_without_captions")
 """among the metrics of an evaluation"""
+_ASKING = ("answering", "nlvr")
+"""tasks that measure questions or statements, several for an image or pair"""
 _DOES = {
     "answering": "answers questions",
     "dialog": "answers in dialogs",
@@ -133,6 +135,7 @@ def result_of(
         weights=fingerprint(adapter.model.named_parameters()),
         settings=settings,
         samples=measured.num_images,
+        questions=measured.num_texts if config.task in _ASKING else 0,
         left_out=tuple(dict(one) for one in measured.left_out),
         limit=None if config.validation_samples == sys.maxsize else config.validation_samples,
         official=not partial,
@@ -172,6 +175,8 @@ def _partial(
     total = sum(len(TASKS[config.task].open(source)) for source in config.validation) if limit != sys.maxsize else 0
     if limit < total:
         return f"the first {limit:,} of {total:,} samples"
+    if measured.left_out and config.task in _ASKING:  # a row is one question of an image that may have others
+        return f"{len(measured.left_out):,} of the rows and images could not be used"
     if measured.left_out:
         return f"{len(measured.left_out)} of {used + len(measured.left_out):,} samples could not be used"
     lacking = {"num_unanswered": "answers", "num_without_captions": "captions"}

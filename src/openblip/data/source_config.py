@@ -42,7 +42,8 @@ class SourceConfig:
     """Column of the image's path or bytes, in tars its ending; guessed from the usual names when empty. Of samples
     with several images one column for each, "left,right", or one that holds lists."""
     image_name: str = ""
-    """The path of a row's image from other columns, "val2017/{image_id:012}.jpg"; rows without these name it."""
+    """The path of a row's image from other columns, "val2017/{image_id:012}.jpg"; rows without these name it.
+    "{image:name}" is the file's name in that column without its folder."""
     num_images: int = 1
     """Images of each sample: 2 for the pairs of NLVR2. Only tables and hf: have samples with several."""
     frames: int = 0
@@ -66,7 +67,8 @@ class SourceConfig:
     answer_column: str = ""
     """Column of the answers to a question, or of a statement's label; guessed from the usual names when empty."""
     need_answers: bool = True
-    """False: questions without answers will do, as those of a test split whose answers are predicted."""
+    """False: questions without answers, or statements without labels, will do, as those of a test split that are
+    predicted."""
     answer_weight: float | None = None
     """In training, of the answers to these questions (None: 1): BLIP gives those of Visual Genome 0.2."""
     rule: str = ""

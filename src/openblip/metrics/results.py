@@ -65,7 +65,9 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     """how texts were generated, candidates re-ranked, answers ranked"""
     samples: int
-    """that were used"""
+    """images, or pairs of images or videos, that were used"""
+    questions: int = 0
+    """or statements about them, where these are what is measured"""
     left_out: tuple[dict[str, str], ...] = ()
     """those that could not be used: key, cause, detail and source"""
     limit: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from openblip.core.text import counted
 from openblip.data.cards import CARDS
 from openblip.data.cards.targets import MEASURES, Published, compared_metrics, published_figures, why_unlike
 from openblip.metrics.results import Figure, FoundResults, Result, joined_runs
@@ -169,7 +170,9 @@ def _cell(figure: Figure | None, digits: int = 1, reference: str | None = None, 
 
 
 def _samples(result: Result) -> str:
-    return f"{result.samples:,}" + ("" if result.official else ", part")
+    noun = "statement" if result.task == "nlvr" else "question"
+    asked = f" with {counted(result.questions, noun)}" if result.questions else ""
+    return f"{result.samples:,}{asked}" + ("" if result.official else ", part")
 
 
 def _parts(results: Sequence[Result]) -> list[str]:

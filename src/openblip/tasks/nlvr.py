@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openblip.core.errors import UserError
 from openblip.core.sharing import joint
 from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.data.clean import CleanText, cleaned
@@ -86,7 +87,11 @@ def prepare_statements(
             swap_sides(text) if swapped[owner] else text for text, owner in zip(batch.texts, owners, strict=True)
         ]
         texts = [cleaned(text, clean) for text in texts]
-        labels = [statement.label for meta in batch.meta for statement in statements_of(meta)]
+        statements = [statement for meta in batch.meta for statement in statements_of(meta)]
+        labels = [statement.label for statement in statements]
+        if None in labels:
+            text = statements[labels.index(None)].text
+            raise UserError(f'a statement without a label cannot be trained on ("{text:.60}"); train on others')
         return StatementBatch(
             images=torch.where(swapped[:, None, None, None, None], batch.images.flip(1), batch.images),
             statements=tokenizer.encode(texts, first="enc", max_length=max_length),
@@ -113,8 +118,8 @@ def evaluate_statements(model: Judges, batches: Iterable[Batch], *, max_rows: in
         max_rows: statements that are judged at once.
 
     Returns:
-        metrics by name: "accuracy", "consistency" and "standard_error", as `judgement_scores`; and one record for
-        each statement.
+        metrics by name: "accuracy", "consistency" and "standard_error", as `judgement_scores`, of statements with a
+        label, and "num_unanswered" where some have none; and one record for each statement.
     """
     records: list[dict[str, Any]] = []
     for batch in batches:
@@ -130,11 +135,16 @@ def evaluate_statements(model: Judges, batches: Iterable[Batch], *, max_rows: in
                     "group": statement.group,
                 }
                 record |= {"identifier": statement.identifier} if statement.identifier else {}
-                record |= {"label": statement.label, "prediction": probability >= 0.5, "probability": probability}
+                record |= {} if statement.label is None else {"label": statement.label}
+                record |= {"prediction": probability >= 0.5, "probability": probability}
                 records.append(record)
     records = joint(records)
-    predictions, labels, groups = ([record[name] for record in records] for name in _SCORED)
-    return judgement_scores(predictions, labels, groups), records
+    scored = [record for record in records if "label" in record]
+    predictions, labels, groups = ([record[name] for record in scored] for name in _SCORED)
+    metrics = judgement_scores(predictions, labels, groups) if scored or not records else {}
+    if len(scored) < len(records):
+        metrics["num_unanswered"] = float(len(records) - len(scored))
+    return metrics, records
 
 
 def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:

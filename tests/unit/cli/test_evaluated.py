@@ -58,6 +58,25 @@ def test_a_published_split_is_measured_whole(
     assert (out / "report.html").is_file()
 
 
+def test_images_that_are_listed_twice_or_have_no_caption_make_no_official_figures(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENBLIP_DATA", str(tmp_path))
+    file = miniature.coco(tmp_path) / "annotations" / "captions_val2014.json"
+    content = read_json(file)
+    described = [row for row in content["annotations"] if row["image_id"] != 73]
+    miniature.write(file, {"images": [*content["images"], content["images"][0]], "annotations": described})
+    command = ["evaluate", "coco:val2014", "--model", model, "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*command, "--beams", "1", "--max-new-tokens", "4"]) == 1
+    (result,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json"))
+    assert (result["official"], result["partial"]) == (False, "2 of 4 samples could not be used")
+    assert [(one["cause"], one["detail"]) for one in result["left_out"]] == [
+        ("bad-row", "image 42 is listed already"),
+        ("no-text", "no annotation has its image_id, 73"),
+    ]
+    assert "1 bad-row, 1 no-text" in capsys.readouterr().err
+
+
 def test_a_published_dataset_of_another_task_is_refused(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

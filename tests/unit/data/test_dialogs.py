@@ -145,6 +145,15 @@ def test_dense_annotations_of_no_round_are_told(root: Path, tmp_path: Path) -> N
         "visdial_1.0_val.json image 284024",
         "the dense annotations are of round 11, which has no options",
     )
+    rows = [{**rows[0], "round_id": 1}, {**rows[0], "image_id": 5, "round_id": 2}, {**rows[0], "round_id": 1}]
+    rows[2]["gt_relevance"] = [0.0] * 100
+    file.write_text(json.dumps(rows))
+    source = open_dialogs(f"visdial:val?root={tmp_path}")
+    assert [bad.detail for bad in source.bad_rows] == [
+        "the dense annotations are of round 2 of image 5, which has no dialog",
+        "round 1 of image 284024 has dense annotations already, which are used",
+    ]
+    assert sum(dialog_of(source[1].meta).rounds[0].relevance) == 1.5
     for spoiled in ({**rows[0], "round_id": 0}, {**rows[0], "gt_relevance": [2.0]}, {"image_id": 1, "round_id": 1}):
         file.write_text(json.dumps([spoiled]))
         with pytest.raises(UserError, match="row 0 is no dense annotation of image_id, round_id"):

@@ -30,7 +30,10 @@ def test_missing_ids_of_coco_belong_to_no_image(image_folder: Path) -> None:
     annotations = [{"caption": "a"}, {"caption": "b", "image_id": None}, {"caption": "c", "image_id": "7"}]
     source = open_source(written(image_folder, "c.json", {"images": images, "annotations": annotations}))
     assert read(source) == [("2.png", ("c",), "7")]
-    assert [broken.key for broken in source.bad_rows] == ["c.json[0]", "c.json[1]"]
+    told = ["c.json[0]", "c.json[1]", "c.json image '0.png'", "c.json image '1.png'"]
+    assert [broken.key for broken in source.bad_rows] == told
+    assert source.bad_rows[0].detail == "it has no image_id"
+    assert source.bad_rows[2].detail == "it has no id, and so no annotation"
 
 
 def test_an_id_of_two_coco_images_is_reported(image_folder: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import miniature
 import pytest
 import small
 import spoiled
@@ -20,13 +21,16 @@ from openblip.cli.evaluated import repeated_ids
 from openblip.cli.use import ask, embed, match, retrieve
 from openblip.core.config import override
 from openblip.core.errors import UserError
+from openblip.core.places import DATA_ROOT
 from openblip.data.clean import clean_caption
 from openblip.data.measured import Measured
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
 from openblip.metrics.caption import caption_scores
+from openblip.metrics.results import read_results
 from openblip.recipes.small import small_pretrain
+from openblip.report.results import results_tables
 from openblip.tasks.config import as_sources
 from openblip.tasks.evaluation import evaluation_batches
 from openblip.tasks.training import run_training
@@ -226,6 +230,24 @@ def test_no_command_puts_another_image_in_the_place_of_a_broken_one(
     assert used(capfd, embed, folder, model=str(blip)) == good
     assert used(capfd, ask, folder, model=str(vqa), question=("what is red?",), beams=1) == good
     assert sorted(used(capfd, retrieve, "two dogs", folder, model=str(blip), top=5, rerank=2)) == good
+
+
+def test_a_result_counts_questions_beside_images(
+    vqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    miniature.coco(tmp_path)
+    miniature.vqav2(tmp_path)
+    monkeypatch.setenv(DATA_ROOT, str(tmp_path))
+    file = tmp_path / "vqav2" / "v2_mscoco_val2014_annotations.json"
+    content = json.loads(file.read_text())
+    content["annotations"][1]["answers"] = []
+    file.write_text(json.dumps(content))
+    assert measure(capsys, vqa, "vqav2:val", out=tmp_path / "out")[2] == 1
+    (result,) = read_results(tmp_path / "out").results
+    assert (result.samples, result.questions) == (2, 3)
+    assert result.partial == "1 of the rows and images could not be used"
+    (table,) = results_tables([result])
+    assert table.rows[0][-1] == "2 with 3 questions, part"
 
 
 def test_ids_that_come_twice_are_told(vqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,20 @@ def test_judgements_as_the_official_program_reads_them(models: Path, tmp_path: P
     assert all(len(row) == 2 and row[1] in ("True", "False") for row in rows)
 
 
+def test_statements_without_labels_are_judged_and_not_measured(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"identifier": f"test1-10-{pair}-0", "sentence": "A dog."} for pair in (0, 1)]
+    miniature.write(miniature.nlvr2(tmp_path) / "test1.json", rows, lines=True)
+    monkeypatch.setenv(DATA_ROOT, str(tmp_path))
+    assert submitted("nlvr2:test1", models / "nlvr", tmp_path / "test1.csv") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"num_unanswered": 2.0}
+    assert "in the data: predictions only" in printed.err
+    lines = (tmp_path / "test1.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["test1-10-0-0", "test1-10-1-0"]
+
+
 def test_rows_that_name_no_identifier_cannot_be_submitted(
     models: Path, tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from openblip.data.cards.card import Archive, Card, Form, Target
-from openblip.data.cards.shared import BLIP_BASE, LAVIS_FILES, VISUAL_GENOME, blip_form, visual_genome_form
+from openblip.data.cards.shared import (
+    BLIP_BASE,
+    LAVIS_FILES,
+    VISUAL_GENOME,
+    blip_form,
+    derived_visual_genome,
+    visual_genome_form,
+)
 
-__all__ = ["ANSWERS"]
+__all__ = ["ANSWERS", "ANSWER_LIST"]
 
 _VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 _OKVQA = "https://okvqa.allenai.org/download.html"
@@ -15,6 +22,8 @@ _AOKVQA = "https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.
 _GQA = "https://downloads.cs.stanford.edu/nlp/data/gqa/questions1.2.zip"
 _NLVR = "https://github.com/lil-lab/nlvr/tree/master/nlvr2/data"
 _NO_ANSWERS = {"need_answers": False}
+ANSWER_LIST = "https://storage.googleapis.com/sfr-vision-language-research/datasets/answer_list.json"
+"""the answers that BLIP ranks on VQAv2"""
 
 
 def _vqav2(split: str) -> tuple[Form, ...]:
@@ -22,10 +31,15 @@ def _vqav2(split: str) -> tuple[Form, ...]:
     questions = f"v2_OpenEnded_mscoco_{split}2014_questions.json"
     annotations = f"v2_mscoco_{split}2014_annotations.json"
     url = " and ".join(f"{_VQA}/v2_{part}_{split.capitalize()}_mscoco.zip" for part in ("Questions", "Annotations"))
-    return (
+    forms = (
         Form(questions, url, beside=annotations, images=(f"{split}2014",)),
-        blip_form(f"vqa_{split}.json", f"{split}2014"),
+        blip_form(f"vqa_{split}.json", f"{split}2014", by="BLIP, LAVIS"),
     )
+    if split == "train":
+        return forms
+    name = "vqa_val_eval.json"  # in which LAVIS needs no answers: it compares with the original annotations
+    lavis = Form(name, f"{LAVIS_FILES}/vqav2/{name}", by="LAVIS", images=("val2014",), settings=_NO_ANSWERS)
+    return (*forms, lavis)
 
 
 def _vqav2_test(split: str) -> tuple[Form, ...]:
@@ -57,6 +71,10 @@ def _aokvqa(split: str) -> tuple[Form, ...]:
 
 
 def _gqa(split: str) -> tuple[Form, ...]:
+    if split == "train_all":
+        name = "train_all_questions/train_all_questions_*.json"
+        named = {"image_name": "{imageId}.jpg"}
+        return (Form(name, _GQA, parts=10, images=("images",), image_root="images", settings=named),)
     answered = split in ("train", "val", "testdev")
     settings: dict[str, Any] = {"image_name": "{imageId}.jpg", **({} if answered else _NO_ANSWERS)}
     return (
@@ -71,11 +89,14 @@ def _gqa(split: str) -> tuple[Form, ...]:
     )
 
 
-def _nlvr(split: str, derived: str) -> tuple[Form, ...]:
-    return (
-        Form(f"{split}.json", _NLVR, images=(split,)),
-        blip_form(derived, split),
-    )
+def _nlvr(split: str, derived: str = "", lavis: str = "") -> tuple[Form, ...]:
+    settings = _NO_ANSWERS if split.startswith("test") else {}
+    forms = [Form(f"{split}.json", _NLVR, images=(split,), settings=settings)]
+    forms += [blip_form(derived, split, settings=settings)] if derived else []
+    if lavis:
+        url = f"{LAVIS_FILES}/nlvr/{derived} (save it as {lavis})"
+        forms.append(Form(lavis, url, by="LAVIS", images=(split,), settings=settings))
+    return tuple(forms)
 
 
 _BLIP8 = "BLIP (arXiv 2201.12086), table 8"
@@ -110,6 +131,8 @@ ANSWERS: tuple[Card, ...] = (
                 "BLIP-2 (arXiv 2301.12597), table 4",
             ),
         ),
+        note=f"the figures of fine-tuned BLIP are by ranking the 3,128 answers of {ANSWER_LIST}; download it and "
+        "pass it as --answers answer_list.json",
     ),
     Card(
         name="okvqa",
@@ -141,11 +164,11 @@ ANSWERS: tuple[Card, ...] = (
     ),
     Card(
         name="gqa",
-        title="GQA, balanced questions",
+        title="GQA, balanced questions; train_all are all of train",
         task="answering",
         home="https://cs.stanford.edu/people/dorarad/gqa/download.html",
         licence="CC BY 4.0",
-        splits={split: _gqa(split) for split in ("train", "val", "testdev", "test", "challenge")},
+        splits={split: _gqa(split) for split in ("train", "train_all", "val", "testdev", "test", "challenge")},
         archives=(Archive("images", "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip"),),
         rule="exact",
         submission="gqa",
@@ -161,7 +184,12 @@ ANSWERS: tuple[Card, ...] = (
         task="answering",
         home=VISUAL_GENOME,
         licence="CC BY 4.0",
-        splits={"train": (visual_genome_form("question_answers.json", text_column="qas", answer_weight=0.2),)},
+        splits={
+            "train": (
+                visual_genome_form("question_answers.json", text_column="qas", answer_weight=0.2),
+                *derived_visual_genome("vg_qa.json", also_in="vg", answer_weight=0.2),
+            )
+        },
         images_of="vg",
         note="BLIP trains on VQAv2 and on these with a weight of 0.2, LAVIS with answer_weight=1",
     ),
@@ -174,8 +202,8 @@ ANSWERS: tuple[Card, ...] = (
         splits={
             "train": _nlvr("train", "nlvr_train.json"),
             "dev": _nlvr("dev", "nlvr_dev.json"),
-            "test1": _nlvr("test1", "nlvr_test.json"),
-            "test2": (Form("test2.json", _NLVR, images=("test2",)),),
+            "test1": _nlvr("test1", "nlvr_test.json", "test.json"),
+            "test2": _nlvr("test2"),
         },
         archives=tuple(
             Archive(folder, "https://lil.nlp.cornell.edu/nlvr/ (on request)")

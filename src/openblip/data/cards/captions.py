@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from openblip.data.cards.card import Archive, Card, Form, Target
-from openblip.data.cards.shared import BLIP_BASE, VISUAL_GENOME, blip_form, visual_genome_form
+from openblip.data.cards.shared import (
+    BLIP_BASE,
+    VISUAL_GENOME,
+    blip_form,
+    derived_visual_genome,
+    visual_genome_form,
+)
 
 __all__ = ["CAPTIONS"]
 
 _COCO = "http://images.cocodataset.org"
 _KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+_DENOTATIONS = "https://shannon.cs.illinois.edu/DenotationGraph/"
 _TOOL = "https://github.com/rom1504/img2dataset"
 _NO_TEXTS = {"need_texts": False}
 
@@ -30,13 +37,16 @@ def _coco(split: str) -> tuple[Form, ...]:
 
 
 def _flickr30k(split: str) -> tuple[Form, ...]:
-    folder = "flickr30k-images"
+    folder, original = "flickr30k-images", "results_20130124.token"
+    if split == "all":
+        return (Form(original, _DENOTATIONS, images=(folder,), image_root=folder),)
     own = blip_form(f"flickr30k_{split}.json", folder, by="BLIP, LAVIS")
     karpathy = Form(
         "dataset_flickr30k.json",
         _KARPATHY,
         by="Karpathy",
         images=(folder,),
+        unsplit=original,
         image_root=folder,
         settings={"split": split},
     )
@@ -103,18 +113,19 @@ CAPTIONS: tuple[Card, ...] = (
     ),
     Card(
         name="flickr30k",
-        title="Flickr30k, Karpathy's splits",
+        title="Flickr30k, Karpathy's splits; all is without splits",
         task="retrieval",
-        home="https://shannon.cs.illinois.edu/DenotationGraph/",
+        home=_DENOTATIONS,
         licence="non-commercial research and education; images under Flickr's terms",
-        splits={split: _flickr30k(split) for split in ("train", "val", "test")},
-        archives=(Archive("flickr30k-images", "https://shannon.cs.illinois.edu/DenotationGraph/", 31_783),),
+        splits={split: _flickr30k(split) for split in ("train", "val", "test", "all")},
+        archives=(Archive("flickr30k-images", _DENOTATIONS, 31_783),),
         targets=(
             Target("text / image recall@1, test, zero-shot", BLIP_BASE, "96.0 / 85.5", _BLIP6),
             Target("text / image recall@1, test, zero-shot", "BLIP ViT-L, 129M", "96.7 / 86.7", _BLIP6),
             Target("text / image recall@1, test, zero-shot", "BLIP-2 ViT-g", "97.6 / 89.7", _BLIP2_5),
         ),
-        note='"zero-shot" is the model that was fine-tuned for retrieval on COCO',
+        note='"zero-shot" is the model that was fine-tuned for retrieval on COCO; the original captions file tells '
+        "no splits, and is read as flickr30k:all",
     ),
     Card(
         name="nocaps",
@@ -179,7 +190,12 @@ CAPTIONS: tuple[Card, ...] = (
         task="pretraining",
         home=VISUAL_GENOME,
         licence="CC BY 4.0",
-        splits={"train": (visual_genome_form("region_descriptions.json", text_column="regions"),)},
+        splits={
+            "train": (
+                visual_genome_form("region_descriptions.json", text_column="regions"),
+                *derived_visual_genome("vg_caption.json"),
+            )
+        },
         archives=(
             Archive("VG_100K", "https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip"),
             Archive("VG_100K_2", "https://cs.stanford.edu/people/rak248/VG_100K_2/images2.zip"),

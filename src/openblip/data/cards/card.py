@@ -41,6 +41,12 @@ class Form:
     """Folders of images that it names, of `Card.archives`."""
     images_of: str = ""
     """The dataset whose images it uses, where they are not those of the card."""
+    also_in: str = ""
+    """Another dataset in whose folder it may lie too."""
+    parts: int = 0
+    """Files that the pattern names, all of which are needed; 0 is any number."""
+    unsplit: str = ""
+    """A file of all splits that does not say which image is in which: it does not take this one's place."""
     image_root: str = ""
     """Where the names of images start, below the folder that holds `images`; several as "a+b"."""
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ __all__ = ["DIALOGS"]
 
 _HOME = "https://visualdialog.org/data"
 _MSRVTT = "https://www.robots.ox.ac.uk/~maxbain/frozen-in-time/data/MSRVTT.zip"
+_MSRVTT_FIRST = "https://github.com/ArrowLuo/CLIP4Clip/releases/download/v0.0/msrvtt_data.zip"
 _QA = "https://github.com/xudejing/video-question-answering"
 _BLIP = "BLIP (arXiv 2201.12086)"
 
@@ -21,30 +22,41 @@ def _own(split: str) -> Form:
 
 
 def _msrvtt(split: str) -> tuple[Form, ...]:
-    """Captions of videos, as BLIP (the 1,000 of 1k-A) and LAVIS publish them."""
+    """Captions of videos, as BLIP (the 1,000 of 1k-A) and LAVIS publish them, and the first files."""
     lavis = _video_form(f"retrieval_{split}.json", f"msrvtt/retrieval_{split}.json", "videos", frames=8)
+    settings: dict[str, Any] = {"image_name": "{video_id}.mp4", "frames": 8}
     if split != "test":
-        return (lavis,)
+        settings["split"] = {"train": "train", "val": "validate"}[split]
+        first = Form("MSRVTT_data.json", _MSRVTT_FIRST, images=("videos",), image_root="videos", settings=settings)
+        return lavis, first
     own = blip_form("msrvtt_test.jsonl", "videos", settings={"image_name": "{clip_name}.mp4", "frames": 8})
-    return replace(own, image_root="videos"), lavis
+    # MSRVTT_data.json has 2,990 videos of test; which 1,000 of them are 1k-A, and one caption of each, is here.
+    name = "MSRVTT_JSFUSION_test.csv"
+    first = Form(name, _MSRVTT_FIRST, images=("videos",), image_root="videos", settings=settings)
+    return replace(own, image_root="videos"), lavis, first
 
 
 def _video_form(name: str, url: str, folder: str, **settings: Any) -> Form:
     return Form(name, f"{LAVIS_FILES}/{url}", by="LAVIS", images=(folder,), image_root=folder, settings=settings)
 
 
-def _video_questions(dataset: str, folder: str, originals: bool) -> dict[str, tuple[Form, ...]]:
-    """Questions about videos, as LAVIS publishes them, and as they were published first."""
+def _video_questions(dataset: str, folder: str, mapping: str = "") -> dict[str, tuple[Form, ...]]:
+    """Questions about videos, as LAVIS publishes them, and as they were published first.
+
+    Args:
+        mapping: a file beside the first ones that names the videos.
+    """
     splits: dict[str, tuple[Form, ...]] = {}
     for split in ("train", "val", "test"):
         forms: tuple[Form, ...] = (
             _video_form(f"qa_{split}.json", f"{dataset}/qa_{split}.json", folder, frames=16),
         )
-        if originals:
-            settings = {"image_name": "video{video_id}.mp4", "frames": 16}
-            first = Form(f"{split}_qa.json", _QA, images=(folder,), image_root=folder, settings=settings)
-            forms = (*forms, first)
-        splits[split] = forms
+        settings: dict[str, Any] = {"frames": 16}
+        if not mapping:
+            settings["image_name"] = "video{video_id}.mp4"
+        name = f"{split}_qa.json"
+        first = Form(name, _QA, beside=mapping, images=(folder,), image_root=folder, settings=settings)
+        splits[split] = (*forms, first)
     return splits
 
 
@@ -97,7 +109,7 @@ DIALOGS: tuple[Card, ...] = (
         task="answering",
         home=_QA,
         licence="unknown; videos as of MSR-VTT",
-        splits=_video_questions("msrvtt", "videos", originals=True),
+        splits=_video_questions("msrvtt", "videos"),
         images_of="msrvtt",
         rule="exact",
         targets=(Target("accuracy, test, zero-shot", "BLIP", "19.2", f"{_BLIP}, table 11"),),
@@ -109,7 +121,7 @@ DIALOGS: tuple[Card, ...] = (
         task="answering",
         home=_QA,
         licence="unknown",
-        splits=_video_questions("msvd", "YouTubeClips", originals=False),
+        splits=_video_questions("msvd", "YouTubeClips", mapping="youtube_mapping.txt"),
         archives=(Archive("YouTubeClips", "http://www.cs.utexas.edu/users/ml/clamp/videoDescription", 1_970),),
         rule="exact",
         targets=(Target("accuracy, test, zero-shot", "BLIP", "35.2", f"{_BLIP}, table 11"),),

@@ -122,21 +122,30 @@ def find_split(config: SourceConfig) -> SourceConfig:
     settings = {"rule": card.rule if config.questions else "", **found.form.settings}
     if found.form.images:
         settings["image_root"] = "+".join(str(found.images / part) for part in found.form.image_root.split("+"))
+    if not (config.questions or config.statements):  # nothing else has answers
+        settings.pop("need_answers", None)
     settings = {name: value for name, value in settings.items() if getattr(config, name) == defaults[name]}
-    tars = found.file.suffix == ".tar"
-    path = str(found.file.parent / found.form.file if tars else found.file)
+    several = found.form.parts or found.file.suffix == ".tar"
+    path = str(found.file.parent / Path(found.form.file).name if several else found.file)
     return replace(config, **{"path": path, "name": config.name or config.path, "root": "", **settings})
 
 
 def find_form(card: Card, split: str, root: Path) -> Found:
     """The first form of a split that is complete; else the first whose annotations are there; else the first."""
     forms = (_look(card, form, root) for form in card.splits[split])
-    return min(forms, key=lambda found: (bool(found.missing), found.file is None))
+    return min(forms, key=lambda one: (bool(one.missing), one.file is None, not _lies(root, card, one.form)))
+
+
+def _lies(root: Path, card: Card, form: Form) -> bool:
+    """Whether the file without splits that a form speaks of is there."""
+    names = (root / card.name / part / form.unsplit for part in _ANNOTATIONS)
+    return bool(form.unsplit) and any(name.is_file() for name in names)
 
 
 def _look(card: Card, form: Form, root: Path) -> Found:
     home = root / card.name
-    file = next(_files(home, form), None)
+    homes = (home, root / form.also_in) if form.also_in else (home,)
+    file = next((file for place in homes for file in _files(place, form)), None)
     base, missing = _image_base(root, card, form)
     if file is None:
         each = [name for name in (form.file, form.beside) if name]
@@ -145,6 +154,11 @@ def _look(card: Card, form: Form, root: Path) -> Found:
         packed = _half(home, form.file)
         are, them = ("are", "them") if len(absent) > 1 else ("is", "it")
         missing = f"{names} {are} not there{packed}; get {them} from {form.url}"
+        if _lies(root, card, form):
+            missing = f"{form.unsplit} is there and does not say which images are in which split, and {missing}"
+    elif (lacking := form.parts - len(list(file.parent.glob(Path(form.file).name)))) > 0:
+        missing = f"{lacking} of the {form.parts} files {form.file} are not there; get them from {form.url}"
+        file = None
     return Found(form, file, base, missing)
 
 
@@ -214,13 +228,21 @@ def missing_images(source: Source, spec: str) -> None:
     name, _, split = spec.partition(":")
     card = card_named(name)
     count = min(_LOOKED_AT, len(source))
-    gone: list[Path] = []
+    folders = {Path(folder).name for form in card.splits[split] for folder in form.images}
+    seen, gone = list[Path](), list[Path]()
     for index in (len(source) * place // count for place in range(count)):
         try:
             images = source[index].images
         except BrokenSample:
             continue
+        seen += [image for image in images if isinstance(image, Path)]
         gone += [image for image in images if isinstance(image, Path) and not image.exists()][:1]
+    if folders and seen and all(folders.isdisjoint(image.parts) for image in seen):
+        wanted = " or ".join(sorted(folders))
+        raise UserError(
+            f"the annotations of {spec} name {seen[0]} and no image in {wanted}: they are of another split; get "
+            f"those of {split} from {card.splits[split][0].url}"
+        )
     if len(gone) > _MOST_MISSING * count:
         owner = _owner(card, card.splits[split][0])
         archive = next((one for one in owner.archives if one.folder and f"/{one.folder}/" in str(gone[0])), None)

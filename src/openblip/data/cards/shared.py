@@ -7,7 +7,14 @@ from typing import Any
 
 from openblip.data.cards.card import Form
 
-__all__ = ["BLIP_BASE", "LAVIS_FILES", "VISUAL_GENOME", "blip_form", "visual_genome_form"]
+__all__ = [
+    "BLIP_BASE",
+    "LAVIS_FILES",
+    "VISUAL_GENOME",
+    "blip_form",
+    "derived_visual_genome",
+    "visual_genome_form",
+]
 
 BLIP_BASE = "BLIP ViT-B, 129M, CapFilt-L"
 LAVIS_FILES = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/datasets"
@@ -29,4 +36,24 @@ def visual_genome_form(name: str, **settings: Any) -> Form:
         images=folders,
         image_root="+".join(folders),
         settings={"image_name": "{id}.jpg", **settings},
+    )
+
+
+def derived_visual_genome(name: str, *, also_in: str = "", **settings: Any) -> tuple[Form, ...]:
+    """A file that BLIP derived from Visual Genome, with one text in a row.
+
+    It names images as image/1.jpg, a folder of all of them; the images are published in two.
+    """
+    each = {"image_name": "{image:name}", **settings}
+    return tuple(
+        Form(
+            name,
+            f"{_BLIP}/{name}",
+            by="BLIP, LAVIS",
+            also_in=also_in,
+            images=folders,
+            image_root="+".join(folders),
+            settings=each,
+        )
+        for folders in (("VG_100K", "VG_100K_2"), ("image",))
     )

@@ -164,7 +164,7 @@ def refuse_unread(config: SourceConfig, reads: frozenset[str], what: str) -> Non
     for name, given in (
         ("max_questions", config.max_questions),
         ("rule", config.rule),
-        ("need_answers", not config.need_answers),
+        ("need_answers", not config.need_answers and not config.statements),
         ("answer_weight", config.answer_weight is not None),
     ):
         if given and not config.questions:
@@ -247,8 +247,10 @@ def find_column(wanted: str, guesses: Iterable[str], columns: Sequence[str], *, 
                     "download them first, for example with img2dataset, and give its tars"
                 )
     close = next((hint for guess in guesses if (hint := closest(guess, columns))), "")
+    without = ", or set need_answers=false for predictions alone" if what in ("label", "answer") else ""
     raise UserError(
-        f"{where} has no {what} column; it has {_quoted(columns)}{close}; name the one to use with {option}"
+        f"{where} has no {what} column; it has {_quoted(columns)}{close}; "
+        f"name the one to use with {option}{without}"
     )
 
 

@@ -103,10 +103,12 @@ class DialogSource(Source):
                 self._take(dialog, label, known, kept)
             except BrokenSample as broken:
                 self.bad_rows.append(broken)
-        for image, place in self._relevance.keys() - self._with_options():
+        for image, place in sorted(self._relevance.keys() - self._with_options()):
             if image in known and image not in kept:
                 continue  # its dialog was told above
             detail = f"the dense annotations are of round {place + 1}, which has no options"
+            if image not in known:
+                detail = f"the dense annotations are of round {place + 1} of image {image}, which has no dialog"
             self.bad_rows.append(BrokenSample("bad-row", f"{path.name} image {image}", detail))
 
     def _take(self, dialog: Any, label: str, known: set[str], kept: set[str]) -> None:
@@ -255,7 +257,16 @@ def open_dialogs(spec: SourceConfig | str) -> Source:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds no dialogs in VisDial's format: it is no JSON object")
     dense = sorted(path.parent.glob(f"{path.stem}_dense_*.json"))
-    source = DialogSource(content, path, config, dict(_rated(dense[0])) if dense else None)
+    relevance: dict[tuple[str, int], np.ndarray] = {}
+    twice: list[BrokenSample] = []
+    for number, (rated, values) in enumerate(_rated(dense[0]) if dense else ()):
+        if rated in relevance:
+            image, place = rated
+            detail = f"round {place + 1} of image {image} has dense annotations already, which are used"
+            twice.append(BrokenSample("bad-row", f"{dense[0].name}[{number}]", detail))
+        relevance.setdefault(rated, values)
+    source = DialogSource(content, path, config, relevance)
+    source.bad_rows += twice
     if not len(source):
         bad = f"; {len(source.bad_rows)} cannot be read, first {source.bad_rows[0]}" if source.bad_rows else ""
         raise UserError(f"{path} holds no dialogs{bad}")

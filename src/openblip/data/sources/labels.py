@@ -40,18 +40,22 @@ class Statement:
     """What was said about the images of a sample, and whether it is true of them."""
 
     text: str
-    label: bool
+    label: bool | None
+    """None where it is not told"""
     group: str
     """equal for all samples that a sentence was written for: consistency asks that all of them are judged right"""
     identifier: str = ""
     """by which NLVR2 knows a statement with its images; "" where there is none"""
 
 
-def statement_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str) -> tuple[str, ...]:
+def statement_texts(
+    row: Mapping[str, Any], names: Mapping[str, str], label: str, *, need_label: bool = True
+) -> tuple[str, ...]:
     """The statement of a row with its label as one JSON text that `read_statements` reads.
 
     Args:
         names: which columns hold the "statement", its "label" and, where there is one, its "identifier".
+        need_label: refuse statements without a label.
 
     Raises:
         BrokenSample: "bad-row", no statement, or a label that is neither true nor false.
@@ -60,9 +64,9 @@ def statement_texts(row: Mapping[str, Any], names: Mapping[str, str], label: str
     text = "" if is_missing(cell) else str(cell).strip()
     if not text:
         raise BrokenSample("bad-row", label, f'no statement under "{names["statement"]}"')
-    given = row.get(names["label"])
+    given = row.get(names["label"]) if "label" in names else None
     truth = {"true": True, "1": True, "false": False, "0": False}.get(str(given).strip().lower())
-    if truth is None:
+    if truth is None and (need_label or not (is_missing(given) or given == "")):
         raise BrokenSample("bad-row", label, f'{given!r:.80} under "{names["label"]}" is neither true nor false')
     identifier = given_id(row.get(names["identifier"])) if "identifier" in names else ""
     # A sentence of NLVR2 is written for one set of pairs: what its identifiers differ in is the pair.

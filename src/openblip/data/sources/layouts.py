@@ -27,25 +27,11 @@ def rows_of_object(content: Mapping[str, Any], path: Path, config: SourceConfig)
     if _is_vqa(content, "questions") or _is_vqa(content, "annotations"):
         yield from _vqa(content, path, config)
     elif isinstance(images, list) and isinstance(annotations, list) and (annotations or not config.need_texts):
-        known = _by_id(images)
-        if not annotations:
-            yield from (
-                {"image": i.get("file_name"), "image_id": i.get("id")} for i in images if isinstance(i, dict)
-            )
-        for number, row in enumerate(annotations):
-            if not isinstance(row, dict):
-                yield row
-                continue
-            owners = known.get(given_id(row.get("image_id")), [])
-            if len({repr(owner.get("file_name")) for owner in owners}) > 1:
-                label = f"{path.name}[{number}]"
-                yield BrokenSample("bad-row", label, f"several images have its image_id, {row['image_id']!r}")
-            else:
-                owner = owners[0] if owners else {}
-                kept = {name: owner[name] for name in config.meta_columns if name in owner}
-                yield {**kept, "image": owner.get("file_name"), **row}
+        yield from _coco(images, annotations, path, config)
     elif isinstance(images, list):
         yield from _images_alone(images, path, config)
+    elif isinstance(content.get("sentences"), list) and isinstance(content.get("videos"), list):
+        yield from _msrvtt(content["videos"], content["sentences"])
     elif isinstance(annotations, list):
         yield from annotations
     elif isinstance(content.get("data"), list):  # TextCaps'
@@ -61,13 +47,50 @@ def rows_of_object(content: Mapping[str, Any], path: Path, config: SourceConfig)
         )
 
 
-def _by_id(images: list[Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """Images by their id as text; those without one belong to no annotation."""
+def _coco(images: list[Any], annotations: list[Any], path: Path, config: SourceConfig) -> Iterator[Any]:
+    """COCO's annotations with their images; what is listed twice, or has no annotation, is named at the end."""
     known: dict[str, list[Mapping[str, Any]]] = {}
-    for image in images:
-        if isinstance(image, dict) and (key := given_id(image.get("id"))):
-            known.setdefault(key, []).append(image)
-    return known
+    broken: list[BrokenSample] = []
+    alone: list[Mapping[str, Any]] = [
+        image for image in images if isinstance(image, dict) and not given_id(image.get("id"))
+    ]
+    for number, image in enumerate(images):
+        if not isinstance(image, dict) or not (key := given_id(image.get("id"))):
+            continue
+        owners = known.setdefault(key, [])
+        if any(owner.get("file_name") == image.get("file_name") for owner in owners):
+            label = f"{path.name} images[{number}]"
+            broken.append(BrokenSample("bad-row", label, f"image {key} is listed already"))
+        owners.append(image)
+    described: set[str] = set()
+    for number, row in enumerate(annotations):
+        key = given_id(row.get("image_id")) if isinstance(row, dict) else ""
+        described.add(key)
+        yield _annotation(row, known.get(key, []), key, f"{path.name}[{number}]", config)
+    alone += [owners[0] for key, owners in known.items() if key not in described]
+    for image in alone:
+        key, name = given_id(image.get("id")), image.get("file_name")
+        if config.need_texts:
+            detail = f"no annotation has its image_id, {key}" if key else "it has no id, and so no annotation"
+            broken.append(BrokenSample("no-text", f"{path.name} image {key or repr(name)}", detail))
+        else:
+            yield {"image": name, "image_id": key}
+    yield from broken
+
+
+def _annotation(row: Any, owners: list[Mapping[str, Any]], key: str, label: str, config: SourceConfig) -> Any:
+    """An annotation with the name of its image, of those that have its image id."""
+    if not isinstance(row, dict):
+        return row
+    if len({repr(owner.get("file_name")) for owner in owners}) > 1:
+        return BrokenSample("bad-row", label, f"several images have its image_id, {key}")
+    if owners:
+        kept = {name: owners[0][name] for name in config.meta_columns if name in owners[0]}
+        return {**kept, "image": owners[0].get("file_name"), **row}
+    if "image" in row or config.image_name:  # which names its image itself
+        return row
+    detail = f'no image under "images" has its image_id, {key}' if key else "it has no image_id"
+    return BrokenSample("bad-row", label, detail)
 
 
 def _images_alone(images: list[Any], path: Path, config: SourceConfig) -> Iterator[Any]:
@@ -91,6 +114,14 @@ def _images_alone(images: list[Any], path: Path, config: SourceConfig) -> Iterat
         }
 
 
+def _msrvtt(videos: list[Any], sentences: list[Any]) -> Iterator[Any]:
+    """MSR-VTT's captions with the split of their videos."""
+    splits = {given_id(one.get("video_id")): one.get("split") for one in videos if isinstance(one, dict)}
+    for row in sentences:
+        name = given_id(row.get("video_id")) if isinstance(row, dict) else ""
+        yield {**row, "video": f"{name}.mp4", "split": splits.get(name)} if name else row
+
+
 def _is_vqa(content: Mapping[str, Any], part: str) -> bool:
     """Whether this is one of the two files of the VQA challenge, "questions" or "annotations"."""
     rows = content.get(part)
@@ -106,9 +137,15 @@ def _vqa(content: Mapping[str, Any], path: Path, config: SourceConfig) -> Iterat
     alone = here == "questions" and not config.need_answers
     other = {there: []} if alone else _partner(content, path, here, there)
     pair = {here: content, there: other}
-    answers = {
-        given_id(row.get("question_id")): row for row in pair["annotations"]["annotations"] if isinstance(row, dict)
-    }
+    answers: dict[str, Mapping[str, Any]] = {}
+    twice: list[BrokenSample] = []
+    for number, row in enumerate(pair["annotations"]["annotations"]):
+        asked = given_id(row.get("question_id")) if isinstance(row, dict) else ""
+        if asked and asked in answers:
+            label, detail = f"annotations[{number}] of {path.name}", "has an annotation already, which is used"
+            twice.append(BrokenSample("bad-row", label, f"question {asked} {detail}"))
+        elif asked:
+            answers[asked] = row
     kind = content.get("data_type", other.get("data_type", "mscoco"))
     subset = str(content.get("data_subtype", other.get("data_subtype", "")))
     subset = subset.replace("test-dev", "test")  # which is a part of it, with the same images
@@ -119,10 +156,11 @@ def _vqa(content: Mapping[str, Any], path: Path, config: SourceConfig) -> Iterat
         if not isinstance(row, dict):
             yield row
             continue
-        number = given_id(row.get("image_id"))
-        name = f"{folder}{prefix}_{subset}_{number:0>12}.{ending}" if number.isdecimal() else None
+        image = given_id(row.get("image_id"))
+        name = f"{folder}{prefix}_{subset}_{image:0>12}.{ending}" if image.isdecimal() else None
         asked = given_id(row.get("question_id"))
-        yield {**(answers.get(asked, {}) if asked else {}), **row, "image": name}
+        yield {**answers.get(asked, {}), **row, "image": name}
+    yield from twice
 
 
 def _partner(content: Mapping[str, Any], path: Path, here: str, there: str) -> Mapping[str, Any]:

@@ -141,9 +141,15 @@ def _open_files(paths: list[Path], config: SourceConfig, *, num_missing: int = 0
         return open_parquet(paths, config)
     if kind in (*TABLES, *_TEXT_TABLES) and len(paths) == 1:
         return open_records(paths[0], config)
+    if kind == ".json" and len({re.sub(r"\d+", "", path.name) for path in paths}) == 1:  # numbered parts of one
+        return open_records(paths[0], config, *sorted(paths[1:], key=_number))
     if kind in TABLES:
         raise UserError(f"{config.path} names {len(paths)} captions files; give each as a source of its own")
     raise UserError(no_data(paths[0], found))
+
+
+def _number(path: Path) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", path.name)))
 
 
 def _open_folder(folder: Path, config: SourceConfig) -> Source:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from openblip.data.sources.base import refuse_unread
 from openblip.data.sources.cells import given_texts, is_missing, row_images
 from openblip.data.sources.open import open_source
 from openblip.data.sources.paths import image_roots, locate_image
-from openblip.data.sources.records import RECORDS, Row, read_records
+from openblip.data.sources.records import RECORDS, Row, first_rows, read_records
 from openblip.data.sources.table import choose_columns, image_columns
 
 __all__ = ["ID_OF_ROW", "Pair", "read_pairs"]
@@ -31,7 +31,6 @@ __all__ = ["ID_OF_ROW", "Pair", "read_pairs"]
 ID_OF_ROW = ("id", "key", "identifier", "uid", "pair_id")
 """usual columns of a row's id, unless `id_column` names another"""
 _READS = frozenset(("image_column", "text_column", "id_column", "image_root", "absolute_paths", "split"))
-_LOOK_AHEAD = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def read_pairs(spec: SourceConfig | str) -> Iterator[Pair | BrokenSample]:
         return
     refuse_unread(config, _READS, config.path)
     rows = _parquet_rows(path) if parquet else read_records(path, config)
-    head = list(islice(rows, _LOOK_AHEAD))
+    head = first_rows(rows, path)
     seen = list(dict.fromkeys(name for _, row in head if isinstance(row, dict) for name in row))
     if not seen:
         broken = next((row for _, row in head if isinstance(row, BrokenSample)), None)

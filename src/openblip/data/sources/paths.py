@@ -13,9 +13,10 @@ from openblip.core.places import local_path, missing_data
 from openblip.data.sample import BrokenSample
 from openblip.data.sources.cells import IMAGE_COLUMNS, given_id
 
-__all__ = ["image_roots", "locate_image", "name_images"]
+__all__ = ["image_roots", "locate_image", "name_images", "named_videos"]
 
-_PLACE = re.compile(r"\{(\w+)(?::0(\d+))?\}")
+_MAPPING = "youtube_mapping.txt"
+_PLACE = re.compile(r"\{(\w+)(?::0(\d+)|:(name))?\}")
 
 
 def image_roots(given: str, default: str) -> tuple[str, ...]:
@@ -85,10 +86,36 @@ def name_images(
         if all(cells.values()):
             name = pattern
             for match in _PLACE.finditer(pattern):
-                name = name.replace(match[0], cells[match[1]].zfill(int(match[2] or 0)))
+                cell = os.path.basename(cells[match[1]]) if match[3] else cells[match[1]]
+                name = name.replace(match[0], cell.zfill(int(match[2] or 0)))
             yield label, {**row, "image": name}
         elif any(name.strip().lower() in IMAGE_COLUMNS for name in row):
             yield label, row
         else:
             empty = next(name for name, cell in cells.items() if not cell)
             yield label, BrokenSample("bad-row", label, f'no "{empty}" to name its image with')
+
+
+def named_videos(
+    rows: Iterator[tuple[str, dict[str, Any] | BrokenSample]], folder: Path
+) -> Iterator[tuple[str, dict[str, Any] | BrokenSample]]:
+    """Rows of MSVD-QA with "video": theirs have a number, and youtube_mapping.txt beside them says which it is.
+
+    Args:
+        folder: of the file; without a mapping in it the rows come as they are.
+    """
+    return _mapped(rows, folder / _MAPPING) if (folder / _MAPPING).is_file() else rows
+
+
+def _mapped(
+    rows: Iterator[tuple[str, dict[str, Any] | BrokenSample]], mapping: Path
+) -> Iterator[tuple[str, dict[str, Any] | BrokenSample]]:
+    lines = (line.split() for line in mapping.read_text("utf-8").splitlines())
+    names = {line[1]: line[0] for line in lines if len(line) == 2}  # -4wsuPCjDBc_5_15 vid1
+    for label, row in rows:
+        if isinstance(row, BrokenSample) or "video_id" not in row or any(n.lower() in IMAGE_COLUMNS for n in row):
+            yield label, row
+        elif name := names.get(f"vid{given_id(row['video_id'])}"):
+            yield label, {**row, "video": f"{name}.avi"}
+        else:
+            yield label, BrokenSample("bad-row", label, f"{mapping.name} has no vid{row['video_id']!s:.40}")

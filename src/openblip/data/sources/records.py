@@ -25,7 +25,7 @@ from openblip.data.sources.delimited import has_header, read_delimited
 from openblip.data.sources.labels import LABEL_COLUMNS, STATEMENT_COLUMNS
 from openblip.data.sources.layouts import rows_of_object
 
-__all__ = ["DELIMITED", "RECORDS", "Row", "read_records"]
+__all__ = ["DELIMITED", "RECORDS", "Row", "first_rows", "read_records"]
 
 Row = tuple[str, dict[str, Any] | BrokenSample]
 
@@ -35,6 +35,7 @@ DELIMITED = (".csv", ".tsv", ".txt", ".token")
 RECORDS = (*_LINES, ".json", *DELIMITED)
 """Endings of captions files that are text."""
 
+_LOOK_AHEAD = 100
 _CHUNK = 1 << 20
 _LARGEST_ELEMENT = 1 << 26
 _USUAL_COLUMNS = {*IMAGE_COLUMNS, *TEXT_COLUMNS, *ID_COLUMNS, *URL_COLUMNS, *QUESTION_COLUMNS, *ANSWER_COLUMNS}
@@ -47,6 +48,21 @@ def read_records(path: Path, config: SourceConfig) -> Iterator[Row]:
         UserError: no rows can be read at all (not text, not JSON, no header).
     """
     return _without_deep(_rows(path, config))
+
+
+def first_rows(rows: Iterator[Row], path: Path) -> list[Row]:
+    """The rows from which columns are known, with those before and among them that cannot be read.
+
+    Of JSON as many as it takes: annotations of images that are not there may come first. In other files a line that
+    cannot be read may cost a look at all that follow.
+    """
+    patient, found, read = path.suffix.lower() == ".json", list[Row](), 0
+    for label, row in rows:
+        found.append((label, row))
+        read += isinstance(row, dict) or not patient
+        if read == _LOOK_AHEAD:
+            break
+    return found
 
 
 def _without_deep(rows: Iterable[Row]) -> Iterator[Row]:

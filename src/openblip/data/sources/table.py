@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,9 @@ from openblip.data.sources.labels import (
     pair_images,
     statement_texts,
 )
-from openblip.data.sources.paths import image_roots, locate_image, name_images
-from openblip.data.sources.records import Row, read_records
+from openblip.data.sources.paths import image_roots, locate_image, name_images, named_videos
+from openblip.data.sources.records import Row, first_rows, read_records
+from openblip.data.sources.repeats import Repeats, repeated_images
 from openblip.data.videos import DEFAULT_FRAMES
 
 __all__ = [
@@ -226,9 +227,14 @@ class TableSource(Source):
         }
 
 
-def open_records(path: Path, config: SourceConfig) -> TableSource:
-    """Open a JSONL, CSV, TSV or JSON captions file."""
-    rows = read_records(path, config)
+def open_records(path: Path, config: SourceConfig, *further: Path) -> TableSource:
+    """Open a JSONL, CSV, TSV or JSON captions file.
+
+    Args:
+        further: more files of its rows, as where a file is published in numbered parts.
+    """
+    read = chain.from_iterable(read_records(file, config) for file in (path, *further))
+    rows = named_videos(read, path.parent)
     if config.statements:
         rows = pair_images(rows, image_roots(config.image_root, str(path.parent)))
     if config.image_name:
@@ -243,7 +249,7 @@ def no_such_split(split: str, seen: Iterable[str], where: str) -> UserError:
 
 
 def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
-    head = list(islice(rows, _LOOK_AHEAD))
+    head = first_rows(rows, path)
     seen = list(dict.fromkeys(name for _, row in head if isinstance(row, dict) for name in row))
     if not seen:
         broken = next((row for _, row in head if isinstance(row, BrokenSample)), None)
@@ -256,6 +262,7 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
     text_row = array("q")
     bad_rows: list[BrokenSample] = []
     splits: set[str] = set()
+    repeats = Repeats()
     wanted = _KARPATHY_TRAIN if config.split == "train" and path.suffix == ".json" else {config.split}
     for label, row in chain(head, rows):
         if isinstance(row, BrokenSample):
@@ -270,6 +277,8 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
         except BrokenSample as broken:
             bad_rows.append(broken)
             continue
+        if not (config.questions or config.statements):  # which have ids that a measure looks at
+            repeats.add(len(images[0]), row, paths, found)
         for text in found:
             texts.append(text)
             text_row.append(len(images[0]))
@@ -283,7 +292,7 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
         raise no_such_split(config.split, splits, str(path))
     roots = image_roots(config.image_root, str(path.parent))
     located = ImagePaths([column.finish() for column in images], roots, absolute=config.absolute_paths)
-    return Columns(
+    columns = Columns(
         images=located,
         texts=texts.finish(),
         text_row=np.array(text_row, dtype=np.int64),
@@ -292,6 +301,27 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
         meta={name: cells.finish() for name, cells in meta.items()},
         names=names,
         bad_rows=bad_rows,
+    )
+    return _without(columns, repeats.found(), path.name)
+
+
+def _without(columns: Columns, rows: np.ndarray, file: str) -> Columns:
+    """The columns without `rows`, which repeat others and are told as bad rows."""
+    if not len(rows):
+        return columns
+    images = columns.images
+    columns.bad_rows += repeated_images(rows, lambda row: string_of(images.names[row]), file)
+    keep = np.ones(columns.num_rows, bool)
+    keep[rows] = False
+    mask, of_kept = pa.array(keep), keep[columns.text_row]
+    return replace(
+        columns,
+        images=ImagePaths([one.filter(mask) for one in images.columns], images.roots, absolute=images.absolute),
+        texts=columns.texts.filter(pa.array(of_kept)),
+        text_row=(np.cumsum(keep) - 1)[columns.text_row[of_kept]],
+        num_rows=int(keep.sum()),
+        ids=None if columns.ids is None else columns.ids.filter(mask),
+        meta={name: cells.filter(mask) for name, cells in columns.meta.items()},
     )
 
 
@@ -336,7 +366,7 @@ def row_texts(
     """The captions of a row, or its questions or its statement as JSON.
 
     Args:
-        need_answers: refuse questions without answers.
+        need_answers: refuse questions without answers and statements without labels.
 
     Raises:
         BrokenSample: "bad-row", a question without answers or a statement without a label; "bad-text", a caption
@@ -345,7 +375,7 @@ def row_texts(
     if "question" in names:
         return question_texts(row, names, label, need_answers=need_answers)
     if "statement" in names:
-        return statement_texts(row, names, label)
+        return statement_texts(row, names, label, need_label=need_answers)
     try:
         return as_texts(row.get(names["caption"])) if "caption" in names else ()
     except BrokenSample as broken:
@@ -363,11 +393,9 @@ def choose_columns(seen: Sequence[str], config: SourceConfig, where: str) -> dic
     if config.questions:
         names |= _question_columns(seen, config, where)
     elif config.statements:
-        for role, wanted, guesses in (
-            ("statement", config.text_column, STATEMENT_COLUMNS),
-            ("label", config.answer_column, LABEL_COLUMNS),
-        ):
-            names[role] = find_column(wanted, guesses, seen, what=role, where=where)
+        names["statement"] = find_column(config.text_column, STATEMENT_COLUMNS, seen, what="statement", where=where)
+        if config.need_answers or config.answer_column or not known.keys().isdisjoint(LABEL_COLUMNS):
+            names["label"] = find_column(config.answer_column, LABEL_COLUMNS, seen, what="label", where=where)
         if IDENTIFIER in known:
             names["identifier"] = known[IDENTIFIER]
     elif config.need_texts or config.text_column or not known.keys().isdisjoint(TEXT_COLUMNS):
