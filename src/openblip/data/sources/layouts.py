@@ -51,7 +51,9 @@ def _coco(images: list[Any], annotations: list[Any], path: Path, config: SourceC
     """COCO's annotations with their images; what is listed twice, or has no annotation, is named at the end."""
     known: dict[str, list[Mapping[str, Any]]] = {}
     broken: list[BrokenSample] = []
-    alone = [image for image in images if isinstance(image, dict) and not given_id(image.get("id"))]
+    alone: list[Mapping[str, Any]] = [
+        image for image in images if isinstance(image, dict) and not given_id(image.get("id"))
+    ]
     for number, image in enumerate(images):
         if not isinstance(image, dict) or not (key := given_id(image.get("id"))):
             continue

@@ -10,6 +10,7 @@ from typing import Any
 
 from openblip.core.errors import UserError
 from openblip.core.places import local_path, missing_data
+from openblip.core.text import read_lines
 from openblip.data.sample import BrokenSample
 from openblip.data.sources.cells import IMAGE_COLUMNS, given_id
 
@@ -110,7 +111,7 @@ def named_videos(
 def _mapped(
     rows: Iterator[tuple[str, dict[str, Any] | BrokenSample]], mapping: Path
 ) -> Iterator[tuple[str, dict[str, Any] | BrokenSample]]:
-    lines = (line.split() for line in mapping.read_text("utf-8").splitlines())
+    lines = (line.split() for line in read_lines(mapping))
     names = {line[1]: line[0] for line in lines if len(line) == 2}  # -4wsuPCjDBc_5_15 vid1
     for label, row in rows:
         if isinstance(row, BrokenSample) or "video_id" not in row or any(n.lower() in IMAGE_COLUMNS for n in row):

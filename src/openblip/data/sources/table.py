@@ -232,7 +232,7 @@ def open_records(path: Path, config: SourceConfig, *further: Path) -> TableSourc
     Args:
         further: more files of its rows, as where a file is published in numbered parts.
     """
-    rows = chain.from_iterable(read_records(file, config) for file in (path, *further))
+    rows: Iterator[Row] = chain.from_iterable(read_records(file, config) for file in (path, *further))
     rows = named_videos(rows, path.parent)
     if config.statements:
         rows = pair_images(rows, image_roots(config.image_root, str(path.parent)))
