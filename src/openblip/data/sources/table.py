@@ -233,8 +233,8 @@ def open_records(path: Path, config: SourceConfig, *further: Path) -> TableSourc
     Args:
         further: more files of its rows, as where a file is published in numbered parts.
     """
-    read = chain.from_iterable(read_records(file, config) for file in (path, *further))
-    rows = named_videos(read, path.parent)
+    rows: Iterator[Row] = chain.from_iterable(read_records(file, config) for file in (path, *further))
+    rows = named_videos(rows, path.parent)
     if config.statements:
         rows = pair_images(rows, image_roots(config.image_root, str(path.parent)))
     if config.image_name:
