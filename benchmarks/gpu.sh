@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One run on a GPU: checks, tests, measurements and a training; it ends by itself in eight minutes and leaves
-# gpu.json and log.txt in $OUT (default runs/gpu). Nothing has to be installed but what the project depends on.
+# gpu.json and log.txt in $OUT (default runs/gpu), also when SIGTERM or Ctrl-C stops it. Nothing has to be installed
+# but what the project depends on.
 #
 #     benchmarks/gpu.sh                 on a machine with a GPU
 #     benchmarks/gpu.sh --pretend       every stage in tiny sizes on the CPU
@@ -29,4 +30,11 @@ for wheel in "$wheels"/*.whl; do
     [ ! -e "$wheel" ] || "$python" -m zipfile -e "$wheel" "$site"
 done
 export PYTHONPATH="$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}:$site" PYTHONUNBUFFERED=1
-"$python" -m benchmarks.gpu "$@"
+# What stops this script stops the run: bash would leave it alone, and hear of a signal only when it has ended.
+"$python" -m benchmarks.gpu "$@" &
+run=$!
+trap 'kill -TERM "$run" 2>/dev/null || true' TERM INT HUP
+code=0
+wait "$run" || code=$?
+while kill -0 "$run" 2>/dev/null; do wait "$run" || code=$?; done  # a signal interrupts a wait
+exit "$code"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from benchmarks.gpu.stages import STAGES
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stages, or print what is predicted; the exit code is 1 when a stage failed."""
+    """Run the stages, or print what is predicted.
+
+    The exit code is 1 when a stage, or each of its cases, failed, and 143 after SIGTERM.
+    """
     parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description=__doc__)
     parser.add_argument("--pretend", action="store_true", help="every stage in tiny sizes on the CPU")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="after which the run ends")
@@ -26,7 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
 
         return predict.main(store=options.store)
     result = run(options.out, pretend=options.pretend, minutes=options.minutes, only=options.only)
+    for aim in result.get("aims", ()):
+        met = {True: "met", False: "not met", None: "not measured"}[aim["met"]]
+        print(f"aim, {aim['aim']}: {met} (wanted {aim['wanted']:g}, found {aim.get('found', 'nothing')})")
     print(f"{options.out / 'gpu.json'}: {result['seconds']} s")
+    if stopped := result.get("stopped"):
+        return 128 + signal.Signals[stopped]
     return 0 if all(stage["status"] == "done" for stage in result["stages"]) else 1
 
 

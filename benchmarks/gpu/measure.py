@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import statistics
 import time
@@ -16,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.harness import spread
 from openblip.core.gpus import gpu_of_driver, utilization
 
-__all__ = ["attention_kernels", "card", "count_waits", "measured"]
+__all__ = ["attention_kernels", "card", "count_waits", "forget", "measured"]
 
 WARMUP, REPEATS, FEWEST = 3, 20, 3
 GIB = 2**30
@@ -28,6 +29,13 @@ def card(device: torch.device) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
+def forget(device: torch.device) -> None:
+    """Give back what nobody holds any more: modules that refer to each other wait for the collector."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def measured(
     run: Callable[[], Any],
     device: torch.device,
@@ -35,6 +43,7 @@ def measured(
     images: int,
     seconds: float,
     tflop: float | None = None,
+    warmup: int = WARMUP,
     pretend: bool = False,
 ) -> dict[str, Any]:
     """Run repeatedly: median time, spread, images/s, peak memory, and MFU where the arithmetic is known.
@@ -43,9 +52,10 @@ def measured(
         images: of one run.
         seconds: that the repeats may take in all; there are at least `FEWEST`.
         tflop: arithmetic of one run.
+        warmup: runs before those that are timed.
         pretend: time one run.
     """
-    for _ in range(1 if pretend else WARMUP):
+    for _ in range(1 if pretend else warmup):
         run()
     if device.type == "cuda":
         torch.cuda.synchronize()

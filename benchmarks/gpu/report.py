@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.measure import forget
 from benchmarks.gpu.stages import last_line
 from openblip.core.files import write_json
 
@@ -57,5 +58,4 @@ class Report:
         except Exception as error:  # noqa: BLE001 - one case must not cost the others, whatever is wrong with it
             self.add(name, error=f"{type(error).__name__}: {last_line(str(error))}")
         finally:
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            forget(self.device)

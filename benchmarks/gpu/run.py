@@ -1,8 +1,8 @@
 """The whole run: stages one after another within one budget of time, each in a process of its own.
 
-The next stage's process is started, and imports its libraries, while the one before it measures. A stage that
-fails, crashes, needs too much memory or too much time is recorded with the last line of what it said, and the next
-one runs. The result is written after each row. torch is not imported here.
+A stage that fails, crashes, needs too much memory or too much time is recorded with the last line of what it said,
+and the next one runs. The result is written after each row. SIGTERM, SIGINT or SIGHUP ends the stages that were
+started, and what there is by then is the result. torch is not imported here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from benchmarks.gpu.aims import verdicts
 from benchmarks.gpu.stages import STAGES, Stage, last_line
 from openblip.core.files import write_json
 
@@ -30,6 +33,23 @@ PRETENDED_MINUTES = 60.0
 LEAST = 10.0
 """seconds under which no stage begins"""
 _POLL = 0.2
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@contextmanager
+def _noting_signals() -> Iterator[list[signal.Signals]]:
+    """The signals that have come: acted upon between polls, so that no process is started and then forgotten."""
+    came: list[signal.Signals] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        came.append(signal.Signals(signum))
+
+    before = {signum: signal.signal(signum, note) for signum in _SIGNALS}
+    try:
+        yield came
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 @dataclass
@@ -40,6 +60,7 @@ class _Process:
     popen: subprocess.Popen[str]
     rows: Path
     log: Path
+    ended: bool = False
 
     @classmethod
     def start(cls, stage: Stage, folder: Path, pretend: bool) -> _Process:
@@ -60,9 +81,11 @@ class _Process:
 
     def end(self) -> None:
         """End it and all that it started."""
-        if self.popen.poll() is None:
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait()
+        if not self.ended:
+            self.ended = True
+            with suppress(ProcessLookupError):  # none of them is left
+                os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait()
 
 
 def run(
@@ -87,58 +110,77 @@ def run(
     log = out / "log.txt"
     out.mkdir(parents=True, exist_ok=True)
     log.write_text("")
-    with tempfile.TemporaryDirectory() as place:
-        waiting = _Process.start(stages[0], Path(place), pretend)
-        for number, stage in enumerate(stages):
-            process = waiting
-            if number + 1 < len(stages):
-                waiting = _Process.start(stages[number + 1], Path(place), pretend)
-            left = 60 * minutes - (time.monotonic() - began)
-            entry: dict[str, Any] = {"name": stage.name, "subject": stage.subject}
-            result["stages"].append(entry)
-            if left < LEAST:
+    with _noting_signals() as came, tempfile.TemporaryDirectory() as place:
+        started = [_Process.start(stages[0], Path(place), pretend)]
+        try:
+            for number, stage in enumerate(stages):
+                # The next stage imports its libraries while this one draws its models: some ten seconds of another
+                # core. Cases bound by the host may see the last of them (their spread tells), but to import between
+                # stages would cost a minute of the eight.
+                if number + 1 < len(stages) and not came:
+                    started.append(_Process.start(stages[number + 1], Path(place), pretend))
+                left = 60 * minutes - (time.monotonic() - began)
+                entry: dict[str, Any] = {"name": stage.name, "subject": stage.subject}
+                result["stages"].append(entry)
+                process = started[number]
+                if left < LEAST:
+                    process.end()
+                    entry |= {
+                        "status": "left out",
+                        "error": f"{max(0.0, left):.0f} s of {minutes:g} minutes were left",
+                    }
+                else:
+                    seconds = left if pretend else min(stage.seconds, left)
+                    _follow(process, seconds, entry, came, lambda: write_json(out / "gpu.json", result))
+                with log.open("a") as file:
+                    file.write(f"== {stage.name}: {entry['status']}\n{process.log.read_text(errors='replace')}\n")
+                result["seconds"] = round(time.monotonic() - began, 1)
+                if came:
+                    result["stopped"] = came[0].name
+                if not pretend:
+                    result["aims"] = verdicts(result["stages"])
+                write_json(out / "gpu.json", result)
+                print(f"{stage.name}: {entry['status']} {entry.get('error', '')}".rstrip(), flush=True)
+                if came or (stage.needed and entry["status"] != "done"):
+                    break
+        finally:
+            for process in started:
                 process.end()
-                entry |= {"status": "left out", "error": f"{max(0.0, left):.0f} s of {minutes:g} minutes were left"}
-            else:
-                _follow(process, left if pretend else min(stage.seconds, left), entry, out, result)
-            with log.open("a") as file:
-                file.write(f"== {stage.name}: {entry['status']}\n{process.log.read_text(errors='replace')}\n")
-            result["seconds"] = round(time.monotonic() - began, 1)
-            write_json(out / "gpu.json", result)
-            print(f"{stage.name}: {entry['status']} {entry.get('error', '')}".rstrip(), flush=True)
-            if stage.needed and entry["status"] != "done":
-                if number + 1 < len(stages):
-                    waiting.end()
-                break
     return result
 
 
-def _follow(process: _Process, seconds: float, entry: dict[str, Any], out: Path, result: dict[str, Any]) -> None:
-    """Let a stage run for so many seconds at most; fill in what it gave, and keep that after each row."""
+def _follow(
+    process: _Process, seconds: float, entry: dict[str, Any], came: list[signal.Signals], keep: Callable[[], None]
+) -> None:
+    """Let a stage run for so many seconds at most, or until a signal; fill in what it gave, kept after each row."""
     began = time.monotonic()
     try:
         assert process.popen.stdin is not None
         process.popen.stdin.write(f"{seconds}\n")
-        process.popen.stdin.close()
+        process.popen.stdin.flush()  # and left open: its end tells the stage that this process is gone
     except BrokenPipeError:
         pass  # it ended while it imported; its code tells
     kept = 0
-    while process.popen.poll() is None and time.monotonic() - began < seconds:
+    while process.popen.poll() is None and time.monotonic() - began < seconds and not came:
         time.sleep(_POLL)
         rows = process.found()
         if len(rows) > kept:
             kept, entry["rows"] = len(rows), rows
-            write_json(out / "gpu.json", result)
+            keep()
     late = process.popen.poll() is None
     process.end()
     entry["rows"], entry["seconds"] = process.found(), round(time.monotonic() - began, 1)
     code = process.popen.returncode
     said = last_line(process.log.read_text(errors="replace"))
-    if late:
+    if late and came:
+        entry |= {"status": "stopped", "error": f"stopped by {came[0].name}"}
+    elif late:
         entry |= {"status": "out of time", "error": f"ended after {seconds:.0f} s"}
     elif code < 0:
         entry |= {"status": "failed", "error": f"ended by signal {signal.Signals(-code).name}; last words: {said}"}
     elif code > 0:
         entry |= {"status": "failed", "error": said}
+    elif entry["rows"] and all("error" in row for row in entry["rows"]):
+        entry |= {"status": "failed", "error": f"no case was measured; the first: {entry['rows'][0]['error']}"}
     else:
         entry["status"] = "done"

@@ -2,10 +2,10 @@
 
     step = blip(small=False).make("cuda")        # a `Step` of the training loop
     train = Train(step, work.batch(128), "cuda", TrainConfig())
-    train.run()                                  # batch to the device, forward, backward, optimizer
+    train.run()                                  # what the training loop does in a step
 
-The same steps are predicted without values (`benchmarks.gpu.predict`) and tested for host synchronisation
-(`tests/gpu`).
+The same steps are predicted without values (`benchmarks.gpu.predict`) and, in the training loop itself, tested for
+host synchronisation (`tests/gpu`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from benchmarks.blip2_stage1 import drawn_model
@@ -33,7 +34,10 @@ from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
 from openblip.tasks.pairs import BlipStep, Stage1Step
 from openblip.tasks.step import PairBatch, TrainingStep
 from openblip.training.config import TrainConfig
+from openblip.training.meters import FiniteGuard, Meters
 from openblip.training.optim import make_optimizer
+from openblip.training.step import HasCounts
+from openblip.training.update import update
 
 __all__ = ["WORKS", "Train", "Work", "blip_sizes", "qformer_sizes", "tower_sizes"]
 
@@ -151,11 +155,10 @@ WORKS: dict[str, Callable[[bool], Work]] = {
 
 
 class Train:
-    """A step with its optimizer and one batch in pinned memory; a run is what the training loop does in a step.
+    """A step with its optimizer and one batch in pinned memory; a run is what the training loop does in a step."""
 
-    Args:
-        optimizer: in place of the one that the configuration says.
-    """
+    holds = True
+    """whether the optimizer takes a flag of values that are not finite; torch's that is not fused does not"""
 
     def __init__(
         self,
@@ -163,11 +166,11 @@ class Train:
         batch: PairBatch,
         device: torch.device | str,
         config: TrainConfig,
-        *,
-        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        self.step, self.device = step.train(), torch.device(device)
-        self.optimizer = optimizer or make_optimizer(step, config)
+        self.step, self.device, self.config = step.train(), torch.device(device), config
+        self.optimizer = make_optimizer(step, config)
+        self.parameters = [parameter for parameter in step.parameters() if parameter.requires_grad]
+        self.guard, self.meters, self.count = FiniteGuard(self.device), Meters(self.device), 0
         self.batch = batch
         if self.device.type == "cuda":
             self.batch = replace(batch, images=batch.images.pin_memory())
@@ -178,11 +181,17 @@ class Train:
 
     def run(self) -> dict[str, Tensor]:
         """One step; losses by name."""
-        batch = self.batch.to(self.device, non_blocking=True)
+        if isinstance(self.step, HasCounts):
+            self.step.count_step([self.batch])
+        batch = send_to_device(self.batch, self.device, non_blocking=True)
         self.step.set_progress(0.5, True)
         with self.autocast:
             losses: dict[str, Tensor] = self.step(batch)
         losses["loss"].backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.meters.add(losses)
+        self.count += 1
+        update(
+            self.optimizer, self.parameters, losses, step=self.count, guard=self.guard, meters=self.meters,
+            clip_norm=self.config.clip_norm, holds=self.holds,
+        )  # fmt: skip
         return losses

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import caption, published
-from benchmarks.gpu import bootstrap, predict, training
+from benchmarks.gpu import bootstrap, compiled, options, predict, training
+from benchmarks.gpu import tests as gpu_tests
+from benchmarks.gpu.aims import verdicts
 from benchmarks.gpu.environment import missing_packages
 from benchmarks.gpu.run import run
 from benchmarks.gpu.stages import STAGES, Stage, last_line
@@ -53,6 +60,7 @@ def test_a_stage_that_ends_badly_is_recorded_and_the_next_runs(
         raises="report.add('one', value=1)\nraise ValueError('what is\\nwrong with it')",
         crashes="os.kill(os.getpid(), signal.SIGKILL)",
         hangs="report.add('two', value=2)\ntime.sleep(600)",
+        none="for case in 'ab':\n    with report.case(case):\n        raise ValueError('nothing goes')",
         case="with report.case('a'):\n    raise MemoryError('out of memory')\nreport.add('b', value=3)",
     )
     # What fails and is needed ends the run; how long it takes to start says how long the one that hangs must have.
@@ -67,12 +75,74 @@ def test_a_stage_that_ends_badly_is_recorded_and_the_next_runs(
         "raises": ("failed", "wrong with it", [{"case": "one", "value": 1}]),
         "crashes": ("failed", "ended by signal SIGKILL; last words: ", []),
         "hangs": ("out of time", f"ended after {limit} s", [{"case": "two", "value": 2}]),
+        "none": (
+            "failed",
+            "no case was measured; the first: ValueError: nothing goes",
+            [{"case": case, "error": "ValueError: nothing goes"} for case in "ab"],
+        ),
         "case": ("done", None, [{"case": "a", "error": "MemoryError: out of memory"}, {"case": "b", "value": 3}]),
     }
     assert "Traceback" in (tmp_path / "out" / "log.txt").read_text()
     # No time: nothing begins.
     result = run(tmp_path / "late", minutes=0.01, all_stages=stages)
     assert {stage["status"] for stage in result["stages"]} == {"left out"}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_what_stops_the_run_ends_its_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+) -> None:
+    """The one that runs with the process that it started, and the one that waits; what was found is kept."""
+    body = """
+        import subprocess
+        child = subprocess.Popen(["sleep", "600"])
+        report.add("pids", pids=[os.getpid(), child.pid])
+        time.sleep(600)
+    """
+    toy(tmp_path, hangs=body, waits="pass")
+    program = f"""
+        import sys
+        from pathlib import Path
+        from benchmarks.gpu import __main__ as command
+        from benchmarks.gpu.run import run
+        from benchmarks.gpu.stages import Stage
+        stages = [Stage(name, 100, name, package="toy_stages") for name in ("hangs", "waits")]
+        command.run = lambda out, **options: run(out, minutes=5, all_stages=stages)
+        sys.exit(command.main(["--out", "{tmp_path}/out"]))
+    """
+    path = f"{tmp_path}:{Path(__file__).resolve().parents[2]}"
+    monkeypatch.setenv("PYTHONPATH", path, prepend=":")
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+    found = tmp_path / "out" / "gpu.json"
+
+    def rows() -> list[dict[str, Any]]:
+        stages = json.loads(found.read_text())["stages"] if found.exists() else []
+        return stages[0].get("rows", []) if stages else []
+
+    wait_until(lambda: bool(rows()), 120)
+    process.send_signal(signum)
+    assert process.wait(60) == (-signum if signum == signal.SIGKILL else 128 + signum)
+    wait_until(lambda: not any(alive(pid) for pid in rows()[0]["pids"]), 20)
+    if signum != signal.SIGKILL:
+        result = json.loads(found.read_text())
+        assert result["stopped"] == signum.name
+        (stage,) = result["stages"]
+        assert (stage["status"], stage["error"]) == ("stopped", f"stopped by {signum.name}")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has waited for does not."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def test_the_whole_run_fits_its_time_but_for_the_training() -> None:
@@ -82,6 +152,45 @@ def test_the_whole_run_fits_its_time_but_for_the_training() -> None:
     assert STAGES[0].needed
     assert last_line("a\n b \n\n") == "b"
     assert last_line("") == ""
+
+
+def test_compiling_can_cost_no_other_option() -> None:
+    """It takes as long as it takes when nothing is cached, and a stage ends with its time."""
+    assert [stage.name for stage in STAGES][-2:] == ["compiled", "train"]
+    assert not [name for name in options.OPTIONS if "compile" in name]
+    assert any("compile" in name for name in compiled.COMPILED)
+
+
+def test_a_measured_loader_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "LOADER_SECONDS", 0.0)
+    assert options._loader(pretend=True)["images"] == 4
+
+
+def test_all_files_with_tests_for_a_gpu_are_run() -> None:
+    files = ["tests/gpu/test_gpu_steps.py", "tests/unit/objectives/test_pretraining_step.py"]
+    assert gpu_tests.marked_files() == files
+
+
+def test_verdicts_are_those_of_the_measured_rows() -> None:
+    def step(case: str, speed: float, peak: float, **more: Any) -> dict[str, Any]:
+        return {"case": case, "images_per_s": speed, "peak_gib": peak, "predicted": {"peak_gib": 10.0}, **more}
+
+    rows = [
+        step("blip, batch 64: ours", 160, 9.5, mfu=0.3),
+        step("blip, batch 128: ours", 900, 10.5, mfu=0.36),
+        step("blip, batch 128: as the reference computes", 5000, 50.0, mfu=0.9),
+        step("stage1, batch 128: ours", 449, 12.0),
+        {"case": "stage2: ours", "error": "OutOfMemoryError"},
+        {"case": "captions, batch 1: times faster", "ratio": 2.9},
+        {"case": "captions, batch 64: times faster", "ratio": 5.0},
+        {"case": "CapFilt: times faster", "ratio": 3.0},
+    ]
+    told = verdicts([{"rows": rows}, {"status": "left out"}])
+    assert [aim["met"] for aim in told] == [True, True, False, None, False, False, True]
+    memory, captions = told[4:6]
+    assert (memory["found"], memory["case"]) == (pytest.approx(0.2), "stage1, batch 128: ours")
+    assert captions["case"] == "captions, batch 1: times faster"
+    assert all(aim["met"] is None for aim in verdicts([]))
 
 
 def test_utilization_of_known_cards() -> None:

@@ -6,11 +6,13 @@ What a chunk gives does not depend on the engine: random numbers belong to a sam
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from multiprocessing.context import BaseContext
@@ -19,12 +21,23 @@ from typing import Any
 import torch
 
 from openblip.bootstrap.job import CapFiltConfig, Chunk, Done, Worker
+from openblip.core.compute import choose_dtype
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError, require
 from openblip.core.interrupt import end_with_parent, starting_workers
+from openblip.core.places import check_device
 from openblip.core.runtime import choose_device, usable_cores
 
-__all__ = ["ENGINES", "MakeWorker", "default_threads", "run_local", "run_ray"]
+__all__ = [
+    "ENGINES",
+    "MakeWorker",
+    "connected_to_ray",
+    "default_threads",
+    "run_local",
+    "run_ray",
+    "settled_here",
+    "settled_on_ray",
+]
 
 MakeWorker = Callable[[CapFiltConfig], Worker]
 """Makes a worker for settings in which the device is filled in; travels to other processes."""
@@ -37,6 +50,22 @@ def default_threads(workers: int) -> int:
     """Threads for each of so many processes: OMP_NUM_THREADS, or an equal share of the cores."""
     named = os.environ.get("OMP_NUM_THREADS", "")
     return int(named) if named.isdecimal() and int(named) else max(1, usable_cores() // workers)
+
+
+def settled_here(config: CapFiltConfig, workers: int) -> tuple[CapFiltConfig, int]:
+    """The settings with their dtype, and the number of processes, by this machine's devices.
+
+    Raises:
+        UserError: the device is not here.
+    """
+    device = choose_device(config.device)
+    config = replace(config, dtype=_dtype_name(config.dtype, str(device)))
+    return config, workers or max(1, torch.cuda.device_count() if device.type == "cuda" else 1)
+
+
+def _dtype_name(name: str, device: str) -> str:
+    """The dtype that `name` is where this is called."""
+    return str(choose_dtype(name, choose_device(device))).removeprefix("torch.")
 
 
 def devices_for(config: CapFiltConfig, workers: int) -> list[str]:
@@ -120,6 +149,78 @@ def _process(chunk: Chunk) -> Done:
     return _worker(chunk)
 
 
+@contextmanager
+def connected_to_ray(address: str) -> Iterator[Any]:
+    """Within, Ray is there: a cluster that is connected to or started here, and left at the end, or one as it was.
+
+    Args:
+        address: as in `run_ray`.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        UserError: there is no cluster at the address.
+    """
+    ray = require("ray", "ray")
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(
+                address=address or "local", log_to_driver=False, include_dashboard=False, logging_level="error"
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f'there is no Ray cluster at "{address}": {error}') from error
+    try:
+        yield ray
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def settled_on_ray(ray: Any, config: CapFiltConfig, workers: int) -> tuple[CapFiltConfig, int]:
+    """The settings with device and dtype, and the number of actors, by what the cluster has: the machine that this
+    runs on may have no GPU.
+
+    Raises:
+        UserError: the device is none of a cluster's, or the cluster has none of its kind.
+    """
+    resources = ray.cluster_resources()
+    config = replace(config, device=device_on_ray(config.device, resources))
+    workers = workers or max(1, _gpus(config.device, resources))
+    if config.dtype == "auto":
+        # One for the whole run, chosen where an actor would run.
+        remote = ray.remote(num_cpus=1, num_gpus=_gpu_share(config.device, resources, workers))(_dtype_name)
+        config = replace(config, dtype=ray.get(remote.remote("auto", config.device)))
+    return config, workers
+
+
+def device_on_ray(device: str, resources: Mapping[str, float]) -> str:
+    """The device of actors: "cuda" is the GPU that Ray gives each of them.
+
+    Raises:
+        UserError: see `settled_on_ray`.
+    """
+    check_device(device)
+    if device.startswith("cuda:"):
+        raise UserError(
+            f'device "{device}" is the GPU of one machine, and Ray chooses a GPU of the cluster for each actor; '
+            "use --device cuda with --engine ray"
+        )
+    has_gpu = int(resources.get("GPU", 0)) > 0
+    if device == "cuda" and not has_gpu:
+        raise UserError('device "cuda" is not available: the Ray cluster has no GPU; use --device cpu')
+    return "cuda" if device == "auto" and has_gpu else device
+
+
+def _gpus(device: str, resources: Mapping[str, float]) -> int:
+    return int(resources.get("GPU", 0)) if device == "cuda" else 0
+
+
+def _gpu_share(device: str, resources: Mapping[str, float], workers: int) -> float:
+    """Of a GPU, for each actor: all of one, or as much that no actor waits for ever."""
+    gpus = _gpus(device, resources)
+    return 1 / math.ceil(workers / gpus) if gpus else 0
+
+
 def run_ray(
     make_worker: MakeWorker,
     config: CapFiltConfig,
@@ -137,40 +238,30 @@ def run_ray(
 
     Raises:
         MissingExtra: Ray is not installed.
-        UserError: there is no cluster at the address.
+        UserError: there is no cluster at the address, or it has no such device.
     """
-    ray = require("ray", "ray")
     data = require("ray.data", "ray")
     rows = [{**asdict(chunk), "part": to_dict(chunk.part)} for chunk in chunks]
     if not rows:
         return
-    started = not ray.is_initialized()
-    if started:
+    with connected_to_ray(address) as ray:
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        resources = ray.cluster_resources()
+        config = replace(config, device=device_on_ray(config.device, resources))
         try:
-            ray.init(
-                address=address or "local", log_to_driver=False, include_dashboard=False, logging_level="error"
+            results = data.from_items(rows, override_num_blocks=min(len(rows), 4096)).map(
+                _Actor,
+                fn_constructor_args=(make_worker, to_dict(config), threads),
+                compute=data.ActorPoolStrategy(size=workers),
+                num_cpus=threads,
+                num_gpus=_gpu_share(config.device, resources, workers),
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f'there is no Ray cluster at "{address}": {error}') from error
-    context = data.DataContext.get_current()
-    context.enable_progress_bars = False
-    on_gpu = config.device in ("auto", "cuda") and torch.cuda.is_available()
-    try:
-        results = data.from_items(rows, override_num_blocks=min(len(rows), 4096)).map(
-            _Actor,
-            fn_constructor_args=(make_worker, to_dict(config), threads),
-            compute=data.ActorPoolStrategy(size=workers),
-            num_cpus=threads,
-            num_gpus=1 if on_gpu else 0,
-        )
-        for row in results.iter_rows():
-            yield Done(**row)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        raise (cause if isinstance(cause, UserError) else error) from error
-    finally:
-        if started:
-            ray.shutdown()
+            for row in results.iter_rows():
+                yield Done(**row)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            raise (cause if isinstance(cause, UserError) else error) from error
 
 
 class _Actor:

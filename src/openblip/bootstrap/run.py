@@ -10,15 +10,23 @@ Where the source has changed, chunks that have changed are done anew, and those 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import openblip
-from openblip.bootstrap.engines import ENGINES, MakeWorker, default_threads, run_local, run_ray
+from openblip.bootstrap.engines import (
+    ENGINES,
+    MakeWorker,
+    connected_to_ray,
+    default_threads,
+    run_local,
+    run_ray,
+    settled_here,
+    settled_on_ray,
+)
 from openblip.bootstrap.job import CapFiltConfig, Chunk, Done, Output, Places, Shard, Worker, open_part, plan
 from openblip.bootstrap.models import Models, open_models
 from openblip.bootstrap.pipeline import Pipeline
@@ -104,12 +112,25 @@ def run_capfilt(
     target, output, engine = Path(target), output or Output(), engine or Engine()
     _check_target(config, target)
     open_part.cache_clear()
-    device = choose_device(config.device)
-    config = replace(config, dtype=str(choose_dtype(config.dtype, device)).removeprefix("torch."))
+    with connected_to_ray(engine.address) if engine.name == "ray" else nullcontext() as ray:
+        settled = partial(settled_on_ray, ray) if engine.name == "ray" else settled_here
+        config, workers = settled(config, engine.workers)
+        return _run(config, target, output, replace(engine, workers=workers), shard, on_chunk)
+
+
+def _run(
+    config: CapFiltConfig,
+    target: Path,
+    output: Output,
+    engine: Engine,
+    shard: Shard | None,
+    on_chunk: Callable[[Done, Totals], None] | None,
+) -> Totals:
+    """`run_capfilt` of settings whose devices are there."""
     models = open_models(config.captioner, config.filter, image_size=config.image_size, tokenizer=config.tokenizer)
     _same_run(Places(target), config, models)
     _begin(Places(target), output)
-    workers = engine.workers or max(1, torch.cuda.device_count() if device.type == "cuda" else 1)
+    workers = engine.workers
     threads = engine.threads or default_threads(workers)
     chunks = plan(config, shard)
     opened = models if engine.name == "local" and workers == 1 else None

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from openblip.generation.config import DecodeConfig
-from openblip.generation.rules import History, apply_rules
+from openblip.generation.rules import History, apply_rules, suppressed_ids
 from openblip.generation.types import Decoded, Stepper
 
 __all__ = ["beam_search"]
@@ -111,11 +111,12 @@ def beam_search(
     stepper.reorder(spread)
     search = _begin(history, config, pad_id)
     logits, history = logits[spread], history.select(spread)
+    suppressed = suppressed_ids(config, logits.device)
     closed: list[_Search] = []  # prompts that are done and were dropped from the batch
 
     for step in range(config.max_new_tokens):
         last = step + 1 == config.max_new_tokens
-        token, beam = _advance(search, logits, history, step, config, eos)
+        token, beam = _advance(search, logits, history, step, config, eos, suppressed)
         num_alive = len(search.rows)
         num_open = 0 if last else int((~search.done).sum())  # the one host synchronisation of a step
         if num_open == 0:
@@ -123,11 +124,12 @@ def beam_search(
         # The stepper's row of a beam is prompt * K + beam.
         index = torch.arange(num_alive, device=beam.device)[:, None] * num_beams + beam  # [B, K]
         # Dropping copies what is left of cache and memory, so it waits until it halves the work.
+        left: Tensor | None = None
         if num_open <= num_alive // 2:
             closed.append(search.select(search.done.nonzero()[:, 0]))
-            kept = (~search.done).nonzero()[:, 0]
-            search, index, token = search.select(kept), index[kept], token[kept]
-        stepper.reorder(index.reshape(-1))
+            left = (~search.done).nonzero()[:, 0]
+            search, index, token = search.select(left), index[left], token[left]
+        stepper.reorder(index.reshape(-1), left)
         history = history.select(index.reshape(-1)).append(token.reshape(-1))
         logits = stepper.step(token.reshape(-1))
 
@@ -154,7 +156,13 @@ def _begin(history: History, config: DecodeConfig, pad_id: int) -> _Search:
 
 
 def _advance(
-    search: _Search, logits: Tensor, history: History, step: int, config: DecodeConfig, eos: Tensor
+    search: _Search,
+    logits: Tensor,
+    history: History,
+    step: int,
+    config: DecodeConfig,
+    eos: Tensor,
+    suppressed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One step of the search, in place; the tokens [B, K] of the open texts and the beams they came from."""
     num_prompts, num_beams = search.running.scores.shape
@@ -163,7 +171,7 @@ def _advance(
     # float32: in half precision the sums of many tokens would tie texts that differ. The rules change which texts
     # win, not the log-probabilities that are reported.
     model_log_probs = torch.log_softmax(logits.float(), dim=-1)
-    ruled = apply_rules(model_log_probs, history, step, config, eos)
+    ruled = apply_rules(model_log_probs, history, step, config, eos, suppressed)
     totals = search.running.scores[:, :, None] + ruled.view(num_prompts, num_beams, vocab_size)
 
     # Each beam can end in as many ways as there are end tokens: so many spare continuations are needed.

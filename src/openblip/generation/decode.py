@@ -125,13 +125,14 @@ def _decode_rows(
     log_probs = torch.zeros(ids.shape, dtype=torch.float32, device=device)
     lengths = torch.zeros(len(rows), dtype=torch.int64, device=device)
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    suppressed = rules.suppressed_ids(config, device)
 
     alive = torch.arange(len(rows), device=device)  # sequences that the stepper still holds
     finished = ended.clone()
     num_alive = num_prompts
     for step in range(config.max_new_tokens):
         logits = logits.float()
-        scores = rules.apply_rules(logits, history, step, config, eos)
+        scores = rules.apply_rules(logits, history, step, config, eos, suppressed)
         if uniforms is None:
             token = scores.argmax(dim=-1)
         else:
@@ -164,8 +165,9 @@ def _decode_rows(
         history = history.append(token)
         # Dropping copies what is left of cache and memory, so it waits until it halves the work.
         if num_open <= num_alive // 2:
-            kept = open_prompts.repeat_interleave(per_prompt).nonzero()[:, 0]
-            stepper.reorder(kept)
+            left = open_prompts.nonzero()[:, 0]
+            kept = (left[:, None] * per_prompt + torch.arange(per_prompt, device=device)).reshape(-1)
+            stepper.reorder(kept, left)
             alive, finished, token, history = alive[kept], finished[kept], token[kept], history.select(kept)
             num_alive = num_open
         logits = stepper.step(token)

@@ -10,7 +10,6 @@ Shapes: S sequences, V vocabulary, L tokens so far.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +26,7 @@ __all__ = [
     "forbid_repeated_ngrams",
     "penalise_repetition",
     "row_uniforms",
+    "suppressed_ids",
 ]
 
 MINUS_INFINITY = float("-inf")
@@ -65,16 +65,27 @@ class History:
         )
 
 
-def apply_rules(scores: Tensor, history: History, step: int, config: DecodeConfig, eos: Tensor) -> Tensor:
-    """The rules that hold for every way of decoding, in the order of `transformers`; scores [S, V]."""
+def suppressed_ids(config: DecodeConfig, device: torch.device) -> Tensor | None:
+    """`suppress_ids` int64 on the device, to be made once for all steps: each transfer would wait for it."""
+    return torch.tensor(config.suppress_ids, device=device) if config.suppress_ids else None
+
+
+def apply_rules(
+    scores: Tensor, history: History, step: int, config: DecodeConfig, eos: Tensor, suppressed: Tensor | None
+) -> Tensor:
+    """The rules that hold for every way of decoding, in the order of `transformers`; scores [S, V].
+
+    Args:
+        suppressed: of `suppressed_ids`.
+    """
     if config.repetition_penalty != 1.0:
         scores = penalise_repetition(scores, history, config.repetition_penalty)
     if config.no_repeat_ngram:
         scores = forbid_repeated_ngrams(scores, history, config.no_repeat_ngram)
     if step < config.min_new_tokens:
         scores = forbid(scores, eos)
-    if config.suppress_ids:
-        scores = forbid(scores, config.suppress_ids)
+    if suppressed is not None:
+        scores = forbid(scores, suppressed)
     return scores
 
 
@@ -109,10 +120,9 @@ def forbid_repeated_ngrams(scores: Tensor, history: History, size: int) -> Tenso
     return scores.masked_fill(banned[:, :-1], MINUS_INFINITY)
 
 
-def forbid(scores: Tensor, token_ids: Sequence[int] | Tensor) -> Tensor:
-    """Give the tokens of `token_ids` no chance in any row."""
-    index = torch.as_tensor(token_ids, dtype=torch.int64, device=scores.device)
-    return scores.index_fill(1, index, MINUS_INFINITY)
+def forbid(scores: Tensor, token_ids: Tensor) -> Tensor:
+    """Give the tokens of `token_ids` int64 [N] no chance in any row."""
+    return scores.index_fill(1, token_ids, MINUS_INFINITY)
 
 
 def draw(scores: Tensor, uniforms: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:

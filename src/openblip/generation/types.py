@@ -42,8 +42,12 @@ class Stepper(Protocol):
     def step(self, token: Tensor) -> Tensor:
         """Read one more token int64 [S] for each row; scores [S, V] of the next."""
 
-    def reorder(self, index: Tensor) -> None:
-        """Make row i what row `index[i]` was; int64 [S'], which may repeat rows or drop whole prompts."""
+    def reorder(self, index: Tensor, left: Tensor | None = None) -> None:
+        """Make row i what row `index[i]` was; int64 [S'], which may repeat rows or drop whole prompts.
+
+        `left` int64 [R'], rising, names the prompts that are left among those before; None: all of them, which need
+        not be looked up on the device.
+        """
 
 
 @dataclass(frozen=True)

@@ -289,8 +289,12 @@ class FrozenLanguage(nn.Module):
         real = attention_mask.new_ones(soft.shape[:2])
         return embeds, torch.cat((attention_mask[:, :begun], real, attention_mask[:, begun:]), dim=1)
 
-    def _run(self, *, attention_mask: Tensor, cache: Any = None, **inputs: Any) -> Any:
-        """One forward; positions are counted over real tokens, so that padding changes nothing."""
+    def _run(self, *, attention_mask: Tensor, cache: Any = None, padded: bool = True, **inputs: Any) -> Any:
+        """One forward; positions are counted over real tokens, so that padding changes nothing.
+
+        Args:
+            padded: whether the mask has a False somewhere; with a cache alone.
+        """
         if cache is not None:
             # Newer versions of transformers warn of the older name.
             inputs["cache" if "cache" in self._options else "past_key_values"] = cache
@@ -298,9 +302,12 @@ class FrozenLanguage(nn.Module):
             embeds = inputs["inputs_embeds"]
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             inputs["position_ids"] = positions[:, -embeds.shape[1] :]
-        if cache is not None:
-            return self.hf(attention_mask=attention_mask.long(), **inputs)
         length = inputs["decoder_input_ids" if self.is_encoder_decoder else "inputs_embeds"].shape[1]
+        if cache is not None:
+            seen: Tensor | None = attention_mask.long()
+            if length == 1 and (reads := self._who_sees_whom(attention_mask, 1, causal=False)).ndim == 4:
+                seen = reads if padded else None
+            return self.hf(attention_mask=seen, **inputs)
         seen = self._who_sees_whom(attention_mask, length, causal=not self.is_encoder_decoder)
         return self.hf(attention_mask=seen, **inputs)
 

@@ -31,6 +31,7 @@ class CausalStepper:
         self.max_length = None if language.max_length is None else language.max_length - soft.shape[1]
         self.cache = language.new_cache()
         self.mask: Tensor | None = None
+        self.padded = True
 
     def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Read prompts [R, T], padded on either side; scores [R, V] of the next token."""
@@ -40,6 +41,8 @@ class CausalStepper:
         embeds, mask = self.language._join(self.soft, ids, mask, self.before)
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)
         self.mask = mask.gather(1, order)
+        # Looked up once: no step adds padding, nor does the choice of rows.
+        self.padded = not bool(mask.all())
         return self._read(embeds.gather(1, order[..., None].expand_as(embeds)))
 
     def step(self, token: Tensor) -> Tensor:
@@ -48,8 +51,8 @@ class CausalStepper:
         self.mask = F.pad(self.mask, (0, 1), value=True)
         return self._read(self.language.embed(token[:, None]))
 
-    def reorder(self, index: Tensor) -> None:
-        """Make row i what row `index[i]` was."""
+    def reorder(self, index: Tensor, left: Tensor | None = None) -> None:
+        """Make row i what row `index[i]` was; no row shares anything with others of its prompt."""
         assert self.mask is not None
         self.cache.reorder_cache(index)
         self.mask = self.mask[index]
@@ -59,6 +62,7 @@ class CausalStepper:
         rows, length = embeds.shape[:2]
         last = torch.arange(1, rows + 1, device=embeds.device) * length - 1
         inputs = {"inputs_embeds": embeds, "attention_mask": self.mask, "cache": self.cache, "use_cache": True}
+        inputs["padded"] = self.padded
         with torch.autocast(embeds.device.type, enabled=False):
             return self.language._logits_at(last, inputs)
 
@@ -75,6 +79,7 @@ class Seq2SeqStepper:
         self.vocab_size = language.vocab_size
         self.max_length = language.max_length
         self.cache: Any = empty_caches()
+        self.padded = not bool(mask.all())
 
     def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Read the decoder's first tokens [R, T], all real; scores [R, V] of the next."""
@@ -85,8 +90,8 @@ class Seq2SeqStepper:
         """Read one more token [R]; scores [R, V] of the next."""
         return self._read(token[:, None])
 
-    def reorder(self, index: Tensor) -> None:
-        """Make row i what row `index[i]` was."""
+    def reorder(self, index: Tensor, left: Tensor | None = None) -> None:
+        """As `CausalStepper.reorder`."""
         self.cache.reorder_cache(index)
         self.states, self.mask = self.states[index], self.mask[index]
 
@@ -98,5 +103,6 @@ class Seq2SeqStepper:
                 decoder_input_ids=ids,
                 cache=self.cache,
                 use_cache=True,
+                padded=self.padded,
             )
         return out.logits[:, -1]

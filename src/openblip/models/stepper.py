@@ -29,8 +29,6 @@ class DecoderStepper:
         self.cache = KVCache()
         self.vocab_size = decoder.transformer.config.vocab_size
         self.max_length: int | None = decoder.transformer.config.max_positions
-        self.images = torch.arange(memory.batch_size, device=memory.keys[0].device)
-        """int64 [R], the image that each row reads, as an index into `memory`"""
 
     def start(self, prompt_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Read prompts int64 [B, T], one for each image; logits [B, V] after each one's last real token."""
@@ -48,16 +46,15 @@ class DecoderStepper:
         hidden = self.decoder.transformer(token[:, None], memory=self.memory, cache=self.cache)
         return self.decoder.head(hidden[:, 0])
 
-    def reorder(self, index: Tensor) -> None:
-        """Make row i what row `index[i]` was; int64 [R'], may repeat rows or drop whole images."""
+    def reorder(self, index: Tensor, left: Tensor | None = None) -> None:
+        """Make row i what row `index[i]` was; int64 [R'], may repeat rows or drop whole images.
+
+        Args:
+            left: int64 [B'], the images that are left; None: all, and nothing of the memory is copied.
+        """
         self.cache.reorder(index)
-        self.images = self.images[index]
-        # Rows of one image are adjacent and images keep their order, so `left` is sorted for `searchsorted`.
-        left = torch.unique_consecutive(self.images)
-        # Selecting copies the memory, so it waits until an image is done.
-        if len(left) != self.memory.batch_size:
+        if left is not None:
             self.memory = self.memory.select(left)
-            self.images = torch.searchsorted(left, self.images)
 
 
 def _pad_right(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +85,6 @@ class QFormerStepper:
         """As `DecoderStepper.step`."""
         return self.head(self.qformer.write(token[:, None], None, self.cache, grow=True)[:, 0])
 
-    def reorder(self, index: Tensor) -> None:
+    def reorder(self, index: Tensor, left: Tensor | None = None) -> None:
         """As `DecoderStepper.reorder`; the queries' keys and values go with the rows."""
         self.cache.reorder(index)

@@ -35,17 +35,10 @@ from openblip.training.interrupt import Interrupted, agree
 from openblip.training.launch import make_accelerator, on_main, release, start, wrap
 from openblip.training.log import RunLog, format_duration, format_metrics
 from openblip.training.meters import FiniteGuard, Meters
-from openblip.training.optim import (
-    clip_gradient,
-    gradient_norm,
-    hold_back,
-    learning_rate,
-    local,
-    make_optimizer,
-    set_learning_rate,
-)
+from openblip.training.optim import learning_rate, local, make_optimizer, set_learning_rate
 from openblip.training.state import TrainResult
 from openblip.training.step import Evaluate, Export, HasCheckpointing, HasCounts, HasProgress, Loader, Prepare
+from openblip.training.update import update
 
 __all__ = ["TrainResult", "train"]
 
@@ -272,17 +265,10 @@ class _Trainer:
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world_size()
-        norm = gradient_norm(self.parameters).to(self.device)
-        if self.config.clip_norm is not None:
-            clip_gradient(self.parameters, norm, self.config.clip_norm)
-        scaled = self.accelerator.scaler is not None
-        # A loss scaler finds gradients that overflow, lowers its scale and leaves the step out: that is no failure.
-        found_inf = self.guard.watch(self.progress.step + 1, losses, None if scaled else norm)
-        if not scaled:
-            hold_back(self.optimizer, found_inf)
-        self.wrapped_optimizer.step()
-        self.wrapped_optimizer.zero_grad()
-        self.meters.add({"grad_norm": torch.where(torch.isfinite(norm), norm, 0.0) if scaled else norm})
+        update(
+            self.wrapped_optimizer, self.parameters, losses, step=self.progress.step + 1, guard=self.guard,
+            meters=self.meters, clip_norm=self.config.clip_norm, holds=self.accelerator.scaler is None,
+        )  # fmt: skip
 
     def _agree(self) -> tuple[int, bool, bool]:
         """(signal, time is up, a checkpoint is due), the same on every process."""

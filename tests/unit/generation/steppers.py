@@ -52,11 +52,14 @@ class TableStepper:
         self.before, self.last = self.last, token
         return self._logits()
 
-    def reorder(self, index: Tensor) -> None:
+    def reorder(self, index: Tensor, left: Tensor | None = None) -> None:
+        before = self.rows.unique()
         self.rows, self.before, self.last = self.rows[index], self.before[index], self.last[index]
         groups = torch.unique_consecutive(self.rows, return_counts=True)
         assert groups[0].unique().numel() == groups[0].numel(), "rows of a prompt must stay together"
         assert groups[1].unique().numel() == 1, "prompts must keep equally many rows"
+        expected = before if left is None else before[left]
+        assert groups[0].tolist() == expected.tolist(), "the prompts that are left must be named"
 
 
 def plain_beam_search(

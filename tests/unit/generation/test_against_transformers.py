@@ -53,7 +53,7 @@ class Reader:
         self.mask = torch.cat([self.mask, torch.ones_like(token[:, None], dtype=torch.bool)], dim=1)
         return self._logits()
 
-    def reorder(self, index: Tensor) -> None:
+    def reorder(self, index: Tensor, left: Tensor | None = None) -> None:
         self.ids, self.mask = self.ids[index], self.mask[index]
 
     def _logits(self) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from openblip.core.compute import choose_dtype
 from openblip.core.config import from_dict, refuse_others, to_dict
 from openblip.core.files import write_json
-from openblip.core.runtime import machine, seed_everything, usable_cores, versions
+from openblip.core.runtime import choose_device, machine, seed_everything, usable_cores, versions
 from openblip.core.text import read_json
 from openblip.core.tokenizer import TokenBatch
 from openblip.data.world.dataset import WorldSource
@@ -104,20 +104,22 @@ def calibrate(minutes: float) -> Calibration:
 def _time_model(size: str) -> tuple[float, float]:
     """Seconds of a step of pre-training, and of a caption in a batch."""
     seed_everything(0)
+    device = choose_device("auto")  # the one that the stages train on
     model = Blip(blip_config(size, vocab_size=_VOCAB))
-    module = BlipPretraining(model, SHORT_RUN, enc_id=1, dec_id=2)
+    module = BlipPretraining(model, SHORT_RUN, enc_id=1, dec_id=2).to(device)
     optimizer = make_optimizer(module, short_train(100))
-    images = model.vision.normalize(torch.randint(256, (_BATCH, 3, 64, 64), dtype=torch.uint8))
-    ids = torch.randint(5, _VOCAB, (_BATCH, _TOKENS))
+    images = model.vision.normalize(torch.randint(256, (_BATCH, 3, 64, 64), dtype=torch.uint8).to(device))
+    ids = torch.randint(5, _VOCAB, (_BATCH, _TOKENS)).to(device)
     text = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
-    dtype = choose_dtype("auto", "cpu")
+    dtype = choose_dtype("auto", device)
 
     def step() -> None:
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = module(images, text)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        _wait(device)
 
     step()  # the first one allocates
     seconds = statistics.median(_seconds(step) for _ in range(3))  # not the least: other programs stay busy too
@@ -127,12 +129,18 @@ def _time_model(size: str) -> tuple[float, float]:
     def write() -> None:
         memory = model.remember(model.encode_image(images))
         settings = DecodeConfig(max_new_tokens=_TOKENS, min_new_tokens=_TOKENS)
-        decode(
-            DecoderStepper(model.decoder, memory), torch.full((_BATCH, 1), 2), None, settings, eos_ids=3, pad_id=0
-        )
+        start = torch.full((_BATCH, 1), 2, device=device)
+        decode(DecoderStepper(model.decoder, memory), start, None, settings, eos_ids=3, pad_id=0)
+        _wait(device)
 
     write()
     return seconds, _seconds(write) / _BATCH
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given; a CPU has."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
 
 
 def _seconds(work: Any) -> float:

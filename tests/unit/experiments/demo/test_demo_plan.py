@@ -6,8 +6,10 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
@@ -138,6 +140,24 @@ def test_planned_stands_beside_reached(tmp_path: Path) -> None:
 def test_tars_hold_at_least_the_images_asked_for() -> None:
     assert tars_of(1) == tars_of(250) == "000000.tar"
     assert tars_of(251) == "{000000..000001}.tar"
+
+
+def test_a_calibration_is_of_the_device_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps and captions on it, in its dtype."""
+    asked: list[Any] = []
+    waited: list[torch.device] = []
+    device = torch.device("cpu", 0)
+
+    def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+        asked.append(device)
+        return torch.float32
+
+    monkeypatch.setattr(plans, "choose_device", lambda name: device)
+    monkeypatch.setattr(plans, "choose_dtype", choose_dtype)
+    monkeypatch.setattr(plans, "_wait", waited.append)
+    plans._time_model("nano")
+    assert asked == [device]
+    assert waited == [device] * 6  # four steps, and captions twice
 
 
 @pytest.mark.slow
