@@ -21,11 +21,12 @@ from openblip.checkpoints.blip2_parts import place_of_part
 from openblip.checkpoints.recognise import KINDS
 from openblip.checkpoints.state import find
 from openblip.checkpoints.stored import PUBLISHED_TOKENIZER
+from openblip.checkpoints.vit import read_vit
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.tokenizer import TokenBatch
-from openblip.models.blip import SIZES, Blip, BlipConfig, blip_config
+from openblip.models.blip import SIZES, Blip, BlipConfig
 from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.configs import QFORMERS, TextConfig, TowerConfig
 from openblip.models.language import FrozenLanguage
@@ -40,8 +41,15 @@ from openblip.objectives.nlvr import NlvrObjective
 from openblip.objectives.pretraining import BlipPretraining
 from openblip.tasks.answering import QuestionBatch, VqaStep
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
-from openblip.tasks.config import RunConfig
-from openblip.tasks.families.blip import nlvr_sizes, parts_of, vqa_sizes
+from openblip.tasks.config import FROM_PARTS, RunConfig
+from openblip.tasks.families.blip import (
+    default_tokenizer,
+    nlvr_sizes,
+    parts_of,
+    refuse_unnamed_parts,
+    sizes_from_scratch,
+    vqa_sizes,
+)
 from openblip.tasks.families.blip2_build import refuse_from_parts
 from openblip.tasks.nlvr import NlvrStep, StatementBatch
 from openblip.tasks.pairs import BlipStep, Stage1Step
@@ -106,9 +114,12 @@ def _blip(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
 
 def _blip_sizes(config: RunConfig) -> BlipConfig:
     size = config.model or "base"
-    if size in SIZES:
-        vocab_size = config.vocab_size if size in ("nano", "micro") else 30524
-        return blip_config(size, vocab_size=vocab_size, image_size=config.image_size)
+    if size in (*SIZES, FROM_PARTS):
+        refuse_unnamed_parts(config)
+        vocab_size = vocab_size_from_scratch(config, default=default_tokenizer(size))
+        # What a pretrained tower changes in the sizes of a preset is nothing that counts.
+        donor = read_vit(config.vision_pretrained, weights=False) if size == FROM_PARTS else None
+        return sizes_from_scratch(config, size, donor, vocab_size=vocab_size)
     found = _described(size, "blip")
     sizes = BlipConfig(vision=found.vision, text=found.text)
     if config.image_size is None:
