@@ -65,7 +65,7 @@ class TokenEncoder(nn.Module):
 
 
 def block_list(encoder: nn.Module) -> tuple[str, Sequence[nn.Module]] | None:
-    """Name and blocks of a transformer; None where there is no one list of equal blocks, as in a CNN of stages."""
+    """Name and blocks of a transformer; None where there is no one list of equal blocks, as in a CNN."""
     lists = {
         name: module
         for name, module in encoder.named_modules()
@@ -78,6 +78,9 @@ def block_list(encoder: nn.Module) -> tuple[str, Sequence[nn.Module]] | None:
     kinds = {type(block) for block in lists[name]}
     staged = any(part.isdigit() for part in name.split(".")) or any(other.startswith(f"{name}.") for other in lists)
     if staged or len(kinds) > 1 or issubclass(kinds.pop(), nn.ModuleList | nn.Sequential):
+        return None
+    # A CNN may be one list of convolutions (EfficientNet, MobileNet), whose kernels are no matrices.
+    if not any(parameter.ndim == 2 for parameter in lists[name].parameters()):
         return None
     return name, list(lists[name])
 
@@ -140,7 +143,7 @@ def examined(
     module.eval()
     try:
         found = module(torch.zeros(1, 3, *pixels, dtype=weight.dtype, device=weight.device))
-    except (ValueError, RuntimeError, TypeError, AttributeError, AssertionError) as error:
+    except (ValueError, RuntimeError, TypeError, AttributeError, AssertionError, LookupError) as error:
         size, other = (" x ".join(map(str, sides)) for sides in (pixels, own or ()))
         hint = f"; its own are of {other}" if own not in (None, pixels) else ""
         raise UserError(f"{source} does not take images of {size} pixels: {first_line(error)}{hint}") from error
