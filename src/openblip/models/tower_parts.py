@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from openblip.core.errors import UserError, first_line
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, Triple
 
-__all__ = ["Encoder", "TokenEncoder", "block_list", "drop_last_blocks", "examined", "settled_drop"]
+__all__ = [
+    "Encoder",
+    "TokenEncoder",
+    "block_list",
+    "check_whole_patches",
+    "drop_last_blocks",
+    "examined",
+    "settled_drop",
+]
 
 _BLOCKS = ("blocks", "layers", "layer")
 _NORMS = ("norm", "fc_norm", "layernorm", "layer_norm", "post_layernorm", "rms_norm")
@@ -83,6 +91,20 @@ def block_list(encoder: nn.Module) -> tuple[str, Sequence[nn.Module]] | None:
     if not any(parameter.ndim == 2 for parameter in lists[name].parameters()):
         return None
     return name, list(lists[name])
+
+
+def check_whole_patches(name: str, side: int, patch: int) -> None:
+    """Refuse a size that was asked for and does not consist of whole patches.
+
+    Raises:
+        UserError: names the nearest sizes that do.
+    """
+    if side % patch:
+        less = side // patch * patch
+        raise UserError(
+            f'"{name}" cuts images into patches of {patch} pixels, of which {side} is no multiple; '
+            f"take {f'{less} or ' if less else ''}{less + patch} pixels"
+        )
 
 
 def settled_drop(encoder: nn.Module, count: int | None) -> int:
