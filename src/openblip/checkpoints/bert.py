@@ -106,18 +106,21 @@ def load_bert(model: Blip, name: str) -> str:
     return _told("Text transformer", name, bert, taken, drawn)
 
 
-def qformer_sizes(settings: QFormerSettings, usual: QFormerConfig, name: str) -> QFormerConfig:
+def qformer_sizes(
+    settings: QFormerSettings, usual: QFormerConfig, name: str, known: TextConfig | None = None
+) -> QFormerConfig:
     """Of a Q-Former from scratch: as it is set, as the BERT that it starts from has it, or as in `usual`.
 
     Args:
         name: of the BERT, as for `bert_config`; "" for none.
+        known: its sizes; None reads them.
 
     Raises:
         UserError: the BERT cannot be read, or has another size than is set.
     """
     sizes = {field: value for field, value in vars(settings).items() if value is not None}
     if name:
-        bert = bert_config(name)
+        bert = known or bert_config(name)
         theirs = {field: getattr(bert, field) for field in SIZES}
         if differ := [field for field in SIZES if sizes.get(field, theirs[field]) != theirs[field]]:
             raise UserError(

@@ -70,11 +70,12 @@ class PretrainedVit:
         return replace(self.config, image_size=image_size or (min(height, PIXELS), min(width, PIXELS)))
 
 
-def read_vit(source: str) -> PretrainedVit:
+def read_vit(source: str, *, weights: bool = True) -> PretrainedVit:
     """Read a pretrained Vision Transformer.
 
     Args:
         source: timm:NAME (timm:local-dir:FOLDER too), or hf:NAME with a hub name or folder of transformers.
+        weights: False reads its description alone, and leaves its weights on "meta".
 
     Raises:
         UserError: it cannot be read, or is no plain Vision Transformer.
@@ -82,7 +83,11 @@ def read_vit(source: str) -> PretrainedVit:
     kind, _, name = source.partition(":")
     if kind not in ("timm", "hf") or not name:
         raise UserError(f'the vision tower of a BLIP starts from timm:NAME or hf:NAME; "{source}" is none of these')
-    return _of_timm(source, name) if kind == "timm" else _of_transformers(source, name)
+    read = _of_timm if kind == "timm" else _of_transformers
+    if weights:
+        return read(source, name, True)
+    with torch.device("meta"):
+        return read(source, name, False)
 
 
 def start_vision(vision: VisionEncoder, donor: PretrainedVit) -> str:
@@ -117,8 +122,8 @@ def start_vision(vision: VisionEncoder, donor: PretrainedVit) -> str:
     )
 
 
-def _of_timm(source: str, name: str) -> PretrainedVit:
-    vit: Any = timm_vit(name)
+def _of_timm(source: str, name: str, weights: bool) -> PretrainedVit:
+    vit: Any = timm_vit(name, pretrained=weights)
     first, registers = vit.blocks[0], 0
     state = {key: value.detach() for key, value in vit.state_dict().items()}
     if "dist_token" in state:
@@ -141,7 +146,7 @@ def _of_timm(source: str, name: str) -> PretrainedVit:
     return _folded(PretrainedVit(source=source, config=config, state=state), mean, std)
 
 
-def _of_transformers(source: str, name: str) -> PretrainedVit:
+def _of_transformers(source: str, name: str, weights: bool) -> PretrainedVit:
     from transformers import AutoConfig, AutoModel
     from transformers.image_utils import (
         IMAGENET_DEFAULT_MEAN,
@@ -167,8 +172,12 @@ def _of_transformers(source: str, name: str) -> PretrainedVit:
                 f'"{name}" is of the kind {kind} and no plain Vision Transformer, with [CLS], learned positions '
                 "and GELU, as the vision tower of BLIP is: take a ViT, DeiT or DINOv2"
             )
-        loaded: Any = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-    model, found = loaded
+        model: Any
+        found: dict[str, Any] = {"missing_keys": ()}
+        if weights:
+            model, found = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+        else:
+            model = AutoModel.from_config(theirs)
     state = {_renamed(key): value.detach() for key, value in model.state_dict().items()}
     state = {key: value for key, value in state.items() if not _UNUSED.match(key)}
     if missing := sorted(key for key in map(_renamed, found["missing_keys"]) if key in state):

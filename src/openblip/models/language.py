@@ -29,7 +29,9 @@ from openblip.models.language_kinds import (
     can_step,
     empty_cache,
     encoded,
+    first_position,
     made_of_decoders,
+    reads_ids,
     start_id,
 )
 from openblip.models.opening import without_bars
@@ -62,7 +64,10 @@ class FrozenLanguage(nn.Module):
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         positions = getattr(described, "max_position_embeddings", None) or getattr(described, "n_positions", None)
         relative = self.is_encoder_decoder and hasattr(described, "relative_attention_num_buckets")
-        self.max_length: int | None = None if relative or positions is None else int(positions)
+        self._first_position = first_position(model)
+        self.max_length: int | None = (
+            None if relative or positions is None else int(positions) - self._first_position
+        )
         self.start_id = start_id(model) if self.is_encoder_decoder else None
         if self.is_encoder_decoder and described.model_type in OTHER_DECODERS:
             raise UserError(
@@ -76,6 +81,11 @@ class FrozenLanguage(nn.Module):
             raise UserError(
                 f"{config.source} ({described.model_type}) keeps what it has read in a way of its own, so it "
                 "cannot write for several beams or images at once; choose another language model"
+            )
+        if reads_ids(model):
+            raise UserError(
+                f"{config.source} ({described.model_type}) reads the ids of tokens in every block, which soft prompts "
+                "do not have; choose another language model"
             )
         if config.quantize == "none":
             model.to(DTYPES[config.dtype])
@@ -301,7 +311,7 @@ class FrozenLanguage(nn.Module):
         if "position_ids" in self._options and not self.is_encoder_decoder:
             embeds = inputs["inputs_embeds"]
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-            inputs["position_ids"] = positions[:, -embeds.shape[1] :]
+            inputs["position_ids"] = positions[:, -embeds.shape[1] :] + self._first_position
         length = inputs["decoder_input_ids" if self.is_encoder_decoder else "inputs_embeds"].shape[1]
         if cache is not None:
             seen: Tensor | None = attention_mask.long()

@@ -6,7 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["OTHER_DECODERS", "can_step", "empty_cache", "empty_caches", "encoded", "made_of_decoders", "start_id"]
+__all__ = [
+    "OTHER_DECODERS",
+    "can_step",
+    "empty_cache",
+    "empty_caches",
+    "encoded",
+    "first_position",
+    "made_of_decoders",
+    "reads_ids",
+    "start_id",
+]
 
 OTHER_DECODERS = frozenset({"prophetnet", "xlm-prophetnet", "switch_transformers", "nllb-moe"})
 """encoder-decoders whose heads read other shapes, or whose decoders take more from the encoder than its states"""
@@ -66,3 +76,16 @@ def can_step(model: Any) -> bool:
     except KeyError:  # a kind of layer that has no cache
         return False
     return not layers or any(isinstance(layer, DynamicLayer) for layer in layers)
+
+
+def first_position(model: Any) -> int:
+    """The position of the first token: behind that of padding in RoBERTa and what is made like it, else 0."""
+    for part in model.modules():
+        if hasattr(part, "create_position_ids_from_inputs_embeds"):
+            return int(part.padding_idx) + 1
+    return 0
+
+
+def reads_ids(model: Any) -> bool:
+    """Whether every block takes something of a token's id, which soft prompts have not: Gemma 3n, some Gemma 4."""
+    return bool(getattr(model.config.get_text_config(), "hidden_size_per_layer_input", 0))

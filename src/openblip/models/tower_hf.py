@@ -17,7 +17,14 @@ from openblip.core.errors import UserError
 from openblip.core.files import write_json
 from openblip.models.opening import opening
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, Triple
-from openblip.models.tower_parts import Encoder, TokenEncoder, drop_last_blocks, examined, settled_drop
+from openblip.models.tower_parts import (
+    Encoder,
+    TokenEncoder,
+    check_whole_patches,
+    drop_last_blocks,
+    examined,
+    settled_drop,
+)
 
 __all__ = ["TransformersEncoder", "image_processor", "transformers_encoder", "write_description"]
 
@@ -72,8 +79,9 @@ def transformers_encoder(
     pixels = own if image_size is None else (image_size, image_size)
     if pixels is None:
         raise UserError(f'nothing in "{name}" says the size of images; give image_size if it is a vision model')
-    if pixels != own:
-        _check_multiple(name, pixels[0], model.config)
+    patch = getattr(model.config, "patch_size", None)
+    if pixels != own and isinstance(patch, int):
+        check_whole_patches(name, pixels[0], patch)
     dropped = settled_drop(model, drop_layers)
     drop_last_blocks(model, dropped)
     scaled = processor.get("do_normalize", True)
@@ -160,17 +168,6 @@ def _own_pixels(processor: dict[str, Any], config: Any) -> tuple[int, int] | Non
     if found is None and isinstance(patches, int):  # SigLIP 2's models for any aspect ratio
         return _size(math.isqrt(patches) * config.patch_size)
     return found
-
-
-def _check_multiple(name: str, side: int, config: Any) -> None:
-    """Refuse a size that was asked for and does not consist of whole patches."""
-    patch = getattr(config, "patch_size", None)
-    if isinstance(patch, int) and side % patch:
-        less = side // patch * patch
-        raise UserError(
-            f'"{name}" cuts images into patches of {patch} pixels, of which {side} is no multiple; '
-            f"take {f'{less} or ' if less else ''}{less + patch} pixels"
-        )
 
 
 def _size(size: Any) -> tuple[int, int] | None:

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from openblip.core.errors import UserError, first_line
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, Triple
 
-__all__ = ["Encoder", "TokenEncoder", "block_list", "drop_last_blocks", "examined", "settled_drop"]
+__all__ = [
+    "Encoder",
+    "TokenEncoder",
+    "block_list",
+    "check_whole_patches",
+    "drop_last_blocks",
+    "examined",
+    "settled_drop",
+]
 
 _BLOCKS = ("blocks", "layers", "layer")
 _NORMS = ("norm", "fc_norm", "layernorm", "layer_norm", "post_layernorm", "rms_norm")
@@ -65,7 +73,7 @@ class TokenEncoder(nn.Module):
 
 
 def block_list(encoder: nn.Module) -> tuple[str, Sequence[nn.Module]] | None:
-    """Name and blocks of a transformer; None where there is no one list of equal blocks, as in a CNN of stages."""
+    """Name and blocks of a transformer; None where there is no one list of equal blocks, as in a CNN."""
     lists = {
         name: module
         for name, module in encoder.named_modules()
@@ -79,7 +87,24 @@ def block_list(encoder: nn.Module) -> tuple[str, Sequence[nn.Module]] | None:
     staged = any(part.isdigit() for part in name.split(".")) or any(other.startswith(f"{name}.") for other in lists)
     if staged or len(kinds) > 1 or issubclass(kinds.pop(), nn.ModuleList | nn.Sequential):
         return None
+    # A CNN may be one list of convolutions (EfficientNet, MobileNet), whose kernels are no matrices.
+    if not any(parameter.ndim == 2 for parameter in lists[name].parameters()):
+        return None
     return name, list(lists[name])
+
+
+def check_whole_patches(name: str, side: int, patch: int) -> None:
+    """Refuse a size that was asked for and does not consist of whole patches.
+
+    Raises:
+        UserError: names the nearest sizes that do.
+    """
+    if side % patch:
+        less = side // patch * patch
+        raise UserError(
+            f'"{name}" cuts images into patches of {patch} pixels, of which {side} is no multiple; '
+            f"take {f'{less} or ' if less else ''}{less + patch} pixels"
+        )
 
 
 def settled_drop(encoder: nn.Module, count: int | None) -> int:
@@ -140,7 +165,7 @@ def examined(
     module.eval()
     try:
         found = module(torch.zeros(1, 3, *pixels, dtype=weight.dtype, device=weight.device))
-    except (ValueError, RuntimeError, TypeError, AttributeError, AssertionError) as error:
+    except (ValueError, RuntimeError, TypeError, AttributeError, AssertionError, LookupError) as error:
         size, other = (" x ".join(map(str, sides)) for sides in (pixels, own or ()))
         hint = f"; its own are of {other}" if own not in (None, pixels) else ""
         raise UserError(f"{source} does not take images of {size} pixels: {first_line(error)}{hint}") from error

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from openblip.core.errors import UserError, first_line
 from openblip.core.files import write_json
 from openblip.core.text import read_json
-from openblip.models.tower_parts import Encoder, TokenEncoder, drop_last_blocks, examined, settled_drop
+from openblip.models.tower_parts import (
+    Encoder,
+    TokenEncoder,
+    check_whole_patches,
+    drop_last_blocks,
+    examined,
+    settled_drop,
+)
 
 __all__ = ["TimmEncoder", "timm_encoder", "write_description"]
 
@@ -73,6 +80,9 @@ def timm_encoder(
         _fill(vit, dict(state), name)
     settings = vit.pretrained_cfg
     side = image_size or settings["input_size"][-1]
+    if image_size is not None:
+        for patch in _cuts(vit):
+            check_whole_patches(f"timm:{name}", image_size, patch)
     dropped = settled_drop(vit, drop_layers)
     drop_last_blocks(vit, dropped)
     mean, std = tuple(settings["mean"]), tuple(settings["std"])
@@ -90,6 +100,15 @@ def write_description(folder: Path, encoder: TimmEncoder) -> bool:
         return False
     write_json(folder / "config.json", read_json(Path(described["file"]) / "config.json"))
     return True
+
+
+def _cuts(vit: nn.Module) -> list[int]:
+    """Sides of the patches that it cuts images into, where what is no whole patch would be passed over.
+
+    Convolutions of a CNN pad or overlap, and some embeddings of patches pad too.
+    """
+    embeddings = [part for part in vit.children() if isinstance(part, timm.layers.PatchEmbed)]
+    return [part.patch_size[0] for part in embeddings if not part.dynamic_img_pad]
 
 
 def _described(folder: Path) -> dict[str, Any]:

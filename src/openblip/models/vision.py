@@ -141,17 +141,18 @@ class VisionEncoder(nn.Module):
         self.vit.pos_embed[0, 1 + self.config.registers :] = PLACE_SCALE * places
 
 
-def timm_vit(name: str) -> VisionTransformer:
+def timm_vit(name: str, *, pretrained: bool = True) -> VisionTransformer:
     """The Vision Transformer `name` of timm with its weights.
 
     Args:
         name: as `timm.create_model` takes it, local-dir:FOLDER included.
+        pretrained: False draws its weights.
 
     Raises:
         UserError: timm cannot give it, or it computes otherwise than a plain Vision Transformer.
     """
     try:
-        vit: Any = timm.create_model(name, pretrained=True, num_classes=0)
+        vit: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f'timm has no weights for "{name}" here: {first_line(error)}') from error
     # Others, as EVA and DINOv3 with rotary positions, are of their own classes; what a plain one has not besides

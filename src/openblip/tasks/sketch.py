@@ -3,7 +3,7 @@
     step, batch = sketch(config)
     predicted_cost(step, batch)
 
-A starting model counts by its folder's config.json alone. Texts are as long as `max_length` allows.
+A starting model, tower or BERT counts by its folder's config.json alone. Texts are as long as `max_length` allows.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openblip.checkpoints.bert import qformer_sizes
 from openblip.checkpoints.blip2_parts import place_of_part
 from openblip.checkpoints.recognise import KINDS
 from openblip.checkpoints.state import find
+from openblip.checkpoints.stored import PUBLISHED_TOKENIZER
+from openblip.checkpoints.vit import read_vit
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch
 from openblip.core.tokenizer import TokenBatch
-from openblip.models.blip import SIZES, Blip, BlipConfig, blip_config
+from openblip.models.blip import SIZES, Blip, BlipConfig
 from openblip.models.blip2 import Blip2, Blip2Config
-from openblip.models.configs import QFORMERS, TowerConfig
+from openblip.models.configs import QFORMERS, TextConfig, TowerConfig
 from openblip.models.language import FrozenLanguage
 from openblip.models.language_sizes import language_of_size
 from openblip.models.nlvr import BlipNlvr
@@ -38,11 +41,20 @@ from openblip.objectives.nlvr import NlvrObjective
 from openblip.objectives.pretraining import BlipPretraining
 from openblip.tasks.answering import QuestionBatch, VqaStep
 from openblip.tasks.captioning import LanguagePairBatch, Stage2Step
-from openblip.tasks.config import RunConfig
-from openblip.tasks.families.blip import nlvr_sizes, parts_of, vqa_sizes
+from openblip.tasks.config import FROM_PARTS, RunConfig
+from openblip.tasks.families.blip import (
+    default_tokenizer,
+    nlvr_sizes,
+    parts_of,
+    refuse_unnamed_parts,
+    sizes_from_scratch,
+    vqa_sizes,
+)
+from openblip.tasks.families.blip2_build import refuse_from_parts
 from openblip.tasks.nlvr import NlvrStep, StatementBatch
 from openblip.tasks.pairs import BlipStep, Stage1Step
 from openblip.tasks.step import PairBatch, PreparedBatch, TrainingStep
+from openblip.tasks.vocabulary import vocab_size_from_scratch
 
 __all__ = ["ANSWERS", "ANSWER_TOKENS", "QUESTIONS", "ROUNDS", "sketch"]
 
@@ -102,9 +114,12 @@ def _blip(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
 
 def _blip_sizes(config: RunConfig) -> BlipConfig:
     size = config.model or "base"
-    if size in SIZES:
-        vocab_size = config.vocab_size if size in ("nano", "micro") else 30524
-        return blip_config(size, vocab_size=vocab_size, image_size=config.image_size)
+    if size in (*SIZES, FROM_PARTS):
+        refuse_unnamed_parts(config)
+        vocab_size = vocab_size_from_scratch(config, default=default_tokenizer(size))
+        # What a pretrained tower changes in the sizes of a preset is nothing that counts.
+        donor = read_vit(config.vision_pretrained, weights=False) if size == FROM_PARTS else None
+        return sizes_from_scratch(config, size, donor, vocab_size=vocab_size)
     found = _described(size, "blip")
     sizes = BlipConfig(vision=found.vision, text=found.text)
     if config.image_size is None:
@@ -133,13 +148,14 @@ def _blip2(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
 
 
 def _blip2_sizes(config: RunConfig) -> Blip2Config:
-    """Those of the starting model, or of a Q-Former from scratch."""
+    """Those of the starting model, or of a Q-Former from scratch: as it is set, or as the BERT has it."""
+    refuse_from_parts(config)
     if config.model in ("", *QFORMERS):
-        sizes = QFORMERS[config.model or "base"]
-        own = {name: value for name, value in vars(config.qformer).items() if value is not None}
-        sizes = replace(sizes, **own)
-        small = config.model in ("nano", "micro")
-        sizes = replace(sizes, vocab_size=config.vocab_size if small else 30524)
+        name = config.text_pretrained
+        # What is published under this name is known without asking the hub.
+        known = TextConfig() if name == PUBLISHED_TOKENIZER and not Path(name).exists() else None
+        sizes = qformer_sizes(config.qformer, QFORMERS[config.model or "base"], name, known)
+        sizes = replace(sizes, vocab_size=vocab_size_from_scratch(config, default="train"))
         return Blip2Config(vision=config.vision, qformer=sizes, embed_dim=config.embed_dim)
     found: Blip2Config = _described(config.model, "blip2")
     vocab_size = found.qformer.vocab_size or 30524

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from openblip.checkpoints.bert import bert_config
+from openblip.checkpoints.stored import PUBLISHED_TOKENIZER
 from openblip.core.errors import UserError
 from openblip.core.runtime import rank
 from openblip.core.tokenizer import TextTokenizer
@@ -14,9 +16,17 @@ from openblip.data.clean import CleanText, cleaned
 from openblip.data.sample import BrokenSample, name_of_image, stable_id
 from openblip.data.sources.base import Source
 from openblip.data.sources.questions import given_answers
+from openblip.models.configs import TextConfig
 from openblip.tasks.config import RunConfig
 
-__all__ = ["all_answers", "texts_of_images", "tokenizer_from_scratch", "tokenizer_of_start", "training_texts"]
+__all__ = [
+    "all_answers",
+    "texts_of_images",
+    "tokenizer_from_scratch",
+    "tokenizer_of_start",
+    "training_texts",
+    "vocab_size_from_scratch",
+]
 
 _MOST_TEXTS = 200_000
 
@@ -75,11 +85,9 @@ def tokenizer_from_scratch(
     Raises:
         UserError: it cannot be had, or one is to be learned for a BERT that has its own.
     """
-    name = config.tokenizer or config.text_pretrained or default
+    name = _name_from_scratch(config, default)
     if name != "train":
         return TextTokenizer.load(name)
-    if config.text_pretrained:
-        raise UserError(f'"{config.text_pretrained}" knows its own tokens only: leave tokenizer = "train" out')
     folder = out / "tokenizer"
     if (folder / "tokenizer.json").is_file():
         return TextTokenizer.load(folder)
@@ -90,3 +98,29 @@ def tokenizer_from_scratch(
     if rank() == 0:
         tokenizer.save(folder)
     return tokenizer
+
+
+def vocab_size_from_scratch(config: RunConfig, *, default: str) -> int:
+    """Ids of the tokenizer that `tokenizer_from_scratch` gives; of one that is learned, the most that it may have.
+
+    The published tokenizer is known, and one that comes with a BERT of the hub by the size of that BERT.
+
+    Raises:
+        UserError: as of `tokenizer_from_scratch`.
+    """
+    name = _name_from_scratch(config, default)
+    if name == "train":
+        return config.vocab_size
+    if not Path(name).exists():
+        if name == PUBLISHED_TOKENIZER:
+            return TextConfig().vocab_size
+        if not config.tokenizer:
+            return bert_config(name).vocab_size + 2  # [DEC] and [ENC]
+    return TextTokenizer.load(name).vocab_size
+
+
+def _name_from_scratch(config: RunConfig, default: str) -> str:
+    name = config.tokenizer or config.text_pretrained or default
+    if name == "train" and config.text_pretrained:
+        raise UserError(f'"{config.text_pretrained}" knows its own tokens only: leave tokenizer = "train" out')
+    return name

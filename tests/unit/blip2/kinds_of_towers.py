@@ -68,6 +68,24 @@ CNNS: dict[str, tuple[Make, int]] = {
         ),
         0,
     ),
+    "EfficientNet": (
+        lambda: transformers.EfficientNetModel(
+            transformers.EfficientNetConfig(image_size=64, width_coefficient=0.025, hidden_dim=32)
+        ),
+        0,
+    ),
+    "MobileNetV1": (
+        lambda: transformers.MobileNetV1Model(
+            transformers.MobileNetV1Config(image_size=64, depth_multiplier=1 / 32)
+        ),
+        0,
+    ),
+    "MobileNetV2": (
+        lambda: transformers.MobileNetV2Model(
+            transformers.MobileNetV2Config(image_size=64, depth_multiplier=0.025, finegrained_output=False)
+        ),
+        0,
+    ),
 }
 """how each is made, and its tokens before those of its feature map (the map's mean)"""
 

@@ -23,6 +23,7 @@ from openblip.models.qformer import QFormer
 from openblip.recipes.small import small_stage1
 from openblip.tasks.config import RunConfig
 from openblip.tasks.families.blip2_build import build
+from openblip.tasks.sketch import sketch
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 """the same sums of float32 in another order"""
@@ -173,3 +174,16 @@ def test_a_folder_that_is_not_there_is_refused(bert: Path, tmp_path: Path) -> No
 def test_from_parts_is_a_size_of_blip(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match='"from-parts" is a size of BLIP; a Q-Former takes its sizes from the BERT'):
         built(run(bert, model="from-parts"), tmp_path)
+
+
+def test_a_run_is_predicted_in_the_sizes_of_its_bert(bert: Path, tmp_path: Path) -> None:
+    """From its config.json and tokenizer alone."""
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    (folder / "model.safetensors").unlink()
+    step, _ = sketch(run(folder))
+    wanted = {name: value.shape for name, value in built(run(bert), tmp_path / "out").model.named_parameters()}
+    assert {name: value.shape for name, value in step.model.named_parameters()} == wanted
+    with pytest.raises(UserError, match="has width 32 and the setting qformer.width asks for 64"):
+        sketch(run(folder, qformer=replace(QUERIES, width=64)))
+    with pytest.raises(UserError, match='"from-parts" is a size of BLIP; a Q-Former takes its sizes from the BERT'):
+        sketch(run(folder, model="from-parts"))

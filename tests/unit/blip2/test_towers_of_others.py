@@ -131,3 +131,21 @@ def test_other_towers_do_not_go_to_transformers(small_timm: Callable[..., Any], 
     last = over(tower_of(TIMM["EVA-CLIP"], 28, drop_layers=0))
     with pytest.raises(UserError, match="whose last norm is the trained one"):
         convert_model(stored(last), tmp_path / "last", to="transformers")
+
+
+def test_sizes_of_no_whole_patches_are_refused() -> None:
+    """timm leaves out the pixels behind the last whole patch; a CNN reads all."""
+    words = (
+        r'^"timm:vit_tiny_patch16_224" cuts images into patches of 16 pixels, .* 40 is no multiple; take 32 or 48'
+    )
+    with pytest.raises(UserError, match=words):
+        tower_of("vit_tiny_patch16_224", 40)
+    with pytest.raises(UserError, match="patches of 16 pixels, of which 40 is no multiple"):
+        tower_of("vit_small_patch16_dinov3", 40)
+    assert tower_of("test_efficientnet", 40, drop_layers=0).grid == (2, 2)
+
+
+def test_a_size_that_a_tower_fails_at_is_refused() -> None:
+    """MViTv2's tables of relative positions are of one size: an index leads out of them."""
+    with pytest.raises(UserError, match=r"^timm:mvitv2_tiny does not take images of \d+ x \d+ pixels: "):
+        tower_of("mvitv2_tiny", 100, drop_layers=0)

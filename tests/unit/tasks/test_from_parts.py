@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from openblip.recipes.blip import blip_pretrain, caption_finetune
 from openblip.recipes.small import small_pretrain
 from openblip.tasks.config import FROM_PARTS, RunConfig
 from openblip.tasks.families.blip import build
+from openblip.tasks.sketch import sketch
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-4}
 """the same sums of float32 in another order, and folded weights in place of factors"""
@@ -115,6 +117,21 @@ def test_a_captioner_has_the_sizes_too(parts: tuple[str, str], tmp_path: Path) -
     assert model.text_encoder is None
     # Its own size, which is below the 224 pixels of pre-training.
     assert (model.config.vision.image_size, model.config.text.width) == ((42, 42), 40)
+
+
+def test_a_run_is_predicted_by_what_describes_its_parts(parts: tuple[str, str], tmp_path: Path) -> None:
+    """Without their weights; timm's parts by their names."""
+    folders = [shutil.copytree(part.removeprefix("hf:"), tmp_path / Path(part).name) for part in parts]
+    for folder in folders:
+        (folder / "model.safetensors").unlink()
+    bare = (f"hf:{folders[0]}", str(folders[1]))
+    step, _ = sketch(config(bare))
+    wanted = {name: value.shape for name, value in built(config(parts), tmp_path / "out").model.named_parameters()}
+    assert {name: value.shape for name, value in step.model.named_parameters()} == wanted
+    step, _ = sketch(replace(config(("timm:vit_tiny_patch16_224", bare[1])), image_size=32))
+    assert step.model.config.vision.width == 192
+    with pytest.raises(UserError, match='model = "from-parts" takes its sizes from a vision tower and a BERT'):
+        sketch(config(("", bare[1])))
 
 
 def test_what_is_missing_or_does_not_fit_is_refused(parts: tuple[str, str], tmp_path: Path) -> None:

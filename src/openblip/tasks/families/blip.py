@@ -15,9 +15,10 @@ from torch import Tensor
 
 from openblip.checkpoints.bert import bert_config, load_bert
 from openblip.checkpoints.store import StoredModel, open_model
+from openblip.checkpoints.stored import PUBLISHED_TOKENIZER
 from openblip.checkpoints.vit import PretrainedVit, read_vit, start_vision
 from openblip.core.errors import UserError
-from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
+from openblip.core.tokenizer import First, TokenBatch
 from openblip.data.clean import clean_question
 from openblip.data.sources.base import Source
 from openblip.generation.config import DecodeConfig
@@ -43,8 +44,11 @@ __all__ = [
     "BlipAdapter",
     "NlvrAdapter",
     "VqaAdapter",
+    "default_tokenizer",
     "nlvr_sizes",
     "parts_of",
+    "refuse_unnamed_parts",
+    "sizes_from_scratch",
     "vqa_sizes",
 ]
 
@@ -379,15 +383,10 @@ def _stored(config: RunConfig) -> StoredModel:
 def _from_scratch(
     config: RunConfig, size: str, sources: Sequence[Source], out: Path, *, encoder: bool, decoder: bool
 ) -> Adapter:
+    refuse_unnamed_parts(config)
     donor = read_vit(config.vision_pretrained) if config.vision_pretrained else None
-    default = "train" if size in ("nano", "micro") else "bert-base-uncased"
-    if size == FROM_PARTS and (donor is None or not config.text_pretrained):
-        raise UserError(
-            f'model = "{FROM_PARTS}" takes its sizes from a vision tower and a BERT: name both, '
-            "--vision hf:NAME (or timm:NAME) and --text NAME"
-        )
-    tokenizer = tokenizer_from_scratch(config, sources, out, default=default)
-    sizes = _sizes(config, size, donor, tokenizer)
+    tokenizer = tokenizer_from_scratch(config, sources, out, default=default_tokenizer(size))
+    sizes = sizes_from_scratch(config, size, donor, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id)
     model = Blip(replace(sizes, encoder=encoder, decoder=decoder))
     adapter = BlipAdapter(model, tokenizer)
     if donor is not None:
@@ -397,18 +396,38 @@ def _from_scratch(
     return adapter
 
 
-def _sizes(config: RunConfig, size: str, donor: PretrainedVit | None, tokenizer: TextTokenizer) -> BlipConfig:
-    """Those of a preset, or those of the pretrained parts."""
+def refuse_unnamed_parts(config: RunConfig) -> None:
+    """Refuse "from-parts" where a part is not named.
+
+    Raises:
+        UserError: says how both are named.
+    """
+    if config.model == FROM_PARTS and not (config.vision_pretrained and config.text_pretrained):
+        raise UserError(
+            f'model = "{FROM_PARTS}" takes its sizes from a vision tower and a BERT: name both, '
+            "--vision hf:NAME (or timm:NAME) and --text NAME"
+        )
+
+
+def default_tokenizer(size: str) -> str:
+    """Of a model from scratch: learned from the captions for the small presets, else the published one."""
+    return "train" if size in ("nano", "micro") else PUBLISHED_TOKENIZER
+
+
+def sizes_from_scratch(
+    config: RunConfig, size: str, donor: PretrainedVit | None, *, vocab_size: int, pad_id: int = 0
+) -> BlipConfig:
+    """Those of a preset, or those of the pretrained parts, over a tokenizer of `vocab_size` ids."""
     if size == FROM_PARTS and donor is not None:
         vision = donor.sizes(config.image_size)
         text = replace(
             bert_config(config.text_pretrained),
-            vocab_size=tokenizer.vocab_size,
+            vocab_size=vocab_size,
             memory_width=vision.width,
-            pad_id=tokenizer.pad_id,
+            pad_id=pad_id,
         )
         return BlipConfig(vision=vision, text=text)
-    sizes = blip_config(size, vocab_size=tokenizer.vocab_size, image_size=config.image_size)
+    sizes = blip_config(size, vocab_size=vocab_size, image_size=config.image_size)
     if donor is None:
         return sizes
     # What the sizes of a preset do not say.

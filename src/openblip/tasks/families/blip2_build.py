@@ -19,7 +19,7 @@ from openblip.tasks.families.family import Family
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.vocabulary import tokenizer_from_scratch, tokenizer_of_start
 
-__all__ = ["BLIP2"]
+__all__ = ["BLIP2", "refuse_from_parts"]
 
 
 def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
@@ -31,11 +31,7 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     Raises:
         UserError: a part is not to be had, or the starting model is of another kind.
     """
-    if config.model == FROM_PARTS:
-        raise UserError(
-            f'"{FROM_PARTS}" is a size of BLIP; a Q-Former takes its sizes from the BERT that --text names, so '
-            "leave --model out"
-        )
+    refuse_from_parts(config)
     scratch = config.model in ("", *QFORMERS)
     size = config.vision.image_size
     stored = None if scratch else open_blip2(config.model, tokenizer_of_start(config), image_size=size)
@@ -62,6 +58,19 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     if config.unfreeze_vision:
         _unfreeze(made.model)
     return made
+
+
+def refuse_from_parts(config: RunConfig) -> None:
+    """Refuse a size that only BLIP has.
+
+    Raises:
+        UserError: says what takes its place.
+    """
+    if config.model == FROM_PARTS:
+        raise UserError(
+            f'"{FROM_PARTS}" is a size of BLIP; a Q-Former takes its sizes from the BERT that --text names, so '
+            "leave --model out"
+        )
 
 
 def _refuse_other_parts(model: Blip2, config: RunConfig) -> None:
