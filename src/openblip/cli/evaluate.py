@@ -32,6 +32,8 @@ __all__ = ["evaluate"]
 
 _MOST_TOLD = 5
 """of what a measure had to leave out, one by one"""
+_COUNTED = {"nlvr": ("statement", "labels")}
+"""what is measured, and what it may lack; of other tasks questions and their answers"""
 Count = Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")]
 Penalty = Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="")]
 
@@ -135,6 +137,8 @@ def evaluate(
         return
     if is_first() and (told := decoding_line(adapter, config)):
         print(f"openblip: {told}, {computed}", file=sys.stderr)
+    if is_first() and task == "answering" and adapter.family == "blip" and not candidates:
+        _tell_answer_list(named_datasets(sources))
     measured = Measured()
     metrics, records = evaluate_model(config, adapter, answers=candidates, measured=measured)
     if not is_first():
@@ -151,7 +155,16 @@ def evaluate(
             result = result_of(model, adapter, config, metrics, measured, len(candidates), **how)
             if _retrieves(adapter, task):
                 result = replace(result, settings={**result.settings, "max_words": config.max_words})
-        _report_measures(model, data, result, metrics, records, measured, out)
+        _report_measures(model, data, task, result, metrics, records, measured, out)
+
+
+def _tell_answer_list(datasets: Collection[str]) -> None:
+    """Where the papers' figures are by ranking and there are no answers to rank."""
+    if "vqav2" in datasets:
+        from openblip.data.cards.answers import ANSWER_LIST
+
+        hint = f"to rank answers too, pass --answers answer_list.json, from {ANSWER_LIST}"
+        print(f"openblip: BLIP's figures on VQAv2 are by ranking; {hint}", file=sys.stderr)
 
 
 def _opened(model: str, tokenizer: str | None, device: str, dtype: str, *, dry_run: bool) -> tuple[Adapter, str]:
@@ -283,6 +296,7 @@ def decoding_line(adapter: Adapter, config: RunConfig) -> str:
 def _report_measures(
     model: str,
     data: tuple[str, ...],
+    task: TaskName,
     result: Result | None,
     metrics: dict[str, float],
     records: list[dict[str, object]],
@@ -293,7 +307,8 @@ def _report_measures(
     from openblip.metrics.results import write_result
 
     if unanswered := int(metrics.get("num_unanswered", 0)):
-        without = f"{counted(unanswered, 'question')} without answers in the data"
+        noun, lack = _COUNTED.get(task, ("question", "answers"))
+        without = f"{counted(unanswered, noun)} without {lack} in the data"
         print(f"openblip: {without}: predictions only", file=sys.stderr)
     if undescribed := int(metrics.get("num_without_captions", 0)):
         without = f"{counted(undescribed, 'image')} without captions in the data"
@@ -310,11 +325,11 @@ def _report_measures(
     else:
         print(json.dumps({**metrics, **left_out}, ensure_ascii=False))
     if measured.left_out:
-        _tell_incomplete(measured, file)
+        _tell_incomplete(task, measured, file)
         raise SystemExit(1)
 
 
-def _tell_incomplete(measured: Measured, file: Path | None) -> None:
+def _tell_incomplete(task: TaskName, measured: Measured, file: Path | None) -> None:
     """Say on standard error what a measure was made without."""
     from openblip.data.sample import BrokenSample
 
@@ -325,4 +340,7 @@ def _tell_incomplete(measured: Measured, file: Path | None) -> None:
     where = "; these are not the figures of the whole split"
     where += f", and {file} lists all" if file is not None else ""
     without = f"without {len(found)} that cannot be used ({causes})"
-    print(f"openblip: measured on {counted(measured.num_images, 'image')}, {without}{where}", file=sys.stderr)
+    used = counted(measured.num_images, "image")
+    if task in ("answering", "nlvr"):
+        used += f" with {counted(measured.num_texts, _COUNTED.get(task, ('question',))[0])}"
+    print(f"openblip: measured on {used}, {without}{where}", file=sys.stderr)

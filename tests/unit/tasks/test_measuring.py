@@ -86,7 +86,8 @@ def test_figures_are_those_of_what_can_be_used(
     stored = kept_result(tmp_path / "out")
     assert (stored["samples"], stored["left_out"]) == (3, left_out)
     assert "skipped 1.jpg (truncated)" in said
-    assert "measured on 3 images, without 2 that cannot be used (1 truncated, 1 not-an-image)" in said
+    used = "3 images with 3 questions" if kind == "vqa" else "3 images"
+    assert f"measured on {used}, without 2 that cannot be used (1 truncated, 1 not-an-image)" in said
     assert f"{next((tmp_path / 'out').glob('*.json'))} lists all" in said
     decoding, *quiet_lines = quiet.splitlines()
     assert "0 to 5 new tokens" in decoding if kind == "vqa" else "4 to 5 new tokens" in decoding

@@ -254,3 +254,16 @@ def test_a_submission_needs_a_model_that_answers(
     words = ["--model", str(tmp_path / "model"), "--device", "cpu", "--submission", str(tmp_path / "out.json")]
     assert main(["evaluate", "vqav2:test", *words]) == 2
     assert "--submission needs a model that answers questions" in capsys.readouterr().err
+
+
+def test_a_model_without_answers_to_rank_is_told_of_the_published_list(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DATA_ROOT, "")
+    save_model(tmp_path / "vqa", StoredModel(small.vqa_model(), small.vqa_tokenizer(), {"task": "vqa"}))
+    words = ["--model", str(tmp_path / "vqa"), "--device", "cpu", "--data-root", str(root)]
+    (tmp_path / "answers.txt").write_text("yes\nno\n")
+    for more, told in (([], True), (["--answers", str(tmp_path / "answers.txt")], False)):
+        assert main(["evaluate", "vqav2:val", *words, *more]) == 0
+        said = capsys.readouterr().err
+        assert ("BLIP's figures on VQAv2 are by ranking" in said and "answer_list.json" in said) == told

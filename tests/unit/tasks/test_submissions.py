@@ -123,7 +123,7 @@ def test_statements_without_labels_are_judged_and_not_measured(
     assert submitted("nlvr2:test1", models / "nlvr", tmp_path / "test1.csv") == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"num_unanswered": 2.0}
-    assert "in the data: predictions only" in printed.err
+    assert "2 statements without labels in the data: predictions only" in printed.err
     lines = (tmp_path / "test1.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["test1-10-0-0", "test1-10-1-0"]
 
