@@ -154,7 +154,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small models, images, questions and captions under the names that the pages use."""
     folder = tmp_path_factory.mktemp("commands")
     torch.manual_seed(0)
-    tokenizer = TextTokenizer.train(list(TEXTS) * 3, vocab_size=100)
+    tokenizer = TextTokenizer.train([*TEXTS, "a picture of a dog"] * 3, vocab_size=100)  # a captioner's prompt too
     vision = VisionConfig(image_size=32, width=64, depth=2, num_heads=1)  # heads of 64, as other formats have them
     size = {"width": 64, "depth": 2, "num_heads": 1, "inner_width": 128, "memory_width": 64}
     sizes = BlipConfig(vision=vision, text=TextConfig(vocab_size=tokenizer.vocab_size, **size))

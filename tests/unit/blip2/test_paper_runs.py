@@ -23,7 +23,10 @@ from openblip.recipes.papers import RUNS
 from openblip.tasks.config import RunConfig, load_run_config
 from openblip.tasks.training import run_training
 
-WORDS = ("a train caption of original region is what this red how many thing sign dog the bright on left web text",)
+WORDS = (
+    "a train caption of original region is what this red how many thing sign dog the bright on left web text",
+    "a picture of a dog",
+)
 QUICK = {"blip-pretrain-14m", "blip-caption-coco", "blip-nlvr2", "blip2-stage1-vit-g"}
 """the others are slow together"""
 
