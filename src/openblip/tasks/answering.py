@@ -342,12 +342,18 @@ def evaluate_answers(
 
 
 def _scores(options: Mapping[str, Sequence[str]], right: GivenAnswers, rule: AccuracyRule) -> dict[str, float]:
-    """How right the best of some answers is, by name; beside it after normalisation where the rule does without."""
-    rules = {"": rule, ", normalised": "normalised"} if rule in AS_GIVEN else {"": rule}
+    """How right the best of some answers is, by name, and beside it by the protocol of LAVIS where that is another.
+
+    On GQA it normalises both sides; on A-OKVQA it counts the questions whose direct answers are difficult, which
+    the official program leaves out.
+    """
+    rules: dict[str, AccuracyRule] = {"": rule}
+    if rule == "direct":
+        rules = {", difficult too": rule} | ({} if right.about.difficult else rules)
+    elif rule in AS_GIVEN:
+        rules[", normalised"] = "normalised"
     found: dict[str, float] = {}
     for ending, one in rules.items():
-        if rule == "direct" and right.about.difficult and not ending:
-            continue  # A-OKVQA's program leaves it out; LAVIS, which normalises, does not
         for name, texts in options.items():
             values = (score_answer(text, right, rule=one) for text in texts)
             found[f"{name}{ending}"] = max(values, default=0.0)
