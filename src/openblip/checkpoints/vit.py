@@ -23,7 +23,7 @@ from openblip.core.errors import UserError
 from openblip.models.configs import VisionConfig
 from openblip.models.opening import opening
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD
-from openblip.models.tower_hf import image_processor
+from openblip.models.tower_hf import image_processor, normalization
 from openblip.models.vision import VisionEncoder, interpolate_positions, timm_vit
 
 __all__ = ["PretrainedVit", "read_vit", "start_vision"]
@@ -213,9 +213,11 @@ def _normalisation(
 ) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation of its image processor; `usual` where it brings none."""
     found = image_processor(name)
-    if not found.get("do_normalize", True):
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return found.get("image_mean", usual[0]), found.get("image_std", usual[1])
+    if found.get("do_flip_channel_order"):
+        raise UserError(
+            f'"{name}" reads images in blue, green and red, and the vision tower of BLIP in red, green and blue'
+        )
+    return normalization(name, found, usual)
 
 
 def _folded(donor: PretrainedVit, mean: Sequence[float], std: Sequence[float]) -> PretrainedVit:

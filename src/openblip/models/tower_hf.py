@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,23 @@ from openblip.models.tower_parts import (
     settled_drop,
 )
 
-__all__ = ["TransformersEncoder", "image_processor", "transformers_encoder", "write_description"]
+__all__ = ["TransformersEncoder", "image_processor", "normalization", "transformers_encoder", "write_description"]
 
 _VISION = ("vision_model", "vision_tower", "visual")
 """how models that read texts too call their vision part"""
 
 
 class TransformersEncoder(TokenEncoder):
-    """The last hidden state of a vision model of transformers, without registers."""
+    """The last hidden state of a vision model of transformers, without registers.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        flipped: it reads blue, green and red in place of red, green and blue.
+    """
+
+    def __init__(self, model: nn.Module, *, flipped: bool = False) -> None:
         super().__init__(registers=getattr(model.config, "num_register_tokens", None) or 0)
         self.model: Any = model
+        self.flipped = flipped
         taken = inspect.signature(self.model.forward).parameters
         # With it a model takes images of any size; those of its own size give the same tokens.
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in taken else {}
@@ -45,6 +51,7 @@ class TransformersEncoder(TokenEncoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> tokens [B, N, D]."""
+        images = images.flip(1) if self.flipped else images
         given = self._patches(images) if self._reads_patches else {"pixel_values": images, **self._options}
         return self.tokens(self.model(**given).last_hidden_state)
 
@@ -84,14 +91,13 @@ def transformers_encoder(
         check_whole_patches(name, pixels[0], patch)
     dropped = settled_drop(model, drop_layers)
     drop_last_blocks(model, dropped)
-    scaled = processor.get("do_normalize", True)
-    mean, std = processor.get("image_mean") or IMAGE_MEAN, processor.get("image_std") or IMAGE_STD
+    mean, std = normalization(name, processor, (IMAGE_MEAN, IMAGE_STD))
     return examined(
-        TransformersEncoder(model),
+        TransformersEncoder(model, flipped=bool(processor.get("do_flip_channel_order"))),
         f"hf:{name}",
         pixels=pixels,
-        mean=_triple(mean) if scaled else (0.0, 0.0, 0.0),
-        std=_triple(std) if scaled else (1.0, 1.0, 1.0),
+        mean=mean,
+        std=std,
         drop_layers=dropped,
         own=_size(getattr(model.config, "image_size", None)),
     )
@@ -103,7 +109,10 @@ def write_description(
     """Write what `transformers_encoder` builds the encoder from where its weights are elsewhere."""
     encoder.model.config.save_pretrained(folder)
     size = {"height": pixels[0], "width": pixels[1]}
-    write_json(folder / "preprocessor_config.json", {"size": size, "image_mean": mean, "image_std": std})
+    described: dict[str, Any] = {"size": size, "image_mean": mean, "image_std": std}
+    if encoder.flipped:
+        described |= {"do_flip_channel_order": True, "do_normalize": True}
+    write_json(folder / "preprocessor_config.json", described)
 
 
 def _open(name: str, pretrained: bool, dtype: torch.dtype) -> Any:
@@ -158,6 +167,35 @@ def image_processor(name: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found
+
+
+def normalization(
+    name: str, processor: dict[str, Any], usual: tuple[Sequence[float], Sequence[float]]
+) -> tuple[Triple, Triple]:
+    """Mean and standard deviation, of values from 0 to 1, that an image processor normalizes with.
+
+    Args:
+        name: of the model.
+        usual: those of a processor that normalizes and does not say with what.
+
+    Raises:
+        UserError: its factor is not above 0.
+    """
+    own = _triple(processor.get("image_mean") or usual[0]), _triple(processor.get("image_std") or usual[1])
+    # The processor that changes the order of colours (MobileViT's) normalizes only where that is said.
+    normalizes = processor.get("do_normalize", "do_flip_channel_order" not in processor)
+    mean, std = own if normalizes else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    if processor.get("include_top"):  # EfficientNet's divides a second time
+        std = _triple([one * again for one, again in zip(std, own[1], strict=True)])
+    told, factor = processor.get("rescale_factor"), 255.0
+    if processor.get("do_rescale", True):  # pixels from 0 to 255 are multiplied, and may have 1 taken away
+        factor = 1.0 if told is None else 255.0 * float(told)
+        mean = _triple([value + bool(processor.get("rescale_offset")) for value in mean])
+    if not factor > 0:
+        raise UserError(f'the image processor of "{name}" multiplies pixels by {told}; correct its rescale_factor')
+    if math.isclose(factor, 1.0, rel_tol=1e-6):  # 1 / 255 as it was written
+        return mean, std
+    return _triple([value / factor for value in mean]), _triple([value / factor for value in std])
 
 
 def _own_pixels(processor: dict[str, Any], config: Any) -> tuple[int, int] | None:

@@ -8,13 +8,15 @@
 
 A shard holds the tensors `features` [n, C, N, D], `keys` (their JSON as bytes) and, of int8, `scales`. Rows go to
 the file as they are computed, so that no shard is held in memory. The header of a .safetensors file stands at its
-beginning and names sizes that are known at the end; room is left for it.
+beginning and names sizes that are known at the end; room is left for it. It holds a checksum (CRC-32) of all
+bytes behind it, which `ShardHead.is_whole` compares; older shards have none.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -51,6 +53,7 @@ Store = Literal["float32", "float16", "bfloat16", "int8"]
 channels of a Vision Transformer, and a few of its tokens, are ten times as large as the others."""
 
 _HEADER = 4096  # bytes before the features; a multiple of every value's size, so that mapped values are aligned
+_CHUNK = 1 << 20
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 
 
@@ -150,6 +153,7 @@ class ShardWriter:
         self._keys: list[str] = []
         self._scales: list[Tensor] = []
         self._error = StorageError()
+        self._sum = 0
 
     def __enter__(self) -> ShardWriter:
         temporary = self._stack.enter_context(atomic_path(self._path))
@@ -194,7 +198,7 @@ class ShardWriter:
         crops, tokens, width = self._shape
         count = len(self._keys)
         told = {"format": "pt", "first": str(span.first), "last": str(span.last), "inputs": inputs}
-        header: dict[str, Any] = {"__metadata__": told | {"error": json.dumps(self._error)}}
+        header: dict[str, Any] = {}
         begin = 0
 
         def name(tensor: str, dtype: str, shape: list[int]) -> None:
@@ -206,20 +210,25 @@ class ShardWriter:
         name("features", _NAMES[self._store], [count, crops, tokens, width])
         keys = json_bytes(self._keys)
         keys += b" " * (-(begin + len(keys)) % 4)  # float32 follows
-        self._file.write(keys)
+        self._append(keys)
         name("keys", "U8", [len(keys)])
         if self._store == "int8":
             for scales in self._scales:
                 self._write(scales)
             name("scales", "F32", [count, crops, tokens + width])
-        packed = json_bytes(header)
+        told |= {"error": json.dumps(self._error), "crc32": f"{self._sum:08x}"}
+        packed = json_bytes({"__metadata__": told, **header})
         assert len(packed) <= _HEADER - 8
         self._file.seek(0)
         self._file.write((_HEADER - 8).to_bytes(8, "little") + packed.ljust(_HEADER - 8))
         self._file.flush()
 
     def _write(self, values: Tensor) -> None:
-        self._file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self._append(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._sum = zlib.crc32(data, self._sum)
 
 
 @dataclass(frozen=True)
@@ -234,6 +243,8 @@ class ShardHead:
     shape: tuple[int, int, int]
     """of an image's features, [C, N, D]"""
     keys: list[str]
+    checksum: str | None
+    """of what stands behind the header; None in a shard of an older version"""
 
     @classmethod
     def read(cls, path: Path) -> ShardHead:
@@ -251,9 +262,26 @@ class ShardHead:
             error = StorageError(*json.loads(told["error"]))
             if len(keys) != shape[0]:
                 raise ValueError(f"{len(keys)} keys for {shape[0]} rows")
-            return cls(path, span, told["inputs"], error, (shape[1], shape[2], shape[3]), keys)
+            return cls(path, span, told["inputs"], error, (shape[1], shape[2], shape[3]), keys, told.get("crc32"))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as reason:
             raise _damaged(path, reason) from reason
+
+
+    def is_whole(self) -> bool:
+        """Whether its values are those that were written: the whole file is read, 64 MB in 30 ms where the disk gives
+        them. Of a shard without a checksum that is not known, and it passes.
+        """
+        if self.checksum is None:
+            return True
+        found, buffer = 0, bytearray(_CHUNK)
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(_HEADER)
+                while count := file.readinto(buffer):
+                    found = zlib.crc32(memoryview(buffer)[:count], found)
+        except OSError:  # of the disk
+            return False
+        return f"{found:08x}" == self.checksum
 
 
 class Shard:

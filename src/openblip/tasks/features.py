@@ -308,7 +308,7 @@ class FeatureJob:
                 continue
             number = self._source_at(head.span.first)
             inside = number < len(self._sources) and head.span.last <= self._starts[number + 1]
-            if inside and head.inputs == self._images_of(head.span):
+            if inside and head.inputs == self._images_of(head.span) and head.is_whole():
                 kept.append(head)
             else:
                 stale.append(file)

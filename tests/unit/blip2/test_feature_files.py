@@ -27,7 +27,7 @@ from openblip.models.configs import TowerConfig, VisionConfig
 from openblip.models.tower import FrozenTower, make_tower
 from openblip.tasks import feature_cache
 from openblip.tasks.feature_cache import DrawCrop, FeatureCache, describe_tower
-from openblip.tasks.feature_files import ShardWriter, Span, Store, bytes_of_image, open_shard, shard_files
+from openblip.tasks.feature_files import ShardHead, ShardWriter, Span, Store, bytes_of_image, open_shard, shard_files
 from openblip.tasks.features import Cached, Crops, cache_features
 
 WIDTH, TOKENS, SIDE = 24, 17, 32
@@ -234,6 +234,24 @@ def test_a_damaged_shard(
         read(tmp_path / "f", tower, ["a.png"])
     assert fill(photos, tower, tmp_path / "f").computed == 4
     assert torch.equal(read(tmp_path / "f", tower, ["a.png"]), whole)
+
+
+@pytest.mark.parametrize("store", ["float32", "int8"])
+def test_values_that_changed_on_disk(store: Store, photos: Source, tower: FrozenTower, tmp_path: Path) -> None:
+    """Zeros over features are values too; caching on finds them by the checksum, which older shards have not."""
+    fill(photos, tower, tmp_path / "f", store=store)
+    file = shard_files(tmp_path / "f")[0]
+    data = file.read_bytes()
+    file.write_bytes(data[:5000] + bytes(200) + data[5200:])
+    assert not ShardHead.read(file).is_whole()
+    first = len(ShardHead.read(file).keys)
+    assert fill(photos, tower, tmp_path / "f", store=store).computed == first
+    assert file.read_bytes() == data
+    old = data.replace(b'"crc32"', b'"older"')
+    file.write_bytes(old)
+    assert fill(photos, tower, tmp_path / "f", store=store).computed == 0
+    assert file.read_bytes() == old
+    assert torch.isfinite(read(tmp_path / "f", tower, ["a.png"])).all()
 
 
 def test_a_shard_that_goes_while_training(photos: Source, tower: FrozenTower, tmp_path: Path) -> None:

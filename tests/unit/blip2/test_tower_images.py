@@ -13,6 +13,7 @@ import transformers
 from openblip.core.errors import UserError
 from openblip.models.configs import TowerConfig
 from openblip.models.tower import make_tower
+from openblip.models.tower_hf import write_description
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -89,3 +90,36 @@ def test_a_model_without_images_is_no_tower(tmp_path: Path) -> None:
     transformers.BertModel(transformers.BertConfig(vocab_size=30, **text)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="says the size of images"):
         make_tower(TowerConfig(source=f"hf:{tmp_path}"))
+
+
+def test_a_factor_that_leaves_nothing_is_refused(dino: Path) -> None:
+    write_processor(dino, size=32, rescale_factor=0)
+    with pytest.raises(UserError, match="multiplies pixels by 0; correct its rescale_factor"):
+        make_tower(TowerConfig(source=f"hf:{dino}"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("processor", "settings"),
+    [
+        ("MobileViTImageProcessor", {}),
+        ("MobileViTImageProcessor", {"do_flip_channel_order": False}),
+        ("BitImageProcessor", {"do_rescale": False, "image_mean": [100, 110, 120], "image_std": [50, 60, 70]}),
+        ("BitImageProcessor", {"rescale_factor": 1 / 127.5, "do_normalize": False}),
+        ("EfficientNetImageProcessor", {"image_std": [0.2, 0.3, 0.25]}),
+        ("EfficientNetImageProcessor", {"rescale_factor": 1 / 127.5, "rescale_offset": True, "include_top": False}),
+    ],
+)
+def test_pixels_are_those_of_the_processor(dino: Path, processor: str, settings: dict[str, Any]) -> None:
+    """The order of colours, the factor, and what else processors do to values; also of a model that is stored."""
+    own = getattr(transformers, processor)(size=CROP, do_resize=False, do_center_crop=False, **settings)
+    own.save_pretrained(dino)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    given = own(list(images), return_tensors="pt")["pixel_values"]
+    tower = make_tower(TowerConfig(source=f"hf:{dino}", drop_layers=0))
+    encoder: Any = tower.encoder
+    expected = encoder.model(pixel_values=given, interpolate_pos_encoding=True).last_hidden_state
+    torch.testing.assert_close(tower(tower.normalize(images)), expected, rtol=1e-4, atol=1e-4)
+    write_description(dino, encoder, pixels=tower.pixels, mean=tower.mean, std=tower.std)
+    again = make_tower(TowerConfig(source=f"hf:{dino}", drop_layers=0))
+    assert (again.mean, again.std, again.encoder.flipped) == (tower.mean, tower.std, encoder.flipped)
