@@ -82,9 +82,7 @@ CNNS: dict[str, tuple[Make, int]] = {
     ),
     "MobileNetV2": (
         lambda: transformers.MobileNetV2Model(
-            transformers.MobileNetV2Config(
-                image_size=64, depth_multiplier=0.025, finegrained_output=False
-            )
+            transformers.MobileNetV2Config(image_size=64, depth_multiplier=0.025, finegrained_output=False)
         ),
         0,
     ),

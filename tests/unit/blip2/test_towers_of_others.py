@@ -135,7 +135,9 @@ def test_other_towers_do_not_go_to_transformers(small_timm: Callable[..., Any], 
 
 def test_sizes_of_no_whole_patches_are_refused() -> None:
     """timm leaves out the pixels behind the last whole patch; a CNN reads all."""
-    words = r'^"timm:vit_tiny_patch16_224" cuts images into patches of 16 pixels, .* 40 is no multiple; take 32 or 48'
+    words = (
+        r'^"timm:vit_tiny_patch16_224" cuts images into patches of 16 pixels, .* 40 is no multiple; take 32 or 48'
+    )
     with pytest.raises(UserError, match=words):
         tower_of("vit_tiny_patch16_224", 40)
     with pytest.raises(UserError, match="patches of 16 pixels, of which 40 is no multiple"):

@@ -18,7 +18,7 @@ from openblip.checkpoints.store import StoredModel, open_model
 from openblip.checkpoints.stored import PUBLISHED_TOKENIZER
 from openblip.checkpoints.vit import PretrainedVit, read_vit, start_vision
 from openblip.core.errors import UserError
-from openblip.core.tokenizer import First, TextTokenizer, TokenBatch
+from openblip.core.tokenizer import First, TokenBatch
 from openblip.data.clean import clean_question
 from openblip.data.sources.base import Source
 from openblip.generation.config import DecodeConfig
