@@ -64,10 +64,11 @@ class FrozenLanguage(nn.Module):
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         positions = getattr(described, "max_position_embeddings", None) or getattr(described, "n_positions", None)
         relative = self.is_encoder_decoder and hasattr(described, "relative_attention_num_buckets")
-        self._first_position = first_position(model)
-        self.max_length: int | None = (
-            None if relative or positions is None else int(positions) - self._first_position
-        )
+        self._options = set(inspect.signature(model.forward).parameters)
+        self._places = "position_ids" in self._options and not self.is_encoder_decoder
+        self._first_position = first_position(model) if self._places else 0
+        behind = self._first_position  # positions that no token has
+        self.max_length: int | None = None if relative or positions is None else int(positions) - behind
         self.start_id = start_id(model) if self.is_encoder_decoder else None
         if self.is_encoder_decoder and described.model_type in OTHER_DECODERS:
             raise UserError(
@@ -76,7 +77,6 @@ class FrozenLanguage(nn.Module):
             )
         if self.is_encoder_decoder and self.start_id is None:
             raise UserError(f"{config.source} does not say with which token its decoder starts")
-        self._options = set(inspect.signature(model.forward).parameters)
         if not self.is_encoder_decoder and not (self._options & _CACHES and can_step(model)):
             raise UserError(
                 f"{config.source} ({described.model_type}) keeps what it has read in a way of its own, so it "
@@ -84,8 +84,8 @@ class FrozenLanguage(nn.Module):
             )
         if reads_ids(model):
             raise UserError(
-                f"{config.source} ({described.model_type}) reads the ids of tokens in every block, which soft prompts "
-                "do not have; choose another language model"
+                f"{config.source} ({described.model_type}) reads the ids of tokens in every block, which soft "
+                "prompts do not have; choose another language model"
             )
         if config.quantize == "none":
             model.to(DTYPES[config.dtype])
@@ -308,7 +308,7 @@ class FrozenLanguage(nn.Module):
         if cache is not None:
             # Newer versions of transformers warn of the older name.
             inputs["cache" if "cache" in self._options else "past_key_values"] = cache
-        if "position_ids" in self._options and not self.is_encoder_decoder:
+        if self._places:
             embeds = inputs["inputs_embeds"]
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             inputs["position_ids"] = positions[:, -embeds.shape[1] :] + self._first_position

@@ -266,10 +266,10 @@ class ShardHead:
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as reason:
             raise _damaged(path, reason) from reason
 
-
     def is_whole(self) -> bool:
-        """Whether its values are those that were written: the whole file is read, 64 MB in 30 ms where the disk gives
-        them. Of a shard without a checksum that is not known, and it passes.
+        """Whether its values are those that were written; a shard without a checksum passes.
+
+        The whole file is read, 64 MB in 30 ms where the disk gives them.
         """
         if self.checksum is None:
             return True

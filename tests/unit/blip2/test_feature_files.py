@@ -27,7 +27,15 @@ from openblip.models.configs import TowerConfig, VisionConfig
 from openblip.models.tower import FrozenTower, make_tower
 from openblip.tasks import feature_cache
 from openblip.tasks.feature_cache import DrawCrop, FeatureCache, describe_tower
-from openblip.tasks.feature_files import ShardHead, ShardWriter, Span, Store, bytes_of_image, open_shard, shard_files
+from openblip.tasks.feature_files import (
+    ShardHead,
+    ShardWriter,
+    Span,
+    Store,
+    bytes_of_image,
+    open_shard,
+    shard_files,
+)
 from openblip.tasks.features import Cached, Crops, cache_features
 
 WIDTH, TOKENS, SIDE = 24, 17, 32

@@ -57,7 +57,7 @@ def test_positions_are_those_of_transformers(kind: str) -> None:
 
 
 def test_models_that_read_ids_in_every_block_are_refused() -> None:
-    """Gemma 4 fails without ids, and Gemma 3n reads texts otherwise then; without such embeddings Gemma 4 is read."""
+    """Gemma 4 fails without ids, Gemma 3n reads texts otherwise then; without such embeddings Gemma 4 is read."""
     t = transformers
     sizes = {name: value for name, value in SIZES.items() if name not in ("is_decoder", "pad_token_id")}
     sizes |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size_per_layer_input": 40}

@@ -183,7 +183,7 @@ def test_a_run_is_predicted_in_the_sizes_of_its_bert(bert: Path, tmp_path: Path)
     step, _ = sketch(run(folder))
     wanted = {name: value.shape for name, value in built(run(bert), tmp_path / "out").model.named_parameters()}
     assert {name: value.shape for name, value in step.model.named_parameters()} == wanted
-    with pytest.raises(UserError, match="has width 32 and the setting qformer.width asks for 64"):
+    with pytest.raises(UserError, match=r"has width 32 and the setting qformer\.width asks for 64"):
         sketch(run(folder, qformer=replace(QUERIES, width=64)))
     with pytest.raises(UserError, match='"from-parts" is a size of BLIP; a Q-Former takes its sizes from the BERT'):
         sketch(run(folder, model="from-parts"))
