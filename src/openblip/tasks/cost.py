@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from openblip.models import layers, vision
 
@@ -148,6 +149,20 @@ def without_values() -> Iterator[Meter]:
         yield meter
 
 
+class _NoModules(ModuleTracker):
+    """In place of the counter's own, whose hooks hold what is recomputed in reference cycles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parents = {"Global"}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def predicted_cost(step: nn.Module, make_batch: Callable[[], Any]) -> StepCost:
     """The cost of one step under autocast in bfloat16 with AdamW.
 
@@ -163,7 +178,9 @@ def predicted_cost(step: nn.Module, make_batch: Callable[[], Any]) -> StepCost:
         frozen = sum(value.numel() * value.element_size() for value in fixed)
         moments = [torch.zeros_like(value) for value in trained for _ in range(2)]
         held = meter.peak = meter.now
-        with FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _NoModules()
+        with counter:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 losses = step(batch)
             losses["loss"].backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -92,6 +93,18 @@ def test_what_a_step_takes(kind: str) -> None:
     cached = memory(64, from_features=True)
     assert cached.frozen < few.frozen
     assert cached.peak < few.peak
+
+
+def test_what_is_recomputed_is_let_go_without_the_collector() -> None:
+    deep = replace(FIRST, qformer=replace(FIRST.qformer, depth=12))
+    gc.disable()
+    try:
+        plain, again = (step_memory(deep, None, 64, tokens=8, checkpointing=on) for on in (False, True))
+    finally:
+        gc.enable()
+    kept = [cost.peak - cost.frozen - cost.trained for cost in (plain, again)]
+    assert kept[1] < kept[0] / 3
+    assert again.flops > plain.flops
 
 
 def test_the_largest_batch() -> None:
