@@ -37,6 +37,7 @@ __all__ = [
     "missing_data",
     "nested_model",
     "no_data",
+    "nothing_in",
     "run_checkpoints",
     "wrong_place",
 ]
@@ -192,12 +193,12 @@ def check_image(place: Path | str) -> None:
         raise UserError(f"{place} is a web address; download the image and give its path")
     if not Path(place).exists() and not any(letter in place for letter in "*?["):
         raise UserError(f"there is no image or folder {place}")
-    _refuse_empty(Path(place))
+    if _is_empty(Path(place)):
+        raise UserError(f"there is no image in {place}: it is empty")
 
 
-def _refuse_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        raise UserError(f"the folder {folder} is empty")
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def check_data(spec: str) -> None:
@@ -216,12 +217,19 @@ def check_data(spec: str) -> None:
     path = Path(place).expanduser()
     if not path.exists() and not NAMED.fullmatch(place):
         raise UserError(missing_data(place))
-    _refuse_empty(path)
+    if _is_empty(path):
+        raise UserError(nothing_in(path))
     head = read_head(path) if path.is_file() else b""
     if head and (found := looks_like(head)) and found not in DATA_BY_CONTENT and path.suffix.lower() != ".tar":
         if path.suffix.lower() in TABLES:
             refuse_other_kinds(path, head, "a parquet file" if path.suffix == ".parquet" else "a captions file")
         raise UserError(no_data(path, found))
+
+
+def nothing_in(folder: Path, but: str = "") -> str:
+    """The sentence about a folder that holds no data; `but` says what it holds instead."""
+    wanted = "a folder of images with .txt files beside them, or a captions file"
+    return f"{folder} holds no images, tars or captions files{but}; give {wanted}"
 
 
 def no_data(path: Path, found: str) -> str:

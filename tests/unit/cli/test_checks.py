@@ -161,10 +161,10 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["train", "blip2-stage1", image, "--vision", "kind:x", "--out", nothing],
             ["cache-features", image, "--vision", "x", "--out", nothing],
         ],
-        f"the folder {empty} is empty": [
-            ["train", "small-pretrain", str(empty), "--out", nothing],
-            ["caption", str(empty), "--model", model],
+        f"{empty} holds no images, tars or captions files": [
+            ["train", "small-pretrain", str(empty), "--out", nothing]
         ],
+        f"there is no image in {empty}": [["caption", str(empty), "--model", model]],
         f'{picture} is of no known kind (".jpg": it is a JPEG image); give a folder, or a file that ends in': [
             ["train", "small-pretrain", str(picture), "--out", nothing]
         ],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.core.errors import UserError, nearest
+from openblip.core.places import nothing_in
 from openblip.core.text import read_lines
 from openblip.data.formats import VIDEO_SUFFIXES, ending_of
 from openblip.data.sample import BrokenSample, Sample
@@ -46,10 +47,7 @@ class FolderSource(Source):
         self.bad_rows = found.left_out.broken()
         if not found.images:
             but = f", but {'; '.join(self._left_out)}" if self._left_out else ""
-            raise UserError(
-                f"{folder} holds no images, tars or captions files{but}; "
-                "give a folder of images with .txt files beside them, or a captions file"
-            )
+            raise UserError(nothing_in(folder, but))
         texts = [found.beside.get(name[: len(name) - len(ending_of(name))], "") for name in found.images]
         if config.text_column and not any(texts):
             known = {ending.lstrip(".") for ending in found.other_endings if ending}
