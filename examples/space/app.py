@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import openblip
 from openblip.core.errors import UserError
-from openblip.generation.types import DecodeConfig
+from openblip.generation.config import DecodeConfig
 
 if TYPE_CHECKING:
     from PIL import Image
