@@ -87,7 +87,7 @@ _LEAST = {
     **dict.fromkeys(("num_workers", "rerank", "seed"), 0),
 }
 """of numbers, by the name of a parameter, whatever the command"""
-_MAY_BE_ZERO = {("capfilt", "beams")}  # samples captions then
+_ANY = {("capfilt", "beams"), ("caption", "seed")}  # without beams CapFilt samples; torch takes any seed
 _CHECKS: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(("model", "models", "captioner", "filter"), check_model),
     **dict.fromkeys(("data", "validation", "web", "human", "test"), _data),
@@ -146,7 +146,7 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     if command == "train" and "dry_run" in given:
         return  # reads neither data nor weights
     for name, value in given.items():
-        if name in _LEAST and value is not None and (command, name) not in _MAY_BE_ZERO:
+        if name in _LEAST and value is not None and (command, name) not in _ANY:
             check_counts(_LEAST[name], **{name: value})
         check = _OF_COMMANDS.get((command, name)) or _CHECKS.get(name)
         if check is not None and value is not None:
