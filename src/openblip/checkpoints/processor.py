@@ -12,7 +12,8 @@ from torch import Tensor
 
 from openblip.core.errors import UserError
 from openblip.core.text import read_json
-from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD
+from openblip.models.normalization import pixel_statistics
+from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, Triple
 
 __all__ = ["fold_normalization", "read_pixels_as_ours"]
 
@@ -56,31 +57,15 @@ def read_pixels_as_ours(state: dict[str, Tensor], folder: Path) -> None:
         state[f"{_PATCHES}weight"], state[f"{_PATCHES}bias"] = folded
 
 
-def _normalization(folder: Path) -> tuple[list[float], list[float]]:
+def _normalization(folder: Path) -> tuple[Triple, Triple]:
     """Mean and standard deviation, of values from 0 to 1, that a folder's processor normalizes with."""
     path, found = _settings(folder)
-    given = {name: found[name] for name in _READ if found.get(name) is not None}
     try:
-        # Pixels from 0 to 255 are multiplied by the factor first.
-        factor = 255.0 * float(given.get("rescale_factor", 1 / 255)) if found.get("do_rescale", True) else 255.0
-        if not found.get("do_normalize", True):
-            given |= {"image_mean": 0.0, "image_std": 1.0}
-        mean = [value / factor for value in _three(given.get("image_mean", IMAGE_MEAN))]
-        std = [value / factor for value in _three(given.get("image_std", IMAGE_STD))]
-        if not (min(std) > 0 and all(map(math.isfinite, (*mean, *std)))):
-            raise ValueError
+        return pixel_statistics(found, (IMAGE_MEAN, IMAGE_STD))
     except (TypeError, ValueError, ArithmeticError) as error:
+        given = {name: found[name] for name in _READ if found.get(name) is not None}
         told = ", ".join(f"{name} {str(value)[:60]}" for name, value in given.items())
         raise UserError(f"images cannot be normalized as {path} says: {told}") from error
-    return mean, std
-
-
-def _three(value: Any) -> list[float]:
-    """A number for each channel; one alone is that of all, as transformers takes it."""
-    values = [float(one) for one in value] if isinstance(value, list | tuple) else [float(value)]
-    if len(values) not in (1, 3):
-        raise ValueError
-    return values * (3 // len(values))
 
 
 def _settings(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -21,9 +21,10 @@ from openblip.checkpoints.blip import QKV
 from openblip.checkpoints.processor import fold_normalization
 from openblip.core.errors import UserError
 from openblip.models.configs import VisionConfig
+from openblip.models.normalization import normalization
 from openblip.models.opening import opening
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD
-from openblip.models.tower_hf import image_processor, normalization
+from openblip.models.tower_hf import image_processor
 from openblip.models.vision import VisionEncoder, interpolate_positions, timm_vit
 
 __all__ = ["PretrainedVit", "read_vit", "start_vision"]

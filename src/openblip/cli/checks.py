@@ -82,12 +82,12 @@ def _port(port: int) -> None:
 
 
 _LEAST = {
-    **dict.fromkeys(("batch_size", "beams", "crops", "gpus", "image_size", "keep", "num_answers"), 1),
-    **dict.fromkeys(("number", "samples", "seeds", "steps", "top", "vocab_size"), 1),
-    **dict.fromkeys(("num_workers", "rerank", "seed"), 0),
+    **dict.fromkeys(("batch_size", "beams", "crops", "gpus", "image_size"), 1),
+    **dict.fromkeys(("samples", "seeds", "steps", "vocab_size"), 1),
+    **dict.fromkeys(("num_workers", "seed"), 0),
 }
-"""of numbers, by the name of a parameter, whatever the command"""
-_ANY = {("capfilt", "beams"), ("caption", "seed")}  # without beams CapFilt samples; torch takes any seed
+"""of numbers that are first looked at where torch is imported, by the name of a parameter"""
+_UNBOUNDED = {("capfilt", "beams"), ("caption", "seed")}  # without beams CapFilt samples; torch takes any seed
 _CHECKS: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(("model", "models", "captioner", "filter"), check_model),
     **dict.fromkeys(("data", "validation", "web", "human", "test"), _data),
@@ -146,7 +146,7 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     if command == "train" and "dry_run" in given:
         return  # reads neither data nor weights
     for name, value in given.items():
-        if name in _LEAST and value is not None and (command, name) not in _ANY:
+        if name in _LEAST and value is not None and (command, name) not in _UNBOUNDED:
             check_counts(_LEAST[name], **{name: value})
         check = _OF_COMMANDS.get((command, name)) or _CHECKS.get(name)
         if check is not None and value is not None:

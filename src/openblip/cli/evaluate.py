@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from openblip.cli.arguments import Card, Data, Device, Dtype, Model, Prompt, Tokenizer, need, person
-from openblip.cli.evaluated import default_samples, measured_task, named_datasets, repeated_ids, result_of
+from openblip.cli.evaluated import (
+    ASKED,
+    default_samples,
+    measured_task,
+    named_datasets,
+    repeated_ids,
+    result_of,
+    retrieves,
+)
 from openblip.cli.launched import is_first, join
 from openblip.cli.results import check_counts, read_lines, show_table, tell
 from openblip.cli.usage import check_dry_run, show_usage
@@ -32,8 +40,6 @@ __all__ = ["evaluate"]
 
 _MOST_TOLD = 5
 """of what a measure had to leave out, one by one"""
-_COUNTED = {"nlvr": ("statement", "labels")}
-"""what is measured, and what it may lack; of other tasks questions and their answers"""
 Count = Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")]
 Penalty = Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="")]
 
@@ -153,8 +159,6 @@ def evaluate(
         if out is not None:
             how: dict[str, Any] = {"dtype": computed, "repeated": repeated}
             result = result_of(model, adapter, config, metrics, measured, len(candidates), **how)
-            if _retrieves(adapter, task):
-                result = replace(result, settings={**result.settings, "max_words": config.max_words})
         _report_measures(model, data, task, result, metrics, records, measured, out)
 
 
@@ -271,11 +275,6 @@ def _generates(adapter: Adapter, task: TaskName) -> bool:
     return task in ("captioning", "answering") or (task == "pretraining" and "likelihood" in adapter.can)
 
 
-def _retrieves(adapter: Adapter, task: TaskName) -> bool:
-    """Whether texts and images are found by each other when a model is measured."""
-    return task in ("retrieval", "pretraining") and "match" in adapter.can
-
-
 def decoding_line(adapter: Adapter, config: RunConfig) -> str:
     """How texts are generated, and how long texts and how many candidates retrieval reads; "" where neither is."""
     decode, parts = config.decode, []
@@ -286,7 +285,7 @@ def decoding_line(adapter: Adapter, config: RunConfig) -> str:
         for name, value in (("repetition", decode.repetition_penalty), ("length", decode.length_penalty)):
             parts += [f"{name} penalty {value:g}"] if value != 1 else []
         parts += [f"prompt {json.dumps(config.prompt, ensure_ascii=False)}"] if config.prompt else []
-    if _retrieves(adapter, config.task):
+    if retrieves(adapter, config.task):
         words = f"{config.max_words} words and " if config.max_words else ""
         parts.append(f"texts of up to {words}{config.max_length} tokens")
         parts += [f"ITM reads up to {config.rerank_k} candidates"] if config.rerank_k else []
@@ -307,7 +306,7 @@ def _report_measures(
     from openblip.metrics.results import write_result
 
     if unanswered := int(metrics.get("num_unanswered", 0)):
-        noun, lack = _COUNTED.get(task, ("question", "answers"))
+        noun, lack = ASKED.get(task, ("question", "answers"))
         without = f"{counted(unanswered, noun)} without {lack} in the data"
         print(f"openblip: {without}: predictions only", file=sys.stderr)
     if undescribed := int(metrics.get("num_without_captions", 0)):
@@ -341,6 +340,6 @@ def _tell_incomplete(task: TaskName, measured: Measured, file: Path | None) -> N
     where += f", and {file} lists all" if file is not None else ""
     without = f"without {len(found)} that cannot be used ({causes})"
     used = counted(measured.num_images, "image")
-    if task in ("answering", "nlvr"):
-        used += f" with {counted(measured.num_texts, _COUNTED.get(task, ('question',))[0])}"
+    if task in ASKED:
+        used += f" with {counted(measured.num_texts, ASKED[task][0])}"
     print(f"openblip: measured on {used}, {without}{where}", file=sys.stderr)

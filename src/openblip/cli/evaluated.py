@@ -20,14 +20,23 @@ if TYPE_CHECKING:
     from openblip.tasks.config import RunConfig, TaskName
     from openblip.tasks.protocols import Adapter
 
-__all__ = ["default_samples", "measured_task", "named_datasets", "repeated_ids", "result_of", "show_results"]
+__all__ = [
+    "ASKED",
+    "default_samples",
+    "measured_task",
+    "named_datasets",
+    "repeated_ids",
+    "result_of",
+    "retrieves",
+    "show_results",
+]
 
 _SAMPLES = 1000
 """of data that are no published split"""
 _COUNTS = ("num_left_out", "num_unanswered", "num_without_captions")
 """among the metrics of an evaluation"""
-_ASKING = ("answering", "nlvr")
-"""tasks that measure questions or statements, several for an image or pair"""
+ASKED = {"answering": ("question", "answers"), "nlvr": ("statement", "labels")}
+"""of tasks that measure several texts about an image or pair: what these are called, and what they may lack"""
 _DOES = {
     "answering": "answers questions",
     "dialog": "answers in dialogs",
@@ -87,6 +96,11 @@ def measured_task(
     return task
 
 
+def retrieves(adapter: Adapter, task: TaskName) -> bool:
+    """Whether texts and images are found by each other when a model is measured."""
+    return task in ("retrieval", "pretraining") and "match" in adapter.can
+
+
 def _unfit(what: str, wanted: str, model: str, adapter: Adapter, task: str) -> UserError:
     able = [_DOES[name] for name, ability in _ABILITIES.items() if ability in adapter.can]
     does = _DOES.get(task) or " and ".join(able) or "gives features"
@@ -121,6 +135,8 @@ def result_of(
     one = named[0] if len(named) == 1 else None
     settings: dict[str, Any] = {"prompt": config.prompt, "rerank_k": config.rerank_k, "candidates": candidates}
     settings |= {"decode": to_dict(config.decode), "max_length": config.max_length, "dtype": dtype}
+    if retrieves(adapter, config.task):
+        settings["max_words"] = config.max_words
     if config.task == "answering" and candidates:
         settings["keep"] = config.answering.keep
     partial = _partial(config, metrics, measured, one)
@@ -135,7 +151,7 @@ def result_of(
         weights=fingerprint(adapter.model.named_parameters()),
         settings=settings,
         samples=measured.num_images,
-        questions=measured.num_texts if config.task in _ASKING else 0,
+        questions=measured.num_texts if config.task in ASKED else 0,
         left_out=tuple(dict(one) for one in measured.left_out),
         limit=None if config.validation_samples == sys.maxsize else config.validation_samples,
         official=not partial,
@@ -175,7 +191,7 @@ def _partial(
     total = sum(len(TASKS[config.task].open(source)) for source in config.validation) if limit != sys.maxsize else 0
     if limit < total:
         return f"the first {limit:,} of {total:,} samples"
-    if measured.left_out and config.task in _ASKING:  # a row is one question of an image that may have others
+    if measured.left_out and config.task in ASKED:  # a row is one question of an image that may have others
         return f"{len(measured.left_out):,} of the rows and images could not be used"
     if measured.left_out:
         return f"{len(measured.left_out)} of {used + len(measured.left_out):,} samples could not be used"

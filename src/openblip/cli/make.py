@@ -77,9 +77,7 @@ def demo(
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/demo"),
     minutes: float = 15.0,
     quick: bool = False,
-    stage: Annotated[
-        UseAppendAction[tuple[DemoStage, ...]], arg(metavar="NAME", help_behavior_hint="(repeat it for more)")
-    ] = (),
+    stage: Annotated[UseAppendAction[tuple[DemoStage, ...]], arg(help_behavior_hint="(repeat it for more)")] = (),
     again: bool = False,
     seed: int = 0,
 ) -> None:
@@ -89,8 +87,7 @@ def demo(
         out: where the demo goes; finished stages are not run again.
         minutes: that the whole takes on this machine; sizes and steps are planned for it.
         quick: a look in two minutes.
-        stage: run this stage alone: world, pretrain, captioner, matcher, measure, capfilt, again, language, stage1,
-            stage2, zero-shot or report.
+        stage: run this stage alone.
         again: run stages even if they are finished.
         seed: of the world and of training.
     """

@@ -7,7 +7,6 @@ from typing import Literal
 
 __all__ = ["CleanText", "clean_caption", "clean_question", "cleaned"]
 
-
 CleanText = Literal["simplify", "spaces", "none"]
 """As `clean_caption`, only spaces made single, or as it was written."""
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 __all__ = ["COLOR_KEEPING_OPS", "MAX_MAGNITUDE", "REFERENCE_OPS", "AugmentOp", "ImageTransformConfig"]
-
 
 MAX_MAGNITUDE = 10.0
 
@@ -23,18 +22,7 @@ AugmentOp = Literal[
     "rotate",
 ]
 
-REFERENCE_OPS: tuple[AugmentOp, ...] = (
-    "identity",
-    "autocontrast",
-    "brightness",
-    "sharpness",
-    "equalize",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-)
+REFERENCE_OPS: tuple[AugmentOp, ...] = get_args(AugmentOp)
 """RandAugment without its colour operations (colour, contrast, posterise, solarise, invert), as published."""
 
 COLOR_KEEPING_OPS: tuple[AugmentOp, ...] = (

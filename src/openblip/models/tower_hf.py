@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from openblip.core.errors import UserError
 from openblip.core.files import write_json
+from openblip.models.normalization import normalization
 from openblip.models.opening import opening
 from openblip.models.pixels import IMAGE_MEAN, IMAGE_STD, Triple
 from openblip.models.tower_parts import (
@@ -27,7 +27,7 @@ from openblip.models.tower_parts import (
     settled_drop,
 )
 
-__all__ = ["TransformersEncoder", "image_processor", "normalization", "transformers_encoder", "write_description"]
+__all__ = ["TransformersEncoder", "image_processor", "transformers_encoder", "write_description"]
 
 _VISION = ("vision_model", "vision_tower", "visual")
 """how models that read texts too call their vision part"""
@@ -169,35 +169,6 @@ def image_processor(name: str) -> dict[str, Any]:
     return found
 
 
-def normalization(
-    name: str, processor: dict[str, Any], usual: tuple[Sequence[float], Sequence[float]]
-) -> tuple[Triple, Triple]:
-    """Mean and standard deviation, of values from 0 to 1, that an image processor normalizes with.
-
-    Args:
-        name: of the model.
-        usual: those of a processor that normalizes and does not say with what.
-
-    Raises:
-        UserError: its factor is not above 0.
-    """
-    own = _triple(processor.get("image_mean") or usual[0]), _triple(processor.get("image_std") or usual[1])
-    # The processor that changes the order of colours (MobileViT's) normalizes only where that is said.
-    normalizes = processor.get("do_normalize", "do_flip_channel_order" not in processor)
-    mean, std = own if normalizes else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    if processor.get("include_top"):  # EfficientNet's divides a second time
-        std = _triple([one * again for one, again in zip(std, own[1], strict=True)])
-    told, factor = processor.get("rescale_factor"), 255.0
-    if processor.get("do_rescale", True):  # pixels from 0 to 255 are multiplied, and may have 1 taken away
-        factor = 1.0 if told is None else 255.0 * float(told)
-        mean = _triple([value + bool(processor.get("rescale_offset")) for value in mean])
-    if not factor > 0:
-        raise UserError(f'the image processor of "{name}" multiplies pixels by {told}; correct its rescale_factor')
-    if math.isclose(factor, 1.0, rel_tol=1e-6):  # 1 / 255 as it was written
-        return mean, std
-    return _triple([value / factor for value in mean]), _triple([value / factor for value in std])
-
-
 def _own_pixels(processor: dict[str, Any], config: Any) -> tuple[int, int] | None:
     """Height and width of the images that its processor makes, or else its configuration names."""
     cropped = processor.get("do_center_crop") and processor.get("crop_size")
@@ -219,8 +190,3 @@ def _size(size: Any) -> tuple[int, int] | None:
             return int(size["height"]), int(size["width"])
         return _size(size.get("shortest_edge"))
     return None
-
-
-def _triple(values: Any) -> Triple:
-    one, two, three = (float(value) for value in values)
-    return one, two, three

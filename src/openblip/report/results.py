@@ -87,7 +87,7 @@ def _table(dataset: str, split: str, task: str, results: Sequence[Result]) -> Ta
             figure = result.metrics.get(_metric(name, result))
             reference = beside.figures.get(name) if beside is not None and figure is not None else None
             if reference is not None and beside is not None:
-                if why := why_unlike(dataset, name, _metric(name, result), result.family):
+                if why := why_unlike(dataset, _metric(name, result), result.family):
                     reference, unlike[why] = None, None
                 else:
                     compared.add(beside.model)

@@ -45,7 +45,7 @@ __all__ = [
 CAPTION_PROMPT = "a photo of"
 """how captions of published BLIP-2 models begin"""
 QUESTION_PROMPTS = {False: "Question: {} Answer:", True: "Question: {} Short answer:"}
-"""how a decoder, and an encoder-decoder, is asked (True)"""
+"""how a decoder (False) and an encoder-decoder (True) is asked"""
 FROM_PARTS = "from-parts"
 """in place of a size of BLIP: that of the pretrained vision tower and BERT"""
 QUESTION_TOKENS = 35

@@ -50,9 +50,8 @@ def evaluation_batches(
     opened = [source if isinstance(source, Source) else open_source(source) for source in sources]
     own = _own(opened, samples, clean if as_written else "none")
     mode: TextMode = "all" if need_texts else "any"
-    for batch in (
-        _loader(own, image_size, batch_size, "none" if as_written else clean, num_images, mode, log) if own else ()
-    ):
+    read: CleanText = "none" if as_written else clean
+    for batch in _loader(own, image_size, batch_size, read, num_images, mode, log) if own else ():
         if measured is None and log.left_out:
             break
         log.num_images += len(batch)

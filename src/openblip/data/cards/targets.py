@@ -64,7 +64,7 @@ def compared_metrics(dataset: str, measure: str) -> tuple[str, ...]:
     return _OWN_MEASURES.get((dataset, measure), MEASURES[measure])
 
 
-def why_unlike(dataset: str, measure: str, metric: str, family: str) -> str:
+def why_unlike(dataset: str, metric: str, family: str) -> str:
     """Why a metric is no measure by the protocol of the published figure, "" where it is."""
     if (dataset, metric, family) == ("okvqa", "accuracy_generated", "blip2"):
         return "BLIP-2's figures of OK-VQA are of base forms (openblip evaluate --lemmas)"
