@@ -3,10 +3,10 @@
 A step of the real sizes runs on tensors without values (torch's fake tensors). Every storage that it holds is
 counted from its birth to its end: weights, the optimizer's moments, gradients, what autograd keeps, what an
 operation needs in passing. So are the floating-point operations of its products, forward and backward, what
-gradient checkpointing computes twice included. Two things are put in a GPU's place: attention keeps its inputs, its
-output and one number a row, as fused kernels do, and LayerNorm under autocast gives float32, as CUDA has it. Not in
-it: the CUDA context and what the allocator loses to fragments, for which `RESERVE` is set aside, and what several
-processes add.
+gradient checkpointing computes twice included. Three things are put in a GPU's place: attention keeps its inputs,
+its output and one number a row, as fused kernels do, LayerNorm under autocast gives float32, and dropout keeps a byte
+for each element, as CUDA has it. Not in it: the CUDA context and what the allocator loses to fragments, for which
+`RESERVE` is set aside, and what several processes add.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from openblip.models import layers, vision
+from openblip.models import layers, qformer, text, vision
 
 __all__ = [
     "GIB",
@@ -125,6 +125,23 @@ def _layer_norm(inputs: Tensor, *args: Any, normal: Any = F.layer_norm, **kwargs
     return normal(inputs.float() if torch.is_autocast_enabled("cpu") else inputs, *args, **kwargs)
 
 
+class _Dropout(torch.autograd.Function):
+    """Dropout by what CUDA keeps of it: which elements stayed, a byte for each."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(torch.empty(inputs.shape, dtype=torch.bool))
+        return torch.empty_like(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return torch.empty_like(grads[0])
+
+
+def _dropout(inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return _Dropout.apply(inputs) if training and p else inputs
+
+
 @contextmanager
 def _in_place_of(owner: Any, name: str, value: Any) -> Iterator[None]:
     kept = getattr(owner, name)
@@ -142,6 +159,9 @@ def without_values() -> Iterator[Meter]:
     with ExitStack() as stack:
         for module in (layers, vision):
             stack.enter_context(_in_place_of(module, "uses_fused_attention", lambda *_: True))
+        for module in (layers, qformer, text):
+            stack.enter_context(_in_place_of(module, "apply_dropout", _dropout))
+        stack.enter_context(_in_place_of(F, "dropout", _dropout))  # of towers and language models
         stack.enter_context(_in_place_of(F, "scaled_dot_product_attention", partial(_attention, meter)))
         stack.enter_context(_in_place_of(F, "layer_norm", _layer_norm))
         stack.enter_context(FakeTensorMode())

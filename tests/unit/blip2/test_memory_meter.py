@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from small_blip2 import PIXELS
 from torch import nn
 
 from benchmarks.blip2_memory import largest_batch, step_memory
+from openblip.models import layers
 from openblip.models.blip2 import Blip2Config
 from openblip.models.configs import LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
 from openblip.tasks.cost import GIB, StepCost, give_storage, without_values
@@ -47,6 +49,24 @@ def test_every_storage_is_counted_while_it_is_held() -> None:
         assert meter.now == 6 * matrix + rows + 512  # a part holds the whole
         del kept
         assert meter.now == 6 * matrix + 512
+
+
+def test_dropout_keeps_a_byte_for_each_element_as_on_a_gpu() -> None:
+    with without_values() as meter:
+        inputs = torch.empty(512, 256, requires_grad=True)
+        for drop in (partial(layers.apply_dropout, p=0.1), nn.Dropout(0.1)):
+            before = meter.now
+            hidden = drop(inputs)
+            assert meter.now - before == 512 * 256 * (4 + 1)
+            del hidden
+            assert meter.now == before
+        hidden = layers.apply_dropout(inputs, 0.1, True)
+        assert layers.apply_dropout(hidden, 0.1, False) is hidden
+        assert layers.apply_dropout(hidden, 0.0, True) is hidden
+        assert nn.Dropout(0.1).eval()(hidden) is hidden
+        hidden.sum().backward()
+        assert inputs.grad is not None
+        assert inputs.grad.shape == inputs.shape
 
 
 def test_tied_weights_stay_tied() -> None:
