@@ -4,9 +4,9 @@ A step of the real sizes runs on tensors without values (torch's fake tensors). 
 counted from its birth to its end: weights, the optimizer's moments, gradients, what autograd keeps, what an
 operation needs in passing. So are the floating-point operations of its products, forward and backward, what
 gradient checkpointing computes twice included. Three things are put in a GPU's place: attention keeps its inputs,
-its output and one number a row, as fused kernels do, LayerNorm under autocast gives float32, and dropout keeps a byte
-for each element, as CUDA has it. Not in it: the CUDA context and what the allocator loses to fragments, for which
-`RESERVE` is set aside, and what several processes add.
+its output and one number a row, as fused kernels do, LayerNorm under autocast gives float32, and dropout keeps a
+byte for each element, as CUDA has it. Not in it: the CUDA context and what the allocator loses to fragments, for
+which `RESERVE` is set aside, and what several processes add.
 """
 
 from __future__ import annotations
