@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+
+from openblip.models.flops import FlopCounterMode
 
 __all__ = ["KINDS", "counted", "kind_of", "profiled"]
 

@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import caption, published
 from benchmarks.gpu import bootstrap, compiled, options, predict, training
@@ -32,6 +31,7 @@ from openblip.core.gpus import GPUS, gpu_of_driver, utilization
 from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
 from openblip.models.blip import Blip
+from openblip.models.flops import FlopCounterMode
 from openblip.models.stepper import DecoderStepper
 from openblip.tasks.cost import give_storage
 

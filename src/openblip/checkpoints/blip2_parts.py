@@ -16,6 +16,7 @@ from openblip.checkpoints.stored import Options
 from openblip.core.errors import UserError, about
 from openblip.core.fingerprint import fingerprint
 from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.core.meta import on_meta
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.configs import LanguageConfig, TowerConfig
@@ -124,13 +125,13 @@ def build_blip2(
     *,
     vision: FrozenTower | None = None,
     language: FrozenLanguage | None = None,
-    device: torch.device | str = "cpu",
+    drawn: bool = True,
 ) -> Blip2:
-    """A model around its frozen parts; what is trained is newly initialized, or without memory on the device
-    "meta".
+    """A model around its frozen parts.
 
     Args:
         vision: the tower, when it is there already; None opens it. `language` likewise.
+        drawn: what is trained is newly initialized; False leaves it without values on "meta".
 
     Raises:
         UserError: a part is not to be had, or widths do not fit.
@@ -138,7 +139,7 @@ def build_blip2(
     tower = open_tower(config.vision) if vision is None else vision
     if language is None and config.language is not None:
         language = open_language(config.language)
-    with torch.device(device):
+    with torch.device("cpu") if drawn else on_meta():
         return Blip2(config, tower, language)
 
 

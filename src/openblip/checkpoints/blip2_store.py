@@ -69,7 +69,7 @@ def _open_own(found: Found, options: Options) -> StoredModel:
     in_file = any(name.startswith("vision.") for name in state)
     vision = open_tower(config.vision, base=folder, pretrained=not in_file)
     language = None if config.language is None else open_language(config.language, base=folder)
-    model = build_blip2(config, vision=vision, language=language, device="meta")
+    model = build_blip2(config, vision=vision, language=language, drawn=False)
     fill(model, state, weights, as_stored=model.frozen_parameter_names())
     _check_frozen(model, description.get("frozen", {}), folder)
     if options.image_size is not None:

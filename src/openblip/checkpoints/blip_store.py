@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from openblip.checkpoints import blip_hf
 from openblip.checkpoints.blip import (
     config_from_state,
@@ -34,6 +32,7 @@ from openblip.checkpoints.stored import (
 )
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError
+from openblip.core.meta import on_meta
 from openblip.core.tokenizer import TextTokenizer
 
 __all__ = ["facts", "open_found", "original_entries", "pack", "sizes", "take_part", "write_transformers"]
@@ -136,7 +135,7 @@ def _tokenizer(given: TextTokenizer | Path | str, config: AnyConfig, name: str) 
 
 def _empty_model(config: AnyConfig) -> Any:
     """A model on the meta device: weights that are about to be replaced are not drawn first."""
-    with torch.device("meta"):
+    with on_meta():
         return KINDS[type(config)].model(config)
 
 

@@ -24,6 +24,7 @@ from openblip.checkpoints.state import Found, find, read_folder
 from openblip.checkpoints.stored import StoredModel
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError, about
+from openblip.core.meta import on_meta
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.language import FrozenLanguage
@@ -70,7 +71,7 @@ def _blip(found: Found, image_size: int | None) -> Any:
         config = blip_hf.config_from_transformers(found.description, _shapes(found.path), "reference")
     if image_size is not None:
         config = replace(config, vision=replace(config.vision, image_size=image_size))
-    with torch.device("meta"):
+    with on_meta():
         return KINDS[type(config)].model(config)
 
 
@@ -85,7 +86,7 @@ def _blip2(found: Found) -> Blip2:
     else:
         config, theirs = from_dict(Blip2Config, found.description.get("model"), where="model"), None
     language: FrozenLanguage | None = None
-    with torch.device("meta"):
+    with on_meta():
         before, path = config.vision.place
         vision = replace(config.vision, source=before + place_of_part(path, found.path)) if path else config.vision
         blip_vision = (

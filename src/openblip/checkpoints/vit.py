@@ -20,6 +20,7 @@ from torch import Tensor
 from openblip.checkpoints.blip import QKV
 from openblip.checkpoints.processor import fold_normalization
 from openblip.core.errors import UserError
+from openblip.core.meta import on_meta
 from openblip.models.configs import VisionConfig
 from openblip.models.normalization import normalization
 from openblip.models.opening import opening
@@ -87,7 +88,7 @@ def read_vit(source: str, *, weights: bool = True) -> PretrainedVit:
     read = _of_timm if kind == "timm" else _of_transformers
     if weights:
         return read(source, name, True)
-    with torch.device("meta"):
+    with on_meta():
         return read(source, name, False)
 
 
@@ -231,7 +232,7 @@ def _folded(donor: PretrainedVit, mean: Sequence[float], std: Sequence[float]) -
         UserError: it has other weights than a plain Vision Transformer.
     """
     state, config = dict(donor.state), donor.config
-    with torch.device("meta"):
+    with on_meta():
         plain = set(VisionEncoder(config).vit.state_dict())
     if other := sorted(plain.symmetric_difference(name for name in state if not name.endswith(".gamma"))):
         fault = "missing" if other[0] in plain else "one of its weights"

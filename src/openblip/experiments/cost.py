@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.core.compute import choose_dtype
 from openblip.core.memory import keep_freed_memory, peak_mb
@@ -19,6 +18,7 @@ from openblip.core.runtime import seed_everything
 from openblip.data.stream import Loader
 from openblip.data.transforms import evaluation_transform
 from openblip.experiments.results import Metrics
+from openblip.models.flops import FlopCounterMode
 from openblip.tasks.config import RunConfig
 from openblip.tasks.feature_cache import DrawCrop
 from openblip.tasks.step import TrainingStep

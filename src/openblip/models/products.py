@@ -10,31 +10,19 @@ by rounding, as they do between any two libraries.
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.flop_counter import register_flop_formula
 
-from openblip.core.compute import compute_plan, this_cpu
+from openblip.core.compute import compute_plan
 
 __all__ = ["Linear", "linear", "use_onednn"]
 
 MIN_WEIGHTS, MIN_PRODUCTS = 2**16, 2**23
 """of a layer, or of numbers multiplied; below both what a call costs beside its arithmetic decides"""
-
-
-def _flops(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
-    """For torch's counter, which knows its own products alone."""
-    return 2 * math.prod(x_shape) * weight_shape[0]
-
-
-if this_cpu().has_onednn:
-    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
 
 
 class Linear(nn.Linear):

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError, first_line
 from openblip.core.files import write_json
+from openblip.core.imports import without_compiler
 from openblip.core.text import read_json
 from openblip.models.tower_parts import (
     Encoder,
@@ -27,6 +27,9 @@ from openblip.models.tower_parts import (
     examined,
     settled_drop,
 )
+
+with without_compiler():
+    import timm
 
 __all__ = ["TimmEncoder", "timm_encoder", "write_description"]
 

@@ -10,20 +10,23 @@ import math
 from functools import partial
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import StdConv2d, build_sincos2d_pos_embed
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from openblip.core.compute import uses_fused_attention
 from openblip.core.errors import UserError, first_line
+from openblip.core.imports import without_compiler
 from openblip.models.configs import VisionConfig
 from openblip.models.layers import scale_narrow
 from openblip.models.pixels import normalize
 from openblip.models.products import use_onednn
+
+with without_compiler():
+    import timm
+    from timm.layers import StdConv2d, build_sincos2d_pos_embed
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
 
 __all__ = ["VisionEncoder", "interpolate_positions", "timm_vit"]
 
@@ -93,7 +96,7 @@ class VisionEncoder(nn.Module):
         )
         use_onednn(self.vit)
         scale_narrow(self.vit.blocks, config.width)
-        if config.stem == "conv":
+        if config.stem == "conv" and not next(self.vit.parameters()).is_meta:
             self._start_with_places()
 
     @property

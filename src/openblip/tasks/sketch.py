@@ -25,6 +25,7 @@ from openblip.checkpoints.vit import read_vit
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch
+from openblip.core.meta import on_meta
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import SIZES, Blip, BlipConfig
 from openblip.models.blip2 import Blip2, Blip2Config
@@ -75,7 +76,7 @@ def sketch(config: RunConfig) -> tuple[TrainingStep[Any], MakeBatch]:
     """
     if config.scst.samples:
         raise UserError("self-critical training is not predicted: how long it writes depends on the model")
-    with torch.device("meta"):
+    with on_meta():
         step, pixels = (_blip if config.family == "blip" else _blip2)(config)
     step.train()
     if config.train.gradient_checkpointing:

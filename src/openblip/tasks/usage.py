@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.core.errors import UserError
 from openblip.core.gpus import ARITHMETIC_SHARE, MEMORY_SHARE, Gpu
 from openblip.core.tokenizer import TokenBatch
 from openblip.generation.config import DecodeConfig
+from openblip.models.flops import FlopCounterMode
 from openblip.tasks.cost import GIB, RESERVE, Meter, give_storage, without_values
 from openblip.tasks.protocols import Adapter
 

@@ -12,7 +12,6 @@ import torch
 from small_blip2 import PIXELS, write_language
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.checkpoints.stored import count_parameters
@@ -23,6 +22,7 @@ from openblip.core.interrupt import RESUME
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models import products
 from openblip.models.blip import Blip, blip_config
+from openblip.models.flops import FlopCounterMode
 from openblip.models.language_sizes import LANGUAGE_SIZES
 from openblip.recipes.catalogue import RECIPES
 from openblip.recipes.papers import RUNS

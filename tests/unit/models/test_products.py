@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.core.compute import this_cpu
 from openblip.models import products
+from openblip.models.flops import FlopCounterMode
 from openblip.models.products import Linear, linear, use_onednn
 
 needs_onednn = pytest.mark.skipif(not this_cpu().has_onednn, reason="this build of torch has no oneDNN")

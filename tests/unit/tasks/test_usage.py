@@ -12,7 +12,6 @@ import pytest
 import small
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.checkpoints.convert import Format, convert_model
 from openblip.checkpoints.outline import outline
@@ -24,6 +23,7 @@ from openblip.core.gpus import GPUS
 from openblip.generation.config import DecodeConfig
 from openblip.models import products
 from openblip.models.blip import Blip, blip_config
+from openblip.models.flops import FlopCounterMode
 from openblip.tasks.registry import adapt
 from openblip.tasks.usage import ModelCosts, Work, model_costs, usage
 
