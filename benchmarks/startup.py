@@ -1,9 +1,9 @@
 """The first caption: one image captioned by a new process, beside transformers on the same weights.
 
 Every repeat is a process of its own, ours the `openblip caption` command, theirs the shortest program that does the
-same. What no program of either library can avoid is taken off: the bare imports of torch and timm from ours (timm as
-`openblip` imports it, without torch's compiler), of torch and transformers from theirs. The rows of mistakes stand
-beside `openblip --help`, which imports none of these; a mistake in the arguments should be answered within
+same. What no program of either library can avoid is taken off: the bare imports of torch and timm from ours (timm
+as `openblip` imports it, without torch's compiler), of torch and transformers from theirs. The rows of mistakes
+stand beside `openblip --help`, which imports none of these; a mistake in the arguments should be answered within
 `MOST_OF_HELP` times its time.
 """
 
