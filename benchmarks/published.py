@@ -33,7 +33,7 @@ _Model = TypeVar("_Model")
 
 
 def captioner(quick: bool, size: str = "base") -> Blip:
-    """ViT-B/16, or the `size` "large", at 384 px with a text decoder; `quick` takes two layers and 64 px."""
+    """ViT-B/16, or the `size` "large", at 384 px with a text decoder; `quick` takes two narrow layers and 64 px."""
     return _drawn(Blip, replace(_sizes(quick, size), encoder=False), seed=0)
 
 
@@ -65,7 +65,9 @@ def _drawn(kind: Callable[[Any], _Model], config: Any, *, seed: int) -> _Model:
 def _sizes(quick: bool, size: str = "base") -> BlipConfig:
     config = blip_config(size, image_size=64 if quick else 384)
     if quick:
-        config = replace(config, vision=replace(config.vision, depth=2), text=replace(config.text, depth=2))
+        narrow: dict[str, Any] = {"width": 192, "depth": 2, "num_heads": 3}
+        text = replace(config.text, **narrow, inner_width=768, memory_width=192)
+        config = replace(config, vision=replace(config.vision, **narrow), text=text)
     # transformers' BLIP reads this from its own default, which is not the original's (docs/checkpoints.md).
     return replace(config, vision=replace(config.vision, layer_norm_eps=1e-5))
 

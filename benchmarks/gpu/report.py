@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from benchmarks.gpu.measure import forget
 from benchmarks.gpu.stages import last_line
 from openblip.core.files import write_json
+
+if TYPE_CHECKING:
+    import torch  # a stage that runs other processes does without
 
 __all__ = ["Report"]
 
@@ -37,6 +37,8 @@ class Report:
     @property
     def device(self) -> torch.device:
         """Where to measure."""
+        import torch
+
         return torch.device("cpu" if self.pretend else "cuda")
 
     @property
@@ -58,4 +60,7 @@ class Report:
         except Exception as error:  # noqa: BLE001 - one case must not cost the others, whatever is wrong with it
             self.add(name, error=f"{type(error).__name__}: {last_line(str(error))}")
         finally:
-            forget(self.device)
+            if "torch" in sys.modules:
+                from benchmarks.gpu.measure import forget
+
+                forget(self.device)

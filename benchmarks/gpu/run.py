@@ -2,11 +2,13 @@
 
 A stage that fails, crashes, needs too much memory or too much time is recorded with the last line of what it said,
 and the next one runs. The result is written after each row. SIGTERM, SIGINT or SIGHUP ends the stages that were
-started, and what there is by then is the result. torch is not imported here.
+started, and what there is by then is the result. torch is not imported here, but for a pretended run: its stages
+are forked from this process, since to import the same libraries eight times is most of what it would do.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -17,12 +19,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from benchmarks.gpu.aims import verdicts
 from benchmarks.gpu.stages import STAGES, Stage, last_line
+from benchmarks.gpu.stages import main as stage_main
 from openblip.core.files import write_json
 
 __all__ = ["run"]
@@ -33,6 +37,11 @@ PRETENDED_MINUTES = 60.0
 LEAST = 10.0
 """seconds under which no stage begins"""
 _POLL = 0.2
+_SHARED = (
+    *("torch", "torch._dynamo", "torch._inductor", "timm", "torchvision"),
+    *("transformers", "accelerate", "pandas"),
+)
+"""what stages import and a pretended run imports once; modules of ours are each stage's own to import"""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -52,12 +61,54 @@ def _noting_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(signum, handler)
 
 
+class _Forked:
+    """As much of `subprocess.Popen` as a stage needs, for one that is forked from this process."""
+
+    def __init__(self, arguments: tuple[str, str, str], log: Path) -> None:
+        reading, writing = os.pipe()
+        self.process = get_context("fork").Process(target=self._main, args=(arguments, log, reading, writing))
+        self.process.start()
+        os.close(reading)
+        assert self.process.pid is not None
+        self.stdin, self.pid = os.fdopen(writing, "w"), self.process.pid
+        with suppress(ProcessLookupError):  # whichever of the two is first: the group is there when it is to end
+            os.setpgid(self.pid, self.pid)
+
+    @staticmethod
+    def _main(arguments: tuple[str, str, str], log: Path, reading: int, writing: int) -> None:
+        os.setpgid(0, 0)
+        os.close(writing)
+        os.dup2(reading, 0)
+        sys.stdin = os.fdopen(0)
+        with log.open("w") as file:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+        for signum in _SIGNALS:
+            signal.signal(signum, signal.SIG_DFL)
+        stage_main(*arguments)
+
+    @property
+    def returncode(self) -> int:
+        """Of a stage that has ended."""
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        """Its code; None while it runs."""
+        return self.process.exitcode
+
+    def wait(self) -> int:
+        """Wait for its end."""
+        self.process.join()
+        return self.returncode
+
+
 @dataclass
 class _Process:
     """A stage that has been started and waits for its turn."""
 
     stage: Stage
-    popen: subprocess.Popen[str]
+    popen: subprocess.Popen[str] | _Forked
     rows: Path
     log: Path
     ended: bool = False
@@ -65,8 +116,10 @@ class _Process:
     @classmethod
     def start(cls, stage: Stage, folder: Path, pretend: bool) -> _Process:
         rows, log = folder / f"{stage.name}.json", folder / f"{stage.name}.log"
-        module = f"{stage.package}.{stage.name}"
-        command = [sys.executable, "-m", "benchmarks.gpu.stages", module, str(rows), str(int(pretend))]
+        arguments = (f"{stage.package}.{stage.name}", str(rows), str(int(pretend)))
+        if pretend:
+            return cls(stage, _Forked(arguments, log), rows, log)
+        command = [sys.executable, "-m", "benchmarks.gpu.stages", *arguments]
         with log.open("w") as file:
             # A session of its own, so that what a stage starts ends with it.
             popen = subprocess.Popen(
@@ -110,6 +163,9 @@ def run(
     log = out / "log.txt"
     out.mkdir(parents=True, exist_ok=True)
     log.write_text("")
+    if pretend:
+        for name in _SHARED:
+            importlib.import_module(name)
     with _noting_signals() as came, tempfile.TemporaryDirectory() as place:
         started = [_Process.start(stages[0], Path(place), pretend)]
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -51,6 +52,7 @@ def main(module_name: str, path: str, pretend: str) -> None:
     module = importlib.import_module(module_name)
     from benchmarks.gpu.report import Report
 
+    gc.freeze()  # what was imported stays: a stage collects between its cases, and need not look through it
     if seconds := sys.stdin.readline():
         threading.Thread(target=_end_with_the_run, daemon=True).start()
         module.measure(Report(Path(path), float(seconds), pretend == "1"))

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
-from job_commands import ENVIRONMENT, CommandServer, Done, Running
-from torch.distributed import TCPStore
+from job_commands import ENVIRONMENT, CommandServer, Done
+from job_pair import launch, new_store
 
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.tasks.feature_files import ShardHead, open_shard, shard_files
@@ -71,31 +71,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "answers.txt").write_text("\n".join(small.ANSWERS) + "\n")
     return folder
-
-
-def launch(
-    openblip: CommandServer, store: TCPStore, cwd: Path, *arguments: object, before: str = ""
-) -> list[Running]:
-    """Two processes of a command with torchrun's variables, and its store, which the test holds."""
-    started = []
-    for rank in range(2):
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": "0",
-        }
-        arranged = f"import os; os.environ.update({environment}); RANK = {rank}\n{before}"
-        started.append(openblip.start(*arguments, cwd=cwd, before=arranged))
-    return started
-
-
-def new_store() -> TCPStore:
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def both(openblip: CommandServer, cwd: Path, *arguments: object, before: str = "") -> list[Done]:

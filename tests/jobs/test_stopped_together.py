@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from job_commands import ENVIRONMENT, CommandServer, Done, Running
+from job_pair import launch, new_store
 from job_world import NANO, SMALL, TRAIN, World
 
 from openblip.core.interrupt import AGAIN, RESUME
@@ -317,26 +318,25 @@ def test_captions_that_are_written_stay(
     assert 2 <= len([json.loads(line) for line in out.read_text().splitlines()]) < 48
 
 
-@pytest.mark.timeout(900)  # seven processes import torch
-def test_training_under_torchrun(world: World, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)  # three processes import torch
+def test_training_under_torchrun(openblip: CommandServer, world: World, tmp_path: Path) -> None:
     """The launcher gets the signal too, passes it on and says what it likes; its processes save.
 
-    That two processes continue with the numbers of an undisturbed run is shown in tests/distributed.
+    That two processes continue with the numbers of an undisturbed run is shown in tests/distributed. Those that
+    resume here are forked: torchrun itself has been shown by then.
     """
     run, slow = tmp_path / "run", tmp_path / "slow.py"
     slow.write_text(SLOWLY + "from openblip.cli import main\nraise SystemExit(main())\n")
     words = [str(word) for word in (*TRAIN, world.folder, *RUN, "--set", "num_workers=1")]
 
-    def launch(folder: Path, *more: str) -> subprocess.Popen[str]:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        arguments = [*words, "--out", str(folder), *more]
-        return subprocess.Popen(
-            [*launcher, str(slow), *arguments],
-            start_new_session=True, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            env={**os.environ, **ENVIRONMENT},
-        )  # fmt: skip
-
-    launcher = launch(run)
+    launcher = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(str(slow), *words, "--out", str(run)),
+        ],
+        start_new_session=True, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        env={**os.environ, **ENVIRONMENT},
+    )  # fmt: skip
     end = time.monotonic() + 200
     while len(losses(run)) < 2:
         assert time.monotonic() < end
@@ -351,6 +351,8 @@ def test_training_under_torchrun(world: World, tmp_path: Path) -> None:
     assert "DataLoader worker" not in said
     none_is_left(launcher.pid)
     saved = losses(run)
-    assert launch(run, "--resume").wait(300) == 0
+    store = new_store()
+    both = launch(openblip, store, tmp_path, *words, "--out", run, "--resume")
+    assert [one.wait(300).code for one in both] == [0, 0]
     assert losses(run)[:step] == saved
     assert [record["step"] for record in losses(run)] == list(range(1, 11))

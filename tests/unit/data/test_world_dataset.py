@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ import pytest
 
 from openblip.core.errors import UserError
 from openblip.data.images import decode_image
+from openblip.data.sample import stable_id
 from openblip.data.sources import open_source
+from openblip.data.sources.base import PairsSource
+from openblip.data.sources.questions import given_answers, open_questions
 from openblip.data.world import dataset
 from openblip.data.world.dataset import WorldConfig, WorldSource, open_world, scene_from_meta, write_world
 from openblip.data.world.noise import NoiseConfig
 from openblip.data.world.questions import Question, check_answer
 from openblip.data.world.scene import HELD_OUT, VERSION, scene_to_dict
 from openblip.data.world.truth import judge
+from openblip.tasks.vocabulary import texts_of_images, training_texts
 
 
 def test_samples_are_repeatable_and_hold_everything() -> None:
@@ -44,10 +49,31 @@ def test_samples_are_repeatable_and_hold_everything() -> None:
             assert check_answer(question, question.answer)
         json.dumps(sample.meta)
         np.testing.assert_array_equal(source.image(index), sample.image)
+        assert source.unpainted(index) == replace(sample, images=())
     assert source[-1].key == source[19].key
     assert len({source[i].key for i in range(20)}) == 20
     with pytest.raises(IndexError):
         source[20]
+
+
+def test_who_reads_only_words_paints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = "world:train?n=5&captions_per_image=2"
+    words = list(training_texts([open_world(spec)], clean="none", limit=100))
+    pairs, asked = PairsSource(open_world(spec)), open_questions(spec)
+    whole = [[replace(source[index], images=()) for index in range(len(source))] for source in (pairs, asked)]
+    answers = list(given_answers(asked, limit=100))
+    assert len(words) == len(pairs) == 10
+    assert answers
+
+    def draw(*words: object, **options: object) -> None:
+        raise AssertionError("an image was drawn")
+
+    monkeypatch.setattr(dataset, "draw_scene", draw)
+    assert list(training_texts([open_world(spec)], clean="none", limit=100)) == words
+    assert texts_of_images([open_world(spec)], clean="none").keys() == {stable_id(one.image_id) for one in whole[0]}
+    pairs, asked = PairsSource(open_world(spec)), open_questions(spec)
+    assert [[source.unpainted(index) for index in range(len(source))] for source in (pairs, asked)] == whole
+    assert list(given_answers(asked, limit=100)) == answers
 
 
 def test_texts_and_size_change_nothing_else() -> None:

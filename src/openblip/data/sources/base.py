@@ -8,7 +8,7 @@ such column) is a `UserError` when the source is opened.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, ClassVar
@@ -98,12 +98,20 @@ class Source(ABC):
             BrokenSample: this sample cannot be read.
         """
 
+    def unpainted(self, index: int) -> Sample:
+        """Return sample `index` for whoever reads no image: without those that would have to be drawn for it.
+
+        Raises:
+            BrokenSample: this sample cannot be read.
+        """
+        return self[index]
+
     def text_counts(self) -> np.ndarray:
         """Return how many texts each sample has, int64 [len(self)]; 0 where it cannot be read."""
 
         def count(index: int) -> int:
             try:
-                return len(self[index].texts)
+                return len(self.unpainted(index).texts)
             except BrokenSample:
                 return 0
 
@@ -195,9 +203,15 @@ class PairsSource(Source):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> Sample:
+        return self._pair(index, self._source.__getitem__)
+
+    def unpainted(self, index: int) -> Sample:
+        return self._pair(index, self._source.unpainted)
+
+    def _pair(self, index: int, read: Callable[[int], Sample]) -> Sample:
         owner = int(np.searchsorted(self._ends, index, side="right"))
         number = index - int(self._ends[owner - 1]) if owner else index
-        sample = self._source[owner]
+        sample = read(owner)
         return replace(
             sample,
             key=f"{sample.key}#{number}",

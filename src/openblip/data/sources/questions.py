@@ -63,7 +63,12 @@ class QuestionSource(Source):
         return len(self._source)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self._source[index]
+        return self._read(self._source[index])
+
+    def unpainted(self, index: int) -> Sample:
+        return self._read(self._source.unpainted(index))
+
+    def _read(self, sample: Sample) -> Sample:
         questions, given = read_questions(sample.texts)
         if self._weight != 1:
             given = tuple(replace(one, weights=tuple(self._weight * w for w in one.weights)) for one in given)
@@ -120,7 +125,12 @@ class _WorldQuestions(Source):
         return len(self._world)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self._world[index]
+        return self._asking(self._world[index])
+
+    def unpainted(self, index: int) -> Sample:
+        return self._asking(self._world.unpainted(index))
+
+    def _asking(self, sample: Sample) -> Sample:
         return replace(sample, texts=question_texts(sample.meta, {"question": "questions"}, sample.key))
 
     def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
@@ -157,7 +167,7 @@ def given_answers(source: Source, *, limit: int) -> Iterable[str]:
     stride = max(1, -(-len(source) // limit))
     for index in range(0, len(source), stride):
         try:
-            answers = answers_of(source[index].meta)
+            answers = answers_of(source.unpainted(index).meta)
         except BrokenSample:
             continue  # counted when the loader meets it
         for given in answers.values():

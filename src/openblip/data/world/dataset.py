@@ -121,9 +121,16 @@ class WorldSource(Source):
         return self._paint(self.scene(index), self._check(index))
 
     def __getitem__(self, index: int) -> Sample:
-        config = self.config
         index = self._check(index)
         scene = self.scene(index)
+        return self._sample(index, scene, (self._paint(scene, index),))
+
+    def unpainted(self, index: int) -> Sample:
+        index = self._check(index)
+        return self._sample(index, self.scene(index), ())
+
+    def _sample(self, index: int, scene: Scene, images: tuple[np.ndarray, ...]) -> Sample:
+        config = self.config
         texts: list[str] = []
         kinds: list[str] = []
         if config.text != "human":
@@ -146,7 +153,7 @@ class WorldSource(Source):
             rng = random_stream(config.seed, config.split, index, "questions")
             asked = questions(scene, rng, config.questions_per_image, novel=config.split == "novel")
             meta["questions"] = [question.to_dict() for question in asked]
-        return Sample(key=key, images=(self._paint(scene, index),), texts=tuple(texts), image_id=key, meta=meta)
+        return Sample(key=key, images=images, texts=tuple(texts), image_id=key, meta=meta)
 
     def digest(self, digest: Digest, span: range, *, texts: bool) -> None:
         drawn = {name: value for name, value in to_dict(self.config).items() if name != "num_samples"}
