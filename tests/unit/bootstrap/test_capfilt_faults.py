@@ -41,8 +41,8 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def opened_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening the models takes most of the time of runs as small as these, and computing with them much of the rest:
-    what they give for a batch is computed once."""
+    """Opening the models takes most of the time of runs as small as these, and computing much of the rest: what the
+    models give for a batch is computed once."""
     opened = open_models(models[0], models[1])
     monkeypatch.setattr("openblip.bootstrap.run.open_models", lambda *_, **__: opened)
     compute, known = Pipeline._process, {}
