@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 PRELOADED = (
     *("training_toy", "blip_toy", "blip2_toy", "torch._dynamo", "torch._inductor"),
     *("openblip.training.loop", "openblip.experiments.cost", "openblip.bootstrap.run"),
+    *("transformers.models.opt.modeling_opt", "transformers.models.t5.modeling_t5"),
 )
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -125,31 +127,37 @@ def build(
     return Stage2Step(Blip2Stage2(model, eos_id=EOS))
 
 
+def hold(step: torch.nn.Module, number: int) -> None:
+    """Let the step of that number never end, so that a run does not either before it is killed."""
+    numbers = count(1)
+
+    def wait(*_: object) -> None:
+        if next(numbers) == number:
+            time.sleep(3600)
+
+    step.register_forward_pre_hook(wait)
+
+
 def main(arguments: list[str], environment: dict[str, str] | None = None) -> None:
-    """blip2_toy.py OUT --kind=... [--key=value of TrainConfig, objectives, batch_size, draw ...]; JSON values."""
+    """blip2_toy.py OUT --kind=... [--key=value of TrainConfig, objectives, hold_at, draw ...]; JSON values."""
     os.environ.update(environment or {})
     torch.set_num_threads(1)
     out_dir = Path(arguments[0])
     options = given(arguments[1:])
     parts = options.pop("objectives", ("itc", "itm", "itg"))
     kind, batch_size, resume = options.pop("kind"), options.pop("batch_size", 8), options.pop("resume", False)
-    negatives = options.pop("negatives", "rank")
+    negatives, hold_at = options.pop("negatives", "rank"), options.pop("hold_at", 0)
     draw_from_all(negatives == "all")
     if not options.pop("draw", False):
         objectives.draw_negatives = chosen_negatives  # type: ignore[assignment]
     # A large eps: the first steps of Adam else follow the sign of gradients that are nearly zero.
     settings: dict[str, Any] = {"max_steps": 6, "eps": 1e-3, "learning_rate": 5e-3, "warmup_steps": 0, **options}
     start("cpu")
+    step = build(kind, parts=parts, negatives=negatives)
+    hold(step, hold_at)
     loader = LOADERS[kind](24, batch_size, rank=rank(), world=world_size())
     try:
-        train(
-            toy_config(**settings),
-            build(kind, parts=parts, negatives=negatives),
-            loader,
-            out_dir,
-            resume=resume,
-            show=False,
-        )
+        train(toy_config(**settings), step, loader, out_dir, resume=resume, show=False)
     except UserError as error:
         (out_dir / f"error-{rank()}.txt").write_text(str(error))
         sys.exit(2)

@@ -85,10 +85,10 @@ def test_killed_and_resumed_two_give_the_same_losses(halves: dict[str, Path], tm
         "--batch_size=4",
         "--checkpoint_every=2",
         "--draw=true",
-        "--max_steps=60",
+        "--max_steps=10",
         "--resume",
     )
-    started = begin(tmp_path, *command)
+    started = begin(tmp_path, *command, "--hold_at=8")
     metrics = tmp_path / "metrics.jsonl"
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 5):
         assert all(process.exitcode is None for process in started)

@@ -33,6 +33,7 @@ __all__ = [
     "MakeWorker",
     "connected_to_ray",
     "default_threads",
+    "ready_on_ray",
     "run_local",
     "run_ray",
     "settled_here",
@@ -176,6 +177,23 @@ def connected_to_ray(address: str) -> Iterator[Any]:
             ray.shutdown()
 
 
+@contextmanager
+def ready_on_ray(config: CapFiltConfig, workers: int, address: str) -> Iterator[tuple[CapFiltConfig, int]]:
+    """`settled_on_ray`, and within, Ray as it was asked. Where there is nothing to ask, it is not started: a run
+    that finds all chunks done needs none.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        UserError: there is no cluster at the address, or it has no such device.
+    """
+    require("ray", "ray")
+    if config.device == "cpu" and config.dtype != "auto":
+        yield config, max(1, workers)
+        return
+    with connected_to_ray(address) as ray:
+        yield settled_on_ray(ray, config, workers)
+
+
 def settled_on_ray(ray: Any, config: CapFiltConfig, workers: int) -> tuple[CapFiltConfig, int]:
     """The settings with device and dtype, and the number of actors, by what the cluster has: the machine that this
     runs on may have no GPU.
@@ -240,10 +258,10 @@ def run_ray(
         MissingExtra: Ray is not installed.
         UserError: there is no cluster at the address, or it has no such device.
     """
-    data = require("ray.data", "ray")
     rows = [{**asdict(chunk), "part": to_dict(chunk.part)} for chunk in chunks]
     if not rows:
         return
+    data = require("ray.data", "ray")
     with connected_to_ray(address) as ray:
         context = data.DataContext.get_current()
         context.enable_progress_bars = False

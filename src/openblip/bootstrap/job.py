@@ -278,14 +278,21 @@ class Worker:
         self._earlier = Places(tables) if tables is not None else self.places
         self._make_pipeline = functools.cache(make_pipeline)
 
+    def done(self, chunk: Chunk) -> Done | None:
+        """What became of a chunk that is done; None where something is left to do."""
+        before = read_marker(self.places.marker(chunk.name), *_MARKED)
+        if before is None or before["output"] != to_dict(self.output) or self._changed(chunk, before):
+            return None
+        return Done(**before["done"], new=False)
+
     def __call__(self, chunk: Chunk) -> Done:
         """Process a chunk, unless it is done."""
         places, began = self.places, time.perf_counter()
         wanted = to_dict(self.output)
         marker = places.marker(chunk.name)
         before = read_marker(marker, *_MARKED)
-        made_from = chunk.input or _input_of(read_marker(self._earlier.marker(chunk.name), *_MARKED))
-        if before is not None and (_input_of(before) not in (made_from, "") or self._renamed(chunk)):
+        made_from = self._made_from(chunk)
+        if before is not None and self._changed(chunk, before):
             if chunk.trouble:
                 raise UserError(
                     f"{chunk.part.path} was done before and cannot be opened now: {chunk.trouble}; make it "
@@ -322,6 +329,14 @@ class Worker:
         write_json(marker, {"output": wanted, "done": stored, "stages": stages, "input": made_from})
         places.begun(chunk.name).unlink(missing_ok=True)
         return done
+
+    def _made_from(self, chunk: Chunk) -> str:
+        """Of which samples its table is, or is going to be."""
+        return chunk.input or _input_of(read_marker(self._earlier.marker(chunk.name), *_MARKED))
+
+    def _changed(self, chunk: Chunk, before: dict[str, Any]) -> bool:
+        """Whether its samples are others than those that its marker speaks of."""
+        return _input_of(before) not in (self._made_from(chunk), "") or self._renamed(chunk)
 
     def _renamed(self, chunk: Chunk) -> bool:
         """Whether the samples of a chunk that is done are called otherwise now, as those of a renamed tar are.

@@ -20,12 +20,11 @@ import openblip
 from openblip.bootstrap.engines import (
     ENGINES,
     MakeWorker,
-    connected_to_ray,
     default_threads,
+    ready_on_ray,
     run_local,
     run_ray,
     settled_here,
-    settled_on_ray,
 )
 from openblip.bootstrap.job import CapFiltConfig, Chunk, Done, Output, Places, Shard, Worker, open_part, plan
 from openblip.bootstrap.models import Models, open_models
@@ -112,9 +111,11 @@ def run_capfilt(
     target, output, engine = Path(target), output or Output(), engine or Engine()
     _check_target(config, target)
     open_part.cache_clear()
-    with connected_to_ray(engine.address) if engine.name == "ray" else nullcontext() as ray:
-        settled = partial(settled_on_ray, ray) if engine.name == "ray" else settled_here
-        config, workers = settled(config, engine.workers)
+    if engine.name == "ray":
+        settled = ready_on_ray(config, engine.workers, engine.address)
+    else:
+        settled = nullcontext(settled_here(config, engine.workers))
+    with settled as (config, workers):
         return _run(config, target, output, replace(engine, workers=workers), shard, on_chunk)
 
 
@@ -142,10 +143,8 @@ def _run(
         if on_chunk is not None:
             on_chunk(done, totals)
 
-    totals = _work(
-        partial(make_worker, output=output, target=target, models=opened), config, chunks, engine, workers, threads,
-        note,
-    )  # fmt: skip
+    make = partial(make_worker, output=output, target=target, models=opened)
+    totals = _work(make, config, chunks, engine, workers, threads, note)
     if shard is None or shard.count == 1:
         Places(target).remove_others(names)
         _finish(Places(target), output, totals)
@@ -280,11 +279,20 @@ def _work(
     threads: int,
     on_chunk: Callable[[Done, Totals], None],
 ) -> Totals:
+    totals, here = Totals(), make(config)
+
+    def left() -> Iterator[Chunk]:
+        """Chunks that are not done; the others travel nowhere, and where all are done no process starts."""
+        for chunk in chunks:
+            if (done := here.done(chunk)) is None:
+                yield chunk
+            else:
+                _tell(done, totals, on_chunk)
+
     if engine.name == "ray":
-        found = run_ray(make, config, chunks, workers=workers, threads=threads, address=engine.address)
+        found = run_ray(make, config, left(), workers=workers, threads=threads, address=engine.address)
     else:
-        found = run_local(make, config, chunks, workers=workers, threads=threads)
-    totals = Totals()
+        found = run_local(make, config, left(), workers=workers, threads=threads)
     for done in found:
         _tell(done, totals, on_chunk)
     return totals

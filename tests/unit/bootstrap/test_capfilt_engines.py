@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from capfilt_small import config, contents, output, run, write_tar
 
+from openblip.bootstrap import engines
 from openblip.bootstrap.engines import default_threads
 from openblip.bootstrap.run import Engine, run_capfilt
 from openblip.core.errors import MissingExtra, UserError
@@ -30,18 +33,37 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_process(web: Path, models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def one_process(web: Path, models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("runs") / "one"
     run(config(models, web, chunk_size=4), target, output(threshold=0.3))
-    return contents(target)
+    return target
 
 
 @pytest.mark.slow
-def test_two_processes(web: Path, models: Models, one_process: dict[str, bytes], tmp_path: Path) -> None:
+def test_two_processes(web: Path, models: Models, one_process: Path, tmp_path: Path) -> None:
     settings = config(models, web, chunk_size=4)
     totals = run_capfilt(settings, tmp_path / "two", output(threshold=0.3), engine=Engine(workers=2, threads=1))
     assert totals.new_chunks == 6
-    assert contents(tmp_path / "two") == one_process
+    assert contents(tmp_path / "two") == contents(one_process)
+
+
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_nothing_is_started_when_nothing_is_left(
+    name: str, web: Path, models: Models, one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process is asked to work")
+
+    monkeypatch.setattr(engines, "require", lambda *_: SimpleNamespace(is_initialized=refuse))
+    monkeypatch.setattr(engines.ProcessPoolExecutor, "submit", refuse)
+    settings, again = config(models, web, chunk_size=4), shutil.copytree(one_process, tmp_path / "again")
+    engine = Engine(name=name, workers=2, threads=1)
+    totals = run_capfilt(settings, again, output(threshold=0.3), engine=engine)
+    assert (totals.chunks, totals.new_chunks, totals.samples) == (6, 0, 18)
+    assert contents(again) == contents(one_process)
+    (again / "capfilt" / "done" / "00002-00001.json").unlink()
+    with pytest.raises(AssertionError, match="a process is asked"):
+        run_capfilt(settings, again, output(threshold=0.3), engine=engine)
 
 
 @pytest.mark.slow
@@ -71,7 +93,6 @@ def test_ray_gives_the_tables_of_one_process_though_a_worker_is_lost(
     assert totals.new_chunks in (17, 18)
     run(settings, tmp_path / "one", output(threshold=0.3))
     assert contents(target) == contents(tmp_path / "one")
-    assert run_capfilt(settings, target, output(threshold=0.3), engine=engine).new_chunks == 0
 
 
 def own_actors() -> list[int]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from capfilt_small import config, contents, make_image, output, run, write_tar
 
 from openblip.bootstrap.job import Places
 from openblip.bootstrap.models import open_models
+from openblip.bootstrap.pipeline import Pipeline
 from openblip.bootstrap.run import decide_again
 from openblip.bootstrap.summary import summarise
 from openblip.core.config import to_dict
@@ -38,9 +41,22 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def opened_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening the models takes most of the time of runs as small as these."""
+    """Opening the models takes most of the time of runs as small as these, and computing much of the rest: what the
+    models give for a batch is computed once."""
     opened = open_models(models[0], models[1])
     monkeypatch.setattr("openblip.bootstrap.run.open_models", lambda *_, **__: opened)
+    compute, known = Pipeline._process, {}
+
+    def process(self: Pipeline, batch: Sequence[Any]) -> None:
+        writes = self.models.captioner is not None
+        key = (writes, *((ready.row.key, ready.row.image_hash, tuple(ready.texts)) for ready in batch))
+        if key not in known:
+            compute(self, batch)
+            known[key] = copy.deepcopy([ready.row.texts for ready in batch])
+        for ready, texts in zip(batch, known[key], strict=True):
+            ready.row.texts = copy.deepcopy(texts)
+
+    monkeypatch.setattr(Pipeline, "_process", process)
 
 
 def in_child(work: Callable[[], object]) -> int:
