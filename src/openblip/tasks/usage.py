@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.core.errors import UserError
 from openblip.core.gpus import ARITHMETIC_SHARE, MEMORY_SHARE, Gpu
@@ -292,11 +291,10 @@ class _Runs:
 def _counted(meter: Meter, run: Callable[[], Any]) -> tuple[float, int]:
     """Operations of `run`, and the most bytes it holds beside the weights."""
     held = meter.peak = meter.now
-    before = meter.attention_flops
-    with FlopCounterMode(display=False) as counter:
-        kept = run()
+    before = meter.flops + meter.attention_flops
+    kept = run()
     del kept
-    return float(counter.get_total_flops() + meter.attention_flops - before), meter.peak - held
+    return float(meter.flops + meter.attention_flops - before), meter.peak - held
 
 
 def _blip_writer(adapter: Adapter, text_tokens: int, dtype: torch.dtype) -> dict[str, Any]:
