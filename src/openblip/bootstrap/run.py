@@ -10,7 +10,7 @@ Where the source has changed, chunks that have changed are done anew, and those 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -111,6 +111,7 @@ def run_capfilt(
     target, output, engine = Path(target), output or Output(), engine or Engine()
     _check_target(config, target)
     open_part.cache_clear()
+    settled: AbstractContextManager[tuple[CapFiltConfig, int]]
     if engine.name == "ray":
         settled = ready_on_ray(config, engine.workers, engine.address)
     else:

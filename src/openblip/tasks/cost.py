@@ -17,19 +17,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.module_tracker import ModuleTracker
 
 from openblip.models import layers, qformer, text, vision
-from openblip.models.flops import FlopCounterMode
+from openblip.models.flops import FlopCounterMode, flop_registry
 
 __all__ = [
     "GIB",
@@ -45,6 +43,8 @@ __all__ = [
 GIB = 2**30
 RESERVE = 2.0
 """GiB left to the CUDA context and to fragments"""
+
+_DEVICE = torch.ops.prim.device.default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,30 +66,51 @@ class StepCost:
 
 
 class Meter(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make while it is on and that are still held."""
+    """Counts the bytes of all storages that operations make while it is on and that are still held.
+
+    It counts products too: a FlopCounterMode beside it would be a third mode for each operation to pass.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = self.attention_flops = 0
+        self.now = self.peak = self.flops = self.attention_flops = 0
         self._held: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in tree_iter(result):
-            if isinstance(value, Tensor):
-                self._note(value.untyped_storage())
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # two of three calls; nothing is made
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self._note(result.untyped_storage())
+        elif isinstance(result, (tuple, list)):
+            for value in result:
+                if isinstance(value, Tensor):
+                    self._note(value.untyped_storage())
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **kwargs, out_val=result)
         return result
+
+    def hold(self, tensor: Tensor, times: int) -> None:
+        """Count the bytes of so many tensors like this one, which are held until the end and not made."""
+        self.now += times * _allocated(tensor.untyped_storage())
+        self.peak = max(self.peak, self.now)
 
     def _note(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key not in self._held:
-            self._held[key] = math.ceil(storage.nbytes() / 512) * 512  # as torch's allocator rounds
+            self._held[key] = _allocated(storage)
             self.now += self._held[key]
             self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
         self.now -= self._held.pop(key)
+
+
+def _allocated(storage: torch.UntypedStorage) -> int:
+    return math.ceil(storage.nbytes() / 512) * 512  # as torch's allocator rounds
 
 
 class _Fused(torch.autograd.Function):
@@ -169,20 +190,6 @@ def without_values() -> Iterator[Meter]:
         yield meter
 
 
-class _NoModules(ModuleTracker):
-    """In place of the counter's own, whose hooks hold what is recomputed in reference cycles."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parents = {"Global"}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 def predicted_cost(step: nn.Module, make_batch: Callable[[], Any]) -> StepCost:
     """The cost of one step under autocast in bfloat16 with AdamW.
 
@@ -196,22 +203,19 @@ def predicted_cost(step: nn.Module, make_batch: Callable[[], Any]) -> StepCost:
         trained = [value for value in step.parameters() if value.requires_grad]
         fixed = [value for value in step.parameters() if not value.requires_grad]
         frozen = sum(value.numel() * value.element_size() for value in fixed)
-        moments = [torch.zeros_like(value) for value in trained for _ in range(2)]
+        for value in trained:
+            meter.hold(value, times=2)  # AdamW's moments
         held = meter.peak = meter.now
-        counter = FlopCounterMode(display=False)
-        counter.mod_tracker = _NoModules()
-        with counter:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                losses = step(batch)
-            losses["loss"].backward()
-        del moments
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = step(batch)
+        losses["loss"].backward()
     return StepCost(
         frozen=frozen,
         trained=held - frozen,
         peak=meter.peak,
         trained_parameters=sum(value.numel() for value in trained),
         frozen_parameters=sum(value.numel() for value in fixed),
-        flops=counter.get_total_flops(),
+        flops=meter.flops,
         attention_flops=meter.attention_flops,
     )
 

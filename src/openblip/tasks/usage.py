@@ -25,7 +25,6 @@ from openblip.core.errors import UserError
 from openblip.core.gpus import ARITHMETIC_SHARE, MEMORY_SHARE, Gpu
 from openblip.core.tokenizer import TokenBatch
 from openblip.generation.config import DecodeConfig
-from openblip.models.flops import FlopCounterMode
 from openblip.tasks.cost import GIB, RESERVE, Meter, give_storage, without_values
 from openblip.tasks.protocols import Adapter
 
@@ -292,11 +291,10 @@ class _Runs:
 def _counted(meter: Meter, run: Callable[[], Any]) -> tuple[float, int]:
     """Operations of `run`, and the most bytes it holds beside the weights."""
     held = meter.peak = meter.now
-    before = meter.attention_flops
-    with FlopCounterMode(display=False) as counter:
-        kept = run()
+    before = meter.flops + meter.attention_flops
+    kept = run()
     del kept
-    return float(counter.get_total_flops() + meter.attention_flops - before), meter.peak - held
+    return float(meter.flops + meter.attention_flops - before), meter.peak - held
 
 
 def _blip_writer(adapter: Adapter, text_tokens: int, dtype: torch.dtype) -> dict[str, Any]:

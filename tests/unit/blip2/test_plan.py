@@ -113,7 +113,7 @@ def test_a_starting_model_counts_by_its_description(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_told(languages: dict[str, Path]) -> None:
-    config = small("blip-pretrain", languages, 4096)
+    config = small("blip-retrieval", languages, 4096)
     tiny = replace(GPUS["rtx4090"], gib=4.0)
     made = plan(config, tiny)
     assert not made.fits
@@ -147,9 +147,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     told = json.loads(capsys.readouterr().out)
     assert (told["gpu"], told["gpus"], told["steps"], told["fits"]) == ("A100 40 GB", 2, 1000, True)
     assert 0 < told["step_tflop"] < 1
-    assert main(["train", "small-pretrain", "--dry-run", "--set", "train.max_steps=null"]) == 0
+    assert main(["train", "small-nlvr", "--dry-run", "--set", "train.max_steps=null"]) == 0
     shown = capsys.readouterr().out
-    assert "small-pretrain, predicted" in shown
+    assert "small-nlvr, predicted" in shown
     assert "1 x H100 SXM" in shown
     for words, message in (
         (["photos/", "--out", "x", "--gpu", "h100"], "--gpu is for --dry-run"),
@@ -163,7 +163,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_card_for_no_batch_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setitem(GPUS, "rtx4090", replace(GPUS["rtx4090"], gib=2.0))
-    assert main(["train", "small-pretrain", "--dry-run", "--gpu", "rtx4090"]) == 0
+    assert main(["train", "small-nlvr", "--dry-run", "--gpu", "rtx4090"]) == 0
     assert "GiB of 2.0: does not fit, and not even a batch of 1 does" in capsys.readouterr().out
 
 
