@@ -48,7 +48,13 @@ IMPORTS = {
     "ours": "from openblip.core.imports import without_compiler\nwith without_compiler():\n    import torch, timm",
     "peer": "import torch, transformers",
 }
-_ENVIRONMENT = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+# With bytecode that is kept, as Python does unless it is told otherwise.
+_ENVIRONMENT = {
+    "PYTHONDONTWRITEBYTECODE": "",
+    "OMP_NUM_THREADS": str(THREADS),
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 
 def run(quick: bool) -> dict[str, Any]:
