@@ -17,7 +17,7 @@ NUMBERS := tests/golden tests/parity $(addprefix tests/unit/,models generation o
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test test-fast test-old-cpu test-old-cpu-numbers \
+.PHONY: help setup demo demo-quick test every-test test-fast test-old-cpu test-old-cpu-numbers \
 	lint types docs bench constraints clean
 
 help: ## list the targets
@@ -41,7 +41,10 @@ demo: setup ## BLIP, CapFilt and BLIP-2 from scratch in the synthetic world; wri
 demo-quick: setup ## the same in two minutes, for a look
 	@$(BIN)/openblip demo --quick
 
-test: setup lint types ## lint, types and every test
+test: setup lint ## lint, types and every test
+	@$(MAKE) --no-print-directory --jobs 2 types every-test
+
+every-test: setup
 	@$(PYTEST)
 
 test-fast: setup ## tests that take less than a few seconds
