@@ -151,6 +151,7 @@ def test_a_finished_model_is_evaluated_as_what_it_is(tmp_path: Path) -> None:
 # ---- runs and commands ----
 
 
+@pytest.mark.slow
 def test_a_run_learns_which_image_is_which_colour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train, test = color_pairs(tmp_path, "train", 160), color_pairs(tmp_path, "test1", 40)
     run = ("train", "small-nlvr", str(train), "--out", str(tmp_path / "run"), "--model", "nano", "--steps", "250")
