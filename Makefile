@@ -12,8 +12,8 @@ OLD_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTI
 # What computes, against references and plain paths.
 NUMBERS := tests/golden tests/parity $(addprefix tests/unit/,models generation objectives training) \
 	$(addprefix tests/unit/core/test_,core_compute.py old_cpu.py)
-# Where it is set, as in many containers, each of some sixty processes of the tests compiles torch and what else it
-# imports anew, for longer than the test itself takes.
+# Where it is set, as in many containers, each of some sixty processes of the tests compiles the Python files of torch
+# and of what else it imports anew, for longer than the test itself takes.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
@@ -42,7 +42,7 @@ demo-quick: setup ## the same in two minutes, for a look
 	@$(BIN)/openblip demo --quick
 
 test: setup lint ## lint, types and every test
-	@$(MAKE) --no-print-directory --jobs 2 types every-test
+	@$(MAKE) --no-print-directory --jobs 2 types every-test || { $(BIN)/mypy; exit 1; }
 
 every-test: setup
 	@$(PYTEST)

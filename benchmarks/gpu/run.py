@@ -39,7 +39,7 @@ LEAST = 10.0
 _POLL = 0.2
 _SHARED = (
     *("torch", "torch._dynamo", "torch._inductor", "timm", "torchvision"),
-    *("transformers", "accelerate", "pandas"),
+    *("transformers", "accelerate"),
 )
 """what stages import and a pretended run imports once; modules of ours are each stage's own to import"""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -79,6 +79,7 @@ class _Forked:
         os.setpgid(0, 0)
         os.close(writing)
         os.dup2(reading, 0)
+        os.close(reading)
         sys.stdin = os.fdopen(0)
         with log.open("w") as file:
             for number in (1, 2):
@@ -163,10 +164,10 @@ def run(
     log = out / "log.txt"
     out.mkdir(parents=True, exist_ok=True)
     log.write_text("")
-    if pretend:
-        for name in _SHARED:
-            importlib.import_module(name)
     with _noting_signals() as came, tempfile.TemporaryDirectory() as place:
+        for name in _SHARED if pretend else ():
+            with suppress(ImportError):  # the stage that needs it tells
+                importlib.import_module(name)
         started = [_Process.start(stages[0], Path(place), pretend)]
         try:
             for number, stage in enumerate(stages):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -78,7 +78,7 @@ def devices_for(config: CapFiltConfig, workers: int) -> list[str]:
 
 def run_local(
     make_worker: MakeWorker, config: CapFiltConfig, chunks: Iterable[Chunk], *, workers: int, threads: int
-) -> Iterator[Done]:
+) -> Generator[Done]:
     """Map over chunks with processes of this machine; one works right here.
 
     Raises:
@@ -179,15 +179,17 @@ def connected_to_ray(address: str) -> Iterator[Any]:
 
 @contextmanager
 def ready_on_ray(config: CapFiltConfig, workers: int, address: str) -> Iterator[tuple[CapFiltConfig, int]]:
-    """`settled_on_ray`, and within, Ray as it was asked. Where there is nothing to ask, it is not started: a run
-    that finds all chunks done needs none.
+    """`settled_on_ray`, and within, Ray as it was asked.
+
+    Where there is nothing to ask and no cluster is named, it is not started: a run that finds all chunks done needs
+    none.
 
     Raises:
         MissingExtra: Ray is not installed.
         UserError: there is no cluster at the address, or it has no such device.
     """
     require("ray", "ray")
-    if config.device == "cpu" and config.dtype != "auto":
+    if not address and config.device == "cpu" and config.dtype != "auto":
         yield config, max(1, workers)
         return
     with connected_to_ray(address) as ray:
@@ -247,7 +249,7 @@ def run_ray(
     workers: int,
     threads: int,
     address: str = "",
-) -> Iterator[Done]:
+) -> Generator[Done]:
     """Map over chunks with Ray Data and a pool of actors; blocks, back-pressure and retries are Ray's.
 
     Args:

@@ -10,7 +10,7 @@ Where the source has changed, chunks that have changed are done anew, and those 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -283,10 +283,11 @@ def _work(
     totals, here = Totals(), make(config)
 
     def left() -> Iterator[Chunk]:
-        """Chunks that are not done; the others travel nowhere, and where all are done no process starts."""
+        """Chunks from the first on that is not done (of later ones the processes tell); if all are, none starts."""
         for chunk in chunks:
             if (done := here.done(chunk)) is None:
                 yield chunk
+                yield from chunks
             else:
                 _tell(done, totals, on_chunk)
 
@@ -294,8 +295,9 @@ def _work(
         found = run_ray(make, config, left(), workers=workers, threads=threads, address=engine.address)
     else:
         found = run_local(make, config, left(), workers=workers, threads=threads)
-    for done in found:
-        _tell(done, totals, on_chunk)
+    with closing(found):  # also where `on_chunk` raises: processes and Ray end at once
+        for done in found:
+            _tell(done, totals, on_chunk)
     return totals
 
 

@@ -32,6 +32,7 @@ from openblip.checkpoints.state import Found, read_folder
 from openblip.checkpoints.stored import Options, Part, StoredModel
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.core.meta import on_meta
 from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
 from openblip.models.configs import Chat, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
 from openblip.models.language_kinds import made_of_decoders
@@ -245,7 +246,7 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
         _add_language(config, state, model, tokenizer, stored.language_tokenizer)
         config.chat = model.llm.config.chat  # they read none; kept for when the model comes back
     kind: Any = transformers.Blip2ForConditionalGeneration if generates else transformers.Blip2ForImageTextRetrieval
-    with torch.device("meta"):
+    with on_meta():
         theirs = kind(config)
     found = theirs.load_state_dict(state, strict=False, assign=True)
     tied = set(getattr(theirs, "all_tied_weights_keys", {}) or ())

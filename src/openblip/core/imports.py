@@ -43,7 +43,12 @@ def _real() -> ModuleType:
 
 
 def _disable(function: Callable[..., Any] | None = None, recursive: bool = True, **options: Any) -> Any:
-    """`torch.compiler.disable`, which is applied when something may compile."""
+    """`torch.compiler.disable`, which is applied when something may compile; to a class it is applied at once.
+
+    timm keeps it under a name of its own, also after the block.
+    """
+    if isinstance(function, type):
+        return torch.compiler.disable(function, recursive, **options)
     if function is None:
         return functools.partial(_disable, recursive=recursive, **options)
     disabled: list[Callable[..., Any]] = []

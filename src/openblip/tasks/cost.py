@@ -78,7 +78,7 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE and isinstance(args[0], FakeTensor):
-            return args[0].fake_device  # two of three calls; nothing is made
+            return args[0].fake_device  # two of three operations that come here ask this; nothing is made
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
@@ -159,8 +159,8 @@ class _Dropout(torch.autograd.Function):
         return torch.empty_like(grads[0])
 
 
-def _dropout(inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    return _Dropout.apply(inputs) if training and p else inputs
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return _Dropout.apply(input) if training and p else input
 
 
 @contextmanager

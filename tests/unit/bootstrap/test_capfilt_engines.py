@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from capfilt_small import config, contents, output, run, write_tar
 
 from openblip.bootstrap import engines
 from openblip.bootstrap.engines import default_threads
+from openblip.bootstrap.job import Chunk, Done, Worker
 from openblip.bootstrap.run import Engine, run_capfilt
 from openblip.core.errors import MissingExtra, UserError
 
@@ -64,6 +66,46 @@ def test_nothing_is_started_when_nothing_is_left(
     (again / "capfilt" / "done" / "00002-00001.json").unlink()
     with pytest.raises(AssertionError, match="a process is asked"):
         run_capfilt(settings, again, output(threshold=0.3), engine=engine)
+
+
+def test_a_cluster_that_is_named_is_asked_before_anything_is_written(
+    web: Path, models: Models, one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another policy on a complete run: a wrong address must not cost its report."""
+
+    def refuse(*_: object, **named: object) -> None:
+        raise ConnectionError(f"nobody is at {named['address']}")
+
+    absent = SimpleNamespace(is_initialized=lambda: False, init=refuse)
+    monkeypatch.setattr(engines, "require", lambda *_: absent)
+    again = shutil.copytree(one_process, tmp_path / "again")
+    engine = Engine(name="ray", workers=2, threads=1, address="nope")
+    with pytest.raises(UserError, match='there is no Ray cluster at "nope"'):
+        run_capfilt(config(models, web, chunk_size=4), again, output(threshold=0.6), engine=engine)
+    assert contents(again) == contents(one_process)
+
+
+def test_later_chunks_are_looked_at_by_the_processes(
+    web: Path, models: Models, one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with a hole does not wait until it has looked at all chunks before it begins."""
+    again = shutil.copytree(one_process, tmp_path / "again")
+    (again / "capfilt" / "done" / "00000-00001.json").unlink()
+    looked: list[str] = []
+    done = Worker.done
+    monkeypatch.setattr(Worker, "done", lambda self, chunk: (looked.append(chunk.name), done(self, chunk))[1])
+    given: list[str] = []
+
+    def run_two(make: object, config: object, chunks: Iterator[Chunk], **_: object) -> Iterator[Done]:
+        given.extend(chunk.name for chunk in chunks)
+        yield from ()
+
+    monkeypatch.setattr("openblip.bootstrap.run.run_local", run_two)
+    run_capfilt(
+        config(models, web, chunk_size=4), again, output(threshold=0.3), engine=Engine(workers=2, threads=1)
+    )
+    assert looked == ["00000-00000", "00000-00001"]
+    assert given == ["00000-00001", "00001-00000", "00001-00001", "00002-00000", "00002-00001"]
 
 
 @pytest.mark.slow

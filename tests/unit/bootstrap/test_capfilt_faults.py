@@ -41,15 +41,19 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def opened_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening the models takes most of the time of runs as small as these, and computing much of the rest: what the
-    models give for a batch is computed once."""
+    """Opening the models takes most of the time of runs as small as these."""
     opened = open_models(models[0], models[1])
     monkeypatch.setattr("openblip.bootstrap.run.open_models", lambda *_, **__: opened)
+
+
+@pytest.fixture
+def computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computing takes much of the rest: what the models give for a batch is computed once."""
     compute, known = Pipeline._process, {}
 
     def process(self: Pipeline, batch: Sequence[Any]) -> None:
-        writes = self.models.captioner is not None
-        key = (writes, *((ready.row.key, ready.row.image_hash, tuple(ready.texts)) for ready in batch))
+        how = (self.models.captioner is not None, self.decode, self.prompt, self.max_length)
+        key = (how, *((ready.row.key, ready.row.image_hash, tuple(ready.texts)) for ready in batch))
         if key not in known:
             compute(self, batch)
             known[key] = copy.deepcopy([ready.row.texts for ready in batch])
@@ -97,6 +101,7 @@ def killed_at(number: int, work_on: Callable[[], object]) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.usefixtures("computed_once")
 @pytest.mark.parametrize("layout", ["tars", "jsonl"])
 def test_killed_at_every_point(layout: str, web: Path, models: Models, tmp_path: Path) -> None:
     settings, made = config(models, web, chunk_size=2), output(layout, threshold=0.2)
@@ -111,6 +116,7 @@ def test_killed_at_every_point(layout: str, web: Path, models: Models, tmp_path:
     assert points > 10
 
 
+@pytest.mark.usefixtures("computed_once")
 def test_deciding_anew_killed_at_every_point(web: Path, models: Models, tmp_path: Path) -> None:
     """No file vouches for decisions that are half made; the new ones and the old ones can both be made whole."""
     settings, old, new = config(models, web, chunk_size=2), output(threshold=0.2), output("jsonl", threshold=0.6)
@@ -147,6 +153,7 @@ def copy_of(root: Path, name: str, number: int) -> Path:
     return shutil.copytree(root / name, root / f"{name}-{number}")
 
 
+@pytest.mark.usefixtures("computed_once")
 @pytest.mark.slow
 def test_data_that_change_after_a_kill_are_seen(models: Models, tmp_path: Path) -> None:
     """What a killed run left of the old texts, in whatever file, is not taken for that of the new ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -18,6 +19,8 @@ def test_nothing_is_drawn_and_shapes_are_those_of_the_module() -> None:
         assert nn.init.trunc_normal_(tensor=weight, std=0.02) is weight
         with torch.no_grad():
             assert weight.mul_(2) is weight
+            with pytest.raises(RuntimeError):
+                weight.add_(torch.zeros(7))
     assert all(value.is_meta for value in module.state_dict().values())
     assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == {
         "0.weight": (4, 3), "0.bias": (4,), "1.weight": (4,), "1.bias": (4,), "2.weight": (5, 6),
