@@ -43,7 +43,7 @@ def test_the_pointing_game_is_the_stored_one() -> None:
 
 
 def test_starting_up_is_the_stored_one() -> None:
-    result = json.loads((RESULTS / f"startup-{MACHINE}.json").read_text())
+    result = json.loads((RESULTS / "startup-intel-xeon-2-cores.json").read_text())
     assert "\n".join(startup.lines(result)) in PAGE
     first, *mistakes = result["rows"]
     assert first["outputs_agree"]
