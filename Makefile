@@ -42,6 +42,7 @@ demo-quick: setup ## the same in two minutes, for a look
 	@$(BIN)/openblip demo --quick
 
 test: setup lint ## lint, types and every test
+	@# What mypy says may stand far above the tests' last lines, so it says it again where one of the two failed.
 	@$(MAKE) --no-print-directory --jobs 2 types every-test || { $(BIN)/mypy; exit 1; }
 
 every-test: setup

@@ -42,8 +42,8 @@ def test_both_sides_compute_the_same(name: str) -> None:
         for case in cases:
             ours, theirs = (module.build(case, side, "float32", True).outputs() for side in ("ours", "peer"))
             assert ours.keys() == theirs.keys()
-            # Some are near zero, where a share of them is less than float32's rounding of what was added up.
-            assert [ours[key] for key in ours] == pytest.approx([theirs[key] for key in ours], rel=1e-4, abs=1e-5)
+            # A similarity near zero is a sum of 256 products whose float32 rounding does not shrink with it.
+            assert [ours[key] for key in ours] == pytest.approx([theirs[key] for key in ours], rel=1e-4, abs=5e-6)
             assert len(set(ours.values())) > len(ours) / 4, "the numbers depend on what is read"
     assert published.FOLDER not in os.environ
 

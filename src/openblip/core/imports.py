@@ -19,8 +19,8 @@ import torch
 
 __all__ = ["without_compiler"]
 
-COMPILER = "torch._dynamo"
-ASKED = f"{COMPILER}.utils"
+_COMPILER = "torch._dynamo"
+_ASKED = f"{_COMPILER}.utils"
 
 
 class _Later(ModuleType):
@@ -37,9 +37,9 @@ class _Later(ModuleType):
 
 
 def _real() -> ModuleType:
-    if isinstance(sys.modules.get(ASKED), _Later):
-        del sys.modules[ASKED]
-    return importlib.import_module(ASKED)
+    if isinstance(sys.modules.get(_ASKED), _Later):
+        del sys.modules[_ASKED]
+    return importlib.import_module(_ASKED)
 
 
 def _disable(function: Callable[..., Any] | None = None, recursive: bool = True, **options: Any) -> Any:
@@ -55,7 +55,7 @@ def _disable(function: Callable[..., Any] | None = None, recursive: bool = True,
 
     @functools.wraps(function)
     def run(*words: Any, **named: Any) -> Any:
-        if COMPILER not in sys.modules:
+        if _COMPILER not in sys.modules:
             return function(*words, **named)
         if not disabled:
             disabled.append(torch.compiler.disable(function, recursive, **options))
@@ -67,15 +67,15 @@ def _disable(function: Callable[..., Any] | None = None, recursive: bool = True,
 @contextmanager
 def without_compiler() -> Iterator[None]:
     """Import timm or torchvision in this block, and torch's compiler is imported when something is compiled."""
-    if COMPILER in sys.modules or ASKED in sys.modules:
+    if _COMPILER in sys.modules or _ASKED in sys.modules:
         yield
         return
-    sys.modules[ASKED] = later = _Later(ASKED)
+    sys.modules[_ASKED] = later = _Later(_ASKED)
     real = torch.compiler.disable
     torch.compiler.disable = cast(Any, _disable)
     try:
         yield
     finally:
         torch.compiler.disable = real
-        if sys.modules.get(ASKED) is later:
-            del sys.modules[ASKED]
+        if sys.modules.get(_ASKED) is later:
+            del sys.modules[_ASKED]

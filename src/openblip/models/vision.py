@@ -96,7 +96,7 @@ class VisionEncoder(nn.Module):
         )
         use_onednn(self.vit)
         scale_narrow(self.vit.blocks, config.width)
-        if config.stem == "conv" and not next(self.vit.parameters()).is_meta:
+        if config.stem == "conv" and not next(self.vit.parameters()).is_meta:  # which has no values to set
             self._start_with_places()
 
     @property

@@ -66,9 +66,12 @@ class StepCost:
 
 
 class Meter(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make while it is on and that are still held.
+    """Counts the bytes of all storages that operations make while it is on and that are still held, and operations.
 
-    It counts products too: a FlopCounterMode beside it would be a third mode for each operation to pass.
+    Attributes:
+        now: bytes that are held; `peak` the most there were.
+        flops: floating-point operations of products, counted here since torch's counter would be a third mode for
+            each operation to pass; `attention_flops` those of attention, which stands for a fused kernel.
     """
 
     def __init__(self) -> None:

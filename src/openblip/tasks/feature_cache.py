@@ -165,7 +165,7 @@ class _CachedSource(Source):
         return len(self._source)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self._source.unpainted(index)
+        sample = self._source.without_drawing(index)
         key = sample.key if sample.key in self._rows else sample.key.rpartition("#")[0]  # one of several captions
         if key not in self._rows:
             raise BrokenSample("missing", sample.key, "there are no features of it on disk")

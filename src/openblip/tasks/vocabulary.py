@@ -38,7 +38,7 @@ def training_texts(sources: Sequence[Source], *, clean: CleanText, limit: int) -
         stride = max(1, len(source) // each)
         for index in range(0, len(source), stride):
             with suppress(BrokenSample):  # counted when the loader meets it
-                yield from (cleaned(text, clean) for text in source.unpainted(index).texts)
+                yield from (cleaned(text, clean) for text in source.without_drawing(index).texts)
 
 
 def texts_of_images(sources: Sequence[Source], *, clean: CleanText) -> dict[int, list[str]]:
@@ -47,7 +47,7 @@ def texts_of_images(sources: Sequence[Source], *, clean: CleanText) -> dict[int,
     for source in sources:
         for index in range(len(source)):
             with suppress(BrokenSample):  # counted when the loader meets it
-                sample = source.unpainted(index)
+                sample = source.without_drawing(index)
                 name = name_of_image(sample, source.name if len(sources) > 1 else None)
                 own = texts.setdefault(stable_id(name), [])
                 own += [read for text in sample.texts if (read := cleaned(text, clean))]

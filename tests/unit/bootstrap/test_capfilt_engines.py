@@ -135,6 +135,7 @@ def test_ray_gives_the_tables_of_one_process_though_a_worker_is_lost(
     assert totals.new_chunks in (17, 18)
     run(settings, tmp_path / "one", output(threshold=0.3))
     assert contents(target) == contents(tmp_path / "one")
+    assert run_capfilt(settings, target, output(threshold=0.3), engine=engine).new_chunks == 0
 
 
 def own_actors() -> list[int]:

@@ -49,7 +49,7 @@ def test_samples_are_repeatable_and_hold_everything() -> None:
             assert check_answer(question, question.answer)
         json.dumps(sample.meta)
         np.testing.assert_array_equal(source.image(index), sample.image)
-        assert source.unpainted(index) == replace(sample, images=())
+        assert source.without_drawing(index) == replace(sample, images=())
     assert source[-1].key == source[19].key
     assert len({source[i].key for i in range(20)}) == 20
     with pytest.raises(IndexError):
@@ -72,7 +72,7 @@ def test_who_reads_only_words_paints_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert list(training_texts([open_world(spec)], clean="none", limit=100)) == words
     assert texts_of_images([open_world(spec)], clean="none").keys() == {stable_id(one.image_id) for one in whole[0]}
     pairs, asked = PairsSource(open_world(spec)), open_questions(spec)
-    assert [[source.unpainted(index) for index in range(len(source))] for source in (pairs, asked)] == whole
+    assert [[source.without_drawing(index) for index in range(len(source))] for source in (pairs, asked)] == whole
     assert list(given_answers(asked, limit=100)) == answers
 
 

@@ -98,8 +98,8 @@ class Source(ABC):
             BrokenSample: this sample cannot be read.
         """
 
-    def unpainted(self, index: int) -> Sample:
-        """Return sample `index` for whoever reads no image: without those that would have to be drawn for it.
+    def without_drawing(self, index: int) -> Sample:
+        """Return sample `index` for a reader of texts and `meta`: images that would be drawn for it are left out.
 
         Raises:
             BrokenSample: this sample cannot be read.
@@ -111,7 +111,7 @@ class Source(ABC):
 
         def count(index: int) -> int:
             try:
-                return len(self.unpainted(index).texts)
+                return len(self.without_drawing(index).texts)
             except BrokenSample:
                 return 0
 
@@ -205,8 +205,8 @@ class PairsSource(Source):
     def __getitem__(self, index: int) -> Sample:
         return self._pair(index, self._source.__getitem__)
 
-    def unpainted(self, index: int) -> Sample:
-        return self._pair(index, self._source.unpainted)
+    def without_drawing(self, index: int) -> Sample:
+        return self._pair(index, self._source.without_drawing)
 
     def _pair(self, index: int, read: Callable[[int], Sample]) -> Sample:
         owner = int(np.searchsorted(self._ends, index, side="right"))

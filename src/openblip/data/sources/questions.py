@@ -65,8 +65,8 @@ class QuestionSource(Source):
     def __getitem__(self, index: int) -> Sample:
         return self._read(self._source[index])
 
-    def unpainted(self, index: int) -> Sample:
-        return self._read(self._source.unpainted(index))
+    def without_drawing(self, index: int) -> Sample:
+        return self._read(self._source.without_drawing(index))
 
     def _read(self, sample: Sample) -> Sample:
         questions, given = read_questions(sample.texts)
@@ -127,8 +127,8 @@ class _WorldQuestions(Source):
     def __getitem__(self, index: int) -> Sample:
         return self._asking(self._world[index])
 
-    def unpainted(self, index: int) -> Sample:
-        return self._asking(self._world.unpainted(index))
+    def without_drawing(self, index: int) -> Sample:
+        return self._asking(self._world.without_drawing(index))
 
     def _asking(self, sample: Sample) -> Sample:
         return replace(sample, texts=question_texts(sample.meta, {"question": "questions"}, sample.key))
@@ -167,7 +167,7 @@ def given_answers(source: Source, *, limit: int) -> Iterable[str]:
     stride = max(1, -(-len(source) // limit))
     for index in range(0, len(source), stride):
         try:
-            answers = answers_of(source.unpainted(index).meta)
+            answers = answers_of(source.without_drawing(index).meta)
         except BrokenSample:
             continue  # counted when the loader meets it
         for given in answers.values():

@@ -125,7 +125,7 @@ class WorldSource(Source):
         scene = self.scene(index)
         return self._sample(index, scene, (self._paint(scene, index),))
 
-    def unpainted(self, index: int) -> Sample:
+    def without_drawing(self, index: int) -> Sample:
         index = self._check(index)
         return self._sample(index, self.scene(index), ())
 
