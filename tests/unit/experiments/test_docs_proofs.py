@@ -20,9 +20,10 @@ TOLD = {
     "flickr8k": "real-data.md",
     "flickr8k-blip": "real-data.md",
     "flickr8k-capfilt": "real-data.md",
+    "flickr8k-variants": "real-data.md",
 }
 OVER_A_TOWER = ("blip2", "compare")
-SEEDS = {"flickr8k": 1, "flickr8k-blip": 1, "flickr8k-capfilt": 1}
+SEEDS = {"flickr8k": 1, "flickr8k-blip": 1, "flickr8k-capfilt": 1, "flickr8k-variants": 1}
 """where there are not three"""
 
 
@@ -32,7 +33,7 @@ def test_a_page_holds_what_was_found(name: str) -> None:
     assert made.page is not None
     page, report = (DOCS / TOLD[name]).read_text(encoding="utf-8"), made.page(result)
     found = [lines for lines in tables(report) if not lines[0].startswith("| image |")]  # texts of others' books
-    assert len(found) >= 2
+    assert len(found) >= (1 if name == "flickr8k-variants" else 2)
     for lines in found:
         assert len(lines) > 3
         assert "\n".join(lines) in page
