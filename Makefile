@@ -17,7 +17,7 @@ NUMBERS := tests/golden tests/parity $(addprefix tests/unit/,models generation o
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test every-test test-fast test-old-cpu test-old-cpu-numbers \
+.PHONY: help setup demo demo-quick test run-tests test-slow test-old-cpu test-old-cpu-numbers \
 	lint types docs bench constraints clean
 
 help: ## list the targets
@@ -41,17 +41,17 @@ demo: setup ## BLIP, CapFilt and BLIP-2 from scratch in the synthetic world; wri
 demo-quick: setup ## the same in two minutes, for a look
 	@$(BIN)/openblip demo --quick
 
-test: setup lint ## lint, types and every test
+test: setup lint ## lint, types and the tests that take at most a few seconds each
 	@# What mypy says may stand far above the tests' last lines, so it says it again where one of the two failed.
-	@$(MAKE) --no-print-directory --jobs 2 types every-test || { $(BIN)/mypy; exit 1; }
+	@$(MAKE) --no-print-directory --jobs 2 types run-tests || { $(BIN)/mypy; exit 1; }
 
-every-test: setup
-	@$(PYTEST)
-
-test-fast: setup ## tests that take less than a few seconds
+run-tests: setup
 	@$(PYTEST) -m "not slow"
 
-test-old-cpu: setup ## test-fast and a demo of two minutes with the instructions of an older CPU (AVX2)
+test-slow: setup ## the other tests: whole trainings, killed commands, several processes, exports
+	@$(PYTEST) -m slow
+
+test-old-cpu: setup ## the fast tests and a demo of two minutes with the instructions of an older CPU (AVX2)
 	@$(OLD_CPU) $(PYTEST) -m "not slow"
 	@$(OLD_CPU) $(BIN)/openblip demo --minutes 2 --out runs/demo-old-cpu
 
