@@ -21,6 +21,7 @@ import math
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -306,9 +307,16 @@ class _Workers:
                 persistent_workers=True,
             )
         try:
-            with starting_workers():
-                replies = iter(self._processes)
-            yield from replies
+            try:
+                with starting_workers():
+                    replies = iter(self._processes)
+                yield from replies
+            except (ConnectionError, EOFError):
+                self._processes = None
+                # A worker that is killed while it hands a tensor over breaks the connection some moments before its
+                # end is known, at which torch's handler of SIGCHLD raises here.
+                time.sleep(_KNOWN_AFTER)
+                raise
         except RuntimeError as error:
             self._processes = None
             if not _WORKER_DIED.search(str(error)):
@@ -373,6 +381,8 @@ class _Sampler:
         return self._requests()
 
 
+_KNOWN_AFTER = 3.0
+"""seconds within which a worker that broke its connection is known to have ended"""
 _WORKER_DIED = re.compile(r"DataLoader worker.*(killed|exited)", re.DOTALL)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from openblip.core.errors import UserError
 from openblip.core.files import read_jsonl
+from openblip.data import stream
 from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample, SkipLog
 from openblip.data.sources import open_source
@@ -193,6 +194,32 @@ def test_a_dead_worker_is_told_and_does_not_hang() -> None:
     with pytest.raises(UserError, match=r"decodes images has ended \(.*\), mostly for lack of memory.*num_workers"):
         list(loader)
     loader.close()
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_broken_connection_is_told_as_the_end_of_its_worker(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a worker that was handing a tensor over is known moments after its connection broke."""
+
+    def broken(*_: object, **__: object) -> Iterator[object]:
+        if ended:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        raise ConnectionResetError("reset by peer")
+        yield
+
+    def end_is_known(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(stream, "DataLoader", broken)
+    monkeypatch.setattr(stream, "_KNOWN_AFTER", 30.0 if ended else 0.0)
+    before = signal.signal(signal.SIGALRM, end_is_known)
+    try:
+        with pytest.raises(
+            UserError if ended else ConnectionResetError, match="pid 7" if ended else "reset by peer"
+        ):
+            list(make(NoisyImages(8), 4, num_workers=1))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Wrong(NoisyImages):
