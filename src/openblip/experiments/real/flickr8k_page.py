@@ -100,12 +100,19 @@ def flickr8k_page(result: dict[str, Any]) -> Report:
 
 def variants_page(result: dict[str, Any]) -> Report:
     """Of `flickr8k.run_variants`' result."""
-    rows = result["mean"]["variants"]
+    rows, config = result["mean"]["variants"], result["config"]
     return Report(
         title="Stage 1 on Flickr8k, objectives and queries",
         subtitle=_seeds(result),
         sections=[
-            Section(title="Variants of stage 1", blocks=[measures_table("", rows, _own(rows), _COMPARED)]),
+            Section(
+                title="Variants of stage 1",
+                intro=f"Each is trained for {config['variant_steps']} steps of {config['batch_size']} pairs and "
+                f"measured on {config['variant_images']} photographs that were not trained on. **@1, ITM**: the "
+                f"best {config['rerank_k']} re-ranked. Columns of an objective that is left out are by a head that "
+                "was not trained.",
+                blocks=[measures_table("", rows, _own(rows), _COMPARED)],
+            ),
             Section(title="How it was made", blocks=[details(result)]),
         ],
     )
