@@ -28,7 +28,11 @@ PRELOAD = (
     "openblip.tasks.load",
     "openblip.recipes.small",
     "openblip.report",
-    "tensorboard",
+    "openblip.cli.entry",
+    # What torch's optimizers, PyArrow, tyro, BLIP-2 and the service import at first use.
+    *("tensorboard", "torch._dynamo", "pandas", "pyarrow.pandas_compat"),
+    *("typeguard", "tyro._backends._argparse_formatter", "tyro.constructors._struct_spec_pydantic"),
+    *("transformers.models.opt.modeling_opt", "fastapi", "uvicorn"),
 )
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
@@ -143,15 +147,24 @@ def serving(folder: Path) -> Iterator[CommandServer]:
 
 
 def serve() -> None:
-    """Fork a command for each request that names arguments, wait for one for each that names its process."""
+    """Fork a command for each request that names arguments, wait for one for each that names its process.
+
+    What cannot be imported (`pandas` need not be installed) is what some command says.
+    """
+    import contextlib
     import importlib
 
+    from PIL import Image
+
     for name in PRELOAD:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    Image.init()  # imports the readers of all formats
     for line in sys.stdin:
         request = json.loads(line)
         answer = _wait(request["wait"], request["seconds"]) if "wait" in request else _fork(request)
         print(json.dumps(answer), flush=True)
+    os._exit(0)  # taking apart what was imported takes seconds
 
 
 def _wait(pid: int, seconds: float) -> int:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from job_commands import ENVIRONMENT, CommandServer, Done, Running
-from job_pair import launch, new_store
+from job_commands import CommandServer, Done, Running
+from job_pair import launch, new_store, torchrun
 from job_world import NANO, SMALL, TRAIN, World
 
 from openblip.core.interrupt import AGAIN, RESUME
@@ -21,7 +18,8 @@ from openblip.tasks.feature_files import ShardHead, open_shard, shard_files
 
 pytestmark = pytest.mark.slow
 
-TOGETHER = pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+SIGNALS = ((signal.SIGTERM, 143), (signal.SIGINT, 130))
+TOGETHER = pytest.mark.parametrize(("signum", "code"), SIGNALS)
 RUN = (*NANO, *SMALL, "--steps", 10, "--set", "train.log_every=1", "--set", "train.checkpoint_every=0")
 RUN = (*RUN, "--set", "train.trackers=[]")
 SLOWLY = """
@@ -125,29 +123,21 @@ def whole(openblip: CommandServer, world: World, tmp_path_factory: pytest.TempPa
     return run
 
 
-@TOGETHER
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training(
-    openblip: CommandServer, world: World, whole: Path, tmp_path: Path, workers: int, signum: int, code: int
-) -> None:
-    command = (
-        "train",
-        "small-pretrain",
-        world.folder,
-        *RUN,
-        "--set",
-        f"num_workers={workers}",
-        "--out",
-        tmp_path / "run",
-    )
-    running = openblip.start(*command, before=SLOWLY)
-    reach(running, tmp_path / "run", 2)
-    assert len(left_of(running.pid)) >= 1 + workers
-    stop(running, signum, code, RESUME)
-    assert 2 <= len(losses(tmp_path / "run")) < 10
+def test_training(openblip: CommandServer, world: World, whole: Path, tmp_path: Path, workers: int) -> None:
+    """Stopped by one signal, resumed, stopped by the other and resumed, it ends as if nothing had been."""
+    run = tmp_path / "run"
+    command = (*TRAIN, world.folder, *RUN, "--set", f"num_workers={workers}", "--out", run)
+    for signum, code in SIGNALS:
+        before = len(losses(run))
+        running = openblip.start(*command, *(("--resume",) if before else ()), before=SLOWLY)
+        reach(running, run, before + 2)
+        assert len(left_of(running.pid)) >= 1 + workers
+        stop(running, signum, code, RESUME)
+        assert before + 2 <= len(losses(run)) < 10
     openblip(*command, "--resume")
-    assert losses(tmp_path / "run") == losses(whole)
-    assert files(tmp_path / "run" / "model", "safetensors") == files(whole / "model", "safetensors")
+    assert losses(run) == losses(whole)
+    assert files(run / "model", "safetensors") == files(whole / "model", "safetensors")
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.1])
@@ -202,50 +192,77 @@ def test_a_second_ctrl_c_interrupts_at_once(openblip: CommandServer, world: Worl
     assert time.monotonic() - began < 15
 
 
+CAPFILT = (
+    *("--max-new-tokens", 6, "--min-new-tokens", 2, "--batch-size", 2, "--chunk-size", 8),
+    *("--threshold", 0.0, "--threads", 1, "--device", "cpu"),
+)
+
+
+@pytest.fixture(scope="module")
+def capfilt(
+    openblip: CommandServer, world: World, captioner: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[tuple[object, ...], Path]:
+    """The options of a CapFilt, and what it makes of the images in `web` beside it where nobody stops it."""
+    folder = tmp_path_factory.mktemp("capfilt")
+    how = ("--captioner", captioner, "--filter", model, *CAPFILT)
+    openblip("capfilt", world.as_folder(folder / "web", 16), folder / "whole", *how)
+    return how, folder / "whole"
+
+
 @pytest.mark.parametrize(("workers", "signum", "code"), [(1, 2, 130), (1, 15, 143), (2, 15, 143)])
 def test_capfilt(
-    openblip: CommandServer, world: World, captioner: Path, model: Path, tmp_path: Path, workers: int, signum: int,
+    openblip: CommandServer, capfilt: tuple[tuple[object, ...], Path], tmp_path: Path, workers: int, signum: int,
     code: int,
 ) -> None:  # fmt: skip
-    web = world.as_folder(tmp_path / "web", 16)
-    models = ("--captioner", captioner, "--filter", model, "--max-new-tokens", 6, "--min-new-tokens", 2)
-    how = (*models, "--batch-size", 2, "--chunk-size", 8, "--threshold", 0.0, "--threads", 1, "--device", "cpu")
-    openblip("capfilt", web, tmp_path / "whole", *how)
-    command = ("capfilt", web, tmp_path / "clean", *how, "--workers", workers)
-    running = openblip.start(*command, before=SLOW_CAPFILT)
+    how, whole = capfilt
+    command = ("capfilt", whole.parent / "web", tmp_path / "clean", *how)
+    running = openblip.start(*command, "--workers", workers, before=SLOW_CAPFILT)
     running.await_file(tmp_path / "clean" / "capfilt" / "table" / ".*.jsonl.tmp")
     stop(running, signum, code, AGAIN)
     kept = files(tmp_path / "clean", ".jsonl.tmp", ".parquet")
     assert kept, "the batches that were done are lost"
-    openblip(*command)
-    assert files(tmp_path / "clean", ".parquet", ".tar") == files(tmp_path / "whole", ".parquet", ".tar")
+    openblip(*command)  # in one process: the start of two takes seconds
+    assert files(tmp_path / "clean", ".parquet", ".tar") == files(whole, ".parquet", ".tar")
     assert not files(tmp_path / "clean", ".tmp")
+
+
+@pytest.fixture(scope="module")
+def features(
+    openblip: CommandServer, world: World, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[tuple[object, ...], Path]:
+    """How features are computed, and those that nobody has stopped."""
+    how = ("--vision", f"openblip:{model}", "--batch-size", 4, "--device", "cpu")
+    whole = tmp_path_factory.mktemp("features") / "whole"
+    openblip("cache-features", world.folder, "--out", whole, *how, "--num-workers", 0)
+    return how, whole
 
 
 @TOGETHER
 @pytest.mark.parametrize("workers", [0, 2])
 def test_cache_features(
-    openblip: CommandServer, world: World, model: Path, tmp_path: Path, workers: int, signum: int, code: int
-) -> None:
-    how = ("--vision", f"openblip:{model}", "--batch-size", 4, "--device", "cpu", "--num-workers", workers)
-    openblip("cache-features", world.folder, "--out", tmp_path / "whole", *how)
-    command = ("cache-features", world.folder, "--out", tmp_path / "features", *how)
+    openblip: CommandServer, world: World, features: tuple[tuple[object, ...], Path], tmp_path: Path,
+    workers: int, signum: int, code: int,
+) -> None:  # fmt: skip
+    how, whole = features
+    command = ("cache-features", world.folder, "--out", tmp_path / "features", *how, "--num-workers", workers)
     running = openblip.start(*command, before=SLOW_TOWER)
     running.await_file(tmp_path / "features" / "cache.json")
     time.sleep(0.5)
     done = stop(running, signum, code, AGAIN)
     kept = re.search(r"stopped after (\d+) of 48 images; their features are in ", done.err)
     assert kept is not None, done.err
-    assert features_in(tmp_path / "features").keys() < features_in(tmp_path / "whole").keys()
+    assert features_in(tmp_path / "features").keys() < features_in(whole).keys()
     assert f"({kept[1]} done before)" in openblip(*command).err
-    assert features_in(tmp_path / "features") == features_in(tmp_path / "whole")
-    assert files(tmp_path / "features", ".json") == files(tmp_path / "whole", ".json")
+    assert features_in(tmp_path / "features") == features_in(whole)
+    assert files(tmp_path / "features", ".json") == files(whole, ".json")
 
 
-def test_cache_features_killed(openblip: CommandServer, world: World, model: Path, tmp_path: Path) -> None:
+def test_cache_features_killed(
+    openblip: CommandServer, world: World, features: tuple[tuple[object, ...], Path], tmp_path: Path
+) -> None:
     """kill -9 loses the shard that is being written, and nothing of it stays on disk."""
-    how = ("--vision", f"openblip:{model}", "--batch-size", 4, "--shard-mb", 0.0001, "--device", "cpu")
-    command = ("cache-features", world.folder, "--out", tmp_path / "features", *how)
+    how, whole = features
+    command = ("cache-features", world.folder, "--out", tmp_path / "features", *how, "--shard-mb", 0.0001)
     running = openblip.start(*command, before=SLOW_TOWER)
     running.await_file(tmp_path / "features" / "features-000000008.safetensors")
     running.signal(signal.SIGKILL)
@@ -256,8 +273,7 @@ def test_cache_features_killed(openblip: CommandServer, world: World, model: Pat
     assert 12 <= kept < 48
     assert f"48 images ({kept} done before)" in openblip(*command).err
     assert not list((tmp_path / "features").glob(".*"))
-    openblip("cache-features", world.folder, "--out", tmp_path / "whole", *how)
-    assert features_in(tmp_path / "features") == features_in(tmp_path / "whole")
+    assert features_in(tmp_path / "features") == features_in(whole)
 
 
 def features_in(folder: Path) -> dict[str, bytes]:
@@ -328,22 +344,12 @@ def test_training_under_torchrun(openblip: CommandServer, world: World, tmp_path
     run, slow = tmp_path / "run", tmp_path / "slow.py"
     slow.write_text(SLOWLY + "from openblip.cli import main\nraise SystemExit(main())\n")
     words = [str(word) for word in (*TRAIN, world.folder, *RUN, "--set", "num_workers=1")]
-
-    launcher = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(str(slow), *words, "--out", str(run)),
-        ],
-        start_new_session=True, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        env={**os.environ, **ENVIRONMENT},
-    )  # fmt: skip
-    end = time.monotonic() + 200
-    while len(losses(run)) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    os.killpg(launcher.pid, signal.SIGTERM)
-    _, said = launcher.communicate(timeout=100)
-    assert launcher.returncode != 0
+    launcher = torchrun(openblip, tmp_path, slow, *words, "--out", run)
+    reach(launcher, run, 2)
+    launcher.signal_group(signal.SIGTERM)
+    done = launcher.wait(100)
+    said = done.err
+    assert done.code > 0, said
     step = len(losses(run))
     assert 2 <= step < 10
     assert said.count(f"openblip: stopped at step {step}; everything is saved in {run}") == 1, said

@@ -5,6 +5,7 @@ One process without a process group is rank 0 of 1 and takes the same code path 
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import math
 import os
@@ -143,6 +144,11 @@ def seed_everything(seed: int) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change results."""
+    return dict(_versions())
+
+
+@functools.cache  # the files in which they stand are long
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in (
         "openblip",

@@ -41,9 +41,13 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def opened_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening the models takes most of the time of runs as small as these."""
+    """Opening the models and waiting for the disk take most of the time of runs as small as these.
+
+    A process that is killed loses nothing that it has given to the system, so nothing waits for the disk here.
+    """
     opened = open_models(models[0], models[1])
     monkeypatch.setattr("openblip.bootstrap.run.open_models", lambda *_, **__: opened)
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture
