@@ -29,14 +29,5 @@ def launch(
     return started
 
 
-def torchrun(openblip: CommandServer, cwd: Path, *arguments: object) -> Running:
-    """torchrun with two processes of what the arguments name, whose launcher alone does without its imports.
-
-    The launcher raises what a process ends with, so that the command of `openblip.start` is not reached.
-    """
-    words = ["--standalone", "--nproc-per-node=2", *map(str, arguments)]
-    return openblip.start(cwd=cwd, before=f"from torch.distributed.run import main; main({words!r})")
-
-
 def new_store() -> TCPStore:
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

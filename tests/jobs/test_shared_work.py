@@ -6,15 +6,17 @@ Nine images, two of which cannot be used, go through models in batches of two: t
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from job_commands import CommandServer, Done
-from job_pair import launch, new_store, torchrun
+from job_commands import ENVIRONMENT, CommandServer, Done
+from job_pair import launch, new_store
 
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.tasks.feature_files import ShardHead, open_shard, shard_files
@@ -205,8 +207,12 @@ def test_results_of_a_command_that_was_stopped_are_a_beginning(
     assert found.endswith(b"\n")
 
 
-def test_under_torchrun_itself(openblip: CommandServer, place: Path) -> None:
-    done = torchrun(openblip, place, "-m", "openblip", *MATCH).wait()
-    assert done.code == 1, done.err  # as the first process, which has left two images out
-    assert done.err.count("openblip: 7 images done, 2 skipped (cpu, float32, 1 thread, 2 processes, ") == 1
-    assert len(done.out.splitlines()) == 7
+def test_under_torchrun_itself(place: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    done = subprocess.run(
+        [*launcher, "openblip", *map(str, MATCH)],
+        cwd=place, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr  # as the first process, which has left two images out
+    assert done.stderr.count("openblip: 7 images done, 2 skipped (cpu, float32, 1 thread, 2 processes, ") == 1
+    assert len(done.stdout.splitlines()) == 7

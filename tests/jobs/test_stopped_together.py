@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from job_commands import CommandServer, Done, Running
-from job_pair import launch, new_store, torchrun
+from job_commands import ENVIRONMENT, CommandServer, Done, Running
+from job_pair import launch, new_store
 from job_world import NANO, SMALL, TRAIN, World
 
 from openblip.core.interrupt import AGAIN, RESUME
@@ -344,12 +347,22 @@ def test_training_under_torchrun(openblip: CommandServer, world: World, tmp_path
     run, slow = tmp_path / "run", tmp_path / "slow.py"
     slow.write_text(SLOWLY + "from openblip.cli import main\nraise SystemExit(main())\n")
     words = [str(word) for word in (*TRAIN, world.folder, *RUN, "--set", "num_workers=1")]
-    launcher = torchrun(openblip, tmp_path, slow, *words, "--out", run)
-    reach(launcher, run, 2)
-    launcher.signal_group(signal.SIGTERM)
-    done = launcher.wait(100)
-    said = done.err
-    assert done.code > 0, said
+
+    launcher = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(str(slow), *words, "--out", str(run)),
+        ],
+        start_new_session=True, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        env={**os.environ, **ENVIRONMENT},
+    )  # fmt: skip
+    end = time.monotonic() + 200
+    while len(losses(run)) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.killpg(launcher.pid, signal.SIGTERM)
+    _, said = launcher.communicate(timeout=100)
+    assert launcher.returncode != 0
     step = len(losses(run))
     assert 2 <= step < 10
     assert said.count(f"openblip: stopped at step {step}; everything is saved in {run}") == 1, said
