@@ -224,7 +224,7 @@ def test_capfilt(
     stop(running, signum, code, AGAIN)
     kept = files(tmp_path / "clean", ".jsonl.tmp", ".parquet")
     assert kept, "the batches that were done are lost"
-    openblip(*command)  # in one process: the start of two takes seconds
+    openblip(*command, "--workers", workers)
     assert files(tmp_path / "clean", ".parquet", ".tar") == files(whole, ".parquet", ".tar")
     assert not files(tmp_path / "clean", ".tmp")
 
