@@ -10,13 +10,11 @@ launch kernels is not.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks import caption, match
 from benchmarks.gpu.steps import WORKS, blip_sizes, tower_sizes
@@ -66,22 +64,15 @@ def _row(case: str, images: int, tflop: float, *, gigabytes: float = 0.0, **more
 def predict_step(name: str, batch: int, *, small: bool = False) -> dict[str, Any]:
     """One training step of an objective."""
     work = WORKS[name](small)
-    step = work.make("meta").train()
-    tflop = flops_of(step, lambda: work.batch(batch)) / 1e12
-    memory = predicted_cost(work.make("meta").train(), lambda: work.batch(batch))
+    cost = predicted_cost(work.make("meta").train(), lambda: work.batch(batch))
     return _row(
         f"{name}, batch {batch}",
         batch,
-        tflop,
-        peak_gib=round(memory.peak / GIB, 2),
-        trained_parameters=memory.trained_parameters,
-        frozen_parameters=memory.frozen_parameters,
+        (cost.flops + cost.attention_flops) / 1e12,
+        peak_gib=round(cost.peak / GIB, 2),
+        trained_parameters=cost.trained_parameters,
+        frozen_parameters=cost.frozen_parameters,
     )
-
-
-def flops_of(step: nn.Module, make_batch: Callable[[], Any]) -> int:
-    """Floating-point operations of a step's products, forward and backward, nothing recomputed; on "meta"."""
-    return counted_flops(step, lambda: step(make_batch())["loss"].backward())
 
 
 def predict_captions(batch: int, *, small: bool = False) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Blip2Experiment:
 
 QUICK = Blip2Experiment(
     tower_size="nano", tower_steps=2, documents=60, language_steps=(2, 2),
-    images=32, test_images=6, stage1_steps=2, stage2_steps=2, batch_size=8,
+    images=32, test_images=3, stage1_steps=2, stage2_steps=2, batch_size=8,
 )  # fmt: skip
 
 

@@ -147,7 +147,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     told = json.loads(capsys.readouterr().out)
     assert (told["gpu"], told["gpus"], told["steps"], told["fits"]) == ("A100 40 GB", 2, 1000, True)
     assert 0 < told["step_tflop"] < 1
-    assert main(["train", "small-nlvr", "--dry-run", "--set", "train.max_steps=null"]) == 0
+    assert main(["train", "small-nlvr", "--model", "nano", "--dry-run", "--set", "train.max_steps=null"]) == 0
     shown = capsys.readouterr().out
     assert "small-nlvr, predicted" in shown
     assert "1 x H100 SXM" in shown
@@ -163,7 +163,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_card_for_no_batch_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setitem(GPUS, "rtx4090", replace(GPUS["rtx4090"], gib=2.0))
-    assert main(["train", "small-nlvr", "--dry-run", "--gpu", "rtx4090"]) == 0
+    assert main(["train", "small-nlvr", "--model", "nano", "--dry-run", "--gpu", "rtx4090"]) == 0
     assert "GiB of 2.0: does not fit, and not even a batch of 1 does" in capsys.readouterr().out
 
 
