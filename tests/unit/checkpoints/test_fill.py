@@ -28,7 +28,8 @@ def test_weights_are_taken_as_float32_and_buffers_keep_their_values() -> None:
     with on_meta():
         model = Scaled(buffer_device="cpu")
     fill(model, STATE, Path("model.safetensors"))
-    assert model.layer.weight.dtype == torch.float32 and model.layer.weight.sum() == 6
+    assert model.layer.weight.dtype == torch.float32
+    assert model.layer.weight.sum() == 6
     assert not model.training
 
 
