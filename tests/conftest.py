@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
@@ -24,6 +25,24 @@ PRELOADED = (
 )
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A test leaves no more threads to the next ones than it found.
+
+    What measures (an experiment's costs, a benchmark) sets torch's threads for its process; two processes of tests
+    with two threads each on two cores wait for each other ten times as long as they compute.
+    """
+    _reset_threads()  # after what fixtures of a whole file have set
+    yield
+    _reset_threads()
+
+
+def _reset_threads() -> None:
+    torch, threads = sys.modules.get("torch"), int(os.environ["OMP_NUM_THREADS"])
+    if torch is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
