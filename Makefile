@@ -6,6 +6,8 @@ BIN := .venv/bin
 EXTRAS := dev
 # Two processes of tests with a thread each; a file's tests stay together. More: make TEST_PROCESSES=8 test
 TEST_PROCESSES ?= 2
+# Which tests; empty for all.
+MARKED :=
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 # A CPU without AVX-512 and bfloat16, pretended to torch, oneDNN and MKL.
 OLD_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2

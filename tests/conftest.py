@@ -31,8 +31,8 @@ MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 def one_thread() -> Iterator[None]:
     """A test leaves no more threads to the next ones than it found.
 
-    What measures (an experiment's costs, a benchmark) sets torch's threads for its process; two processes of tests
-    with two threads each on two cores wait for each other ten times as long as they compute.
+    Benchmarks that run in the process of the tests set torch's threads. Two processes of tests with two threads
+    each on two cores mostly wait for each other: single tests took five to ten times their CPU seconds.
     """
     _reset_threads()  # after what fixtures of a whole file have set
     yield
@@ -40,9 +40,8 @@ def one_thread() -> Iterator[None]:
 
 
 def _reset_threads() -> None:
-    torch, threads = sys.modules.get("torch"), int(os.environ["OMP_NUM_THREADS"])
-    if torch is not None and torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].partition(",")[0]))
 
 
 @pytest.fixture(scope="session")

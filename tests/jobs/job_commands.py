@@ -29,11 +29,13 @@ PRELOAD = (
     "openblip.recipes.small",
     "openblip.report",
     "openblip.cli.entry",
-    # What torch's optimizers, PyArrow, tyro, BLIP-2 and the service import at first use.
+)
+AT_FIRST_USE = (
     *("tensorboard", "torch._dynamo", "pandas", "pyarrow.pandas_compat"),
     *("typeguard", "tyro._backends._argparse_formatter", "tyro.constructors._struct_spec_pydantic"),
     *("transformers.models.opt.modeling_opt", "fastapi", "uvicorn"),
 )
+"""what the tracker, torch's optimizers, PyArrow, tyro, BLIP-2 and the service import when they are first used"""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
@@ -149,7 +151,9 @@ def serving(folder: Path) -> Iterator[CommandServer]:
 def serve() -> None:
     """Fork a command for each request that names arguments, wait for one for each that names its process.
 
-    What cannot be imported (`pandas` need not be installed) is what some command says.
+    A package that cannot be imported here (pandas need not be installed) is passed over; a command that needs it
+    reports it. What a command imports itself where nothing is imported before is tested with interpreters of their
+    own: `test_entry_points.py`, the tests under torchrun, tests/unit/core/test_imports.py.
     """
     import contextlib
     import importlib
@@ -157,6 +161,8 @@ def serve() -> None:
     from PIL import Image
 
     for name in PRELOAD:
+        importlib.import_module(name)
+    for name in AT_FIRST_USE:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     Image.init()  # imports the readers of all formats
@@ -164,7 +170,7 @@ def serve() -> None:
         request = json.loads(line)
         answer = _wait(request["wait"], request["seconds"]) if "wait" in request else _fork(request)
         print(json.dumps(answer), flush=True)
-    os._exit(0)  # taking apart what was imported takes seconds
+    os._exit(0)  # the interpreter's shutdown takes seconds
 
 
 def _wait(pid: int, seconds: float) -> int:

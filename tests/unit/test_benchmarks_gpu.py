@@ -252,7 +252,8 @@ def test_stored_predictions_are_those_of_other_counts() -> None:
 
 @pytest.mark.slow
 def test_stored_predictions_are_what_the_code_computes() -> None:
-    for found in (predict.predict_step("blip", 64), predict.predict_captions(16), predict.predict_matching(128)):
+    steps = (predict.predict_step("blip", 64), predict.predict_step("stage1", 128))
+    for found in (*steps, predict.predict_captions(16), predict.predict_matching(128)):
         assert found == predict.predicted(found["case"])
 
 

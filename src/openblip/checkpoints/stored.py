@@ -144,7 +144,7 @@ def fill(model: nn.Module, state: dict[str, Tensor], weights: Path, *, as_stored
             raise UserError(f'{weights}: "{name}" has shape {shapes}')
     values = {name: value if name in as_stored else value.float() for name, value in state.items()}
     model.load_state_dict(values, strict=False, assign=True)
-    # Buffers that no file holds are made with the model, which would leave them without values on "meta".
+    # Buffers that no file holds have their values from when the model is made; made on "meta" they would have none.
     unset = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     assert not unset, f'no values for the buffer "{unset[0]}" of {type(model).__name__}'
     model.eval()

@@ -147,7 +147,7 @@ def versions() -> dict[str, str]:
     return dict(_versions())
 
 
-@functools.cache  # the files in which they stand are long
+@functools.cache  # reading the metadata of nine packages takes long
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in (

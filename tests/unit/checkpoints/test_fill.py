@@ -30,6 +30,7 @@ def test_weights_are_taken_as_float32_and_buffers_keep_their_values() -> None:
     fill(model, STATE, Path("model.safetensors"))
     assert model.layer.weight.dtype == torch.float32
     assert model.layer.weight.sum() == 6
+    assert model.scale.tolist() == [1, 1, 1]
     assert not model.training
 
 

@@ -194,7 +194,7 @@ def test_a_shared_weight_is_stored_once(folder: Path, stored: StoredModel) -> No
 
 @pytest.mark.slow
 def test_a_captioner_has_what_it_needs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One layer: the exporter's time goes by layers, and which graphs are written does not.
+    # One layer: the time of an export grows with the layers, and which graphs are written does not depend on them.
     folder = convert_model(blip(depth=1), tmp_path / "graphs", to="onnx", part="caption")
     assert {path.stem for path in folder.glob("*.onnx")} == {"image", "decoder"}
     (code,) = re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(), flags=re.S | re.M)
