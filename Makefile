@@ -6,8 +6,6 @@ BIN := .venv/bin
 EXTRAS := dev
 # Two processes of tests with a thread each; a file's tests stay together. More: make TEST_PROCESSES=8 test
 TEST_PROCESSES ?= 2
-# Which tests; empty for all.
-MARKED :=
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 # A CPU without AVX-512 and bfloat16, pretended to torch, oneDNN and MKL.
 OLD_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
@@ -19,7 +17,7 @@ NUMBERS := tests/golden tests/parity $(addprefix tests/unit/,models generation o
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test test-all run-tests test-slow test-old-cpu test-old-cpu-numbers \
+.PHONY: help setup demo demo-quick test run-tests test-slow test-old-cpu test-old-cpu-numbers \
 	lint types docs bench constraints clean
 
 help: ## list the targets
@@ -43,17 +41,14 @@ demo: setup ## BLIP, CapFilt and BLIP-2 from scratch in the synthetic world; wri
 demo-quick: setup ## the same in two minutes, for a look
 	@$(BIN)/openblip demo --quick
 
-test: MARKED := -m "not slow"
 test: setup lint ## lint, types and the tests that take at most a few seconds each
-test-all: setup lint ## the same with the slow tests, as CI runs it
-test test-all:
 	@# What mypy says may stand far above the tests' last lines, so it says it again where one of the two failed.
-	@$(MAKE) --no-print-directory --jobs 2 types run-tests MARKED='$(MARKED)' || { $(BIN)/mypy; exit 1; }
+	@$(MAKE) --no-print-directory --jobs 2 types run-tests || { $(BIN)/mypy; exit 1; }
 
 run-tests: setup
-	@$(PYTEST) $(MARKED)
+	@$(PYTEST) -m "not slow"
 
-test-slow: setup ## the slow tests: whole trainings, killed commands, several processes, exports
+test-slow: setup ## the other tests: whole trainings, killed commands, several processes, exports
 	@$(PYTEST) -m slow
 
 test-old-cpu: setup ## the fast tests and a demo of two minutes with the instructions of an older CPU (AVX2)
