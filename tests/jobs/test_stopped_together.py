@@ -234,7 +234,7 @@ def test_capfilt(
 def features(
     openblip: CommandServer, world: World, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[tuple[object, ...], Path]:
-    """How features are computed, and those that nobody has stopped."""
+    """The options, and the features of a run that was not stopped."""
     how = ("--vision", f"openblip:{model}", "--batch-size", 4, "--device", "cpu")
     whole = tmp_path_factory.mktemp("features") / "whole"
     openblip("cache-features", world.folder, "--out", whole, *how, "--num-workers", 0)
