@@ -31,8 +31,9 @@ MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 def one_thread() -> Iterator[None]:
     """A test leaves no more threads to the next ones than it found.
 
-    Benchmarks that run in the process of the tests set torch's threads. Two processes of tests with two threads
-    each on two cores mostly wait for each other: single tests took five to ten times their CPU seconds.
+    Commands of benchmarks set torch's threads, also where a test calls them in its own process. Two processes of
+    tests with two threads each on two cores mostly wait for each other: some tests took five to ten times the CPU
+    seconds that they take alone.
     """
     _reset_threads()  # after what fixtures of a whole file have set
     yield

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.slow
 
 SIGNALS = ((signal.SIGTERM, 143), (signal.SIGINT, 130))
 TOGETHER = pytest.mark.parametrize(("signum", "code"), SIGNALS)
+Unstopped = tuple[tuple[object, ...], Path]
+"""options of a command, and the folder that it filled where nothing stopped it"""
 STEPS = 16
 RUN = (*NANO, *SMALL, "--steps", STEPS, "--set", "train.log_every=1", "--set", "train.checkpoint_every=0")
 RUN = (*RUN, "--set", "train.trackers=[]")
@@ -196,28 +198,22 @@ def test_a_second_ctrl_c_interrupts_at_once(openblip: CommandServer, world: Worl
     assert time.monotonic() - began < 15
 
 
-CAPFILT = (
-    *("--max-new-tokens", 6, "--min-new-tokens", 2, "--batch-size", 2, "--chunk-size", 8),
-    *("--threshold", 0.0, "--threads", 1, "--device", "cpu"),
-)
-
-
 @pytest.fixture(scope="module")
 def capfilt(
     openblip: CommandServer, world: World, captioner: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[tuple[object, ...], Path]:
-    """The options of a CapFilt, and what it makes of the images in `web` beside it where nobody stops it."""
+) -> Unstopped:
+    """The options, and the tables of a run that was not stopped; its images are in `web` beside them."""
     folder = tmp_path_factory.mktemp("capfilt")
-    how = ("--captioner", captioner, "--filter", model, *CAPFILT)
+    models = ("--captioner", captioner, "--filter", model, "--max-new-tokens", 6, "--min-new-tokens", 2)
+    how = (*models, "--batch-size", 2, "--chunk-size", 8, "--threshold", 0.0, "--threads", 1, "--device", "cpu")
     openblip("capfilt", world.as_folder(folder / "web", 16), folder / "whole", *how)
     return how, folder / "whole"
 
 
 @pytest.mark.parametrize(("workers", "signum", "code"), [(1, 2, 130), (1, 15, 143), (2, 15, 143)])
 def test_capfilt(
-    openblip: CommandServer, capfilt: tuple[tuple[object, ...], Path], tmp_path: Path, workers: int, signum: int,
-    code: int,
-) -> None:  # fmt: skip
+    openblip: CommandServer, capfilt: Unstopped, tmp_path: Path, workers: int, signum: int, code: int
+) -> None:
     how, whole = capfilt
     command = ("capfilt", whole.parent / "web", tmp_path / "clean", *how)
     running = openblip.start(*command, "--workers", workers, before=SLOW_CAPFILT)
@@ -233,7 +229,7 @@ def test_capfilt(
 @pytest.fixture(scope="module")
 def features(
     openblip: CommandServer, world: World, model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[tuple[object, ...], Path]:
+) -> Unstopped:
     """The options, and the features of a run that was not stopped."""
     how = ("--vision", f"openblip:{model}", "--batch-size", 4, "--device", "cpu")
     whole = tmp_path_factory.mktemp("features") / "whole"
@@ -244,9 +240,8 @@ def features(
 @TOGETHER
 @pytest.mark.parametrize("workers", [0, 2])
 def test_cache_features(
-    openblip: CommandServer, world: World, features: tuple[tuple[object, ...], Path], tmp_path: Path,
-    workers: int, signum: int, code: int,
-) -> None:  # fmt: skip
+    openblip: CommandServer, world: World, features: Unstopped, tmp_path: Path, workers: int, signum: int, code: int
+) -> None:
     how, whole = features
     command = ("cache-features", world.folder, "--out", tmp_path / "features", *how, "--num-workers", workers)
     running = openblip.start(*command, before=SLOW_TOWER)
@@ -261,9 +256,7 @@ def test_cache_features(
     assert files(tmp_path / "features", ".json") == files(whole, ".json")
 
 
-def test_cache_features_killed(
-    openblip: CommandServer, world: World, features: tuple[tuple[object, ...], Path], tmp_path: Path
-) -> None:
+def test_cache_features_killed(openblip: CommandServer, world: World, features: Unstopped, tmp_path: Path) -> None:
     """kill -9 loses the shard that is being written, and nothing of it stays on disk."""
     how, whole = features
     command = ("cache-features", world.folder, "--out", tmp_path / "features", *how, "--shard-mb", 0.0001)

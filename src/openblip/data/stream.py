@@ -315,7 +315,7 @@ class _Workers:
                 self._processes = None
                 # A worker that is killed while it hands a tensor over breaks the connection some moments before its
                 # end is known, at which torch's handler of SIGCHLD raises here.
-                time.sleep(_KNOWN_AFTER)
+                time.sleep(_END_KNOWN_AFTER)
                 raise
         except RuntimeError as error:
             self._processes = None
@@ -381,7 +381,7 @@ class _Sampler:
         return self._requests()
 
 
-_KNOWN_AFTER = 3.0
+_END_KNOWN_AFTER = 3.0
 """seconds within which a worker that broke its connection is known to have ended"""
 _WORKER_DIED = re.compile(r"DataLoader worker.*(killed|exited)", re.DOTALL)
 

@@ -210,7 +210,7 @@ def test_a_broken_connection_is_told_as_the_end_of_its_worker(ended: bool, monke
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
     monkeypatch.setattr(stream, "DataLoader", broken)
-    monkeypatch.setattr(stream, "_KNOWN_AFTER", 30.0 if ended else 0.0)
+    monkeypatch.setattr(stream, "_END_KNOWN_AFTER", 30.0 if ended else 0.0)
     before = signal.signal(signal.SIGALRM, end_is_known)
     try:
         with pytest.raises(
