@@ -28,6 +28,7 @@ def load(
     like: Literal["reference", "transformers"] = "reference",
     vision: str | None = None,
     language: str | None = None,
+    quantize: Literal["none", "8bit", "4bit"] = "none",
 ) -> Predictor:
     """Open a model to use: a folder, a checkpoint file or a hub name; see `tasks.load.load`."""
     from openblip.tasks.load import load as load_predictor  # torch is imported only when a model is requested
@@ -42,4 +43,5 @@ def load(
         like=like,
         vision=vision,
         language=language,
+        quantize=quantize,
     )

@@ -60,7 +60,10 @@ INDEX = {
     "index-export",
 }
 WRITE = {"tokenizer", "world", "capfilt", "capfilt-decide"}
-TRAIN = {"small-pretrain", "small-vqa", "small-stage1", "blip-caption", "blip-retrieval", "blip-vqa"}
+TRAIN = {
+    *("small-pretrain", "small-caption", "small-retrieval", "small-vqa", "small-stage1"),
+    *("blip-caption", "blip-retrieval", "blip-vqa"),
+}
 ELSEWHERE = (
     "stage",
     "blip2-opt",

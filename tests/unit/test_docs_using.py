@@ -34,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     tokenizer = TextTokenizer.train(list(WORDS) * 3, vocab_size=100)
     sizes = blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=32)
-    save_model(tmp_path / "models" / "pretrained", StoredModel(Blip(sizes), tokenizer))
+    save_model(tmp_path / "runs" / "first" / "model", StoredModel(Blip(sizes), tokenizer))
     save_model(
         tmp_path / "models" / "vqa",
         StoredModel(BlipVqa(VqaConfig(vision=sizes.vision, text=sizes.text)), tokenizer),

@@ -22,7 +22,13 @@ from openblip.checkpoints.blip import (
     shared_block_rules,
     vision_rules,
 )
-from openblip.checkpoints.blip2_parts import build_blip2, open_language_tokenizer, open_tokenizer, resize_vision
+from openblip.checkpoints.blip2_parts import (
+    build_blip2,
+    open_language_tokenizer,
+    open_tokenizer,
+    resize_vision,
+    with_options,
+)
 from openblip.checkpoints.blip2_tower import with_own_vision
 from openblip.checkpoints.keymap import Rule, Sizes, export_state, load_by_rules
 from openblip.checkpoints.notes import Notes, heads_of, read_notes, write_notes
@@ -318,7 +324,7 @@ def open_lavis(path: Path, file: Checkpoint, options: Options) -> StoredModel:
     qformer = qformer_from_state(state, num_heads=num_heads, source=path.name)
     matches = "itm_head.weight" in state and qformer.vocab_size is not None
     vision = _vision(state, options.vision, qformer.memory_width, path, heads[0] if heads else None, notes)
-    language = _language(state, options.language, path, notes)
+    language = with_options(_language(state, options.language, path, notes), options)
     # Before a language model the Q-Former has a text side where it reads the question.
     reads = not matches and language is not None and qformer.vocab_size is not None
     sizes = qformer if matches else replace(qformer, vocab_size=qformer.vocab_size if reads else None, writes=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ __all__ = [
     "open_tower",
     "place_of_part",
     "resize_vision",
+    "with_options",
 ]
 
 
@@ -74,6 +76,23 @@ def open_language(config: LanguageConfig, *, base: Path | None = None) -> Frozen
     """The language model that `config` names; `base` as for `open_tower`."""
     language = make_language(replace(config, source=place_of_part(config.source, base)))
     language.config = replace(language.config, source=config.source)
+    return language
+
+
+def with_options(language: LanguageConfig | None, options: Options) -> LanguageConfig | None:
+    """The language model in the dtype and quantized as the caller asks, where the model says neither.
+
+    Raises:
+        UserError: it has LoRA, which was trained over whole matrices.
+    """
+    if language is None:
+        return None
+    if options.quantize not in ("none", language.quantize):
+        if language.lora_rank:
+            raise UserError("its language model has LoRA over whole matrices; leave quantize out")
+        language = replace(language, quantize=options.quantize)
+    if options.language_dtype is not None and language.dtype == LanguageConfig().dtype:
+        language = replace(language, dtype=cast(Any, options.language_dtype))
     return language
 
 
@@ -169,8 +188,8 @@ def resize_vision(model: Blip2, image_size: int | tuple[int, int], *, base: Path
     model.vision, model.config = tower, replace(model.config, vision=tower.config)
 
 
-def fingerprints(model: Blip2) -> dict[str, dict[str, str]]:
-    """Name and digest of each frozen part."""
+def fingerprints(model: Blip2, of: Collection[str] = ("vision", "language")) -> dict[str, dict[str, str]]:
+    """Name and digest of each frozen part, or of those named."""
     parts: dict[str, tuple[str, nn.Module]] = {}
     if not model.config.vision.trained:
         parts["vision"] = (model.config.vision.source, model.vision.encoder)
@@ -179,6 +198,7 @@ def fingerprints(model: Blip2) -> dict[str, dict[str, str]]:
     return {
         name: {"source": source, "fingerprint": fingerprint(_frozen(part))}
         for name, (source, part) in parts.items()
+        if name in of
     }
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from openblip.checkpoints.blip2_parts import (
     open_tokenizer,
     open_tower,
     resize_vision,
+    with_options,
 )
 from openblip.checkpoints.state import WEIGHTS, Found, read_state
 from openblip.checkpoints.stored import (
@@ -65,13 +66,17 @@ def _open_own(found: Found, options: Options) -> StoredModel:
         config = replace(config, vision=tower)
     if options.language is not None and config.language is not None:
         config = replace(config, language=as_language(options.language, config.language))
+    stored_as = config.language
+    config = replace(config, language=with_options(stored_as, replace(options, language_dtype=None)))
     state = read_state(weights)
     in_file = any(name.startswith("vision.") for name in state)
     vision = open_tower(config.vision, base=folder, pretrained=not in_file)
     language = None if config.language is None else open_language(config.language, base=folder)
     model = build_blip2(config, vision=vision, language=language, drawn=False)
     fill(model, state, weights, as_stored=model.frozen_parameter_names())
-    _check_frozen(model, description.get("frozen", {}), folder)
+    # Quantized matrices are not those that were noted.
+    parts = ("vision", "language") if config.language == stored_as else ("vision",)
+    _check_frozen(model, description.get("frozen", {}), folder, parts)
     if options.image_size is not None:
         resize_vision(model, options.image_size, base=folder, kept=in_file)
     return StoredModel(
@@ -83,9 +88,9 @@ def _open_own(found: Found, options: Options) -> StoredModel:
     )
 
 
-def _check_frozen(model: Blip2, known: Mapping[str, Any], folder: Path) -> None:
+def _check_frozen(model: Blip2, known: Mapping[str, Any], folder: Path, parts: Collection[str]) -> None:
     """Refuse frozen parts that are not those the rest was trained with."""
-    for name, found in fingerprints(model).items():
+    for name, found in fingerprints(model, parts).items():
         wanted = known.get(name, {}).get("fingerprint")
         if wanted is not None and wanted != found["fingerprint"]:
             part = "vision tower" if name == "vision" else "language model"

@@ -21,6 +21,7 @@ from openblip.core.config import to_dict
 from openblip.core.errors import about
 from openblip.core.files import write_folder, write_json, write_tensors, write_text
 from openblip.core.tokenizer import TextTokenizer
+from openblip.models.configs import Quantize
 
 __all__ = [
     "FAMILIES",
@@ -88,6 +89,8 @@ def open_model(
     vision: str | None = None,
     language: str | None = None,
     heads: Sequence[int] = (),
+    language_dtype: str | None = None,
+    quantize: Quantize = "none",
 ) -> StoredModel:
     """Open a model whoever wrote it; its description or its keys say what it is.
 
@@ -101,13 +104,16 @@ def open_model(
         vision: for BLIP-2, where the frozen tower is, if not where the model says; `language` likewise.
         heads: of attention, for files of the original or LAVIS with sizes of one's own, which do not tell it: one
             number, or the vision tower's and the text transformer's (the Q-Former's).
+        language_dtype: of BLIP-2's language model in models of LAVIS and transformers that name none; it is read in
+            this dtype and never in float32 first. A model of ours names its own.
+        quantize: BLIP-2's language model is read into 8 or 4 bits by bitsandbytes.
 
     Raises:
         UserError: there is nothing at `source`, it is damaged, or it is of another model.
     """
     found = find(source)
     with about(source, found.path):
-        options = Options(tokenizer, image_size, like, vision, language, heads)
+        options = Options(tokenizer, image_size, like, vision, language, heads, language_dtype, quantize)
         return FAMILIES[family_of(found)]().open_found(found, options)
 
 

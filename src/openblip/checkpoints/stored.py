@@ -17,6 +17,7 @@ from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip
+from openblip.models.configs import Quantize
 
 __all__ = [
     "PUBLISHED_TOKENIZER",
@@ -71,6 +72,8 @@ class Options:
     vision: str | None = None
     language: str | None = None
     heads: Sequence[int] = ()
+    language_dtype: str | None = None
+    quantize: Quantize = "none"
 
 
 class Packed(NamedTuple):

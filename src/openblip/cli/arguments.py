@@ -29,6 +29,7 @@ __all__ = [
     "Out",
     "Pixels",
     "Prompt",
+    "Quantize",
     "Sets",
     "Texts",
     "Tokenizer",
@@ -105,6 +106,11 @@ Device = Annotated[str, arg(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or m
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     arg(help="dtype to compute in; auto is bfloat16 where it is fast"),
+]
+
+Quantize = Annotated[
+    Literal["none", "8bit", "4bit"],
+    arg(help='bits of BLIP-2\'s language model, by bitsandbytes (pip install "openblip[quantize]")'),
 ]
 
 

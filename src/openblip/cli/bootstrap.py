@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -66,7 +65,7 @@ def _recipe(
 ) -> BootstrapConfig:
     from openblip.bootstrap.loop import BootstrapConfig
     from openblip.recipes.blip import blip_pretrain, caption_finetune, retrieval_finetune
-    from openblip.recipes.small import small_pretrain
+    from openblip.recipes.small import small_caption, small_pretrain, small_retrieval
     from openblip.tasks.config import as_sources
 
     need(web, 'the noisy pairs: --web "cc3m/{00000..00331}.tar"')
@@ -80,12 +79,11 @@ def _recipe(
             captioner=caption_finetune(human, model=size, validation=validation),
             filter=retrieval_finetune(human, model=size, validation=validation),
         )
-    tune = small_pretrain(human, model=size, validation=validation, steps=tune_steps)
     return BootstrapConfig(
         **sources,
         pretrain=small_pretrain(data, model=size, validation=validation, steps=steps),
-        captioner=replace(tune, task="captioning"),
-        filter=replace(tune, task="retrieval"),
+        captioner=small_caption(human, model=size, validation=validation, steps=tune_steps),
+        filter=small_retrieval(human, model=size, validation=validation, steps=tune_steps),
     )
 
 

@@ -79,7 +79,7 @@ def capfilt(
     """Clean a noisy collection: write captions, score all texts, keep what matches (CapFilt).
 
     Args:
-        source: tars, parquet, a captions file or a folder with .txt beside the images, as for pretrain.
+        source: tars, parquet, a captions file or a folder with .txt beside the images, as for train.
         target: a new folder for the training set and the result table; the same command resumes in it.
         filter: the model that judges, BLIP fine-tuned with ITC and ITM or BLIP-2 of stage 1.
         captioner: the model that writes, BLIP fine-tuned with LM or BLIP-2; left out, the web's texts are judged

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from openblip.cli.arguments import WHAT_IMAGES, Device, Dtype, ImagePaths, Model, Prompt, Tokenizer, decoding, need
+from openblip.cli.arguments import (
+    WHAT_IMAGES,
+    Device,
+    Dtype,
+    ImagePaths,
+    Model,
+    Prompt,
+    Quantize,
+    Tokenizer,
+    decoding,
+    need,
+)
 from openblip.cli.launched import find_shared_images, is_first, shared
 from openblip.cli.results import Row, each_batch, open_predictor, tell_left_out
 from openblip.core.errors import UserError
@@ -44,6 +55,7 @@ def caption(
     batch_size: int = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = "none",
     write: Literal["json", "txt"] = "json",
     existing: Literal["skip", "overwrite", "append"] = "skip",
     extension: str = ".txt",
@@ -102,7 +114,9 @@ def caption(
         if not found:
             _end_without_work(found)
             return
-    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(
+        model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size, quantize=quantize
+    )
 
     def rows(batch: ImageBatch) -> Iterator[Row]:
         for name, written in zip(batch.names, predictor.caption(batch, config, prompt=prompt), strict=True):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from openblip.cli.arguments import Card, Data, Device, Dtype, Model, Prompt, Tokenizer, need, person
+from openblip.cli.arguments import Card, Data, Device, Dtype, Model, Prompt, Quantize, Tokenizer, need, person
 from openblip.cli.evaluated import (
     ASKED,
     default_samples,
@@ -66,6 +66,7 @@ def evaluate(
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    quantize: Quantize = "none",
     dry_run: bool = False,
     gpu: Card = None,
     gpus: Count = None,
@@ -129,7 +130,7 @@ def evaluate(
         "length_penalty": length_penalty,
     }
     metrics_of_java = (*(("METEOR",) if meteor else ()), *(("SPICE",) if spice else ()))
-    adapter, computed = _opened(model, tokenizer, device, dtype, dry_run=dry_run)
+    adapter, computed = _opened(model, tokenizer, device, dtype, quantize, dry_run=dry_run)
     task = measured_task(model, adapter, sources, form)
     config = replace(
         measuring_config(adapter, task, sources, prompt, rerank, given),
@@ -171,9 +172,13 @@ def _tell_answer_list(datasets: Collection[str]) -> None:
         print(f"openblip: BLIP's figures on VQAv2 are by ranking; {hint}", file=sys.stderr)
 
 
-def _opened(model: str, tokenizer: str | None, device: str, dtype: str, *, dry_run: bool) -> tuple[Adapter, str]:
+def _opened(
+    model: str, tokenizer: str | None, device: str, dtype: str, quantize: Quantize, *, dry_run: bool
+) -> tuple[Adapter, str]:
     """The model, for --dry-run without its weights, and the dtype it computes in."""
     if dry_run:
+        if quantize != "none":
+            raise UserError("quantized language models are not predicted; leave --quantize out")
         from openblip.checkpoints.outline import outline
         from openblip.tasks.registry import adapt
 
@@ -181,8 +186,9 @@ def _opened(model: str, tokenizer: str | None, device: str, dtype: str, *, dry_r
     from openblip.tasks.load import load
 
     join(device)
-    predictor = load(model, tokenizer=tokenizer, device=device, dtype=dtype)
-    return predictor.adapter, str(predictor.dtype).removeprefix("torch.")
+    predictor = load(model, tokenizer=tokenizer, device=device, dtype=dtype, quantize=quantize)
+    bits = "" if quantize == "none" else f", language model in {quantize}"
+    return predictor.adapter, str(predictor.dtype).removeprefix("torch.") + bits
 
 
 def _candidates(adapter: Adapter, config: RunConfig, answers: Path | None) -> Sequence[str]:

@@ -25,8 +25,8 @@ def tokenizer(data: Data = (), /, *, out: Folder, vocab_size: int = 8000, keep_c
     """Learn a WordPiece vocabulary from captions, in any language.
 
     Args:
-        data: image-text data, as for pretrain; only the texts are read.
-        out: where the tokenizer goes; give it to training with --set tokenizer=FOLDER.
+        data: image-text data, as for train; only the texts are read.
+        out: where the tokenizer goes; give it to training with --tokenizer FOLDER.
         vocab_size: pieces at most.
         keep_case: tell upper from lower case.
     """

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from openblip.cli.arguments import person
+from openblip.cli.arguments import Quantize, person
 from openblip.cli.launched import is_first, processes
 from openblip.cli.progress import progress
 from openblip.core.errors import UserError
@@ -56,14 +56,20 @@ _Piece = tuple[list[Row], int, list["BrokenSample"]]
 
 
 def open_predictor(
-    model: str, *, device: str, dtype: str, batch_size: int, tokenizer: str | None = None
+    model: str,
+    *,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    tokenizer: str | None = None,
+    quantize: Quantize = "none",
 ) -> Predictor:
     """Open a model to use, with no more threads than there are CPUs for this program."""
     check_counts(batch_size=batch_size)
     from openblip.tasks.load import load
 
     limit_threads()
-    return load(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
+    return load(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size, quantize=quantize)
 
 
 def limit_threads() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Device, Dtype, Model, OptionalFile, Tokenizer
+from openblip.cli.arguments import Device, Dtype, Model, OptionalFile, Quantize, Tokenizer
 from openblip.cli.launched import is_first, join
 from openblip.cli.progress import progress
 from openblip.cli.results import computed_by, open_predictor, sink, tell, tell_done, tell_figures
@@ -69,6 +69,7 @@ def score(
     batch_size: int = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = "none",
     out: OptionalFile = None,
     summary: OptionalFile = None,
 ) -> None:
@@ -98,7 +99,9 @@ def score(
     windows = _windows(read_pairs(pairs))
     window = next(windows, [])
     join(device)
-    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(
+        model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size, quantize=quantize
+    )
     scorer = Scorer(predictor.adapter, measures, prompt, question or QUESTION, answer or ANSWER)
     _check_measures(scorer.by, **options)
     began, means, broken = time.perf_counter(), _Means(), list[BrokenSample]()

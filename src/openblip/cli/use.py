@@ -19,6 +19,7 @@ from openblip.cli.arguments import (
     Model,
     Out,
     Prompt,
+    Quantize,
     Texts,
     Tokenizer,
     decoding,
@@ -103,6 +104,7 @@ def ask(
     batch_size: int = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = "none",
     out: Out = None,
 ) -> None:
     """Answer questions about images, freely or with one of given answers.
@@ -130,7 +132,9 @@ def ask(
     config = decoding(beams, num_answers, min_new_tokens=min_new_tokens, max_new_tokens=max_new_tokens)
     candidates = None if answers is None else read_lines(answers, "answers to choose from")
     found = find_shared_images(images, device)
-    predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size)
+    predictor = open_predictor(
+        model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size, quantize=quantize
+    )
     usual = predictor.adapter
     if prompt is not None and not (usual.question_prompt and "{}" in prompt):
         raise UserError(

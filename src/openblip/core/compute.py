@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+from torch import Tensor, nn
 
 from openblip.core.errors import UserError, nearest
 from openblip.core.text import read_lines
 
 __all__ = ["DTYPES", "ComputePlan", "Cpu", "choose_dtype", "compute_plan", "has_native_bfloat16",
-           "this_cpu", "uses_fused_attention"]  # fmt: skip
+           "this_cpu", "to_dtype", "uses_fused_attention"]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -98,6 +100,25 @@ def frozen_dtype(name: str) -> Literal["float32", "bfloat16", "float16"]:
         return cast(Any, name)
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return cast(Any, str(choose_dtype("auto", device)).removeprefix("torch."))
+
+
+def to_dtype(module: nn.Module, dtype: torch.dtype, *, but: Collection[Tensor] = ()) -> None:
+    """Change the dtype of weights, and leave tables that are computed as they are.
+
+    `Module.to` rounds these too: rotary frequencies, which transformers keeps in float32 where it reads a model in
+    half precision.
+
+    Args:
+        but: parameters that keep their dtype.
+    """
+    kept = {id(value) for value in but}
+    for part in module.modules():
+        for value in part.parameters(recurse=False):
+            if value.is_floating_point() and id(value) not in kept:
+                value.data = value.data.to(dtype)
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.is_floating_point() and name not in part._non_persistent_buffers_set:
+                part._buffers[name] = buffer.to(dtype)
 
 
 def has_native_bfloat16(device: torch.device | str) -> bool:

@@ -254,6 +254,7 @@ class TowerConfig:
 
 
 Chat = Literal["auto", "yes", "no"]
+Quantize = Literal["none", "8bit", "4bit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +267,7 @@ class LanguageConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """that it is kept and computes in; "auto" becomes bfloat16 where that is native, else float32, when the model
     is opened"""
-    quantize: Literal["none", "8bit", "4bit"] = "none"
+    quantize: Quantize = "none"
     """keep its blocks' matrices quantized, by bitsandbytes (the extra "quantize"): LLM.int8() or NF4; `dtype`
     is what the rest is kept in, and what NF4 computes in"""
     lora_rank: int = 0

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from openblip.core.compute import DTYPES, frozen_dtype
+from openblip.core.compute import DTYPES, frozen_dtype, to_dtype
 from openblip.core.errors import UserError, first_line, require
 from openblip.core.places import gguf_file, wrong_place
 from openblip.models.configs import LanguageConfig
@@ -87,8 +87,8 @@ class FrozenLanguage(nn.Module):
                 f"{config.source} ({described.model_type}) reads the ids of tokens in every block, which soft "
                 "prompts do not have; choose another language model"
             )
-        if config.quantize == "none":
-            model.to(DTYPES[config.dtype])
+        if config.quantize == "none" and self.dtype != DTYPES[config.dtype]:
+            self.to_dtype(DTYPES[config.dtype])
         model.requires_grad_(False)
         if config.lora_rank:
             self.add_lora(config)
@@ -138,6 +138,17 @@ class FrozenLanguage(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of its embeddings."""
         return self.hf.get_input_embeddings().weight.dtype
+
+    def to_dtype(self, dtype: torch.dtype) -> None:
+        """Change the dtype as transformers reads weights in it.
+
+        Tables that are computed (rotary frequencies) stay in float32, and in float16 so do the matrices that
+        overflow there (T5's `wo`). LoRA's matrices keep theirs.
+        """
+        names = getattr(self.hf, "_keep_in_fp32_modules", None) if dtype == torch.float16 else None
+        wide = set(names or ())
+        named = self.hf.named_parameters()
+        to_dtype(self.hf, dtype, but=[v for name, v in named if "lora_" in name or wide & set(name.split("."))])
 
     @property
     def may_change_dtype(self) -> bool:

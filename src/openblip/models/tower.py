@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openblip.core.compute import DTYPES, frozen_dtype
+from openblip.core.compute import DTYPES, frozen_dtype, to_dtype
 from openblip.models.configs import TowerConfig
 from openblip.models.pixels import normalize
 from openblip.models.products import use_onednn
@@ -52,9 +52,17 @@ class FrozenTower(nn.Module):
         self.width, self.grid, self.first = made.width, made.grid, made.first
         self.pixels, self.mean, self.std = made.pixels, made.mean, made.std
         use_onednn(self.encoder)
-        self.encoder.to(kept_in(config))
+        self.to_dtype(kept_in(config))
         if not config.trained:
             self.encoder.requires_grad_(False).eval()
+
+    def to_dtype(self, dtype: torch.dtype) -> None:
+        """Change the dtype of its weights."""
+        # timm's own code expects its rotary tables in the dtype of the weights.
+        if self.config.kind == "hf":
+            to_dtype(self.encoder, dtype)
+        else:
+            self.encoder.to(dtype)
 
     @property
     def dtype(self) -> torch.dtype:

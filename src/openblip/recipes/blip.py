@@ -23,6 +23,8 @@ from openblip.training.config import TrainConfig
 
 __all__ = [
     "ANSWERS",
+    "CAPTIONS_BEST",
+    "RECALLS_BEST",
     "blip_pretrain",
     "caption_finetune",
     "dialog_finetune",
@@ -161,7 +163,7 @@ def retrieval_finetune(data: tuple[str, ...], *, model: str, validation: tuple[s
         pixels=384,
         epochs=6,
         learning_rate=5e-6 if model == "large" else 1e-5,
-        monitor="mean_recall_itm",
+        monitor=RECALLS_BEST,
         batch_size=32,
         max_length=35,
         objective=ObjectiveConfig(objectives=("itc", "itm"), use_image_ids=True, negatives="all"),
@@ -234,6 +236,8 @@ def dialog_finetune(data: tuple[str, ...], *, model: str, validation: tuple[str,
 
 CAPTIONS_BEST = "CIDEr+BLEU-4"
 """the metric by which the references choose a captioner's best epoch"""
+RECALLS_BEST = "mean_recall_itm"
+"""of a retrieval model: the mean of the six recalls, re-ranked"""
 ANSWERS = DecodeConfig(num_beams=3, max_new_tokens=9)
 """how answers are generated, as the reference does"""
 _FEW_PIXELS = 128

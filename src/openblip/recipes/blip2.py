@@ -12,7 +12,7 @@ from typing import Any
 
 from openblip.data.transform_config import ImageTransformConfig
 from openblip.generation.config import DecodeConfig
-from openblip.models.configs import TowerConfig, as_language, as_tower
+from openblip.models.configs import LanguageConfig, TowerConfig, as_language, as_tower
 from openblip.objectives.configs import Stage1Config
 from openblip.recipes.blip import CAPTIONS_BEST, one_text_each
 from openblip.tasks.config import CAPTION_PROMPT, QUESTION_PROMPTS, RunConfig, TaskName, as_sources
@@ -176,7 +176,7 @@ def _finetune(
             gradient_checkpointing=1.0,
             monitor=monitor if validation else None,
         ),
-        **more,
+        **({"language": LanguageConfig(dtype="auto")} | more),
     )
 
 
@@ -202,7 +202,7 @@ def blip2_vqa(
     Args:
         language: the language model behind a model of stage 1; one of stage 2 has its own.
     """
-    more: dict[str, Any] = {"language": as_language(language)} if language else {}
+    more: dict[str, Any] = {"language": replace(as_language(language), dtype="auto")} if language else {}
     return _finetune(
         "answering",
         data,

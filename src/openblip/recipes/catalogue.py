@@ -85,6 +85,8 @@ RECIPES: dict[str, Recipe] = RUNS | {
         Recipe(
             "small-pretrain", "small:small_pretrain", "a small BLIP from scratch, on a CPU", _SMALL, takes=_PARTS
         ),
+        Recipe("small-caption", "small:small_caption", "captions for a small BLIP, on a CPU", _SMALL),
+        Recipe("small-retrieval", "small:small_retrieval", "retrieval for a small BLIP, on a CPU", _SMALL),
         Recipe("small-vqa", "small:small_vqa", "questions for a small BLIP, on a CPU", _SMALL),
         Recipe("small-visdial", "small:small_dialog", "dialogs for a small BLIP, on a CPU", _SMALL),
         Recipe("small-nlvr", "small:small_nlvr", "statements about two images for a small BLIP, on a CPU", _SMALL),

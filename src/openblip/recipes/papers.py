@@ -127,7 +127,7 @@ _BLIP_RUNS = (
         **_COCO, **_LARGE,
         paper=PaperRun(
             gpus=16, card="a100-40", samples=_COCO_TEXTS,
-            note="then openblip capfilt DATA --captioner MODEL --filter MODEL --out FOLDER; the paper names no "
+            note="then openblip capfilt DATA FOLDER --captioner MODEL --filter MODEL; the paper names no "
             "settings of this fine-tuning, these are those of captioning",
         ),
     ),

@@ -12,7 +12,7 @@ from openblip.data.transform_config import ImageTransformConfig
 from openblip.generation.config import DecodeConfig
 from openblip.models.configs import as_language, as_tower
 from openblip.objectives.configs import ObjectiveConfig, Stage1Config
-from openblip.recipes.blip import ANSWERS
+from openblip.recipes.blip import ANSWERS, CAPTIONS_BEST, RECALLS_BEST
 from openblip.recipes.blip2 import LANGUAGE, VISION
 from openblip.tasks.config import DIALOG_TOKENS, FROM_PARTS, QUESTION_TOKENS, AnsweringConfig, RunConfig, as_sources
 from openblip.training.config import TrainConfig
@@ -21,9 +21,11 @@ __all__ = [
     "SHORT_RUN",
     "SHORT_STAGE1",
     "short_training",
+    "small_caption",
     "small_dialog",
     "small_nlvr",
     "small_pretrain",
+    "small_retrieval",
     "small_stage1",
     "small_stage2",
     "small_vqa",
@@ -93,6 +95,35 @@ def small_pretrain(
         train=train,
         decode=DecodeConfig(num_beams=3, max_new_tokens=32, min_new_tokens=2),
     )
+
+
+def small_caption(
+    data: tuple[str, ...], *, model: str = "micro", validation: tuple[str, ...] = (), steps: int = 500
+) -> RunConfig:
+    """Captions by LM alone for a small BLIP, from scratch or from a pre-trained one: a higher rate, mild crops.
+
+    Args:
+        model: "nano" or "micro" to train from scratch, or a small model's folder.
+    """
+    config = small_pretrain(data, model=model, validation=validation, steps=steps)
+    return _tuned(config, "captioning", CAPTIONS_BEST)
+
+
+def small_retrieval(
+    data: tuple[str, ...], *, model: str = "micro", validation: tuple[str, ...] = (), steps: int = 500
+) -> RunConfig:
+    """Retrieval by ITC and ITM for a small BLIP, from scratch or from a pre-trained one: a higher rate, mild crops.
+
+    Args:
+        model: "nano" or "micro" to train from scratch, or a small model's folder.
+    """
+    config = small_pretrain(data, model=model, validation=validation, steps=steps)
+    return _tuned(config, "retrieval", RECALLS_BEST)
+
+
+def _tuned(config: RunConfig, task: Literal["captioning", "retrieval"], monitor: str) -> RunConfig:
+    train = replace(config.train, monitor=monitor if config.validation else None)
+    return replace(config, task=task, train=train)
 
 
 def small_vqa(

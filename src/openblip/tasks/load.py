@@ -7,7 +7,9 @@ from typing import Any
 
 from openblip.checkpoints.store import open_model
 from openblip.core.compute import choose_dtype
+from openblip.core.errors import UserError
 from openblip.core.runtime import choose_device
+from openblip.models.configs import Quantize
 from openblip.tasks.predictor import Predictor
 from openblip.tasks.registry import adapt
 
@@ -25,8 +27,9 @@ def load(
     like: Any = "reference",
     vision: str | None = None,
     language: str | None = None,
+    quantize: Quantize = "none",
 ) -> Predictor:
-    """Open a model; see `checkpoints.store.open_model` for `source` and the last five.
+    """Open a model; see `checkpoints.store.open_model` for `source` and the last six.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
@@ -36,6 +39,15 @@ def load(
     chosen = choose_device(device)
     numeric = choose_dtype(dtype, chosen)
     stored = open_model(
-        source, tokenizer=tokenizer, image_size=image_size, like=like, vision=vision, language=language
+        source,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        like=like,
+        vision=vision,
+        language=language,
+        language_dtype=str(numeric).removeprefix("torch."),
+        quantize=quantize,
     )
+    if quantize != "none" and getattr(stored.model, "language", None) is None:
+        raise UserError(f"{source} has no language model to quantize; leave quantize out")
     return Predictor(adapt(stored), device=chosen, dtype=numeric, batch_size=batch_size)

@@ -113,9 +113,9 @@ class Blip2Adapter(Adapter):
         model = self.model
         for part in model.children():
             if part is not model.language and all(p.dtype == torch.float32 for p in part.parameters()):
-                part.to(dtype)
+                part.to_dtype(dtype) if part is model.vision else part.to(dtype)
         if model.language is not None and model.language.may_change_dtype:
-            model.language.to(dtype)
+            model.language.to_dtype(dtype)
         model.to(device).eval()
 
     def extra_metrics(self, batches: Callable[[], Iterable[Any]], *, max_length: int) -> dict[str, float]:
@@ -339,8 +339,8 @@ def _answers(texts: Sequence[str], log_probs: Sequence[float]) -> tuple[Answer, 
     return tuple(sorted(found, key=lambda answer: -answer.log_prob))
 
 
-def open_blip2(source: Path | str, tokenizer: str | None = None, *, image_size: int | None = None) -> Blip2Adapter:
-    """Open a BLIP-2 model from anywhere; `tokenizer` and `image_size` as for `open_model`.
+def open_blip2(source: Path | str, tokenizer: str | None = None, **options: Any) -> Blip2Adapter:
+    """Open a BLIP-2 model from anywhere; `tokenizer` and `options` as for `open_model`.
 
     Raises:
         UserError: as `open_model`, or it is a model of another kind.
@@ -348,7 +348,7 @@ def open_blip2(source: Path | str, tokenizer: str | None = None, *, image_size: 
     other = UserError(f"{source} is no BLIP-2 model; one with a Q-Former is needed")
     if Path(source).is_dir() and family_of(find(str(source))) != "blip2":
         raise other  # before anything is said of its image size
-    stored = open_model(source, tokenizer=tokenizer, image_size=image_size)
+    stored = open_model(source, tokenizer=tokenizer, **options)
     if not isinstance(stored.model, Blip2):
         raise other
     language_tokenizer, ignored = stored.language_tokenizer, stored.ignored

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from openblip.checkpoints.bert import load_bert_into_qformer, qformer_sizes
 from openblip.checkpoints.blip2_parts import build_blip2, open_language, open_language_tokenizer, open_tower
+from openblip.core.compute import DTYPES, frozen_dtype
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.data.sources.base import Source
@@ -33,8 +34,7 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     """
     refuse_from_parts(config)
     scratch = config.model in ("", *QFORMERS)
-    size = config.vision.image_size
-    stored = None if scratch else open_blip2(config.model, tokenizer_of_start(config), image_size=size)
+    stored = None if scratch else _open_start(config)
     if stored is not None:
         if config.text_pretrained:
             raise UserError(f"{config.model} has its Q-Former and keeps it; leave {config.text_pretrained} out")
@@ -58,6 +58,30 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     if config.unfreeze_vision:
         _unfreeze(made.model)
     return made
+
+
+def _open_start(config: RunConfig) -> Blip2Adapter:
+    """The starting model, its language model at once in the dtype and quantized as the configuration asks."""
+    language, default = config.language, LanguageConfig().dtype
+    stored = open_blip2(
+        config.model,
+        tokenizer_of_start(config),
+        image_size=config.vision.image_size,
+        language_dtype=frozen_dtype(language.dtype),
+        quantize=language.quantize,
+    )
+    if stored.model.language is None or language.dtype in ("auto", default, stored.model.llm.config.dtype):
+        return stored
+    llm = stored.model.llm
+    if llm.config.dtype != default or llm.config.quantize != "none":
+        raise UserError(
+            f"the language model of {config.model} is in {llm.config.dtype}, as it was trained with; leave "
+            "language.dtype out"
+        )
+    llm.to_dtype(DTYPES[language.dtype])
+    llm.config = replace(llm.config, dtype=language.dtype)
+    stored.model.config = replace(stored.model.config, language=llm.config)
+    return stored
 
 
 def refuse_from_parts(config: RunConfig) -> None:
@@ -116,16 +140,9 @@ def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> Bl
 
 
 def _with_options(stored: Blip2Adapter, config: RunConfig) -> Blip2Adapter:
-    """A model of stage 2 whose language model gets LoRA, or is quantized, where the configuration asks for them."""
+    """A model of stage 2 whose language model gets LoRA where the configuration asks for it."""
     model, wanted = stored.model, config.language
-    kept = model.llm.config
-    if wanted.quantize not in ("none", kept.quantize):
-        if kept.lora_rank:
-            raise UserError(f"{config.model} has LoRA over whole matrices; leave language.quantize out")
-        quantized = replace(kept, quantize=wanted.quantize)
-        model.language = None
-        model.language = open_language(quantized, base=Path(config.model))
-    if wanted.lora_rank and not kept.lora_rank:
+    if wanted.lora_rank and not model.llm.config.lora_rank:
         lora = {name: getattr(wanted, name) for name in ("lora_rank", "lora_alpha", "lora_targets")}
         model.llm.add_lora(replace(model.llm.config, **lora))
     model.llm.config = _with_chat(model.llm.config, stored.llm_tokenizer, config)
