@@ -34,6 +34,7 @@ __all__ = [
     "Texts",
     "Tokenizer",
     "Validation",
+    "as_usual",
     "decoding",
     "need",
     "person",
@@ -141,3 +142,28 @@ def decoding(beams: int | None, number: int, nucleus: float | None = None, **mor
     if nucleus is not None:
         return DecodeConfig(sample=True, top_p=nucleus, num_sequences=number, **more)
     return DecodeConfig(num_beams=max(beams, number), num_sequences=number, **more)
+
+
+def as_usual(
+    config: DecodeConfig,
+    usual: DecodeConfig,
+    beams: int | None,
+    nucleus: float | None,
+    lengths: dict[str, int | None],
+) -> DecodeConfig:
+    """What was not given, as the family of the model has it.
+
+    Args:
+        config: of `decoding`, for what was given.
+        usual: of the family.
+        lengths: "min_new_tokens" and "max_new_tokens" as they were given.
+    """
+    from dataclasses import replace
+
+    changes = {name: getattr(usual, name) for name, value in lengths.items() if value is None}
+    if beams is None and nucleus is None:
+        changes["num_beams"] = max(usual.num_beams, config.num_sequences)
+    found = replace(config, **changes)
+    if lengths.get("min_new_tokens") is None:
+        found = replace(found, min_new_tokens=min(found.min_new_tokens, found.max_new_tokens))
+    return found

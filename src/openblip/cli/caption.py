@@ -18,6 +18,7 @@ from openblip.cli.arguments import (
     Prompt,
     Quantize,
     Tokenizer,
+    as_usual,
     decoding,
     need,
 )
@@ -47,9 +48,10 @@ def caption(
     beams: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
     nucleus: Share = None,
     num_captions: int = 1,
-    min_new_tokens: int = 5,
-    max_new_tokens: int = 20,
+    min_new_tokens: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
+    max_new_tokens: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
     repetition_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
     length_penalty: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
@@ -68,12 +70,13 @@ def caption(
     Args:
         images: files, folders, globs, tars, or - for a list on standard input.
         prompt: how captions begin; left out, what the model was trained with.
-        beams: texts that the beam search keeps; 1 is greedy; left out, 3.
+        beams: texts that the beam search keeps; 1 is greedy; left out, 3, and 5 for BLIP-2.
         nucleus: sample instead, among the likeliest tokens that together reach this probability (the paper: 0.9).
         num_captions: for each image: the best of the beams, or so many samples.
-        min_new_tokens: shortest caption.
-        max_new_tokens: longest caption.
+        min_new_tokens: shortest caption; left out, 5, and any length for BLIP-2.
+        max_new_tokens: longest caption; left out, 20, and 30 for BLIP-2.
         repetition_penalty: above 1 makes what was written already less likely.
+        no_repeat_ngram: no sequence of so many tokens is written twice; 3 is usual for long captions, 0 allows all.
         length_penalty: beams compare log-probability / length ** this; below 1 prefers short captions.
         seed: of sampling; the same seed gives an image the same captions in any batch.
         batch_size: images at a time.
@@ -90,13 +93,14 @@ def caption(
     need(images, WHAT_IMAGES)
     if write != "txt" and (existing, extension, prefix, suffix) != ("skip", ".txt", "", ""):
         raise UserError("--existing, --extension, --prefix and --suffix are for text files: add --write txt")
+    lengths = {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens}
     config = decoding(
         beams,
         num_captions,
         nucleus,
-        min_new_tokens=min_new_tokens,
-        max_new_tokens=max_new_tokens,
+        **{name: value for name, value in lengths.items() if value is not None},
         repetition_penalty=repetition_penalty,
+        no_repeat_ngram=no_repeat_ngram,
         length_penalty=length_penalty,
         seed=seed,
     )
@@ -117,6 +121,7 @@ def caption(
     predictor = open_predictor(
         model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size, quantize=quantize
     )
+    config = as_usual(config, predictor.adapter.captioning, beams, nucleus, lengths)
 
     def rows(batch: ImageBatch) -> Iterator[Row]:
         for name, written in zip(batch.names, predictor.caption(batch, config, prompt=prompt), strict=True):

@@ -41,7 +41,7 @@ from openblip.cli import (
 )
 from openblip.cli.checks import check_arguments
 from openblip.cli.launched import first_to_tell, is_first
-from openblip.cli.refusals import refusal
+from openblip.cli.refusals import out_of_memory, refusal
 from openblip.core.errors import ToldElsewhere, UserError, nearest
 from openblip.core.interrupt import AGAIN, RESUME, Stopped, Terminated, ending_at_once
 from openblip.core.places import DATA_ROOT
@@ -111,6 +111,10 @@ def _run(arguments: list[str]) -> int:
             raise
         message = f"{error.filename}: {error.strerror}"
         return _say(message, 2) if first_to_tell(message) else 2
+    except RuntimeError as error:
+        if not (message := out_of_memory(error, arguments)):
+            raise
+        return _say(message, 1)
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

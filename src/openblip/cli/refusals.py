@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
-from openblip.core.errors import nearest
+from openblip.core.errors import first_line, nearest
 
-__all__ = ["refusal"]
+__all__ = ["out_of_memory", "refusal"]
 
 _CALLED = {int: "a whole number", float: "a number"}
 
@@ -69,3 +69,20 @@ def _must_be(kind: Any, value: str) -> str:
         return f'cannot be "{value}"{nearest(value, map(str, get_args(kind)))}'
     called = [_CALLED[one] for one in get_args(kind) or (kind,) if one is not NoneType and one in _CALLED]
     return f'must be {" or ".join(called)}, not "{value}"' if called else f'cannot be "{value}"'
+
+
+def out_of_memory(error: RuntimeError, words: Sequence[str]) -> str:
+    """What to do where the memory of a GPU, or of this machine, did not suffice; "" for any other error."""
+    # By name: torch need not be imported for an error that is not torch's.
+    on_gpu = type(error).__name__ == "OutOfMemoryError"
+    if not on_gpu and "can't allocate memory" not in str(error):
+        return ""
+    where = "the GPU has not enough memory" if on_gpu else "there is not enough memory"
+    if words[:1] == ["train"]:
+        remedy = (
+            "resume with --set train.gradient_checkpointing=1, or begin anew with a lower batch_size and more "
+            "train.gradient_accumulation; --dry-run predicts what fits"
+        )
+    else:
+        remedy = "lower --batch-size, or compute in --dtype bfloat16, where the command has these options"
+    return f"{where} ({first_line(error)}); {remedy}"

@@ -22,6 +22,7 @@ from openblip.cli.arguments import (
     Quantize,
     Texts,
     Tokenizer,
+    as_usual,
     decoding,
     need,
     person,
@@ -97,7 +98,7 @@ def ask(
     prompt: Prompt = None,
     num_answers: int = 1,
     keep: int = 128,
-    beams: int = 3,
+    beams: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
     length_penalty: Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
     min_new_tokens: int = 1,
     max_new_tokens: int = 10,
@@ -116,7 +117,7 @@ def ask(
         prompt: how BLIP-2's language model is asked, {} in place of the question; left out, as it was trained.
         num_answers: the best so many are given for each question.
         keep: of the answers in the file, those that are read whole, chosen by their first token.
-        beams: texts that the beam search keeps; 1 is greedy.
+        beams: texts that the beam search keeps; 1 is greedy; left out, 3, and 5 for BLIP-2.
         length_penalty: as for caption; left out, as in the papers: 1, for BLIP-2 0, or -1 behind FlanT5.
         min_new_tokens: shortest answer.
         max_new_tokens: longest answer.
@@ -141,6 +142,7 @@ def ask(
             '--prompt tells BLIP-2\'s language model a question, with {} in its place: "Question: {} Answer:"'
         )
     penalty = usual.answering.length_penalty if length_penalty is None else length_penalty
+    config = as_usual(config, usual.answering, beams, None, {})
     how: dict[str, Any] = {"config": replace(config, length_penalty=penalty), "keep": keep}
     if prompt is not None:
         how["prompt"] = prompt

@@ -15,6 +15,8 @@ asking it:
 - Brackets become -lrb-, -rrb-, -lsb-, -rsb-, -lcb-, -rcb- and are kept: the evaluation forgets to drop
   them in lower case. Kept are also repeated marks such as !! and symbols such as & and #.
 - Markup such as <a href="x"> and the brackets of (555) 123-4567 belong to one token, which its blanks then part.
+- Chinese characters and Japanese kana, which no blanks part, are words of their own, and their marks are dropped.
+  Here alone this is not the Java program, which takes a whole sentence of them for one word.
 - Dropped are ' '' ` `` . ? ! , : - -- ... ; and pictographs beyond the basic plane.
 
 tests/golden/words.json holds 310 hard strings, all split as the Java program does, and of the 35,000 captions of
@@ -28,7 +30,10 @@ from functools import lru_cache
 
 __all__ = ["split_words"]
 
-_DROPPED = frozenset("'\"`\u2018\u2019\u201b\u201c\u201d\u00ab\u00bb\u2039\u203a.?!,:-\u2013\u2014\u2015\u2026;")
+_DROPPED = frozenset(
+    "'\"`\u2018\u2019\u201b\u201c\u201d\u00ab\u00bb\u2039\u203a.?!,:-\u2013\u2014\u2015\u2026;"
+    "\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f\u300c\u300d\u300e\u300f\u300a\u300b\uff08\uff09\u3010\u3011\u30fb\uff5e"
+)
 
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
@@ -113,6 +118,7 @@ _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'
 _FRACTIONS = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3"}
 _SIGNS = {"\u00a3": "#", "\u20ac": "$", "\u00a2": "cents"}
 _SEPARATE = re.compile("[\u00bc-\u00be\u2153\u2154]")
+_UNPARTED = re.compile("[\u3040-\u30fa\u30fd-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _VANISHING = re.compile("[\u00ad\ufe0f\u200d]")  # soft hyphens, variation selectors, joiners
 # What holds blanks: markup, and telephone numbers, whose brackets then stay with their digits.
 _SPACED = re.compile(
@@ -124,7 +130,7 @@ _BLANK = re.compile("[\u200b\U00010000-\U0010ffff]")  # and pictographs beyond t
 
 def split_words(caption: str) -> list[str]:
     """The words of a caption in lower case, without punctuation; empty for an empty caption."""
-    caption = _VANISHING.sub("", caption)
+    caption = _UNPARTED.sub(r" \g<0> ", _VANISHING.sub("", caption))
     words: list[str] = []
     start = 0
     for match in _SPACED.finditer(caption):

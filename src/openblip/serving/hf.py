@@ -62,7 +62,7 @@ class HfAnswer:
     """What visual-question-answering gives a list of, the likeliest first."""
 
     score: float
-    """probability among the answers of the list"""
+    """that the model writes this answer"""
     answer: str
 
 

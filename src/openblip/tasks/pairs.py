@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.objectives.blip2 import Blip2Stage1, pairs_read
@@ -91,11 +92,25 @@ def train_blip(
 
 
 def train_stage1(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
-    """BLIP-2's Q-Former on pairs."""
-    objective = Blip2Stage1(adapter.model, config.stage1, dec_id=adapter.tokenizer.dec_id)
+    """BLIP-2's Q-Former on pairs.
+
+    Raises:
+        UserError: ITG is to be trained, and the starting model has no head for it.
+    """
+    chosen = config.stage1
+    if adapter.model.qformer.head is None and "itg" in chosen.objectives:
+        # Retrieval models of transformers come without; ITC and ITM are what retrieval is by.
+        if config.task != "retrieval":
+            raise UserError(
+                f"{config.model} has no head for ITG, which transformers' retrieval models lack: set "
+                "stage1.objectives=itc,itm, or start from a file of LAVIS"
+            )
+        chosen = replace(chosen, objectives=tuple(name for name in chosen.objectives if name != "itg"))
+    objective = Blip2Stage1(adapter.model, chosen, dec_id=adapter.tokenizer.dec_id)
     prepare = prepare_pairs(
         adapter.tokenizer, max_length=config.max_length, cache=data.cache, written_share=config.stage1.itg_share
     )
     # An objective that is left out leaves its head unused.
-    unused = set(config.stage1.objectives) != set(STAGE1_OBJECTIVES)
+    heads = set(STAGE1_OBJECTIVES) - ({"itg"} if adapter.model.qformer.head is None else set())
+    unused = set(chosen.objectives) != heads
     return Training(Stage1Step(objective), prepare, config.clean, config.max_words, find_unused_parameters=unused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "Match",
     "Score",
     "captions_of",
+    "written_answers",
 ]
 
 
@@ -44,7 +46,8 @@ class Answer:
     log_prob: float
     """natural logarithm of the probability of the whole answer, its end included"""
     probability: float
-    """among the answers that came back for the question: softmax of their log-probabilities"""
+    """that the model writes this answer, exp(log_prob); of answers that were ranked, its share among the candidates
+    that were read whole (softmax of their log-probabilities)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,11 @@ class Judgement:
     def true(self) -> bool:
         """The likelier of the two."""
         return self.probability >= 0.5
+
+
+def written_answers(captions: Sequence[Caption]) -> tuple[Answer, ...]:
+    """Generated texts as answers in their order, each with its own probability."""
+    return tuple(Answer(one.text, one.log_prob, math.exp(one.log_prob)) for one in captions)
 
 
 def captions_of(decoded: Decoded, rows: int, tokenizer: Any) -> list[list[Caption]]:

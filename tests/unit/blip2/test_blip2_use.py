@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from test_store import stored
 
 import openblip
 from openblip.checkpoints.store import save_model
+from openblip.cli.entry import main
 from openblip.core.errors import UserError
 from openblip.generation.config import DecodeConfig
 from openblip.tasks.families.blip2 import Blip2Adapter
@@ -57,6 +59,32 @@ def test_captions_do_not_depend_on_the_batch(writers: dict[str, Predictor], kind
     assert predictor.caption(IMAGES[0], sampled) == predictor.caption(IMAGES[0], sampled)
     with pytest.raises(UserError, match="2 prompts, but more images"):
         predictor.caption(IMAGES, prompt=["a", "the"])
+
+
+def test_the_commands_decode_as_the_family_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without options as in Python; what is given takes its place alone."""
+    llm = write_language(tmp_path / "llm", "opt")
+    save_model(tmp_path / "m", stored(model(language=llm, matches=False, qformer={"vocab_size": None}), llm))
+    IMAGES[0].save(tmp_path / "1.png")
+    seen: list[DecodeConfig] = []
+
+    def generate(adapter: Blip2Adapter, memory: Any, config: DecodeConfig, *more: Any) -> Any:
+        seen.append(config)
+        return [[]]
+
+    monkeypatch.setattr(Blip2Adapter, "generate", generate)
+    command = ["caption", str(tmp_path / "1.png"), "--model", str(tmp_path / "m"), "--device", "cpu"]
+    assert main(command) == 0
+    assert seen.pop() == Blip2Adapter.captioning
+    assert main([*command, "--max-new-tokens", "7", "--no-repeat-ngram", "3"]) == 0
+    assert seen.pop() == replace(Blip2Adapter.captioning, max_new_tokens=7, no_repeat_ngram=3)
+    assert main([*command, "--num-captions", "6"]) == 0
+    assert seen.pop() == replace(Blip2Adapter.captioning, num_beams=6, num_sequences=6)
+    assert main([*command, "--nucleus", "0.9", "--min-new-tokens", "4"]) == 0
+    assert seen.pop() == DecodeConfig(sample=True, top_p=0.9, min_new_tokens=4, max_new_tokens=30)
+    capfd.readouterr()
 
 
 @pytest.mark.parametrize("kind", KINDS)

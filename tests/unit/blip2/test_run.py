@@ -24,6 +24,7 @@ from openblip.data.transform_config import ImageTransformConfig
 from openblip.data.transforms import ImageTransform
 from openblip.generation.config import DecodeConfig
 from openblip.models.blip import Blip, blip_config
+from openblip.models.blip2 import Blip2
 from openblip.models.configs import QFORMERS, LanguageConfig, QFormerSettings, TowerConfig, as_tower
 from openblip.objectives.blip2 import Blip2Stage1
 from openblip.objectives.configs import Stage1Config
@@ -374,3 +375,22 @@ def test_an_objective_left_out_leaves_its_head_unused(first: Path, tower: str, t
         adapter = FAMILIES["blip2"].build(config, [], tmp_path)
         training = TASKS["pretraining"].train["blip2"](config, adapter, RunData([], tmp_path))
         assert training.find_unused_parameters == unused
+
+
+def test_a_model_without_a_head_for_itg_is_fine_tuned_for_retrieval(
+    first: Path, tower: str, tmp_path: Path
+) -> None:
+    """As those of transformers are; ITG cannot be trained with it."""
+    stored = open_model(first / "model")
+    sizes = replace(stored.model.config, qformer=replace(stored.model.config.qformer, writes=False))
+    without = Blip2(sizes, stored.model.vision, None)
+    without.load_state_dict(stored.model.state_dict(), strict=False)
+    save_model(tmp_path / "m", StoredModel(without, stored.tokenizer))
+    config = replace(stage1(tower, model=str(tmp_path / "m")), vision=TowerConfig())
+    with pytest.raises(UserError, match=r"has no head for ITG.*stage1\.objectives=itc,itm"):
+        run_training(config, tmp_path / "pretraining", show=False)
+    run_training(replace(config, task="retrieval"), tmp_path / "retrieval", show=False)
+    assert set(losses(tmp_path / "retrieval")[0]) == {"loss", "loss_itc", "loss_itm", "itm_accuracy", "grad_norm"}
+    adapter = FAMILIES["blip2"].build(replace(config, task="retrieval"), [], tmp_path)
+    training = TASKS["retrieval"].train["blip2"](replace(config, task="retrieval"), adapter, RunData([], tmp_path))
+    assert not training.find_unused_parameters

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from openblip.cli import entry
 from openblip.cli.entry import main
 
 CAPTION = ("caption", "a.jpg", "--model", "m")
@@ -38,3 +41,50 @@ def test_help_comes_before_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> 
     out, err = capsys.readouterr()
     assert out.startswith("usage: openblip caption")
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "told"),
+    [
+        (
+            type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+            ["caption", "a.jpg", "--model", "m"],
+            "openblip: the GPU has not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB); lower",
+        ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+            ["train", "blip-caption", "a/", "--model", "m", "--out", "r"],
+            "openblip: there is not enough memory ([enforce",
+        ),
+    ],
+    ids=["gpu", "cpu"],
+)
+def test_too_little_memory_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: RuntimeError,
+    words: list[str],
+    told: str,
+) -> None:
+    def read(arguments: list[str]) -> Callable[[], None]:
+        def fail() -> None:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr(entry, "_read", read)
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(told)
+    assert err.count("\n") == 1
+    assert ("train.gradient_checkpointing=1" in err) == (words[0] == "train")
+
+
+def test_other_errors_of_a_computation_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("expected scalar type Float but found BFloat16")
+
+    monkeypatch.setattr(entry, "_read", lambda arguments: fail)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        main(["caption", "a.jpg", "--model", "m"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import small
 import torch
@@ -73,19 +75,20 @@ def test_greedy_answers_token_by_token(vqa: BlipVqa, tokenizer: TextTokenizer) -
             with torch.no_grad():
                 ids.append(int(vqa.text_decoder(torch.tensor([ids]), memory=read)[0, -1].argmax()))
         assert answer.text == tokenizer.decode(ids[1:])
-        assert answer.probability == 1.0
+        assert answer.probability == pytest.approx(math.exp(answer.log_prob))
+        assert 0 < answer.probability < 1
         found.add(answer.text)
     assert len(found) > 1, "the questions differ"
 
 
-def test_several_written_answers_share_their_probability(vqa: BlipVqa, tokenizer: TextTokenizer) -> None:
+def test_several_written_answers_have_their_own_probability(vqa: BlipVqa, tokenizer: TextTokenizer) -> None:
     read = asked(vqa, tokenizer, [0, 1], list(small.QUESTIONS[:2]))
     beams = DecodeConfig(num_beams=3, num_sequences=3, max_new_tokens=5)
     for answers in VqaAdapter(vqa, tokenizer).answers(read, beams):
         assert len(answers) == 3
-        scores = torch.tensor([answer.log_prob for answer in answers])
-        expected = scores.softmax(0).tolist()
+        expected = [math.exp(answer.log_prob) for answer in answers]
         assert [answer.probability for answer in answers] == pytest.approx(expected, abs=1e-5)
+        assert 0 < sum(expected) < 1
 
 
 @pytest.mark.parametrize("keep", [2, 6, 100])

@@ -329,7 +329,8 @@ def test_answers_are_those_of_the_model(paths: list[str]) -> None:
                     (expected,) = adapter.rank(read, candidates)
                 assert [a.text for a in one.answers] == [a.text for a in expected]
                 assert one.answers[0].log_prob == pytest.approx(expected[0].log_prob, abs=1e-3)
-                assert sum(a.probability for a in one.answers) == pytest.approx(1)
+                if candidates is not None:
+                    assert sum(a.probability for a in one.answers) == pytest.approx(1)
     own = [[questions[0]], questions[1:3]]
     assert [[one.question for one in row] for row in predictor.answer(paths[:2], own)] == own
     with pytest.raises(UserError, match="no answers to choose from"):

@@ -36,7 +36,7 @@ from openblip.objectives.language import IGNORED, language_loss, language_target
 from openblip.tasks.config import FROM_PARTS, RunConfig
 from openblip.tasks.families.family import Family
 from openblip.tasks.protocols import Adapter
-from openblip.tasks.results import Answer, Caption, captions_of
+from openblip.tasks.results import Answer, Caption, captions_of, written_answers
 from openblip.tasks.vocabulary import tokenizer_from_scratch, tokenizer_of_start
 
 __all__ = [
@@ -199,13 +199,7 @@ class VqaAdapter(_BlipBase):
         self, asked: ImageMemory, config: DecodeConfig, *, keys: Tensor | None = None
     ) -> list[tuple[Answer, ...]]:
         """As `Answers.answers`."""
-        found = self.write_answers(asked, config, keys=keys)
-        log_probs = torch.tensor([[one.log_prob for one in row] for row in found])
-        shares = log_probs.softmax(1).tolist() if found else []
-        return [
-            tuple(Answer(one.text, one.log_prob, share) for one, share in zip(row, own, strict=True))
-            for row, own in zip(found, shares, strict=True)
-        ]
+        return [written_answers(row) for row in self.write_answers(asked, config, keys=keys)]
 
     @torch.no_grad()
     def write_answers(

@@ -34,7 +34,7 @@ from openblip.models.stepper import QFormerStepper
 from openblip.objectives.language import language_loss, language_targets
 from openblip.tasks.config import CAPTION_PROMPT, QUESTION_PROMPTS
 from openblip.tasks.protocols import Adapter
-from openblip.tasks.results import Answer, Caption, captions_of
+from openblip.tasks.results import Answer, Caption, captions_of, written_answers
 
 __all__ = ["Asked", "Blip2Adapter", "open_blip2"]
 
@@ -284,8 +284,7 @@ class Blip2Adapter(Adapter):
         self, asked: Asked, config: DecodeConfig, *, keys: Tensor | None = None
     ) -> list[tuple[Answer, ...]]:
         """As `Answers.answers`."""
-        written = self.write_answers(asked, config, keys=keys)
-        return [_answers([c.text for c in row], [c.log_prob for c in row]) for row in written]
+        return [written_answers(row) for row in self.write_answers(asked, config, keys=keys)]
 
     def write_answers(
         self, asked: Asked, config: DecodeConfig, *, keys: Tensor | None = None, watch: Watch | None = None
@@ -299,7 +298,7 @@ class Blip2Adapter(Adapter):
         """As `Answers.rank`; all candidates are read whole."""
         each = [list(candidates)] * len(asked.prompts)
         sums, _ = score_after(self.model.llm, self.llm_tokenizer, asked.soft, each, prompts=asked.prompts)
-        return [_answers(candidates, row) for row in sums.tolist()]
+        return [_ranked(candidates, row) for row in sums.tolist()]
 
     # What is refused --------------------------------------------------------------------------------------
 
@@ -332,8 +331,8 @@ def itg_log_likelihood(model: Blip2, text: TokenBatch, memory: ImageMemory, dec_
     return scores, text.attention_mask[:, 1:].sum(1)
 
 
-def _answers(texts: Sequence[str], log_probs: Sequence[float]) -> tuple[Answer, ...]:
-    """Answers, the likeliest first, with their shares of certainty."""
+def _ranked(texts: Sequence[str], log_probs: Sequence[float]) -> tuple[Answer, ...]:
+    """Candidates, the likeliest first, with their shares of probability."""
     shares = torch.tensor(log_probs).softmax(0).tolist()
     found = [Answer(*values) for values in zip(texts, log_probs, shares, strict=True)]
     return tuple(sorted(found, key=lambda answer: -answer.log_prob))
