@@ -137,7 +137,7 @@ def prepare_questions(
 
 
 def prepare_answers(
-    tokenizer: TextTokenizer,
+    tokenizer: TextTokenizer | None,
     language_tokenizer: LanguageTokenizer,
     *,
     start_id: int | None,
@@ -151,18 +151,20 @@ def prepare_answers(
     Of the answers given to a question one is drawn by their weights, as in the reference.
 
     Args:
+        tokenizer: of the Q-Former; None where it reads no text, so that the language model alone is asked.
         start_id: with which an encoder-decoder's decoder starts; None for a decoder.
         max_length: tokens of a question as the Q-Former reads it.
     """
     images = images_of(cache)
 
     def prepare(batch: Batch) -> LanguagePairBatch:
-        questions = [clean_question(text) for text in batch.texts]
+        # As `Blip2Adapter.ask` has them.
+        questions = list(batch.texts) if tokenizer is None else [clean_question(text) for text in batch.texts]
         given = [answers_of(meta)[text] for meta, text in zip(batch.meta, batch.texts, strict=True)]
         answers = [_draw(_trainable(one, text)) for one, text in zip(given, batch.texts, strict=True)]
         prompts = [prompt.replace("{}", question) for question in questions]
         prompts = [language_tokenizer.placed(text, chat=chat) for text in prompts]
-        read = tokenizer.encode(questions, max_length=max_length)
+        read = None if tokenizer is None else tokenizer.encode(questions, max_length=max_length)
         if start_id is not None:
             prefix = language_tokenizer.prompts(prompts, side="right", end=True)
             text = language_tokenizer.texts(answers).targets(start_id)

@@ -138,7 +138,7 @@ def _blip2(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
     if not writes:
         model = Blip2(replace(sizes, qformer=qformer, language=None), tower, None)
         return Stage1Step(Blip2Stage1(model, config.stage1, dec_id=_DEC)), (3, *tower.pixels)
-    reads = config.task == "answering"
+    reads = config.task == "answering" and sizes.qformer.vocab_size is not None
     qformer = replace(qformer, writes=False, vocab_size=qformer.vocab_size if reads else None)
     language = _on_gpu(sizes.language or config.language)
     if language.quantize != "none":
@@ -159,7 +159,8 @@ def _blip2_sizes(config: RunConfig) -> Blip2Config:
         sizes = replace(sizes, vocab_size=vocab_size_from_scratch(config, default="train"))
         return Blip2Config(vision=config.vision, qformer=sizes, embed_dim=config.embed_dim)
     found: Blip2Config = _described(config.model, "blip2")
-    vocab_size = found.qformer.vocab_size or 30524
+    # One of stage 2 may have no text side; what is predicted of stage 1 in other formats has BERT's.
+    vocab_size = found.qformer.vocab_size or (30524 if found.language is None else None)
     if config.vision.image_size is not None:
         found = replace(found, vision=found.vision.at(config.vision.image_size))
     return replace(found, qformer=replace(found.qformer, vocab_size=vocab_size))

@@ -276,6 +276,35 @@ def test_questions_are_read_by_the_qformer_too(first: Path, tmp_path: Path) -> N
     assert any(not torch.equal(v, vision[k]) for k, v in stored.model.vision.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_behind_stage2_the_language_model_alone_reads_the_questions(
+    first: Path, tmp_path: Path, kind: Kind
+) -> None:
+    """As with published models, whose Q-Former has no text side."""
+    llm = write_language(tmp_path / "llm", kind)
+    short = {"batch_size": 4, "num_workers": 0, "train": replace(TRAIN, max_steps=2)}
+    second = replace(small_stage2((DATA,), model=str(first / "model"), language=str(llm)), **short)
+    run_training(second, tmp_path / "second", show=False)
+    start = tmp_path / "second" / "model"
+    assert open_model(start).tokenizer is None
+    data = (f"world:train?n=12&size={PIXELS}",)
+    config = blip2_vqa(data, model=str(start), validation=data)
+    config = replace(config, vision=TowerConfig(), unfreeze_vision=False, validation_samples=3, **short)
+    config = replace(config, decode=DecodeConfig(max_new_tokens=4))
+    run_training(config, tmp_path / "r", show=False)
+    assert all(0 < row["loss_lm"] < 20 for row in losses(tmp_path / "r"))
+    before, stored = open_model(start).model.state_dict(), open_model(tmp_path / "r" / "model")
+    changed = {k for k, v in stored.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert any(name.startswith("language_proj") for name in changed)
+    adapter = adapt(stored)
+    assert not adapter.reads_questions
+    metrics, records = evaluate_model(config, adapter)
+    assert 0 <= metrics["accuracy_generated"] <= 1
+    assert records[0]["question"]
+    (told,) = FAMILIES["blip2"].build(config, [], tmp_path).begun
+    assert "reads no text: the language model alone reads the questions" in told
+
+
 def test_retrieval_and_captions_are_fine_tuned(first: Path, tmp_path: Path) -> None:
     config = blip2_retrieval((DATA,), model=str(first / "model"))
     config = replace(config, vision=TowerConfig(), batch_size=8, num_workers=0, train=replace(TRAIN, max_steps=2))
@@ -336,9 +365,6 @@ def test_models_of_another_kind_are_refused(first: Path, tower: str, tmp_path: P
     )
     with pytest.raises(UserError, match="no heads for ITC"):
         run_training(stage1(tower, model=str(tmp_path / "b" / "model")), tmp_path / "c", show=False)
-    asks = replace(config, model=str(tmp_path / "b" / "model"), task="answering", prompt="Question: {} Answer:")
-    with pytest.raises(UserError, match="reads no text"):
-        run_training(asks, tmp_path / "d", show=False)
 
 
 def test_frozen_parts_that_a_starting_model_would_not_take_are_refused(

@@ -51,9 +51,8 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     else:
         made = _before_language(config, stored, sources, out)
     if config.task == "answering" and made.tokenizer is None:
-        raise UserError(
-            f"the Q-Former of {config.model} reads no text, and questions are for it to read too; "
-            "start from a model of stage 1"
+        made.begun.append(
+            f"the Q-Former of {config.model} reads no text: the language model alone reads the questions"
         )
     if config.unfreeze_vision:
         _unfreeze(made.model)
