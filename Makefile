@@ -76,4 +76,4 @@ constraints: setup ## write the installed versions to constraints.txt
 	@$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' | grep -vE '^((uv|pip)==|nvidia|cuda|triton)' > constraints.txt
 
 clean: ## remove the environment, caches and the runs folder
-	rm -rf .venv .venv-oldest runs build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-newest .venv-oldest runs build .pytest_cache .ruff_cache .mypy_cache
