@@ -1,9 +1,11 @@
-"""`openblip caption --write txt` killed in the middle: what is there is whole, and the next run writes the rest."""
+"""`openblip caption` killed in the middle: what is there is whole, and the next run writes the rest."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,37 @@ def test_a_killed_command_resumes(openblip: CommandServer, world: World, model: 
     assert len(done.records) == count - len(kept)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert texts(images) == whole
+
+
+def test_a_killed_file_of_lines_is_continued(
+    openblip: CommandServer, world: World, model: Path, tmp_path: Path
+) -> None:
+    how = ("caption", world.folder / "images", "--model", model, "--device", "cpu", "--dtype", "float32")
+    openblip(*how, "--batch-size", 3, "--out", tmp_path / "whole.jsonl")
+    whole, out = lines(tmp_path / "whole.jsonl"), tmp_path / "a.jsonl"
+    running = openblip.start(*how, "--batch-size", 3, "--out", out, before=SLOWLY)
+    running.await_file(out)
+    while not out.stat().st_size:  # it is there before its first line
+        time.sleep(0.02)
+    running.signal(signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+    kept = lines(out)
+    assert 0 < len(kept) < len(whole)
+    with open(out, "ab") as file:
+        file.write(b'{"image": "cut off')
+    done = openblip(*how, "--batch-size", 3, "--out", out, "--resume")
+    assert f"{len(kept)} of {len(whole)} images skipped, whose captions are there" in done.err
+    assert lines(out) == whole
+    again = openblip(*how, "--out", out, "--resume")
+    assert (again.out, lines(out)) == ("", whole)
+    (tmp_path / "b.jsonl").write_text('{"file": "a.jpg"}\n')
+    refused = openblip(*how, "--out", tmp_path / "b.jsonl", "--resume", code=2)
+    assert f'{tmp_path / "b.jsonl"}, line 1 is no result with "image"' in refused.err
+    refused = openblip(*how, "--resume", code=2)
+    assert "--resume continues a file of JSON lines, --out FILE.jsonl" in refused.err
+
+
+def lines(file: Path) -> list[tuple[str, str]]:
+    """Image and caption of each result."""
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    return [(record["image"], record["captions"][0]["text"]) for record in records]

@@ -23,7 +23,7 @@ from openblip.cli.arguments import (
     need,
 )
 from openblip.cli.launched import find_shared_images, is_first, shared
-from openblip.cli.results import Row, each_batch, open_predictor, tell_left_out
+from openblip.cli.results import Row, each_batch, open_predictor, results_there, tell_left_out
 from openblip.core.errors import UserError
 from openblip.core.text import counted
 
@@ -64,6 +64,7 @@ def caption(
     prefix: Words = "",
     suffix: Words = "",
     out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None,
+    resume: bool = False,
 ) -> None:
     """Write captions for images.
 
@@ -87,6 +88,7 @@ def caption(
         suffix: with --write txt, text after each caption.
         out: a new file for the results: .parquet, else one JSON object a line; with --write txt, a folder in which
             the texts lie as the images do in theirs.
+        resume: continue the file of JSON lines of the same command: images that stand in it are passed over.
 
     Under torchrun the processes share the images out; the results are those of one process.
     """
@@ -94,6 +96,10 @@ def caption(
     if write != "txt" and (existing, extension, prefix, suffix) != ("skip", ".txt", "", ""):
         raise UserError("--existing, --extension, --prefix and --suffix are for text files: add --write txt")
     lengths = {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens}
+    if resume and (out is None or write == "txt"):
+        raise UserError(
+            "--resume continues a file of JSON lines, --out FILE.jsonl; with --write txt every run resumes"
+        )
     config = decoding(
         beams,
         num_captions,
@@ -115,9 +121,11 @@ def caption(
         plan = shared(lambda: files.plan(found))
         _tell_plan(plan, len(found))
         found = plan.images
-        if not found:
-            _end_without_work(found)
-            return
+    if resume and out is not None:
+        found = _left_of(found, shared(lambda: results_there(out, "image")))
+    if not found:
+        _end_without_work(found)
+        return
     predictor = open_predictor(
         model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size, quantize=quantize
     )
@@ -131,11 +139,21 @@ def caption(
                 record["file"] = str(plan.files[name])
             yield f"{name}: " + "\n    ".join(c.text for c in written), record
 
-    each_batch(predictor, found, rows, out=out if files is None else None, schema=_SCHEMA)
+    each_batch(predictor, found, rows, out=out if files is None else None, schema=_SCHEMA, resumed=resume)
 
 
 def _told(text: str, log_prob: float) -> dict[str, str | float]:
     return {"text": text, "log_prob": round(log_prob, 4)}
+
+
+def _left_of(images: FoundImages, done: set[str]) -> FoundImages:
+    """The images that have no result yet; says on standard error how many have one."""
+    left = type(images)(image for image in images if image.name not in done)
+    left.left_out = images.left_out
+    if is_first() and len(left) < len(images):
+        there = f"{len(images) - len(left)} of {counted(len(images), 'image')} skipped, whose captions are there"
+        print(f"openblip: {there}", file=sys.stderr)
+    return left
 
 
 def _tell_plan(plan: Plan, total: int) -> None:

@@ -146,6 +146,8 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
     if command == "train" and "dry_run" in given:
         return  # reads neither data nor weights
     for name, value in given.items():
+        if name == "out" and given.get("resume") and value.exists():
+            continue  # the command looks whether it can be continued
         if name in _LEAST and value is not None and (command, name) not in _UNBOUNDED:
             check_counts(_LEAST[name], **{name: value})
         check = _OF_COMMANDS.get((command, name)) or _CHECKS.get(name)

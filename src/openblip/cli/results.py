@@ -7,6 +7,7 @@ happens next. Processes that torchrun has started share the images out; the firs
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import sys
@@ -39,6 +40,7 @@ __all__ = [
     "limit_threads",
     "open_predictor",
     "read_lines",
+    "results_there",
     "show_table",
     "sink",
     "tell",
@@ -91,6 +93,7 @@ def each_batch(
     before: Iterable[Row] = (),
     schema: Mapping[str, Any] | None = None,
     after: Callable[[], None] = lambda: None,
+    resumed: bool = False,
 ) -> None:
     """Go through the images a batch at a time and give each result; the exit code says if any was left out.
 
@@ -99,6 +102,7 @@ def each_batch(
         before: results that come first and need no image.
         schema: see `sink`.
         after: called at the end by each process, such as to tell what all results come to.
+        resumed: `out` holds results already, which stay.
     """
     from openblip.core.sharing import in_turns, sharing, together
 
@@ -109,7 +113,7 @@ def each_batch(
         for batch in predictor.batches(own):
             yield list(rows(batch)) if len(batch) else [], len(batch), batch.broken
 
-    with sharing(), sink(out, schema) as write, progress(len(images)) as show:
+    with sharing(), sink(out, schema, resumed=resumed) as write, progress(len(images)) as show:
 
         def take(found: _Piece) -> None:
             nonlocal done
@@ -176,13 +180,14 @@ def tell_figures(line: str, figures: dict[str, Any], file: Path | None) -> None:
 
 @contextmanager
 def sink(
-    out: Path | None, schema: Mapping[str, Any] | None = None
+    out: Path | None, schema: Mapping[str, Any] | None = None, *, resumed: bool = False
 ) -> Iterator[Callable[[str, dict[str, Any]], None]]:
     """How results are written: `write(line, record)`.
 
     Args:
         out: a new file, of JSON lines or .parquet; None is standard output.
         schema: of the records as a parquet file's rows, see `data.sinks.tables`.
+        resumed: what `out` holds stays, and the results follow it; JSON lines alone.
 
     Of several processes the first alone writes.
     """
@@ -192,7 +197,8 @@ def sink(
     if out is None and person():
         yield lambda line, record: print(line, flush=True)
         return
-    check_new_file(out)
+    if not resumed:
+        check_new_file(out)
     if out is not None and out.suffix.lower() == ".parquet":
         if schema is None:
             raise UserError(f"{out}: these results are no table; give a .jsonl file")
@@ -233,6 +239,35 @@ def _write_whole(number: int, data: bytes, held: str) -> None:
         if stat.S_ISREG(told.st_mode):
             os.ftruncate(number, told.st_size)
         raise UserError(f"the disk is full: {held}; free some space and run the command on the rest") from error
+
+
+def results_there(out: Path, key: str) -> set[str]:
+    """What a stopped command has left in its file of JSON lines: the values of `key`; none where there is no file.
+
+    A line that was being written, without its end, is cut off.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    if not out.exists():
+        return set()
+    if out.suffix.lower() == ".parquet":
+        raise UserError(f"{out}: a parquet file cannot be continued; give a .jsonl file, or choose a new one")
+    found: set[str] = set()
+    with open(out, "rb+") as file:
+        end = 0
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                found.add(json.loads(line)[key])
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f'{out}, line {number} is no result with "{key}", so it cannot be continued; choose a new file'
+                ) from None
+            end += len(line)
+        file.truncate(end)
+    return found
 
 
 def check_counts(least: float = 1, /, **counts: float) -> None:
