@@ -29,24 +29,29 @@ def explain(
 ) -> None:
     """Draw where a model looks for each word: Grad-CAM over a cross-attention layer, as heat maps.
 
+    BLIP-2's queries look for a whole text, which is one map.
+
     Args:
         image: an image.
         out: the drawing, a new .png file.
         text: a text to match with the image, or a caption; left out, the caption that the model writes.
         by: what makes the text match, or what lets it be written; left out, match where the model can.
-        layer: of the text transformer, from 0; left out, two thirds up.
+        layer: of those that read the image, from 0; left out, two thirds up.
     """
     require("matplotlib", "report")
     from openblip.data.image_inputs import ImageInput
     from openblip.data.sample import BrokenSample
-    from openblip.explain.cam import caption_maps, default_layer, match_maps, peak_of
+    from openblip.explain.cam import caption_maps, match_maps, peak_of, reading_layer
     from openblip.explain.drawing import draw_maps
 
     predictor = open_predictor(model, tokenizer=tokenizer, device=device, dtype="float32", batch_size=1)
-    blip = predictor.adapter.need("explain").model
+    adapter = predictor.adapter.need("explain")
     if by is None:
-        by = "match" if text is not None and blip.config.encoder else "caption"
-    predictor.adapter.need(by)
+        matches = "match" in adapter.can and (text is not None or adapter.family == "blip2")
+        by = "match" if matches else "caption"
+    if by == "caption" and adapter.family == "blip2":
+        raise UserError("a BLIP-2 model shows what makes a text match; leave --by caption out")
+    adapter.need(by)
     try:
         shown = ImageInput(str(image), image).decode()
     except BrokenSample as broken:
@@ -59,13 +64,13 @@ def explain(
     if by == "match":
         (match,) = predictor.match(shown, text)[0]
         title = f"{text} ({match.itm_probability:.0%} by ITM)"
-        maps = match_maps(blip, predictor.tokenizer, memory, cleaned, layer=layer)
+        maps = match_maps(predictor.model, predictor.tokenizer, memory, cleaned, layer=layer)
     else:
         title = text
         prompt = predictor.prompt
-        maps = caption_maps(blip, predictor.tokenizer, memory, cleaned, prompt=prompt, layer=layer)
+        maps = caption_maps(predictor.model, predictor.tokenizer, memory, cleaned, prompt=prompt, layer=layer)
     draw_maps(out, shown, maps, title=title)
-    used = default_layer(blip.config.text.depth) if layer is None else layer
+    used = reading_layer(predictor.model, layer)
     if person():
         print(f"{out}: where the model looks for each word of: {text}")
         return

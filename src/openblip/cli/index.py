@@ -319,12 +319,11 @@ def _draw(index: ImageIndex, query: str, hits: Sequence[Hit], folder: Path) -> N
     from openblip.index.queries import parse_query
 
     predictor = index.predictor
-    blip = predictor.model
     texts = [predictor.clean(words) for words, weight in parse_query(query) if weight > 0]
     for place, hit in enumerate(hits, 1):
         shown = index.image(hit.id)
         memory = predictor.remember(shown)
-        maps = [one for text in texts for one in match_maps(blip, predictor.tokenizer, memory, text)]
+        maps = [one for text in texts for one in match_maps(predictor.model, predictor.tokenizer, memory, text)]
         told = "" if hit.itm is None else f" ({hit.itm:.0%} by ITM)"
         draw_maps(folder / f"{place:03d}-{Path(hit.path).stem}.png", shown, maps, title=f"{query}{told}")
     print(f"openblip: drawings of where the model looks are in {folder}", file=sys.stderr)

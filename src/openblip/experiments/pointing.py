@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from openblip.core.errors import UserError
 from openblip.core.runtime import seed_everything
 from openblip.data.world.dataset import WorldSource
 from openblip.experiments.judges.pointing import measure_pointing
@@ -44,6 +45,8 @@ def run_pointing(
     """
     seed_everything(0)
     predictor = load(config.model, device="cpu", dtype="float32")
+    if predictor.adapter.family != "blip":
+        raise UserError(f"{config.model} is no BLIP model, whose words are what is looked for")
     blip = predictor.adapter.need("explain").model
     depth = blip.config.text.depth
     world = WorldSource(split="test", num_samples=10 * config.images, size=64, seed=1, disturb=0.0)

@@ -6,14 +6,15 @@ what raises it counts) and averaged over heads (Selvaraju et al. 2017; Li et al.
     map[t, n] = mean over heads of attention[h, t, n] * max(0, d score / d attention[h, t, n])
 
 For a match the score is the ITM logit of "matched", one for the whole text. For a caption the score of a token is
-its own log-probability, read where the model was about to write it.
+its own log-probability, read where the model was about to write it. In BLIP-2 the queries alone read the image, so a
+match has one map for the whole text, the sum over the queries' maps.
 
 Shapes: T tokens, H heads, N image tokens ([CLS] first), h x w patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +24,20 @@ from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.generation.rank import token_log_probs
 from openblip.models.blip import Blip
-from openblip.models.layers import ImageMemory
-from openblip.models.text import TextTransformer
+from openblip.models.blip2 import Blip2
+from openblip.models.layers import CrossAttention, ImageMemory
+from openblip.models.qformer import QFormerBlock
+from openblip.models.text import TextBlock
 
-__all__ = ["WordMap", "attention_gradients", "caption_maps", "default_layer", "match_maps", "peak_of"]
+__all__ = [
+    "WordMap",
+    "attention_gradients",
+    "caption_maps",
+    "default_layer",
+    "match_maps",
+    "peak_of",
+    "reading_layer",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +57,34 @@ def default_layer(depth: int) -> int:
     return max(min(depth * 2 // 3, depth - 2), 0)
 
 
-def attention_gradients(text: TextTransformer, layer: int, score: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+def reading_layer(model: Blip | Blip2, layer: int | None) -> int:
+    """The layer that is shown, by what was requested: of BLIP-2 those of the Q-Former count that read the image."""
+    if layer is not None:
+        return layer
+    if isinstance(model, Blip):
+        return default_layer(model.config.text.depth)
+    return len(_readers(model.qformer.qformer_blocks)) * 2 // 3
+
+
+def _readers(blocks: Sequence[TextBlock] | Sequence[QFormerBlock]) -> list[CrossAttention]:
+    return [block.cross_attention for block in blocks if block.cross_attention is not None]
+
+
+def attention_gradients(
+    readers: Sequence[CrossAttention], layer: int, score: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Attention probabilities [R, H, T, N] of a layer, and the gradient of `score()` by them.
 
     Args:
+        readers: the layers' cross-attentions.
         score: runs the model over one image; returns a scalar.
 
     Raises:
         UserError: there is no such layer.
     """
-    depth = len(text.text_blocks)
-    if not 0 <= layer < depth:
-        raise UserError(f"there is no layer {layer}; the text transformer has 0 to {depth - 1}")
-    attention = text.text_blocks[layer].cross_attention
-    assert attention is not None, "a text transformer without cross-attention looks nowhere"
+    if not 0 <= layer < len(readers):
+        raise UserError(f"there is no layer {layer}; those that read the image are 0 to {len(readers) - 1}")
+    attention = readers[layer]
     seen: list[Tensor] = []
 
     def observer(probabilities: Tensor) -> Tensor:
@@ -73,19 +98,20 @@ def attention_gradients(text: TextTransformer, layer: int, score: Callable[[], T
 
 
 def match_maps(
-    model: Blip, tokenizer: TextTokenizer, memory: ImageMemory, text: str, *, layer: int | None = None
+    model: Blip | Blip2, tokenizer: TextTokenizer, memory: ImageMemory, text: str, *, layer: int | None = None
 ) -> list[WordMap]:
-    """For each word of `text` the patches that make it match the one image in `memory`.
+    """For each word of `text`, of BLIP-2 for the whole of it, the patches that make it match the image in `memory`.
 
     Raises:
-        UserError: the model does not match, there is no such layer, or it is the last.
+        UserError: the model does not match, there is no such layer, or it is the last of BLIP.
     """
+    if isinstance(model, Blip2):
+        return [_map_of_queries(model, tokenizer, memory, text, reading_layer(model, layer))]
     encoder = model.encoder
     ids = tokenizer.encode([text], first="enc", max_length=model.config.text.max_positions).input_ids
     ids = ids.to(memory.keys[0].device)
-    depth = len(encoder.text_blocks)
-    chosen = default_layer(depth) if layer is None else layer
-    if chosen == depth - 1:
+    chosen = reading_layer(model, layer)
+    if chosen == len(encoder.text_blocks) - 1:
         raise UserError(
             f"in the last layer, {chosen}, no word has a say in a match, only [ENC] is read; choose a lower one"
         )
@@ -94,8 +120,23 @@ def match_maps(
         logits = model.match(ids, None, memory).float()
         return logits[0, 1] - logits[0, 0]
 
-    attention, gradient = attention_gradients(encoder, chosen, score)
+    attention, gradient = attention_gradients(_readers(encoder.text_blocks), chosen, score)
     return _by_word(model, tokenizer, _weigh(attention, gradient)[0, 1:-1], ids[0, 1:-1])
+
+
+def _map_of_queries(model: Blip2, tokenizer: TextTokenizer, memory: ImageMemory, text: str, layer: int) -> WordMap:
+    ids = tokenizer.encode([text], max_length=model.config.qformer.max_positions).input_ids.to(
+        memory.keys[0].device
+    )
+
+    def score() -> Tensor:
+        logits = model.match(ids, None, memory).float()
+        return logits[0, 1] - logits[0, 0]
+
+    attention, gradient = attention_gradients(_readers(model.qformer.qformer_blocks), layer, score)
+    rows, columns = model.vision.grid
+    weights = (attention * gradient.clamp(min=0)).float().mean(1)[0].sum(0)  # [N], over the queries
+    return WordMap(text, weights[-rows * columns :].view(rows, columns).cpu())
 
 
 def caption_maps(
@@ -116,7 +157,7 @@ def caption_maps(
     limit = model.config.text.max_positions
     tokens, start = tokenizer.encode_after(prompt, [text], max_length=limit)
     ids = tokens.input_ids.to(memory.keys[0].device)
-    chosen = default_layer(len(decoder.transformer.text_blocks)) if layer is None else layer
+    chosen = reading_layer(model, layer)
     places = torch.arange(start - 1, ids.shape[1] - 2, device=ids.device)  # where each word's piece is predicted
     # A row for each piece, so that each has a gradient of its own; all rows read the one memory.
     rows = ids.expand(len(places), -1)
@@ -125,7 +166,7 @@ def caption_maps(
         own = token_log_probs(decoder(rows, memory=memory), rows)
         return own[torch.arange(len(places), device=ids.device), places].sum()
 
-    attention, gradient = attention_gradients(decoder.transformer, chosen, score)
+    attention, gradient = attention_gradients(_readers(decoder.transformer.text_blocks), chosen, score)
     weights = _weigh(attention, gradient)[torch.arange(len(places), device=ids.device), places]
     return _by_word(model, tokenizer, weights, ids[0, start:-1])
 

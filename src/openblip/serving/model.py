@@ -331,7 +331,11 @@ class ServedModel:
             if text is None:
                 captioner = self.adapter.need("caption")
                 text = captioner.generate(memory, captioner.captioning, [self.adapter.prompt])[0][0].text
-        by = work.by or ("match" if work.text is not None and "match" in self.adapter.can else "caption")
+        of_blip2 = self.adapter.family == "blip2"
+        matches = "match" in self.adapter.can and (work.text is not None or of_blip2)
+        by = work.by or ("match" if matches else "caption")
+        if by == "caption" and of_blip2:
+            raise UserError("a BLIP-2 model shows what makes a text match; leave by=caption out")
         cleaned, tokenizer = self.adapter.clean(text), self.adapter.tokenizer
         if by == "match":
             maps = match_maps(model, tokenizer, memory, cleaned, layer=work.layer)

@@ -38,7 +38,7 @@ NEEDS = {
     "dialog": "dialogs need a BLIP VQA model (openblip train blip-visdial makes one)",
     "judge": "judging pairs of images needs a BLIP NLVR2 model (openblip train blip-nlvr makes one)",
     "features": "query features need a BLIP-2 model",
-    "explain": "heat maps need a BLIP pre-training, captioning or retrieval model",
+    "explain": "heat maps need a BLIP pre-training, captioning or retrieval model, or a BLIP-2 model of stage 1",
 }
 
 

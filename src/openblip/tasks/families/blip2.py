@@ -64,7 +64,7 @@ class Blip2Adapter(Adapter):
         likelihoods with a language model."""
         able = {"features"}
         if self.model.config.matches:
-            able |= {"match", "embed"}
+            able |= {"match", "embed", "explain"}
         if self.model.language is not None:
             able |= {"caption", "likelihood", "answer"}
         elif self.model.qformer.head is not None:
