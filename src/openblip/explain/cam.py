@@ -6,8 +6,8 @@ what raises it counts) and averaged over heads (Selvaraju et al. 2017; Li et al.
     map[t, n] = mean over heads of attention[h, t, n] * max(0, d score / d attention[h, t, n])
 
 For a match the score is the ITM logit of "matched", one for the whole text. For a caption the score of a token is
-its own log-probability, read where the model was about to write it. In BLIP-2 the queries alone read the image, so a
-match has one map for the whole text, the sum over the queries' maps.
+its own log-probability, read where the model was about to write it. In BLIP-2 the queries alone read the image, so
+a match has one map for the whole text, the sum over the queries' maps.
 
 Shapes: T tokens, H heads, N image tokens ([CLS] first), h x w patches.
 """
@@ -125,9 +125,8 @@ def match_maps(
 
 
 def _map_of_queries(model: Blip2, tokenizer: TextTokenizer, memory: ImageMemory, text: str, layer: int) -> WordMap:
-    ids = tokenizer.encode([text], max_length=model.config.qformer.max_positions).input_ids.to(
-        memory.keys[0].device
-    )
+    ids = tokenizer.encode([text], max_length=model.config.qformer.max_positions).input_ids
+    ids = ids.to(memory.keys[0].device)
 
     def score() -> Tensor:
         logits = model.match(ids, None, memory).float()

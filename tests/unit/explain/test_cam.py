@@ -153,7 +153,7 @@ def test_the_model_is_left_as_it_was(model: Blip, tokenizer: TextTokenizer, memo
     assert all(parameter.grad is None for parameter in model.parameters())
     again = match_maps(model, tokenizer, memory, "a red bus")
     assert all(torch.equal(a.weights, b.weights) for a, b in zip(first, again, strict=True))
-    with pytest.raises(UserError, match="there is no layer 2; the text transformer has 0 to 1"):
+    with pytest.raises(UserError, match="there is no layer 2; those that read the image are 0 to 1"):
         match_maps(model, tokenizer, memory, "a red bus", layer=2)
     assert [default_layer(depth) for depth in (1, 2, 3, 12)] == [0, 0, 1, 8]
     with pytest.raises(UserError, match="in the last layer, 1, no word has a say"):
