@@ -14,12 +14,14 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from openblip.bootstrap.locks import chunk_lock
 from openblip.bootstrap.pipeline import Pipeline
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.policy import Policy, decide
 from openblip.bootstrap.table import Row, plain_row, read_table, row_from, write_table
 from openblip.core.config import to_dict
@@ -96,77 +98,6 @@ class Shard:
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.count:
             raise UserError(f"--shard {self.number}/{self.count}: shards are numbered from 0 to {self.count - 1}")
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where things lie in the folder of a run; the training set lies in the folder itself."""
-
-    root: Path
-
-    @property
-    def own(self) -> Path:
-        """Everything but the training set."""
-        return self.root / "capfilt"
-
-    @property
-    def run(self) -> Path:
-        """What the run depends on."""
-        return self.own / "run.json"
-
-    @property
-    def totals(self) -> Path:
-        """What it came to; written when every chunk is done, without "output" while it is decided on anew."""
-        return self.own / "totals.json"
-
-    @property
-    def report(self) -> Path:
-        """The page about it."""
-        return self.own / "report.html"
-
-    @property
-    def tables(self) -> Path:
-        """The result table, a parquet file for each chunk."""
-        return self.own / "table"
-
-    @property
-    def parts(self) -> Path:
-        """Lines of captions.jsonl that wait to be joined."""
-        return self.own / "lines"
-
-    def rows(self) -> Iterator[Row]:
-        """The result table of all chunks that are done, in the source's order."""
-        for table in sorted(self.tables.glob("*.parquet")):
-            yield from read_table(table)
-
-    def table(self, chunk: str) -> Path:
-        """A chunk's piece of the result table."""
-        return self.tables / f"{chunk}.parquet"
-
-    def begun(self, chunk: str) -> Path:
-        """The rows of a chunk that is not done, a line for each batch; a run that is done removes what ends so."""
-        return self.tables / f".{chunk}.jsonl.tmp"
-
-    def marker(self, chunk: str) -> Path:
-        """What says that a chunk is done, of which samples and for which output, and what it took."""
-        return self.own / "done" / f"{chunk}.json"
-
-    def unfinished(self) -> None:
-        """Take back that the run is complete, and what was reported of it."""
-        for file in (self.totals, self.report, self.report.with_suffix(".json")):
-            file.unlink(missing_ok=True)
-
-    def remove_others(self, chunks: Collection[str]) -> None:
-        """Remove what was made of chunks that the source does not have any more."""
-        files = (*self.marker("").parent.glob("*.json"), *self.tables.glob("*.parquet"))
-        others = {file.stem for file in files} - set(chunks)
-        if others:
-            self.unfinished()
-        for chunk in sorted(others):
-            for layout in LAYOUTS:
-                remove_shard(layout, self.root, self.parts, chunk)
-            self.table(chunk).unlink(missing_ok=True)
-            self.marker(chunk).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +218,10 @@ class Worker:
 
     def __call__(self, chunk: Chunk) -> Done:
         """Process a chunk, unless it is done."""
+        with chunk_lock(self.places.lock(chunk.name), chunk.part.path):
+            return self._process(chunk)
+
+    def _process(self, chunk: Chunk) -> Done:
         places, began = self.places, time.perf_counter()
         wanted = to_dict(self.output)
         marker = places.marker(chunk.name)
@@ -372,7 +307,7 @@ class Worker:
         found = pipeline.rows(
             source,
             range(chunk.start, chunk.stop),
-            known=[row_from(plain) for batch in batches for plain in batch["rows"]],
+            known=[row_from(plain) for batch in batches for plain in batch.get("rows", ())],
             on_batch=lambda rows: append_jsonl(begun, {"rows": [plain_row(row) for row in rows]}),
         )
         for row in found:

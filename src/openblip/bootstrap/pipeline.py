@@ -99,7 +99,11 @@ class Pipeline:
             known: the first of them, as `on_batch` was given them.
             on_batch: given the rows up to the end of each whole batch, those that it was not given before.
         """
-        rows = list(known)
+        rows: list[Row] = []
+        for row in known:
+            # Two processes may have written to one file; whatever does not continue what came before is left out.
+            if row.index == indices.start + len(rows):
+                rows.append(row)
         first_with_key: dict[str, int] = {}
         for row in rows:
             first_with_key.setdefault(row.key, row.index)

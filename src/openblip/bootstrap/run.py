@@ -9,7 +9,7 @@ Where the source has changed, chunks that have changed are done anew, and those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +27,7 @@ from openblip.bootstrap.engines import (
     settled_here,
 )
 from openblip.bootstrap.job import CapFiltConfig, Chunk, Done, Output, Places, Shard, Worker, open_part, plan
+from openblip.bootstrap.locks import run_lock
 from openblip.bootstrap.models import Models, open_models
 from openblip.bootstrap.pipeline import Pipeline
 from openblip.bootstrap.ranker import open_ranker
@@ -37,6 +38,7 @@ from openblip.core.files import read_marker, remove_quietly, write_json
 from openblip.core.runtime import choose_device, versions
 from openblip.core.text import read_json
 from openblip.data.sinks.sets import merge_parts
+from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import names_files_in, source_parts
 
 __all__ = ["Engine", "Totals", "decide_again", "load_output", "load_run", "read_totals", "run_capfilt"]
@@ -130,11 +132,9 @@ def _run(
 ) -> Totals:
     """`run_capfilt` of settings whose devices are there."""
     models = open_models(config.captioner, config.filter, image_size=config.image_size, tokenizer=config.tokenizer)
-    _same_run(Places(target), config, models)
-    _begin(Places(target), output)
+    described = _described(config, models)
     workers = engine.workers
     threads = engine.threads or default_threads(workers)
-    chunks = plan(config, shard)
     opened = models if engine.name == "local" and workers == 1 else None
     del models  # other processes open their own
     names: set[str] = set()
@@ -145,10 +145,14 @@ def _run(
             on_chunk(done, totals)
 
     make = partial(make_worker, output=output, target=target, models=opened)
-    totals = _work(make, config, chunks, engine, workers, threads, note)
-    if shard is None or shard.count == 1:
-        Places(target).remove_others(names)
-        _finish(Places(target), output, totals)
+    places, share = Places(target), shard is not None and shard.count > 1
+    with run_lock(target, places.run_lock, share=share) as held:
+        _same_described(places, described)
+        _begin(places, output)
+        totals = _work(make, config, plan(config, shard), engine, workers, threads, note)
+        if not share:
+            places.remove_others(names)
+            _finish(places, output, totals, alone=held)
     return totals
 
 
@@ -174,11 +178,28 @@ def decide_again(
     places = Places(target)
     if target != run:
         _check_target(config, target)
-        _same_described(places, described)
     open_part.cache_clear()
     if read_totals(run) is None:
         raise UserError(f"{run} is not complete; let openblip capfilt finish first")
     parts = source_parts(config.source).parts
+    with run_lock(target, places.run_lock, share=False) as held:
+        if target != run:
+            _same_described(places, described)
+        return _decide(run, places, config, parts, output, on_chunk, alone=held)
+
+
+def _decide(
+    run: Path,
+    places: Places,
+    config: CapFiltConfig,
+    parts: Sequence[SourceConfig],
+    output: Output,
+    on_chunk: Callable[[Done, Totals], None] | None,
+    *,
+    alone: bool,
+) -> Totals:
+    """`decide_again` in a folder that no other process writes to."""
+    target = places.root
     _begin(places, output)
     worker = Worker(config, output, target, _no_models, tables=run if target != run else None)
     totals = Totals()
@@ -190,7 +211,7 @@ def decide_again(
         _tell(worker(chunk), totals, on_chunk)
     if target != run:
         places.remove_others([table.stem for table in tables])
-    _finish(places, output, totals)
+    _finish(places, output, totals, alone=alone)
     return totals
 
 
@@ -320,9 +341,9 @@ def _check_target(config: CapFiltConfig, target: Path) -> None:
         raise UserError(f"{target} holds other files; choose a new folder")
 
 
-def _same_run(places: Places, config: CapFiltConfig, models: Models) -> None:
-    """Note what the run depends on, or compare it with what stands there."""
-    described = {
+def _described(config: CapFiltConfig, models: Models) -> dict[str, Any]:
+    """What the run depends on."""
+    return {
         "config": to_dict(config),
         "captioner": models.captioner.fingerprint if models.captioner else "",
         "filter": models.filter.fingerprint,
@@ -331,10 +352,10 @@ def _same_run(places: Places, config: CapFiltConfig, models: Models) -> None:
         "openblip": openblip.__version__,
         "versions": versions(),
     }
-    _same_described(places, described)
 
 
 def _same_described(places: Places, described: dict[str, Any]) -> None:
+    """Note what the run depends on, or compare it with what stands there."""
     if not places.run.exists():
         write_json(places.run, described)
         return
@@ -368,8 +389,12 @@ def _begin(places: Places, output: Output) -> None:
         write_json(places.totals, {**before, "output": None})
 
 
-def _finish(places: Places, output: Output, totals: Totals) -> None:
-    """Join what chunks left, remove what kills left, and say that all is there."""
+def _finish(places: Places, output: Output, totals: Totals, *, alone: bool) -> None:
+    """Join what chunks left, remove what kills left, and say that all is there.
+
+    Args:
+        alone: a lock says that no other run is at work here. Without it, what looks left by a kill may be in use.
+    """
     captions = places.root / "captions.jsonl"
     if output.layout == "jsonl":
         merge_parts(places.root, places.parts)
@@ -383,7 +408,7 @@ def _finish(places: Places, output: Output, totals: Totals) -> None:
         places.marker("").parent,
         places.root / "images",
     )
-    for folder in folders:
+    for folder in folders if alone else ():
         for ending in ("tmp", "old"):
             for stale in folder.glob(f".*.{ending}"):
                 remove_quietly(stale)

@@ -78,6 +78,14 @@ def test_tars(tmp_path: Path, write_tar: Any, layout: str) -> None:
         assert source.describe()["num_missing_tars"] == 2
 
 
+def test_a_tar_that_is_replaced_is_read_anew(tmp_path: Path, write_tar: Any) -> None:
+    write_tar("t/0.tar", 0, 2)
+    assert [n for n, _, _ in contents(open_source(str(tmp_path / "t")))] == [0, 1]
+    write_tar("new.tar", 5, 2).replace(tmp_path / "t" / "0.tar")  # its members lie at the same places
+    found = contents(open_source(str(tmp_path / "t")))
+    assert [(n, texts) for n, texts, _ in found] == [(n, (f"image number {n}",)) for n in (5, 6)]
+
+
 def test_tar_fields(write_tar: Any) -> None:
     path = str(write_tar("a.tar", 0, 3))
     source = open_source(SourceConfig(path=path, text_column="caption", id_column="url", meta_columns=("status",)))

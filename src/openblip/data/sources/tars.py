@@ -48,6 +48,7 @@ class TarSource(Source):
         super().__init__()
         self.name = config.name or config.path
         self._paths = [str(path) for path in paths]
+        self._versions = [_version_of(path) for path in self._paths]
         self._labels = labels_of(self._paths, stem=True)
         self._config = config
         self._num_missing = num_missing
@@ -103,7 +104,7 @@ class TarSource(Source):
 
     def _read(self, tar: int, offset: int, size: int, key: str) -> bytes:
         try:
-            file = _open(self._paths[tar], os.getpid())
+            file = _open(self._paths[tar], self._versions[tar], os.getpid())
             data = os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise BrokenSample("unreadable", key, f"{self._paths[tar]}: {error}") from error
@@ -195,9 +196,21 @@ class TarSource(Source):
         }
 
 
+def _version_of(path: str) -> tuple[int, ...]:
+    """What differs where another file has taken the place of one; () where nothing can be said."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
 @functools.lru_cache(maxsize=_MAX_OPEN)
-def _open(path: str, process: int) -> Any:
+def _open(path: str, version: tuple[int, ...], process: int) -> Any:
     """Return an open file; `process` keeps a forked worker from sharing its parent's.
+
+    `version` is that of the file which was indexed: a tar that has been replaced since it was last read in this
+    process is opened anew, for the places of its members are others.
 
     A file that falls out of the cache is closed when its last reader lets go of it.
     """
