@@ -50,8 +50,8 @@ class CapFiltConfig:
     """What the result table depends on; `Output` is what is made of it."""
 
     source: SourceConfig
-    filter: str
-    """the model that judges: a folder or checkpoint with ITC and ITM"""
+    filter: str = ""
+    """the model that judges: a folder or checkpoint with ITC and ITM; none judges nothing"""
     captioner: str = ""
     """the model that writes; none writes nothing"""
     decode: DecodeConfig = NUCLEUS
@@ -72,6 +72,8 @@ class CapFiltConfig:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
+        if not (self.filter or self.captioner):
+            raise UserError("name a filter, which judges texts, a captioner, which writes them, or both")
         for name in ("batch_size", "chunk_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -42,7 +42,8 @@ class Models:
 
     captioner: Part | None
     """None: nothing is written, texts from the web are judged alone"""
-    filter: Part
+    filter: Part | None
+    """None: nothing is judged"""
     one_vision: bool
     """both see with the same weights: an image is encoded once"""
     one_model: bool
@@ -56,27 +57,32 @@ class Models:
         return self
 
     @torch.no_grad()
-    def look(self, pixels: dict[int | tuple[int, int], Tensor]) -> tuple[ImageMemory | None, Tensor, ImageMemory]:
+    def look(
+        self, pixels: dict[int | tuple[int, int], Tensor]
+    ) -> tuple[ImageMemory | None, tuple[Tensor, ImageMemory] | None]:
         """Encode images, each tower once.
 
         Args:
             pixels: uint8 [B, 3, H, W] for each size that a tower reads.
 
         Returns:
-            the captioner's memory, the filter's image_embeds [B, N, Dv], the filter's memory.
+            the captioner's memory; the filter's image_embeds [B, N, Dv] and memory. None for a model that is not
+            there.
         """
-        judge = self.filter.adapter
-        features = judge.tower_features(pixels[self.filter.image_size])
-        embeds = judge.embeds_of(features)
-        memory = judge.remember(embeds)
+        judged, features = None, None
+        if self.filter is not None:
+            judge = self.filter.adapter
+            features = judge.tower_features(pixels[self.filter.image_size])
+            embeds = judge.embeds_of(features)
+            judged = embeds, judge.remember(embeds)
         if self.captioner is None:
-            return None, embeds, memory
-        if self.one_model:
-            return memory, embeds, memory
+            return None, judged
+        if self.one_model and judged is not None:
+            return judged[1], judged
         writer = self.captioner.adapter
-        if not self.one_vision:
+        if features is None or not self.one_vision:
             features = writer.tower_features(pixels[self.captioner.image_size])
-        return writer.remember(writer.embeds_of(features)), embeds, memory
+        return writer.remember(writer.embeds_of(features)), judged
 
 
 def open_models(
@@ -86,7 +92,7 @@ def open_models(
     image_size: int | None = None,
     tokenizer: str | None = None,
 ) -> Models:
-    """Open the two models, "" for no captioner; the same path is opened once.
+    """Open the two models, "" for none; the same path is opened once.
 
     Args:
         tokenizer: of a model that brings none.
@@ -94,16 +100,21 @@ def open_models(
     Raises:
         UserError: one cannot be opened, or cannot do what it is needed for.
     """
-    judge = _open(filter, image_size, tokenizer)
-    _require(filter, "--filter", judge, "match")
+    judge: Part | None = None
+    if filter:
+        judge = _open(filter, image_size, tokenizer)
+        _require(filter, "--filter", judge, "match")
     writer: Part | None = None
     if captioner:
         writer = judge if captioner == filter else _open(captioner, image_size, tokenizer)
+        assert writer is not None, "equal paths, and one is not empty"
         _require(captioner, "--captioner", writer, "caption")
-    one_model = writer is not None and (writer is judge or writer.fingerprint == judge.fingerprint)
-    one_vision = writer is not None and (one_model or _same_vision(writer, judge))
-    if writer is not None and one_vision and writer is not judge:
-        writer.adapter.model.vision = judge.adapter.model.vision
+    one_model = one_vision = False
+    if writer is not None and judge is not None:
+        one_model = writer is judge or writer.fingerprint == judge.fingerprint
+        one_vision = one_model or _same_vision(writer, judge)
+        if one_vision and writer is not judge:
+            writer.adapter.model.vision = judge.adapter.model.vision
     return Models(writer, judge, one_vision, one_model).to("cpu", torch.float32)
 
 

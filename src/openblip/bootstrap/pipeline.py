@@ -77,12 +77,14 @@ class Pipeline:
     ) -> None:
         self.models, self.decode, self.batch_size, self.ranker = models, decode, batch_size, ranker
         self.prompt = prompt
-        self.max_length = min(max_length, models.filter.adapter.max_positions)
         parts = [part for part in (models.captioner, models.filter) if part is not None]
+        self.max_length = max_length
+        if models.filter is not None:
+            self.max_length = min(max_length, models.filter.adapter.max_positions)
         self._transforms = {part.image_size: evaluation_transform(part.image_size) for part in parts}
         self._min_side = max(transform.min_side for transform in self._transforms.values())
         self._threads = threads or max(1, min(8, os.cpu_count() or 1))
-        self._device = models.filter.adapter.device
+        self._device = parts[0].adapter.device
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def rows(
@@ -174,7 +176,7 @@ class Pipeline:
             image_hash=digest,
             meta=sample.meta,
             captioner=self.models.captioner.fingerprint if self.models.captioner else "",
-            filter=self.models.filter.fingerprint,
+            filter=self.models.filter.fingerprint if self.models.filter else "",
             ranker=self.ranker.fingerprint if self.ranker is not None else "",
             seed=self.decode.seed,
         )
@@ -190,7 +192,7 @@ class Pipeline:
         pixels = {
             size: torch.stack([ready.pixels[size] for ready in batch]).to(self._device) for size in self._transforms
         }
-        writer_memory, embeds, memory = models.look(pixels)
+        writer_memory, judged = models.look(pixels)
         began = self._spent("see", began)
         written: list[list[Text]] = [[] for _ in batch]
         if models.captioner is not None and writer_memory is not None:
@@ -201,14 +203,14 @@ class Pipeline:
             began = self._spent("write", began)
         for ready, own in zip(batch, written, strict=True):
             ready.row.texts = [Text(text, "web") for text in ready.texts] + own
-        judge = models.filter
         texts = [[text.text for text in ready.row.texts] for ready in batch]
-        cleaned = [judge.clean(own) for own in texts]
-        scores = score(judge.adapter.need("match"), embeds, memory, cleaned, max_length=self.max_length)
-        for ready, own_scores in zip(batch, scores, strict=True):
-            for text, (itm, itc) in zip(ready.row.texts, own_scores, strict=True):
-                text.itm, text.itc = itm, itc
-        began = self._spent("score", began)
+        if models.filter is not None and judged is not None:
+            judge, cleaned = models.filter.adapter.need("match"), [models.filter.clean(own) for own in texts]
+            scores = score(judge, *judged, cleaned, max_length=self.max_length)
+            for ready, own_scores in zip(batch, scores, strict=True):
+                for text, (itm, itc) in zip(ready.row.texts, own_scores, strict=True):
+                    text.itm, text.itc = itm, itc
+            began = self._spent("score", began)
         if self.ranker is not None:
             similarity = self.ranker([ready.image for ready in batch if ready.image is not None], texts)
             for text, value in zip(chain(*(r.row.texts for r in batch)), chain(*similarity), strict=True):

@@ -7,6 +7,7 @@
 - "web-first": the matched texts from the web; where there are none, the best matched written one.
 - "blip2": no threshold; texts are ranked by image-text similarity and the best `keep` stay. The loader draws one
   of them at each step (Li et al. 2023, section 4.1: 10 written texts and the web's, ranked by CLIP, two kept).
+- "all": every text stays, whatever its scores; for runs without a filter, which have none.
 
 `origins` leaves one source of texts out and a threshold of 0 keeps all: with both, the rows of the paper's first
 table (no bootstrapping, captioner alone, filter alone, both).
@@ -31,6 +32,7 @@ REASONS = {
     "web-preferred": "matched, but the text from the web stands for the image",
     "ranked": "among the best by similarity",
     "outranked": "others are more similar to the image",
+    "unjudged": "every text stays",
     "left-out": "texts of this origin are not wanted",
     "repeated": "the same words as an earlier text of the image",
     "no-words": "nothing was written",
@@ -44,9 +46,9 @@ REASONS = {
 class Policy:
     """How it is decided which texts stay."""
 
-    name: Literal["paper", "best", "web-first", "blip2"] = "paper"
+    name: Literal["paper", "best", "web-first", "blip2", "all"] = "paper"
     threshold: float = 0.5
-    """least ITM probability (two-way softmax); no part of "blip2" """
+    """least ITM probability (two-way softmax); no part of "blip2" and "all" """
     keep: int = 2
     """texts that "blip2" keeps for each image"""
     origins: tuple[str, ...] = ("web", "synthetic")
@@ -63,6 +65,11 @@ class Policy:
         if unknown or not self.origins:
             raise UserError(f'origins are "web" and "synthetic", not {sorted(unknown) or "none"}')
 
+    @property
+    def needs_filter(self) -> bool:
+        """Whether it decides by the scores of a filter."""
+        return self.name != "all" and not (self.name == "blip2" and self.rank_by == "ranker")
+
 
 def decide(texts: Sequence[Text], policy: Policy) -> None:
     """Set `kept` and `reason` of the texts of one image."""
@@ -71,7 +78,7 @@ def decide(texts: Sequence[Text], policy: Policy) -> None:
     for text in texts:
         text.kept, text.reason = False, ""
         words = " ".join(text.text.lower().split())
-        score = _similarity(text, policy) if policy.name == "blip2" else text.itm
+        score = 1.0 if policy.name == "all" else _similarity(text, policy) if policy.name == "blip2" else text.itm
         if text.origin not in policy.origins:
             text.reason = "left-out"
         elif not words:
@@ -137,6 +144,11 @@ def _keep_ranked(texts: Sequence[Text], policy: Policy) -> None:
         text.reason = "ranked" if text.kept else "outranked"
 
 
+def _keep_all(texts: Sequence[Text], policy: Policy) -> None:
+    for text in texts:
+        text.kept, text.reason = True, "unjudged"
+
+
 def _keep_all_matched(texts: Sequence[Text], policy: Policy) -> None:
     _keep_matched(texts, policy)
 
@@ -146,4 +158,5 @@ _RULES: dict[str, Callable[[Sequence[Text], Policy], None]] = {
     "best": _keep_best,
     "web-first": _keep_web_first,
     "blip2": _keep_ranked,
+    "all": _keep_all,
 }

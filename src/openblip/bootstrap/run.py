@@ -111,6 +111,7 @@ def run_capfilt(
         UserError: a mistake in the settings, the source or the models; the target belongs to another run.
     """
     target, output, engine = Path(target), output or Output(), engine or Engine()
+    _check_policy(config, output)
     _check_target(config, target)
     open_part.cache_clear()
     settled: AbstractContextManager[tuple[CapFiltConfig, int]]
@@ -174,6 +175,7 @@ def decide_again(
     """
     run = Path(run)
     config, described = load_run(run)
+    _check_policy(config, output)
     target = run if target is None else Path(target)
     places = Places(target)
     if target != run:
@@ -328,6 +330,15 @@ def _tell(done: Done, totals: Totals, on_chunk: Callable[[Done, Totals], None] |
         on_chunk(done, totals)
 
 
+def _check_policy(config: CapFiltConfig, output: Output) -> None:
+    """Refuse a policy by scores that the run does not have."""
+    if output.policy.needs_filter and not config.filter:
+        raise UserError(
+            f'without a filter no text has a score that the policy "{output.policy.name}" could decide by; the '
+            'policy "all" keeps every text'
+        )
+
+
 def _check_target(config: CapFiltConfig, target: Path) -> None:
     """Refuse a target that holds something else, or that the source would see."""
     if target.is_file():
@@ -346,7 +357,7 @@ def _described(config: CapFiltConfig, models: Models) -> dict[str, Any]:
     return {
         "config": to_dict(config),
         "captioner": models.captioner.fingerprint if models.captioner else "",
-        "filter": models.filter.fingerprint,
+        "filter": models.filter.fingerprint if models.filter else "",
         "one_vision": models.one_vision,
         "missing_files": source_parts(config.source).missing,
         "openblip": openblip.__version__,

@@ -26,8 +26,8 @@ Layout = Annotated[
     arg(help="of the training set: tars, parquet, jsonl or folder; none writes the table alone"),
 ]
 PolicyName = Annotated[
-    Literal["paper", "best", "web-first", "blip2"],
-    arg(help="paper keeps all that match, best the one that matches best; web-first; blip2 keeps the top two"),
+    Literal["paper", "best", "web-first", "blip2", "all"],
+    arg(help="paper keeps all that match, best the one that matches best; web-first; blip2 keeps the top two; all"),
 ]
 Threshold = Annotated[float, arg(help="least ITM probability of a text that stays (not with blip2)")]
 Keep = Annotated[int, arg(help="texts that blip2 keeps for each image")]
@@ -43,7 +43,7 @@ def capfilt(
     target: Annotated[Positional[Path], arg(metavar="TARGET", help_behavior_hint="")],
     /,
     *,
-    filter: Annotated[str, arg(metavar="MODEL", help_behavior_hint="(required)")],
+    filter: Annotated[str, arg(metavar="MODEL", help_behavior_hint="")] = "",
     captioner: Annotated[str, arg(metavar="MODEL", help_behavior_hint="")] = "",
     tokenizer: Tokenizer = None,
     num_captions: int = 1,
@@ -53,7 +53,7 @@ def capfilt(
     max_new_tokens: int = 20,
     prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
     seed: int = 0,
-    policy: PolicyName = "paper",
+    policy: PolicyName | None = None,
     threshold: Threshold = 0.5,
     keep: Keep = 2,
     origins: Origins = "both",
@@ -76,12 +76,13 @@ def capfilt(
     gpus: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
     mfu: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")] = None,
 ) -> None:
-    """Clean a noisy collection: write captions, score all texts, keep what matches (CapFilt).
+    """Clean a noisy collection: write captions, score all texts, keep what matches (CapFilt). Or write alone.
 
     Args:
         source: tars, parquet, a captions file or a folder with .txt beside the images, as for train.
         target: a new folder for the training set and the result table; the same command resumes in it.
-        filter: the model that judges, BLIP fine-tuned with ITC and ITM or BLIP-2 of stage 1.
+        filter: the model that judges, BLIP fine-tuned with ITC and ITM or BLIP-2 of stage 1; left out, every text
+            stays.
         captioner: the model that writes, BLIP fine-tuned with LM or BLIP-2; left out, the web's texts are judged
             alone.
         num_captions: texts written for each image.
@@ -139,7 +140,7 @@ def capfilt(
     totals = run_capfilt(
         config,
         target,
-        _output(policy, threshold, keep, origins, rank_by, layout),
+        _output(policy or ("paper" if filter else "all"), threshold, keep, origins, rank_by, layout),
         engine=Engine(name=engine, workers=workers, threads=threads, address=address),
         shard=_shard(shard),
         on_chunk=_progress,
@@ -155,7 +156,7 @@ def _predict(config: CapFiltConfig, **card: Any) -> None:
     from openblip.tasks.usage_of import capfilt_work, count_data
 
     counts = count_data("pretraining", (config.source,), samples=sys.maxsize)
-    judge = adapt(outline(config.filter, image_size=config.image_size))
+    judge = adapt(outline(config.filter, image_size=config.image_size)) if config.filter else None
     writer = judge if config.captioner == config.filter else None
     if config.captioner and writer is None:
         writer = adapt(outline(config.captioner, image_size=config.image_size))

@@ -46,15 +46,18 @@ _SHEETS = {
         "Borderline",
         "A text within 0.1 of the threshold: a little more or less would decide otherwise.",
     ),
-    "kept": ("Kept", "Where the filter agrees with all or most."),
+    "kept": ("Kept", "Texts that stay."),
     "dropped": ("Dropped", "Images of which nothing stays."),
 }
 _POLICIES = {
     "paper": "every text at or above the threshold stays",
     "best": "the best text at or above the threshold stays",
     "web-first": "the web's texts at or above the threshold stay, else the best written one",
+    "all": "every text stays",
     "blip2": "the texts most similar to the image stay, whatever their probability",
 }
+
+_BY_THRESHOLD = ("paper", "best", "web-first")
 
 
 def capfilt_report(run: Path | str, *, examples: int = 12) -> Report:
@@ -77,11 +80,17 @@ def capfilt_report(run: Path | str, *, examples: int = 12) -> Report:
         for kind, (title, note) in _SHEETS.items()
         if summary.examples[kind]
     ]
+    done = ["captions written"] * bool(config.captioner) + ["texts filtered"] * bool(config.filter)
+    judged = bool(config.filter)
     sections = [
-        Section(title="What the filter saw", blocks=[_charts(summary), _reasons(summary), _agreement(summary)]),
+        Section(
+            title="What the filter saw" if judged else "The decisions",
+            blocks=[_charts(summary), _reasons(summary), _agreement(summary)],
+        ),
         Section(
             title="Look for yourself",
-            intro="Samples drawn evenly from each kind; the score is the ITM probability.",
+            intro="Samples drawn evenly from each kind"
+            + ("; the score is the ITM probability." if judged else "."),
             blocks=sheets,
         ),
         Section(title="The texts", blocks=[_diversity(summary)]),
@@ -90,7 +99,7 @@ def capfilt_report(run: Path | str, *, examples: int = 12) -> Report:
     ]
     return Report(
         title="CapFilt",
-        subtitle=f"{config.source.path}: {summary.samples:,} samples, captions written and texts filtered",
+        subtitle=f"{config.source.path}: {summary.samples:,} samples, {' and '.join(done)}",
         summary=_sentences(summary),
         headlines=_headlines(summary),
         sections=sections,
@@ -105,9 +114,9 @@ def _sentences(summary: Summary) -> list[str]:
         f"Of {summary.good:,} usable images **{used:,}** have a text that stays: {summary.kept['web']:,} of "
         f"{web:,} texts from the web and {summary.kept['synthetic']:,} of {written:,} that were written.",
         f"Policy `{policy['name']}`: {_POLICIES[policy['name']]}"
-        + ("." if policy["name"] == "blip2" else f" ({summary.threshold:g})."),
+        + (f" ({summary.threshold:g})." if policy["name"] in _BY_THRESHOLD else "."),
     ]
-    if summary.agreement["synthetic"]:
+    if summary.agreement["synthetic"] and policy["name"] != "all":
         found.append(
             f"**{summary.agreement['synthetic']:,}** images would be lost by filtering alone and are rescued by "
             "what was written."
@@ -142,7 +151,7 @@ def _charts(summary: Summary) -> Charts:
         edges=edges,
         groups={_NAMES[origin]: list(counts) for origin, counts in sorted(summary.itm.items(), reverse=True)},
         x_label="probability that text and image match",
-        threshold=None if summary.output["policy"]["name"] == "blip2" else summary.threshold,
+        threshold=summary.threshold if summary.output["policy"]["name"] in _BY_THRESHOLD else None,
     )
     lengths = {name: group.lengths for name, group in summary.groups.items() if name in _NAMES}
     longest = max((n for counts in lengths.values() for n, count in enumerate(counts) if count), default=1)
@@ -152,7 +161,7 @@ def _charts(summary: Summary) -> Charts:
         groups={_NAMES[name]: counts[: longest + 1] for name, counts in sorted(lengths.items(), reverse=True)},
         x_label="words",
     )
-    return Charts(charts=[scores, words])
+    return Charts(charts=[scores, words] if summary.itm else [words])
 
 
 def _reasons(summary: Summary) -> Table:
@@ -242,7 +251,7 @@ def _details(summary: Summary) -> Details:
     facts = [
         Fact(name="samples a second of a process", value=summary.samples / total if total else None),
         Fact(name="captioner, fingerprint", value=run["captioner"] or "none"),
-        Fact(name="filter, fingerprint", value=run["filter"]),
+        Fact(name="filter, fingerprint", value=run["filter"] or "none"),
         Fact(name="one vision tower for both", value=str(run["one_vision"])),
         *(Fact(name=name, value=str(value)) for name, value in run["config"].items()),
         *(Fact(name=f"policy.{name}", value=str(value)) for name, value in summary.output["policy"].items()),

@@ -128,7 +128,7 @@ def evaluation_work(
 
 def capfilt_work(
     captioner: Adapter | None,
-    judge: Adapter,
+    judge: Adapter | None,
     decode: DecodeConfig,
     counts: Counts,
     dtype: torch.dtype,
@@ -139,10 +139,12 @@ def capfilt_work(
     """What CapFilt makes its models do: captions are written for each image, then all texts are judged.
 
     Args:
-        captioner: of a model on "meta", as `judge`; None writes nothing. It may be the same.
+        captioner: of a model on "meta", as `judge`; None writes or judges nothing. It may be the same.
     """
     work: list[Work] = []
-    judging = _costs_for(judge, "match", "--filter", dtype, batch, min(counts.text_tokens, max_length))
+    judging = None
+    if judge is not None:
+        judging = _costs_for(judge, "match", "--filter", dtype, batch, min(counts.text_tokens, max_length))
     written = 0
     if captioner is not None:
         written = counts.images * decode.num_sequences
@@ -151,7 +153,8 @@ def capfilt_work(
         seen = 0 if own else counts.images  # one model's features serve both
         work.append(Work(name="captioner", costs=costs, images=seen, written=counts.images, decode=decode))
     texts = counts.texts + written
-    work.append(Work(name="filter", costs=judging, images=counts.images, read=texts, embedded=texts))
+    if judging is not None:
+        work.append(Work(name="filter", costs=judging, images=counts.images, read=texts, embedded=texts))
     return work
 
 

@@ -67,13 +67,16 @@ def test_texts_and_scores_are_those_of_the_models_by_themselves(
 def test_a_tower_that_both_are_frozen_over_looks_once(stages: tuple[str, str]) -> None:
     pair = open_models(*stages)
     assert pair.captioner is not None
+    assert pair.filter is not None
     assert (pair.one_vision, pair.one_model) == (True, False)
     seen = []
     pair.filter.adapter.model.vision.register_forward_hook(lambda *_: seen.append(1))
     images = torch.randint(256, (2, 3, PIXELS, PIXELS), dtype=torch.uint8)
-    memory, embeds, judged = pair.look({pair.filter.image_size: images})
+    memory, read = pair.look({pair.filter.image_size: images})
     assert len(seen) == 1
     assert memory is not None
+    assert read is not None
+    embeds, judged = read
     for part, found in ((pair.captioner, memory), (pair.filter, judged)):
         alone = part.adapter.remember(part.adapter.encode(images))
         torch.testing.assert_close(found.keys[0], alone.keys[0])
