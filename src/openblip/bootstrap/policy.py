@@ -32,7 +32,7 @@ REASONS = {
     "web-preferred": "matched, but the text from the web stands for the image",
     "ranked": "among the best by similarity",
     "outranked": "others are more similar to the image",
-    "unjudged": "every text stays",
+    "unjudged": "no score decides: every text of a wanted origin stays",
     "left-out": "texts of this origin are not wanted",
     "repeated": "the same words as an earlier text of the image",
     "no-words": "nothing was written",

@@ -136,7 +136,7 @@ def summarise(run: Path | str, *, examples: int = 12) -> Summary:
         for row in read_table(table):
             number += 1
             _add(summary, row)
-            for kind in _kinds(row, summary.threshold):
+            for kind in _kinds(row, None if summary.output["policy"]["name"] == "all" else summary.threshold):
                 # The smallest hashes of the keys are an even sample, whatever the order.
                 entry = (-stable_id(f"{kind} {row.key}"), number, row)
                 heap = picked[kind]
@@ -168,12 +168,18 @@ def _add(summary: Summary, row: Row) -> None:
             summary.itm[text.origin][min(int(text.itm * BINS), BINS - 1)] += 1
 
 
-def _kinds(row: Row, threshold: float) -> list[str]:
-    """What a row is an example of; the first that fits tells most, so it stands alone."""
+def _kinds(row: Row, threshold: float | None) -> list[str]:
+    """What a row is an example of; the first that fits tells most, so it stands alone.
+
+    Args:
+        threshold: None where no score decides.
+    """
     if row.status != "ok":
         return ["quarantined"]
     if not row.texts:
         return []
+    if threshold is None:
+        return ["kept" if row.kept else "dropped"]
     by_origin: dict[str, list[Text]] = {
         origin: [text for text in row.texts if text.origin == origin] for origin in ("web", "synthetic")
     }

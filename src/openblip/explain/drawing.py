@@ -20,7 +20,7 @@ _INCHES = 2.4
 
 
 def draw_maps(path: Path | str, image: Image.Image, maps: Sequence[WordMap], *, title: str = "") -> None:
-    """Draw the image, the average of all maps over it, and a panel for each word.
+    """Draw the image, the average of all maps over it where there are several, and a panel for each word.
 
     Every panel has a scale of its own, from nothing to its largest weight: it shows where, not how much.
 
@@ -36,7 +36,8 @@ def draw_maps(path: Path | str, image: Image.Image, maps: Sequence[WordMap], *, 
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     average = torch.stack([one.weights for one in maps]).mean(0)
-    panels = [("", None), ("all words", average), *((one.word, one.weights) for one in maps)]
+    together = [("all words", average)] if len(maps) > 1 else []
+    panels = [("", None), *together, *((one.word, one.weights) for one in maps)]
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     height = _INCHES * min(max(image.height / image.width, 0.4), 2.5)

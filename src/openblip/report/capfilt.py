@@ -53,7 +53,7 @@ _POLICIES = {
     "paper": "every text at or above the threshold stays",
     "best": "the best text at or above the threshold stays",
     "web-first": "the web's texts at or above the threshold stay, else the best written one",
-    "all": "every text stays",
+    "all": "every text of a wanted origin stays",
     "blip2": "the texts most similar to the image stay, whatever their probability",
 }
 

@@ -74,7 +74,7 @@ def test_its_report_has_no_scores(done: Path) -> None:
     blocks = [block for section in report.sections for block in section.blocks]
     titles = [chart.title for block in blocks for chart in getattr(block, "charts", [])]
     assert titles == ["Words in a text"]
-    assert "every text stays." in " ".join(report.summary)
+    assert "every text of a wanted origin stays." in " ".join(report.summary)
     assert "rescued" not in " ".join(report.summary)
 
 
