@@ -1,15 +1,16 @@
-"""A BLIP model as ONNX graphs: a folder that onnxruntime runs without torch and without this library.
+"""A BLIP model, or BLIP-2's stage 1, as ONNX graphs: a folder that onnxruntime runs without torch and this library.
 
 The graphs (`onnx_graphs`) share one file of weights, in which each tensor stands once.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,12 @@ from openblip.core.config import to_dict
 from openblip.core.errors import UserError, require
 from openblip.core.files import write_json, write_text
 from openblip.models.blip import Blip
+from openblip.models.blip2 import Blip2
 from openblip.models.vqa import BlipVqa
 
 __all__ = ["write_onnx"]
+
+Exported: TypeAlias = Blip | BlipVqa | Blip2
 
 WEIGHTS = "weights.bin"
 PAGE = 4096
@@ -41,17 +45,20 @@ def write_onnx(folder: Path, stored: StoredModel) -> None:
     Raises:
         UserError: the model is of another kind or holds NaN, or the exporter is not installed.
     """
-    if not isinstance(stored.model, Blip | BlipVqa):
+    of_queries = isinstance(stored.model, Blip2) and stored.model.config.matches
+    if not (of_queries or isinstance(stored.model, Blip | BlipVqa)):
         raise UserError(
-            f"ONNX graphs are written of BLIP captioning, matching and VQA models; this is "
-            f"{describe(stored.model.config)}"
+            "ONNX graphs are written of BLIP captioning, matching and VQA models and of BLIP-2 models of stage 1; "
+            f"this is {describe(stored.model.config)}"
         )
     require("onnxscript", "onnx")
     model = stored.model.eval()
+    if of_queries and model.vision.dtype != torch.float32:  # frozen parts may be kept in half precision
+        model = copy.deepcopy(model).float()
     for name, value in unique_state(model).items():
         if not bool(value.isfinite().all()):
             raise UserError(f'"{name}" of the model holds NaN or infinity; convert a checkpoint from before')
-    graphs = list(graphs_of(model))
+    graphs: list[Graph] = list(graphs_of(model))
     with open(folder / WEIGHTS, "wb") as weights:
         shared = _Shared(weights)
         for graph in graphs:
@@ -64,7 +71,7 @@ def write_onnx(folder: Path, stored: StoredModel) -> None:
 class _Compute(nn.Module):
     """A graph's function as a module, which is what torch exports."""
 
-    def __init__(self, model: Blip | BlipVqa, compute: Callable[..., Any]) -> None:
+    def __init__(self, model: Exported, compute: Callable[..., Any]) -> None:
         super().__init__()
         self.model, self.compute = model, compute
 
@@ -90,7 +97,7 @@ class _Shared:
 
 
 @torch.no_grad()
-def _write_graph(folder: Path, model: Blip | BlipVqa, graph: Graph, shared: _Shared) -> None:
+def _write_graph(folder: Path, model: Exported, graph: Graph, shared: _Shared) -> None:
     from onnxscript import ir
 
     axes = tuple({i: Dim.DYNAMIC for i, n in enumerate(p.shape) if isinstance(n, str)} for p in graph.inputs)
@@ -140,21 +147,32 @@ def _write_graph(folder: Path, model: Blip | BlipVqa, graph: Graph, shared: _Sha
     ir.save(made, folder / f"{graph.name}.onnx")
 
 
-def _description(stored: StoredModel, model: Blip | BlipVqa, graphs: list[Graph]) -> dict[str, Any]:
+def _description(stored: StoredModel, model: Exported, graphs: list[Graph]) -> dict[str, Any]:
     tokenizer = stored.tokenizer
     names = ("pad", "cls", "sep", "dec", "enc")
     return {
         "format": ONNX_FORMAT,
         "openblip_version": openblip.__version__,
-        "pixels": model.config.vision.pixels,
+        "pixels": _pixels(model),
         "tokens": {name: getattr(tokenizer, f"{name}_id") for name in names},
-        **({"temperature": model.temperature.item()} if isinstance(model, Blip) and model.config.encoder else {}),
+        **({} if (temperature := _temperature(model)) is None else {"temperature": temperature}),
         "graphs": {
             graph.name: {"inputs": _ports(graph.inputs), "outputs": _ports(graph.outputs)} for graph in graphs
         },
         "model": to_dict(model.config),
         "info": stored.info,
     }
+
+
+def _pixels(model: Exported) -> tuple[int, int]:
+    return model.vision.pixels if isinstance(model, Blip2) else model.config.vision.pixels
+
+
+def _temperature(model: Exported) -> float | None:
+    """Of ITC, where the model has it."""
+    if isinstance(model, BlipVqa) or (isinstance(model, Blip) and not model.config.encoder):
+        return None
+    return float(model.temperature.detach())
 
 
 def _ports(ports: Iterable[Port]) -> dict[str, Any]:
@@ -165,11 +183,10 @@ def _dtype(port: Port) -> str:
     return str(port.dtype).removeprefix("torch.")
 
 
-def _card(stored: StoredModel, model: Blip | BlipVqa, graphs: list[Graph]) -> str:
+def _card(stored: StoredModel, model: Exported, graphs: list[Graph]) -> str:
     """README.md: what each graph reads and gives, and a program that uses them."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    config = model.config
     rows = []
     for graph in graphs:
         for way, ports in (("reads", graph.inputs), ("gives", graph.outputs)):
@@ -181,11 +198,13 @@ def _card(stored: StoredModel, model: Blip | BlipVqa, graphs: list[Graph]) -> st
     card = ModelCard.from_template(
         ModelCardData(library_name="onnx", tags=["blip", "image-text"]),
         template_path=str(Path(__file__).with_name("onnx.md")),
-        kind=describe(config),
+        kind=describe(model.config),
         graphs=graphs,
         names=[graph.name for graph in graphs],
         rows=rows,
-        config=config,
+        layers=sum(port.name.startswith("memory.") for port in graphs[0].outputs) // 2,
+        pixels=_pixels(model),
+        of_queries=isinstance(model, Blip2),
         prompt=stored.info.get("prompt", ""),
     )
     return str(card)

@@ -11,6 +11,12 @@ Of a VQA model:
     question  ids, memory -> question                       once for a question
     answer    ids, question, past -> logits, present        one token at a time, or a whole candidate
 
+Of a BLIP-2 model of stage 1, whose text reads with the queries:
+
+    image     pixels -> image_features, memory              of each query; once for an image
+    text      ids -> text_features                          ITC
+    match     ids, memory -> itm_logits                     ITM
+
 The image memory (keys and values of every cross-attention layer) leaves the graph `image` and enters those of
 texts, so that, as in `models`, no text makes an image be projected again; nor does an answer its question's states.
 """
@@ -25,6 +31,7 @@ import torch
 from torch import Tensor
 
 from openblip.models.blip import Blip
+from openblip.models.blip2 import Blip2
 from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.text import TextDecoder
 from openblip.models.vqa import BlipVqa
@@ -61,8 +68,11 @@ class Graph:
     outputs: tuple[Port, ...]
 
 
-def graphs_of(model: Blip | BlipVqa) -> Iterator[Graph]:
-    """The graphs of what `model` can do."""
+def graphs_of(model: Blip | BlipVqa | Blip2) -> Iterator[Graph]:
+    """The graphs of what `model` can do; of BLIP-2 what stage 1 can."""
+    if isinstance(model, Blip2):
+        yield from _of_queries(model)
+        return
     text = model.config.text
     memory = _layers(model, "memory", "images", model.vision.num_tokens)
     ids, mask = _texts("rows")
@@ -95,6 +105,28 @@ def graphs_of(model: Blip | BlipVqa) -> Iterator[Graph]:
         yield Graph("decoder", about, _caption, (*step, *memory, *past), (logits, *present))
 
 
+def _of_queries(model: Blip2) -> Iterator[Graph]:
+    config, tower, (rows, columns) = model.config.qformer, model.vision, model.vision.grid
+    shape = ("images", config.num_heads, tower.first + rows * columns, config.width // config.num_heads)
+    readers = sum(block.cross_attention is not None for block in model.qformer.qformer_blocks)
+    memory = tuple(Port(f"memory.{n}.{part}", shape) for part in ("key", "value") for n in range(readers))
+    ids, mask = _texts("rows")
+    pixels = Port("pixels", ("images", 3, *tower.pixels), torch.uint8)
+    features = Port("image_features", ("images", config.num_queries, model.config.embed_dim))
+    yield Graph("image", "reads images, once for all texts about them", _query, (pixels,), (features, *memory))
+    found = Port("text_features", ("rows", model.config.embed_dim))
+    yield Graph("text", "embeds texts that begin with [CLS] (ITC)", _embed, (ids, mask), (found,))
+    about = "matches texts that begin with [CLS] with images (ITM); the second logit is that of a match"
+    yield Graph("match", about, _match, (ids, mask, *memory), (Port("itm_logits", ("rows", 2)),))
+
+
+def _query(model: Blip2, pixels: Tensor) -> Tensors:
+    # The tower itself: what stands around it against autocast is nothing to export.
+    tower = model.vision
+    memory = model.remember(model.normalize_features(tower.encoder(tower.normalize(pixels))))
+    return model.image_features(model.read_image(memory)), *memory.keys, *memory.values
+
+
 def _layers(model: Blip | BlipVqa, name: str, rows: str, length: int | str) -> tuple[Port, ...]:
     """Keys of every layer, then values, [rows, heads, length, width of a head]."""
     text = model.config.text
@@ -113,11 +145,11 @@ def _see(model: Blip, pixels: Tensor) -> Tensors:
     return *features, *memory.keys, *memory.values
 
 
-def _embed(model: Blip, ids: Tensor, mask: Tensor) -> Tensor:
+def _embed(model: Blip | Blip2, ids: Tensor, mask: Tensor) -> Tensor:
     return model.text_features(ids, mask.bool())
 
 
-def _match(model: Blip, ids: Tensor, mask: Tensor, *memory: Tensor) -> Tensor:
+def _match(model: Blip | Blip2, ids: Tensor, mask: Tensor, *memory: Tensor) -> Tensor:
     return model.match(ids, mask.bool(), ImageMemory(*_halves(memory)))
 
 

@@ -189,7 +189,7 @@ class QFormer(nn.Module):
         if kind != "itm" or attention_mask is not None:
             real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
             mask = qformer_mask(kind, count, real)
-        hidden = torch.cat((self._embed_queries(len(input_ids)), self._embed_text(input_ids)), dim=1)
+        hidden = torch.cat((self._embed_queries(input_ids.shape[0]), self._embed_text(input_ids)), dim=1)
         return self._run(hidden, count, mask, memory=memory)
 
     def write(

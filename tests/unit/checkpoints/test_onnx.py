@@ -214,7 +214,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.
         convert_model(broken, tmp_path / "nan", to="onnx")
     sizes = broken.model.config
     nlvr = StoredModel(BlipNlvr(NlvrConfig(vision=sizes.vision, text=sizes.text)), broken.tokenizer)
-    with pytest.raises(UserError, match=r"captioning, matching and VQA models; this is a BLIP NLVR2 model"):
+    with pytest.raises(UserError, match=r"of BLIP-2 models of stage 1; this is a BLIP NLVR2 model"):
         convert_model(nlvr, tmp_path / "nlvr", to="onnx")
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(errors.MissingExtra, match=r'pip install "openblip\[onnx\]"'):
