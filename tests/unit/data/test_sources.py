@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample
 from openblip.data.source_config import SourceConfig, parse_spec
 from openblip.data.sources import open_source
+from openblip.data.sources.records import read_records
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -313,6 +315,18 @@ def test_json_lists_longer_than_one_piece(
     path = tmp_path / "data.json"
     path.write_text(json.dumps([{**row, "pad": "x" * (7 * n)} for n, row in enumerate(rows_of(10))]))
     assert [n for n, _, _ in contents(open_source(str(path)))] == list(range(10))
+
+
+def test_a_json_list_in_one_long_line_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    row = {"image": "a.png", "caption": "a", "pad": "x" * 1000}
+    path.write_text(json.dumps([row] * 20_000))
+    tracemalloc.start()
+    try:
+        assert next(read_records(path, SourceConfig(path=str(path)))) == ("data.json[0]", row)
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 2
+    finally:
+        tracemalloc.stop()
 
 
 # ---- Hugging Face datasets ----
