@@ -50,6 +50,17 @@ def test_a_mistake_is_one_sentence_and_code_2() -> None:
     assert done.stderr == 'openblip: openblip caption has no option "--modle" (did you mean "--model"?)\n'
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("words", [["datasets"], ["--version"], ["train", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_output_on_a_full_disk_is_one_sentence_and_code_1(words: list[str], unbuffered: str) -> None:
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*MODULE, *words], stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    said = "openblip: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 @pytest.mark.slow
 def test_the_script_captions(world: World, model: Path) -> None:
     done = typed(SCRIPT, "caption", world.images[0], "--model", model)

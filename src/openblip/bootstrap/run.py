@@ -35,6 +35,7 @@ from openblip.core.compute import choose_dtype
 from openblip.core.config import differences, from_dict, to_dict
 from openblip.core.errors import UserError, nearest
 from openblip.core.files import read_marker, remove_quietly, write_json
+from openblip.core.places import local_path
 from openblip.core.runtime import choose_device, versions
 from openblip.core.text import read_json
 from openblip.data.sinks.sets import merge_parts
@@ -343,7 +344,7 @@ def _check_target(config: CapFiltConfig, target: Path) -> None:
     """Refuse a target that holds something else, or that the source would see."""
     if target.is_file():
         raise UserError(f"{target} is a file; the result is a folder")
-    source = Path(config.source.path).expanduser()
+    source = Path(local_path(config.source.path)).expanduser()
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{target} lies in {source}, which is read; choose a folder outside it")
     if names_files_in(config.source.path, target):

@@ -32,6 +32,7 @@ from openblip.checkpoints.processor import read_pixels_as_ours
 from openblip.checkpoints.state import Found, read_folder
 from openblip.checkpoints.stored import Options, Part, StoredModel
 from openblip.core.errors import UserError
+from openblip.core.files import saving_tensors
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.meta import on_meta
 from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
@@ -258,7 +259,8 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
     theirs.tie_weights()
     if generates:
         theirs.generation_config = _generation(model, stored.language_tokenizer, config.image_token_index)
-    theirs.save_pretrained(folder)
+    with saving_tensors(folder):
+        theirs.save_pretrained(folder)
     _write_processor(folder, stored, model, tokenizer)
 
 

@@ -34,6 +34,7 @@ from openblip.checkpoints.stored import (
 )
 from openblip.core.config import from_dict
 from openblip.core.errors import UserError
+from openblip.core.files import saving_tensors
 from openblip.models import tower_hf, tower_timm
 from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.configs import QFormerConfig, TowerConfig, as_language, as_tower
@@ -113,7 +114,8 @@ def pack(stored: StoredModel, folder: Path, *, whole: bool) -> Packed:
             raise UserError("a quantized language model is not written whole; leave the frozen parts out")
         hf, weights = model.language.plain(merged=False)  # what LoRA has learned is trained, and in our file
         # False: in its own names, even if it was read out of a BLIP-2 folder.
-        hf.save_pretrained(folder / "language", state_dict=weights, save_original_format=False)
+        with saving_tensors(folder / "language"):
+            hf.save_pretrained(folder / "language", state_dict=weights, save_original_format=False)
         stored.language_tokenizer.save(folder / "language")
         config = replace(config, language=replace(model.language.config, source="./language"))
     kept = {

@@ -6,13 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from openblip.checkpoints.card import model_card
 from openblip.checkpoints.store import family, save_model
 from openblip.checkpoints.stored import Part, StoredModel
 from openblip.core.errors import UserError
-from openblip.core.files import atomic_path, write_folder, write_text
+from openblip.core.files import atomic_path, write_folder, write_text, write_torch
 
 __all__ = ["Format", "convert_model"]
 
@@ -37,7 +35,7 @@ def convert_model(stored: StoredModel, target: Path | str, *, to: Format, part: 
             raise UserError(f"the original format is one file: name it {target}.pth")
         entries = of_family.original_entries(stored)
         with atomic_path(target) as temporary:
-            torch.save(entries, temporary)
+            write_torch(temporary, entries)
     elif to == "transformers":
         with write_folder(target) as folder:
             of_family.write_transformers(folder, stored, part)

@@ -1,12 +1,13 @@
 """Reads the command line and runs the command.
 
-A user's mistake is one sentence on standard error and exit code 2. SIGINT (Ctrl-C) and SIGTERM save what is being
-made, say how to resume and exit with 130 and 143.
+A user's mistake is one sentence on standard error and exit code 2; output that a full disk does not take is one
+with exit code 1. SIGINT (Ctrl-C) and SIGTERM save what is being made, say how to resume and exit with 130 and 143.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import inspect
 import io
@@ -71,6 +72,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WITH_DATA = {"data", "pairs", "validation", "web", "human"}
 """parameters that name data"""
 _GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments", "index-build", "index-add", "probe"}
@@ -91,8 +93,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    code = 0
     try:
-        _read(arguments)()
+        try:
+            _read(arguments)()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
         sys.stdout.flush()
     except ToldElsewhere:
         return 2
@@ -104,9 +110,14 @@ def _run(arguments: list[str]) -> int:
         return _say_stopped("stopped", 143 if isinstance(stop, Terminated) else 130, arguments)
     except BrokenPipeError:
         # Who reads the pipe has enough (`openblip caption ... | head`); what is still buffered goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except OSError as error:
+        if error.filename is None and error.errno in _FULL:  # standard output has no name
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            _drop_output()
+            return _say(f"the output cannot be written: {error.strerror}", 1)
         if error.filename is None or error.strerror is None:
             raise
         message = f"{error.filename}: {error.strerror}"
@@ -115,9 +126,12 @@ def _run(arguments: list[str]) -> int:
         if not (message := out_of_memory(error, arguments)):
             raise
         return _say(message, 1)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return code
+
+
+def _drop_output() -> None:
+    """Let what is still buffered for standard output go nowhere: Python writes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_stopped(what: str, code: int, arguments: list[str]) -> int:

@@ -25,11 +25,13 @@ __all__ = [
     "read_jsonl",
     "read_marker",
     "safe_join",
+    "saving_tensors",
     "write_bytes",
     "write_folder",
     "write_json",
     "write_tensors",
     "write_text",
+    "write_torch",
 ]
 
 
@@ -81,16 +83,45 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         OSError: the file cannot be written; safetensors tells its cause in words alone.
     """
     # Imported here, so that whoever reads and writes other files does without torch.
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    try:
+    with saving_tensors(path):
         save_file(tensors, path, metadata={"format": "pt"})
+
+
+@contextmanager
+def saving_tensors(path: Path) -> Iterator[None]:
+    """Within, a library writes .safetensors files to `path`, a file or folder.
+
+    Raises:
+        OSError: it could not; safetensors tells its cause in words alone.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except SafetensorError as error:
         if (number := re.search(r"os error (\d+)", str(error))) is None:
             raise
         code = int(number.group(1))
         raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def write_torch(path: Path, value: Any) -> None:
+    """Write what `torch.load` reads, to a path of `atomic_path`.
+
+    Raises:
+        OSError: the file cannot be written; given a path, torch would tell no cause.
+    """
+    import torch
+
+    with open(path, "wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            if not isinstance(cause := error.__context__, OSError) or cause.errno is None:
+                raise
+            raise OSError(cause.errno, os.strerror(cause.errno), str(path)) from error
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:

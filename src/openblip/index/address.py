@@ -56,8 +56,15 @@ def parse_address(index: str) -> Address:
     Raises:
         UserError: it is not one; what was given is not repeated, since it may hold a password.
     """
+    unread = UserError(
+        "the address of the database cannot be read; write postgresql://USER@HOST:PORT/DATABASE#NAME, and in a "
+        "password %40 for @, %23 for #, %2F for /, %3F for ?"
+    )
+    try:
+        parts = urlsplit(index)
+    except ValueError:  # whose message repeats the part with the password
+        raise unread from None
     # A password with a sign that ends its part of the address would stand in a part that is shown.
-    parts = urlsplit(index)
     user, _, hosts = parts.netloc.rpartition("@")
     user = user.partition(":")[0]
     if (
@@ -67,10 +74,7 @@ def parse_address(index: str) -> Address:
         or not _HOSTS.fullmatch(hosts)
         or not re.fullmatch(r"/?[^/]*", parts.path)
     ):
-        raise UserError(
-            "the address of the database cannot be read; write postgresql://USER@HOST:PORT/DATABASE#NAME, and in a "
-            "password %40 for @, %23 for #, %2F for /, %3F for ?"
-        )
+        raise unread
     if not _NAME.fullmatch(parts.fragment):
         raise UserError(
             "an index in PostgreSQL is named by the end of its address, postgresql://USER@HOST/DATABASE#NAME; NAME "

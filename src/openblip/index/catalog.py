@@ -223,8 +223,8 @@ class Catalog:
         return record.id
 
     def put_broken(self, broken: BrokenSample, place: int) -> None:
-        """Note an image that cannot be read."""
-        values = (os.fsencode(broken.key), place, broken.cause, broken.detail)
+        """Note an image that cannot be read; the detail may repeat a name that is not UTF-8."""
+        values = (os.fsencode(broken.key), place, broken.cause, _text(broken.detail))
         self.database.run(
             "INSERT INTO broken VALUES (?, ?, ?, ?) ON CONFLICT (path) "
             "DO UPDATE SET place = excluded.place, cause = excluded.cause, detail = excluded.detail",

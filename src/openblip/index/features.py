@@ -45,19 +45,15 @@ class DiskFeatures:
             folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             return
-        for _ in range(2):
+        with suppress(sqlite3.OperationalError, OSError):  # it cannot be opened or written, or is locked
             try:
-                connection = sqlite3.connect(
-                    folder / FEATURES, timeout=10, isolation_level=None, check_same_thread=False
-                )
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=OFF")
-                connection.execute(_SCHEMA)
-                self._connection = connection
-                return
+                self._connection = _opened(folder / FEATURES)
+            except sqlite3.OperationalError:
+                raise
             except sqlite3.DatabaseError:  # damaged: it holds nothing that cannot be computed again
-                connection.close()
-                (folder / FEATURES).unlink(missing_ok=True)
+                for ending in ("", "-wal", "-shm"):
+                    (folder / f"{FEATURES}{ending}").unlink(missing_ok=True)
+                self._connection = _opened(folder / FEATURES)
 
     def get(self, keys: Sequence[str]) -> dict[str, Tensor]:
         """Those that are there, float16 [N, Dv]."""
@@ -111,3 +107,21 @@ class DiskFeatures:
         """Close the file."""
         if self._connection is not None:
             self._connection.close()
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    """The file, with its table.
+
+    Raises:
+        sqlite3.OperationalError: it cannot be used now, whatever it holds.
+        sqlite3.DatabaseError: it is damaged.
+    """
+    connection = sqlite3.connect(file, timeout=10, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=OFF")
+        connection.execute(_SCHEMA)
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -93,12 +93,15 @@ class Addresses:
             found = await self._get(parts)
             if isinstance(found, bytes):
                 return found
-            address = urljoin(address, found.location)
+            try:
+                address = urljoin(address, found.location)
+            except ValueError:
+                raise UserError("image: the address leads on to what is no address") from None
         raise UserError(f"image: the address leads on more than {_REDIRECTS} times")
 
     def _allowed(self, address: str) -> SplitResult:
         """The parts of an address that may be opened."""
-        if any(character <= " " or character in "\\\x7f" for character in address):
+        if any(character <= " " or character in "\\\x7f" or _is_half(character) for character in address):
             raise UserError("image: the address holds a character that no address may")
         try:
             parts = urlsplit(address)
@@ -119,8 +122,9 @@ class Addresses:
     async def _get(self, parts: SplitResult) -> bytes | _Redirect:
         host, port = str(parts.hostname), _PORTS[parts.scheme]
         try:
+            host.encode("idna")  # as the system's resolver, TLS and HTTP take it
             found = await self._resolve(host, port)
-        except OSError:
+        except (OSError, UnicodeError):  # the latter for labels that are empty or too long
             found = []
         if not found:
             raise UserError(f"image: the host {host[:100]} is not known")
@@ -151,8 +155,9 @@ class Addresses:
         target = quote(parts.path or "/", safe=_PATH) + (
             f"?{quote(parts.query, safe=_PATH + '?')}" if parts.query else ""
         )
+        host = str(parts.hostname).encode("idna").decode()
         headers = [
-            ("host", f"[{parts.hostname}]" if ":" in str(parts.hostname) else str(parts.hostname)),
+            ("host", f"[{host}]" if ":" in host else host),
             ("user-agent", "openblip"),
             ("accept", "image/*"),
             ("accept-encoding", "identity"),
@@ -213,6 +218,11 @@ def is_public(address: str) -> bool:
             return False
     inner = ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_multicast
     return ip.is_global and not (inner or ip.is_reserved or ip.is_unspecified)
+
+
+def _is_half(character: str) -> bool:
+    """Whether it is half of a character, which JSON may hold and UTF-8 may not."""
+    return "\ud800" <= character <= "\udfff"
 
 
 def _checked(domain: str) -> str:

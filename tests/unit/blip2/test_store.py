@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from small_blip2 import PIXELS, config, model, spread, tokenizer, write_language
 
@@ -152,6 +153,19 @@ def test_a_whole_folder_needs_nothing_else(tmp_path: Path, blip: Path, clip: Pat
         found = open_model(tmp_path / f"moved{number}")
         assert torch.equal(numbers(found.model), numbers(made))
         assert found.language_tokenizer.decode([5, 6]) != ""  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_under_a_language_model_is_told(
+    tmp_path: Path, llm: Path, blip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    made = over(as_tower(f"openblip:{blip}"), 64, LanguageConfig(source=str(llm)))
+    with pytest.raises(UserError, match=r"the disk is full: .*/whole was not written"):
+        save_model(tmp_path / "whole", stored(made, llm), whole=True)
+    assert not (tmp_path / "whole").exists()
 
 
 def test_a_tower_of_its_own_is_in_the_file(tmp_path: Path) -> None:

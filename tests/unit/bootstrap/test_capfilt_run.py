@@ -237,8 +237,9 @@ def test_another_run_s_folder_is_refused(done: Path, web: Path, models: Models, 
     (tmp_path / "own" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="holds other files"):
         run(config(models, web), tmp_path / "own")
-    with pytest.raises(UserError, match="choose a folder outside"):
-        run(config(models, web), web / "clean")
+    for source in (web, f"file://{web}"):
+        with pytest.raises(UserError, match="choose a folder outside"):
+            run(config(models, source), web / "clean")
     with pytest.raises(UserError, match="is no folder of openblip capfilt"):
         decide_again(tmp_path, output())
 

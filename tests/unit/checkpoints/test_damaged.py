@@ -9,12 +9,14 @@ from typing import cast
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openblip.checkpoints.convert import convert_model
 from openblip.checkpoints.state import read_state
 from openblip.checkpoints.store import StoredModel, open_model, save_model
+from openblip.core import files
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.models.blip import Blip, BlipConfig
@@ -81,6 +83,24 @@ def refusal(place: Path) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_told_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    for make in (blip, blip2):
+        for to in ("openblip", "transformers"):
+            with pytest.raises(UserError, match=r"the disk is full: .*/out was not written"):
+                convert_model(make(), tmp_path / "out", to=to, part="match")
+    (link := tmp_path / ".a.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(files, "_beside", lambda *_: link)
+    with pytest.raises(UserError, match=r"the disk is full: .*/out\.pth was not written"):
+        convert_model(blip(), tmp_path / "out.pth", to="blip")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("make", [blip, blip2])

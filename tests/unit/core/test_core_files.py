@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from openblip.core import files
 from openblip.core.errors import UserError
@@ -19,6 +20,7 @@ from openblip.core.files import (
     write_folder,
     write_json,
     write_text,
+    write_torch,
 )
 
 
@@ -84,6 +86,20 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.M
         (folder / "weights").write_text("new")
     assert (target / "weights").read_text() == "old"
     assert names(tmp_path) == ["step-1"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_tensors_on_a_full_disk_are_told(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch and safetensors have errors of their own, which do not say it by a number."""
+    (link := tmp_path / ".a.tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(files, "_beside", lambda *_: link)
+    with (
+        pytest.raises(UserError, match=r"the disk is full: .*a\.pth was not written"),
+        atomic_path(tmp_path / "a.pth") as temporary,
+    ):
+        write_torch(temporary, {"a": torch.zeros(size)})
+    assert names(tmp_path) == []
 
 
 def test_other_errors_keep_their_name(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from make_data import encoded, make_image
 
@@ -53,6 +55,16 @@ def test_what_is_nested_too_deep(row: str, listed: bool, tmp_path: Path) -> None
     assert [source[n].key for n in range(len(source))] == ["good.jpg"]
     assert [broken.cause for broken in source.bad_rows] == ["bad-row"]
     assert [type(pair) for pair in read_pairs(spec)] == [Pair, BrokenSample]
+
+
+def test_a_split_that_is_no_word(tmp_path: Path) -> None:
+    rows = [{**GOOD, "split": split} for split in (["train"], {"train": 1}, None, "train")]
+    source = open_source(write(tmp_path / "a.jsonl", *rows) + "?split=train")
+    assert len(source) == 1
+    table = pa.table({"image": ["a.jpg", "b.jpg"], "caption": ["a", "b"], "split": pa.array([b"\xff", b"train"])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet") + "?split=train")
+    assert [source[n].key for n in range(len(source))] == ["b.jpg"]
 
 
 def test_a_tar_with_json_that_is_nested_too_deep(tmp_path: Path) -> None:

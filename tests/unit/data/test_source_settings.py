@@ -175,8 +175,8 @@ def test_configurations_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder.mkdir()
     head = ["---", "configs:"]
     for number, name in enumerate(("english", "german")):
-        (tmp_path / f"{number}.png").write_bytes(encoded(make_image(number)))
-        row = {"image": str(tmp_path / f"{number}.png"), "caption": name}
+        (folder / f"{number}.png").write_bytes(encoded(make_image(number)))
+        row = {"image": f"{number}.png", "caption": name}
         (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
         head += [f"- config_name: {name}", f"  data_files: {name}.jsonl"]
     (folder / "README.md").write_text("\n".join([*head, "---", ""]))

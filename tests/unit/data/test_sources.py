@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample
 from openblip.data.source_config import SourceConfig, parse_spec
 from openblip.data.sources import open_source
+from openblip.data.sources.records import read_records
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -314,6 +317,18 @@ def test_json_lists_longer_than_one_piece(
     assert [n for n, _, _ in contents(open_source(str(path)))] == list(range(10))
 
 
+def test_a_json_list_in_one_long_line_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    row = {"image": "a.png", "caption": "a", "pad": "x" * 1000}
+    path.write_text(json.dumps([row] * 20_000))
+    tracemalloc.start()
+    try:
+        assert next(read_records(path, SourceConfig(path=str(path)))) == ("data.json[0]", row)
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 2
+    finally:
+        tracemalloc.stop()
+
+
 # ---- Hugging Face datasets ----
 
 
@@ -344,6 +359,40 @@ def test_hugging_face_dataset(tmp_path: Path, image_folder: Path) -> None:
         open_source(f"hf:{tmp_path / 'both'}:trian")
     data.save_to_disk(str(tmp_path / "one"))
     assert len(open_source(str(tmp_path / "one"))) == 4
+
+
+def test_rows_of_the_hub_name_no_files_outside(
+    tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for place in (tmp_path / "private.png", cache / "7.png"):
+        place.write_bytes(encoded(make_image(7)))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", cache)
+    climbing = str(cache / ".." / "private.png")
+    names = ["../private.png", str(tmp_path / "private.png"), climbing, "3.png", str(cache / "7.png")]
+    data = datasets.Dataset.from_dict({"image": names, "caption": list("abcde")})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: data)
+
+    def read(spec: str) -> list[int]:
+        """Which samples can be read."""
+        source, found = open_source(spec), []
+        for index in range(len(source)):
+            with contextlib.suppress(BrokenSample):
+                decode_image(source[index])
+                found.append(index)
+        return found
+
+    assert read("hf:some/name") == [4]
+    assert read(f"hf:some/name?image_root={image_folder}") == [3, 4]
+    assert read("hf:some/name?absolute_paths=true") == [1, 2, 4]
+    with pytest.raises(BrokenSample, match=r"bad-row.*starts from no folder; name one as image_root"):
+        open_source("hf:some/name")[0]
+    with pytest.raises(BrokenSample, match=r"bad-row.*leads out of .*; set absolute_paths if you trust"):
+        open_source("hf:some/name")[1]
 
 
 # ---- finding out what a path is ----

@@ -337,6 +337,7 @@ def both(data: bytes | None, path: str | None) -> dict[str, Any]:
         ),
         (pa.list_(IMAGE), [[both(encoded(make_image(n)), None)] for n in range(3)]),
         (pa.list_(pa.binary()), [[encoded(make_image(n))] for n in range(3)]),
+        (pa.dictionary(pa.int32(), pa.binary()), [encoded(make_image(n)) for n in range(3)]),
         (pa.list_(pa.string()), [[f"images/{n}.png"] for n in range(3)]),
         (pa.list_(pa.string(), 1), [[f"images/{n}.png"] for n in range(3)]),
         (pa.dictionary(pa.int32(), pa.string()), [f"images/{n}.png" for n in range(3)]),

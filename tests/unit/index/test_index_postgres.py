@@ -49,6 +49,8 @@ def test_addresses_are_shown_without_a_password(given: str, shown: str) -> None:
         "postgresql://me:se#cret@db/shop#p",
         "postgresql://me:secret@b@db/shop",
         "postgresql://me:cret/shop#p",
+        "postgresql://me:se[cret@db/shop#p",
+        "postgresql://me:secret\uff0f@db/shop#p",
         "postgresql://me:secret@db/shop",
         "postgresql://me:secret@db/shop#Photos",
         "postgresql://me:secret@db/shop#p;drop",
@@ -60,6 +62,8 @@ def test_addresses_that_cannot_be_read_are_not_repeated(given: str) -> None:
     with pytest.raises(UserError, match=r"postgresql://USER@HOST") as refused:
         parse_address(given)
     assert "cret" not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__ == (refused.value.__context__ is not None)
 
 
 def test_a_server_that_does_not_answer_is_one_sentence_without_a_password() -> None:

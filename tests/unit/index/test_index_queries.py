@@ -134,7 +134,7 @@ def test_what_is_written_is_read(catalog: Catalog, where: Path | str) -> None:
     odd = os.fsdecode(b"/p/\xff name\n.jpg")
     unlike = {"nan": float("nan"), "nul": ["a\0b"], "half": "\ud83d"}
     catalog.put(record(odd, 4, captions=("x\0y\ud83d",), metadata=unlike))
-    catalog.put_broken(BrokenSample("truncated", odd + "2", "cut"), 1)
+    catalog.put_broken(BrokenSample("truncated", odd + "2", f"cut: {odd}\0"), 1)
     catalog.close()
     again = Catalog(open_database(where))
     found = again.find(odd)
@@ -142,7 +142,8 @@ def test_what_is_written_is_read(catalog: Catalog, where: Path | str) -> None:
     assert (found.path, found.file, found.captions, found.vector) == (odd, odd, ("xy?",), 4)
     assert found.metadata == {"nan": None, "nul": ["ab"], "half": "?"}
     assert again.num_vectors == 5
-    assert [(one.key, one.cause, one.detail) for one in again.broken()] == [(odd + "2", "truncated", "cut")]
+    broken = [(one.key, one.cause, one.detail) for one in again.broken()]
+    assert broken == [(odd + "2", "truncated", "cut: /p/? name\\n.jpg")]
     assert again.settings == {"format": "1", **SETTINGS}
     if isinstance(where, Path):
         assert again.database.rows("PRAGMA journal_mode") == [("wal",)]

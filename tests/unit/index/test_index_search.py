@@ -13,7 +13,7 @@ from index_small import Counting, build
 from PIL import Image
 
 from openblip.core.errors import UserError
-from openblip.index import Filters, ImageIndex
+from openblip.index import Filters, ImageIndex, features
 from openblip.index.features import FEATURES, DiskFeatures
 from openblip.index.stores import cache_folder
 
@@ -126,6 +126,23 @@ def test_image_features_stay_within_their_bound(tmp_path: Path) -> None:
     mended = DiskFeatures(tmp_path, 999)
     mended.put({"k4": ones["k4"]})
     assert sorted(mended.get(list(ones))) == ["k4"]
+
+
+def test_image_features_without_a_file_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ones = {"k": torch.ones(4, 8)}
+    (tmp_path / "a" / FEATURES).mkdir(parents=True)  # which cannot be opened
+    (tmp_path / "b").mkdir()
+    kept = DiskFeatures(tmp_path / "b", 999)
+    kept.put(ones)
+    monkeypatch.setattr(features, "_SCHEMA", "SELECT * FROM none")  # an OperationalError, as "database is locked"
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        without = DiskFeatures(folder, 999)
+        without.put(ones)
+        assert without.get(["k"]) == {}
+        assert without.nbytes == 0
+    kept.close()
+    monkeypatch.undo()
+    assert list(DiskFeatures(tmp_path / "b", 999).get(["k"])) == ["k"], "what is not damaged stays"
 
 
 def test_a_file_that_is_gone_is_told_last(index: ImageIndex, photos: Path) -> None:

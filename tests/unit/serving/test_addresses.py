@@ -143,12 +143,21 @@ def test_tls_is_for_the_hosts_name_at_the_pinned_address() -> None:
         ("http://2130706433/", "are not opened"),
         ("http://images.example.com./", "are not opened"),
         ("http://ïmages.example.com/", "are not opened"),
+        ("http://images.example.com/\ud83d", "a character that no address may"),
+        (f"http://{'a' * 64}.below.org/", "is not known"),
+        ("http://a..below.org/", "is not known"),
     ],
 )
 def test_what_is_not_allowed_is_not_even_resolved(address: str, said: str) -> None:
     net = simple(answer())
     assert said in refused(net, address)
     assert net.resolved == net.connected == []
+
+
+def test_a_host_may_have_letters_that_are_not_ascii() -> None:
+    net = Net({"ü.below.org": [[PUBLIC]]}, {PUBLIC: [answer()]})
+    assert opened(net, "http://ü.below.org/") == IMAGE
+    assert "host: xn--tda.below.org" in net.requests[0].lower()
 
 
 def test_public_addresses_are_told_from_others() -> None:
@@ -197,6 +206,9 @@ def test_a_redirect_to_the_same_name_bound_anew_is_refused() -> None:
         ("http://inner.below.org/", "lies in a network that is not public"),
         ("http://images.example.com:6379/", "port 80"),
         ("//other.com/", "addresses of other.com are not opened"),
+        ("http://[", "no address"),
+        ("//[x/", "no address"),
+        (f"http://{'a' * 64}.below.org/", "is not known"),
         ("file:///etc/passwd", "begins with http"),
         ("gopher://images.example.com/", "begins with http"),
         ("http://gone.below.org/", "the host gone.below.org is not known"),

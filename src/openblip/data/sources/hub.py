@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from openblip.core.errors import UserError, first_line, nearest, require
 from openblip.core.places import local_path
@@ -41,7 +42,9 @@ class HubSource(Source):
         config: its `split` chooses a split, and within it the rows whose own column `split` says so.
     """
 
-    reads = frozenset((*COLUMN_SETTINGS, "split", "image_root", "questions", "statements", "num_images"))
+    reads = frozenset(
+        (*COLUMN_SETTINGS, "split", "image_root", "absolute_paths", "questions", "statements", "num_images")
+    )
 
     def __init__(self, name: str, config: SourceConfig) -> None:
         super().__init__()
@@ -57,6 +60,7 @@ class HubSource(Source):
                 data = data.cast_column(image, _undecoded(datasets, data.features[image]))
         folder = place if Path(place).is_dir() else ""
         self._roots = image_roots(config.image_root, folder) if config.image_root or folder else ()
+        self._caches = _caches(datasets)
         kept = [*dict.fromkeys([*self._columns.values(), *config.meta_columns])]
         self._rows = data.select_columns(kept)
         self._ids = self._settled_ids() if "id" in self._columns else None
@@ -121,16 +125,28 @@ class HubSource(Source):
             return f"row {number}"
 
     def _located(self, name: str, key: str) -> Path:
-        """The library gives absolute paths of its own; others start from the data set's folder."""
-        if self._roots and not os.path.isabs(local_path(name)):
-            return locate_image(name, self._roots, key=key, absolute=False)
-        if "://" in local_path(name):
-            raise BrokenSample("bad-row", key, f"{name} is a web address; download the images first")
-        return Path(local_path(name))
+        """The library gives absolute paths into its caches; others start from the data set's folder.
+
+        A data set of the hub is another's file: its rows must not name what else is on this machine.
+        """
+        place = local_path(name)
+        if os.path.isabs(place):
+            roots = (*self._roots, *self._caches)
+            return locate_image(name, roots, key=key, absolute=self._config.absolute_paths)
+        if not self._roots and "://" not in place:
+            raise BrokenSample("bad-row", key, f"{name} starts from no folder; name one as image_root")
+        return locate_image(name, self._roots, key=key, absolute=False)
 
     def describe(self) -> dict[str, Any]:
         own = {"rows_by_own_split": self._own_split} if self._own_split else {}
         return {**super().describe(), "kind": "hf", "columns": self._columns, **own}
+
+
+def _caches(datasets: Any) -> tuple[str, ...]:
+    """Folders in which the library keeps what it has downloaded and unpacked."""
+    known = datasets.config
+    places = (known.HF_DATASETS_CACHE, known.DOWNLOADED_DATASETS_PATH, known.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE)
+    return tuple(dict.fromkeys(os.path.abspath(os.path.expanduser(place)) for place in places))
 
 
 def _column(data: Any, name: str) -> pa.Array | pa.ChunkedArray:

@@ -259,8 +259,11 @@ def _is_inside(kind: pa.DataType) -> bool:
     """Whether a column of images may hold their bytes: binary, {bytes, path}, or lists of these."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _is_inside(kind.value_type)
+    if pa.types.is_dictionary(kind):
+        return _is_inside(kind.value_type)
     return (
         pa.types.is_binary(kind)
+        or pa.types.is_binary_view(kind)
         or pa.types.is_large_binary(kind)
         or pa.types.is_fixed_size_binary(kind)
         or pa.types.is_struct(kind)
@@ -299,9 +302,16 @@ def _strings(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     whole = one_array(column)
     if _is_text(whole.type):
         return whole
-    cells = [as_texts(cell) for cell in whole.to_pylist()]
+    cells = [_texts_or_none(cell) for cell in whole.to_pylist()]
     texts = string_array([cell[0] if cell else "" for cell in cells])
     return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.large_string()), texts)
+
+
+def _texts_or_none(cell: Any) -> tuple[str, ...]:
+    try:
+        return as_texts(cell)
+    except BrokenSample:  # bytes that are not UTF-8
+        return ()
 
 
 def _with_paths(

@@ -37,6 +37,7 @@ RECORDS = (*_LINES, ".json", *DELIMITED)
 
 _LOOK_AHEAD = 100
 _CHUNK = 1 << 20
+_PEEK = 64
 _LARGEST_ELEMENT = 1 << 26
 _USUAL_COLUMNS = {*IMAGE_COLUMNS, *TEXT_COLUMNS, *ID_COLUMNS, *URL_COLUMNS, *QUESTION_COLUMNS, *ANSWER_COLUMNS}
 
@@ -106,13 +107,14 @@ def _json_layout(path: Path, encoding: str) -> str:
     """Whether the JSON in a file is "lines", a "list" or an "object"; by its ending only where both could be."""
     by_ending = "object" if path.suffix.lower() == ".json" else "lines"
     with open_text(path, encoding) as file:
+        start = _first_signs(file)
+        if start.startswith("["):  # which may be gigabytes in one line
+            return "list" if by_ending == "object" or start[1:] in ("{", "]") else "lines"
+        if not start.startswith("{"):
+            return by_ending
+        file.seek(0)
         lines = (line for line in file if line.strip())
         first = next(lines, "").strip()
-        if first.startswith("["):
-            inner = first[1:].lstrip() or next(lines, "").lstrip()
-            return "list" if by_ending == "object" or inner[:1] in ("{", "]") else "lines"
-        if not first.startswith("{"):
-            return by_ending
         try:
             value = json.loads(first)
         except (ValueError, RecursionError):
@@ -124,6 +126,14 @@ def _json_layout(path: Path, encoding: str) -> str:
             return "object" if isinstance(value.get("annotations"), list) else by_ending
         # an object over several lines continues with a name or ends; the next of JSON's lines starts an object
         return "object" if second.startswith(('"', "}")) else by_ending
+
+
+def _first_signs(file: TextIO) -> str:
+    """The first two characters that are not blank, or as many as there are."""
+    found = ""
+    while len(found) < 2 and (piece := file.read(_PEEK)):
+        found += "".join(piece.split())
+    return found[:2]
 
 
 def _read_lines(path: Path, encoding: str) -> Iterator[Row]:

@@ -268,8 +268,9 @@ def _gather(rows: Iterator[Row], path: Path, config: SourceConfig) -> Columns:
         if isinstance(row, BrokenSample):
             bad_rows.append(row)
             continue
-        if config.split and row.get("split") not in wanted:
-            splits.add(str(row.get("split")))
+        split = row.get("split")
+        if config.split and not (isinstance(split, str) and split in wanted):
+            splits.add(str(split))
             continue
         try:
             paths = row_paths(row, image_columns(names), label, count=config.num_images)
