@@ -12,6 +12,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1] / "unit" / "blip2"))
 
 import small_blip2
+from kinds_of_towers import make_transformers
 
 from openblip.checkpoints.store import StoredModel, save_model
 from openblip.core.config import override
@@ -36,22 +37,27 @@ SETTINGS = (
 
 
 def write_parts(folder: Path) -> None:
-    """A BLIP whose tower is to be frozen, and a language model."""
+    """A BLIP whose tower is to be frozen, one of CLIP, and a language model."""
     torch.manual_seed(0)
     tokenizer = TextTokenizer.train(["a red circle left of a blue square"], vocab_size=60)
     blip = Blip(blip_config("nano", vocab_size=tokenizer.vocab_size, image_size=PIXELS))
     save_model(folder / "blip", StoredModel(blip, tokenizer))
+    clip = make_transformers("CLIP")
+    small_blip2.spread(clip, 0.2)  # its norms too, which are drawn alike
+    clip.save_pretrained(folder / "clip")
     small_blip2.write_language(folder / "language")
 
 
 def configuration(kind: str, parts: Path) -> RunConfig:
-    """Of "blip"'s pre-training, of BLIP-2's "stage1", and of its "stage2", saved with all that is frozen."""
+    """Of "blip"'s pre-training; of BLIP-2's "stage1", that with a tower of CLIP that is "unfrozen", and "stage2",
+    saved with all that is frozen."""
     if kind == "blip":
         config = small_pretrain((DATA,), model="nano", validation=(VALIDATION,))
         return override(config, ("image_size=32", "objective.momentum=0.9", "objective.queue_size=8"))
-    config = small_stage1((DATA,), model="nano", vision=f"openblip:{parts}/blip", validation=(VALIDATION,))
-    if kind == "stage1":
-        return config
+    vision = f"hf:{parts}/clip@0" if kind == "unfrozen" else f"openblip:{parts}/blip"
+    config = small_stage1((DATA,), model="nano", vision=vision, validation=(VALIDATION,))
+    if kind in ("stage1", "unfrozen"):
+        return replace(config, unfreeze_vision=kind == "unfrozen")
     language = replace(as_language(str(parts / "language")), dtype="float32")
     return replace(config, task="captioning", language=language, save_whole=True)
 

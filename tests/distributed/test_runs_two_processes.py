@@ -11,7 +11,9 @@ import pytest
 import run_toy
 import torch
 
+from openblip.checkpoints.blip2_parts import open_tower
 from openblip.checkpoints.store import open_model, unique_state
+from openblip.models.configs import as_tower
 
 pytestmark = pytest.mark.slow
 
@@ -41,3 +43,13 @@ def test_shards_are_exported_whole(parts: Path, tmp_path: Path, kind: str) -> No
                 exact = key.startswith(FROZEN[kind]) if FROZEN[kind] else False
                 close = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-3, "atol": 1e-4}
                 torch.testing.assert_close(state[key], value, **close, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_an_unfrozen_tower_trains_without_what_its_tokens_do_not_depend_on(parts: Path, tmp_path: Path) -> None:
+    """DDP would wait for gradients of the norm behind CLIP's pooling; it is written and read again as it was."""
+    run(tmp_path, str(parts), "unfrozen", "train.max_steps=3")
+    before = open_tower(as_tower(f"hf:{parts}/clip@0")).encoder.state_dict()
+    after = open_model(tmp_path / "model").model.vision.encoder.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {name for name in before if name.endswith(".weight")} - moved == {"model.post_layernorm.weight"}
+    assert "model.post_layernorm.bias" not in moved
