@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -53,3 +54,11 @@ def test_an_unfrozen_tower_trains_without_what_its_tokens_do_not_depend_on(parts
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert {name for name in before if name.endswith(".weight")} - moved == {"model.post_layernorm.weight"}
     assert "model.post_layernorm.bias" not in moved
+
+
+@pytest.mark.parametrize("objectives", [["itc", "lm"], ["itc"]], ids="-".join)
+def test_objectives_may_be_left_out(parts: Path, tmp_path: Path, objectives: list[str]) -> None:
+    """DDP would wait for the gradient of what only the others read."""
+    settings = ("train.max_steps=3", "train.evaluate_every_steps=0", "train.monitor=null", "validation=[]")
+    run(tmp_path, str(parts), "blip", f"objective.objectives={json.dumps(objectives)}", *settings)
+    assert len(launching.losses(tmp_path)) == 3
