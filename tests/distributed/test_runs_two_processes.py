@@ -18,8 +18,9 @@ from openblip.models.configs import as_tower
 
 pytestmark = pytest.mark.slow
 
-run = partial(launching.run, run_toy.main)
+run, begin = partial(launching.run, run_toy.main), partial(launching.begin, run_toy.main)
 MONITORED = {"blip": "mean_recall", "stage1": "mean_recall", "stage2": "CIDEr"}
+BLOCKS = {"blip": '["Block"]', "stage1": '["Block"]', "stage2": '["Block", "OPTDecoderLayer"]'}
 FROZEN = {"blip": (), "stage1": ("vision.encoder.",), "stage2": ("vision.encoder.", "language.")}
 
 
@@ -33,7 +34,7 @@ def test_shards_are_exported_whole(parts: Path, tmp_path: Path, kind: str) -> No
     """The best model and the last one, opened, are those of a run with whole copies."""
     monitor = f"train.monitor={MONITORED[kind]}"
     run(tmp_path / "copies", str(parts), kind, monitor)
-    for name, layers in (("shards", "[]"), ("blocks", '["Block"]')):
+    for name, layers in (("shards", "[]"), ("blocks", BLOCKS[kind])):
         sharded = ("train.sharding=fsdp2", f"train.sharding_layers={layers}")
         run(tmp_path / name, str(parts), kind, monitor, *sharded)
         for which in ("best", "model"):
@@ -62,3 +63,11 @@ def test_objectives_may_be_left_out(parts: Path, tmp_path: Path, objectives: lis
     settings = ("train.max_steps=3", "train.evaluate_every_steps=0", "train.monitor=null", "validation=[]")
     run(tmp_path, str(parts), "blip", f"objective.objectives={json.dumps(objectives)}", *settings)
     assert len(launching.losses(tmp_path)) == 3
+
+
+def test_blocks_that_are_not_gathered_where_they_are_used_are_refused(parts: Path, tmp_path: Path) -> None:
+    """An image is projected by the cross-attention of all blocks before these are run."""
+    sharded = ("train.sharding=fsdp2", 'train.sharding_layers=["QFormerBlock"]')
+    assert launching.end(begin(tmp_path, str(parts), "stage1", *sharded)) == [2, 2]
+    said = (tmp_path / "error-1.txt").read_text()
+    assert said.endswith("the model uses outside of its forward; name Block")

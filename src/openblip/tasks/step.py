@@ -19,6 +19,7 @@ from openblip.core.tokenizer import TokenBatch
 from openblip.data.batches import TextMode
 from openblip.data.clean import CleanText
 from openblip.data.sample import Batch
+from openblip.models.layers import CrossAttention
 from openblip.models.tower_parts import block_list
 from openblip.tasks.feature_cache import FeatureCache
 from openblip.training.step import Prepare
@@ -122,6 +123,14 @@ class TrainingStep(nn.Module, ABC, Generic[_Batch]):
         """Names of the parameters that no checkpoint holds."""
         frozen = getattr(self.model, "frozen_parameter_names", None)
         return {f"objective.model.{name}" for name in frozen()} if frozen is not None else set()
+
+    def whole_layers(self) -> set[str]:
+        """Classes of modules with cross-attention, which projects an image once for all that reads it.
+
+        It does so before the blocks around it are run.
+        """
+        around = [part for part in self.modules() if any(isinstance(one, CrossAttention) for one in part.modules())]
+        return {type(part).__name__ for part in around}
 
     def layer_ids(self) -> dict[str, int]:
         """Depth of each parameter for layer-wise decay, see `depth_of_layers`."""
