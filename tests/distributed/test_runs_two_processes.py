@@ -71,3 +71,28 @@ def test_blocks_that_are_not_gathered_where_they_are_used_are_refused(parts: Pat
     assert launching.end(begin(tmp_path, str(parts), "stage1", *sharded)) == [2, 2]
     said = (tmp_path / "error-1.txt").read_text()
     assert said.endswith("the model uses outside of its forward; name Block")
+
+
+@pytest.mark.parametrize("kind", ["blip", "stage1"])
+def test_sharded_blocks_may_be_evaluated_before_the_first_step(parts: Path, tmp_path: Path, kind: str) -> None:
+    """The first forward pass of all is then that of a block, or of a tower, and not of the whole step."""
+    sharded = ("train.sharding=fsdp2", 'train.sharding_layers=["Block"]', "train.evaluate_first=true")
+    for name, more in (("copies", sharded[2:]), ("blocks", sharded)):
+        run(tmp_path / name, str(parts), kind, *more)
+    launching.close(tmp_path / "copies", tmp_path / "blocks", rtol=1e-3)
+    ours, theirs = (launching.losses(tmp_path / name, "eval") for name in ("copies", "blocks"))
+    assert [record["step"] for record in ours] == [0, 1, 2]
+    assert [record.keys() for record in ours] == [record.keys() for record in theirs]
+    # Before the first step, so that nothing was rounded otherwise.
+    assert {key: value for key, value in theirs[0].items() if key != "split"} == pytest.approx(
+        {key: value for key, value in ours[0].items() if key != "split"}, rel=1e-5
+    )
+
+
+def test_sharded_blocks_resume_where_an_evaluation_is_due(parts: Path, tmp_path: Path) -> None:
+    settings = ("train.sharding=fsdp2", 'train.sharding_layers=["Block"]', "train.max_steps=2")
+    codes = launching.end(begin(tmp_path, str(parts), "blip", *settings, "train.monitor=unknown"))
+    assert codes == [2, 2]
+    assert "monitor names" in (tmp_path / "error-0.txt").read_text()
+    run(tmp_path, str(parts), "blip", *settings, "--resume")
+    assert [record["step"] for record in launching.losses(tmp_path, "eval")] == [1, 2]

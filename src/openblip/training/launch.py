@@ -211,7 +211,21 @@ def wrap(
         # torch renames an option that Accelerate passes on.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         model, wrapped = accelerator.prepare(module, optimizer)
+    if accelerator.is_fsdp2:
+        _begin_at_root(module)
     return model, wrapped
+
+
+def _begin_at_root(module: nn.Module) -> None:
+    """Let FSDP2 know the whole module as the root of its shards.
+
+    Otherwise the first part that is run becomes one, which is a block where an evaluation comes before the first
+    step, and the whole module is refused then. There is no public way to say it (torch 2.15).
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(module, FSDPModule):
+        module._get_fsdp_state()._lazy_init()
 
 
 @torch.no_grad()
