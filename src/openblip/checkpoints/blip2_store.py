@@ -107,6 +107,7 @@ def pack(stored: StoredModel, folder: Path, *, whole: bool) -> Packed:
     config, frozen = model.config, model.frozen_parameter_names()
     if whole or config.vision.kind == "own":
         config = replace(config, vision=_whole_vision(model, folder))
+    if whole or config.vision.kind == "own" or config.vision.trained:  # of a trained tower some parts may be frozen
         frozen = {name for name in frozen if not name.startswith("vision.")}
     if whole and model.language is not None:
         assert stored.language_tokenizer is not None

@@ -16,6 +16,7 @@ from openblip.checkpoints.state import Found
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.core.tokenizer import TextTokenizer
+from openblip.core.weights import stored_tensors
 from openblip.models.blip import Blip
 from openblip.models.configs import Quantize
 
@@ -114,8 +115,7 @@ class Family(Protocol):
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
     """The state dict with every shared tensor once, under its first name."""
-    names = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
-    return {key: value for key, value in module.state_dict().items() if key in names}
+    return stored_tensors(module)
 
 
 def count_parameters(*modules: nn.Module) -> int:

@@ -42,7 +42,9 @@ def fingerprint(
         if signs:
             digest.update(np.packbits(values[:_SIGNS].signbit().cpu().numpy()).tobytes())
         else:
-            digest.update(values[: None if whole else _BEGINNING].float().cpu().numpy().tobytes())
+            read = values[: None if whole else _BEGINNING]
+            # A copy: a view by numpy forbids to resize the storage, as FSDP2 does with gathered weights.
+            digest.update(read.clone().float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

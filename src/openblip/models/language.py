@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from openblip.core.compute import DTYPES, frozen_dtype, to_dtype
 from openblip.core.errors import UserError, first_line, require
 from openblip.core.places import gguf_file, wrong_place
+from openblip.core.weights import stored_tensors
 from openblip.models.configs import LanguageConfig
 from openblip.models.language_kinds import (
     OTHER_DECODERS,
@@ -164,7 +165,7 @@ class FrozenLanguage(nn.Module):
         base = self.hf.get_base_model() if self.config.lora_rank else self.hf
         learned = {name: part for name, part in base.named_modules() if hasattr(part, "get_delta_weight")}
         state: dict[str, Tensor] = {}
-        for key, value in base.state_dict().items():
+        for key, value in stored_tensors(base, every_name=True).items():
             owner, _, rest = key.partition(".base_layer.")
             if merged and rest == "weight" and owner in learned:
                 value = value + learned[owner].get_delta_weight("default").to(value.dtype)

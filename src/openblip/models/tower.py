@@ -21,7 +21,7 @@ from openblip.models.configs import TowerConfig
 from openblip.models.pixels import normalize
 from openblip.models.products import use_onednn
 from openblip.models.tower_hf import transformers_encoder
-from openblip.models.tower_parts import Encoder, block_list, drop_last_blocks
+from openblip.models.tower_parts import Encoder, block_list, drop_last_blocks, unread_parameters
 from openblip.models.tower_timm import TimmEncoder, timm_encoder
 from openblip.models.vision import VisionEncoder, interpolate_positions
 
@@ -81,6 +81,14 @@ class FrozenTower(nn.Module):
         if not self.config.trained:
             self.encoder.eval()
         return self
+
+    def freeze_unread(self) -> None:
+        """Keep frozen in a trained tower what its tokens do not depend on, as it would never have a gradient.
+
+        DDP waits for the gradient of everything that is trained.
+        """
+        for parameter in unread_parameters(self.encoder, self.pixels):
+            parameter.requires_grad_(False)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> what `forward` takes, in the tower's dtype."""

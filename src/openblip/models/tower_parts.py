@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ __all__ = [
     "drop_last_blocks",
     "examined",
     "settled_drop",
+    "unread_parameters",
 ]
 
 _BLOCKS = ("blocks", "layers", "layer")
@@ -189,6 +191,26 @@ def examined(
         std=std,
         drop_layers=drop_layers,
     )
+
+
+@torch.enable_grad()
+def unread_parameters(encoder: nn.Module, pixels: tuple[int, int]) -> list[nn.Parameter]:
+    """Those that no token depends on, such as a mask's token and what pools the tokens, by a pass of one image."""
+    weight, training = next(encoder.parameters()), encoder.training
+    encoder.eval()
+    tokens = encoder(torch.zeros(1, 3, *pixels, dtype=weight.dtype, device=weight.device))
+    encoder.train(training)
+    read: set[int] = set()
+    seen, waiting = set[Any](), [tokens.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            read.add(id(getattr(node, "variable", None)))
+            waiting += [following for following, _ in node.next_functions]
+    return [
+        parameter for parameter in encoder.parameters() if parameter.requires_grad and id(parameter) not in read
+    ]
 
 
 def _plain(output: Tensor | tuple[Tensor, ...]) -> Tensor:

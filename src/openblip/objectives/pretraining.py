@@ -165,9 +165,10 @@ class BlipPretraining(nn.Module):
         other_images, other_texts, ids = momentum_image, momentum_text, image_ids
         if self._over_ranks:
             other_images, other_texts, ids = gathered_image, gathered_text, gathered_ids
-        with torch.no_grad():
-            similarity_i2t = image_features @ other_texts.to(image_features.dtype).T / model.temperature
-            similarity_t2i = text_features @ other_images.to(text_features.dtype).T / model.temperature
+        # In float32 as in the loss: a temperature down to 0.001 divides them.
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            similarity_i2t = image_features.float() @ other_texts.float().T / model.temperature
+            similarity_t2i = text_features.float() @ other_images.float().T / model.temperature
         if self.training:
             queue.enqueue(gathered_image, gathered_text, gathered_ids)
         return loss, similarity_i2t, similarity_t2i, ids

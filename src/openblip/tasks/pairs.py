@@ -88,7 +88,12 @@ def train_blip(
         chosen = replace(chosen, objectives=tuple(objectives))
     objective = BlipPretraining(adapter.model, chosen, enc_id=tokenizer.enc_id, dec_id=tokenizer.dec_id)
     prepare = prepare_pairs(tokenizer, max_length=config.max_length, prompt=config.prompt)
-    return Training(BlipStep(objective), prepare, config.clean, config.max_words)
+    # An objective that is left out leaves what only it reads unused, where the model has that part.
+    parts, trained = adapter.model.config, set(chosen.objectives)
+    unused = (parts.encoder and not {"itc", "itm"} <= trained) or (parts.decoder and "lm" not in trained)
+    return Training(
+        BlipStep(objective), prepare, config.clean, config.max_words, find_unused_parameters=bool(unused)
+    )
 
 
 def train_stage1(config: RunConfig, adapter: Adapter, data: RunData) -> Training:

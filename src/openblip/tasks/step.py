@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +19,8 @@ from openblip.core.tokenizer import TokenBatch
 from openblip.data.batches import TextMode
 from openblip.data.clean import CleanText
 from openblip.data.sample import Batch
+from openblip.models.layers import CrossAttention
+from openblip.models.tower_parts import block_list
 from openblip.tasks.feature_cache import FeatureCache
 from openblip.training.step import Prepare
 
@@ -122,6 +124,14 @@ class TrainingStep(nn.Module, ABC, Generic[_Batch]):
         frozen = getattr(self.model, "frozen_parameter_names", None)
         return {f"objective.model.{name}" for name in frozen()} if frozen is not None else set()
 
+    def whole_layers(self) -> set[str]:
+        """Classes of modules with cross-attention, which projects an image once for all that reads it.
+
+        It does so before the blocks around it are run.
+        """
+        around = [part for part in self.modules() if any(isinstance(one, CrossAttention) for one in part.modules())]
+        return {type(part).__name__ for part in around}
+
     def layer_ids(self) -> dict[str, int]:
         """Depth of each parameter for layer-wise decay, see `depth_of_layers`."""
         return depth_of_layers(self, *self.model.depths)
@@ -169,15 +179,33 @@ def depth_of_layers(module: nn.Module, vision_depth: int, text_depth: int | None
     """
     top = max(vision_depth, text_depth or 0) + 1
     ids: dict[str, int] = {}
+    towers = _blocks_of_towers(module)
     for name, _ in module.named_parameters():
-        parts = name.split(".")
         depth = vision_depth if ".vision." in name else text_depth
+        block = _block_of(name, towers)
         if depth is None:
             ids[name] = top
-        elif "blocks" in parts:
-            ids[name] = top - depth + int(parts[parts.index("blocks") + 1])
+        elif block is not None:
+            ids[name] = top - depth + block
         elif any(part in name for part in ("patch_embed", "pos_embed", "cls_token", "embeddings")):
             ids[name] = top - depth - 1
         else:
             ids[name] = top
     return ids
+
+
+def _blocks_of_towers(module: nn.Module) -> dict[str, str]:
+    """For each vision tower, by its name with a dot, the name of its blocks; "" where there is no one list."""
+    found: dict[str, str] = {}
+    for name, part in module.named_modules():
+        if name.rpartition(".")[2] == "vision":
+            blocks = block_list(part)
+            found[f"{name}."] = "" if blocks is None else f"{name}.{blocks[0]}."
+    return found
+
+
+def _block_of(name: str, towers: Mapping[str, str]) -> int | None:
+    """Number of the block that a parameter is in; towers of others call their blocks `layers` or `layer`."""
+    blocks = next((blocks for tower, blocks in towers.items() if name.startswith(tower)), ".blocks.")
+    _, found, rest = name.partition(blocks) if blocks else ("", "", "")
+    return int(rest.partition(".")[0]) if found else None

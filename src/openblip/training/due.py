@@ -22,18 +22,23 @@ def evaluation_is_due(config: TrainConfig, progress: Progress) -> bool:
 def note_best(config: TrainConfig, progress: Progress, metrics: dict[str, float]) -> bool:
     """Make an evaluation `progress.best` if it is better by the metric that `config.monitor` names; whether it is.
 
+    A run that resumes with another metric, or another mode, has no best evaluation yet.
+
     Raises:
         UserError: the evaluation does not give that metric.
     """
-    name, best = config.monitor, progress.best
+    name, mode, best = config.monitor, config.monitor_mode, progress.best
     if name is None:
         return False
     if name not in metrics:
         raise UserError(f'monitor names "{name}", which the evaluation does not give{nearest(name, metrics)}')
     value = metrics[name]
-    better = best is None or (value > best["value"] if config.monitor_mode == "max" else value < best["value"])
+    # A checkpoint of an older version does not say the mode.
+    if best is not None and (best["name"], best.get("mode", mode)) != (name, mode):
+        best = None
+    better = best is None or (value > best["value"] if mode == "max" else value < best["value"])
     if better and math.isfinite(value):
-        progress.best = {"step": progress.step, "name": name, "value": value}
+        progress.best = {"step": progress.step, "name": name, "mode": mode, "value": value}
         return True
     return False
 

@@ -31,11 +31,11 @@ from torch import nn
 from openblip.core.compute import choose_dtype
 from openblip.core.errors import MissingExtra, ToldElsewhere, UserError, nearest
 from openblip.core.runtime import is_main, world_size
-from openblip.training.compiling import compile_blocks, undo_compile
+from openblip.training.compiling import compile_blocks, repeated_blocks, undo_compile
 from openblip.training.config import TrainConfig
-from openblip.training.step import HasFrozenNames
+from openblip.training.step import HasFrozenNames, HasWholeLayers
 
-__all__ = ["make_accelerator", "on_main", "release", "start", "unsharded", "wrap"]
+__all__ = ["check_layers", "make_accelerator", "on_main", "release", "start", "unsharded", "wrap"]
 
 Result = TypeVar("Result")
 
@@ -146,10 +146,7 @@ def _sharding(config: TrainConfig, module: nn.Module, by_launcher: bool) -> Full
         if parameter.ndim == 0 or not (parameter.requires_grad or name in frozen)
     ]
     if config.sharding_layers:
-        known = {type(part).__name__ for part in module.modules()}
-        for name in config.sharding_layers:
-            if name not in known:
-                raise UserError(f'sharding_layers names "{name}", and the model has none{nearest(name, known)}')
+        check_layers(config.sharding_layers, module)
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         mixed_precision_policy=MixedPrecisionPolicy(),
@@ -158,6 +155,25 @@ def _sharding(config: TrainConfig, module: nn.Module, by_launcher: bool) -> Full
         transformer_cls_names_to_wrap=list(config.sharding_layers) or None,
         cpu_ram_efficient_loading=False,
     )
+
+
+def check_layers(names: tuple[str, ...], module: nn.Module) -> None:
+    """Refuse classes whose modules FSDP2 cannot gather one at a time.
+
+    Raises:
+        UserError: the module has none of a class, or uses parts of them outside of their forward.
+    """
+    known = {type(part).__name__ for part in module.modules()}
+    whole = module.whole_layers() if isinstance(module, HasWholeLayers) else set()
+    for name in names:
+        if name not in known:
+            raise UserError(f'sharding_layers names "{name}", and the model has none{nearest(name, known)}')
+        if name in whole:
+            blocks = sorted({type(block).__name__ for block in repeated_blocks(module)} - whole)
+            instead = f"name {' or '.join(blocks)}" if blocks else "leave it empty"
+            raise UserError(
+                f'sharding_layers names "{name}", parts of which the model uses outside of its forward; {instead}'
+            )
 
 
 def on_main(function: Callable[[], Result]) -> Result:
@@ -195,7 +211,21 @@ def wrap(
         # torch renames an option that Accelerate passes on.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         model, wrapped = accelerator.prepare(module, optimizer)
+    if accelerator.is_fsdp2:
+        _begin_at_root(module)
     return model, wrapped
+
+
+def _begin_at_root(module: nn.Module) -> None:
+    """Let FSDP2 know the whole module as the root of its shards.
+
+    Otherwise the first part that is run becomes one, which is a block where an evaluation comes before the first
+    step, and the whole module is refused then. There is no public way to say it (torch 2.15).
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(module, FSDPModule):
+        module._get_fsdp_state()._lazy_init()
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ class Progress:
     train_metrics: dict[str, float] = field(default_factory=dict)
     eval_metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] | None = None
-    """The best evaluation: {"step", "name", "value"}."""
+    """The best evaluation: {"step", "name", "mode", "value"}."""
 
     def result(
         self, out_dir: Path, batches_per_epoch: int, seconds: float, stopped: Literal["finished", "time"]
@@ -127,7 +127,7 @@ class TrainResult:
     evaluation: dict[str, float]
     """The metrics of the last evaluation."""
     best: dict[str, Any] | None
-    """The best evaluation, {"step", "name", "value"}, where a metric is monitored."""
+    """The best evaluation, {"step", "name", "mode", "value"}, where a metric is monitored."""
     stopped: Literal["finished", "time"]
     checkpoint: Path
 

@@ -15,6 +15,7 @@ __all__ = [
     "HasCounts",
     "HasFrozenNames",
     "HasProgress",
+    "HasWholeLayers",
     "Loader",
     "Prepare",
     "Step",
@@ -70,6 +71,15 @@ class HasFrozenNames(Protocol):
     """Optional: a module with parameters that stay what they were loaded as, so that no checkpoint holds them."""
 
     def frozen_parameter_names(self) -> set[str]: ...
+
+
+@runtime_checkable
+class HasWholeLayers(Protocol):
+    """Optional: a module with parts that are also used outside of their own forward, where FSDP2 gathers them."""
+
+    def whole_layers(self) -> set[str]:
+        """Names of their classes."""
+        ...
 
 
 class Loader(Protocol):

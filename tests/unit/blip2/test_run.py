@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from kinds_of_towers import make_transformers
 from safetensors import safe_open
 from small_blip2 import PIXELS, Kind, spread, write_language
 
@@ -26,6 +27,8 @@ from openblip.generation.config import DecodeConfig
 from openblip.models.blip import Blip, blip_config
 from openblip.models.blip2 import Blip2
 from openblip.models.configs import QFORMERS, LanguageConfig, QFormerSettings, TowerConfig, as_tower
+from openblip.models.tower import make_tower
+from openblip.models.tower_parts import block_list
 from openblip.objectives.blip2 import Blip2Stage1
 from openblip.objectives.configs import Stage1Config
 from openblip.recipes.blip2 import blip2_caption, blip2_retrieval, blip2_stage1, blip2_stage2, blip2_vqa
@@ -37,6 +40,7 @@ from openblip.tasks.feature_files import shard_files
 from openblip.tasks.features import Cached, cache_features
 from openblip.tasks.pairs import Stage1Step
 from openblip.tasks.registry import FAMILIES, TASKS, adapt
+from openblip.tasks.step import depth_of_layers
 from openblip.tasks.task import RunData
 from openblip.tasks.training import evaluate_model, run_training, set_up
 from openblip.training.config import TrainConfig
@@ -325,6 +329,22 @@ def test_the_rate_of_the_tower_alone_falls_by_layer(first: Path) -> None:
     assert {number for name, number in ids.items() if ".vision." not in name} == {top}
     blocks = [{ids[name] for name in ids if f".vision.encoder.vit.blocks.{i}." in name} for i in range(depth)]
     assert blocks == [{i + 1} for i in range(depth)]
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "DINOv2"])
+def test_it_falls_in_towers_of_transformers_too(tmp_path: Path, kind: str) -> None:
+    """Their blocks are `layers` and `layer`."""
+    make_transformers(kind).save_pretrained(tmp_path)
+    tower = make_tower(TowerConfig(source=f"hf:{tmp_path}", trained=True, drop_layers=1))
+    step = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"vision": tower})})
+    ids = depth_of_layers(step, tower.depth, None)
+    found = block_list(tower.encoder)
+    assert found is not None
+    name, blocks = found
+    assert len(blocks) == 2
+    for number in range(2):
+        assert {ids[key] for key in ids if f".{name}.{number}." in key} == {number + 1}
+    assert {ids[key] for key in ids if ".embeddings." in key} == {0}
 
 
 def test_the_papers_numbers() -> None:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
 from openblip.core.tokenizer import TokenBatch
+from openblip.models import blip2
 from openblip.models.blip2 import best_query
 from openblip.objectives.blip2 import Blip2Stage1, Blip2Stage2, pairs_read, split_prefix
 from openblip.objectives.configs import Stage1Config
@@ -61,6 +62,38 @@ def test_all_rows_of_one_image() -> None:
     similar = similar / step.model.temperature
     expected = -(similar.log_softmax(1).mean() + similar.T.log_softmax(1).mean()) / 2
     torch.testing.assert_close(found["loss_itc"], expected, **CLOSE)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many values the largest result of an operation has."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.values = max(self.values, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 2, 7, 9])
+def test_the_best_query_is_that_of_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    torch.manual_seed(0)
+    queries, texts = torch.randn(7, 4, 16, requires_grad=True), torch.randn(5, 16, requires_grad=True)
+    plain = torch.einsum("bqe,re->brq", queries, texts).amax(-1)
+    wanted = (plain, *torch.autograd.grad(plain.square().sum(), (queries, texts)))
+    monkeypatch.setattr(blip2, "_COMPARED", at_once * 4 * 5 * 4)
+    found = blip2.best_query(queries, texts)
+    for one, other in zip(
+        (found, *torch.autograd.grad(found.square().sum(), (queries, texts))), wanted, strict=True
+    ):
+        torch.testing.assert_close(one, other, **CLOSE)
+    narrow = queries[:, :, :2].detach(), texts[:, :2].detach()
+    with Largest() as largest:
+        blip2.best_query(*narrow)
+    assert largest.values == max(min(max(at_once, 1), 7) * 4 * 5, 7 * 5), (
+        "more than those of a chunk, or the result"
+    )
 
 
 def test_objectives_left_out_are_not_computed() -> None:

@@ -149,3 +149,16 @@ def test_a_size_that_a_tower_fails_at_is_refused() -> None:
     """MViTv2's tables of relative positions are of one size: an index leads out of them."""
     with pytest.raises(UserError, match=r"^timm:mvitv2_tiny does not take images of \d+ x \d+ pixels: "):
         tower_of("mvitv2_tiny", 100, drop_layers=0)
+
+
+@pytest.mark.usefixtures("small_timm")
+@pytest.mark.parametrize("kind", TIMM)
+def test_pooling_stays_frozen_in_a_trained_tower(kind: str) -> None:
+    tower = tower_of(TIMM[kind], 112, trained=True, drop_layers=0)
+    tower.freeze_unread()
+    tower(torch.randn(2, 3, *tower.pixels)).square().sum().backward()
+    for name, value in tower.named_parameters():
+        assert value.requires_grad == (value.grad is not None), name
+    pooling = {name for name, _ in tower.named_parameters() if ".attn_pool." in name}
+    assert bool(pooling) == (kind == "SigLIP")
+    assert pooling <= {name for name, value in tower.named_parameters() if not value.requires_grad}

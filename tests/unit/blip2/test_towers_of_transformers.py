@@ -148,3 +148,22 @@ def test_masked_autoencoders_are_refused(tmp_path: Path) -> None:
     transformers.ViTMAEModel(transformers.ViTMAEConfig(**SIZES)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="hides patches at random"):
         tower_of(tmp_path)
+
+
+UNREAD = {"CLIP": {"post_layernorm.weight", "post_layernorm.bias"}, "DINOv2": {"embeddings.mask_token"}}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_what_no_token_depends_on_stays_frozen_in_a_trained_tower(kind: str, tmp_path: Path) -> None:
+    written(kind, tmp_path)
+    tower = tower_of(tmp_path, trained=True, drop_layers=0).train()
+    tower.freeze_unread()
+    assert all(part.training for part in tower.modules())
+    tower(torch.randn(2, 3, *tower.pixels)).square().sum().backward()
+    for name, value in tower.named_parameters():
+        assert value.requires_grad == (value.grad is not None), name
+    frozen = {name for name, value in tower.named_parameters() if not value.requires_grad}
+    if kind in UNREAD:
+        assert {name.removeprefix("encoder.model.").removeprefix("vision_model.") for name in frozen} == UNREAD[
+            kind
+        ]

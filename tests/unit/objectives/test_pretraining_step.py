@@ -13,7 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip, blip_config
+from openblip.objectives import pretraining
 from openblip.objectives.configs import ObjectiveConfig
+from openblip.objectives.contrastive import SoftTargets
+from openblip.objectives.matching import Negatives
 from openblip.objectives.pretraining import BlipPretraining
 
 DEC, ENC = 38, 39
@@ -236,3 +239,29 @@ def test_without_momentum_the_models_own_features_are_compared() -> None:
 def test_without_momentum_nothing_can_rest_on_copies(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="momentum = 0 keeps no copies"):
         ObjectiveConfig(**{"alpha": 0.0, **settings}, momentum=0.0)
+
+
+def test_negatives_are_drawn_by_similarities_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast too: differences of a bfloat16 would be divided by the temperature."""
+    step, (images, text) = make_step(), make_batch(4)
+    features: list[Tensor] = []
+    drawn: list[Tensor] = []
+    loss, draw = pretraining.contrastive_loss, pretraining.draw_negatives
+
+    def note_features(image: Tensor, texts: Tensor, targets: SoftTargets, *rest: Any) -> Tensor:
+        features.extend((image, texts, targets.image_features, targets.text_features))
+        return loss(image, texts, targets, *rest)
+
+    def note_similarities(t2i: Tensor, i2t: Tensor, *rest: Any, **options: Any) -> Negatives:
+        drawn.extend((t2i, i2t))
+        return draw(t2i, i2t, *rest, **options)
+
+    monkeypatch.setattr(pretraining, "contrastive_loss", note_features)
+    monkeypatch.setattr(pretraining, "draw_negatives", note_similarities)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        step(images, text)
+    image, texts, momentum_image, momentum_text = (feature.detach().float() for feature in features)
+    temperature = step.model.temperature.detach()
+    # bfloat16 would be off by 0.004 of it
+    torch.testing.assert_close(drawn[0], texts @ momentum_image.T / temperature, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(drawn[1], image @ momentum_text.T / temperature, rtol=1e-5, atol=1e-5)

@@ -11,6 +11,7 @@ import small
 import torch
 from torch import Tensor
 
+from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.data.sources.answers import GivenAnswers
@@ -22,6 +23,7 @@ from openblip.objectives.answering import VqaObjective
 from openblip.tasks.answering import VqaStep, encode_questions, evaluate_answers, prepare_questions, score_answer
 from openblip.tasks.families.blip import VqaAdapter
 from openblip.training.config import TrainConfig
+from openblip.training.launch import check_layers
 from openblip.training.optim import make_optimizer
 
 GIVEN = (
@@ -142,6 +144,16 @@ def test_every_parameter_is_trained_and_has_its_depth(tokenizer: TextTokenizer) 
     assert {ids[name] for name in ids if ".vision.vit.blocks.1." in name} == {2}
     assert {ids[name] for name in ids if ".text_decoder.transformer.embeddings" in name} == {0}
     make_optimizer(step, TrainConfig(layer_decay=0.5))
+
+
+def test_only_blocks_without_cross_attention_are_sharded(tokenizer: TextTokenizer) -> None:
+    step = make_step(small.vqa_model(), tokenizer)
+    for name in ("TextBlock", "TextTransformer", "CrossAttention", "BlipVqa"):
+        with pytest.raises(UserError, match=f'names "{name}", parts of which the model uses .*; name Block$'):
+            check_layers((name,), step)
+    check_layers(("Block",), step)
+    with pytest.raises(UserError, match='did you mean "Block"'):
+        check_layers(("Blocks",), step)
 
 
 @pytest.mark.parametrize(

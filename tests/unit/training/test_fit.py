@@ -129,7 +129,23 @@ def test_a_metric_that_is_not_there_costs_no_training(tmp_path: Path) -> None:
         run(tmp_path, evaluate=evaluate, monitor="heldout", epochs=1)
     assert [path.name for path in run_checkpoints(tmp_path)] == ["step-00000006"]
     result = run(tmp_path, evaluate=evaluate, monitor="held_out", epochs=1, resume=True)
-    assert result.best == {"step": 6, "name": "held_out", "value": losses(tmp_path, "eval")[0]["held_out"]}
+    value = losses(tmp_path, "eval")[0]["held_out"]
+    assert result.best == {"step": 6, "name": "held_out", "mode": "max", "value": value}
     assert len(losses(tmp_path)) == 6
     assert len(losses(tmp_path, "eval")) == 1
     assert (tmp_path / "checkpoints" / "best").is_file()
+
+
+@pytest.mark.parametrize("changes", [{"monitor": "loss", "monitor_mode": "min"}, {"monitor_mode": "min"}])
+def test_another_metric_has_no_best_evaluation_yet(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Its values are not those that the first part of the run was measured by."""
+    scores = iter([{"score": 1.0, "loss": 5.0}, {"score": 2.0, "loss": 3.0}, {"score": 3.0, "loss": 2.5}])
+
+    def measure(module: nn.Module, step: int) -> dict[str, float]:
+        return next(scores)
+
+    run(tmp_path, evaluate=measure, monitor="score", epochs=1)
+    result = run(tmp_path, evaluate=measure, epochs=3, resume=True, **({"monitor": "score"} | changes))
+    step, value = (18, 2.5) if "monitor" in changes else (12, 2.0)
+    assert result.best == {"step": step, "name": changes.get("monitor", "score"), "mode": "min", "value": value}
+    assert (tmp_path / "checkpoints" / "best").read_text().strip() == f"step-{step:08d}"

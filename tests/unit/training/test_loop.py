@@ -129,7 +129,7 @@ def test_the_best_and_the_final_model_are_exported_and_old_checkpoints_removed(t
         checkpoint_every=5,
         keep_checkpoints=2,
     )
-    assert result.best == {"step": 12, "name": "score", "value": 3.0}
+    assert result.best == {"step": 12, "name": "score", "mode": "max", "value": 3.0}
     kept = [path.name for path in run_checkpoints(tmp_path)]
     assert kept == ["step-00000012", "step-00000035", "step-00000036"]
     assert (tmp_path / "checkpoints" / "best").read_text().strip() == "step-00000012"

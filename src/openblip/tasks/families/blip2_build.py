@@ -56,6 +56,8 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
         )
     if config.unfreeze_vision:
         _unfreeze(made.model)
+    if made.model.config.vision.trained:
+        made.model.vision.freeze_unread()
     return made
 
 
