@@ -32,8 +32,9 @@ QUESTION = '{{"image": "photos/000{}.png", "question": "is it raining?", "answer
 STAND_INS = {
     "Salesforce/blip-itm-base-coco": "runs/first/model",
     "Salesforce/blip-image-captioning-base": "runs/captioner/model",
+    "model_base_capfilt_large.pth": "runs/first/model",
 }
-"""for names on the hub"""
+"""for what is published"""
 USE = {
     "caption",
     "match",
