@@ -30,9 +30,9 @@ PAGES = [REPO / "README.md", REPO / "README.zh-CN.md", *sorted((REPO / "docs").g
 TEXTS = ("a red bus", "a red circle", "two dogs", "what color is the bus?", "is it raining?", "yes no", "a dog")
 QUESTION = '{{"image": "photos/000{}.png", "question": "is it raining?", "answer": "yes"}}\n'
 STAND_INS = {
-    "Salesforce/blip-itm-base-coco": "runs/first/model",
-    "Salesforce/blip-image-captioning-base": "runs/captioner/model",
-    "model_base_capfilt_large.pth": "runs/first/model",
+    "Salesforce/blip-itm-base-coco": "F",
+    "Salesforce/blip-image-captioning-base": "C",
+    "model_base_capfilt_large.pth": "MODEL",
 }
 """for what is published"""
 USE = {
