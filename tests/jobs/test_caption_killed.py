@@ -57,26 +57,44 @@ def test_a_killed_file_of_lines_is_continued(
     how = ("caption", world.folder / "images", "--model", model, "--device", "cpu", "--dtype", "float32")
     openblip(*how, "--batch-size", 3, "--out", tmp_path / "whole.jsonl")
     whole, out = lines(tmp_path / "whole.jsonl"), tmp_path / "a.jsonl"
-    running = openblip.start(*how, "--batch-size", 3, "--out", out, before=SLOWLY)
+    resumed = (*how, "--batch-size", 3, "--out", out, "--resume")
+    running = openblip.start(*resumed, before=SLOWLY)
     running.await_file(out)
     while not out.stat().st_size:  # it is there before its first line
         time.sleep(0.02)
+    assert "another command is writing to" in openblip.refuse(*resumed)
     running.signal(signal.SIGKILL)
     assert running.wait().code == -signal.SIGKILL
     kept = lines(out)
     assert 0 < len(kept) < len(whole)
     with open(out, "ab") as file:
         file.write(b'{"image": "cut off')
-    done = openblip(*how, "--batch-size", 3, "--out", out, "--resume")
+    assert "begun with another decode (a.jsonl.run.json)" in openblip.refuse(*resumed, "--beams", 2)
+    done = openblip(*resumed)
     assert f"{len(kept)} of {len(whole)} images skipped, whose captions are there" in done.err
     assert lines(out) == whole
-    again = openblip(*how, "--out", out, "--resume")
+    again = openblip(*resumed)
     assert (again.out, lines(out)) == ("", whole)
-    (tmp_path / "b.jsonl").write_text('{"file": "a.jpg"}\n')
-    refused = openblip(*how, "--out", tmp_path / "b.jsonl", "--resume", code=2)
-    assert f'{tmp_path / "b.jsonl"}, line 1 is no result with "image"' in refused.err
-    refused = openblip(*how, "--resume", code=2)
-    assert "--resume continues a file of JSON lines, --out FILE.jsonl" in refused.err
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.jsonl", "a.jsonl", "a.jsonl.run.json"}
+
+
+def test_only_a_file_of_its_own_is_continued(
+    openblip: CommandServer, world: World, model: Path, captioner: Path, tmp_path: Path
+) -> None:
+    how = ("caption", world.images[0], "--model", model, "--device", "cpu", "--dtype", "float32", "--resume")
+    own = tmp_path / "own.json"
+    own.write_text('[{"image": "a.png", "caption": "mine"}]')
+    refused = openblip.refuse(*how, "--out", own)
+    assert "was not begun with --resume (own.json.run.json is not beside it)" in refused
+    assert own.read_text() == '[{"image": "a.png", "caption": "mine"}]'
+    out = tmp_path / "a.jsonl"
+    openblip(*how, "--out", out)
+    other = (*how[:3], captioner, *how[4:], "--out", out)
+    assert "was begun with another model and " in openblip.refuse(*other)
+    out.write_text('{"file": "a.jpg"}\n')
+    assert f'{out}, line 1 is no result with "image"' in openblip.refuse(*how, "--out", out)
+    assert "a parquet file cannot be continued" in openblip.refuse(*how, "--out", tmp_path / "a.parquet")
+    assert "--resume is for a file of JSON lines" in openblip.refuse(*how)
 
 
 def lines(file: Path) -> list[tuple[str, str]]:

@@ -10,24 +10,16 @@ without: a run that is the only one needs none.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from openblip.core.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # a system without such locks
-    fcntl = None  # type: ignore[assignment]
+from openblip.core.locks import locked
 
 __all__ = ["chunk_lock", "run_lock"]
 
 _WAIT = 10.0
 """seconds that a chunk's lock is waited for: as long as processes of a run that has just been killed may live"""
-_PAUSE = 0.1
 
 
 @contextmanager
@@ -38,7 +30,7 @@ def run_lock(folder: Path, file: Path, *, share: bool) -> Iterator[bool]:
         UserError: another run is at work there.
     """
     refusal = f"another openblip capfilt is at work in {folder}; wait until it has ended, or choose a new folder"
-    with _locked(file, refusal, shared=share) as held:
+    with locked(file, refusal, shared=share) as held:
         yield held
 
 
@@ -56,58 +48,10 @@ def chunk_lock(file: Path, part: str) -> Iterator[None]:
         f"another openblip capfilt is at work on the same samples of {part}; wait until it has ended, and give no "
         "two runs in one folder the same --shard"
     )
-    with _locked(file, refusal, wait=_WAIT) as held:
+    with locked(file, refusal, wait=_WAIT) as held:
         try:
             yield
         finally:
             if held:
                 with suppress(OSError):
                     file.unlink()
-
-
-@contextmanager
-def _locked(path: Path, refusal: str, *, shared: bool = False, wait: float = 0.0) -> Iterator[bool]:
-    """Hold the lock on a file, which is made if it is not there; False where the file system has no such locks."""
-    until = time.monotonic() + wait
-    while True:
-        try:
-            descriptor = _try(path, shared=shared)
-            break
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                raise UserError(refusal) from None
-            time.sleep(_PAUSE)
-    try:
-        yield descriptor is not None
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _try(path: Path, *, shared: bool) -> int | None:
-    """A descriptor that holds the lock; None where the file system has none.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    if fcntl is None:
-        return None
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            # Whoever held it last may have removed the file meanwhile: then another one has its name, or none.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                    return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise
-        except OSError:
-            os.close(descriptor)
-            return None
-        os.close(descriptor)

@@ -42,7 +42,16 @@ from openblip.data.sinks.sets import merge_parts
 from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import names_files_in, source_parts
 
-__all__ = ["Engine", "Totals", "decide_again", "load_output", "load_run", "read_totals", "run_capfilt"]
+__all__ = [
+    "Engine",
+    "Totals",
+    "check_policy",
+    "decide_again",
+    "load_output",
+    "load_run",
+    "read_totals",
+    "run_capfilt",
+]
 
 _DESCRIBED = frozenset(("config", "captioner", "filter", "missing_files"))
 """what every run.json says"""
@@ -112,7 +121,7 @@ def run_capfilt(
         UserError: a mistake in the settings, the source or the models; the target belongs to another run.
     """
     target, output, engine = Path(target), output or Output(), engine or Engine()
-    _check_policy(config, output)
+    check_policy(config, output)
     _check_target(config, target)
     open_part.cache_clear()
     settled: AbstractContextManager[tuple[CapFiltConfig, int]]
@@ -176,7 +185,7 @@ def decide_again(
     """
     run = Path(run)
     config, described = load_run(run)
-    _check_policy(config, output)
+    check_policy(config, output)
     target = run if target is None else Path(target)
     places = Places(target)
     if target != run:
@@ -331,12 +340,21 @@ def _tell(done: Done, totals: Totals, on_chunk: Callable[[Done, Totals], None] |
         on_chunk(done, totals)
 
 
-def _check_policy(config: CapFiltConfig, output: Output) -> None:
-    """Refuse a policy by scores that the run does not have."""
-    if output.policy.needs_filter and not config.filter:
+def check_policy(config: CapFiltConfig, output: Output) -> None:
+    """Refuse a policy by scores that the run does not have.
+
+    Raises:
+        UserError: see above.
+    """
+    policy = output.policy
+    if policy.needs_filter and not config.filter:
         raise UserError(
-            f'without a filter no text has a score that the policy "{output.policy.name}" could decide by; the '
-            'policy "all" keeps every text'
+            f'without a filter no text has a score that the policy "{policy.name}" could decide by; the policy '
+            '"all" keeps every text'
+        )
+    if policy.name == "blip2" and policy.rank_by == "ranker" and not config.ranker:
+        raise UserError(
+            "there are no similarities of a ranker to rank by: the run was made without --ranker, a CLIP-like model"
         )
 
 

@@ -68,7 +68,9 @@ def _open_own(found: Found, options: Options) -> StoredModel:
     if options.language is not None and config.language is not None:
         config = replace(config, language=as_language(options.language, config.language))
     stored_as = config.language
-    config = replace(config, language=with_options(stored_as, replace(options, language_dtype=None)))
+    if stored_as is None or options.quantize in ("none", stored_as.quantize):
+        options = replace(options, language_dtype=None)  # it is compared with what was noted, and moved afterwards
+    config = replace(config, language=with_options(stored_as, options))
     state = read_state(weights)
     in_file = any(name.startswith("vision.") for name in state)
     vision = open_tower(config.vision, base=folder, pretrained=not in_file)

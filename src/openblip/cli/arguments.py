@@ -163,7 +163,7 @@ def as_usual(
     changes = {name: getattr(usual, name) for name, value in lengths.items() if value is None}
     if beams is None and nucleus is None:
         changes["num_beams"] = max(usual.num_beams, config.num_sequences)
-    found = replace(config, **changes)
-    if lengths.get("min_new_tokens") is None:
-        found = replace(found, min_new_tokens=min(found.min_new_tokens, found.max_new_tokens))
-    return found
+    if "min_new_tokens" in changes:
+        most = changes.get("max_new_tokens", config.max_new_tokens)
+        changes["min_new_tokens"] = min(changes["min_new_tokens"], most)
+    return replace(config, **changes)

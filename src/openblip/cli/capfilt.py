@@ -25,12 +25,28 @@ Layout = Annotated[
     Literal["tars", "parquet", "jsonl", "folder", "none"],
     arg(help="of the training set: tars, parquet, jsonl or folder; none writes the table alone"),
 ]
+_NAMES = ("paper", "best", "web-first", "blip2", "all")
 PolicyName = Annotated[
-    Literal["paper", "best", "web-first", "blip2", "all"],
-    arg(help="paper keeps all that match, best the one that matches best; web-first; blip2 keeps the top two; all"),
+    Literal["paper", "best", "web-first", "blip2", "all"] | None,
+    arg(
+        metavar="{" + ",".join(_NAMES) + "}",
+        help="paper keeps all that match, best the one that matches best; web-first; blip2 keeps the top two; all; "
+        "left out, paper, and all without a filter",
+        help_behavior_hint="",
+    ),
 ]
-Threshold = Annotated[float, arg(help="least ITM probability of a text that stays (not with blip2)")]
-Keep = Annotated[int, arg(help="texts that blip2 keeps for each image")]
+Threshold = Annotated[
+    float | None,
+    arg(
+        metavar="P",
+        help="least ITM probability of a text that stays (not with blip2 and all); left out, 0.5",
+        help_behavior_hint="",
+    ),
+]
+Keep = Annotated[
+    int | None,
+    arg(metavar="NUMBER", help="texts that blip2 keeps for each image; left out, 2", help_behavior_hint=""),
+]
 Origins = Annotated[
     Literal["both", "web", "synthetic"],
     arg(help="whose texts are wanted at all: the web's, the captioner's or both"),
@@ -53,9 +69,9 @@ def capfilt(
     max_new_tokens: int = 20,
     prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
     seed: int = 0,
-    policy: PolicyName | None = None,
-    threshold: Threshold = 0.5,
-    keep: Keep = 2,
+    policy: PolicyName = None,
+    threshold: Threshold = None,
+    keep: Keep = None,
     origins: Origins = "both",
     rank_by: RankBy = "itc",
     ranker: Annotated[str, arg(metavar="MODEL", help_behavior_hint="")] = "",
@@ -110,7 +126,7 @@ def capfilt(
     """
     check_dry_run(dry_run, gpu=gpu, gpus=gpus, mfu=mfu)
     from openblip.bootstrap.job import CapFiltConfig
-    from openblip.bootstrap.run import Engine, run_capfilt
+    from openblip.bootstrap.run import Engine, check_policy, run_capfilt
     from openblip.data.source_config import parse_spec
     from openblip.generation.config import DecodeConfig
 
@@ -134,13 +150,15 @@ def capfilt(
         device=device,
         dtype=dtype,
     )
+    output = _output(policy, threshold, keep, origins, rank_by, layout, judged=bool(filter))
+    check_policy(config, output)
     if dry_run:
         _predict(config, gpu=gpu, gpus=gpus, mfu=mfu)
         return
     totals = run_capfilt(
         config,
         target,
-        _output(policy or ("paper" if filter else "all"), threshold, keep, origins, rank_by, layout),
+        output,
         engine=Engine(name=engine, workers=workers, threads=threads, address=address),
         shard=_shard(shard),
         on_chunk=_progress,
@@ -171,9 +189,9 @@ def capfilt_decide(
     run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")],
     /,
     *,
-    policy: PolicyName = "paper",
-    threshold: Threshold = 0.5,
-    keep: Keep = 2,
+    policy: PolicyName = None,
+    threshold: Threshold = None,
+    keep: Keep = None,
     origins: Origins = "both",
     rank_by: RankBy = "itc",
     layout: Layout = "tars",
@@ -185,18 +203,39 @@ def capfilt_decide(
         run: the folder that openblip capfilt wrote.
         out: a folder for the new decisions and set; left out, they replace those of the run.
     """
-    from openblip.bootstrap.run import decide_again
+    from openblip.bootstrap.run import decide_again, load_run
 
-    output = _output(policy, threshold, keep, origins, rank_by, layout)
+    judged = bool(load_run(run)[0].filter)
+    output = _output(policy, threshold, keep, origins, rank_by, layout, judged=judged)
     _conclude(decide_again(run, output, target=out, on_chunk=_progress), out or run)
 
 
-def _output(policy: Any, threshold: float, keep: int, origins: str, rank_by: Any, layout: Any) -> Output:
+def _output(
+    policy: Any,
+    threshold: float | None,
+    keep: int | None,
+    origins: str,
+    rank_by: Any,
+    layout: Any,
+    *,
+    judged: bool,
+) -> Output:
+    """Decisions as they were asked for.
+
+    Raises:
+        UserError: by scores, where nothing is judged.
+    """
     from openblip.bootstrap.job import Output
     from openblip.bootstrap.policy import Policy
 
+    if threshold is not None and not judged:
+        raise UserError(
+            "--threshold is for what a filter says, and there is none; name a --filter, or leave it out"
+        )
     wanted = ("web", "synthetic") if origins == "both" else (origins,)
-    made = Policy(name=policy, threshold=threshold, keep=keep, origins=wanted, rank_by=rank_by)
+    given = {name: value for name, value in (("threshold", threshold), ("keep", keep)) if value is not None}
+    name = policy or ("paper" if judged else "all")
+    made = Policy(name=name, origins=wanted, rank_by=rank_by, **given)  # type: ignore[arg-type]
     return Output(policy=made, layout=layout)
 
 

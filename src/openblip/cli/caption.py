@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -23,13 +24,16 @@ from openblip.cli.arguments import (
     need,
 )
 from openblip.cli.launched import find_shared_images, is_first, shared
-from openblip.cli.results import Row, each_batch, open_predictor, results_there, tell_left_out
+from openblip.cli.results import Row, each_batch, open_predictor, tell_left_out
+from openblip.cli.resumed import alone, begin_or_continue
 from openblip.core.errors import UserError
 from openblip.core.text import counted
 
 if TYPE_CHECKING:
     from openblip.data.image_inputs import FoundImages, ImageBatch
     from openblip.data.sinks.beside import Plan, TextFiles
+    from openblip.generation.config import DecodeConfig
+    from openblip.tasks.predictor import Predictor
 
 __all__ = ["caption"]
 
@@ -88,7 +92,8 @@ def caption(
         suffix: with --write txt, text after each caption.
         out: a new file for the results: .parquet, else one JSON object a line; with --write txt, a folder in which
             the texts lie as the images do in theirs.
-        resume: continue the file of JSON lines of the same command: images that stand in it are passed over.
+        resume: let the same command continue the file where it is stopped: what the captions depend on is noted
+            beside it, and images that stand in it are passed over.
 
     Under torchrun the processes share the images out; the results are those of one process.
     """
@@ -98,7 +103,7 @@ def caption(
     lengths = {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens}
     if resume and (out is None or write == "txt"):
         raise UserError(
-            "--resume continues a file of JSON lines, --out FILE.jsonl; with --write txt every run resumes"
+            "--resume is for a file of JSON lines, --out FILE.jsonl; with --write txt every run resumes"
         )
     config = decoding(
         beams,
@@ -121,8 +126,6 @@ def caption(
         plan = shared(lambda: files.plan(found))
         _tell_plan(plan, len(found))
         found = plan.images
-    if resume and out is not None:
-        found = _left_of(found, shared(lambda: results_there(out, "image")))
     if not found:
         _end_without_work(found)
         return
@@ -139,11 +142,41 @@ def caption(
                 record["file"] = str(plan.files[name])
             yield f"{name}: " + "\n    ".join(c.text for c in written), record
 
-    each_batch(predictor, found, rows, out=out if files is None else None, schema=_SCHEMA, resumed=resume)
+    if not resume or out is None:
+        each_batch(predictor, found, rows, out=out if files is None else None, schema=_SCHEMA)
+        return
+    with alone(out) if is_first() else nullcontext():
+        settings = _settings(predictor, model, config, prompt, quantize)
+        there = shared(lambda: begin_or_continue(out, "image", settings))
+        left = _left_of(found, there)
+        if not left:
+            _end_without_work(left)
+            return
+        each_batch(predictor, left, rows, out=out, schema=_SCHEMA, done_before=len(found) - len(left))
 
 
 def _told(text: str, log_prob: float) -> dict[str, str | float]:
     return {"text": text, "log_prob": round(log_prob, 4)}
+
+
+def _settings(
+    predictor: Predictor, model: str, config: DecodeConfig, prompt: str | None, quantize: str
+) -> dict[str, Any]:
+    """What captions depend on; weights by their fingerprint, since another model may lie in the same place."""
+    from openblip.checkpoints.stored import unique_state
+    from openblip.core.config import to_dict
+    from openblip.core.fingerprint import fingerprint
+    from openblip.core.runtime import versions
+
+    return {
+        "model": model,
+        "weights": fingerprint(sorted(unique_state(predictor.model).items())),
+        "dtype": str(predictor.dtype).removeprefix("torch."),
+        "quantize": quantize,
+        "prompt": predictor.prompt if prompt is None else prompt,
+        "decode": to_dict(config),
+        "versions": versions(),
+    }
 
 
 def _left_of(images: FoundImages, done: set[str]) -> FoundImages:

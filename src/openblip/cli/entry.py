@@ -141,12 +141,8 @@ def _say_stopped(what: str, code: int, arguments: list[str]) -> int:
     name = " ".join(_joined(arguments)[:1])
     begun = "--dry-run" not in (word.replace("_", "-") for word in arguments)
     if name == "caption":
-        # Lines on standard output are nowhere to be continued, and parquet has no rows before its end.
-        continued = "--out" in arguments and not any(word.endswith(".parquet") for word in arguments)
-        if "txt" in arguments:
-            what += f"; {AGAIN}" if "--existing" not in arguments else ""
-        elif continued:
-            what += f"; {RESUME}"
+        if "--resume" in arguments or ("txt" in arguments and "--existing" not in arguments):
+            what += f"; {AGAIN}"
     elif begun and name in COMMANDS and "resume" in inspect.signature(COMMANDS[name]).parameters:
         what += f"; {RESUME}"
     elif name in _GO_ON:

@@ -52,6 +52,8 @@ def explain(
     if by == "caption" and adapter.family == "blip2":
         raise UserError("a BLIP-2 model shows what makes a text match; leave --by caption out")
     adapter.need(by)
+    if text is None and "caption" not in adapter.can:
+        raise UserError("this model writes no caption; name what to look for: --text")
     try:
         shown = ImageInput(str(image), image).decode()
     except BrokenSample as broken:

@@ -7,7 +7,6 @@ happens next. Processes that torchrun has started share the images out; the firs
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 import sys
@@ -40,7 +39,6 @@ __all__ = [
     "limit_threads",
     "open_predictor",
     "read_lines",
-    "results_there",
     "show_table",
     "sink",
     "tell",
@@ -93,7 +91,7 @@ def each_batch(
     before: Iterable[Row] = (),
     schema: Mapping[str, Any] | None = None,
     after: Callable[[], None] = lambda: None,
-    resumed: bool = False,
+    done_before: int | None = None,
 ) -> None:
     """Go through the images a batch at a time and give each result; the exit code says if any was left out.
 
@@ -102,7 +100,7 @@ def each_batch(
         before: results that come first and need no image.
         schema: see `sink`.
         after: called at the end by each process, such as to tell what all results come to.
-        resumed: `out` holds results already, which stay.
+        done_before: how many results `out` holds, which stay; None for a new file.
     """
     from openblip.core.sharing import in_turns, sharing, together
 
@@ -113,7 +111,7 @@ def each_batch(
         for batch in predictor.batches(own):
             yield list(rows(batch)) if len(batch) else [], len(batch), batch.broken
 
-    with sharing(), sink(out, schema, resumed=resumed) as write, progress(len(images)) as show:
+    with sharing(), sink(out, schema, resumed=done_before is not None) as write, progress(len(images)) as show:
 
         def take(found: _Piece) -> None:
             nonlocal done
@@ -131,7 +129,7 @@ def each_batch(
         in_turns(images, predictor.batch_size, work, take)
         after()
     if is_first():
-        conclude(images, broken, computed_by(predictor, began))
+        conclude(images, broken, computed_by(predictor, began), others=bool(done_before))
 
 
 def computed_by(predictor: Predictor, began: float) -> str:
@@ -151,10 +149,14 @@ def tell_left_out(images: FoundImages) -> None:
         print(f"openblip: {line}", file=sys.stderr)
 
 
-def conclude(images: FoundImages, broken: list[BrokenSample], how: str) -> None:
-    """Say how many images are done; exit with 1 when some were left out, with 2 when all were."""
+def conclude(images: FoundImages, broken: list[BrokenSample], how: str, *, others: bool = False) -> None:
+    """Say how many images are done; exit with 1 when some were left out, with 2 when all were.
+
+    Args:
+        others: are done already, by the command that is continued.
+    """
     total = len(images)
-    if broken and len(broken) == total:
+    if broken and len(broken) == total and not others:
         if total == 1:
             raise UserError(f"{broken[0].key} cannot be used ({broken[0].cause}): {broken[0].detail}")
         raise UserError(f"none of the {total} images can be used")
@@ -165,7 +167,7 @@ def conclude(images: FoundImages, broken: list[BrokenSample], how: str) -> None:
 def tell_done(done: int, noun: str, skipped: int, how: str, *, left_out: int = 0) -> None:
     """Say on standard error how much is done; exit with 1 when something could not be used."""
     without = "".join(f", {count} {why}" for count, why in ((skipped, "skipped"), (left_out, "left out")) if count)
-    if done:
+    if done or without:
         print(f"openblip: {counted(done, noun)} done{without} ({how})", file=sys.stderr)
     if without:
         raise SystemExit(1)
@@ -239,35 +241,6 @@ def _write_whole(number: int, data: bytes, held: str) -> None:
         if stat.S_ISREG(told.st_mode):
             os.ftruncate(number, told.st_size)
         raise UserError(f"the disk is full: {held}; free some space and run the command on the rest") from error
-
-
-def results_there(out: Path, key: str) -> set[str]:
-    """What a stopped command has left in its file of JSON lines: the values of `key`; none where there is no file.
-
-    A line that was being written, without its end, is cut off.
-
-    Raises:
-        UserError: the file holds something else.
-    """
-    if not out.exists():
-        return set()
-    if out.suffix.lower() == ".parquet":
-        raise UserError(f"{out}: a parquet file cannot be continued; give a .jsonl file, or choose a new one")
-    found: set[str] = set()
-    with open(out, "rb+") as file:
-        end = 0
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                found.add(json.loads(line)[key])
-            except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f'{out}, line {number} is no result with "{key}", so it cannot be continued; choose a new file'
-                ) from None
-            end += len(line)
-        file.truncate(end)
-    return found
 
 
 def check_counts(least: float = 1, /, **counts: float) -> None:

@@ -11,6 +11,7 @@ Shapes: B images, Q soft prompts, T text tokens, L width of the embeddings, V vo
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -407,6 +408,8 @@ def _fewer_bits(config: LanguageConfig) -> Any:
     require("bitsandbytes", "quantize")
     from transformers import BitsAndBytesConfig
 
+    # For every product: LLM.int8() computes in float16, whatever the rest is kept in.
+    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     if config.quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     computes = DTYPES[config.dtype]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from openblip.checkpoints.store import open_model
 from openblip.core.compute import choose_dtype
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, nearest
 from openblip.core.runtime import choose_device
 from openblip.models.configs import Quantize
 from openblip.tasks.predictor import Predictor
@@ -36,6 +36,8 @@ def load(
         dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes it fast.
         batch_size: images at a time.
     """
+    if quantize not in get_args(Quantize):
+        raise UserError(f'quantize cannot be "{quantize}"{nearest(str(quantize), get_args(Quantize))}')
     chosen = choose_device(device)
     numeric = choose_dtype(dtype, chosen)
     stored = open_model(

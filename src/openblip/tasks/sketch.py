@@ -137,7 +137,10 @@ def _blip2(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
     qformer = replace(sizes.qformer, memory_width=tower.width)
     if not writes:
         model = Blip2(replace(sizes, qformer=qformer, language=None), tower, None)
-        return Stage1Step(Blip2Stage1(model, config.stage1, dec_id=_DEC)), (3, *tower.pixels)
+        chosen = config.stage1
+        if config.task == "retrieval" and not qformer.writes:  # as `tasks.pairs.train_stage1`
+            chosen = replace(chosen, objectives=tuple(name for name in chosen.objectives if name != "itg"))
+        return Stage1Step(Blip2Stage1(model, chosen, dec_id=_DEC)), (3, *tower.pixels)
     reads = config.task == "answering" and sizes.qformer.vocab_size is not None
     qformer = replace(qformer, writes=False, vocab_size=qformer.vocab_size if reads else None)
     language = _on_gpu(sizes.language or config.language)
@@ -235,11 +238,13 @@ def _batches(config: RunConfig, step: TrainingStep[Any], pixels: tuple[int, ...]
             return QuestionBatch(shown, _tokens(asked, length), None, answers, None, weights)
         if config.family == "blip" or config.task in ("pretraining", "retrieval"):
             return PairBatch(shown, _tokens(rows, length), ids)
-        questions = _tokens(rows, length) if config.task == "answering" else None
-        read, scored = (length, ANSWER_TOKENS) if questions is not None else (0, length)
+        asks = config.task == "answering"
+        # A Q-Former without a text side leaves the questions to the language model.
+        questions = _tokens(rows, length) if asks and model.config.qformer.vocab_size is not None else None
+        read, scored = (length, ANSWER_TOKENS) if asks else (0, length)
         if not model.llm.is_encoder_decoder:
             return LanguagePairBatch(shown, _written(rows, read, scored), ids, questions=questions)
-        read, scored = (read, scored) if questions is not None else (length // 2, length - length // 2)
+        read, scored = (read, scored) if asks else (length // 2, length - length // 2)
         prefix = _written(rows, 0, read)
         return LanguagePairBatch(shown, _written(rows, 0, scored), ids, questions=questions, prefix=prefix)
 

@@ -80,6 +80,8 @@ def test_the_commands_decode_as_the_family_does(
     assert seen.pop() == Blip2Adapter.captioning
     assert main([*command, "--max-new-tokens", "7", "--no-repeat-ngram", "3"]) == 0
     assert seen.pop() == replace(Blip2Adapter.captioning, max_new_tokens=7, no_repeat_ngram=3)
+    assert main([*command, "--max-new-tokens", "7", "--min-new-tokens", "7"]) == 0
+    assert seen.pop() == replace(Blip2Adapter.captioning, max_new_tokens=7, min_new_tokens=7)
     assert main([*command, "--num-captions", "6"]) == 0
     assert seen.pop() == replace(Blip2Adapter.captioning, num_beams=6, num_sequences=6)
     assert main([*command, "--nucleus", "0.9", "--min-new-tokens", "4"]) == 0

@@ -113,6 +113,10 @@ def test_a_model_is_used_in_four_bits(folders: dict[str, Path], tmp_path: Path) 
         assert len(matrices) >= 12
         close = torch.cosine_similarity(logits(model.llm, folders["opt"], soft).flatten(), expected, dim=0)
         assert 0.9 < close < 1
+        half = openblip.load(tmp_path / name, device="cpu", dtype="bfloat16", quantize="4bit").model
+        assert half.llm.dtype == torch.bfloat16
+    with pytest.raises(UserError, match='quantize cannot be "3bit"'):
+        openblip.load(tmp_path / "ours", quantize="3bit")  # type: ignore[arg-type]
 
 
 def test_what_has_no_language_model_is_not_quantized(tmp_path: Path) -> None:

@@ -68,6 +68,15 @@ def test_policies_by_scores_are_refused(done: Path, web: Path, models: Models, t
         CapFiltConfig(source=SourceConfig(path=str(web)))
 
 
+def test_a_rank_by_what_nobody_noted_is_refused(web: Path, models: Models, tmp_path: Path) -> None:
+    run(config(models, web), tmp_path / "judged")
+    by_ranker = output(name="blip2", rank_by="ranker")
+    with pytest.raises(UserError, match="no similarities of a ranker to rank by"):
+        decide_again(tmp_path / "judged", by_ranker, target=tmp_path / "a")
+    with pytest.raises(UserError, match="the run was made without --ranker"):
+        run(config(models, web), tmp_path / "b", by_ranker)
+
+
 def test_its_report_has_no_scores(done: Path) -> None:
     report = capfilt_report(done)
     assert report.subtitle.endswith("10 samples, captions written")
@@ -89,5 +98,11 @@ def test_the_command(web: Path, models: Models, tmp_path: Path, capfd: pytest.Ca
     told = capfd.readouterr().out
     assert "captioner" in told
     assert "filter" not in told
+    assert main([*command[:2], str(tmp_path / "no"), *command[3:], "--threshold", "0.9"]) == 2
+    assert "--threshold is for what a filter says" in capfd.readouterr().err
+    assert main([*command[:2], str(tmp_path / "no"), *command[3:], "--policy", "paper", "--dry-run"]) == 2
+    assert 'the policy "all" keeps every text' in capfd.readouterr().err
+    assert main(["capfilt", "decide", str(tmp_path / "out"), "--out", str(tmp_path / "again")]) == 0
+    capfd.readouterr()
     assert main(["capfilt", str(web), str(tmp_path / "no"), "--device", "cpu"]) == 2
     assert "name a filter, which judges texts" in capfd.readouterr().err
