@@ -54,8 +54,8 @@ def begin_or_continue(out: Path, key: str, settings: Mapping[str, Any]) -> set[s
     if not noted.is_file():
         if out.exists():
             raise UserError(
-                f"{out} was not begun with --resume ({noted.name} is not beside it), so it is not continued; choose "
-                "a new file"
+                f"{out} was not begun with --resume ({noted.name} is not beside it), so it is not continued; "
+                "choose a new file"
             )
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(noted, dict(settings))
@@ -63,8 +63,8 @@ def begin_or_continue(out: Path, key: str, settings: Mapping[str, Any]) -> set[s
     before = read_json(noted)
     if changed := sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name)):
         raise UserError(
-            f"{out} was begun with another {' and '.join(changed)} ({noted.name}), so it is not continued; choose "
-            "a new file"
+            f"{out} was begun with another {' and '.join(changed)} ({noted.name}), so it is not continued; "
+            "choose a new file"
         )
     return _values(out, key) if out.exists() else set()
 
