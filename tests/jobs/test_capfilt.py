@@ -40,7 +40,8 @@ def test_mistakes(openblip: CommandServer, world: World, captioner: Path, model:
     def refuse(*words: object) -> str:
         return openblip.refuse("capfilt", world.folder, tmp_path / "out", *words)
 
-    assert "needs --filter" in refuse("--captioner", captioner)
+    assert "name a filter, which judges texts, a captioner" in refuse()
+    assert "--threshold is for what a filter says" in refuse("--captioner", captioner, "--threshold", 0.5)
     assert "matching needs a BLIP" in refuse("--filter", captioner)
     assert "no option" in refuse("--filter", model, "--treshold", 0.5)
     assert "between 0 and 1" in refuse("--filter", model, "--threshold", 2)
