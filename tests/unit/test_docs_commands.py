@@ -74,13 +74,14 @@ ELSEWHERE = (
     "bert-base",
     "openai/",
     "--push",
+    "--to onnx",
     "ray",
     "{}",
     ".json ",
     "--data-root",
 )
-"""in commands that need a network, Ray, a language model or published datasets: tests/unit/blip2,
-tests/unit/bootstrap and tests/unit/tasks/test_published_questions.py run those"""
+"""in commands that need a network, Ray, a language model or published datasets, or that take long: tests/unit/blip2,
+tests/unit/bootstrap, tests/unit/tasks/test_published_questions.py and tests/unit/checkpoints/test_onnx.py run those"""
 
 
 def commands(page: Path) -> Iterator[str]:

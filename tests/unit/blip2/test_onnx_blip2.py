@@ -18,6 +18,7 @@ from test_store import clip, over, stored
 
 from openblip.checkpoints.convert import convert_model
 from openblip.core.errors import UserError
+from openblip.models.blip2 import Blip2
 from openblip.models.configs import as_tower
 
 __all__ = ["clip"]
@@ -31,35 +32,44 @@ def run(folder: Path, name: str, inputs: dict[str, Any]) -> dict[str, np.ndarray
     return dict(zip((port.name for port in session.get_outputs()), given, strict=True))
 
 
+@pytest.fixture(scope="module")
+def made(clip: Path) -> Blip2:
+    """Over a tower of transformers that is kept in half precision."""
+    return over(replace(as_tower(f"hf:{clip}"), dtype="bfloat16"), 32)
+
+
+@pytest.fixture(scope="module")
+def folder(made: Blip2, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    written = convert_model(stored(made), tmp_path_factory.mktemp("onnx") / "graphs", to="onnx")
+    assert made.vision.dtype == torch.bfloat16, "the model itself is left as it is"
+    made.float()  # what was kept in half precision is exact in float32
+    return written
+
+
 @pytest.mark.slow
 @torch.no_grad()
-def test_graphs_compute_the_same(clip: Path, tmp_path: Path) -> None:
-    """Over a tower of transformers that is kept in half precision."""
-    made = over(replace(as_tower(f"hf:{clip}"), dtype="bfloat16"), 32)
-    folder = convert_model(stored(made), tmp_path / "graphs", to="onnx")
-    assert made.vision.dtype == torch.bfloat16
-    whole = made.float()  # what was kept in half precision is exact in float32
+def test_graphs_compute_the_same(made: Blip2, folder: Path) -> None:
     assert {path.stem for path in folder.glob("*.onnx")} == {"image", "text", "match"}
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (2, 3, *made.vision.pixels), dtype=torch.uint8, generator=generator)
     words = tokenizer().encode(["a red bus", "two dogs", "a cat on a red chair", "the road"])
     ids, mask = words.input_ids, words.attention_mask
-    memory = whole.remember(whole.encode_pixels(pixels))
-    features, texts = whole.image_features(whole.read_image(memory)), whole.text_features(ids, mask)
+    memory = made.remember(made.encode_pixels(pixels))
+    features, texts = made.image_features(made.read_image(memory)), made.text_features(ids, mask)
     seen = run(folder, "image", {"pixels": pixels})
     np.testing.assert_allclose(seen.pop("image_features"), features.numpy(), **CLOSE)
     given = {"input_ids": ids, "attention_mask": mask.long()}
     np.testing.assert_allclose(run(folder, "text", given)["text_features"], texts.numpy(), **CLOSE)
     logits = run(folder, "match", given | seen)["itm_logits"]
-    np.testing.assert_allclose(logits, whole.match(ids, mask, memory).numpy(), **CLOSE)
+    np.testing.assert_allclose(logits, made.match(ids, mask, memory).numpy(), **CLOSE)
     assert logits.std() > 1e-3, "texts and images differ"
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_program_of_the_readme_ranks_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = model()
-    folder = convert_model(stored(made), tmp_path / "graphs", to="onnx")
+def test_the_program_of_the_readme_ranks_as_ours(
+    made: Blip2, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     readme = (folder / "README.md").read_text()
     config = json.loads((folder / "config.json").read_text())
     assert config["temperature"] == pytest.approx(float(made.temperature))
