@@ -80,8 +80,8 @@ ELSEWHERE = (
     ".json ",
     "--data-root",
 )
-"""in commands that need a network, Ray, a language model or published datasets, or that take long: tests/unit/blip2,
-tests/unit/bootstrap, tests/unit/tasks/test_published_questions.py and tests/unit/checkpoints/test_onnx.py run those"""
+"""in commands that need a network, Ray, a language model or published datasets, or take long: those run in
+tests/unit/blip2, tests/unit/bootstrap, tests/unit/tasks/test_published_questions.py and tests/unit/checkpoints"""
 
 
 def commands(page: Path) -> Iterator[str]:
