@@ -91,22 +91,24 @@ def open_models(
     *,
     image_size: int | None = None,
     tokenizer: str | None = None,
+    dtype: str | None = None,
 ) -> Models:
     """Open the two models, "" for none; the same path is opened once.
 
     Args:
         tokenizer: of a model that brings none.
+        dtype: in which a language model of LAVIS or transformers is read at once.
 
     Raises:
         UserError: one cannot be opened, or cannot do what it is needed for.
     """
     judge: Part | None = None
     if filter:
-        judge = _open(filter, image_size, tokenizer)
+        judge = _open(filter, image_size, tokenizer, dtype)
         _require(filter, "--filter", judge, "match")
     writer: Part | None = None
     if captioner:
-        writer = judge if captioner == filter else _open(captioner, image_size, tokenizer)
+        writer = judge if captioner == filter else _open(captioner, image_size, tokenizer, dtype)
         assert writer is not None, "equal paths, and one is not empty"
         _require(captioner, "--captioner", writer, "caption")
     one_model = one_vision = False
@@ -118,8 +120,8 @@ def open_models(
     return Models(writer, judge, one_vision, one_model).to("cpu", torch.float32)
 
 
-def _open(path: str, image_size: int | None, tokenizer: str | None) -> Part:
-    adapter = adapt(open_model(path, tokenizer=tokenizer, image_size=image_size))
+def _open(path: str, image_size: int | None, tokenizer: str | None, dtype: str | None) -> Part:
+    adapter = adapt(open_model(path, tokenizer=tokenizer, image_size=image_size, language_dtype=dtype))
     model = adapter.model
     # Every value counts: captions are made anew where the model that made them is another one.
     named = sorted(unique_state(model).items())

@@ -142,7 +142,7 @@ def _run(
     on_chunk: Callable[[Done, Totals], None] | None,
 ) -> Totals:
     """`run_capfilt` of settings whose devices are there."""
-    models = open_models(config.captioner, config.filter, image_size=config.image_size, tokenizer=config.tokenizer)
+    models = _open_models(config)
     described = _described(config, models)
     workers = engine.workers
     threads = engine.threads or default_threads(workers)
@@ -287,9 +287,7 @@ def make_pipeline(config: CapFiltConfig, models: Models | None = None) -> Pipeli
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     if models is None:
-        models = open_models(
-            config.captioner, config.filter, image_size=config.image_size, tokenizer=config.tokenizer
-        )
+        models = _open_models(replace(config, dtype=str(dtype).removeprefix("torch.")))
     return Pipeline(
         models.to(device, dtype),
         config.decode,
@@ -297,6 +295,17 @@ def make_pipeline(config: CapFiltConfig, models: Models | None = None) -> Pipeli
         prompt=config.prompt,
         max_length=config.max_length,
         ranker=open_ranker(config.ranker, device) if config.ranker else None,
+    )
+
+
+def _open_models(config: CapFiltConfig) -> Models:
+    """The models of settings whose dtype is settled."""
+    return open_models(
+        config.captioner,
+        config.filter,
+        image_size=config.image_size,
+        tokenizer=config.tokenizer,
+        dtype=config.dtype,
     )
 
 

@@ -10,8 +10,10 @@ import torch
 from capfilt_small import PIXELS, config, contents, output, rows_of, run, tokenizer, write_folder
 
 from openblip.bootstrap.models import open_models
-from openblip.checkpoints.store import StoredModel, save_model
+from openblip.checkpoints.convert import convert_model
+from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.errors import UserError
+from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.data.images import decode_image
 from openblip.data.sources.open import open_source
 from openblip.generation.config import DecodeConfig
@@ -119,3 +121,20 @@ def test_the_same_files_twice(stages: tuple[str, str], web: Path, tmp_path: Path
 def test_a_stage_that_cannot_is_refused(stages: tuple[str, str]) -> None:
     with pytest.raises(UserError, match=r"^--filter .*stage2: this is a BLIP-2 .*; matching needs .* stage 1$"):
         open_models("", stages[0])
+
+
+def test_a_language_model_of_transformers_is_read_in_the_dtype_of_the_run(
+    stages: tuple[str, str], web: Path, tmp_path: Path
+) -> None:
+    theirs = str(tmp_path / "theirs")
+    stored = open_model(stages[0])
+    stored.language_tokenizer = LanguageTokenizer.load(stored.model.llm.config.source)
+    convert_model(stored, Path(theirs), to="transformers")
+    for dtype in ("float32", "bfloat16"):
+        part = open_models(theirs, "", dtype=dtype).captioner
+        assert part is not None
+        assert part.adapter.model.llm.config.dtype == dtype
+    run(config((theirs, "", ""), web, dtype="bfloat16"), tmp_path / "out", output("jsonl", name="all"))
+    part = open_models(theirs, "", dtype="bfloat16").captioner
+    assert part is not None
+    assert {row.captioner for row in rows_of(tmp_path / "out")} == {part.fingerprint}
