@@ -37,7 +37,7 @@ from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source, source_parts
 from openblip.generation.config import DecodeConfig
 
-__all__ = ["CapFiltConfig", "Chunk", "Done", "Output", "Places", "Shard", "Worker", "plan"]
+__all__ = ["CapFiltConfig", "Chunk", "Done", "Output", "Places", "Shard", "Worker", "check_policy", "plan"]
 
 _MARKED = ("output", "done")
 """what the marker of a chunk tells"""
@@ -88,6 +88,24 @@ class Output:
     policy: Policy = field(default_factory=Policy)
     layout: Layout | Literal["none"] = "tars"
     """of the training set; "none" writes the table alone"""
+
+
+def check_policy(config: CapFiltConfig, output: Output) -> None:
+    """Refuse a policy by scores that the run does not have.
+
+    Raises:
+        UserError: see above.
+    """
+    policy = output.policy
+    if policy.needs_filter and not config.filter:
+        raise UserError(
+            f'without a filter no text has a score that the policy "{policy.name}" could decide by; the policy '
+            '"all" keeps every text'
+        )
+    if policy.name == "blip2" and policy.rank_by == "ranker" and not config.ranker:
+        raise UserError(
+            "there are no similarities of a ranker to rank by: the run was made without --ranker, a CLIP-like model"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,18 @@ from openblip.bootstrap.engines import (
     run_ray,
     settled_here,
 )
-from openblip.bootstrap.job import CapFiltConfig, Chunk, Done, Output, Places, Shard, Worker, open_part, plan
+from openblip.bootstrap.job import (
+    CapFiltConfig,
+    Chunk,
+    Done,
+    Output,
+    Places,
+    Shard,
+    Worker,
+    check_policy,
+    open_part,
+    plan,
+)
 from openblip.bootstrap.locks import run_lock
 from openblip.bootstrap.models import Models, open_models
 from openblip.bootstrap.pipeline import Pipeline
@@ -45,7 +56,6 @@ from openblip.data.sources.open import names_files_in, source_parts
 __all__ = [
     "Engine",
     "Totals",
-    "check_policy",
     "decide_again",
     "load_output",
     "load_run",
@@ -347,24 +357,6 @@ def _tell(done: Done, totals: Totals, on_chunk: Callable[[Done, Totals], None] |
     totals.add(done)
     if on_chunk is not None:
         on_chunk(done, totals)
-
-
-def check_policy(config: CapFiltConfig, output: Output) -> None:
-    """Refuse a policy by scores that the run does not have.
-
-    Raises:
-        UserError: see above.
-    """
-    policy = output.policy
-    if policy.needs_filter and not config.filter:
-        raise UserError(
-            f'without a filter no text has a score that the policy "{policy.name}" could decide by; the policy '
-            '"all" keeps every text'
-        )
-    if policy.name == "blip2" and policy.rank_by == "ranker" and not config.ranker:
-        raise UserError(
-            "there are no similarities of a ranker to rank by: the run was made without --ranker, a CLIP-like model"
-        )
 
 
 def _check_target(config: CapFiltConfig, target: Path) -> None:

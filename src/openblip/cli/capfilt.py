@@ -125,8 +125,8 @@ def capfilt(
         mfu: share of the card's arithmetic that is assumed to last; left out, 0.4.
     """
     check_dry_run(dry_run, gpu=gpu, gpus=gpus, mfu=mfu)
-    from openblip.bootstrap.job import CapFiltConfig
-    from openblip.bootstrap.run import Engine, check_policy, run_capfilt
+    from openblip.bootstrap.job import CapFiltConfig, check_policy
+    from openblip.bootstrap.run import Engine, run_capfilt
     from openblip.data.source_config import parse_spec
     from openblip.generation.config import DecodeConfig
 
