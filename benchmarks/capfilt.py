@@ -27,9 +27,10 @@ from PIL import Image
 from benchmarks import published
 from benchmarks.harness import Subject, compare, result_of
 from benchmarks.photographs import photograph
-from openblip.bootstrap.job import CapFiltConfig, Output, Places, Worker, plan
+from openblip.bootstrap.job import CapFiltConfig, Output, Worker, plan
 from openblip.bootstrap.models import open_models
 from openblip.bootstrap.pipeline import Pipeline
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.policy import Policy
 from openblip.core.compute import choose_dtype, has_native_bfloat16
 from openblip.core.memory import keep_freed_memory

@@ -17,7 +17,8 @@ from typing import Any
 from benchmarks import published
 from benchmarks.harness import THREADS, result_of
 from benchmarks.photographs import write_tars
-from openblip.bootstrap.job import CapFiltConfig, Output, Places
+from openblip.bootstrap.job import CapFiltConfig, Output
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import Engine, run_capfilt
 from openblip.core.memory import keep_freed_memory

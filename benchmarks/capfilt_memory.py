@@ -25,7 +25,8 @@ from PIL import Image
 
 import openblip.bootstrap.run as capfilt
 from benchmarks.harness import result_of
-from openblip.bootstrap.job import CapFiltConfig, Layout, Output, Places
+from openblip.bootstrap.job import CapFiltConfig, Layout, Output
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.summary import summarise
 from openblip.bootstrap.table import Row, Text

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from openblip.bootstrap.job import Places, open_part
+from openblip.bootstrap.job import open_part
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import load_output, load_run
 from openblip.bootstrap.table import Origin, Row, Text, read_table
 from openblip.core.errors import UserError

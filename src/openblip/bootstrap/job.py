@@ -37,7 +37,7 @@ from openblip.data.sources.digest import Digest
 from openblip.data.sources.open import open_source, source_parts
 from openblip.generation.config import DecodeConfig
 
-__all__ = ["CapFiltConfig", "Chunk", "Done", "Output", "Places", "Shard", "Worker", "check_policy", "plan"]
+__all__ = ["CapFiltConfig", "Chunk", "Done", "Output", "Shard", "Worker", "check_policy", "plan"]
 
 _MARKED = ("output", "done")
 """what the marker of a chunk tells"""

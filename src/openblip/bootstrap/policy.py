@@ -78,7 +78,7 @@ def decide(texts: Sequence[Text], policy: Policy) -> None:
     for text in texts:
         text.kept, text.reason = False, ""
         words = " ".join(text.text.lower().split())
-        score = 1.0 if policy.name == "all" else _similarity(text, policy) if policy.name == "blip2" else text.itm
+        score = _score(text, policy)
         if text.origin not in policy.origins:
             text.reason = "left-out"
         elif not words:
@@ -92,6 +92,13 @@ def decide(texts: Sequence[Text], policy: Policy) -> None:
         if text.origin in policy.origins:
             seen.add(words)
     _RULES[policy.name](open_texts, policy)
+
+
+def _score(text: Text, policy: Policy) -> float | None:
+    """What the policy decides by; for "all", which decides by nothing, any number does."""
+    if policy.name == "all":
+        return 1.0
+    return _similarity(text, policy) if policy.name == "blip2" else text.itm
 
 
 def _similarity(text: Text, policy: Policy) -> float | None:

@@ -31,7 +31,6 @@ from openblip.bootstrap.job import (
     Chunk,
     Done,
     Output,
-    Places,
     Shard,
     Worker,
     check_policy,
@@ -41,6 +40,7 @@ from openblip.bootstrap.job import (
 from openblip.bootstrap.locks import run_lock
 from openblip.bootstrap.models import Models, open_models
 from openblip.bootstrap.pipeline import Pipeline
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.ranker import open_ranker
 from openblip.core.compute import choose_dtype
 from openblip.core.config import differences, from_dict, to_dict
@@ -53,15 +53,7 @@ from openblip.data.sinks.sets import merge_parts
 from openblip.data.source_config import SourceConfig
 from openblip.data.sources.open import names_files_in, source_parts
 
-__all__ = [
-    "Engine",
-    "Totals",
-    "decide_again",
-    "load_output",
-    "load_run",
-    "read_totals",
-    "run_capfilt",
-]
+__all__ = ["Engine", "Totals", "decide_again", "load_output", "load_run", "read_totals", "run_capfilt"]
 
 _DESCRIBED = frozenset(("config", "captioner", "filter", "missing_files"))
 """what every run.json says"""

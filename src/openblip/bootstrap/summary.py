@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openblip.bootstrap.job import Places
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import load_output, load_run
 from openblip.bootstrap.table import Row, Text, read_table
 from openblip.core.config import to_dict

@@ -24,10 +24,10 @@ from openblip.checkpoints.blip import (
 )
 from openblip.checkpoints.blip2_parts import (
     build_blip2,
+    language_with_options,
     open_language_tokenizer,
     open_tokenizer,
     resize_vision,
-    with_options,
 )
 from openblip.checkpoints.blip2_tower import with_own_vision
 from openblip.checkpoints.keymap import Rule, Sizes, export_state, load_by_rules
@@ -324,7 +324,7 @@ def open_lavis(path: Path, file: Checkpoint, options: Options) -> StoredModel:
     qformer = qformer_from_state(state, num_heads=num_heads, source=path.name)
     matches = "itm_head.weight" in state and qformer.vocab_size is not None
     vision = _vision(state, options.vision, qformer.memory_width, path, heads[0] if heads else None, notes)
-    language = with_options(_language(state, options.language, path, notes), options)
+    language = language_with_options(_language(state, options.language, path, notes), options)
     # Before a language model the Q-Former has a text side where it reads the question.
     reads = not matches and language is not None and qformer.vocab_size is not None
     sizes = qformer if matches else replace(qformer, vocab_size=qformer.vocab_size if reads else None, writes=False)

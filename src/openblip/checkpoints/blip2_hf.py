@@ -20,10 +20,10 @@ from openblip.checkpoints.blip import vision_rules
 from openblip.checkpoints.blip2 import lavis_rules
 from openblip.checkpoints.blip2_parts import (
     build_blip2,
+    language_with_options,
     open_language,
     open_language_tokenizer,
     open_tokenizer,
-    with_options,
 )
 from openblip.checkpoints.blip2_tower import with_own_vision
 from openblip.checkpoints.blip_hf import rename_vision
@@ -92,7 +92,7 @@ def open_transformers_blip2(found: Found, options: Options) -> StoredModel:
     folder, state = found.path, read_folder(found.path)
     read_pixels_as_ours(state, folder)
     config, theirs = config_from_transformers_blip2(found.description, state, folder, options.image_size)
-    config = replace(config, language=with_options(config.language, options))
+    config = replace(config, language=language_with_options(config.language, options))
     language = None if config.language is None else open_language(config.language)
     model = build_blip2(config, vision=make_tower(config.vision), language=language)
     _load(model, state, theirs, found.name)

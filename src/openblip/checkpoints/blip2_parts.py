@@ -28,13 +28,13 @@ from openblip.models.vision import VisionEncoder
 __all__ = [
     "build_blip2",
     "fingerprints",
+    "language_with_options",
     "open_language",
     "open_language_tokenizer",
     "open_tokenizer",
     "open_tower",
     "place_of_part",
     "resize_vision",
-    "with_options",
 ]
 
 
@@ -79,7 +79,7 @@ def open_language(config: LanguageConfig, *, base: Path | None = None) -> Frozen
     return language
 
 
-def with_options(language: LanguageConfig | None, options: Options) -> LanguageConfig | None:
+def language_with_options(language: LanguageConfig | None, options: Options) -> LanguageConfig | None:
     """The language model in the dtype and quantized as the caller asks, where the model says neither.
 
     Raises:

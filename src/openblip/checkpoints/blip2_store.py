@@ -15,12 +15,12 @@ from openblip.checkpoints.blip2_hf import open_transformers_blip2, write_transfo
 from openblip.checkpoints.blip2_parts import (
     build_blip2,
     fingerprints,
+    language_with_options,
     open_language,
     open_language_tokenizer,
     open_tokenizer,
     open_tower,
     resize_vision,
-    with_options,
 )
 from openblip.checkpoints.state import WEIGHTS, Found, read_state
 from openblip.checkpoints.stored import (
@@ -70,7 +70,7 @@ def _open_own(found: Found, options: Options) -> StoredModel:
     stored_as = config.language
     if stored_as is None or options.quantize in ("none", stored_as.quantize):
         options = replace(options, language_dtype=None)  # it is compared with what was noted, and moved afterwards
-    config = replace(config, language=with_options(stored_as, options))
+    config = replace(config, language=language_with_options(stored_as, options))
     state = read_state(weights)
     in_file = any(name.startswith("vision.") for name in state)
     vision = open_tower(config.vision, base=folder, pretrained=not in_file)

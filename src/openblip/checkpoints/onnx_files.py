@@ -10,14 +10,14 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 import openblip
-from openblip.checkpoints.onnx_graphs import Graph, Port, graphs_of
+from openblip.checkpoints.onnx_graphs import Exported, Graph, Port, graphs_of
 from openblip.checkpoints.recognise import describe
 from openblip.checkpoints.state import ONNX_FORMAT
 from openblip.checkpoints.stored import StoredModel, unique_state
@@ -29,8 +29,6 @@ from openblip.models.blip2 import Blip2
 from openblip.models.vqa import BlipVqa
 
 __all__ = ["write_onnx"]
-
-Exported: TypeAlias = Blip | BlipVqa | Blip2
 
 WEIGHTS = "weights.bin"
 PAGE = 4096

@@ -36,8 +36,9 @@ from openblip.models.layers import ImageMemory, KVCache
 from openblip.models.text import TextDecoder
 from openblip.models.vqa import BlipVqa
 
-__all__ = ["EXAMPLE", "Graph", "Port", "graphs_of"]
+__all__ = ["EXAMPLE", "Exported", "Graph", "Port", "graphs_of"]
 
+Exported: TypeAlias = Blip | BlipVqa | Blip2
 Tensors: TypeAlias = tuple[Tensor, ...]
 EXAMPLE = {"images": 2, "questions": 4, "words": 7, "rows": 12, "tokens": 3, "past": 5, "past + tokens": 8}
 """sizes to trace with: no two alike, and none of 1, which would be taken for fixed"""
@@ -68,7 +69,7 @@ class Graph:
     outputs: tuple[Port, ...]
 
 
-def graphs_of(model: Blip | BlipVqa | Blip2) -> Iterator[Graph]:
+def graphs_of(model: Exported) -> Iterator[Graph]:
     """The graphs of what `model` can do; of BLIP-2 what stage 1 can."""
     if isinstance(model, Blip2):
         yield from _of_queries(model)
@@ -109,7 +110,7 @@ def _of_queries(model: Blip2) -> Iterator[Graph]:
     config, tower, (rows, columns) = model.config.qformer, model.vision, model.vision.grid
     shape = ("images", config.num_heads, tower.first + rows * columns, config.width // config.num_heads)
     readers = sum(block.cross_attention is not None for block in model.qformer.qformer_blocks)
-    memory = tuple(Port(f"memory.{n}.{part}", shape) for part in ("key", "value") for n in range(readers))
+    memory = _keys_and_values("memory", shape, readers)
     ids, mask = _texts("rows")
     pixels = Port("pixels", ("images", 3, *tower.pixels), torch.uint8)
     features = Port("image_features", ("images", config.num_queries, model.config.embed_dim))
@@ -130,8 +131,11 @@ def _query(model: Blip2, pixels: Tensor) -> Tensors:
 def _layers(model: Blip | BlipVqa, name: str, rows: str, length: int | str) -> tuple[Port, ...]:
     """Keys of every layer, then values, [rows, heads, length, width of a head]."""
     text = model.config.text
-    shape = (rows, text.num_heads, length, text.width // text.num_heads)
-    return tuple(Port(f"{name}.{n}.{part}", shape) for part in ("key", "value") for n in range(text.depth))
+    return _keys_and_values(name, (rows, text.num_heads, length, text.width // text.num_heads), text.depth)
+
+
+def _keys_and_values(name: str, shape: tuple[int | str, ...], layers: int) -> tuple[Port, ...]:
+    return tuple(Port(f"{name}.{n}.{part}", shape) for part in ("key", "value") for n in range(layers))
 
 
 def _texts(rows: str) -> tuple[Port, Port]:

@@ -34,10 +34,10 @@ __all__ = [
     "Texts",
     "Tokenizer",
     "Validation",
-    "as_usual",
     "decoding",
     "need",
     "person",
+    "with_family_defaults",
 ]
 
 WHAT_IMAGES = "the images: files, folders, globs, tars, or - for a list on standard input"
@@ -144,18 +144,19 @@ def decoding(beams: int | None, number: int, nucleus: float | None = None, **mor
     return DecodeConfig(num_beams=max(beams, number), num_sequences=number, **more)
 
 
-def as_usual(
+def with_family_defaults(
     config: DecodeConfig,
     usual: DecodeConfig,
     beams: int | None,
     nucleus: float | None,
     lengths: dict[str, int | None],
 ) -> DecodeConfig:
-    """What was not given, as the family of the model has it.
+    """A decoding in which the beams and lengths that were not given are those of the model's family.
 
     Args:
-        config: of `decoding`, for what was given.
-        usual: of the family.
+        config: of `decoding`, by what was given.
+        usual: how the family decodes.
+        beams: as they were given, and likewise `nucleus`, which excludes them.
         lengths: "min_new_tokens" and "max_new_tokens" as they were given.
     """
     from dataclasses import replace

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import Positional, arg
 
@@ -25,11 +25,11 @@ Layout = Annotated[
     Literal["tars", "parquet", "jsonl", "folder", "none"],
     arg(help="of the training set: tars, parquet, jsonl or folder; none writes the table alone"),
 ]
-_NAMES = ("paper", "best", "web-first", "blip2", "all")
+_Name = Literal["paper", "best", "web-first", "blip2", "all"]
 PolicyName = Annotated[
-    Literal["paper", "best", "web-first", "blip2", "all"] | None,
+    _Name | None,
     arg(
-        metavar="{" + ",".join(_NAMES) + "}",
+        metavar="{" + ",".join(get_args(_Name)) + "}",
         help="paper keeps all that match, best the one that matches best; web-first; blip2 keeps the top two; all; "
         "left out, paper, and all without a filter",
         help_behavior_hint="",
@@ -256,7 +256,7 @@ def _progress(done: Done, totals: Totals) -> None:
 
 
 def _conclude(totals: Totals, target: Path, *, report: bool = True) -> None:
-    from openblip.bootstrap.job import Places
+    from openblip.bootstrap.places import Places
 
     page = Places(target).report
     if report and (totals.new_chunks or not page.exists()):

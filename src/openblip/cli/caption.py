@@ -19,13 +19,13 @@ from openblip.cli.arguments import (
     Prompt,
     Quantize,
     Tokenizer,
-    as_usual,
     decoding,
     need,
+    with_family_defaults,
 )
 from openblip.cli.launched import find_shared_images, is_first, shared
 from openblip.cli.results import Row, each_batch, open_predictor, tell_left_out
-from openblip.cli.resumed import alone, begin_or_continue
+from openblip.cli.resumed import begin_or_continue, only_writer
 from openblip.core.errors import UserError
 from openblip.core.text import counted
 
@@ -132,7 +132,7 @@ def caption(
     predictor = open_predictor(
         model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size, quantize=quantize
     )
-    config = as_usual(config, predictor.adapter.captioning, beams, nucleus, lengths)
+    config = with_family_defaults(config, predictor.adapter.captioning, beams, nucleus, lengths)
 
     def rows(batch: ImageBatch) -> Iterator[Row]:
         for name, written in zip(batch.names, predictor.caption(batch, config, prompt=prompt), strict=True):
@@ -145,7 +145,7 @@ def caption(
     if not resume or out is None:
         each_batch(predictor, found, rows, out=out if files is None else None, schema=_SCHEMA)
         return
-    with alone(out) if is_first() else nullcontext():
+    with only_writer(out) if is_first() else nullcontext():
         settings = _settings(predictor, model, config, prompt, quantize)
         there = shared(lambda: begin_or_continue(out, "image", settings))
         left = _left_of(found, there)

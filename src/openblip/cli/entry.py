@@ -7,7 +7,6 @@ with exit code 1. SIGINT (Ctrl-C) and SIGTERM save what is being made, say how t
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import inspect
 import io
@@ -43,6 +42,7 @@ from openblip.cli import (
 from openblip.cli.checks import check_arguments
 from openblip.cli.launched import first_to_tell, is_first
 from openblip.cli.refusals import out_of_memory, refusal
+from openblip.cli.results import FULL_DISK
 from openblip.core.errors import ToldElsewhere, UserError, nearest
 from openblip.core.interrupt import AGAIN, RESUME, Stopped, Terminated, ending_at_once
 from openblip.core.places import DATA_ROOT
@@ -72,7 +72,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WITH_DATA = {"data", "pairs", "validation", "web", "human"}
 """parameters that name data"""
 _GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments", "index-build", "index-add", "probe"}
@@ -99,6 +98,7 @@ def _run(arguments: list[str]) -> int:
             _read(arguments)()
         except SystemExit as stop:
             code = int(stop.code or 0)
+        # Also after a command that ends by its exit code: what a full disk does not take is told here.
         sys.stdout.flush()
     except ToldElsewhere:
         return 2
@@ -113,7 +113,7 @@ def _run(arguments: list[str]) -> int:
         _drop_output()
         return 141
     except OSError as error:
-        if error.filename is None and error.errno in _FULL:  # standard output has no name
+        if error.filename is None and error.errno in FULL_DISK:  # standard output has no name
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
             _drop_output()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from openblip.tasks.predictor import Predictor
 
 __all__ = [
+    "FULL_DISK",
     "Row",
     "Rows",
     "check_counts",
@@ -47,6 +48,8 @@ __all__ = [
     "tell_left_out",
 ]
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""numbers of errors by which a disk says that it takes no more"""
 Row = tuple[str, dict[str, Any]]
 """The line that a person reads, and the JSON object that a program reads."""
 Rows = Callable[["ImageBatch"], Iterator[Row]]
@@ -236,7 +239,7 @@ def _write_whole(number: int, data: bytes, held: str) -> None:
         while left:  # unbuffered: a buffer would take for written what is not
             left = left[os.write(number, left) :]
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL_DISK:
             raise
         if stat.S_ISREG(told.st_mode):
             os.ftruncate(number, told.st_size)

@@ -13,14 +13,14 @@ from openblip.core.files import write_json
 from openblip.core.locks import locked
 from openblip.core.text import read_json
 
-__all__ = ["ENDING", "alone", "begin_or_continue"]
+__all__ = ["begin_or_continue", "only_writer"]
 
-ENDING = ".run.json"
+_NOTED = ".run.json"
 """of the file beside the results that says what they depend on"""
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def only_writer(out: Path) -> Iterator[None]:
     """Be the only command that writes to `out`.
 
     Raises:
@@ -48,7 +48,7 @@ def begin_or_continue(out: Path, key: str, settings: Mapping[str, Any]) -> set[s
     Raises:
         UserError: the file is none of these results, or of other settings.
     """
-    noted = out.with_name(out.name + ENDING)
+    noted = out.with_name(out.name + _NOTED)
     if out.suffix.lower() == ".parquet":
         raise UserError(f"{out}: a parquet file cannot be continued; give a .jsonl file")
     if not noted.is_file():

@@ -22,10 +22,10 @@ from openblip.cli.arguments import (
     Quantize,
     Texts,
     Tokenizer,
-    as_usual,
     decoding,
     need,
     person,
+    with_family_defaults,
 )
 from openblip.cli.launched import find_shared_images, join
 from openblip.cli.results import (
@@ -142,7 +142,7 @@ def ask(
             '--prompt tells BLIP-2\'s language model a question, with {} in its place: "Question: {} Answer:"'
         )
     penalty = usual.answering.length_penalty if length_penalty is None else length_penalty
-    config = as_usual(config, usual.answering, beams, None, {})
+    config = with_family_defaults(config, usual.answering, beams, None, {})
     how: dict[str, Any] = {"config": replace(config, length_penalty=penalty), "keep": keep}
     if prompt is not None:
         how["prompt"] = prompt

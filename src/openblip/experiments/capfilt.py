@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
+from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output
 from openblip.bootstrap.loop import BootstrapConfig, run_bootstrap
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again, run_capfilt
 from openblip.checkpoints.store import open_model

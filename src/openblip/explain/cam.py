@@ -116,26 +116,25 @@ def match_maps(
             f"in the last layer, {chosen}, no word has a say in a match, only [ENC] is read; choose a lower one"
         )
 
-    def score() -> Tensor:
-        logits = model.match(ids, None, memory).float()
-        return logits[0, 1] - logits[0, 0]
-
-    attention, gradient = attention_gradients(_readers(encoder.text_blocks), chosen, score)
-    return _by_word(model, tokenizer, _weigh(attention, gradient)[0, 1:-1], ids[0, 1:-1])
+    weights = _weigh(*attention_gradients(_readers(encoder.text_blocks), chosen, _matching(model, ids, memory)))
+    return _by_word(model, tokenizer, weights[0, 1:-1], ids[0, 1:-1])
 
 
 def _map_of_queries(model: Blip2, tokenizer: TextTokenizer, memory: ImageMemory, text: str, layer: int) -> WordMap:
     ids = tokenizer.encode([text], max_length=model.config.qformer.max_positions).input_ids
-    ids = ids.to(memory.keys[0].device)
+    score, (rows, columns) = _matching(model, ids.to(memory.keys[0].device), memory), model.vision.grid
+    weights = _weigh(*attention_gradients(_readers(model.qformer.qformer_blocks), layer, score))[0]  # [Q, N]
+    return WordMap(text, weights.sum(0)[-rows * columns :].view(rows, columns))
+
+
+def _matching(model: Blip | Blip2, ids: Tensor, memory: ImageMemory) -> Callable[[], Tensor]:
+    """How much more likely ITM finds a match than none, of the text [1, T] and the image in `memory`; a scalar."""
 
     def score() -> Tensor:
         logits = model.match(ids, None, memory).float()
         return logits[0, 1] - logits[0, 0]
 
-    attention, gradient = attention_gradients(_readers(model.qformer.qformer_blocks), layer, score)
-    rows, columns = model.vision.grid
-    weights = (attention * gradient.clamp(min=0)).float().mean(1)[0].sum(0)  # [N], over the queries
-    return WordMap(text, weights[-rows * columns :].view(rows, columns).cpu())
+    return score
 
 
 def caption_maps(
@@ -171,15 +170,17 @@ def caption_maps(
 
 
 def _weigh(attention: Tensor, gradient: Tensor) -> Tensor:
-    """[R, H, T, N] twice -> [R, T, N - 1]: without [CLS], which is no place in the image."""
-    return (attention * gradient.clamp(min=0)).float().mean(1)[..., 1:].cpu()
+    """[R, H, T, N] twice -> [R, T, N]."""
+    return (attention * gradient.clamp(min=0)).float().mean(1).cpu()
 
 
 def _by_word(model: Blip, tokenizer: TextTokenizer, weights: Tensor, ids: Tensor) -> list[WordMap]:
-    """Average the maps [T, N - 1] of a word's pieces."""
+    """Average the maps [T, N] of a word's pieces, without [CLS], which is no place in the image."""
     grid = model.config.vision.grid
     words: list[tuple[list[int], list[Tensor]]] = []
-    for number, piece, row in zip(ids.tolist(), tokenizer.tokens(ids), weights.view(-1, *grid), strict=True):
+    for number, piece, row in zip(
+        ids.tolist(), tokenizer.tokens(ids), weights[:, 1:].reshape(-1, *grid), strict=True
+    ):
         if not (piece.startswith("##") and words):
             words.append(([], []))
         words[-1][0].append(number)

@@ -30,7 +30,7 @@ __all__ = ["TEMPERATURE", "Blip2", "Blip2Config", "best_query"]
 
 TEMPERATURE = 0.07
 """of ITC before it is learned"""
-_COMPARED = 2**26
+_MOST_BYTES = 2**26
 """bytes of similarities of all queries that are held at once; those of one image with all texts may be more"""
 
 
@@ -189,7 +189,7 @@ def best_query(image_features: Tensor, text_features: Tensor) -> Tensor:
     """Similarity of images [B, Q, E] and texts [R, E], [B, R]: that of the query which fits the text best."""
     # Those of all queries, [B, R, Q], would be 16 GB for the 5,000 images and 25,000 texts of COCO's test split.
     of_one = image_features.shape[1] * len(text_features) * image_features.element_size()
-    at_once = max(1, _COMPARED // max(1, of_one))
+    at_once = max(1, _MOST_BYTES // max(1, of_one))
     return torch.cat(
         [torch.einsum("bqe,re->brq", some, text_features).amax(-1) for some in image_features.split(at_once)]
     )

@@ -408,9 +408,9 @@ def _fewer_bits(config: LanguageConfig) -> Any:
     require("bitsandbytes", "quantize")
     from transformers import BitsAndBytesConfig
 
-    # For every product: LLM.int8() computes in float16, whatever the rest is kept in.
-    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
     if config.quantize == "8bit":
+        # Said for every product: LLM.int8() computes in float16, whatever the rest is kept in.
+        warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
         return BitsAndBytesConfig(load_in_8bit=True)
     computes = DTYPES[config.dtype]
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computes)

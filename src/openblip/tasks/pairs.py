@@ -11,7 +11,7 @@ from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
 from openblip.data.sample import Batch
 from openblip.objectives.blip2 import Blip2Stage1, pairs_read
-from openblip.objectives.configs import STAGE1_OBJECTIVES
+from openblip.objectives.configs import STAGE1_OBJECTIVES, Stage1Config
 from openblip.objectives.pretraining import BlipPretraining
 from openblip.tasks.config import RunConfig
 from openblip.tasks.feature_cache import FeatureCache
@@ -19,7 +19,7 @@ from openblip.tasks.protocols import Adapter
 from openblip.tasks.step import PairBatch, Training, TrainingStep, images_of
 from openblip.tasks.task import RunData
 
-__all__ = ["BlipStep", "Stage1Step", "prepare_pairs", "train_blip", "train_stage1"]
+__all__ = ["BlipStep", "Stage1Step", "prepare_pairs", "stage1_for", "train_blip", "train_stage1"]
 
 
 def prepare_pairs(
@@ -100,22 +100,35 @@ def train_stage1(config: RunConfig, adapter: Adapter, data: RunData) -> Training
     """BLIP-2's Q-Former on pairs.
 
     Raises:
-        UserError: ITG is to be trained, and the starting model has no head for it.
+        UserError: as `stage1_for`.
     """
-    chosen = config.stage1
-    if adapter.model.qformer.head is None and "itg" in chosen.objectives:
-        # Retrieval models of transformers come without; ITC and ITM are what retrieval is by.
-        if config.task != "retrieval":
-            raise UserError(
-                f"{config.model} has no head for ITG, which transformers' retrieval models lack: set "
-                "stage1.objectives=itc,itm, or start from a file of LAVIS"
-            )
-        chosen = replace(chosen, objectives=tuple(name for name in chosen.objectives if name != "itg"))
+    writes = adapter.model.qformer.head is not None
+    chosen = stage1_for(config, writes=writes)
     objective = Blip2Stage1(adapter.model, chosen, dec_id=adapter.tokenizer.dec_id)
     prepare = prepare_pairs(
         adapter.tokenizer, max_length=config.max_length, cache=data.cache, written_share=config.stage1.itg_share
     )
     # An objective that is left out leaves its head unused.
-    heads = set(STAGE1_OBJECTIVES) - ({"itg"} if adapter.model.qformer.head is None else set())
-    unused = set(chosen.objectives) != heads
+    unused = set(chosen.objectives) != set(STAGE1_OBJECTIVES) - (set() if writes else {"itg"})
     return Training(Stage1Step(objective), prepare, config.clean, config.max_words, find_unused_parameters=unused)
+
+
+def stage1_for(config: RunConfig, *, writes: bool) -> Stage1Config:
+    """The objectives of a run that its model can be trained on.
+
+    Args:
+        writes: whether the model has a head for ITG. Retrieval models of transformers come without; ITC and ITM are
+            what retrieval is by.
+
+    Raises:
+        UserError: it has none, and the run is not for retrieval.
+    """
+    chosen = config.stage1
+    if writes or "itg" not in chosen.objectives:
+        return chosen
+    if config.task != "retrieval":
+        raise UserError(
+            f"{config.model} has no head for ITG, which transformers' retrieval models lack: set "
+            "stage1.objectives=itc,itm, or start from a file of LAVIS"
+        )
+    return replace(chosen, objectives=tuple(name for name in chosen.objectives if name != "itg"))

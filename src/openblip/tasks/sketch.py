@@ -53,7 +53,7 @@ from openblip.tasks.families.blip import (
 )
 from openblip.tasks.families.blip2_build import refuse_from_parts
 from openblip.tasks.nlvr import NlvrStep, StatementBatch
-from openblip.tasks.pairs import BlipStep, Stage1Step
+from openblip.tasks.pairs import BlipStep, Stage1Step, stage1_for
 from openblip.tasks.step import PairBatch, PreparedBatch, TrainingStep
 from openblip.tasks.vocabulary import vocab_size_from_scratch
 
@@ -137,9 +137,7 @@ def _blip2(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
     qformer = replace(sizes.qformer, memory_width=tower.width)
     if not writes:
         model = Blip2(replace(sizes, qformer=qformer, language=None), tower, None)
-        chosen = config.stage1
-        if config.task == "retrieval" and not qformer.writes:  # as `tasks.pairs.train_stage1`
-            chosen = replace(chosen, objectives=tuple(name for name in chosen.objectives if name != "itg"))
+        chosen = stage1_for(config, writes=model.qformer.head is not None)
         return Stage1Step(Blip2Stage1(model, chosen, dec_id=_DEC)), (3, *tower.pixels)
     reads = config.task == "answering" and sizes.qformer.vocab_size is not None
     qformer = replace(qformer, writes=False, vocab_size=qformer.vocab_size if reads else None)

@@ -82,7 +82,7 @@ def test_the_best_query_is_that_of_few_images_at_a_time(monkeypatch: pytest.Monk
     queries, texts = torch.randn(7, 4, 16, requires_grad=True), torch.randn(5, 16, requires_grad=True)
     plain = torch.einsum("bqe,re->brq", queries, texts).amax(-1)
     wanted = (plain, *torch.autograd.grad(plain.square().sum(), (queries, texts)))
-    monkeypatch.setattr(blip2, "_COMPARED", at_once * 4 * 5 * 4)
+    monkeypatch.setattr(blip2, "_MOST_BYTES", at_once * 4 * 5 * 4)
     found = blip2.best_query(queries, texts)
     for one, other in zip(
         (found, *torch.autograd.grad(found.square().sum(), (queries, texts))), wanted, strict=True

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import openblip.bootstrap.loop as loop
-from openblip.bootstrap.job import CapFiltConfig, Output, Places
+from openblip.bootstrap.job import CapFiltConfig, Output
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import Totals
 from openblip.cli.bootstrap import _recipe
 from openblip.core.config import from_dict, to_dict

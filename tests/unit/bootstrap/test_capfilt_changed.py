@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from capfilt_small import config, contents, make_image, output, rows_of, run, text_of, write_folder, write_tar
 
-from openblip.bootstrap.job import Done, Places
+from openblip.bootstrap.job import Done
 from openblip.bootstrap.models import open_models
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import Totals, decide_again
 from openblip.bootstrap.summary import summarise
 from openblip.core.errors import UserError

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from capfilt_small import config, contents, make_image, output, run, write_tar
 
-from openblip.bootstrap.job import Places
 from openblip.bootstrap.models import open_models
 from openblip.bootstrap.pipeline import Pipeline
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import decide_again
 from openblip.bootstrap.summary import summarise
 from openblip.core.config import to_dict

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from capfilt_small import config, contents, make_image, output, rows_of, run, text_of, write_folder
 
-from openblip.bootstrap.job import Places
 from openblip.bootstrap.models import open_models
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import decide_again
 from openblip.data.sinks.sets import LAYOUTS, Layout, free_names
 from openblip.data.source_config import parse_spec

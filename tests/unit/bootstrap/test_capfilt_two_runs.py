@@ -13,9 +13,10 @@ import pytest
 from capfilt_small import config, contents, output, run, write_tar
 
 from openblip.bootstrap import locks
-from openblip.bootstrap.job import Places, Shard
+from openblip.bootstrap.job import Shard
 from openblip.bootstrap.locks import chunk_lock, run_lock
 from openblip.bootstrap.pipeline import Pipeline
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import decide_again
 from openblip.core.errors import UserError
 

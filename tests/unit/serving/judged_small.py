@@ -6,7 +6,8 @@ from pathlib import Path
 
 from serving_small import png
 
-from openblip.bootstrap.job import CapFiltConfig, Output, Places
+from openblip.bootstrap.job import CapFiltConfig, Output
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again
 from openblip.bootstrap.table import Row, Text, write_table

@@ -15,7 +15,7 @@ from PIL import Image
 from serving_small import StandIn, ask, png, post
 
 from openblip.bootstrap.browse import Decisions, Filter
-from openblip.bootstrap.job import Places
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.table import read_table, write_table
 from openblip.cli.serve import serve
 from openblip.core.errors import UserError

@@ -107,7 +107,7 @@ def _json_layout(path: Path, encoding: str) -> str:
     """Whether the JSON in a file is "lines", a "list" or an "object"; by its ending only where both could be."""
     by_ending = "object" if path.suffix.lower() == ".json" else "lines"
     with open_text(path, encoding) as file:
-        start = _first_signs(file)
+        start = _first_characters(file)
         if start.startswith("["):  # which may be gigabytes in one line
             return "list" if by_ending == "object" or start[1:] in ("{", "]") else "lines"
         if not start.startswith("{"):
@@ -128,7 +128,7 @@ def _json_layout(path: Path, encoding: str) -> str:
         return "object" if second.startswith(('"', "}")) else by_ending
 
 
-def _first_signs(file: TextIO) -> str:
+def _first_characters(file: TextIO) -> str:
     """The first two characters that are not blank, or as many as there are."""
     found = ""
     while len(found) < 2 and (piece := file.read(_PEEK)):

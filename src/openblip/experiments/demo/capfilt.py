@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
+from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import run_capfilt
 from openblip.checkpoints.store import open_model
 from openblip.data.source_config import SourceConfig

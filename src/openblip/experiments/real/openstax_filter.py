@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output, Places
+from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import run_capfilt
 from openblip.bootstrap.table import Text
 from openblip.data.source_config import SourceConfig

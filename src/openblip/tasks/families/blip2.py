@@ -112,8 +112,12 @@ class Blip2Adapter(Adapter):
         """As `Adapter.move`; a frozen part that has a dtype of its own keeps it."""
         model = self.model
         for part in model.children():
-            if part is not model.language and all(p.dtype == torch.float32 for p in part.parameters()):
-                part.to_dtype(dtype) if part is model.vision else part.to(dtype)
+            if part is model.language or any(p.dtype != torch.float32 for p in part.parameters()):
+                continue
+            if part is model.vision:
+                model.vision.to_dtype(dtype)
+            else:
+                part.to(dtype)
         if model.language is not None and model.language.may_change_dtype:
             model.language.to_dtype(dtype)
         model.to(device).eval()

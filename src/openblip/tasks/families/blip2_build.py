@@ -47,7 +47,7 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     if config.task in ("pretraining", "retrieval"):
         made = _from_scratch(config, sources, out) if stored is None else _with_heads(stored, config.model)
     elif stored is not None and stored.model.language is not None:
-        made = _with_options(stored, config)
+        made = _with_lora_and_chat(stored, config)
     else:
         made = _before_language(config, stored, sources, out)
     if config.task == "answering" and made.tokenizer is None:
@@ -140,8 +140,8 @@ def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> Bl
     return adapter
 
 
-def _with_options(stored: Blip2Adapter, config: RunConfig) -> Blip2Adapter:
-    """A model of stage 2 whose language model gets LoRA where the configuration asks for it."""
+def _with_lora_and_chat(stored: Blip2Adapter, config: RunConfig) -> Blip2Adapter:
+    """A model of stage 2 whose language model gets LoRA where that is asked for, and is asked in a chat or not."""
     model, wanted = stored.model, config.language
     if wanted.lora_rank and not model.llm.config.lora_rank:
         lora = {name: getattr(wanted, name) for name in ("lora_rank", "lora_alpha", "lora_targets")}

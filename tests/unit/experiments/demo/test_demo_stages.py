@@ -8,7 +8,8 @@ from typing import get_args
 
 import pytest
 
-from openblip.bootstrap.job import Output, Places
+from openblip.bootstrap.job import Output
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again
 from openblip.bootstrap.table import read_table
