@@ -30,8 +30,8 @@ PolicyName = Annotated[
     _Name | None,
     arg(
         metavar="{" + ",".join(get_args(_Name)) + "}",
-        help="paper keeps all that match, best the one that matches best; web-first; blip2 keeps the top two; all; "
-        "left out, paper, and all without a filter",
+        help="paper keeps all that match, best the one that matches best; web-first; blip2 keeps the top two; all "
+        "keeps every text; left out, paper, and all without a filter",
         help_behavior_hint="",
     ),
 ]
@@ -92,7 +92,9 @@ def capfilt(
     gpus: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
     mfu: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")] = None,
 ) -> None:
-    """Clean a noisy collection: write captions, score all texts, keep what matches (CapFilt). Or write alone.
+    """Clean a noisy collection: write captions, score all texts, keep what matches (CapFilt).
+
+    Without a filter captions are written, and every text stays.
 
     Args:
         source: tars, parquet, a captions file or a folder with .txt beside the images, as for train.
