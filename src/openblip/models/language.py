@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +36,7 @@ from openblip.models.language_kinds import (
 )
 from openblip.models.opening import without_bars
 from openblip.models.products import use_onednn
-from openblip.models.recompute import first_blocks
+from openblip.models.recompute import recompute
 
 __all__ = ["FrozenLanguage", "make_language"]
 
@@ -57,7 +55,6 @@ class FrozenLanguage(nn.Module):
         super().__init__()
         self.config = config = replace(config, dtype=frozen_dtype(config.dtype))
         self.hf = model
-        self._recomputed: list[nn.Module] = []  # blocks; not registered a second time
         use_onednn(model)
         described = model.config.get_text_config()
         # That of a decoder inside (T5Gemma's) does not say that there is an encoder.
@@ -175,42 +172,18 @@ class FrozenLanguage(nn.Module):
         return base, state
 
     def train(self, mode: bool = True) -> FrozenLanguage:
-        """Stay in evaluation mode whatever the parent does, but for the mark that blocks are to be recomputed."""
+        """Stay in evaluation mode, without dropout, whatever the parent does."""
         super().train(mode)
         self.hf.eval()
-        self._mark_recomputed(mode)
         return self
 
     def gradient_checkpointing_enable(self, share: float = 1.0) -> None:
         """Recompute a share of its blocks in the backward pass, which needs them for the soft prompts' gradient."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        # Newer versions of transformers warn of the older name.
-        kind = "activation" if hasattr(self.hf, "activation_checkpointing_enable") else "gradient"
-        if share:
-            getattr(self.hf, f"{kind}_checkpointing_enable")(
-                {"use_reentrant": False, "context_fn": lambda: (self._evaluating(), self._evaluating())}
-            )
-        else:
-            getattr(self.hf, f"{kind}_checkpointing_disable")()
-        self._mark_recomputed(False)
+        # transformers recomputes blocks that are in training mode, and these would draw dropout.
         blocks = [part for part in self.hf.modules() if isinstance(part, GradientCheckpointingLayer)]
-        self._recomputed = first_blocks(blocks, share)
-        self._mark_recomputed(self.training)
-
-    def _mark_recomputed(self, training: bool) -> None:
-        """transformers recomputes the blocks whose own flag says training; what is inside them stays as it is."""
-        for block in self._recomputed:
-            block.training = training
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Around a recomputed block, forward and backward: without dropout, as everything else here."""
-        self._mark_recomputed(False)
-        try:
-            yield
-        finally:
-            self._mark_recomputed(self.training)
+        recompute(blocks, share, within=self)
 
     def new_cache(self) -> Any:
         """What a decoder keeps of the tokens that it has read: nothing yet."""

@@ -488,7 +488,7 @@ def test_recomputed_blocks_run_twice_and_never_in_training_mode(folders: dict[st
             logits = model.target_logits(*states, ids)
         else:
             logits = model.decoder_logits(images, ids, torch.ones_like(ids).bool())
-        assert {part for part in model.hf.modules() if part.training} == (set(blocks) if checkpointing else set())
+        assert not any(part.training for part in model.hf.modules())
         logits.square().mean().backward()
         assert all(seen == [False] * times for seen in runs.values())
         for seen in runs.values():
