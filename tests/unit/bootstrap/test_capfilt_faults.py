@@ -10,7 +10,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from openblip.report import write_report
 from openblip.report.capfilt import capfilt_report
 
 Models = tuple[str, str, str]
-OPERATIONS = ("replace", "unlink", "rmdir")
+OPERATIONS = ("replace", "unlink", "rmdir", "fsync")
 
 
 @pytest.fixture(scope="module")
@@ -67,42 +66,28 @@ def computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pipeline, "_process", process)
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """Run `work` in a process of its own; its number."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
+def states(folder: Path, work: Callable[[], object]) -> list[Path]:
+    """What a kill could leave of `folder`: as it stands before each operation that changes what is on the disk.
+
+    One thread alone writes, so a copy is what SIGKILL at that moment would leave; what is in the buffers of open
+    files is in neither. `test_killed_again_and_again` kills in earnest.
+    """
+    found: list[Path] = []
+
+    def noted(original: Callable[..., object]) -> Callable[..., object]:
+        def operation(*args: object, **kwargs: object) -> object:
+            state = folder.with_name(f"{folder.name}-killed-{len(found)}")
+            found.append(shutil.copytree(folder, state) if folder.exists() else state)
+            return original(*args, **kwargs)
+
+        return operation
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in OPERATIONS:
+            patched.setattr(os, name, noted(getattr(os, name)))
         work()
-    finally:
-        os._exit(0)
-
-
-def kill_at(number: int) -> list[int]:
-    """Let this process die before the `number`-th operation on a file that changes what stands on the disk."""
-    seen = [0]
-    for name in OPERATIONS:
-        original = getattr(os, name)
-
-        def counted(*args: object, _original: Callable[..., object] = original, **kwargs: object) -> object:
-            seen[0] += 1
-            if seen[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return _original(*args, **kwargs)
-
-        setattr(os, name, counted)
-    return seen
-
-
-def killed_at(number: int, work_on: Callable[[], object]) -> bool:
-    """Whether the work was killed there, or was through before."""
-
-    def work() -> None:
-        kill_at(number)
-        work_on()
-
-    _, status = os.waitpid(in_child(work), 0)
-    return os.WIFSIGNALED(status)
+    assert len(found) > 10
+    return found
 
 
 @pytest.mark.usefixtures("computed_once")
@@ -110,14 +95,12 @@ def killed_at(number: int, work_on: Callable[[], object]) -> bool:
 def test_killed_at_every_point(layout: str, web: Path, models: Models, tmp_path: Path) -> None:
     settings, made = config(models, web, chunk_size=2), output(layout, threshold=0.2)
     run(settings, tmp_path / "quiet", made)
-    wanted, points = contents(tmp_path / "quiet"), 0
-    while killed_at(points + 1, partial(run, settings, target := tmp_path / f"killed-{points}", made)):
-        points += 1
+    wanted = contents(tmp_path / "quiet")
+    for target in states(tmp_path / "run", lambda: run(settings, tmp_path / "run", made)):
         half = {path: data for path, data in contents(target).items() if "/." not in f"/{path}"}
         assert half.items() <= wanted.items(), "a file was half written, or is not what it should be"
         run(settings, target, made)
-        assert contents(target) == wanted, f"killed before operation {points}"
-    assert points > 10
+        assert contents(target) == wanted, target.name
 
 
 @pytest.mark.usefixtures("computed_once")
@@ -130,10 +113,8 @@ def test_deciding_anew_killed_at_every_point(web: Path, models: Models, tmp_path
     decide_again(tmp_path / "new", new)
     decided = contents(tmp_path / "new")
     assert not Places(tmp_path / "new").report.exists(), "the page speaks of the old decisions"
-    points = 0
-    while killed_at(points + 1, partial(decide_again, copy_of(tmp_path, "old", points), new)):
-        target = tmp_path / f"old-{points}"
-        points += 1
+    again = shutil.copytree(tmp_path / "old", tmp_path / "again")
+    for target in states(again, lambda: decide_again(again, new)):
         files = contents(target)
         totals = json.loads(files["capfilt/totals.json"])["output"]
         assert totals in (to_dict(old), None, to_dict(new))
@@ -143,18 +124,13 @@ def test_deciding_anew_killed_at_every_point(web: Path, models: Models, tmp_path
         elif totals is None:
             with pytest.raises(UserError, match="run openblip capfilt decide again"):
                 summarise(target)
-        back = copy_of(tmp_path, target.name, 0)
+        back = shutil.copytree(target, target.with_name(f"{target.name}-back"))
         decide_again(target, new)
-        assert contents(target) == decided, f"killed before operation {points}"
+        assert contents(target) == decided, target.name
         decide_again(back, old)
         assert {name: data for name, data in contents(back).items() if "report." not in name} == {
             name: data for name, data in contents(tmp_path / "old").items() if "report." not in name
         }
-    assert points > 10
-
-
-def copy_of(root: Path, name: str, number: int) -> Path:
-    return shutil.copytree(root / name, root / f"{name}-{number}")
 
 
 @pytest.mark.usefixtures("computed_once")
@@ -169,29 +145,31 @@ def test_data_that_change_after_a_kill_are_seen(models: Models, tmp_path: Path) 
     web.mkdir()
     (web / "0.tar").write_bytes(new)
     run(settings, tmp_path / "quiet", made)
-    wanted, points = contents(tmp_path / "quiet"), 0
-    while True:
-        (web / "0.tar").write_bytes(old)
-        target = tmp_path / f"killed-{points}"
-        killed = killed_at(points + 1, partial(run, settings, target, made))
-        (web / "0.tar").write_bytes(new)
-        if not killed:
-            break
+    wanted, done = contents(tmp_path / "quiet"), tmp_path / "old-run"
+    (web / "0.tar").write_bytes(old)
+    killed = states(done, lambda: run(settings, done, made))
+    (web / "0.tar").write_bytes(new)
+    for target in killed:
         run(settings, target, made)
-        assert contents(target) == wanted, f"killed before operation {points}"
-        points += 1
-    assert points > 10
-    done = tmp_path / f"killed-{points}"  # with all of the old ones; the new ones are killed at every point too
-    for again in range(1, 60):
-        target = shutil.copytree(done, tmp_path / f"again-{again}")
-        killed = killed_at(again, partial(run, settings, target, made))
-        if again > 1 and Places(target).totals.exists():
+        assert contents(target) == wanted, target.name
+    # The old run was through, and that of the new texts is killed at every point too.
+    again = shutil.copytree(done, tmp_path / "new-run")
+    for number, target in enumerate(states(again, lambda: run(settings, again, made))):
+        if number and Places(target).totals.exists():
             assert contents(target) == wanted, "the old totals still say that all is done"
         run(settings, target, made)
-        assert contents(target) == wanted, f"killed again before operation {again}"
-        if not killed:
-            break
-    assert again > 10
+        assert contents(target) == wanted, target.name
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run `work` in a process of its own; its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+    finally:
+        os._exit(0)
 
 
 def test_killed_again_and_again(web: Path, models: Models, tmp_path: Path) -> None:
