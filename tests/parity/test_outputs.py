@@ -31,8 +31,7 @@ SIZES = [
     *(pytest.param(kind, ODD, id=f"{kind}-odd") for kind in CLASSES if kind != "BlipForQuestionAnswering"),
     *(pytest.param(kind, DEEP, id=f"{kind}-deep") for kind in CLASSES),
     *(
-        pytest.param(kind, {**BASE, "image_size": size}, id=f"{kind}-base-{size}", marks=pytest.mark.slow)
-        for size in (224, 384)
+        pytest.param(kind, {**BASE, "image_size": 384}, id=f"{kind}-base-384", marks=pytest.mark.slow)
         for kind in CLASSES
     ),
 ]

@@ -35,7 +35,7 @@ def run(folder: Path, name: str, inputs: dict[str, Any]) -> dict[str, np.ndarray
 @pytest.fixture(scope="module")
 def made(clip: Path) -> Blip2:
     """Over a tower of transformers that is kept in half precision."""
-    return over(replace(as_tower(f"hf:{clip}"), dtype="bfloat16"), 32)
+    return over(replace(as_tower(f"hf:{clip}"), dtype="bfloat16"), 32, depth=3)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ QUESTION = "what color is the bus?"
 def stored() -> StoredModel:
     """A model whose weights are wide enough that every output depends on all that is read."""
     tokenizer = TextTokenizer.train([*TEXTS, QUESTION] * 3, vocab_size=90)
-    vision = VisionConfig(image_size=SIDE, patch_size=8, width=INNER, depth=2, num_heads=2)
+    vision = VisionConfig(image_size=SIDE, patch_size=8, width=INNER, depth=1, num_heads=2)
     text = TextConfig(
         vocab_size=tokenizer.vocab_size, width=WIDTH, depth=LAYERS, num_heads=HEADS, inner_width=128,
         max_positions=40, memory_width=INNER,
