@@ -24,7 +24,19 @@ PRELOADED = (
     *("transformers.models.opt.modeling_opt", "transformers.models.t5.modeling_t5"),
 )
 
+LONGEST = (
+    *("test_stopped_together.py", "test_gpu_run.py", "test_blip2_experiment.py", "test_ray_engine.py"),
+    *("test_index_commands.py", "test_capfilt_engines.py", "test_onnx.py", "test_stop_and_resume.py"),
+    *("test_docs_commands.py", "test_plan.py"),
+)
+"""files that take the longest: begun late, one of them would leave the other process idle at the end"""
+
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the order is otherwise pytest's."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)
