@@ -168,7 +168,7 @@ def test_unknown_names_come_with_the_nearest(
         ((*TRAIN, world.folder, *PRETRAIN, "--steps", "many"), "many"),
         (
             (*TRAIN, world.folder, *PRETRAIN, "--set", "train.learning_rat=1"),
-            'did you mean "learning_rate"',
+            'did you mean "train.learning_rate"',
         ),
         (
             (*TRAIN, world.folder, *PRETRAIN, "--set", "train.learning_rate=x"),
@@ -177,7 +177,7 @@ def test_unknown_names_come_with_the_nearest(
         ((*TRAIN, world.folder, *PRETRAIN, "--set", "train.learning_rate"), "write NAME=VALUE"),
         ((*TRAIN, world.folder, *PRETRAIN, "--set", "model=nona"), "nona"),
         ((*TRAIN, f"{world.folder}?text_colum=alt", *PRETRAIN), 'did you mean "text_column"'),
-        (("train", "settings.toml", "--out", "run"), 'did you mean "learning_rate"'),
+        (("train", "settings.toml", "--out", "run"), 'did you mean "train.learning_rate"'),
         (("train", "none.toml", "--out", "run"), "no configuration file none.toml"),
         (("train", "blip-captions", world.folder, "--model", "m", "--out", "run"), "caption"),
         (("evaluate", world.folder, "--model", model, "--device", "gpu"), 'unknown device "gpu"'),

@@ -29,6 +29,10 @@ def test_from_a_folder_to_a_new_model(
     decide = ("capfilt", "decide", tmp_path / "clean", "--policy", "blip2", "--keep", 1, "--layout", "jsonl")
     (decided,) = openblip(*decide, "--out", tmp_path / "best").records
     assert decided["kept_texts"] == decided["images"] == 11
+    nothing = openblip("capfilt", "decide", tmp_path / "best", "--threshold", 1.0)
+    assert nothing.records[0]["kept_texts"] == 0
+    assert "no text is kept, so" in nothing.err
+    openblip(*decide[:2], tmp_path / "best", *decide[3:])
     lines = (tmp_path / "best" / "captions.jsonl").read_text().splitlines()
     assert [len(json.loads(line)["captions"]) for line in lines] == [1] * 11
     openblip(*TRAIN, tmp_path / "best", "--out", tmp_path / "run", *NANO, "--steps", 2)
@@ -40,7 +44,7 @@ def test_mistakes(openblip: CommandServer, world: World, captioner: Path, model:
     def refuse(*words: object) -> str:
         return openblip.refuse("capfilt", world.folder, tmp_path / "out", *words)
 
-    assert "name a filter, which judges texts, a captioner" in refuse()
+    assert "name a --filter, which judges texts, a --captioner" in refuse()
     assert "--threshold is for what a filter says" in refuse("--captioner", captioner, "--threshold", 0.5)
     assert "matching needs a BLIP" in refuse("--filter", captioner)
     assert "no option" in refuse("--filter", model, "--treshold", 0.5)

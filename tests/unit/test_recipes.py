@@ -49,7 +49,7 @@ def test_every_setting_can_be_set_anew(name: str) -> None:
                 assert override(config, [f"{section}.{field.name}={given}"]) == config, field.name
     changed = override(config, ["train.learning_rate=2e-4", "batch_size=75", "objective.queue_size=0"])
     assert (changed.train.learning_rate, changed.batch_size, changed.objective.queue_size) == (2e-4, 75, 0)
-    with pytest.raises(UserError, match='did you mean "learning_rate"'):
+    with pytest.raises(UserError, match=r'did you mean "train\.learning_rate"'):
         override(config, ["train.learningrate=1"])
 
 

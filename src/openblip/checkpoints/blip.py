@@ -340,12 +340,12 @@ def check_plain(vision: VisionConfig, theirs: str) -> None:
     if vision.stem != "patch":
         raise UserError(
             f'{theirs} cuts images into patches by one convolution, this model has stem = "conv"; '
-            "such a model cannot be exported"
+            "convert it --to openblip or onnx"
         )
     if vision.registers:
         raise UserError(
             f"{theirs} has no tokens beside [CLS] and patches, this model has {vision.registers} registers; "
-            "such a model cannot be exported"
+            "convert it --to openblip or onnx"
         )
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from openblip.core.errors import UserError
+from openblip.core.errors import UserError, closest
 from openblip.core.places import check_model
 
 __all__ = ["locate", "push_folder"]
@@ -39,15 +39,22 @@ def locate(source: Path | str) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = _snapshot(repo, revision or None, _SMALL + _PICKLED)
     except RepositoryNotFoundError as error:
-        raise UserError(f"there is no model at {path}, and the hub has none called {repo}") from error
+        raise UserError(f"there is no model at {path}{_near(path)}, and the hub has none called {repo}") from error
     except LocalEntryNotFoundError as error:
         raise UserError(
-            f"there is no model at {path}, the cache of the hub does not hold {repo}, "
-            "and the hub cannot be reached or is switched off (HF_HUB_OFFLINE)"
+            f"there is no model at {path}{_near(path)}; if one of the hub is meant, it is not in the cache, and "
+            "the hub cannot be reached or is switched off (HF_HUB_OFFLINE)"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(f"there is no model at {path}, and the hub did not give {repo}: {error}") from error
     return folder
+
+
+def _near(path: Path) -> str:
+    """A hint at what lies in the same folder and is called nearly so."""
+    if path.parent == Path() or not path.parent.is_dir():
+        return ""
+    return closest(str(path), map(str, path.parent.iterdir()))
 
 
 def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:

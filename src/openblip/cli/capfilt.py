@@ -127,6 +127,8 @@ def capfilt(
         mfu: share of the card's arithmetic that is assumed to last; left out, 0.4.
     """
     check_dry_run(dry_run, gpu=gpu, gpus=gpus, mfu=mfu)
+    if not filter and not captioner:
+        raise UserError("name a --filter, which judges texts, a --captioner, which writes them, or both")
     from openblip.bootstrap.job import CapFiltConfig, check_policy
     from openblip.bootstrap.run import Engine, run_capfilt
     from openblip.data.source_config import parse_spec
@@ -261,6 +263,12 @@ def _conclude(totals: Totals, target: Path, *, report: bool = True) -> None:
     from openblip.bootstrap.places import Places
 
     page = Places(target).report
+    if report and not totals.kept_texts and totals.samples > totals.quarantined:
+        print(
+            f"openblip: no text is kept, so {target} holds no training set; its {page.name} shows the scores, and "
+            f"openblip capfilt decide {target} --threshold NUMBER decides anew",
+            file=sys.stderr,
+        )
     if report and (totals.new_chunks or not page.exists()):
         from openblip.report import write_report
         from openblip.report.capfilt import capfilt_report

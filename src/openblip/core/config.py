@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from openblip.core.errors import UserError, nearest
+from openblip.core.errors import UserError, closest, nearest
 from openblip.core.files import write_json
 from openblip.core.places import check_config_file
 from openblip.core.text import read_json, read_text
@@ -62,9 +62,10 @@ def from_dict(cls: type[Config], data: Any, *, where: str = "") -> Config:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in data.items():
-        path = f"{where}.{key}" if where else key
+        within = f"{where}." if where else ""
+        path = within + key
         if key not in fields:
-            raise UserError(f'unknown setting "{path}"{nearest(key, fields)}')
+            raise UserError(f'unknown setting "{path}"{nearest(path, [within + name for name in fields])}')
         values[key] = _convert(hints[key], value, path)
     for name, field in fields.items():
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -196,13 +197,29 @@ def _place(data: dict[str, Any], assignment: str) -> tuple[dict[str, Any], str, 
         raise UserError(f'"{assignment}" sets nothing; write NAME=VALUE, for example train.learning_rate=1e-4')
     *parents, last = dotted.strip().split(".")
     table = data
-    for depth, name in enumerate(parents):
+    for name in parents:
         if not isinstance(table.get(name), dict):
-            raise UserError(f'unknown setting "{".".join(parents[: depth + 1])}"{nearest(name, table)}')
+            raise UserError(f'unknown setting "{dotted}"{_meant(dotted, data) or nearest(name, table)}')
         table = table[name]
     if last not in table:
-        raise UserError(f'unknown setting "{dotted}"{nearest(last, table)}')
+        raise UserError(f'unknown setting "{dotted}"{_meant(dotted, data) or nearest(last, table)}')
     return table, last, text.strip()
+
+
+def _meant(dotted: str, data: dict[str, Any]) -> str:
+    """A hint at the setting of another table that is called so, or at the closest one, by its whole name."""
+    names = list(_dotted(data))
+    last = dotted.rpartition(".")[2]
+    return closest(dotted, [name for name in names if name.rpartition(".")[2] == last] or names)
+
+
+def _dotted(data: dict[str, Any], before: str = "") -> Iterator[str]:
+    """The settings of a table and of those within, as they are written in an assignment."""
+    for name, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from _dotted(value, f"{before}{name}.")
+        else:
+            yield before + name
 
 
 def _readings(text: str) -> Iterator[Any]:

@@ -22,6 +22,7 @@ __all__ = [
     "ending_of",
     "formats",
     "instead_of_image",
+    "shown",
 ]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
@@ -155,7 +156,13 @@ def instead_of_image(head: bytes) -> str:
         return _one_of(".svg")
     if found := looks_like(head):
         return found
-    return f"begins with {head[:16]!r}"
+    return f"begins with {shown(head[:16])}"
+
+
+def shown(head: bytes) -> str:
+    """Bytes for a message: as text where they are some, else as numbers."""
+    text = head.decode("ascii", "replace").strip()
+    return f'"{text}"' if text.isascii() and text.isprintable() and text else f"the bytes {head.hex(' ')}"
 
 
 def _one_of(ending: str) -> str:

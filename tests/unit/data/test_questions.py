@@ -150,7 +150,7 @@ def test_samples_of_so_many_questions(image_folder: Path, tmp_path: Path) -> Non
 
 
 def test_columns_that_are_missing_are_named(image_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"captions\.jsonl has no question column.* with text_column"):
+    with pytest.raises(UserError, match=r"captions\.jsonl holds captions .* no questions.* with text_column"):
         open_questions(str(written(tmp_path / "captions.jsonl", [{"image": "images/0.png", "caption": "a dog"}])))
     with pytest.raises(UserError, match=r"vqa\.jsonl has no answer column.* with answer_column"):
         open_questions(str(written(tmp_path / "vqa.jsonl", [{"image": "images/0.png", "question": "what?"}])))

@@ -257,7 +257,7 @@ def test_a_text_that_is_no_text_is_counted(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is a git-lfs pointer"),
         (b"<!DOCTYPE html><html>404", "it is an HTML page"),
         (b"PK\x03\x04", "it is a zip archive"),
-        (b"hello there, I am text", "it begins with b'hello there, I a'"),
+        (b"hello there, I am text", 'it begins with "hello there, I a"'),
     ],
 )
 def test_a_file_that_is_no_image_is_named(data: bytes, expected: str, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_the_answers_to_rank_can_be_named(data: Path, tmp_path: Path) -> None:
 def test_captions_are_no_questions(data: Path, tmp_path: Path) -> None:
     (data / "captions.jsonl").write_text(json.dumps({"image": "0.png", "caption": "a red image"}) + "\n")
     made = replace(config(data), sources=as_sources([str(data / "captions.jsonl")]))
-    with pytest.raises(UserError, match="has no question column"):
+    with pytest.raises(UserError, match=r"holds captions .* and no questions"):
         run_training(made, tmp_path / "run", show=False)
 
 

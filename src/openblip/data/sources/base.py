@@ -260,6 +260,13 @@ def find_column(wanted: str, guesses: Iterable[str], columns: Sequence[str], *, 
                     f'{where} holds web addresses (column "{lowered[url]}") and no images; '
                     "download them first, for example with img2dataset, and give its tars"
                 )
+    if what in ("question", "statement"):
+        for caption in ("caption", "captions"):
+            if caption in lowered:
+                raise UserError(
+                    f'{where} holds captions (column "{lowered[caption]}") and no {what}s; give rows with a '
+                    f"{what}, or name their column with {option}"
+                )
     close = next((hint for guess in guesses if (hint := closest(guess, columns))), "")
     without = ", or set need_answers=false for predictions alone" if what in ("label", "answer") else ""
     raise UserError(
