@@ -76,7 +76,7 @@ def _open_own(found: Found, options: Options) -> StoredModel:
     vision = open_tower(config.vision, base=folder, pretrained=not in_file)
     language = None if config.language is None else open_language(config.language, base=folder)
     model = build_blip2(config, vision=vision, language=language, drawn=False)
-    fill(model, state, weights, as_stored=model.frozen_parameter_names())
+    fill(model, state, weights, as_stored=_frozen_names(model))
     # Quantized matrices are not those that were noted.
     parts = ("vision", "language") if config.language == stored_as else ("vision",)
     _check_frozen(model, description.get("frozen", {}), folder, parts)
@@ -106,7 +106,7 @@ def _check_frozen(model: Blip2, known: Mapping[str, Any], folder: Path, parts: C
 def pack(stored: StoredModel, folder: Path, *, whole: bool) -> Packed:
     """The trained part and the names of the frozen ones; `whole`: those too, in folders of their own if need be."""
     model: Blip2 = stored.model
-    config, frozen = model.config, model.frozen_parameter_names()
+    config, frozen = model.config, _frozen_names(model)
     if whole or config.vision.kind == "own":
         config = replace(config, vision=_whole_vision(model, folder))
     if whole or config.vision.kind == "own" or config.vision.trained:  # of a trained tower some parts may be frozen
@@ -127,6 +127,12 @@ def pack(stored: StoredModel, folder: Path, *, whole: bool) -> Packed:
         if name not in frozen and (not name.startswith("language.") or _is_trained(model, name))
     }
     return Packed(config, kept, {"frozen": fingerprints(model)})
+
+
+def _frozen_names(model: Blip2) -> set[str]:
+    """Parameters that are not trained, and the buffers (BatchNorm's) that a frozen tower brings with them."""
+    buffers = () if model.config.vision.trained else dict(model.named_buffers())
+    return model.frozen_parameter_names() | {name for name in buffers if name.startswith("vision.")}
 
 
 def _is_trained(model: Blip2, name: str) -> bool:

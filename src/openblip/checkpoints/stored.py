@@ -124,9 +124,9 @@ def count_parameters(*modules: nn.Module) -> int:
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], weights: Path, *, as_stored: Collection[str] = ()) -> None:
-    """Load the tensors of one of our own folders into `model`, as float32, and switch it to evaluation.
+    """Load the tensors of one of our own folders into `model`, and switch it to evaluation.
 
-    They must be all that has no values yet, which is what lies on the device "meta".
+    Fractions become float32. They must be all that has no values yet, which is what lies on the device "meta".
 
     Args:
         weights: the file they are from, for messages.
@@ -145,7 +145,8 @@ def fill(model: nn.Module, state: dict[str, Tensor], weights: Path, *, as_stored
         if expected[name].shape != value.shape:
             shapes = f"{tuple(value.shape)}, not {tuple(expected[name].shape)}"
             raise UserError(f'{weights}: "{name}" has shape {shapes}')
-    values = {name: value if name in as_stored else value.float() for name, value in state.items()}
+    kept = {name for name, value in state.items() if name in as_stored or not value.is_floating_point()}
+    values = {name: value if name in kept else value.float() for name, value in state.items()}
     model.load_state_dict(values, strict=False, assign=True)
     # Buffers that no file holds have their values from when the model is made; made on "meta" they would have none.
     unset = [name for name, buffer in model.named_buffers() if buffer.is_meta]

@@ -281,7 +281,8 @@ class FrozenLanguage(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Soft prompts and text as one sequence, [R, Q + T, L], and its mask; `before`: see `decoder_logits`."""
         text, begun = self.embed(input_ids), int(self.bos_first) if before is None else before
-        embeds = torch.cat((text[:, :begun], soft.to(text.dtype), text[:, begun:]), dim=1)
+        with torch.autocast(soft.device.type, enabled=False):  # it would join no half precision but its own
+            embeds = torch.cat((text[:, :begun], soft.to(text.dtype), text[:, begun:]), dim=1)
         real = attention_mask.new_ones(soft.shape[:2])
         return embeds, torch.cat((attention_mask[:, :begun], real, attention_mask[:, begun:]), dim=1)
 

@@ -56,6 +56,24 @@ def test_rotary_frequencies_stay_in_float32(folders: dict[str, Path], *, moved: 
     torch.testing.assert_close(ours, theirs(ids).logits, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_float16_is_trained_behind_in_bfloat16(folders: dict[str, Path], kind: Kind) -> None:
+    """Its own dtype under any autocast, soft prompts joined with embeddings too."""
+    language = make_language(LanguageConfig(source=str(folders[kind]), dtype="float16"))
+    soft, ids = torch.linspace(-1, 1, 384).view(2, 3, 64), torch.tensor([[1, 5, 6], [1, 7, 8]])
+    mask = torch.ones_like(ids).bool()
+
+    def read() -> torch.Tensor:
+        if language.is_encoder_decoder:
+            return language.encode(soft, ids, mask)[0]
+        return language.decoder_logits(soft, ids, mask)
+
+    expected = read()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(read(), expected)
+    assert expected.dtype == torch.float16
+
+
 @pytest.mark.parametrize("moved", [False, True], ids=["opened so", "moved"])
 def test_what_overflows_in_float16_stays_in_float32(folders: dict[str, Path], *, moved: bool) -> None:
     dtype = "float32" if moved else "float16"

@@ -26,6 +26,7 @@ from openblip.generation.config import DecodeConfig
 from openblip.models.configs import LanguageConfig, TowerConfig
 from openblip.models.language import FrozenLanguage, make_language
 from openblip.recipes.blip2 import blip2_caption
+from openblip.tasks.registry import FAMILIES
 from openblip.tasks.training import run_training
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -174,6 +175,10 @@ def test_captions_are_fine_tuned_with_lora_and_an_unfrozen_tower(folders: dict[s
     assert len(moved) == 4  # queries and values of two layers
     vision = dict(begun.vision.named_parameters())
     assert any(not torch.equal(value, vision[name]) for name, value in ended.vision.named_parameters())
+    again = replace(config, model=str(tmp_path / "r" / "model"))
+    FAMILIES["blip2"].build(again, [], tmp_path)
+    with pytest.raises(UserError, match=r"has LoRA and keeps it \(lora_rank = 2, .* leave language\.lora_rank out"):
+        FAMILIES["blip2"].build(override(again, ["language.lora_rank=4"]), [], tmp_path)
     run_training(replace(config, train=replace(config.train, max_steps=2)), tmp_path / "cut", show=False)
     run_training(config, tmp_path / "cut", resume=True, show=False)
     assert losses(tmp_path / "cut") == losses(tmp_path / "r")

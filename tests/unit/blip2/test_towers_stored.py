@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from openblip.checkpoints.store import model_facts, open_model, save_model
 from openblip.core.errors import UserError
 from openblip.models.configs import as_tower
 
-KINDS = ["CLIP with its text", "SigLIP 2 NaFlex", "DINOv3", "ConvNeXt", "timm file", "timm folder", "timm CNN"]
+KINDS = [
+    *("CLIP with its text", "SigLIP 2 NaFlex", "DINOv3", "ConvNeXt", "ResNet"),
+    *("timm file", "timm folder", "timm CNN"),
+]
 
 
 def write_source(kind: str, folder: Path) -> str:
@@ -31,6 +35,9 @@ def write_source(kind: str, folder: Path) -> str:
     if not kind.startswith("timm"):
         model = make_transformers(kind)
         spread(model, 0.2)
+        for name, buffer in model.named_buffers():
+            if "running" in name:  # BatchNorm's, as training leaves them
+                buffer.uniform_(0.5, 1.5)
         model.save_pretrained(folder)
         processor = {
             "size": 48 if kind != "ConvNeXt" else 96,
@@ -77,6 +84,19 @@ def test_round_trip(kind: str, tmp_path: Path) -> None:
     convert_model(again, tmp_path / "twice", to="openblip")
     shutil.rmtree(tmp_path / "moved")
     assert torch.equal(numbers(open_model(tmp_path / "twice").model), expected)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_buffers_keep_their_dtype(trained: bool, tmp_path: Path) -> None:
+    """BatchNorm's counts are integers, and its means have the dtype of a frozen tower."""
+    source = write_source("ResNet", tmp_path / "source")
+    tower = open_tower(replace(as_tower(source), dtype="bfloat16", trained=trained))
+    made = over(tower.config, tower.width)
+    save_model(tmp_path / "whole", stored(made), whole=True)
+    again = open_model(tmp_path / "whole").model
+    kept = {name: value.dtype for name, value in again.vision.state_dict().items()}
+    assert kept == {name: value.dtype for name, value in made.vision.state_dict().items()}
+    assert torch.equal(numbers(again), numbers(made))
 
 
 @pytest.mark.parametrize("kind", ["CLIP with its text", "ConvNeXt", "timm CNN"])

@@ -143,9 +143,13 @@ def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> Bl
 def _with_lora_and_chat(stored: Blip2Adapter, config: RunConfig) -> Blip2Adapter:
     """A model of stage 2 whose language model gets LoRA where that is asked for, and is asked in a chat or not."""
     model, wanted = stored.model, config.language
-    if wanted.lora_rank and not model.llm.config.lora_rank:
-        lora = {name: getattr(wanted, name) for name in ("lora_rank", "lora_alpha", "lora_targets")}
+    names = ("lora_rank", "lora_alpha", "lora_targets")
+    lora, own = ({name: getattr(one, name) for name in names} for one in (wanted, model.llm.config))
+    if wanted.lora_rank and not own["lora_rank"]:
         model.llm.add_lora(replace(model.llm.config, **lora))
+    elif wanted.lora_rank and lora != own:
+        kept = ", ".join(f"{name} = {value}" for name, value in own.items())
+        raise UserError(f"{config.model} has LoRA and keeps it ({kept}); leave language.lora_rank out")
     model.llm.config = _with_chat(model.llm.config, stored.llm_tokenizer, config)
     model.config = replace(model.config, language=model.llm.config)
     return stored
