@@ -92,8 +92,7 @@ def caption(
         suffix: with --write txt, text after each caption.
         out: a new file for the results: .parquet, else one JSON object a line; with --write txt, a folder in which
             the texts lie as the images do in theirs.
-        resume: write --out so that the same command continues it after a stop, with the images that it lacks; give
-            it from the first run on.
+        resume: continue the file --out where the same command was stopped; give it in the first run too.
 
     Under torchrun the processes share the images out; the results are those of one process.
     """
