@@ -172,7 +172,7 @@ def test_unknown_names_come_with_the_nearest(
         ),
         (
             (*TRAIN, world.folder, *PRETRAIN, "--set", "train.learning_rate=x"),
-            "must be float, not 'x'",
+            "must be a number, not 'x'",
         ),
         ((*TRAIN, world.folder, *PRETRAIN, "--set", "train.learning_rate"), "write NAME=VALUE"),
         ((*TRAIN, world.folder, *PRETRAIN, "--set", "model=nona"), "nona"),

@@ -45,7 +45,7 @@ def test_a_killed_command_resumes(openblip: CommandServer, world: World, model: 
     assert 0 < len(kept) < count
     assert all(whole[path.name] == path.read_text() for path in kept)
     done = openblip("caption", images, "--model", model, *HOW)
-    assert f"{len(kept)} of {count} images skipped" in done.err
+    assert f"{len(kept)} of {count} images have a text already" in done.err
     assert len(done.records) == count - len(kept)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert texts(images) == whole
@@ -69,9 +69,10 @@ def test_a_killed_file_of_lines_is_continued(
     assert 0 < len(kept) < len(whole)
     with open(out, "ab") as file:
         file.write(b'{"image": "cut off')
-    assert "begun with another decode (a.jsonl.run.json)" in openblip.refuse(*resumed, "--beams", 2)
+    assert "was begun with other settings (beams: 3 then, 2 now)" in openblip.refuse(*resumed, "--beams", 2)
+    assert "exists already; continue it with --resume" in openblip.refuse(*resumed[:-1])
     done = openblip(*resumed)
-    assert f"{len(kept)} of {len(whole)} images skipped, whose captions are there" in done.err
+    assert f"{len(kept)} of {len(whole)} images have captions already" in done.err
     assert lines(out) == whole
     again = openblip(*resumed)
     assert (again.out, lines(out)) == ("", whole)
@@ -90,7 +91,9 @@ def test_only_a_file_of_its_own_is_continued(
     out = tmp_path / "a.jsonl"
     openblip(*how, "--out", out)
     other = (*how[:3], captioner, *how[4:], "--out", out)
-    assert "was begun with another model and " in openblip.refuse(*other)
+    assert f"was begun with other settings (model: {model} then, {captioner} now; weights: " in openblip.refuse(
+        *other
+    )
     out.write_text('{"file": "a.jpg"}\n')
     assert f'{out}, line 1 is no result with "image"' in openblip.refuse(*how, "--out", out)
     assert "a parquet file cannot be continued" in openblip.refuse(*how, "--out", tmp_path / "a.parquet")

@@ -62,6 +62,7 @@ def test_it_serves_what_the_commands_give(openblip: CommandServer, world: World,
     running.signal(signal.SIGTERM)
     done = running.wait(60)
     assert (done.code, done.out) == (0, "")
+    assert done.err.endswith("openblip: a signal stops the service\n")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -79,7 +80,9 @@ def test_a_signal_finishes_what_is_in_hand(
             time.sleep(0.01)
         assert ready.json() == {"ready": False}
         assert [one.result().status_code for one in held] == [200] * 3
-    assert running.wait(60).code == 0
+    done = running.wait(60)
+    assert done.code == 0
+    assert "openblip: a signal stops the service after 3 requests in hand, in at most 30 s\n" in done.err
 
 
 def test_the_end_is_bounded(openblip: CommandServer, world: World, model: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from openblip.cli.recipes import facts_of
 from openblip.cli.train import show_recipe, train
 from openblip.core.config import from_dict, override, save, to_dict
 from openblip.core.errors import UserError
@@ -152,6 +153,12 @@ def test_help_of_a_recipe_names_its_settings_whole_in_80_columns(
         value: object = known
         for part in setting.split("."):
             value = getattr(value, part)
+
+
+def test_a_recipe_tells_the_size_of_its_images() -> None:
+    told = {name: " ".join(facts_of(CATALOGUE[name])["settings"]) for name in ("small-pretrain", "blip-caption")}
+    assert "images of the size that the model reads, texts of at most 40 tokens" in told["small-pretrain"]
+    assert "images of 384 x 384 pixels, " in told["blip-caption"]
 
 
 def test_help_shows_what_would_not_be_seen_in_quotes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "Heads",
     "ImagePaths",
     "Model",
+    "OptionalData",
     "OptionalFile",
     "OptionalPath",
     "Out",
@@ -46,6 +47,7 @@ _REQUIRED, _REPEAT = "(required)", "(repeat it for more)"
 
 Data = Annotated[tuple[str, ...], arg(metavar="DATA ...", help_behavior_hint="")]
 """Specs of sources."""
+OptionalData = Annotated[tuple[str, ...], arg(metavar="[DATA ...]", help_behavior_hint="")]
 ImagePaths = Annotated[tuple[str, ...], arg(metavar="IMAGE ...", help_behavior_hint="")]
 Model = Annotated[
     str,

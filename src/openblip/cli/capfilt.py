@@ -30,8 +30,9 @@ PolicyName = Annotated[
     _Name | None,
     arg(
         metavar="{" + ",".join(get_args(_Name)) + "}",
-        help="paper keeps all that match, best the one that matches best; web-first; blip2 keeps the top two; all "
-        "keeps every text; left out, paper, and all without a filter",
+        help="which texts of an image stay: paper keeps all that match, best the one that matches best, web-first "
+        "the web's that match, else the best generated one, blip2 the most similar to the image (--keep), all "
+        "every text; left out, paper, and all without a filter",
         help_behavior_hint="",
     ),
 ]
@@ -111,7 +112,7 @@ def capfilt(
         prompt: how texts begin; left out, what the captioner was trained with.
         seed: of sampling; an image's texts depend on it and the sample's key alone.
         ranker: a CLIP-like model (hub name or folder) whose similarity is noted as well.
-        image_size: pixels; left out, what each model was trained with.
+        image_size: side in pixels of the images that the models read; left out, what each was trained with.
         max_length: tokens of a text that the filter reads.
         batch_size: images at a time.
         chunk_size: samples that are finished together, and written as one shard.

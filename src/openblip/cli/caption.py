@@ -92,8 +92,7 @@ def caption(
         suffix: with --write txt, text after each caption.
         out: a new file for the results: .parquet, else one JSON object a line; with --write txt, a folder in which
             the texts lie as the images do in theirs.
-        resume: let the same command continue the file where it is stopped: what the captions depend on is noted
-            beside it, and images that stand in it are passed over.
+        resume: continue the file --out where the same command was stopped; give it in the first run too.
 
     Under torchrun the processes share the images out; the results are those of one process.
     """
@@ -184,9 +183,13 @@ def _left_of(images: FoundImages, done: set[str]) -> FoundImages:
     left = type(images)(image for image in images if image.name not in done)
     left.left_out = images.left_out
     if is_first() and len(left) < len(images):
-        there = f"{len(images) - len(left)} of {counted(len(images), 'image')} skipped, whose captions are there"
-        print(f"openblip: {there}", file=sys.stderr)
+        _tell_there(len(images) - len(left), len(images), "captions")
     return left
+
+
+def _tell_there(number: int, total: int, what: str) -> None:
+    have = "has" if total == 1 else "have"
+    print(f"openblip: {number} of {counted(total, 'image')} {have} {what} already", file=sys.stderr)
 
 
 def _tell_plan(plan: Plan, total: int) -> None:
@@ -194,8 +197,7 @@ def _tell_plan(plan: Plan, total: int) -> None:
     if not is_first():
         return
     if plan.existing:
-        there = f"{plan.existing} of {counted(total, 'image')} skipped, whose text is there"
-        print(f"openblip: {there}", file=sys.stderr)
+        _tell_there(plan.existing, total, "a text")
     if plan.sharing:
         (name, owner), count = plan.sharing[0], len(plan.sharing)
         others = f", and {count - 1} more likewise" if count > 1 else ""

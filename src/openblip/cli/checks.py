@@ -10,6 +10,7 @@ from typing import Any
 
 from openblip.cli.classify import read_classes
 from openblip.cli.results import check_counts, read_lines
+from openblip.cli.resumed import can_continue
 from openblip.cli.train import check_train, own_data
 from openblip.core.errors import UserError, require
 from openblip.core.places import (
@@ -81,6 +82,13 @@ def _port(port: int) -> None:
         raise UserError(f"--port is a number from 0 to 65535, not {port}")
 
 
+def _captions(out: Path) -> None:
+    if can_continue(out) and out.stat().st_size:
+        raise UserError(f"{out} exists already; continue it with --resume, or choose a new file")
+    if not out.is_dir():  # see --write
+        check_new_file(out)
+
+
 _LEAST = {
     **dict.fromkeys(("batch_size", "beams", "crops", "gpus", "image_size"), 1),
     **dict.fromkeys(("samples", "seeds", "steps", "vocab_size"), 1),
@@ -120,7 +128,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("index-export", "out"): check_new_file,
     ("judge", "first"): check_image,
     ("judge", "second"): check_image,
-    ("caption", "out"): lambda out: None if out.is_dir() else check_new_file(out),  # see its --write
+    ("caption", "out"): _captions,
     **{(command, "out"): check_new_file for command in ("match", "ask", "embed", "classify", "score")},
 }
 

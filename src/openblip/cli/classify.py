@@ -66,7 +66,7 @@ def classify(
     Args:
         images: files, folders, globs, tars, or - for a list on standard input; imagenet:val has its own classes.
         classes: "cat,dog", or a file with one class a line; a line may begin with the class's folder and a tab.
-        template: how a class is put into words, {} in its place; several are averaged. Left out: "a photo of a {}".
+        template: how a class is put into words, {} in its place; several are averaged; left out, "a photo of a {}".
         by: itc compares embeddings, as CLIP does; itm reads each image with each text, slower.
         top: classes that are given for each image.
         truth: folder takes the folder of an image for its class and measures the accuracy.

@@ -20,7 +20,7 @@ __all__ = ["dataset_rows", "datasets"]
 
 
 def datasets(
-    name: Annotated[Positional[str], arg(metavar="NAME", help_behavior_hint="")] = "",
+    name: Annotated[Positional[str], arg(metavar="[NAME]", help_behavior_hint="")] = "",
     /,
     *,
     data_root: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,

@@ -40,6 +40,7 @@ from openblip.cli import (
     use,
 )
 from openblip.cli.checks import check_arguments
+from openblip.cli.helps import arguments_of, for_tyro, typed
 from openblip.cli.launched import first_to_tell, is_first
 from openblip.cli.refusals import out_of_memory, refusal
 from openblip.cli.results import FULL_DISK
@@ -71,9 +72,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.replace("_", "-"): command for group in GROUPS.values() for command in group
 }
 
-
-_WITH_DATA = {"data", "pairs", "validation", "web", "human"}
-"""parameters that name data"""
 _GO_ON = {"capfilt", "cache-features", "bootstrap", "demo", "experiments", "index-build", "index-add", "probe"}
 """commands that resume by themselves when they are run again"""
 
@@ -169,16 +167,16 @@ def _read(arguments: list[str]) -> Callable[[], None]:
     if not arguments or arguments[0] in ("-h", "--help"):
         return _overview
     name, *words = _joined(arguments)
-    words, root = _without_data_root(name, words)
     _check_names(name, words)
     if name == "train" and _recipe_of_help(words):
         return functools.partial(train.show_recipe, _recipe_of_help(words))
+    command = COMMANDS[name]
     try:
         # What tyro prints about a mistake goes nowhere: `refusal` says it.
         with contextlib.redirect_stderr(io.StringIO()):
             run, surplus = tyro.cli(
-                _later(name, COMMANDS[name]),
-                prog=f"openblip {name}",
+                for_tyro(name, command, functools.partial(_checked, name)),
+                prog=f"openblip {typed(name)}",
                 args=words,
                 config=(tyro.conf.FlagCreatePairsOff,),
                 return_unknown_args=True,
@@ -186,36 +184,28 @@ def _read(arguments: list[str]) -> Callable[[], None]:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(f"{refusal(name, COMMANDS[name], words)}; openblip {name} --help says more") from None
+        said = refusal(typed(name), arguments_of(name, command), words)
+        raise UserError(f"{said}; openblip {typed(name)} --help says more") from None
     if surplus:
-        raise UserError(f"unrecognized arguments: {', '.join(surplus)}; openblip {name} --help says more")
-    return functools.partial(_below, root, run) if root else run
+        raise UserError(f"unrecognized arguments: {', '.join(surplus)}; openblip {typed(name)} --help says more")
+    return run
 
 
-def _without_data_root(name: str, words: list[str]) -> tuple[list[str], str]:
-    """The words without --data-root, which every command with data has, and its folder, "" for none.
+def _checked(name: str, *args: Any, **options: Any) -> None:
+    """Run a command. Reading its arguments is apart, so that only what is wrong with them is taken for that.
 
     Raises:
-        UserError: no folder follows.
+        UserError: what they name is not there.
     """
-    known = inspect.signature(COMMANDS[name]).parameters if name in COMMANDS else {}
-    option = next((word for word in words if word.replace("_", "-").partition("=")[0] == "--data-root"), None)
-    if option is None or not (name in ("capfilt", "classify") or _WITH_DATA & known.keys()):
-        return words, ""
-    place = words.index(option)
-    _, given, root = option.partition("=")
-    rest = words[place + 1 :]
-    if not given:
-        root, rest = " ".join(rest[:1]), rest[1:]
-    if not root or root.startswith("--"):
-        raise UserError("--data-root needs the folder that holds the published datasets")
-    return words[:place] + rest, root
-
-
-def _below(root: str, run: Callable[[], None]) -> None:
-    """Run with `root` as the folder of published datasets."""
-    os.environ[DATA_ROOT] = os.path.abspath(os.path.expanduser(root))
-    run()
+    command = COMMANDS[name]
+    if "data_root" in options and "data_root" not in inspect.signature(command).parameters:
+        root = options.pop("data_root")
+        if root == "":
+            raise UserError("--data-root needs the folder that holds the published datasets")
+        if root is not None:
+            os.environ[DATA_ROOT] = os.path.abspath(os.path.expanduser(root))
+    check_arguments(name, command, args, options)
+    command(*args, **options)
 
 
 def _overview() -> None:
@@ -228,7 +218,7 @@ def _overview() -> None:
         table.add_row(f"\n{group}")
         for command in commands:
             summary = (inspect.getdoc(command) or "").partition("\n\n")[0].replace("\n", " ")
-            table.add_row(f"  {command.__name__.replace('_', '-')}", summary)
+            table.add_row(f"  {typed(command.__name__.replace('_', '-'))}", summary)
     console = Console(highlight=False)
     console.print("openblip COMMAND ...: train, use, bootstrap and evaluate BLIP and BLIP-2.")
     console.print(table)
@@ -253,38 +243,29 @@ def _recipe_of_help(arguments: list[str]) -> str:
     return named[0] if wanted and named and not named[0].startswith("-") and not train.is_file(named[0]) else ""
 
 
-def _later(name: str, command: Callable[..., None]) -> Any:
-    """Reading and running are apart, so that only what is wrong with the arguments is taken for that."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        check_arguments(name, command, args, kwargs)
-        command(*args, **kwargs)
-
-    @functools.wraps(command)
-    def collect(*args: Any, **kwargs: Any) -> Callable[[], None]:
-        return functools.partial(run, *args, **kwargs)
-
-    return collect
-
-
 def _check_names(name: str, words: list[str]) -> None:
     """Refuse unknown commands and options, naming the nearest, and name options that are missing."""
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
-        if parts := [one.replace("-", " ", 1) for one in COMMANDS if one.startswith(f"{name}-")]:
-            raise UserError(f"{name} is followed by what it is to do: {', '.join(parts)}")
-        raise UserError(f'unknown {kind} "{name}"{nearest(name, COMMANDS)}; openblip --help lists them')
+        known = [typed(one) for one in COMMANDS]
+        if parts := [one.removeprefix(f"{name} ") for one in known if one.startswith(f"{name} ")]:
+            if words and not words[0].startswith("-"):
+                meant = nearest(words[0], parts)
+                raise UserError(f'unknown command "{name} {words[0]}"{meant}; openblip --help lists them')
+            all_of_them = ", ".join(f"{name} {part}" for part in parts)
+            raise UserError(f"{name} is followed by what it is to do: {all_of_them}")
+        raise UserError(f'unknown {kind} "{name}"{nearest(name, known)}; openblip --help lists them')
     if _asks_for_help(words):
         return
     options = {
         "--" + parameter.name.replace("_", "-"): parameter.default is parameter.empty
-        for parameter in inspect.signature(COMMANDS[name]).parameters.values()
+        for parameter in arguments_of(name, COMMANDS[name]).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--") and word != "--"}
     for option in sorted(given - options.keys()):
-        raise UserError(f'openblip {name} has no option "{option}"{nearest(option, options)}')
+        raise UserError(f'openblip {typed(name)} has no option "{option}"{nearest(option, options)}')
     missing = [option for option, required in options.items() if required and option not in given]
     if missing:
-        raise UserError(f"openblip {name} needs {' and '.join(missing)}; openblip {name} --help says more")
+        said = f"openblip {typed(name)} needs {' and '.join(missing)}"
+        raise UserError(f"{said}; openblip {typed(name)} --help says more")

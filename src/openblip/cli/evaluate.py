@@ -286,8 +286,8 @@ def decoding_line(adapter: Adapter, config: RunConfig) -> str:
     decode, parts = config.decode, []
     if _generates(adapter, config.task):
         noun = "answers" if config.task == "answering" else "captions"
-        beams = "greedy" if decode.num_beams == 1 else f"beam search of {decode.num_beams}"
-        parts.append(f"{noun} by {beams}, {decode.min_new_tokens} to {decode.max_new_tokens} new tokens")
+        how = "greedy decoding" if decode.num_beams == 1 else f"beam search with {decode.num_beams} beams"
+        parts.append(f"{noun} of {decode.min_new_tokens} to {decode.max_new_tokens} tokens by {how}")
         for name, value in (("repetition", decode.repetition_penalty), ("length", decode.length_penalty)):
             parts += [f"{name} penalty {value:g}"] if value != 1 else []
         parts += [f"prompt {json.dumps(config.prompt, ensure_ascii=False)}"] if config.prompt else []

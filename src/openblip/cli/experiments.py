@@ -56,7 +56,7 @@ def experiments(
             flickr8k, flickr8k-variants, flickr8k-blip, flickr8k-capfilt: real photographs and pretrained parts.
         out: folder of the experiment; left out, its own in runs/experiments. The same command resumes in it.
         seeds: how often everything is repeated.
-        quick: the smallest form, to see that it runs; it shows nothing.
+        quick: the smallest form, to see that it runs; its figures mean nothing.
         tower: blip2 and compare: folder of a BLIP model whose vision tower is frozen, such as
             runs/demo/pretrain/model; left out, a short one is trained first.
         data: the folder that holds the real data sets; left out, that of the environment variable OPENBLIP_REAL.

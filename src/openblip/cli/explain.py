@@ -23,7 +23,7 @@ def explain(
     tokenizer: Tokenizer = None,
     out: Annotated[Path, arg(metavar="FILE", help_behavior_hint="(required)")],
     text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None,
-    by: Annotated[Literal["caption", "match"] | None, arg(help_behavior_hint="")] = None,
+    by: Annotated[Literal["caption", "match"] | None, arg(metavar="{caption,match}", help_behavior_hint="")] = None,
     layer: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")] = None,
     device: Device = "auto",
 ) -> None:
@@ -36,7 +36,7 @@ def explain(
         out: the drawing, a new .png file.
         text: a text to match with the image, or a caption; left out, the caption that the model writes.
         by: what makes the text match, or what lets it be written; left out, match where the model can.
-        layer: of those that read the image, from 0; left out, two thirds up.
+        layer: which cross-attention layer to show, counted from 0; left out, the one two thirds of the way up.
     """
     require("matplotlib", "report")
     from openblip.data.image_inputs import ImageInput

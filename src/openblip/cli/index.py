@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from openblip.cli.arguments import Data, Device, Dtype, Model, Tokenizer, need, person
+from openblip.cli.arguments import Data, Device, Dtype, Model, OptionalData, Tokenizer, need, person
 from openblip.cli.progress import progress
 from openblip.cli.results import check_counts, limit_threads, open_predictor, show_table, tell
 from openblip.core.errors import UserError, require
@@ -104,7 +104,7 @@ def index_build(
 
 
 def index_add(
-    data: Data = (),
+    data: OptionalData = (),
     /,
     *,
     index: Index,
@@ -202,7 +202,7 @@ def index_remove(paths: Paths = (), /, *, index: Index) -> None:
 
 
 def index_search(
-    query: Annotated[Positional[str], arg(metavar="QUERY", help_behavior_hint="")] = "",
+    query: Annotated[Positional[str], arg(metavar="[QUERY]", help_behavior_hint="")] = "",
     /,
     *,
     index: Index,

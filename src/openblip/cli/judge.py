@@ -12,12 +12,10 @@ from openblip.core.text import json_bytes
 
 __all__ = ["judge"]
 
-Image = Annotated[Positional[str], arg(metavar="IMAGE", help_behavior_hint="")]
-
 
 def judge(
-    first: Image,
-    second: Image,
+    first: Annotated[Positional[str], arg(metavar="LEFT", help_behavior_hint="")],
+    second: Annotated[Positional[str], arg(metavar="RIGHT", help_behavior_hint="")],
     /,
     *,
     model: Model,

@@ -58,7 +58,9 @@ def convert(
     /,
     *,
     to: Literal["openblip", "transformers", "blip", "onnx"],
-    part: Annotated[Literal["caption", "match"] | None, arg(help_behavior_hint="")] = None,
+    part: Annotated[
+        Literal["caption", "match"] | None, arg(metavar="{caption,match}", help_behavior_hint="")
+    ] = None,
     image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")] = None,
     like: Literal["reference", "transformers"] = "reference",
     tokenizer: Tokenizer = None,

@@ -20,7 +20,7 @@ __all__ = ["facts_of", "recipe_rows", "recipes"]
 _GROUPS = {"BLIP's runs": BLIP, "BLIP-2's runs": BLIP2}
 
 
-def recipes(name: Annotated[Positional[str], arg(metavar="NAME", help_behavior_hint="")] = "", /) -> None:
+def recipes(name: Annotated[Positional[str], arg(metavar="[NAME]", help_behavior_hint="")] = "", /) -> None:
     """List the recipes of `openblip train`: the papers' runs, and those for your own data; or show one.
 
     Args:
@@ -85,14 +85,15 @@ def facts_of(recipe: Recipe) -> dict[str, Any]:
 def _settings(recipe: Recipe, config: RunConfig) -> list[str]:
     train, tower = config.train, config.vision
     length = f"{train.epochs} epochs" if train.max_steps is None else f"{train.max_steps:,} steps"
-    own = "as many as the model has" if config.family == "blip" else "as many as the vision tower has"
-    pixels = (config.image_size if config.family == "blip" else tower.image_size) or own
+    side = config.image_size if config.family == "blip" else tower.image_size
+    owner = "model" if config.family == "blip" else "vision tower"
+    images = f"images of {side} x {side} pixels" if side else f"images of the size that the {owner} reads"
     shown = [
         f"task {config.task}, {length}, batch {config.batch_size} on each process",
         f"learning rate {train.learning_rate:g}, {train.schedule} to {train.min_learning_rate:g}, "
         f"warm-up of {train.warmup_steps:,} steps",
         f"{train.optimizer}, betas {train.betas[0]:g} and {train.betas[1]:g}, weight decay {train.weight_decay:g}",
-        f"image side in pixels {pixels}, texts of at most {config.max_length} tokens",
+        f"{images}, texts of at most {config.max_length} tokens",
     ]
     if config.family == "blip2" and recipe.paper is not None:
         parts = dict(setting.split("=") for setting in recipe.start)

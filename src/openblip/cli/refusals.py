@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -22,9 +22,9 @@ __all__ = ["out_of_memory", "refusal"]
 _CALLED = {int: "a whole number", float: "a number"}
 
 
-def refusal(name: str, command: Callable[..., Any], words: Sequence[str]) -> str:
-    """Why `words` are no arguments of `command`, called `name`; tyro has refused them, and their options exist."""
-    parameters = inspect.signature(command, eval_str=True).parameters.values()
+def refusal(name: str, signature: inspect.Signature, words: Sequence[str]) -> str:
+    """Why `words` are no arguments of the command `name`; tyro has refused them, and their options exist."""
+    parameters = signature.parameters.values()
     kinds = {"--" + p.name.replace("_", "-"): _bare(p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY}
     positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
     alone: list[str] = []
@@ -43,9 +43,15 @@ def refusal(name: str, command: Callable[..., Any], words: Sequence[str]) -> str
                 return f"{option} {_must_be(kinds[option], value)}"
     for parameter, word in zip(positional, alone, strict=False):
         if not _accepts(kind := _bare(parameter.annotation), word):
-            return f"{parameter.name.upper()} {_must_be(kind, word)}"
-    missing = [p.name.upper() for p in positional[len(alone) :] if p.default is p.empty]
+            return f"{_shown(parameter)} {_must_be(kind, word)}"
+    missing = [_shown(p) for p in positional[len(alone) :] if p.default is p.empty]
     return f"openblip {name} needs {' and '.join(missing)}" if missing else "these arguments cannot be read"
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    """What the help calls a positional argument."""
+    given = [getattr(one, "metavar", None) for one in get_args(parameter.annotation)[1:]]
+    return next(filter(None, given), parameter.name.upper()).strip("[]")
 
 
 def _bare(annotation: Any) -> Any:

@@ -13,10 +13,12 @@ from openblip.core.files import write_json
 from openblip.core.locks import locked
 from openblip.core.text import read_json
 
-__all__ = ["begin_or_continue", "only_writer"]
+__all__ = ["begin_or_continue", "can_continue", "only_writer"]
 
 _NOTED = ".run.json"
 """of the file beside the results that says what they depend on"""
+_OPTIONS = {"num_beams": "beams", "num_sequences": "num-captions", "top_p": "nucleus", "sample": "sampling"}
+"""of settings that options call otherwise"""
 
 
 @contextmanager
@@ -35,6 +37,11 @@ def only_writer(out: Path) -> Iterator[None]:
         finally:
             if held:
                 lock.unlink(missing_ok=True)
+
+
+def can_continue(out: Path) -> bool:
+    """Whether `out` holds results that --resume continues."""
+    return out.is_file() and out.with_name(out.name + _NOTED).is_file()
 
 
 def begin_or_continue(out: Path, key: str, settings: Mapping[str, Any]) -> set[str]:
@@ -60,13 +67,24 @@ def begin_or_continue(out: Path, key: str, settings: Mapping[str, Any]) -> set[s
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(noted, dict(settings))
         return set()
-    before = read_json(noted)
-    if changed := sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name)):
+    if changed := _changes(read_json(noted), settings):
         raise UserError(
-            f"{out} was begun with another {' and '.join(changed)} ({noted.name}), so it is not continued; "
-            "choose a new file"
+            f"{out} was begun with other settings ({'; '.join(changed)}), so it is not continued; "
+            "give them as they were, or choose a new file"
         )
     return _values(out, key) if out.exists() else set()
+
+
+def _changes(before: Any, now: Any, name: str = "") -> list[str]:
+    """What differs, called as the options, with both values: "beams: 3 then, 2 now"."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return [line for one in {**before, **now} for line in _changes(before.get(one), now.get(one), one)]
+    called = _OPTIONS.get(name, name.replace("_", "-"))
+    return [] if before == now else [f"{called}: {_spelled(before)} then, {_spelled(now)} now"]
+
+
+def _spelled(value: Any) -> str:
+    return "none" if value is None else value if value and isinstance(value, str) else json.dumps(value)
 
 
 def _values(out: Path, key: str) -> set[str]:

@@ -25,7 +25,7 @@ KEYS = "OPENBLIP_API_KEYS"
 
 
 def serve(
-    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL ...", help_behavior_hint="")] = (),
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="[MODEL ...]", help_behavior_hint="")] = (),
     /,
     *,
     index: Annotated[str | None, arg(metavar="INDEX", help_behavior_hint="")] = None,
@@ -72,7 +72,7 @@ def serve(
         engine: this process, or replicas of Ray Serve.
         replicas: processes that compute, with --engine ray; left out, one.
         min_replicas: the least number, where Ray adds and removes replicas with the load.
-        max_replicas: the greatest.
+        max_replicas: the largest number, likewise.
         ray_address: of a running Ray cluster ("auto": that of this machine); left out, Ray is started here.
         api_keys: a file of keys, one a line, of which a request must bring one (or OPENBLIP_API_KEYS=KEY,KEY).
         cors_origin: a site whose pages may ask, such as https://example.com.

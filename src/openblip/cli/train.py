@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from openblip.cli.arguments import Card, Data, Pixels, Sets, Validation, need
+from openblip.cli.arguments import Card, OptionalData, Pixels, Sets, Validation, need
 from openblip.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _OF_DRY_RUNS = ("gpu", "gpus", "samples", "mfu", "json")
 
 def train(
     recipe: Annotated[Positional[str], arg(metavar="RECIPE", help_behavior_hint="")],
-    data: Data = (),
+    data: OptionalData = (),
     /,
     *,
     out: RunFolder = None,
@@ -188,7 +188,9 @@ def show_recipe(name: str) -> None:
     if "steps" not in recipe.options:
         options.add_row("  --steps", "(default: the epochs or steps below)")
     console.print(options)
-    console.print("  --tokenizer, --image-size, --set and --resume are of every recipe: openblip train --help")
+    console.print(
+        "  Of every recipe (openblip train --help): --tokenizer, --image-size, --set, --resume, --data-root"
+    )
     left_out = {"sources", "validation", "model", *foreign_settings(config.family)}
     table = Table(title="\nsettings (--set NAME=VALUE)", title_justify="left", box=None, pad_edge=False)
     table.add_column("name", no_wrap=True, overflow="fold")  # whole, as --set takes it

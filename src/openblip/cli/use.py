@@ -212,7 +212,7 @@ def _rounded(values: list[Any]) -> list[Any]:
 
 def retrieve(
     query: Annotated[Positional[str], arg(metavar="QUERY", help_behavior_hint="")],
-    images: ImagePaths = (),
+    images: Annotated[tuple[str, ...], arg(metavar="[IMAGE ...]", help_behavior_hint="")] = (),
     /,
     *,
     model: Model,

@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 Config = TypeVar("Config")
+_CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+"""types as messages call them"""
 
 
 def to_dict(config: Any) -> Any:
@@ -102,7 +104,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise UserError(f'setting "{path}" must be {hint.__name__}, not {value!r}')
+        raise UserError(f'setting "{path}" must be {_CALLED.get(hint, hint.__name__)}, not {value!r}')
     return value
 
 

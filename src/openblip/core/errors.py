@@ -15,6 +15,8 @@ from types import ModuleType
 
 __all__ = ["MissingExtra", "ToldElsewhere", "UserError", "about", "closest", "first_line", "nearest", "require"]
 
+_MOST_BEGUN = 8
+
 
 class UserError(ValueError):
     """A mistake of the user's, reported in one sentence; shown without a traceback."""
@@ -50,9 +52,17 @@ def about(*places: object) -> Iterator[None]:
 
 
 def closest(name: str, valid: Iterable[str]) -> str:
-    """Return ' (did you mean "x"?)' for the closest of `valid`, "" when nothing is close."""
-    close = difflib.get_close_matches(name, [str(choice) for choice in valid], n=1, cutoff=0.5)
-    return f' (did you mean "{close[0]}"?)' if close else ""
+    """Return ' (did you mean "x"?)' for the closest of `valid`, "" when nothing is close.
+
+    Those that begin with `name` are the closest: all of them, or their number where they are many.
+    """
+    valid = [str(choice) for choice in valid]
+    begun = [one for one in valid if one.startswith(name)] if len(name.lstrip("-")) > 1 else []
+    if len(begun) > _MOST_BEGUN:
+        return f" ({len(begun)} begin so)"
+    meant = begun or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    *others, last = [f'"{one}"' for one in meant] or [""]
+    return f" (did you mean {', '.join(others)}{' or ' * bool(others)}{last}?)" if last else ""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ import socket
 import sys
 
 from openblip.core.errors import UserError, require
+from openblip.core.text import counted
 from openblip.serving.app import Service
 
 __all__ = ["listen_at", "loopback", "run"]
@@ -96,6 +97,10 @@ async def _run(service: Service, bound: socket.socket, stop_seconds: float, bann
         print(banner, file=sys.stderr, flush=True)
     waiting = loop.create_task(signalled.wait())
     await asyncio.wait([serving, waiting], return_when=asyncio.FIRST_COMPLETED)
+    if signalled.is_set():
+        number = service.requests.in_hand
+        after = f" after {counted(number, 'request')} in hand, in at most {stop_seconds:g} s" if number else ""
+        print(f"openblip: a signal stops the service{after}", file=sys.stderr, flush=True)
     end = loop.time() + stop_seconds
     while service.requests.in_hand and loop.time() < end:
         await asyncio.sleep(_POLL)

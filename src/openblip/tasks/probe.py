@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.core.errors import UserError
+from openblip.core.text import counted
 from openblip.data.sample import BrokenSample, stable_id
 from openblip.data.source_config import SourceConfig
 from openblip.data.sources.base import Source
@@ -167,7 +168,8 @@ def read_features(
         except BrokenSample:
             continue  # listed in the folder's skipped.jsonl
         if len(sample.texts) != 1:
-            raise UserError(f"{sample.key} has {len(sample.texts)} texts, and its class is needed, one text")
+            number = counted(len(sample.texts), "text")
+            raise UserError(f"{sample.key} has {number}; an image to probe with has exactly one, its class")
         metas.append(sample.meta)
         labels.append(sample.texts[0])
         keys.append(sample.key)

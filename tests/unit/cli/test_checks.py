@@ -201,6 +201,8 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
         f"there is no configuration file {nothing}": [["bootstrap", "--out", nothing, "--config", nothing]],
         f"{model} exists already; choose a new place": [["convert", model, model, "--to", "openblip"]],
         'unknown command "captoin" (did you mean "caption"?)': [["captoin"]],
+        'unknown command "index buld" (did you mean "build"?)': [["index", "buld", "photos/"]],
+        'there is no recipe "smal" (did you mean "small-pretrain", "small-caption", ': [["recipes", "smal"]],
         "openblip caption needs --model": [["caption", image]],
     }
     wanted = [(sentence, command) for sentence, commands in cases.items() for command in commands]

@@ -53,6 +53,14 @@ def test_every_command_with_data_takes_a_data_root(
     assert os.environ[DATA_ROOT] == str(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", ["train", "evaluate", "probe", "classify", "score", "capfilt", "tokenizer", "bootstrap", "index-build"]
+)
+def test_the_help_tells_of_the_data_root(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert "--data-root FOLDER" in capsys.readouterr().out
+
+
 ASK = "set --data-root or OPENBLIP_DATA"
 EVALUATE = ("evaluate", "coco:test", "--model", "m")
 
@@ -62,7 +70,8 @@ EVALUATE = ("evaluate", "coco:test", "--model", "m")
     [
         (("datasets", "cocoo"), 'there is no dataset "cocoo" (did you mean "coco"?); openblip datasets lists them'),
         (("datasets", "--data-root", "/nowhere"), f"there is no folder of datasets /nowhere; {ASK} to another"),
-        ((*EVALUATE, "--data-root"), "--data-root needs the folder that holds the published datasets"),
+        ((*EVALUATE, "--data-root"), "--data-root needs a value"),
+        ((*EVALUATE, "--data-root="), "--data-root needs the folder that holds the published datasets"),
         (EVALUATE, f"published datasets such as coco:test need the folder that holds them; {ASK}"),
         (("info", "m", "--data-root", "/tmp"), 'openblip info has no option "--data-root"'),
     ],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 
 from openblip.cli import entry
-from openblip.cli.entry import main
+from openblip.cli.entry import COMMANDS, main
 
 CAPTION = ("caption", "a.jpg", "--model", "m")
 
@@ -25,15 +26,42 @@ CAPTION = ("caption", "a.jpg", "--model", "m")
         (("info", "a", "b"), "unrecognized arguments: b"),
         ((*CAPTION, "-x"), "unrecognized arguments: -x"),
         (("experiments", "captfilt"), 'NAME cannot be "captfilt" (did you mean "capfilt"?)'),
-        (("capfilt", "decide"), "openblip capfilt-decide needs RUN"),
+        (("capfilt", "decide"), "openblip capfilt decide needs RUN"),
+        (("judge", "a.png", "--model", "m"), "openblip judge needs RIGHT"),
     ],
 )
 def test_a_refusal_is_one_sentence(
     words: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(list(words)) == 2
-    name = "capfilt-decide" if words[0] == "capfilt" else words[0]
+    name = "capfilt decide" if words[0] == "capfilt" else words[0]
     assert capsys.readouterr() == ("", f"openblip: {sentence}; openblip {name} --help says more\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (("recipes",), "recipes [-h] [NAME]"),
+        (("datasets",), "datasets [-h] [NAME]"),
+        (("index", "search"), "index search [-h] [OPTIONS] [QUERY]"),
+        (("index", "add"), "index add [-h] [OPTIONS] [DATA ...]"),
+        (("capfilt", "decide"), "capfilt decide [-h] [OPTIONS] RUN"),
+    ],
+)
+def test_the_usage_is_what_is_typed(words: tuple[str, ...], usage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: openblip {usage}")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_helps_are_phrases(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence ends without a full stop, and no choice is Python's None."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert main([name, "--help"]) == 0
+    options = capsys.readouterr().out.partition("╭")[2]
+    assert "None" not in options
+    for line in options.splitlines():
+        assert not re.search(r"\.( \(|$)", told := line.strip("│ ")) or re.search(r"[^.]\. ", told), line
 
 
 def test_help_comes_before_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,16 +56,16 @@ def test_whole_numbers_are_floats_where_floats_are_wanted() -> None:
         ({"name": "a", "optim": {"learning_rat": 1.0}}, 'rat" (did you mean "optim.learning_rate"?)'),
         ({"name": "a", "qqqq": 1}, "known: amp, folder"),
         ({"steps": 3}, '"name" is missing'),
-        ({"name": "a", "steps": "3"}, "\"steps\" must be int, not '3'"),
-        ({"name": "a", "steps": 3.5}, '"steps" must be int, not 3.5'),
-        ({"name": "a", "steps": True}, '"steps" must be int, not True'),
-        ({"name": "a", "amp": 1}, '"amp" must be bool, not 1'),
-        ({"name": "a", "amp": "False"}, "\"amp\" must be bool, not 'False'"),
-        ({"name": 3}, '"name" must be str, not 3'),
-        ({"name": None}, '"name" must be str, not None'),
+        ({"name": "a", "steps": "3"}, "\"steps\" must be a whole number, not '3'"),
+        ({"name": "a", "steps": 3.5}, '"steps" must be a whole number, not 3.5'),
+        ({"name": "a", "steps": True}, '"steps" must be a whole number, not True'),
+        ({"name": "a", "amp": 1}, '"amp" must be true or false, not 1'),
+        ({"name": "a", "amp": "False"}, "\"amp\" must be true or false, not 'False'"),
+        ({"name": 3}, '"name" must be text, not 3'),
+        ({"name": None}, '"name" must be text, not None'),
         ({"name": "a", "sources": "p"}, "\"sources\" must be a list, not 'p'"),
-        ({"name": "a", "sources": ["p", 3]}, '"sources[1]" must be str, not 3'),
-        ({"name": "a", "weights": {"p": "x"}}, "\"weights.p\" must be float, not 'x'"),
+        ({"name": "a", "sources": ["p", 3]}, '"sources[1]" must be text, not 3'),
+        ({"name": "a", "weights": {"p": "x"}}, "\"weights.p\" must be a number, not 'x'"),
         ({"name": "a", "optim": 3}, "optim must be a table of settings, not 3"),
         ({"name": "a", "optim": {"betas": [1.0]}}, '"optim.betas" must hold 2 values, not 1'),
         ({"name": "a", "optim": {"schedule": "cosin"}}, '"optim.schedule" cannot be \'cosin\' (did you mean "cos'),
@@ -163,7 +163,7 @@ def test_settings_that_are_right_together_come_in_any_order(order: int) -> None:
         ("learning_rate=3", r'setting "learning_rate" \(did you mean "optim.learning_rate"\?\)'),
         ("optin.learning_rate=3", 'did you mean "optim.learning_rate"'),
         ("steps.more=3", 'unknown setting "steps.more"'),
-        ("steps=many", "must be int, not 'many'"),
+        ("steps=many", "must be a whole number, not 'many'"),
         ("sources=[p", "must be a list"),
     ],
 )
@@ -181,6 +181,9 @@ def test_differences_name_each_place() -> None:
 def test_nearest_and_require() -> None:
     assert nearest("captoin", ["caption", "match"]) == ' (did you mean "caption"?)'
     assert nearest("zzz", ["b", "a"]) == " (known: a, b)"
+    assert closest("cap", ["caption", "capfilt", "map"]) == ' (did you mean "caption" or "capfilt"?)'
+    assert closest("trai", ["train-small", "trail"]) == ' (did you mean "train-small" or "trail"?)'
+    assert closest("blip", [f"blip-{i}" for i in range(20)]) == " (20 begin so)"
     assert nearest("zzz", []) == closest("zzz", ["b", "a"]) == ""
     assert require("json", "report") is json
     with pytest.raises(MissingExtra, match=r'pip install "openblip\[report\]"'):

@@ -145,7 +145,7 @@ def test_samples_of_so_many_questions(image_folder: Path, tmp_path: Path) -> Non
     assert [two[i].texts for i in range(4)] == [("which?", "is it red?"), ("how many?",), ("which?",), ("which?",)]
     with pytest.raises(UserError, match=r"max_questions of source .* cannot be negative"):
         open_questions(f"{path}?max_questions=-1")
-    with pytest.raises(UserError, match=r'"max_questions" must be int, not .few.'):
+    with pytest.raises(UserError, match=r'"max_questions" must be a whole number, not .few.'):
         open_questions(f"{path}?max_questions=few")
 
 

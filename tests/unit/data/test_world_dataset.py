@@ -120,7 +120,7 @@ def test_settings_are_checked() -> None:
         "tset": 'did you mean "test"',
         "test?num_sample=3": 'did you mean "num_samples"',
         "test?n=0": "at least 1",
-        "test?n=many": "must be int",
+        "test?n=many": "must be a whole number",
         "test?size=8": "32 to 1024",
         "test?noise.half_true=2": "more than 1",
         "test?disturb=2.0": "between 0 and 1",

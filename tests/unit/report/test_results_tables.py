@@ -77,7 +77,7 @@ def test_foreign_and_broken_files_are_named_and_counted(tmp_path: Path, capsys: 
     for name, reason in (("a-half.json", "no JSON"), ("b-foreign.json", "no result"), ("c-later.json", "schema")):
         assert reason in found.skipped[name]
     assert '"task" is missing' in found.skipped["d-less.json"]
-    assert '"samples" must be int' in found.skipped["e-typed.json"]
+    assert '"samples" must be a whole number' in found.skipped["e-typed.json"]
     for _ in range(2):  # the page's own JSON is no result, and none that is skipped
         assert main(["report", str(tmp_path)]) == 0
         told = capsys.readouterr()

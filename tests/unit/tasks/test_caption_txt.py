@@ -89,7 +89,7 @@ def test_a_stopped_command_resumes_and_leaves_what_is_there(
     monkeypatch.setattr(image_inputs.ImageInput, "decode", noted)
     capfd.readouterr()
     assert run() == 0
-    assert "3 of 6 images skipped, whose text is there" in capfd.readouterr().err
+    assert "3 of 6 images have a text already" in capfd.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert not {str(path.with_suffix(".png")) for path in times}.intersection(decoded)
     assert texts(here / "photos") == texts(here / "whole") | {str(done[0].relative_to("photos")): "mine\n"}
@@ -97,7 +97,7 @@ def test_a_stopped_command_resumes_and_leaves_what_is_there(
     (here / "model").mkdir()
     (here / "model" / "config.json").write_text("{}")
     assert run() == 0
-    assert "6 of 6 images skipped" in capfd.readouterr().err
+    assert "6 of 6 images have a text already" in capfd.readouterr().err
 
 
 def test_a_broken_image_is_told_and_the_others_are_written(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

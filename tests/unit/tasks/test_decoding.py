@@ -124,14 +124,17 @@ def test_the_command_stores_and_tells_how_it_decoded(
     assert (decode["num_beams"], decode["max_new_tokens"]) == (2, 6)
     assert (decode["repetition_penalty"], decode["length_penalty"]) == (1.3, 0.5)
     said = capsys.readouterr().err
-    assert "beam search of 2, 1 to 6 new tokens, repetition penalty 1.3, length penalty 0.5, prompt" in said
+    assert (
+        "captions of 1 to 6 tokens by beam search with 2 beams, repetition penalty 1.3, length penalty 0.5, prompt"
+        in said
+    )
     # In bfloat16 the same measures, stored as another evaluation.
     assert main([*command, "--dtype", "bfloat16", "--out", str(tmp_path / "half")]) == 0
     half = kept_result(tmp_path / "half")
     assert half["settings"]["dtype"] == "bfloat16"
     assert half["metrics"].keys() == kept_result(tmp_path / "own")["metrics"].keys()
     texts = "texts of up to 30 words and 35 tokens, ITM reads up to 256 candidates"
-    assert f"beam search of 3, 4 to 19 new tokens, {texts}, bfloat16" in capsys.readouterr().err
+    assert f"captions of 4 to 19 tokens by beam search with 3 beams, {texts}, bfloat16" in capsys.readouterr().err
 
 
 def test_a_prompt_that_no_model_of_questions_takes_is_refused(

@@ -64,6 +64,14 @@ def test_features_are_those_of_the_model(family: str, pool: str, data: Path, tmp
         torch.testing.assert_close(found.features[row], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_an_image_has_one_class(data: Path, tmp_path: Path) -> None:
+    table = data / "a.jsonl"
+    table.write_text(json.dumps({"image": "test/red/0.png", "text": ["a cat", "a dog"]}) + "\n")
+    tower = PooledTower(small.model(), "cls")
+    with pytest.raises(UserError, match="has 2 texts; an image to probe with has exactly one, its class"):
+        read_features(labelled(parse_spec(str(table))), tower, tmp_path, num_workers=0)
+
+
 def clusters(count: int, seed: int, *, spread: float = 1.0) -> Labelled:
     """Two overlapping clouds of points in four dimensions."""
     generator = torch.Generator().manual_seed(seed)
