@@ -94,7 +94,7 @@ def test_stage_1_matches_embeds_and_searches(openblip: CommandServer, world: Wor
     (metrics,) = openblip("evaluate", world.folder, "--model", model, "--samples", 6, "--device", "cpu").records
     assert {"t2i_recall@1", "itm_accuracy", "itg_perplexity"} <= metrics.keys()
     info = json.loads(openblip("info", model).out)
-    assert info["can"] == ["match", "embed", "retrieve", "caption"]
+    assert info["can"] == ["match", "embed", "retrieve", "classify", "caption", "score", "explain"]
     assert 0 < info["trained_parameters"] < info["parameters"]
 
 

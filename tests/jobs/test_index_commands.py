@@ -95,6 +95,8 @@ def test_an_index_from_the_beginning(
     page = sheet.read_text()
     assert page.count("<article") == page.count('src="data:image/') == 3
     assert "+circle -red" in page
+    assert all(f">{hit['score']:+.3f}<" in page for hit in hits)
+    assert "The score that orders them is the ITC similarity plus" in page
     drawings = sorted(why.iterdir())
     assert [path.name[:4] for path in drawings] == ["001-", "002-", "003-"]
     assert all(ImageInput("", path).decode().width > 100 for path in drawings)

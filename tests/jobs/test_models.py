@@ -48,8 +48,9 @@ def same(first: Path, second: Path) -> bool:
 def test_info_says_what_a_model_is(openblip: CommandServer, model: Path, published: Path) -> None:
     info = json.loads(openblip("info", model).out)
     assert info["is"].startswith("a BLIP pre-training model (vision 64 wide, 2 deep, 32 x 32 px)")
-    assert info["can"] == ["caption", "match", "embed", "retrieve"]
+    assert info["can"] == ["caption", "match", "embed", "retrieve", "classify", "score", "explain"]
     parts = info["parameters_by_part"]
+    assert sum(parts.values()) == info["parameters"]
     assert 0 < parts["vision tower"] < info["parameters"]
     assert parts["vision tower"] + parts["text"] < info["parameters"], "projections and heads are the rest"
     assert info["model"]["vision"]["width"] == 64
@@ -79,7 +80,7 @@ def test_there_and_back_in_every_format(
         for converted in (theirs, ours):
             same_numbers(openblip(part, image, *text, "--model", converted, *EXACT).records, expected)
     info = json.loads(openblip("info", tmp_path / "caption-theirs").out)
-    assert info["can"] == ["caption"]
+    assert info["can"] == ["caption", "score", "explain"]
     assert info["info"]["source_format"] == "transformers"
 
 

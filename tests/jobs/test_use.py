@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,14 @@ def test_searching_images(openblip: CommandServer, world: World, model: Path, pr
     assert [record["itm"] for record in done.records] == pytest.approx(
         [f.itm_probability for f in expected], abs=1e-5
     )
+    assert [record["score"] for record in done.records] == pytest.approx([f.score for f in expected], abs=1e-5)
+    numbers = [record[name] for record in done.records for name in ("score", "itc", "itm")]
+    assert numbers == [round(number, 6) for number in numbers]
     plain = openblip("retrieve", "a red circle", world.folder / "images", "--model", model, "--rerank", 0, *EXACT)
     similar = [record["itc"] for record in plain.records]
     assert similar == sorted(similar, reverse=True)
     assert all(record["itm"] is None for record in plain.records)
+    assert [record["score"] for record in plain.records] == similar
 
 
 def test_searching_texts(
@@ -108,6 +113,6 @@ def test_on_a_terminal_people_read_lines(openblip: CommandServer, world: World, 
     assert "%" in matched[1]
     found = openblip("retrieve", "a red circle", *world.images[:3], "--model", model, **terminal).out.splitlines()
     assert [line.split(".")[0].strip() for line in found] == ["1", "2", "3"]
-    assert "ITC" in found[0]
+    assert re.search(r"   score [+-]\d+\.\d{3}  ITC [+-]0\.\d{3}  ITM +\d+\.\d%$", found[0])
     measured = openblip("evaluate", world.folder, "--model", model, "--samples", 4, **terminal).out
     assert "t2i_recall@1" in measured

@@ -188,7 +188,10 @@ def facts(stored: StoredModel) -> dict[str, Any]:
             "tokens": tower.first + rows * columns,
         },
         "trained_parameters": model.num_trained(),
-        "parameters_by_part": {name: count_parameters(part) for name, part in model.named_children()},
+        "parameters_by_part": {
+            **{name: count_parameters(part) for name, part in model.named_children()},
+            **{name: own.numel() for name, own in model.named_parameters(recurse=False)},
+        },
         "frozen": fingerprints(model),
     }
 

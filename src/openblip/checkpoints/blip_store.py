@@ -170,12 +170,15 @@ def original_entries(stored: StoredModel) -> dict[str, Any]:
 
 
 def facts(stored: StoredModel) -> dict[str, Any]:
-    """Parameters of the vision tower and of the text side, each shared one once, and the size of the vocabulary."""
+    """Parameters of the vision tower, the text side and the heads (projections, ITM, temperature), each shared
+    parameter once, and the size of the vocabulary.
+    """
     children = dict(stored.model.named_children())
     text = [part for name, part in children.items() if name.startswith("text_") and "proj" not in name]
-    parts = {"vision tower": [stored.model.vision], "text": text}
+    parts = {"vision tower": count_parameters(stored.model.vision), "text": count_parameters(*text)}
+    heads = count_parameters(stored.model) - sum(parts.values())
     return {
-        "parameters_by_part": {name: count_parameters(*modules) for name, modules in parts.items()},
+        "parameters_by_part": parts | ({"heads": heads} if heads else {}),
         "vocab_size": stored.tokenizer.vocab_size,
     }
 

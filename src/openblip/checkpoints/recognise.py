@@ -112,7 +112,11 @@ def _describe_blip2(config: Blip2Config) -> str:
 
 
 def _blip_can(config: BlipConfig) -> list[str]:
-    return (["caption"] if config.decoder else []) + (_MATCHING if config.encoder else [])
+    return [
+        *(["caption"] if config.decoder else []),
+        *(_MATCHING if config.encoder else []),
+        *("score", "explain"),  # of a captioner: likelihoods, and maps of the words it writes
+    ]
 
 
 def _blip2_can(config: Blip2Config) -> list[str]:
@@ -121,11 +125,15 @@ def _blip2_can(config: Blip2Config) -> list[str]:
         *(["caption", "ask"] if config.language is not None else []),
         *(_MATCHING if config.matches else []),
         *(["caption"] if writes else []),  # with the Q-Former's own head (ITG)
+        *(["score"] if config.matches or config.language is not None else []),
+        *(["explain"] if config.matches else []),
     ]
 
 
 _DUAL = "two-tower BLIP model (transformers' BlipModel)"
-_MATCHING = ["match", "embed", "retrieve"]
+_MATCHING = ["match", "embed", "retrieve", "classify"]
+_EMBEDDING = ["embed", "classify", "score"]
+_ASKING = ["ask", "score"]
 
 
 @dataclass(frozen=True)
@@ -143,11 +151,17 @@ class Kind:
 
 KINDS: dict[type, Kind] = {
     BlipConfig: Kind("blip", "blip", Blip, _with_vision(_blip_title), _blip_can),
-    VqaConfig: Kind("blip-vqa", "blip", BlipVqa, _with_vision(lambda _: "BLIP VQA model"), lambda _: ["ask"]),
+    VqaConfig: Kind("blip-vqa", "blip", BlipVqa, _with_vision(lambda _: "BLIP VQA model"), lambda _: _ASKING),
     NlvrConfig: Kind(
         "blip-nlvr", "blip", BlipNlvr, _with_vision(lambda _: "BLIP NLVR2 model"), lambda _: ["judge"]
     ),
-    DualConfig: Kind("blip-dual", "blip", BlipDual, _with_vision(lambda _: _DUAL), lambda _: ["embed"]),
+    DualConfig: Kind(
+        "blip-dual",
+        "blip",
+        BlipDual,
+        _with_vision(lambda _: _DUAL),
+        lambda _: _EMBEDDING,
+    ),
     Blip2Config: Kind("blip2", "blip2", Blip2, _describe_blip2, _blip2_can),
 }
 """every kind by its class of configuration"""

@@ -24,7 +24,7 @@ from openblip.cli.launched import find_shared_images, is_first
 from openblip.cli.results import Row, check_counts, each_batch, open_predictor, read_lines, show_table, tell_figures
 from openblip.core.errors import UserError
 from openblip.core.places import check_new_file
-from openblip.core.text import counted
+from openblip.core.text import counted, rounded
 from openblip.data.cards.find import find_split, named_split
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def classify(
             record: dict[str, Any] = {
                 "image": name,
                 "classes": [
-                    {"name": one.name, "probability": round(one.probability, 6), "score": round(one.score, 6)}
+                    rounded({"name": one.name, "probability": one.probability, "score": one.score})
                     for one in scores[:top]
                 ],
             }

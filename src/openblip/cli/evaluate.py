@@ -26,7 +26,7 @@ from openblip.cli.launched import is_first, join
 from openblip.cli.results import check_counts, read_lines, show_table, tell
 from openblip.cli.usage import check_dry_run, show_usage
 from openblip.core.errors import UserError
-from openblip.core.text import counted
+from openblip.core.text import counted, rounded
 
 if TYPE_CHECKING:
     from openblip.data.measured import Measured
@@ -328,7 +328,7 @@ def _report_measures(
         rows = {name: f"{value:.4f}" for name, value in metrics.items()}
         show_table(f"{model} on {', '.join(data)}", ("measure", "value"), rows)
     else:
-        print(json.dumps({**metrics, **left_out}, ensure_ascii=False))
+        print(json.dumps({**rounded(metrics), **left_out}, ensure_ascii=False))
     if measured.left_out:
         _tell_incomplete(task, measured, file)
         raise SystemExit(1)

@@ -180,11 +180,12 @@ def _partial(
     config: RunConfig, metrics: dict[str, float], measured: Measured, named: tuple[str, str] | None
 ) -> str:
     """Why these are not the figures of a whole published split; "" where they are."""
+    from openblip.metrics.results import NO_SPLIT
     from openblip.tasks.config import as_sources
     from openblip.tasks.registry import TASKS
 
     if named is None:
-        return "no published split"
+        return NO_SPLIT
     if config.validation != as_sources([":".join(named)]):
         return "read with settings of its own"
     used, limit = measured.num_images, config.validation_samples

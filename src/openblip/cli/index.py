@@ -15,9 +15,9 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from openblip.cli.arguments import Data, Device, Dtype, Model, OptionalData, Tokenizer, need, person
 from openblip.cli.progress import progress
-from openblip.cli.results import check_counts, limit_threads, open_predictor, show_table, tell
+from openblip.cli.results import check_counts, limit_threads, open_predictor, scores_line, show_table, tell
 from openblip.core.errors import UserError, require
-from openblip.core.text import counted, json_bytes
+from openblip.core.text import counted, json_bytes, rounded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -279,15 +279,13 @@ def _print_hit(place: int, hit: Hit, *, paths: bool, lines: bool) -> None:
     if paths:
         print(hit.path)
     elif lines:
-        itm = "" if hit.itm is None else f"  ITM {hit.itm:6.1%}"
-        print(f"{place:3d}. {hit.path}   ITC {hit.itc:+.3f}{itm}" + (f"   {hit.caption}" if hit.caption else ""))
+        scores = scores_line(hit.score, hit.itc, hit.itm)
+        print(f"{place:3d}. {hit.path}   {scores}" + (f"   {hit.caption}" if hit.caption else ""))
     else:
         record = {
             "rank": place,
             "path": hit.path,
-            "score": round(hit.score, 6),
-            "itc": round(hit.itc, 6),
-            "itm": None if hit.itm is None else round(hit.itm, 6),
+            **rounded({"score": hit.score, "itc": hit.itc, "itm": hit.itm}),
             "caption": hit.caption,
             "date": hit.date,
             "metadata": hit.metadata,

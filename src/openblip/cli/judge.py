@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from openblip.cli.arguments import Device, Dtype, Model, Texts, Tokenizer, need, person
 from openblip.cli.results import open_predictor
-from openblip.core.text import json_bytes
+from openblip.core.text import json_bytes, rounded
 
 __all__ = ["judge"]
 
@@ -38,4 +38,4 @@ def judge(
             print(f"{judgement.probability:6.1%}  {str(judgement.true).lower():5}  {judgement.text}")
         else:
             record = {"images": [first, second], "text": judgement.text, "true": judgement.true}
-            print(json_bytes({**record, "probability": round(judgement.probability, 6)}).decode())
+            print(json_bytes({**record, "probability": rounded(judgement.probability)}).decode())

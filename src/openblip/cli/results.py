@@ -40,6 +40,7 @@ __all__ = [
     "limit_threads",
     "open_predictor",
     "read_lines",
+    "scores_line",
     "show_table",
     "sink",
     "tell",
@@ -261,6 +262,12 @@ def read_lines(file: Path, what: str) -> list[str]:
     if not lines:
         raise UserError(f"{file} holds no text")
     return lines
+
+
+def scores_line(score: float, itc: float, itm: float | None) -> str:
+    """What a result of a search is ordered by, and its parts; the score is left out where it is ITC itself."""
+    first = f"score {score:+.3f}  " if score != itc else ""
+    return f"{first}ITC {itc:+.3f}" + ("" if itm is None else f"  ITM {itm:6.1%}")
 
 
 def show_table(title: str, columns: tuple[str, str], rows: dict[str, str]) -> None:

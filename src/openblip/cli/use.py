@@ -35,11 +35,12 @@ from openblip.cli.results import (
     each_batch,
     open_predictor,
     read_lines,
+    scores_line,
     tell,
     tell_left_out,
 )
 from openblip.core.errors import UserError
-from openblip.core.text import json_bytes
+from openblip.core.text import json_bytes, rounded
 
 if TYPE_CHECKING:
     from openblip.data.image_inputs import ImageBatch
@@ -76,11 +77,8 @@ def match(
     def rows(batch: ImageBatch) -> Iterator[Row]:
         for name, matches in zip(batch.names, predictor.match(batch, text), strict=True):
             lines = [f"  {m.itm_probability:6.1%}  {m.itc_similarity:+.3f}  {m.text}" for m in matches]
-            scores = [
-                {"text": m.text, "itm": round(m.itm_probability, 6), "itc": round(m.itc_similarity, 6)}
-                for m in matches
-            ]
-            yield "\n".join([name, *lines]), {"image": name, "matches": scores}
+            scores = [{"text": m.text, "itm": m.itm_probability, "itc": m.itc_similarity} for m in matches]
+            yield "\n".join([name, *lines]), {"image": name, "matches": rounded(scores)}
 
     each_batch(predictor, found, rows, out=out)
 
@@ -155,7 +153,7 @@ def ask(
                 best = one.answers[:num_answers]
                 lines.append(f"  {one.question}  " + ", ".join(f"{a.text} ({a.probability:.0%})" for a in best))
                 told = [
-                    {"text": a.text, "log_prob": round(a.log_prob, 4), "probability": round(a.probability, 6)}
+                    {"text": a.text, "log_prob": round(a.log_prob, 4), "probability": rounded(a.probability)}
                     for a in best
                 ]
                 records.append({"question": one.question, "answers": told})
@@ -197,17 +195,13 @@ def embed(
         one = vector[0] if isinstance(vector[0], list) else vector  # BLIP-2 gives one for each query
         count = f"{len(vector)} times " if one is not vector else ""
         line = f"{name}: {count}{len(one)} numbers, {one[0]:+.3f} {one[1]:+.3f} ... {one[-1]:+.3f}"
-        return line, {kind: name, "embedding": _rounded(vector)}
+        return line, {kind: name, "embedding": rounded(vector)}
 
     def rows(batch: ImageBatch) -> Iterator[Row]:
         for name, vector in zip(batch.names, predictor.embed_images(batch).tolist(), strict=True):
             yield row("image", name, vector)
 
     each_batch(predictor, found, rows, out=out, before=(row("text", *pair) for pair in texts))
-
-
-def _rounded(values: list[Any]) -> list[Any]:
-    return [_rounded(value) if isinstance(value, list) else round(value, 6) for value in values]
 
 
 def retrieve(
@@ -264,11 +258,10 @@ def retrieve(
         tell(sample)
     for place, hit in enumerate(found, 1):
         if person():
-            score = "" if image is None else f"score {hit.score:.3f}   "
-            itm = "" if hit.itm_probability is None else f"  ITM {hit.itm_probability:6.1%}"
-            print(f"{place:3d}. {hit.item}   {score}ITC {hit.itc_similarity:+.3f}{itm}")
+            scores = scores_line(hit.score, hit.itc_similarity, hit.itm_probability)
+            print(f"{place:3d}. {hit.item}   {scores}")
         else:
-            record = {"rank": place, "item": hit.item, "itc": hit.itc_similarity, "itm": hit.itm_probability}
-            print(json_bytes(record | ({} if image is None else {"score": hit.score})).decode())
+            scores = {"score": hit.score, "itc": hit.itc_similarity, "itm": hit.itm_probability}
+            print(json_bytes({"rank": place, "item": hit.item, **rounded(scores)}).decode())
     if texts is None:
         conclude(candidates, broken, predictor.computing)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +29,7 @@ __all__ = [
     "read_list",
     "read_text",
     "refuse_broken",
+    "rounded",
     "text_bytes",
     "without_halves",
 ]
@@ -201,6 +203,19 @@ def refuse_broken(texts: Iterable[str]) -> None:
             raise UserError(
                 f'the text "{escaped(text)}" is not UTF-8 at character {error.start + 1}; write it anew'
             ) from error
+
+
+def rounded(value: Any) -> Any:
+    """Numbers as they are shown: floats to six decimal places, also in lists, tuples, dicts and dataclasses."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(rounded, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{own.name: rounded(getattr(value, own.name)) for own in fields(value)})
+    return value
 
 
 def json_bytes(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> bytes:

@@ -15,7 +15,7 @@ from openblip.explain.cam import WordMap
 
 __all__ = ["draw_maps"]
 
-_COLUMNS = 4
+_MOST_COLUMNS = 5
 _INCHES = 2.4
 
 
@@ -37,8 +37,8 @@ def draw_maps(path: Path | str, image: Image.Image, maps: Sequence[WordMap], *, 
 
     average = torch.stack([one.weights for one in maps]).mean(0)
     together = [("all words", average)] if len(maps) > 1 else []
-    panels = [("", None), *together, *((one.word, one.weights) for one in maps)]
-    columns = min(_COLUMNS, len(panels))
+    panels = [("image", None), *together, *((one.word, one.weights) for one in maps)]
+    columns = _columns(len(panels))
     rows = math.ceil(len(panels) / columns)
     height = _INCHES * min(max(image.height / image.width, 0.4), 2.5)
     figure = Figure(figsize=(columns * _INCHES, rows * (height + 0.3) + 0.3), layout="constrained", dpi=150)
@@ -61,3 +61,10 @@ def draw_maps(path: Path | str, image: Image.Image, maps: Sequence[WordMap], *, 
         axes.set_title(word.replace("$", r"\$"), fontsize="small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _columns(panels: int) -> int:
+    """As many as leave the fewest places of the last row empty; of equals those nearest to four."""
+    if panels <= _MOST_COLUMNS:
+        return panels
+    return min(range(3, _MOST_COLUMNS + 1), key=lambda columns: (-panels % columns, abs(columns - 4)))

@@ -22,6 +22,7 @@ from openblip.core.text import json_bytes, read_json
 
 __all__ = [
     "KIND",
+    "NO_SPLIT",
     "Figure",
     "FoundResults",
     "Result",
@@ -33,6 +34,8 @@ __all__ = [
 
 KIND = "openblip-evaluation-1"
 """what a file of this schema begins with"""
+NO_SPLIT = "no published split"
+"""why figures are not official where the data are nobody's"""
 _SEED = re.compile(r"seed([-_=]?)\d+", re.IGNORECASE)
 """by which the names of models differ that are runs of one recipe"""
 

@@ -40,8 +40,8 @@ __all__ = ["capfilt_report", "sample_card"]
 
 _NAMES = {"web": "from the web", "synthetic": "written"}
 _SHEETS = {
-    "rescued": ("Rescued", "The web's text goes, a written one stays."),
-    "disagreement": ("Better as found", "The web's text stays, what was written goes."),
+    "rescued": ("Kept only by a written caption", "The web's text goes, a written one stays."),
+    "disagreement": ("Kept only by a text from the web", "The web's text stays, what was written goes."),
     "borderline": (
         "Borderline",
         "A text within 0.1 of the threshold: a little more or less would decide otherwise.",
@@ -84,11 +84,11 @@ def capfilt_report(run: Path | str, *, examples: int = 12) -> Report:
     judged = bool(config.filter)
     sections = [
         Section(
-            title="What the filter saw" if judged else "The decisions",
+            title="Scores by the filter" if judged else "The decisions",
             blocks=[_charts(summary), _reasons(summary), _agreement(summary)],
         ),
         Section(
-            title="Look for yourself",
+            title="Examples",
             intro="Samples drawn evenly from each kind"
             + ("; the score is the ITM probability." if judged else "."),
             blocks=sheets,
@@ -118,8 +118,8 @@ def _sentences(summary: Summary) -> list[str]:
     ]
     if summary.agreement["synthetic"] and policy["name"] != "all":
         found.append(
-            f"**{summary.agreement['synthetic']:,}** images would be lost by filtering alone and are rescued by "
-            "what was written."
+            f"**{summary.agreement['synthetic']:,}** images are kept only by a written caption: none of their "
+            "texts from the web stays."
         )
     return found
 

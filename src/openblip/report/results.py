@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from openblip.core.text import counted
 from openblip.data.cards import CARDS
 from openblip.data.cards.targets import MEASURES, Published, compared_metrics, published_figures, why_unlike
-from openblip.metrics.results import Figure, FoundResults, Result, joined_runs
+from openblip.metrics.results import NO_SPLIT, Figure, FoundResults, Result, joined_runs
 from openblip.report.content import Cell, Column, Report, Section, Table, Text
 
 __all__ = ["results_report", "results_tables"]
@@ -172,7 +172,7 @@ def _cell(figure: Figure | None, digits: int = 1, reference: str | None = None, 
 def _samples(result: Result) -> str:
     noun = "statement" if result.task == "nlvr" else "question"
     asked = f" with {counted(result.questions, noun)}" if result.questions else ""
-    return f"{result.samples:,}{asked}" + ("" if result.official else ", part")
+    return f"{result.samples:,}{asked}" + ("" if result.official or result.partial == NO_SPLIT else ", see note")
 
 
 def _parts(results: Sequence[Result]) -> list[str]:
@@ -181,4 +181,10 @@ def _parts(results: Sequence[Result]) -> list[str]:
     for result in results:
         if not result.official:
             reasons.setdefault(result.partial, []).append(result.model)
-    return [f"Part, {reason}: {', '.join(dict.fromkeys(models))}." for reason, models in reasons.items()]
+    named = {reason: ", ".join(dict.fromkeys(models)) for reason, models in reasons.items()}
+    return [
+        f"These data are not a split of a published dataset: there are no published figures for {models}."
+        if reason == NO_SPLIT
+        else f"Not the whole published split as it is: {models} ({reason})."
+        for reason, models in named.items()
+    ]

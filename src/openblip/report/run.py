@@ -114,6 +114,8 @@ def run_report(folder: Path | str, *more: Path | str, chance: Mapping[str, float
                 levels[name] = found
     evaluated = _unique(runs, "eval")
     trained = [name for name in _unique(runs, "train") if name not in _RUNNING]
+    if _only_part(runs, trained):
+        trained.remove("loss")
     sections: list[Section] = []
     learned = [name for name in evaluated if name not in trained]
     if evaluated:
@@ -184,6 +186,14 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _unique(runs: Sequence[_Run], split: str) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.names(split)))
+
+
+def _only_part(runs: Sequence[_Run], trained: Sequence[str]) -> bool:
+    """Whether "loss" is the same curve as its only part, such as "loss_lm"."""
+    parts = [name for name in trained if name.startswith("loss_")]
+    if len(parts) != 1 or any("loss" in run.names("eval") for run in runs):
+        return False
+    return all(run.points("loss", "train", "step") == run.points(parts[0], "train", "step") for run in runs)
 
 
 def _unit(runs: Sequence[_Run], name: str) -> str:
@@ -317,7 +327,8 @@ def _headlines(run: _Run, names: Sequence[str], levels: Mapping[str, float]) -> 
                 explanation=why,
             )
         )
-    heads.append(Headline(label="Time spent", value=run.last("time"), unit="seconds"))
+    if heads:  # alone it would say no more than the summary
+        heads.append(Headline(label="Time spent", value=run.last("time"), unit="seconds"))
     return heads
 
 

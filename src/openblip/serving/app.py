@@ -14,6 +14,7 @@ import torch
 
 from openblip.bootstrap.browse import Decisions
 from openblip.core.errors import UserError, require
+from openblip.core.text import rounded
 from openblip.explain.cam import peak_of
 from openblip.explain.overlay import overlay
 from openblip.serving import schemas
@@ -118,7 +119,7 @@ class Service(Performing):
 
             async def endpoint(request: Request) -> Any:
                 model, asked, found = await self.perform(request, kind, name)
-                return reply(model, found) if answer is None else await answer(model, asked, found)
+                return reply(model, rounded(found)) if answer is None else await answer(model, asked, found)
 
             schema = {"schema": schema_of(kind)}
             content = {"multipart/form-data": schema, "application/json": schema}
@@ -213,7 +214,7 @@ class Service(Performing):
 
         if asked.format == "json":
             words = [
-                schemas.WordWeights(one.word, peak_of(one.weights), _rounded(one.weights.tolist()))
+                schemas.WordWeights(one.word, rounded(peak_of(one.weights)), _four_digits(one.weights.tolist()))
                 for one in found.maps
             ]
             return schemas.ExplainReply(model, found.text, found.by, words)
@@ -233,7 +234,9 @@ class Service(Performing):
         ids = [self.thumbnails.id_of(hit.id) for hit in found]
         return schemas.SearchReply(
             [
-                schemas.FoundImage(name, hit.score, hit.itm, hit.caption or None, f"/v1/thumbnails/{name}")
+                schemas.FoundImage(
+                    name, rounded(hit.score), rounded(hit.itm), hit.caption or None, f"/v1/thumbnails/{name}"
+                )
                 for name, hit in zip(ids, found, strict=True)
             ]
         )
@@ -279,10 +282,10 @@ def _add_page(app: Any) -> None:
 
 
 async def _vectors(model: str, asked: Any, found: Any) -> schemas.EmbedReply:
-    image, texts = (None if part is None else part.tolist() for part in found)
+    image, texts = (None if part is None else rounded(part.tolist()) for part in found)
     return schemas.EmbedReply(model, image, texts or [])
 
 
-def _rounded(rows: list[list[float]]) -> list[list[float]]:
+def _four_digits(rows: list[list[float]]) -> list[list[float]]:
     """Four significant digits: the scale of a map may be anything."""
     return [[float(f"{value:.4g}") for value in row] for row in rows]

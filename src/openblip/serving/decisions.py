@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from openblip.bootstrap.browse import Decisions, Filter, Judged
 from openblip.bootstrap.policy import REASONS
 from openblip.core.errors import UserError, nearest
+from openblip.core.text import rounded
 from openblip.data.sample import BrokenSample
 from openblip.serving.body import Refused, parse, schema_of
 from openblip.serving.limits import Limits
@@ -199,4 +200,4 @@ def _sample(found: Judged) -> JudgedSample:
 
 def _number(value: float | None) -> float | None:
     """None for what is not a number, which JSON does not have."""
-    return None if value is None or value != value else value
+    return None if value is None or value != value else rounded(value)

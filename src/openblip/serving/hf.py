@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openblip.core.errors import UserError
+from openblip.core.text import rounded
 from openblip.serving.body import Opener, Refused, checked, from_json, read_image, schema_of
 from openblip.serving.classify import ClassifyRequest
 from openblip.serving.performing import Performing, refusing
@@ -87,9 +88,9 @@ def add_hf(service: Performing, app: Any) -> None:
             work = asked.work(service.choose(asked, name), service.limits)
             found = await service.within_time(request, service.engine.run(work))
         if isinstance(asked, ClassifyRequest):
-            return [HfLabel(one.name, one.probability) for one in found]
+            return [HfLabel(one.name, rounded(one.probability)) for one in found]
         if isinstance(asked, AnswerRequest):
-            return [HfAnswer(one.probability, one.text) for one in found[0].answers]
+            return [HfAnswer(rounded(one.probability), one.text) for one in found[0].answers]
         return [HfText(one.text) for one in found]
 
     binary = {"schema": {"type": "string", "format": "binary"}}

@@ -84,7 +84,7 @@ def test_its_report_has_no_scores(done: Path) -> None:
     titles = [chart.title for block in blocks for chart in getattr(block, "charts", [])]
     assert titles == ["Words in a text"]
     assert "every text of a wanted origin stays." in " ".join(report.summary)
-    assert "rescued" not in " ".join(report.summary)
+    assert "kept only by" not in " ".join(report.summary)
 
 
 def test_the_command(web: Path, models: Models, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,8 @@ from openblip.tasks.registry import adapt
 
 WORDS = TextTokenizer.train(["a red bus on a road", "two dogs"] * 3, vocab_size=60)
 SIZES = blip_config("nano", vocab_size=WORDS.vocab_size, image_size=32)
-MATCHING = ["match", "embed", "retrieve"]
+MATCHING = ["match", "embed", "retrieve", "classify"]
+MORE = ["score", "explain"]
 
 
 def models() -> list[tuple[str, Any, list[str]]]:
@@ -41,16 +42,16 @@ def models() -> list[tuple[str, Any, list[str]]]:
     )  # fmt: skip
     Blip2Config(vision=tower, qformer=qformer, embed_dim=16)
     return [
-        ("blip", whole, ["caption", *MATCHING]),
-        ("blip", whole.part(encoder=True, decoder=False), MATCHING),
-        ("blip", whole.part(encoder=False, decoder=True), ["caption"]),
-        ("blip-vqa", BlipVqa(VqaConfig(**parts)), ["ask"]),
+        ("blip", whole, ["caption", *MATCHING, *MORE]),
+        ("blip", whole.part(encoder=True, decoder=False), [*MATCHING, *MORE]),
+        ("blip", whole.part(encoder=False, decoder=True), ["caption", *MORE]),
+        ("blip-vqa", BlipVqa(VqaConfig(**parts)), ["ask", "score"]),
         ("blip-nlvr", BlipNlvr(NlvrConfig(**parts)), ["judge"]),
-        ("blip-dual", BlipDual(DualConfig(**parts)), ["embed"]),
+        ("blip-dual", BlipDual(DualConfig(**parts)), ["embed", "classify", "score"]),
         (
             "blip2",
             Blip2(Blip2Config(vision=tower, qformer=qformer, embed_dim=16), make_tower(tower), None),
-            [*MATCHING, "caption"],
+            [*MATCHING, "caption", *MORE],
         ),
     ]
 
@@ -69,7 +70,7 @@ def test_every_kind_comes_back_and_says_what_it_can(tmp_path: Path) -> None:
         assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
         parts = facts["parameters_by_part"].values()
         assert all(parts)
-        assert sum(parts) <= facts["parameters"]
+        assert sum(parts) == facts["parameters"]
         assert all(family(stored).sizes(model.config).values())
         seen.add(type(model.config))
     assert seen == set(KINDS), "a kind is missing here"
@@ -77,19 +78,21 @@ def test_every_kind_comes_back_and_says_what_it_can(tmp_path: Path) -> None:
 
 def test_what_a_model_can_do_is_a_command_that_its_adapter_can_do() -> None:
     """`openblip info` names what the commands then do, and leaves none of it out."""
-    named = {"caption", "match", "embed", "ask", "judge"}
+    named = {"caption", "match", "embed", "ask", "judge", "classify", "score", "explain"}
     for _, model, _ in models():
         can = KINDS[type(model.config)].can(model.config)
         assert set(can) <= COMMANDS.keys()
         able = {"ask" if what == "answer" else what for what in adapt(StoredModel(model, WORDS)).can}
+        able |= {"classify"} if able & {"embed", "match"} else set()
+        able |= {"score"} if able & {"match", "embed", "likelihood", "ask"} else set()
         assert named & set(can) == named & able
 
 
 def test_the_card_shows_a_command_and_a_call_for_all_that_a_model_can_do() -> None:
     for _, model, can in models():
         card = model_card(model.config, {})
-        for ability in can:
-            assert f"openblip {ability} " in card or ability == "retrieve"
+        for ability in set(can) - {"retrieve", "classify", "score", "explain"}:
+            assert f"openblip {ability} " in card
         assert f"tags:\n- {'blip-2' if isinstance(model, Blip2) else 'blip'}\n" in card
 
 

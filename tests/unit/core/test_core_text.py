@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from openblip.core.errors import UserError, first_line
 from openblip.core.files import append_jsonl, read_jsonl, write_json, write_text
 from openblip.core.kinds import instead_of_model, instead_of_text, looks_like
-from openblip.core.text import decode, json_bytes, lines_of, read_json, read_lines, read_text
+from openblip.core.text import decode, json_bytes, lines_of, read_json, read_lines, read_text, rounded
 
 NO_ENDS = ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85"]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1234\n"
@@ -112,3 +113,17 @@ def test_names_of_files_that_are_not_utf8_survive(tmp_path: Path) -> None:
 def test_a_message_of_nothing_has_a_first_line() -> None:
     assert first_line(ValueError("\n one.\ntwo")) == "one"
     assert first_line(KeyError()) == "KeyError"
+
+
+@dataclass(frozen=True)
+class _Scored:
+    name: str
+    score: float | None
+    parts: tuple[float, int]
+
+
+def test_shown_numbers_have_six_decimal_places() -> None:
+    long = 0.39808398485183716
+    assert rounded(_Scored("a", long, (long, 3))) == _Scored("a", 0.398084, (0.398084, 3))
+    assert rounded({"a": [long, None, True], "b": "1.23456789"}) == {"a": [0.398084, None, True], "b": "1.23456789"}
+    assert rounded(_Scored("a", None, (-11.43193531036377, 1))).parts == (-11.431935, 1)

@@ -108,21 +108,23 @@ def test_peaks_are_centres_of_patches() -> None:
 
 def test_a_drawing_has_a_panel_for_each_word(tmp_path: Path) -> None:
     image = Image.new("RGB", (60, 30), "white")
-    maps = [WordMap(word, torch.rand(4, 4)) for word in ("a", "red", "$x$")]
+    maps = [WordMap(word, torch.rand(4, 4)) for word in ("a", "red", "$x$", "on", "a", "road")]
     sizes = {}
-    for count in (1, 3):
+    for count in (1, 3, 6):
         draw_maps(tmp_path / f"{count}.png", image, maps[:count], title="a red $x$")
         with Image.open(tmp_path / f"{count}.png") as drawn:
             sizes[count] = drawn.size
             assert drawn.format == "PNG"
             assert len(drawn.convert("RGB").getcolors(2**20)) > 50, "the map is in colours"
-    assert sizes[3][0] > sizes[1][0], "panels stand in a row of four: image, all words, words"
-    assert sizes[3][1] > sizes[1][1]
+    assert sizes[3][0] > sizes[1][0], "five panels stand in a row: image, all words, words"
+    assert sizes[3][1] == sizes[1][1]
+    assert sizes[1][0] < sizes[6][0] < sizes[3][0], "eight panels stand in two rows of four"
+    assert sizes[6][1] > sizes[1][1]
     with pytest.raises(UserError, match=r"name the file .*x\.png"):
         draw_maps(tmp_path / "x.pdf", image, maps)
     with pytest.raises(UserError, match="no word"):
         draw_maps(tmp_path / "x.png", image, [])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "3.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "3.png", "6.png"]
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,3 +183,15 @@ def test_figures_are_files(tmp_path: Path) -> None:
     report.sections[0].blocks = []
     with pytest.raises(UserError, match="no line charts"):
         save_figures(report, tmp_path)
+
+
+def test_a_loss_of_one_part_is_one_curve(tmp_path: Path) -> None:
+    for name, parts, titles in (
+        ("captioner", {"loss_lm": 2.0}, {"Loss LM"}),
+        ("both", {"loss_lm": 1.0, "loss_itc": 1.0}, {"Loss", "Loss LM", "Loss ITC"}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(record(1, "train", loss=2.0, **parts)) + "\n")
+        report = run_report(tmp_path / name)
+        assert set(charts_of(report)) == titles
+        assert report.headlines == [], "the summary says how long it took"

@@ -248,7 +248,7 @@ def test_a_result_counts_questions_beside_images(
     assert (result.samples, result.questions) == (2, 3)
     assert result.partial == "1 of the rows and images could not be used"
     (table,) = results_tables([result])
-    assert table.rows[0][-1] == "2 with 3 questions, part"
+    assert table.rows[0][-1] == "2 with 3 questions, see note"
 
 
 def test_ids_that_come_twice_are_told(vqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from openblip.report.content import Block
 __all__ = ["capfilt_section"]
 
 _SHEETS = {
-    "rescued": ("Rescued", "The web's text goes; what the captioner wrote stays."),
+    "rescued": ("Kept only by a written caption", "The web's text goes; what the captioner wrote stays."),
     "dropped": ("Dropped", "Nothing stays of these."),
     "kept": ("Kept", "Both stay."),
 }
