@@ -258,8 +258,8 @@ def retrieve(
         tell(sample)
     for place, hit in enumerate(found, 1):
         if person():
-            scores = scores_line(hit.score, hit.itc_similarity, hit.itm_probability)
-            print(f"{place:3d}. {hit.item}   {scores}")
+            line = scores_line(hit.score, hit.itc_similarity, hit.itm_probability)
+            print(f"{place:3d}. {hit.item}   {line}")
         else:
             scores = {"score": hit.score, "itc": hit.itc_similarity, "itm": hit.itm_probability}
             print(json_bytes({"rank": place, "item": hit.item, **rounded(scores)}).decode())
