@@ -44,7 +44,7 @@ from openblip.report.numbers import spell, spell_short
 __all__ = ["run_report"]
 
 _COLUMNS = frozenset({"step", "epoch", "time", "split"})
-_RUNNING = ("learning_rate", "images_per_second", "gradient_norm", "skipped")
+_RUNNING = ("learning_rate", "images_per_second", "grad_norm", "skipped")
 """what says how the run went, not what was learned"""
 _SHARE = re.compile(r"recall|accura|truth|true|coverage|precision|parsed|share|probab|@\d|(^|_)[tia]?r\d+$")
 _SPELLED = {"itc": "ITC", "itm": "ITM", "itg": "ITG", "lm": "LM", "vqa": "VQA", "cider": "CIDEr", "bleu": "BLEU"}

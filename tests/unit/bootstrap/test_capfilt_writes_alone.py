@@ -105,4 +105,4 @@ def test_the_command(web: Path, models: Models, tmp_path: Path, capfd: pytest.Ca
     assert main(["capfilt", "decide", str(tmp_path / "out"), "--out", str(tmp_path / "again")]) == 0
     capfd.readouterr()
     assert main(["capfilt", str(web), str(tmp_path / "no"), "--device", "cpu"]) == 2
-    assert "name a filter, which judges texts" in capfd.readouterr().err
+    assert "name a --filter, which judges texts" in capfd.readouterr().err

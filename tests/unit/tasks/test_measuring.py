@@ -90,7 +90,7 @@ def test_figures_are_those_of_what_can_be_used(
     assert f"measured on {used}, without 2 that cannot be used (1 truncated, 1 not-an-image)" in said
     assert f"{next((tmp_path / 'out').glob('*.json'))} lists all" in said
     decoding, *quiet_lines = quiet.splitlines()
-    assert "0 to 5 new tokens" in decoding if kind == "vqa" else "4 to 5 new tokens" in decoding
+    assert f"of {0 if kind == 'vqa' else 4} to 5 tokens by" in decoding
     assert quiet_lines == [f"openblip: the result is in {next((tmp_path / 'fine').glob('*.json'))}"]
     assert kept_result(tmp_path / "fine")["samples"] == 3
 
