@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 )
 
 from openblip.core.errors import UserError, closest
-from openblip.core.places import check_model
+from openblip.core.places import WEIGHT_SUFFIXES, check_model
 
 __all__ = ["locate", "push_folder"]
 
@@ -52,9 +52,13 @@ def locate(source: Path | str) -> Path:
 
 def _near(path: Path) -> str:
     """A hint at what lies in the same folder and is called nearly so."""
-    if path.parent == Path() or not path.parent.is_dir():
+    if path.parent == Path():
         return ""
-    return closest(str(path), map(str, path.parent.iterdir()))
+    try:
+        models = sorted(one.name for one in path.parent.iterdir() if one.is_dir() or one.suffix in WEIGHT_SUFFIXES)
+    except OSError:
+        return ""
+    return closest(path.name, models, f"{path.parent}/")
 
 
 def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:

@@ -168,7 +168,7 @@ def capfilt(
         shard=_shard(shard),
         on_chunk=_progress,
     )
-    _conclude(totals, target, report=not shard)
+    _conclude(totals, target, judged=bool(filter), report=not shard)
 
 
 def _predict(config: CapFiltConfig, **card: Any) -> None:
@@ -212,7 +212,7 @@ def capfilt_decide(
 
     judged = bool(load_run(run)[0].filter)
     output = _output(policy, threshold, keep, origins, rank_by, layout, judged=judged)
-    _conclude(decide_again(run, output, target=out, on_chunk=_progress), out or run)
+    _conclude(decide_again(run, output, target=out, on_chunk=_progress), out or run, judged=judged)
 
 
 def _output(
@@ -260,14 +260,14 @@ def _progress(done: Done, totals: Totals) -> None:
         print(f"  {done.chunk}: {counted(done.samples, 'sample')}{rate}; {totals.samples} in all", flush=True)
 
 
-def _conclude(totals: Totals, target: Path, *, report: bool = True) -> None:
+def _conclude(totals: Totals, target: Path, *, judged: bool, report: bool = True) -> None:
     from openblip.bootstrap.places import Places
 
     page = Places(target).report
     if report and not totals.kept_texts and totals.samples > totals.quarantined:
+        anew = f"; openblip capfilt decide {target} --threshold NUMBER decides anew" if judged else ""
         print(
-            f"openblip: no text is kept, so {target} holds no training set; its {page.name} shows the scores, and "
-            f"openblip capfilt decide {target} --threshold NUMBER decides anew",
+            f"openblip: no text is kept, so {target} holds no training set; its {page.name} says why{anew}",
             file=sys.stderr,
         )
     if report and (totals.new_chunks or not page.exists()):

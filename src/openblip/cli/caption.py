@@ -188,7 +188,7 @@ def _left_of(images: FoundImages, done: set[str]) -> FoundImages:
 
 
 def _tell_there(number: int, total: int, what: str) -> None:
-    have = "has" if total == 1 else "have"
+    have = "has" if number == 1 else "have"
     print(f"openblip: {number} of {counted(total, 'image')} {have} {what} already", file=sys.stderr)
 
 

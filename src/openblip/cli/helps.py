@@ -22,7 +22,7 @@ DataRoot = Annotated[
     str | None,
     arg(
         metavar="FOLDER",
-        help="the folder that holds the published datasets, such as coco:test; left out, that of OPENBLIP_DATA",
+        help="the folder of the published datasets, for coco:test and the like; left out, that of OPENBLIP_DATA",
         help_behavior_hint="",
     ),
 ]
@@ -42,8 +42,7 @@ def arguments_of(name: str, command: Callable[..., None]) -> inspect.Signature:
     if name in ("experiments", "datasets") or not (name in ("capfilt", "classify") or _DATA & own.keys()):
         return signature
     root = inspect.Parameter("data_root", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=DataRoot)
-    options = [one for one in own.values() if one.kind is one.KEYWORD_ONLY]
-    return signature.replace(parameters=[*list(own.values())[: len(own) - len(options)], root, *options])
+    return signature.replace(parameters=[*own.values(), root])
 
 
 def for_tyro(name: str, command: Callable[..., None], run: Callable[..., None]) -> Callable[..., Any]:

@@ -67,7 +67,12 @@ def begin_or_continue(out: Path, key: str, settings: Mapping[str, Any]) -> set[s
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(noted, dict(settings))
         return set()
-    if changed := _changes(read_json(noted), settings):
+    before = read_json(noted)
+    if not isinstance(before, Mapping):
+        raise UserError(f"{noted} does not say what {out} was begun with; choose a new file")
+    if changed := _changes(before, settings):
+        if any(line.startswith("nucleus:") for line in changed):  # which samples
+            changed = [line for line in changed if not line.startswith("sampling:")]
         raise UserError(
             f"{out} was begun with other settings ({'; '.join(changed)}), so it is not continued; "
             "give them as they were, or choose a new file"

@@ -67,7 +67,7 @@ def from_dict(cls: type[Config], data: Any, *, where: str = "") -> Config:
         within = f"{where}." if where else ""
         path = within + key
         if key not in fields:
-            raise UserError(f'unknown setting "{path}"{nearest(path, [within + name for name in fields])}')
+            raise UserError(f'unknown setting "{path}"{nearest(key, fields, within)}')
         values[key] = _convert(hints[key], value, path)
     for name, field in fields.items():
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -201,18 +201,17 @@ def _place(data: dict[str, Any], assignment: str) -> tuple[dict[str, Any], str, 
     table = data
     for name in parents:
         if not isinstance(table.get(name), dict):
-            raise UserError(f'unknown setting "{dotted}"{_meant(dotted, data) or nearest(name, table)}')
+            raise UserError(f'unknown setting "{dotted}"{_elsewhere(last, dotted, data) or nearest(name, table)}')
         table = table[name]
     if last not in table:
-        raise UserError(f'unknown setting "{dotted}"{_meant(dotted, data) or nearest(last, table)}')
+        hint = _elsewhere(last, dotted, data) or nearest(last, table, dotted.removesuffix(last))
+        raise UserError(f'unknown setting "{dotted}"{hint}')
     return table, last, text.strip()
 
 
-def _meant(dotted: str, data: dict[str, Any]) -> str:
-    """A hint at the setting of another table that is called so, or at the closest one, by its whole name."""
-    names = list(_dotted(data))
-    last = dotted.rpartition(".")[2]
-    return closest(dotted, [name for name in names if name.rpartition(".")[2] == last] or names)
+def _elsewhere(last: str, dotted: str, data: dict[str, Any]) -> str:
+    """A hint at the setting of another table that is called so."""
+    return closest(dotted, [name for name in _dotted(data) if name.rpartition(".")[2] == last])
 
 
 def _dotted(data: dict[str, Any], before: str = "") -> Iterator[str]:

@@ -51,25 +51,28 @@ def about(*places: object) -> Iterator[None]:
         raise UserError(f"{places[0]}: {error}") from error
 
 
-def closest(name: str, valid: Iterable[str]) -> str:
+def closest(name: str, valid: Iterable[str], within: str = "") -> str:
     """Return ' (did you mean "x"?)' for the closest of `valid`, "" when nothing is close.
 
-    Those that begin with `name` are the closest: all of them, or their number where they are many.
+    Those that begin with `name` are the closest: all of them, unless they are many.
+
+    Args:
+        within: what stands before each of them where it is written.
     """
     valid = [str(choice) for choice in valid]
     begun = [one for one in valid if one.startswith(name)] if len(name.lstrip("-")) > 1 else []
     if len(begun) > _MOST_BEGUN:
-        return f" ({len(begun)} begin so)"
+        begun = []
     meant = begun or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    *others, last = [f'"{one}"' for one in meant] or [""]
+    *others, last = [f'"{within}{one}"' for one in meant] or [""]
     return f" (did you mean {', '.join(others)}{' or ' * bool(others)}{last}?)" if last else ""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(name: str, valid: Iterable[str], within: str = "") -> str:
     """As `closest`, or ' (known: ...)' when nothing is close."""
     choices = [str(choice) for choice in valid]
     known = f" (known: {', '.join(sorted(choices))})" if choices else ""
-    return closest(name, choices) or known
+    return closest(name, choices, within) or known
 
 
 def first_line(error: BaseException) -> str:

@@ -54,7 +54,7 @@ DATA_BY_CONTENT = {"is a tar archive": ".tar", "is a parquet file": ".parquet"}
 """what `looks_like` says of files of data that are no text, and the ending under which they are read"""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 _FILE = "file://"
-_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
+WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "xla", "meta")
 """kinds of device that torch may know; whether one is present is checked later"""
 
@@ -73,7 +73,7 @@ def check_model(source: Path | str) -> None:
         UserError: there is no such folder or file, and it is no hub name; the file is of another kind.
     """
     path = Path(source)
-    if not path.exists() and (not _HUB_NAME.fullmatch(str(source)) or path.suffix in _WEIGHTS):
+    if not path.exists() and (not _HUB_NAME.fullmatch(str(source)) or path.suffix in WEIGHT_SUFFIXES):
         raise UserError(f"there is no model at {path}; give a model's folder, a checkpoint file or a hub name")
     if path.is_dir():
         description_file(path)

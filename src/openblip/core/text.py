@@ -212,7 +212,8 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(rounded, value))
+        items = [rounded(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple, or not
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{own.name: rounded(getattr(value, own.name)) for own in fields(value)})
     return value

@@ -183,6 +183,10 @@ class FrozenLanguage(nn.Module):
 
         # transformers recomputes blocks that are in training mode, and these would draw dropout.
         blocks = [part for part in self.hf.modules() if isinstance(part, GradientCheckpointingLayer)]
+        if share and not blocks:
+            raise UserError(
+                f"{self.config.source} has no blocks that can be recomputed; set train.gradient_checkpointing to 0"
+            )
         recompute(blocks, share, within=self)
 
     def new_cache(self) -> Any:

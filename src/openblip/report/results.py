@@ -183,8 +183,8 @@ def _parts(results: Sequence[Result]) -> list[str]:
             reasons.setdefault(result.partial, []).append(result.model)
     named = {reason: ", ".join(dict.fromkeys(models)) for reason, models in reasons.items()}
     return [
-        f"These data are not a split of a published dataset: there are no published figures for {models}."
+        f"These data are no split of a published dataset, so no published figures stand beside {models}."
         if reason == NO_SPLIT
-        else f"Not the whole published split as it is: {models} ({reason})."
+        else f"Not comparable with published figures: {models} ({reason})."
         for reason, models in named.items()
     ]

@@ -114,7 +114,7 @@ def run_report(folder: Path | str, *more: Path | str, chance: Mapping[str, float
                 levels[name] = found
     evaluated = _unique(runs, "eval")
     trained = [name for name in _unique(runs, "train") if name not in _RUNNING]
-    if _only_part(runs, trained):
+    if "loss" in trained and _only_part(runs, trained):
         trained.remove("loss")
     sections: list[Section] = []
     learned = [name for name in evaluated if name not in trained]

@@ -101,6 +101,7 @@ def test_killed_at_every_point(layout: str, web: Path, models: Models, tmp_path:
         assert half.items() <= wanted.items(), "a file was half written, or is not what it should be"
         run(settings, target, made)
         assert contents(target) == wanted, target.name
+    assert contents(tmp_path / "run") == wanted
 
 
 @pytest.mark.usefixtures("computed_once")

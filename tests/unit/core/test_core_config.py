@@ -163,6 +163,7 @@ def test_settings_that_are_right_together_come_in_any_order(order: int) -> None:
         ("learning_rate=3", r'setting "learning_rate" \(did you mean "optim.learning_rate"\?\)'),
         ("optin.learning_rate=3", 'did you mean "optim.learning_rate"'),
         ("steps.more=3", 'unknown setting "steps.more"'),
+        ("optim.zzz=3", 'unknown setting "optim.zzz" .known: '),
         ("steps=many", "must be a whole number, not 'many'"),
         ("sources=[p", "must be a list"),
     ],
@@ -183,7 +184,7 @@ def test_nearest_and_require() -> None:
     assert nearest("zzz", ["b", "a"]) == " (known: a, b)"
     assert closest("cap", ["caption", "capfilt", "map"]) == ' (did you mean "caption" or "capfilt"?)'
     assert closest("trai", ["train-small", "trail"]) == ' (did you mean "train-small" or "trail"?)'
-    assert closest("blip", [f"blip-{i}" for i in range(20)]) == " (20 begin so)"
+    assert closest("blip", [f"blip-{i}" for i in range(20)]).count("blip-") == 1, "not all of many"
     assert nearest("zzz", []) == closest("zzz", ["b", "a"]) == ""
     assert require("json", "report") is json
     with pytest.raises(MissingExtra, match=r'pip install "openblip\[report\]"'):

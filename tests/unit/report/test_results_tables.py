@@ -127,7 +127,7 @@ def test_models_are_rows_and_published_figures_stand_beside() -> None:
     # The best of the family by CIDEr is ViT-L, 40.4 and 136.7.
     assert lines[2] == "| runs/coco/model | 39.1 (-1.3) | 132.1 ± 0.4 (-4.6) | 5,000 |"
     assert lines[3].endswith("| 100, see note |")
-    assert "Not the whole published split as it is: small (the first 100 of 5,000 samples)." in captions.note
+    assert "Not comparable with published figures: small (the first 100 of 5,000 samples)." in captions.note
     assert "| BLIP ViT-L, 129M, fine-tuned | 40.4 | 136.7 | published |" in lines
     assert "| BLIP-2 ViT-g, OPT-2.7B, fine-tuned | \u2013 | 145.8 | published |" in lines
     assert "difference from the published BLIP ViT-L, 129M." in captions.note

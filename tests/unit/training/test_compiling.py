@@ -62,7 +62,10 @@ def assert_close(found: Gradients, wanted: Gradients) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_blocks_compute_the_same(backend: Callable[[Any], None]) -> None:
+@pytest.mark.parametrize(("name", "batches"), [("blip", (2,)), ("stage2", (2, 3))])
+def test_compiled_blocks_compute_the_same(
+    name: str, batches: tuple[int, ...], backend: Callable[[Any], None]
+) -> None:
     """Some of them recomputed in the backward pass, and for a second batch of other lengths."""
 
     def compiled(step: Any) -> None:
@@ -70,8 +73,8 @@ def test_compiled_blocks_compute_the_same(backend: Callable[[Any], None]) -> Non
         compile_blocks(step)
 
     backend("aot_eager")
-    wanted = gradients("stage2", lambda step: None, (2, 3))
-    assert_close(gradients("stage2", compiled, (2, 3)), wanted)
+    wanted = gradients(name, lambda step: None, batches)
+    assert_close(gradients(name, compiled, batches), wanted)
 
 
 def test_blocks_of_a_kind_share_their_code_and_break_no_graph() -> None:
