@@ -42,7 +42,10 @@ def arguments_of(name: str, command: Callable[..., None]) -> inspect.Signature:
     if name in ("experiments", "datasets") or not (name in ("capfilt", "classify") or _DATA & own.keys()):
         return signature
     root = inspect.Parameter("data_root", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=DataRoot)
-    return signature.replace(parameters=[*own.values(), root])
+    parameters, names = list(own.values()), list(own)
+    # The options from --dry-run on are for that alone.
+    parameters.insert(names.index("dry_run") if "dry_run" in names else len(names), root)
+    return signature.replace(parameters=parameters)
 
 
 def for_tyro(name: str, command: Callable[..., None], run: Callable[..., None]) -> Callable[..., Any]:
@@ -52,13 +55,14 @@ def for_tyro(name: str, command: Callable[..., None], run: Callable[..., None]) 
         return functools.partial(run, *args, **kwargs)
 
     signature = arguments_of(name, command)
-    collect.__doc__ = _HELP.sub(_without_stop, inspect.getdoc(command) or "")
+    collect.__doc__ = _HELP.sub(_as_shown, inspect.getdoc(command) or "")
     collect.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
     collect.__signature__ = signature  # type: ignore[attr-defined]
     return collect
 
 
-def _without_stop(found: re.Match[str]) -> str:
-    """The help of an argument, one sentence without its full stop."""
-    several = re.search(r"[^.]\.\s", found[0])
-    return found[0] if several else found[0].removesuffix(".")
+def _as_shown(found: re.Match[str]) -> str:
+    """The help of an argument in one line, which tyro breaks to fit, and one sentence without its full stop."""
+    line = re.sub(r"\n +", " ", found[0])
+    several = re.search(r"[^.]\.\s", line)
+    return line if several else line.removesuffix(".")
