@@ -107,7 +107,8 @@ def test_fine_tuning_for_retrieval_keeps_what_matches(
         *("--set", "train.epochs=1", "--set", "objective.queue_size=32"),
         cwd=tmp_path,
     )
-    assert json.loads(openblip("info", "run/model", cwd=tmp_path).out)["can"][:3] == ["match", "embed", "retrieve"]
+    can = json.loads(openblip("info", "run/model", cwd=tmp_path).out)["can"]
+    assert can == ["match", "embed", "retrieve", "classify", "score", "explain"]
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert "loss_lm" not in record
     # Three captions for each of 48 images are as many pairs: 18 steps of 8.

@@ -170,8 +170,9 @@ def original_entries(stored: StoredModel) -> dict[str, Any]:
 
 
 def facts(stored: StoredModel) -> dict[str, Any]:
-    """Parameters of the vision tower, the text side and the heads (projections, ITM, temperature), each shared
-    parameter once, and the size of the vocabulary.
+    """Parameters of each part, a shared one counted once, and the size of the vocabulary.
+
+    "heads" are projections, ITM head and temperature, in models that have some.
     """
     children = dict(stored.model.named_children())
     text = [part for name, part in children.items() if name.startswith("text_") and "proj" not in name]

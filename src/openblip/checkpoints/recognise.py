@@ -132,8 +132,6 @@ def _blip2_can(config: Blip2Config) -> list[str]:
 
 _DUAL = "two-tower BLIP model (transformers' BlipModel)"
 _MATCHING = ["match", "embed", "retrieve", "classify"]
-_EMBEDDING = ["embed", "classify", "score"]
-_ASKING = ["ask", "score"]
 
 
 @dataclass(frozen=True)
@@ -151,16 +149,14 @@ class Kind:
 
 KINDS: dict[type, Kind] = {
     BlipConfig: Kind("blip", "blip", Blip, _with_vision(_blip_title), _blip_can),
-    VqaConfig: Kind("blip-vqa", "blip", BlipVqa, _with_vision(lambda _: "BLIP VQA model"), lambda _: _ASKING),
+    VqaConfig: Kind(
+        "blip-vqa", "blip", BlipVqa, _with_vision(lambda _: "BLIP VQA model"), lambda _: ["ask", "score"]
+    ),
     NlvrConfig: Kind(
         "blip-nlvr", "blip", BlipNlvr, _with_vision(lambda _: "BLIP NLVR2 model"), lambda _: ["judge"]
     ),
     DualConfig: Kind(
-        "blip-dual",
-        "blip",
-        BlipDual,
-        _with_vision(lambda _: _DUAL),
-        lambda _: _EMBEDDING,
+        "blip-dual", "blip", BlipDual, _with_vision(lambda _: _DUAL), lambda _: ["embed", "classify", "score"]
     ),
     Blip2Config: Kind("blip2", "blip2", Blip2, _describe_blip2, _blip2_can),
 }

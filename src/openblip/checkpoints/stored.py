@@ -126,7 +126,8 @@ def count_parameters(*modules: nn.Module) -> int:
 def fill(model: nn.Module, state: dict[str, Tensor], weights: Path, *, as_stored: Collection[str] = ()) -> None:
     """Load the tensors of one of our own folders into `model`, and switch it to evaluation.
 
-    Fractions become float32. They must be all that has no values yet, which is what lies on the device "meta".
+    Floating-point tensors become float32. They must be all that has no values yet, which is what lies on the device
+    "meta".
 
     Args:
         weights: the file they are from, for messages.

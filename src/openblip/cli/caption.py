@@ -183,11 +183,11 @@ def _left_of(images: FoundImages, done: set[str]) -> FoundImages:
     left = type(images)(image for image in images if image.name not in done)
     left.left_out = images.left_out
     if is_first() and len(left) < len(images):
-        _tell_there(len(images) - len(left), len(images), "captions")
+        _tell_existing(len(images) - len(left), len(images), "captions")
     return left
 
 
-def _tell_there(number: int, total: int, what: str) -> None:
+def _tell_existing(number: int, total: int, what: str) -> None:
     have = "has" if number == 1 else "have"
     print(f"openblip: {number} of {counted(total, 'image')} {have} {what} already", file=sys.stderr)
 
@@ -197,7 +197,7 @@ def _tell_plan(plan: Plan, total: int) -> None:
     if not is_first():
         return
     if plan.existing:
-        _tell_there(plan.existing, total, "a text")
+        _tell_existing(plan.existing, total, "a text")
     if plan.sharing:
         (name, owner), count = plan.sharing[0], len(plan.sharing)
         others = f", and {count - 1} more likewise" if count > 1 else ""

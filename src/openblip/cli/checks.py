@@ -82,7 +82,7 @@ def _port(port: int) -> None:
         raise UserError(f"--port is a number from 0 to 65535, not {port}")
 
 
-def _captions(out: Path) -> None:
+def _captions_file(out: Path) -> None:
     if can_continue(out) and out.stat().st_size:
         raise UserError(f"{out} exists already; continue it with --resume, or choose a new file")
     if not out.is_dir():  # see --write
@@ -128,7 +128,7 @@ _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("index-export", "out"): check_new_file,
     ("judge", "first"): check_image,
     ("judge", "second"): check_image,
-    ("caption", "out"): _captions,
+    ("caption", "out"): _captions_file,
     **{(command, "out"): check_new_file for command in ("match", "ask", "embed", "classify", "score")},
 }
 

@@ -18,7 +18,7 @@ _DATA = {"data", "pairs", "validation", "web", "human"}
 """parameters that name data"""
 _HELP = re.compile(r"^ {4}\w+: .*(?:\n {8}.*)*", re.MULTILINE)
 """an argument in a docstring"""
-DataRoot = Annotated[
+_DataRoot = Annotated[
     str | None,
     arg(
         metavar="FOLDER",
@@ -41,7 +41,7 @@ def arguments_of(name: str, command: Callable[..., None]) -> inspect.Signature:
     # The data of experiments are others, and datasets has the option itself.
     if name in ("experiments", "datasets") or not (name in ("capfilt", "classify") or _DATA & own.keys()):
         return signature
-    root = inspect.Parameter("data_root", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=DataRoot)
+    root = inspect.Parameter("data_root", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_DataRoot)
     parameters, names = list(own.values()), list(own)
     # The options from --dry-run on are for that alone.
     parameters.insert(names.index("dry_run") if "dry_run" in names else len(names), root)

@@ -10,16 +10,13 @@ import contextlib
 import inspect
 import io
 from collections.abc import Sequence
-from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
-from openblip.core.errors import first_line, nearest
+from openblip.core.errors import TYPE_NAMES, first_line, nearest
 
 __all__ = ["out_of_memory", "refusal"]
-
-_CALLED = {int: "a whole number", float: "a number"}
 
 
 def refusal(name: str, signature: inspect.Signature, words: Sequence[str]) -> str:
@@ -73,7 +70,7 @@ def _accepts(kind: Any, value: str) -> bool:
 def _must_be(kind: Any, value: str) -> str:
     if get_origin(kind) is Literal:
         return f'cannot be "{value}"{nearest(value, map(str, get_args(kind)))}'
-    called = [_CALLED[one] for one in get_args(kind) or (kind,) if one is not NoneType and one in _CALLED]
+    called = [TYPE_NAMES[one] for one in get_args(kind) or (kind,) if one in (int, float)]
     return f'must be {" or ".join(called)}, not "{value}"' if called else f'cannot be "{value}"'
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from openblip.core.errors import UserError, closest, nearest
+from openblip.core.errors import TYPE_NAMES, UserError, closest, nearest
 from openblip.core.files import write_json
 from openblip.core.places import check_config_file
 from openblip.core.text import read_json, read_text
@@ -34,8 +34,6 @@ __all__ = [
 ]
 
 Config = TypeVar("Config")
-_CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-"""types as messages call them"""
 
 
 def to_dict(config: Any) -> Any:
@@ -104,7 +102,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise UserError(f'setting "{path}" must be {_CALLED.get(hint, hint.__name__)}, not {value!r}')
+        raise UserError(f'setting "{path}" must be {TYPE_NAMES.get(hint, hint.__name__)}, not {value!r}')
     return value
 
 
@@ -197,20 +195,22 @@ def _place(data: dict[str, Any], assignment: str) -> tuple[dict[str, Any], str, 
     dotted, separator, text = assignment.partition("=")
     if not separator:
         raise UserError(f'"{assignment}" sets nothing; write NAME=VALUE, for example train.learning_rate=1e-4')
-    *parents, last = dotted.strip().split(".")
+    dotted = dotted.strip()
+    *parents, last = dotted.split(".")
     table = data
     for name in parents:
         if not isinstance(table.get(name), dict):
-            raise UserError(f'unknown setting "{dotted}"{_elsewhere(last, dotted, data) or nearest(name, table)}')
+            raise UserError(f'unknown setting "{dotted}"{_elsewhere(dotted, data) or nearest(name, table)}')
         table = table[name]
     if last not in table:
-        hint = _elsewhere(last, dotted, data) or nearest(last, table, dotted.removesuffix(last))
+        hint = _elsewhere(dotted, data) or nearest(last, table, dotted.removesuffix(last))
         raise UserError(f'unknown setting "{dotted}"{hint}')
     return table, last, text.strip()
 
 
-def _elsewhere(last: str, dotted: str, data: dict[str, Any]) -> str:
+def _elsewhere(dotted: str, data: dict[str, Any]) -> str:
     """A hint at the setting of another table that is called so."""
+    last = dotted.rpartition(".")[2]
     return closest(dotted, [name for name in _dotted(data) if name.rpartition(".")[2] == last])
 
 

@@ -13,9 +13,22 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from types import ModuleType
 
-__all__ = ["MissingExtra", "ToldElsewhere", "UserError", "about", "closest", "first_line", "nearest", "require"]
+__all__ = [
+    "TYPE_NAMES",
+    "MissingExtra",
+    "ToldElsewhere",
+    "UserError",
+    "about",
+    "closest",
+    "first_line",
+    "nearest",
+    "require",
+]
 
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+"""what messages call the types of values"""
 _MOST_BEGUN = 8
+"""names that begin with what was written, of which a hint gives all"""
 
 
 class UserError(ValueError):

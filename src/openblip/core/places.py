@@ -21,6 +21,7 @@ __all__ = [
     "NAMED",
     "QUERY",
     "TABLES",
+    "WEIGHT_SUFFIXES",
     "adapter_folder",
     "check_config_file",
     "check_data",

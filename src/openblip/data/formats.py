@@ -22,7 +22,7 @@ __all__ = [
     "ending_of",
     "formats",
     "instead_of_image",
-    "shown",
+    "readable_bytes",
 ]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
@@ -156,10 +156,10 @@ def instead_of_image(head: bytes) -> str:
         return _one_of(".svg")
     if found := looks_like(head):
         return found
-    return f"begins with {shown(head[:16])}"
+    return f"begins with {readable_bytes(head[:16])}"
 
 
-def shown(head: bytes) -> str:
+def readable_bytes(head: bytes) -> str:
     """Bytes for a message: as text where they are some, else as numbers."""
     text = head.decode("ascii", "replace").strip()
     return f'"{text}"' if text.isascii() and text.isprintable() and text else f"the bytes {head.hex(' ')}"

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from openblip.core.errors import UserError, first_line
-from openblip.data.formats import shown
+from openblip.data.formats import readable_bytes
 from openblip.data.sample import BrokenSample
 
 __all__ = ["DEFAULT_FRAMES", "MAX_FRAMES", "frame_places", "read_frames", "video_decoder"]
@@ -72,7 +72,9 @@ def read_frames(
     if not head:
         raise BrokenSample("empty", key, "the file has no bytes")
     if not head.startswith(_BEGINNINGS) and head[4:8] not in _ATOMS:
-        raise BrokenSample("not-an-image", key, f"it has the ending of a video, and begins with {shown(head)}")
+        raise BrokenSample(
+            "not-an-image", key, f"it has the ending of a video, and begins with {readable_bytes(head)}"
+        )
     frames: list[Image.Image] = []
     try:
         for frame in decode(path, functools.partial(_places, key=key, count=count, max_pixels=max_pixels)):

@@ -178,7 +178,14 @@ class FrozenLanguage(nn.Module):
         return self
 
     def gradient_checkpointing_enable(self, share: float = 1.0) -> None:
-        """Recompute a share of its blocks in the backward pass, which needs them for the soft prompts' gradient."""
+        """Recompute a share of its blocks in the backward pass, which needs them for the soft prompts' gradient.
+
+        Args:
+            share: of the blocks, from the first, 0 to 1; 0 recomputes none.
+
+        Raises:
+            UserError: a share above 0 of a model whose blocks transformers does not mark.
+        """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         # transformers recomputes blocks that are in training mode, and these would draw dropout.

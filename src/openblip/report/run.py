@@ -114,7 +114,7 @@ def run_report(folder: Path | str, *more: Path | str, chance: Mapping[str, float
                 levels[name] = found
     evaluated = _unique(runs, "eval")
     trained = [name for name in _unique(runs, "train") if name not in _RUNNING]
-    if "loss" in trained and _only_part(runs, trained):
+    if _has_one_part(runs, trained):
         trained.remove("loss")
     sections: list[Section] = []
     learned = [name for name in evaluated if name not in trained]
@@ -188,10 +188,10 @@ def _unique(runs: Sequence[_Run], split: str) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.names(split)))
 
 
-def _only_part(runs: Sequence[_Run], trained: Sequence[str]) -> bool:
-    """Whether "loss" is the same curve as its only part, such as "loss_lm"."""
+def _has_one_part(runs: Sequence[_Run], trained: Sequence[str]) -> bool:
+    """Whether there is a "loss" that is the same curve as its only part, such as "loss_lm"."""
     parts = [name for name in trained if name.startswith("loss_")]
-    if len(parts) != 1 or any("loss" in run.names("eval") for run in runs):
+    if "loss" not in trained or len(parts) != 1 or any("loss" in run.names("eval") for run in runs):
         return False
     return all(run.points("loss", "train", "step") == run.points(parts[0], "train", "step") for run in runs)
 

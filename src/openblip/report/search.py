@@ -28,8 +28,8 @@ def search_sheet(query: str, hits: Sequence[Hit], images: Iterable[PageImage | N
     if any(hit.itm is not None for hit in hits):
         found += (
             " The score that orders them is the ITC similarity plus ITM's logit of a match (of several texts, the "
-            "weighted sum of their log-probabilities); ITM is the probability that an image "
-            "shows what was asked for."
+            "weighted sum of their log-probabilities); ITM is the probability that an image shows "
+            "what was asked for."
         )
     if len({hit.itm is None for hit in hits}) > 1:
         found += " Images that ITM did not read follow those that it read, ordered by ITC."

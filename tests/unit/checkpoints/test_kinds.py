@@ -23,6 +23,7 @@ from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.tower import make_tower
 from openblip.models.vqa import BlipVqa, VqaConfig
 from openblip.tasks.registry import adapt
+from openblip.tasks.scoring import MEASURES
 
 WORDS = TextTokenizer.train(["a red bus on a road", "two dogs"] * 3, vocab_size=60)
 SIZES = blip_config("nano", vocab_size=WORDS.vocab_size, image_size=32)
@@ -82,9 +83,10 @@ def test_what_a_model_can_do_is_a_command_that_its_adapter_can_do() -> None:
     for _, model, _ in models():
         can = KINDS[type(model.config)].can(model.config)
         assert set(can) <= COMMANDS.keys()
-        able = {"ask" if what == "answer" else what for what in adapt(StoredModel(model, WORDS)).can}
-        able |= {"classify"} if able & {"embed", "match"} else set()
-        able |= {"score"} if able & {"match", "embed", "likelihood", "ask"} else set()
+        adapted = adapt(StoredModel(model, WORDS)).can
+        able = {"ask" if what == "answer" else what for what in adapted}
+        able |= {"classify"} if adapted & {"embed", "match"} else set()
+        able |= {"score"} if adapted & set(MEASURES.values()) else set()
         assert named & set(can) == named & able
 
 
