@@ -42,7 +42,7 @@ def info(source: Source, /, *, tokenizer: Tokenizer = None, heads: Heads = ()) -
         **{f"frozen {name}": f"{part['source']} ({part['fingerprint']})" for name, part in frozen},
         "vocabulary": f"{stored.tokenizer.vocab_size:,} tokens" if stored.tokenizer is not None else "none",
         "keys not needed": f"{len(stored.ignored)}: {', '.join(stored.ignored[:4])}" if stored.ignored else "none",
-        **{name: str(value) for name, value in stored.info.items()},
+        **{name: str(value) or "none" for name, value in stored.info.items()},
     }
     show_table(source, ("what", "value"), rows)
 

@@ -47,7 +47,11 @@ _COLUMNS = frozenset({"step", "epoch", "time", "split"})
 _RUNNING = ("learning_rate", "images_per_second", "grad_norm", "skipped")
 """what says how the run went, not what was learned"""
 _SHARE = re.compile(r"recall|accura|truth|true|coverage|precision|parsed|share|probab|@\d|(^|_)[tia]?r\d+$")
-_SPELLED = {"itc": "ITC", "itm": "ITM", "itg": "ITG", "lm": "LM", "vqa": "VQA", "cider": "CIDEr", "bleu": "BLEU"}
+_SPELLED = {
+    **{name: name.upper() for name in ("itc", "itm", "itg", "lm", "vqa", "bleu")},
+    "cider": "CIDEr",
+    "grad": "gradient",
+}
 _LOWER = re.compile(r"loss|error|perplexity")
 _MOST_POINTS = 600
 _LOG_LINES = 200
@@ -117,7 +121,9 @@ def run_report(folder: Path | str, *more: Path | str, chance: Mapping[str, float
     if _has_one_part(runs, trained):
         trained.remove("loss")
     sections: list[Section] = []
-    learned = [name for name in evaluated if name not in trained]
+    # What was measured once is no curve; cards and table have it.
+    often = {name for name in evaluated if any(len(run.points(name, "eval", "step")) > 1 for run in runs)}
+    learned = [name for name in evaluated if name in often and name not in trained]
     if evaluated:
         blocks: list[Block] = [Charts(charts=_evaluation_charts(runs, learned, axis, levels))] if learned else []
         sections.append(Section(title="What it can do", blocks=[*blocks, _last_values(runs, evaluated, levels)]))
@@ -273,7 +279,7 @@ def _last_values(runs: Sequence[_Run], names: Sequence[str], levels: Mapping[str
             level = spell(levels.get(name), unit) if name in levels else ""
             found = [spell(points[-1][1], unit), spell(best[1], unit), spell_short(best[0]), level]
             rows.append([_title(name), *found])
-        heads = ["number", "last", "best", "best at epoch", "chance"]
+        heads = ["metric", "last", "best", "best at epoch", "chance"]
         columns = [Column(name=head) for head in (heads if any(row[-1] for row in rows) else heads[:-1])]
         return Table(title="All metrics", columns=columns, rows=[row[: len(columns)] for row in rows])
     columns = [Column(name="run")]

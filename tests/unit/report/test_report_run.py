@@ -128,7 +128,8 @@ def test_a_run_that_only_trained_or_only_evaluated(tmp_path: Path) -> None:
     for split, title in (("train", "How it learned"), ("eval", "What it can do")):
         folder = tmp_path / split
         folder.mkdir()
-        (folder / "metrics.jsonl").write_text(json.dumps(record(3, split, accuracy=0.5, bad=float("nan"))) + "\n")
+        lines = [json.dumps(record(step, split, accuracy=0.5, bad=float("nan"))) + "\n" for step in (2, 3)]
+        (folder / "metrics.jsonl").write_text("".join(lines))
         report = run_report(folder)
         assert title in [section.title for section in report.sections]
         assert charts_of(report)["Accuracy"].x_label == "step", "less than an epoch"
@@ -183,6 +184,16 @@ def test_figures_are_files(tmp_path: Path) -> None:
     report.sections[0].blocks = []
     with pytest.raises(UserError, match="no line charts"):
         save_figures(report, tmp_path)
+
+
+def test_what_was_measured_once_is_a_row_and_no_curve(tmp_path: Path) -> None:
+    lines = [record(1, "train", grad_norm=1.0), record(1, "eval", accuracy=0.25)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = run_report(tmp_path)
+    assert set(charts_of(report)) == {"Gradient norm"}
+    (table,) = blocks_of(report, Table)
+    assert table.rows[0][:2] == ["Accuracy", "25%"]
+    assert [head.label for head in report.headlines] == ["Accuracy", "Time spent"]
 
 
 def test_a_loss_of_one_part_is_one_curve(tmp_path: Path) -> None:

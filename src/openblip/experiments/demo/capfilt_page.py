@@ -22,7 +22,7 @@ __all__ = ["capfilt_section"]
 
 _SHEETS = {
     "rescued": ("Kept only by a written caption", "The web's text goes; what the captioner wrote stays."),
-    "dropped": ("Dropped", "Nothing stays of these."),
+    "dropped": ("Dropped", "Neither text is kept."),
     "kept": ("Kept", "Both stay."),
 }
 _KINDS = {
