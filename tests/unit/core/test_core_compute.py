@@ -67,18 +67,29 @@ def test_a_named_dtype_is_taken_as_it_is(pretend: Pretend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("avx512_bf16", "amx", "native"), [(False, False, False), (True, False, True), (False, True, True)]
+    ("vendor", "avx512_bf16", "amx", "native"),
+    [
+        ("intel", False, False, False),
+        ("intel", True, False, False),  # at half of float32's rate
+        ("intel", True, True, True),
+        ("amd", False, False, False),
+        ("amd", True, False, True),
+        ("arm", False, False, True),
+        ("other", False, True, False),
+        ("other", True, False, True),
+    ],
 )
 @pytest.mark.parametrize("accepted", [True, False])
-def test_bfloat16_needs_the_instructions_and_leave_to_use_them(
-    monkeypatch: pytest.MonkeyPatch, accepted: bool, avx512_bf16: bool, amx: bool, native: bool
+def test_bfloat16_needs_fast_instructions_and_leave_to_use_them(
+    monkeypatch: pytest.MonkeyPatch, accepted: bool, vendor: str, avx512_bf16: bool, amx: bool, native: bool
 ) -> None:
     """oneDNN accepts bfloat16 on plain AVX-512 too; capped by ONEDNN_MAX_CPU_ISA it refuses on any CPU."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: accepted, raising=False)
-    monkeypatch.setattr(compute.platform, "machine", lambda: "x86_64")
-    assert compute.this_cpu.__wrapped__().bfloat16 == (accepted and native)
+    monkeypatch.setattr(compute, "_vendor", lambda machine: vendor)
+    found = compute.this_cpu.__wrapped__()
+    assert (found.vendor, found.bfloat16) == (vendor, accepted and native)
 
 
 def test_attention_is_fused_where_that_is_faster() -> None:
