@@ -30,6 +30,7 @@ from torch import nn
 
 from openblip.core.compute import choose_dtype
 from openblip.core.errors import MissingExtra, ToldElsewhere, UserError, nearest
+from openblip.core.memory import keep_freed_memory
 from openblip.core.runtime import is_main, world_size
 from openblip.training.compiling import compile_blocks, repeated_blocks, undo_compile
 from openblip.training.config import TrainConfig
@@ -45,11 +46,15 @@ _MIXED = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 def start(device: str = "auto") -> torch.device:
     """Join the processes that a launcher started, if one did, and return this process's device; may be repeated.
 
+    On a CPU the process keeps the memory that tensors free (`core.memory`).
+
     Args:
         device: "cpu" leaves a GPU alone.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if on_cpu:
+        keep_freed_memory()
     _forget_earlier_run()
     options: dict[str, Any] = {"backend": "gloo"} if on_cpu and processes > 1 else {}
     if on_cpu and processes > 1 and not os.environ.get("OMP_NUM_THREADS"):
