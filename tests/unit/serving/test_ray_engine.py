@@ -133,19 +133,33 @@ def test_a_request_that_nobody_waits_for_is_dropped(engine: RayEngine) -> None:
 
 @pytest.mark.slow
 def test_a_killed_replica_loses_no_request(engine: RayEngine, expected: list[Any]) -> None:
-    async def go() -> list[Any]:
-        await gathered(engine, all_work()[:8])
-        before, work = set(engine.replicas), all_work()
-        assert len(before) == 2, "both have answered"
-        running = [asyncio.ensure_future(engine.run(one)) for one in work]
-        await asyncio.sleep(0.4)  # less than a replica holds what it has computed
-        assert engine.counts.waiting > len(work) // 2
-        os.kill(next(iter(before)), signal.SIGKILL)
-        results = list(await asyncio.gather(*running))
-        assert engine.retried > 0, "none was in hand of the replica that was killed"
-        return results
+    async def go() -> None:
+        for _ in range(20):  # a replica that is slow to answer is given little
+            await gathered(engine, all_work()[:8])
+            if len(engine.replicas) > 1:
+                break
+        # On a busy machine a replica may tell the length of its queue too late, and is given nothing: then it has
+        # nothing in hand when it is killed, and another is killed.
+        for _ in range(5):
+            work = all_work()
+            running = [asyncio.ensure_future(engine.run(one)) for one in work]
+            await asyncio.sleep(0.4)  # less than a replica holds what it has computed
+            assert engine.counts.waiting > len(work) // 2
+            os.kill(next(process for process in engine.replicas if is_alive(process)), signal.SIGKILL)
+            close(list(await asyncio.gather(*running)), expected)
+            if engine.retried:
+                return
+        raise AssertionError("nothing was in hand of the replicas that were killed")
 
-    close(asyncio.run(go()), expected)
+    asyncio.run(go())
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.slow
