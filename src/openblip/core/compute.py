@@ -13,6 +13,7 @@ same machine computes with the same code. The variables that cap instruction set
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from collections.abc import Collection
 from contextlib import suppress
@@ -156,7 +157,14 @@ def _multiplies_bfloat16(vendor: str) -> bool:
         return True
     # Intel's AVX-512 multiplies bfloat16 at half of float32's rate (170 and 335 GFLOP/s on two cores of a Xeon of
     # 2023, torch 2.15), so there only AMX counts, which virtual machines often lack. AMD's is as fast as float32.
-    probe = "_is_amx_tile_supported" if vendor == "intel" else "_is_avx512_bf16_supported"
+    if vendor == "intel":
+        cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()  # such as AVX512_CORE_BF16, or AVX512_CORE_AMX
+        return (cap in ("", "ALL", "DEFAULT") or "AMX" in cap) and _has("_is_amx_tile_supported")
+    return _has("_is_avx512_bf16_supported")
+
+
+def _has(probe: str) -> bool:
+    """What a function of torch.cpu says of this CPU; False where this version of torch lacks it."""
     return bool(getattr(torch.cpu, probe, lambda: False)())
 
 

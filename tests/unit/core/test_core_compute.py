@@ -67,27 +67,37 @@ def test_a_named_dtype_is_taken_as_it_is(pretend: Pretend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vendor", "avx512_bf16", "amx", "native"),
+    ("vendor", "avx512_bf16", "amx", "cap", "native"),
     [
-        ("intel", False, False, False),
-        ("intel", True, False, False),  # at half of float32's rate
-        ("intel", True, True, True),
-        ("amd", False, False, False),
-        ("amd", True, False, True),
-        ("arm", False, False, True),
-        ("other", False, True, False),
-        ("other", True, False, True),
+        ("intel", False, False, "", False),
+        ("intel", True, False, "", False),  # at half of float32's rate
+        ("intel", True, True, "", True),
+        ("intel", True, True, "avx512_core_amx_fp16", True),
+        ("intel", True, True, "AVX512_CORE_BF16", False),
+        ("amd", False, False, "", False),
+        ("amd", True, False, "", True),
+        ("amd", True, False, "AVX512_CORE_BF16", True),
+        ("arm", False, False, "", True),
+        ("other", False, True, "", False),
+        ("other", True, False, "", True),
     ],
 )
 @pytest.mark.parametrize("accepted", [True, False])
 def test_bfloat16_needs_fast_instructions_and_leave_to_use_them(
-    monkeypatch: pytest.MonkeyPatch, accepted: bool, vendor: str, avx512_bf16: bool, amx: bool, native: bool
+    monkeypatch: pytest.MonkeyPatch,
+    accepted: bool,
+    vendor: str,
+    avx512_bf16: bool,
+    amx: bool,
+    cap: str,
+    native: bool,
 ) -> None:
     """oneDNN accepts bfloat16 on plain AVX-512 too; capped by ONEDNN_MAX_CPU_ISA it refuses on any CPU."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: accepted, raising=False)
     monkeypatch.setattr(compute, "_vendor", lambda machine: vendor)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
     found = compute.this_cpu.__wrapped__()
     assert (found.vendor, found.bfloat16) == (vendor, accepted and native)
 
