@@ -24,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.harness import THREADS, Subject, compare, result_of
 from benchmarks.photographs import write_tars
+from openblip.core.memory import keep_freed_memory
 from openblip.core.text import read_text
 from openblip.data.sources import open_source
 from openblip.data.stream import Loader
@@ -67,6 +68,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 def build(case: str, side: str, dtype: str, quick: bool) -> Subject:
     """One side of a case, ready to run."""
+    keep_freed_memory()  # on both sides, as the command line does
     tower, folder = _tower(quick), Path(os.environ[FOLDER])
     return Caching(tower, folder, CASES[case]) if side == "ours" else Bare(tower, folder)
 
@@ -143,6 +145,7 @@ def _held_mb() -> float:
 def measure_memory(case: str, quick: bool) -> dict[str, Any]:
     """Most memory beyond the model's while images are cached, sampled five times a second (Linux)."""
     torch.set_num_threads(THREADS)
+    keep_freed_memory()
     subject = Caching(_tower(quick), Path(os.environ[FOLDER]), CASES[case])
     before, most, stop = _held_mb(), 0.0, threading.Event()
 
