@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Subject, compare, result_of
-from openblip.core.compute import has_native_bfloat16
+from benchmarks.harness import Subject, compare, dtypes_to_measure, result_of
 from openblip.core.memory import keep_freed_memory
 from openblip.models import layers
 
@@ -28,7 +27,7 @@ CASES = {
 
 def run(quick: bool) -> dict[str, Any]:
     """Measure; `quick` takes float32 and few repeats."""
-    dtypes = ["float32"] + ["bfloat16"] * (has_native_bfloat16("cpu") and not quick)
+    dtypes = dtypes_to_measure(("float32", "bfloat16"), "float32" if quick else None)
     device, rows = torch.device("cpu"), []
     for dtype in dtypes:
         for case, (_, training) in CASES.items():

@@ -10,16 +10,14 @@ rest under autocast.
 
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Subject, compare, matmul_gflops, result_of
+from benchmarks.harness import SLOW_BFLOAT16, Subject, compare, dtypes_to_measure, matmul_gflops, result_of
 from benchmarks.reference_path import pad_to
-from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip2 import Blip2, Blip2Config, best_query
@@ -49,16 +47,12 @@ GOALS = {
 def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     """Measure both cases in both dtypes, or `only` one; `quick` takes two layers and 56 pixels."""
     tolerances = {"float32": 1e-4, "bfloat16": 0.1}
-    skipped = []
-    if not has_native_bfloat16("cpu"):
-        del tolerances["bfloat16"]
-        skipped.append(f"bfloat16: this processor ({platform.machine()}) has no bfloat16 matrix instructions")
+    dtypes = dtypes_to_measure(tolerances, only)
+    skipped = [SLOW_BFLOAT16] if only is None and "bfloat16" not in dtypes else []
     rows = []
-    for dtype, tolerance in tolerances.items():
-        if only not in (None, dtype):
-            continue
+    for dtype in dtypes:
         for case in ("features", "whole"):
-            rows.append(measure(case, dtype, tolerance, quick))
+            rows.append(measure(case, dtype, tolerances[dtype], quick))
     return result_of("blip2-stage1", rows, skipped=skipped, **({} if quick else {"lavis_s": LAVIS_S}))
 
 

@@ -10,7 +10,6 @@ dozen operations, the fused one once in all; with it the optimiser is no part of
 
 from __future__ import annotations
 
-import platform
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,9 +18,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Subject, compare, matmul_gflops, result_of
+from benchmarks.harness import SLOW_BFLOAT16, Subject, compare, dtypes_to_measure, matmul_gflops, result_of
 from benchmarks.reference_path import ReferencePretraining
-from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
 from openblip.core.tokenizer import TokenBatch
 from openblip.models.blip import Blip, BlipConfig, blip_config
@@ -40,18 +38,10 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     """Measure both dtypes, or `only` one; `quick` takes two layers and 64 pixels."""
     case = "two layers, 64 px" if quick else "ViT-B, 224 px, batch 8, 12 tokens"
     tolerances = {"float32": 1e-4, "bfloat16": 0.05}
-    skipped = []
-    if not has_native_bfloat16("cpu"):
-        del tolerances["bfloat16"]
-        capability = torch.backends.cpu.get_cpu_capability()
-        skipped.append(
-            f"bfloat16: this processor ({platform.machine()}, {capability}) has no bfloat16 matrix instructions; "
-            "products in it are emulated and many times slower than float32"
-        )
+    dtypes = dtypes_to_measure(tolerances, only)
+    skipped = [SLOW_BFLOAT16] if only is None and "bfloat16" not in dtypes else []
     rows = []
-    for dtype, tolerance in tolerances.items():
-        if only not in (None, dtype):
-            continue
+    for dtype in dtypes:
         rate = matmul_gflops(dtype)
         row = compare(
             "benchmarks.blip_pretrain",
@@ -59,7 +49,7 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
             dtype=dtype,
             quick=quick,
             repeats=2 if quick else 3,
-            tolerance=tolerance,
+            tolerance=tolerances[dtype],
             profile=True,
         )
         rate = max(rate, matmul_gflops(dtype))

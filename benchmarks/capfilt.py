@@ -25,14 +25,14 @@ import torch
 from PIL import Image
 
 from benchmarks import published
-from benchmarks.harness import Subject, compare, result_of
+from benchmarks.harness import Subject, compare, dtypes_to_measure, result_of
 from benchmarks.photographs import photograph
 from openblip.bootstrap.job import CapFiltConfig, Output, Worker, plan
 from openblip.bootstrap.models import open_models
 from openblip.bootstrap.pipeline import Pipeline
 from openblip.bootstrap.places import Places
 from openblip.bootstrap.policy import Policy
-from openblip.core.compute import choose_dtype, has_native_bfloat16
+from openblip.core.compute import choose_dtype
 from openblip.core.memory import keep_freed_memory
 from openblip.data.source_config import SourceConfig
 from openblip.generation.config import DecodeConfig
@@ -50,19 +50,18 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     rows = []
     with prepared(quick):
         for case in CASES:
-            for dtype, tolerance in TOLERANCE.items():
-                if only in (None, dtype) and (dtype == "float32" or has_native_bfloat16("cpu")):
-                    repeats = 2 if case == "1 caption" and not quick else 1
-                    rows.append(
-                        compare(
-                            "benchmarks.capfilt",
-                            case,
-                            dtype=dtype,
-                            quick=quick,
-                            repeats=repeats,
-                            tolerance=tolerance,
-                        )
+            for dtype in dtypes_to_measure(TOLERANCE, only):
+                repeats = 2 if case == "1 caption" and not quick else 1
+                rows.append(
+                    compare(
+                        "benchmarks.capfilt",
+                        case,
+                        dtype=dtype,
+                        quick=quick,
+                        repeats=repeats,
+                        tolerance=TOLERANCE[dtype],
                     )
+                )
     for row in rows:
         images = CASES[row["case"]][1]
         row["ours_images_per_s"] = round(images / row["ours_s"], 3)

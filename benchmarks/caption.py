@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import published
-from benchmarks.harness import Subject, compare, result_of
+from benchmarks.harness import Subject, compare, dtypes_to_measure, result_of
 from openblip.checkpoints.store import open_model
-from openblip.core.compute import choose_dtype, has_native_bfloat16
+from openblip.core.compute import choose_dtype
 from openblip.core.memory import keep_freed_memory
 from openblip.generation.config import DecodeConfig
 from openblip.generation.decode import decode
@@ -32,19 +32,18 @@ def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     """Measure all dtypes, or `only` one."""
     rows = []
     with published.published(published.captioner(quick)):
-        for dtype in CASES:
-            if only in (None, dtype) and (dtype == "float32" or has_native_bfloat16("cpu")):
-                case = "4 images, beam 3, 20 tokens"
-                rows.append(
-                    compare(
-                        "benchmarks.caption",
-                        case,
-                        dtype=dtype,
-                        quick=quick,
-                        repeats=2 if quick else 3,
-                        tolerance=CASES[dtype],
-                    )
+        for dtype in dtypes_to_measure(CASES, only):
+            case = "4 images, beam 3, 20 tokens"
+            rows.append(
+                compare(
+                    "benchmarks.caption",
+                    case,
+                    dtype=dtype,
+                    quick=quick,
+                    repeats=2 if quick else 3,
+                    tolerance=CASES[dtype],
                 )
+            )
     return result_of("caption", rows, batch=BATCH, beams=BEAMS, new_tokens=NEW)
 
 

@@ -1,7 +1,7 @@
 """What `openblip demo` reaches in its time: stored for each kind of CPU, and as the table of the README.
 
     openblip demo --out runs/demo
-    python -m benchmarks.demo runs/demo --as bfloat16    # or avx2; stores it, prints the table
+    python -m benchmarks.demo runs/demo --as bfloat16    # or float32, avx2; stores it, prints the table
 
 With the variables of `make test-old-cpu` set, the demo runs as on a CPU that has AVX2 alone.
 """
@@ -21,7 +21,7 @@ from openblip.experiments.demo.stages import STAGES
 __all__ = ["KINDS", "collect", "lines", "stored"]
 
 RESULTS = Path(__file__).parent / "results"
-KINDS = {"bfloat16": "AVX-512, bfloat16", "avx2": "AVX2 alone"}
+KINDS = {"bfloat16": "AVX-512, bfloat16", "float32": "AVX-512, float32", "avx2": "AVX2 alone"}
 """of CPUs that the demo is stored for, and how the table calls them"""
 
 

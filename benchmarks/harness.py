@@ -16,16 +16,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from openblip.core.compute import has_fast_bfloat16
 from openblip.core.memory import peak_mb
 from openblip.core.runtime import machine, versions
 
 __all__ = [
+    "SLOW_BFLOAT16",
     "Subject",
     "compare",
+    "dtypes_to_measure",
     "largest_difference",
     "machine_slug",
     "matmul_gflops",
@@ -34,6 +37,8 @@ __all__ = [
     "table",
 ]
 
+SLOW_BFLOAT16 = "bfloat16: slower than float32 on this CPU; --dtype bfloat16 measures it all the same"
+"""why a dtype is missing from a result"""
 THREADS = 2
 SIDES = ("ours", "peer")
 
@@ -138,6 +143,13 @@ def compare(
         **{f"{side}_tflop": answer["tflop"] for side, answer in outputs.items() if answer["tflop"]},
         **profiled,
     }
+
+
+def dtypes_to_measure(names: Iterable[str], only: str | None = None) -> list[str]:
+    """The dtype `only` that was asked for; else float32, and where this CPU is fast in bfloat16 the others too."""
+    if only is not None:
+        return [name for name in names if name == only]
+    return [name for name in names if name == "float32" or has_fast_bfloat16("cpu")]
 
 
 def spread(times: Sequence[float]) -> float:

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import published
-from benchmarks.harness import Subject, compare, result_of
+from benchmarks.harness import Subject, compare, dtypes_to_measure, result_of
 from openblip.checkpoints.store import open_model
-from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
 
 TEXTS, TOKENS = 32, 12
@@ -31,9 +30,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 
 def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     """Measure both dtypes, or `only` one; `quick` takes two layers and 64 px."""
-    dtypes = [
-        d for d in ("float32", "bfloat16") if only in (None, d) and (d == "float32" or has_native_bfloat16("cpu"))
-    ]
+    dtypes = dtypes_to_measure(TOLERANCES, only)
     rows = []
     with published.published(published.matcher(quick)):
         for dtype in dtypes:

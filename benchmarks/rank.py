@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import published
-from benchmarks.harness import Subject, compare, result_of
+from benchmarks.harness import Subject, compare, dtypes_to_measure, result_of
 from openblip.checkpoints.store import open_model
-from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
 from openblip.generation.rank import log_likelihood
 
@@ -26,7 +25,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 
 def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     """Measure both dtypes, or `only` one."""
-    dtypes = [d for d in TOLERANCES if only in (None, d) and (d == "float32" or has_native_bfloat16("cpu"))]
+    dtypes = dtypes_to_measure(TOLERANCES, only)
     with published.published(published.vqa(quick)):
         rows = [
             compare(

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import published
-from benchmarks.harness import Subject, compare, result_of
+from benchmarks.harness import Subject, compare, dtypes_to_measure, result_of
 from benchmarks.reference_path import pad_to, repeated_readers
 from openblip.checkpoints.store import open_model
-from openblip.core.compute import has_native_bfloat16
 from openblip.core.memory import keep_freed_memory
 from openblip.core.tokenizer import TokenBatch
 from openblip.tasks.registry import adapt
@@ -35,7 +34,7 @@ COCO_IMAGES, COCO_TEXTS = 5000, 25010
 
 def run(quick: bool, only: str | None = None) -> dict[str, Any]:
     """Measure both dtypes, or `only` one; `quick` takes two layers and 64 px."""
-    dtypes = [d for d in TOLERANCES if only in (None, d) and (d == "float32" or has_native_bfloat16("cpu"))]
+    dtypes = dtypes_to_measure(TOLERANCES, only)
     with published.published(published.matcher(quick)):
         rows = [
             compare(

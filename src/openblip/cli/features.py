@@ -45,7 +45,7 @@ def cache_features(
         vision: the frozen tower, as for train.
         model: a BLIP-2 model whose tower to take instead.
         image_size: side of the images that the tower reads, as for train.
-        dtype: that the tower computes in, as it must in training; auto is bfloat16 where that is native.
+        dtype: that the tower computes in, as it must in training; auto is bfloat16 where that is fast.
         store: the dtype on disk; its error is measured and reported at the end.
         crops: of each image, the whole image first; training draws one of them for each sample.
         crop_scale: range of a random crop's share of the area.

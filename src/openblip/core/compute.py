@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from openblip.core.errors import UserError, nearest
 from openblip.core.text import read_lines
 
-__all__ = ["DTYPES", "ComputePlan", "Cpu", "choose_dtype", "compute_plan", "has_native_bfloat16",
+__all__ = ["DTYPES", "ComputePlan", "Cpu", "choose_dtype", "compute_plan", "has_fast_bfloat16",
            "this_cpu", "to_dtype", "uses_fused_attention"]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,8 +40,8 @@ class Cpu:
     avx512: bool
     """whether torch may use AVX-512"""
     bfloat16: bool
-    """whether matrix products in bfloat16 have instructions that are as fast as float32's; emulated they are 10
-    times slower than float32"""
+    """whether matrix products in bfloat16 are as fast as in float32; without instructions for them they take ten
+    times as long"""
     has_onednn: bool
     """whether torch was built with oneDNN's linear layer"""
 
@@ -51,9 +51,9 @@ class ComputePlan:
     """How a device computes best."""
 
     dtype: torch.dtype
-    """bfloat16 where its products are native, float32 elsewhere"""
+    """bfloat16 where its products are fast, float32 elsewhere"""
     iteration_dtype: torch.dtype
-    """of matrix iterations that tolerate bfloat16's precision (Muon's); float32 where bfloat16 is emulated"""
+    """of matrix iterations that tolerate bfloat16's precision (Muon's); float32 where bfloat16 is slower"""
     float32_linear: Literal["torch", "onednn"]
     """"torch" leaves float32 products to the library torch chooses"""
 
@@ -62,8 +62,7 @@ def compute_plan(device: torch.device | str) -> ComputePlan:
     """How `device` computes best."""
     kind = torch.device(device).type
     if kind == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return _plan(native, "torch")
+        return _plan(torch.cuda.is_bf16_supported(including_emulation=False), "torch")
     if kind == "cpu":
         cpu = this_cpu()
         # torch gives float32 products to MKL, which uses no AVX-512 on AMD's CPUs: half of the speed of oneDNN.
@@ -73,8 +72,8 @@ def compute_plan(device: torch.device | str) -> ComputePlan:
     return _plan(False, "torch")
 
 
-def _plan(native_bfloat16: bool, float32_linear: Literal["torch", "onednn"]) -> ComputePlan:
-    dtype = torch.bfloat16 if native_bfloat16 else torch.float32
+def _plan(fast_bfloat16: bool, float32_linear: Literal["torch", "onednn"]) -> ComputePlan:
+    dtype = torch.bfloat16 if fast_bfloat16 else torch.float32
     return ComputePlan(dtype=dtype, iteration_dtype=dtype, float32_linear=float32_linear)
 
 
@@ -122,8 +121,8 @@ def to_dtype(module: nn.Module, dtype: torch.dtype, *, but: Collection[Tensor] =
                 part._buffers[name] = buffer.to(dtype)
 
 
-def has_native_bfloat16(device: torch.device | str) -> bool:
-    """Whether the device multiplies bfloat16 matrices with instructions made for it, no slower than float32."""
+def has_fast_bfloat16(device: torch.device | str) -> bool:
+    """Whether the device multiplies bfloat16 matrices no slower than those of float32."""
     return compute_plan(device).dtype == torch.bfloat16
 
 
@@ -155,12 +154,17 @@ def this_cpu() -> Cpu:
 def _multiplies_bfloat16(vendor: str) -> bool:
     if vendor == "arm":
         return True
-    # Intel's AVX-512 multiplies bfloat16 at half of float32's rate (170 and 335 GFLOP/s on two cores of a Xeon of
+    # Intel's AVX-512 multiplies bfloat16 at half of float32's rate (176 and 336 GFLOP/s on two cores of a Xeon of
     # 2023, torch 2.15), so there only AMX counts, which virtual machines often lack. AMD's is as fast as float32.
     if vendor == "intel":
-        cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()  # such as AVX512_CORE_BF16, or AVX512_CORE_AMX
-        return (cap in ("", "ALL", "DEFAULT") or "AMX" in cap) and _has("_is_amx_tile_supported")
-    return _has("_is_avx512_bf16_supported")
+        return _may_use("AMX") and _has("_is_amx_tile_supported")
+    return _may_use("AMX", "BF16", "FP16", "AVX10") and _has("_is_avx512_bf16_supported")
+
+
+def _may_use(*names: str) -> bool:
+    """Whether oneDNN's instruction sets have no cap, or one whose name holds one of these."""
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
+    return cap.upper() in ("", "ALL", "DEFAULT") or any(name in cap.upper() for name in names)
 
 
 def _has(probe: str) -> bool:

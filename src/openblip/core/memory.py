@@ -1,7 +1,7 @@
 """Memory of this process: how much it has held, and keeping what tensors free for the next step.
 
-glibc gives large blocks back to the system at every `free`, and each page of a new one is a page fault. A training
-step on a CPU then takes half as long again, that of a small model several times as long (docs/performance.md).
+glibc gives large blocks back to the system at every `free`, and each page of a new one is a page fault: a training
+step on a CPU takes half as long again (docs/performance.md).
 """
 
 from __future__ import annotations

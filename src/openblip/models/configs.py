@@ -206,7 +206,7 @@ class TowerConfig:
     image_size: int | None = None
     """Side of the images in pixels; None is that of the tower's own preprocessor."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """The dtype in which a frozen tower is kept and computes; "auto" becomes bfloat16 where that is native, else
+    """The dtype in which a frozen tower is kept and computes; "auto" becomes bfloat16 where that is fast, else
     float32, when the tower is built."""
     trained: bool = False
     """Whether the tower is fine-tuned with the rest, in float32, in place of frozen."""
@@ -265,7 +265,7 @@ class LanguageConfig:
     """a transformers folder or hub name; a decoder or an encoder-decoder. With the name of a GGUF file in it
     ("folder/model.gguf", by the extra "gguf"), that one, its matrices in `dtype`"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """that it is kept and computes in; "auto" becomes bfloat16 where that is native, else float32, when the model
+    """that it is kept and computes in; "auto" becomes bfloat16 where that is fast, else float32, when the model
     is opened"""
     quantize: Quantize = "none"
     """keep its blocks' matrices quantized, by bitsandbytes (the extra "quantize"): LLM.int8() or NF4; `dtype`

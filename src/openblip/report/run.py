@@ -122,8 +122,8 @@ def run_report(folder: Path | str, *more: Path | str, chance: Mapping[str, float
         trained.remove("loss")
     sections: list[Section] = []
     # What was measured once is no curve; cards and table have it.
-    often = {name for name in evaluated if any(len(run.points(name, "eval", "step")) > 1 for run in runs)}
-    learned = [name for name in evaluated if name in often and name not in trained]
+    repeated = {name for name in evaluated if any(len(run.points(name, "eval", "step")) > 1 for run in runs)}
+    learned = [name for name in evaluated if name in repeated and name not in trained]
     if evaluated:
         blocks: list[Block] = [Charts(charts=_evaluation_charts(runs, learned, axis, levels))] if learned else []
         sections.append(Section(title="What it can do", blocks=[*blocks, _last_values(runs, evaluated, levels)]))

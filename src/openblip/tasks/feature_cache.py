@@ -120,7 +120,10 @@ class FeatureCache:
             found = read_description(folder)
             if found is None:
                 raise UserError(f"{folder} holds no features; openblip cache-features makes them")
-            refuse_others(found["tower"], wanted, folder, "cache them again")
+            advice = "cache them again"
+            if found["tower"]["dtype"] != wanted["dtype"]:
+                advice = f"set vision.dtype={found['tower']['dtype']}, or cache them again"
+            refuse_others(found["tower"], wanted, folder, advice)
             for head in map(ShardHead.read, shard_files(folder)):
                 for row, key in enumerate(head.keys):
                     if key in rows:

@@ -24,8 +24,10 @@ from torch.distributed.fsdp import FSDPModule
 from openblip.checkpoints.store import save_model
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
+from openblip.core.places import run_checkpoints
 from openblip.core.runtime import rank, seed_everything, world_size
 from openblip.core.sharing import sharing
+from openblip.core.text import read_json
 from openblip.data.cards.find import find_split
 from openblip.data.measured import Measured
 from openblip.data.sample import Batch
@@ -73,6 +75,10 @@ def run_training(
     """
     device = start(config.train.device)
     out = Path(out)
+    section = to_dict(config)
+    del section["train"]  # the loop saves and compares it itself
+    if resume:
+        config = _with_dtypes_of(config, out)
     adapter, sources, training = set_up(config, out)
     if show and rank() == 0 and not resume:
         for line in adapter.begun:
@@ -110,8 +116,6 @@ def run_training(
             metrics, _ = evaluate_model(config, adapter, answers=training.answers, measured=measured)
         return metrics | (evaluator(adapter) if evaluator is not None else {})
 
-    section = to_dict(config)
-    del section["train"]  # the loop saves and compares it itself
     loop = config.train
     if training.find_unused_parameters:
         loop = replace(loop, find_unused_parameters=True)
@@ -165,6 +169,24 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
     if training.answers:
         adapter.info["answers"] = list(training.answers)
     return adapter, sources, training
+
+
+def _with_dtypes_of(config: RunConfig, out: Path) -> RunConfig:
+    """`config` with the dtypes that frozen parts on "auto" had where the run in `out` began.
+
+    Another machine may choose others, and the run could not be resumed there: its parts would be rounded otherwise.
+    """
+    if not run_checkpoints(out):
+        return config
+    try:
+        model = read_json(out / "config.json")["model"]
+    except (OSError, UserError, KeyError):  # the loop refuses to resume then
+        return config
+    for name in ("vision", "language"):
+        part, began = getattr(config, name), model.get(name) or {}
+        if part.dtype == "auto" and "dtype" in began:
+            config = replace(config, **{name: replace(part, dtype=began["dtype"])})
+    return config
 
 
 def _check_length(config: RunConfig, adapter: Adapter) -> None:

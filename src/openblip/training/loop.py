@@ -12,9 +12,10 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from openblip.training.due import evaluation_is_due, fit_is_due, fitted_steps, n
 from openblip.training.feed import Feed, Stopwatch, beside_training
 from openblip.training.folder import open_run
 from openblip.training.interrupt import Interrupted, agree
-from openblip.training.launch import make_accelerator, on_main, release, start, wrap
+from openblip.training.launch import PRECISIONS, make_accelerator, on_main, release, start, wrap
 from openblip.training.log import RunLog, format_duration, format_metrics
 from openblip.training.meters import FiniteGuard, Meters
 from openblip.training.optim import learning_rate, local, make_optimizer, set_learning_rate
@@ -144,9 +145,13 @@ class _Trainer:
         if state and state["frozen"] != self.frozen:
             raise UserError(
                 f"the frozen parts of the model are not those that {self.out_dir} was trained with; "
-                "load the same pretrained weights"
+                "load the same pretrained weights, in the same dtype"
             )
+        if config.precision == "auto" and self.progress.precision:
+            # Another machine, or another version, may choose otherwise, and the losses would be others.
+            config = replace(config, precision=cast(Any, self.progress.precision))
         self.accelerator = make_accelerator(config, module, self.out_dir, self.progress.step)
+        self.progress.precision = PRECISIONS[self.accelerator.mixed_precision]
         self.device = self.accelerator.device
         module.to(self.device).train()
         if self.begin is not None and checkpoint is None:
@@ -173,7 +178,7 @@ class _Trainer:
         self.log.say(
             f"{self.title}: {begins} of {self.total_steps} steps ({self.steps_per_epoch} an epoch), "
             f"{trained / 1e6:.2f}M parameters, {world_size()} process{'es' if world_size() > 1 else ''} on "
-            f"{self.device.type}, {self.accelerator.mixed_precision.replace('no', 'float32')}"
+            f"{self.device.type}, {self.progress.precision}"
         )
         self.watch = Stopwatch(self.progress.seconds, self.progress.train_seconds)
         self._images_mark, self._steps_mark = self.progress.images, self.progress.step

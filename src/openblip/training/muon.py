@@ -3,7 +3,7 @@
 Muon replaces the momentum of a matrix by the nearest orthogonal matrix, found by a Newton-Schulz iteration. The
 matrices of a transformer have few shapes, so those of one shape are stacked and iterated together: a step of a
 small model takes a few large products instead of hundreds of small ones. The iteration runs in the dtype that the
-device multiplies natively (`core.compute`).
+device multiplies fastest (`core.compute`).
 """
 
 from __future__ import annotations

@@ -72,6 +72,8 @@ class Progress:
     """How many steps there will be, as `fit_minutes` has set it; 0 leaves that to the configuration."""
     images: int = 0
     """Samples seen, on all processes together."""
+    precision: str = ""
+    """What the configuration's `precision` came to where the run began; "" before."""
     seconds: float = 0.0
     """Seconds spent in all sessions, with evaluation and saving."""
     fitted_minutes: float | None = None

@@ -16,6 +16,7 @@ from small_blip2 import PIXELS, Kind, spread, write_language
 
 from openblip.checkpoints.blip2_parts import open_tower
 from openblip.checkpoints.store import StoredModel, open_model, save_model
+from openblip.core import compute
 from openblip.core.config import override
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
@@ -125,6 +126,26 @@ def test_a_projection_that_is_there_is_not_fitted(first: Path, tmp_path: Path) -
         set_up(replace(config, model=model, language=LanguageConfig()), tmp_path)
     with pytest.raises(UserError, match="captions fit it"):
         set_up(replace(config, task="answering", prompt="{}"), tmp_path)
+
+
+def test_a_run_goes_on_in_the_dtypes_that_it_began_with(
+    tower: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine "auto" may be another dtype, of the frozen parts and of the training."""
+    config = stage1(tower, train=replace(TRAIN, precision="auto"))
+    config = replace(config, vision=replace(config.vision, dtype="auto"))
+    short = replace(config, train=replace(config.train, max_steps=2))
+    cpu = compute.this_cpu()
+    for began in (False, True):
+        monkeypatch.setattr(compute, "this_cpu", lambda fast=began: replace(cpu, bfloat16=fast))
+        whole, parts = tmp_path / f"whole-{began}", tmp_path / f"parts-{began}"
+        run_training(config, whole, show=False)
+        run_training(short, parts, show=False)
+        monkeypatch.setattr(compute, "this_cpu", lambda fast=not began: replace(cpu, bfloat16=fast))
+        run_training(config, parts, resume=True, show=False)
+        assert losses(parts) == losses(whole)
+        assert open_model(parts / "model").model.config.vision.dtype == ("bfloat16" if began else "float32")
+    assert losses(parts) != losses(tmp_path / "whole-False")
 
 
 def test_stage_1_trains_measures_and_saves(first: Path) -> None:

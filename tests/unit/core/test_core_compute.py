@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openblip.core import compute
-from openblip.core.compute import Cpu, choose_dtype, compute_plan, has_native_bfloat16, uses_fused_attention
+from openblip.core.compute import Cpu, choose_dtype, compute_plan, has_fast_bfloat16, uses_fused_attention
 from openblip.core.errors import UserError
 
 Pretend = Callable[[Cpu], None]
@@ -45,16 +45,16 @@ def test_every_choice_follows_the_instruction_set(
     plan = compute_plan("cpu")
     assert (plan.dtype, plan.iteration_dtype, plan.float32_linear) == (dtype, dtype, linear)
     assert choose_dtype("auto", "cpu") == dtype
-    assert has_native_bfloat16("cpu") == (dtype == torch.bfloat16)
+    assert has_fast_bfloat16("cpu") == (dtype == torch.bfloat16)
 
 
 def test_a_gpu_is_asked_itself(pretend: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(EPYC_ZEN4)
-    for native in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, n=native: n)
+    for has in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, n=has: n)
         plan = compute_plan("cuda:1")
         assert plan.float32_linear == "torch"
-        assert (plan.dtype == torch.bfloat16) == native
+        assert (plan.dtype == torch.bfloat16) == has
     assert compute_plan("mps").dtype == torch.float32
 
 
@@ -67,7 +67,7 @@ def test_a_named_dtype_is_taken_as_it_is(pretend: Pretend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vendor", "avx512_bf16", "amx", "cap", "native"),
+    ("vendor", "avx512_bf16", "amx", "cap", "fast"),
     [
         ("intel", False, False, "", False),
         ("intel", True, False, "", False),  # at half of float32's rate
@@ -75,31 +75,61 @@ def test_a_named_dtype_is_taken_as_it_is(pretend: Pretend) -> None:
         ("intel", True, True, "avx512_core_amx_fp16", True),
         ("intel", True, True, "AVX512_CORE_BF16", False),
         ("amd", False, False, "", False),
-        ("amd", True, False, "", True),
+        ("amd", True, False, "default", True),
         ("amd", True, False, "AVX512_CORE_BF16", True),
+        ("amd", True, False, "AVX512_CORE", False),
         ("arm", False, False, "", True),
         ("other", False, True, "", False),
         ("other", True, False, "", True),
     ],
 )
 @pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
 def test_bfloat16_needs_fast_instructions_and_leave_to_use_them(
     monkeypatch: pytest.MonkeyPatch,
+    variable: str,
     accepted: bool,
     vendor: str,
     avx512_bf16: bool,
     amx: bool,
     cap: str,
-    native: bool,
+    fast: bool,
 ) -> None:
-    """oneDNN accepts bfloat16 on plain AVX-512 too; capped by ONEDNN_MAX_CPU_ISA it refuses on any CPU."""
+    """oneDNN accepts bfloat16 on plain AVX-512 too, whatever the CPU or the cap."""
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, cap)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: accepted, raising=False)
     monkeypatch.setattr(compute, "_vendor", lambda machine: vendor)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
     found = compute.this_cpu.__wrapped__()
-    assert (found.vendor, found.bfloat16) == (vendor, accepted and native)
+    assert (found.vendor, found.bfloat16) == (vendor, accepted and fast)
+
+
+@pytest.mark.parametrize(
+    ("machine", "described", "listed", "vendor"),
+    [
+        ("arm64", "arm", None, "arm"),
+        ("aarch64", "", ["vendor_id : ignored"], "arm"),
+        ("amd64", "Intel64 Family 6 Model 151 Stepping 2, GenuineIntel", None, "intel"),
+        ("amd64", "AMD64 Family 25 Model 33 Stepping 2, AuthenticAMD", None, "amd"),
+        ("x86_64", "x86_64", ["processor : 0", "vendor_id : GenuineIntel"], "intel"),
+        ("x86_64", "", ["vendor_id : AuthenticAMD"], "amd"),
+        ("x86_64", "i386", None, "other"),
+    ],
+)
+def test_the_vendor_is_found_on_every_system(
+    monkeypatch: pytest.MonkeyPatch, machine: str, described: str, listed: list[str] | None, vendor: str
+) -> None:
+    def read(path: str) -> list[str]:
+        if listed is None:
+            raise FileNotFoundError(path)
+        return listed
+
+    monkeypatch.setattr(compute, "read_lines", read)
+    monkeypatch.setattr(compute.platform, "processor", lambda: described)
+    assert compute._vendor(machine) == vendor
 
 
 def test_attention_is_fused_where_that_is_faster() -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from openblip.core.compute import compute_plan, has_native_bfloat16
+from openblip.core.compute import compute_plan, has_fast_bfloat16
 
 CAPS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 pytestmark = pytest.mark.skipif(
@@ -23,7 +23,7 @@ def test_torch_uses_no_avx512() -> None:
 
 def test_onednn_multiplies_no_bfloat16_and_auto_is_float32() -> None:
     assert not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert not has_native_bfloat16("cpu")
+    assert not has_fast_bfloat16("cpu")
     assert compute_plan("cpu").dtype == torch.float32
 
 
