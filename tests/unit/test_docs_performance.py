@@ -42,6 +42,16 @@ def test_the_pointing_game_is_the_stored_one() -> None:
     assert max(row["deviation"] for row in result["rows"]) <= 0.036
 
 
+def test_caching_features_is_the_stored_one() -> None:
+    result = json.loads((RESULTS / "features-intel-xeon-2-cores.json").read_text())
+    page = (Path(__file__).resolve().parents[2] / "docs" / "blip2.md").read_text(encoding="utf-8")
+    for row in result["rows"]:
+        assert row["ratio"] >= result["least_ratio"]
+        assert row["ours_beyond_model_mb"] <= result["most_beyond_model_mb"]
+        speeds = " | ".join(f"{256 / row[side]:.1f}" for side in ("ours_s", "peer_s"))
+        assert f"| {row['case']} | {speeds} | {row['ratio']:.0%} | {row['ours_beyond_model_mb']} MB |" in page
+
+
 def test_starting_up_is_the_stored_one() -> None:
     result = json.loads((RESULTS / "startup-intel-xeon-2-cores.json").read_text())
     assert "\n".join(startup.lines(result)) in PAGE
