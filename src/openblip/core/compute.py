@@ -7,7 +7,8 @@
 
 The choice depends on the instruction set alone and never on a measurement, so that a run that is resumed on the
 same machine computes with the same code. The variables that cap instruction sets (`ATEN_CPU_CAPABILITY`,
-`ONEDNN_MAX_CPU_ISA`) are respected: with them an older CPU can be pretended (`make test-old-cpu`).
+`ONEDNN_MAX_CPU_ISA` or `DNNL_MAX_CPU_ISA`) are respected: with them an older CPU can be pretended
+(`make test-old-cpu`).
 """
 
 from __future__ import annotations

@@ -120,9 +120,8 @@ class FeatureCache:
             found = read_description(folder)
             if found is None:
                 raise UserError(f"{folder} holds no features; openblip cache-features makes them")
-            advice = "cache them again"
-            if found["tower"]["dtype"] != wanted["dtype"]:
-                advice = f"set vision.dtype={found['tower']['dtype']}, or cache them again"
+            same = found["tower"]["dtype"] == wanted["dtype"]
+            advice = "cache them again" if same else f"cache them again with --dtype {wanted['dtype']}"
             refuse_others(found["tower"], wanted, folder, advice)
             for head in map(ShardHead.read, shard_files(folder)):
                 for row, key in enumerate(head.keys):

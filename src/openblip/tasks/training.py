@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from openblip.checkpoints.store import save_model
+from openblip.core.compute import DTYPES
 from openblip.core.config import to_dict
 from openblip.core.errors import UserError
 from openblip.core.places import run_checkpoints
@@ -174,18 +175,19 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
 def _with_dtypes_of(config: RunConfig, out: Path) -> RunConfig:
     """`config` with the dtypes that frozen parts on "auto" had where the run in `out` began.
 
-    Another machine may choose others, and the run could not be resumed there: its parts would be rounded otherwise.
+    Another machine may choose others, and could not resume the run: its parts would be rounded differently.
     """
     if not run_checkpoints(out):
         return config
     try:
         model = read_json(out / "config.json")["model"]
-    except (OSError, UserError, KeyError):  # the loop refuses to resume then
+        began = {name: (model.get(name) or {}).get("dtype") for name in ("vision", "language")}
+    except (OSError, UserError, AttributeError, KeyError, TypeError):  # the loop refuses to resume then
         return config
-    for name in ("vision", "language"):
-        part, began = getattr(config, name), model.get(name) or {}
-        if part.dtype == "auto" and "dtype" in began:
-            config = replace(config, **{name: replace(part, dtype=began["dtype"])})
+    for name, dtype in began.items():
+        part = getattr(config, name)
+        if part.dtype == "auto" and dtype in DTYPES:
+            config = replace(config, **{name: replace(part, dtype=dtype)})
     return config
 
 

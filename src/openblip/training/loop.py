@@ -23,6 +23,7 @@ import torch.distributed as dist
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from openblip.core.compute import choose_dtype
 from openblip.core.errors import UserError
 from openblip.core.files import write_folder
 from openblip.core.interrupt import StopSignals
@@ -148,10 +149,12 @@ class _Trainer:
                 "load the same pretrained weights, in the same dtype"
             )
         if config.precision == "auto" and self.progress.precision:
-            # Another machine, or another version, may choose otherwise, and the losses would be others.
+            # Another machine, or another version, may choose differently, and the losses would be different.
             config = replace(config, precision=cast(Any, self.progress.precision))
         self.accelerator = make_accelerator(config, module, self.out_dir, self.progress.step)
         self.progress.precision = PRECISIONS[self.accelerator.mixed_precision]
+        chosen = str(choose_dtype(self.config.precision, self.accelerator.device)).removeprefix("torch.")
+        kept = f", as the run began ({chosen} is faster here)" if self.progress.precision != chosen else ""
         self.device = self.accelerator.device
         module.to(self.device).train()
         if self.begin is not None and checkpoint is None:
@@ -178,7 +181,7 @@ class _Trainer:
         self.log.say(
             f"{self.title}: {begins} of {self.total_steps} steps ({self.steps_per_epoch} an epoch), "
             f"{trained / 1e6:.2f}M parameters, {world_size()} process{'es' if world_size() > 1 else ''} on "
-            f"{self.device.type}, {self.progress.precision}"
+            f"{self.device.type}, {self.progress.precision}{kept}"
         )
         self.watch = Stopwatch(self.progress.seconds, self.progress.train_seconds)
         self._images_mark, self._steps_mark = self.progress.images, self.progress.step

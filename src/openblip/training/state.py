@@ -73,7 +73,7 @@ class Progress:
     images: int = 0
     """Samples seen, on all processes together."""
     precision: str = ""
-    """What the configuration's `precision` came to where the run began; "" before."""
+    """What the configuration's `precision` came to where the run began; "" before it, and in older checkpoints."""
     seconds: float = 0.0
     """Seconds spent in all sessions, with evaluation and saving."""
     fitted_minutes: float | None = None

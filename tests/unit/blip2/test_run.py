@@ -128,6 +128,20 @@ def test_a_projection_that_is_there_is_not_fitted(first: Path, tmp_path: Path) -
         set_up(replace(config, task="answering", prompt="{}"), tmp_path)
 
 
+def test_a_tower_that_is_trained_starts_from_whole_weights(tower: str, tmp_path: Path) -> None:
+    """A dtype is for a frozen tower; weights that were rounded to it would not be those of the source."""
+    config = stage1(tower, unfreeze_vision=True)
+    weights = open_model(tower.partition(":")[2]).model.vision.state_dict()
+    model = set_up(replace(config, vision=replace(config.vision, dtype="bfloat16")), tmp_path)[0].model
+    assert model.config.vision.dtype == "float32"
+    found = model.vision.encoder.state_dict()
+    same = [name for name in found if name.removeprefix("vit.") in {key.removeprefix("vit.") for key in weights}]
+    assert len(same) > 10
+    for name in same:
+        value = found[name]
+        assert any(torch.equal(value, weights[key]) for key in weights if key.endswith(name)), name
+
+
 def test_a_run_goes_on_in_the_dtypes_that_it_began_with(
     tower: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +159,8 @@ def test_a_run_goes_on_in_the_dtypes_that_it_began_with(
         run_training(config, parts, resume=True, show=False)
         assert losses(parts) == losses(whole)
         assert open_model(parts / "model").model.config.vision.dtype == ("bfloat16" if began else "float32")
+        assert "as the run began" in (parts / "log.txt").read_text()
+        assert "as the run began" not in (whole / "log.txt").read_text()
     assert losses(parts) != losses(tmp_path / "whole-False")
 
 

@@ -124,14 +124,16 @@ def _with_heads(stored: Blip2Adapter, source: str) -> Blip2Adapter:
 
 def _from_scratch(config: RunConfig, sources: Sequence[Source], out: Path) -> Blip2Adapter:
     tokenizer = tokenizer_from_scratch(config, sources, out, default="train")
-    tower = open_tower(config.vision)
+    # A tower that is trained starts from whole weights, not from those rounded to the dtype of a frozen one.
+    vision = replace(config.vision, dtype="float32") if config.unfreeze_vision else config.vision
+    tower = open_tower(vision)
     sizes = replace(
         qformer_sizes(config.qformer, QFORMERS[config.model or "base"], config.text_pretrained),
         memory_width=tower.width,
         vocab_size=tokenizer.vocab_size,
         pad_id=tokenizer.pad_id,
     )
-    model = build_blip2(Blip2Config(vision=config.vision, qformer=sizes, embed_dim=config.embed_dim), vision=tower)
+    model = build_blip2(Blip2Config(vision=vision, qformer=sizes, embed_dim=config.embed_dim), vision=tower)
     adapter = Blip2Adapter(model, tokenizer)
     if config.text_pretrained:
         adapter.begun.append(load_bert_into_qformer(model.qformer, config.text_pretrained))
