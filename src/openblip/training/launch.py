@@ -28,7 +28,7 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from openblip.core.compute import DTYPES, choose_dtype
+from openblip.core.compute import choose_dtype
 from openblip.core.errors import MissingExtra, ToldElsewhere, UserError, nearest
 from openblip.core.memory import keep_freed_memory
 from openblip.core.runtime import is_main, world_size
@@ -36,13 +36,11 @@ from openblip.training.compiling import compile_blocks, repeated_blocks, undo_co
 from openblip.training.config import TrainConfig
 from openblip.training.step import HasFrozenNames, HasWholeLayers
 
-__all__ = ["PRECISIONS", "check_layers", "make_accelerator", "on_main", "release", "start", "unsharded", "wrap"]
+__all__ = ["check_layers", "make_accelerator", "on_main", "release", "start", "unsharded", "wrap"]
 
 Result = TypeVar("Result")
 
-PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Accelerate's names -> ours"""
-_MIXED = {DTYPES[ours]: name for name, ours in PRECISIONS.items()}
+_MIXED = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def start(device: str = "auto") -> torch.device:

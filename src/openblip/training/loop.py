@@ -34,7 +34,7 @@ from openblip.training.due import evaluation_is_due, fit_is_due, fitted_steps, n
 from openblip.training.feed import Feed, Stopwatch, beside_training
 from openblip.training.folder import open_run
 from openblip.training.interrupt import Interrupted, agree
-from openblip.training.launch import PRECISIONS, make_accelerator, on_main, release, start, wrap
+from openblip.training.launch import make_accelerator, on_main, release, start, wrap
 from openblip.training.log import RunLog, format_duration, format_metrics
 from openblip.training.meters import FiniteGuard, Meters
 from openblip.training.optim import learning_rate, local, make_optimizer, set_learning_rate
@@ -148,13 +148,13 @@ class _Trainer:
                 f"the frozen parts of the model are not those that {self.out_dir} was trained with; "
                 "load the same pretrained weights, in the same dtype"
             )
-        if config.precision == "auto" and self.progress.precision:
-            # Another machine, or another version, may choose differently, and the losses would be different.
-            config = replace(config, precision=cast(Any, self.progress.precision))
-        self.accelerator = make_accelerator(config, module, self.out_dir, self.progress.step)
-        self.progress.precision = PRECISIONS[self.accelerator.mixed_precision]
-        chosen = str(choose_dtype(self.config.precision, self.accelerator.device)).removeprefix("torch.")
+        chosen = str(choose_dtype(config.precision, start(config.device))).removeprefix("torch.")
+        if config.precision != "auto" or not self.progress.precision:
+            self.progress.precision = chosen
+        # Another machine, or another version, may choose differently, and the losses would be different.
+        config = replace(config, precision=cast(Any, self.progress.precision))
         kept = f", as the run began ({chosen} is faster here)" if self.progress.precision != chosen else ""
+        self.accelerator = make_accelerator(config, module, self.out_dir, self.progress.step)
         self.device = self.accelerator.device
         module.to(self.device).train()
         if self.begin is not None and checkpoint is None:
