@@ -17,7 +17,7 @@ NUMBERS := tests/golden tests/parity $(addprefix tests/unit/,models generation o
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test run-tests test-slow test-old-cpu test-old-cpu-numbers \
+.PHONY: help setup demo demo-quick test run-tests test-all test-slow test-old-cpu test-old-cpu-numbers \
 	lint types docs bench constraints clean
 
 help: ## list the targets
@@ -43,10 +43,13 @@ demo-quick: setup ## the same in two minutes, for a look
 
 test: setup lint ## lint, types and the tests that take at most a few seconds each
 	@# What mypy says may stand far above the tests' last lines, so it says it again where one of the two failed.
-	@$(MAKE) --no-print-directory --jobs 2 types run-tests || { $(BIN)/mypy; exit 1; }
+	@$(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,--jobs 2) types run-tests || { $(BIN)/mypy; exit 1; }
 
 run-tests: setup
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) $(if $(filter all,$(TESTS)),,-m "not slow")
+
+test-all: export TESTS := all
+test-all: test ## `test` and `test-slow` in one run, which takes less than one after the other
 
 test-slow: setup ## the other tests: whole trainings, killed commands, several processes, exports
 	@$(PYTEST) -m slow

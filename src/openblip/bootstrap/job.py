@@ -149,6 +149,8 @@ class Done:
     images: int
     """that have a text in the training set"""
     seconds: float = 0.0
+    at_once: int = 0
+    """images computed at a time, where the memory of the GPU did not suffice for a batch; else 0"""
     new: bool = True
     """whether anything had to be done"""
 
@@ -279,6 +281,7 @@ class Worker:
                 write_table(places.table(chunk.name), rows)
         done = _count(chunk, rows)
         done.seconds = round(time.perf_counter() - began, 3)
+        done.at_once = self._lowered() if seconds else (before or {}).get("done", {}).get("at_once", 0)
         stored = {name: value for name, value in to_dict(done).items() if name != "new"}
         stages = seconds or (before or {}).get("stages", {})
         write_json(marker, {"output": wanted, "done": stored, "stages": stages, "input": made_from})
@@ -334,6 +337,11 @@ class Worker:
             row.part = part
         seconds.update({stage: round(spent, 3) for stage, spent in pipeline.seconds.items()})
         return rows + found
+
+    def _lowered(self) -> int:
+        """Images computed at a time, where these are fewer than `batch_size`; else 0."""
+        at_once = self._make_pipeline().at_once
+        return at_once if at_once < self.config.batch_size else 0
 
     def _write_set(self, chunk: Chunk, rows: Sequence[Row], layout: Layout) -> bool:
         """Write the chunk's shard of the training set; whether a row had to be changed on the way."""

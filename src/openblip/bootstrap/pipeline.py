@@ -1,7 +1,8 @@
 """Samples through the stages: read, decode once, look once, write, score; rows of the table come out.
 
 Images are decoded by threads while the models are at work. A batch is a fixed run of the good samples of a range,
-so a range computed anew, by whichever worker, gives the same rows.
+so a range computed anew, by whichever worker, gives the same rows. Where the memory of a GPU does not suffice for a
+batch, it and those after it are computed in parts, which changes scores in their last digits at most.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Pipeline:
         ranker: an outside model for similarities.
 
     Attributes:
+        at_once: images that are computed at a time: `batch_size`, or what the memory of the GPU has sufficed for.
         seconds: spent so far, by stage ("wait for images", "see", "write", "score").
     """
 
@@ -85,6 +87,7 @@ class Pipeline:
         self._min_side = max(transform.min_side for transform in self._transforms.values())
         self._threads = threads or max(1, min(8, os.cpu_count() or 1))
         self._device = parts[0].adapter.device
+        self.at_once = batch_size
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def rows(
@@ -184,9 +187,29 @@ class Pipeline:
 
     # Stages -----------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def _process(self, batch: Sequence[_Ready]) -> None:
-        """Fill in the texts of a batch's rows."""
+        """Fill in the texts of a batch's rows, all at once or as many as there is memory for."""
+        done = 0
+        while done < len(batch):
+            part = batch[done : done + self.at_once]
+            if self._fits(part):
+                done += len(part)
+            else:
+                self.at_once = (len(part) + 1) // 2
+                torch.cuda.empty_cache()
+
+    def _fits(self, part: Sequence[_Ready]) -> bool:
+        """Fill in the texts; False where the GPU has too little memory, unless for a single image."""
+        try:
+            self._fill_in(part)
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+            return False  # what the error's frames hold is free once this function has ended
+        return True
+
+    @torch.inference_mode()
+    def _fill_in(self, batch: Sequence[_Ready]) -> None:
         began = time.perf_counter()
         models = self.models
         pixels = {

@@ -92,6 +92,8 @@ class Totals:
     kept_texts: int = 0
     images: int = 0
     """in the training set"""
+    at_once: int = 0
+    """fewest images computed at a time, where the memory of a GPU did not suffice for a batch; else 0"""
 
     def add(self, done: Done) -> None:
         """Count a chunk in."""
@@ -101,6 +103,7 @@ class Totals:
         self.quarantined += done.quarantined
         self.kept_texts += done.kept_texts
         self.images += done.images
+        self.at_once = min(self.at_once or done.at_once, done.at_once or self.at_once)
 
 
 def run_capfilt(
