@@ -14,7 +14,7 @@ from job_world import World
 
 pytestmark = pytest.mark.slow
 
-# After the first batch nothing comes for longer than a test takes: it is killed meanwhile, however slow the machine is.
+# After the first batch nothing comes for longer than a test takes: it is killed meanwhile, on any machine.
 SLOWLY = """
 import itertools, time
 from openblip.tasks.predictor import Predictor

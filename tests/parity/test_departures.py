@@ -34,6 +34,7 @@ def test_vision_layer_norms_divide_with_another_epsilon(theirs: Callable[..., Th
     images = source.images()
     alike, default = open_model(source.folder, like="transformers"), open_model(source.folder)
     assert (alike.model.config.vision.layer_norm_eps, default.model.config.vision.layer_norm_eps) == (1e-5, 1e-6)
+    assert default.info["heads"] == "4 of the text, as config.json says; BLIP's have 64 channels each"
     model = BlipForConditionalGeneration.from_pretrained(source.folder).eval()
     # Random weights spread wide; it shows where activations are small, as in trained first layers.
     for vision in (alike.model.vision, default.model.vision, model.vision_model):

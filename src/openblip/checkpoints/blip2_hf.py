@@ -26,11 +26,11 @@ from openblip.checkpoints.blip2_parts import (
     open_tokenizer,
 )
 from openblip.checkpoints.blip2_tower import with_own_vision
-from openblip.checkpoints.blip_hf import rename_vision
+from openblip.checkpoints.blip_hf import THEIR_EPS, rename_vision
 from openblip.checkpoints.keymap import Rule, Sizes, export_state, import_state, resample_positions
 from openblip.checkpoints.processor import read_pixels_as_ours
 from openblip.checkpoints.state import Found, read_folder
-from openblip.checkpoints.stored import Options, Part, StoredModel
+from openblip.checkpoints.stored import Like, Options, Part, StoredModel
 from openblip.core.errors import UserError
 from openblip.core.files import saving_tensors
 from openblip.core.language_tokenizer import LanguageTokenizer
@@ -91,7 +91,9 @@ def open_transformers_blip2(found: Found, options: Options) -> StoredModel:
         raise UserError(f"{found.name} takes square images: give image_size one number")
     folder, state = found.path, read_folder(found.path)
     read_pixels_as_ours(state, folder)
-    config, theirs = config_from_transformers_blip2(found.description, state, folder, options.image_size)
+    config, theirs = config_from_transformers_blip2(
+        found.description, state, folder, options.image_size, options.like
+    )
     config = replace(config, language=language_with_options(config.language, options))
     language = None if config.language is None else open_language(config.language)
     model = build_blip2(config, vision=make_tower(config.vision), language=language)
@@ -106,13 +108,18 @@ def open_transformers_blip2(found: Found, options: Options) -> StoredModel:
 
 
 def config_from_transformers_blip2(
-    description: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path, image_size: int | None = None
+    description: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    folder: Path,
+    image_size: int | None = None,
+    like: Like = "reference",
 ) -> tuple[Blip2Config, Any]:
     """Our configuration for a folder of transformers, and theirs.
 
     Args:
         description: what stands in its config.json.
         state: its tensors, of which names and shapes count.
+        like: "transformers" keeps the vision tower's epsilon that early versions of transformers wrote.
 
     Raises:
         UserError: it asks for what BLIP-2 does not have.
@@ -121,18 +128,23 @@ def config_from_transformers_blip2(
 
     try:
         theirs: Any = TheirConfig.from_dict(dict(description))
-        return _our_config(theirs, state, folder, image_size), theirs
+        return _our_config(theirs, state, folder, image_size, like), theirs
     except UserError:
         raise
     except Exception as error:  # transformers checks values by kinds of its own, or not at all
         raise UserError(f"its config.json cannot be used: {' '.join(str(error).split())}") from error
 
 
-def _our_config(theirs: Any, state: Mapping[str, Tensor], folder: Path, image_size: int | None) -> Blip2Config:
+def _our_config(
+    theirs: Any, state: Mapping[str, Tensor], folder: Path, image_size: int | None, like: Like
+) -> Blip2Config:
     vision, qformer = theirs.vision_config, theirs.qformer_config
     for part in (vision, qformer):
         if part.hidden_act != "gelu":
             raise UserError(f'its config.json asks for the activation "{part.hidden_act}"; BLIP-2 has "gelu"')
+    noted, eps = getattr(theirs, "vision_norm_eps", None), vision.layer_norm_eps  # an export of ours has the former
+    if like == "reference" and noted is None and eps == THEIR_EPS:
+        eps = VisionConfig.layer_norm_eps  # LAVIS' tower; transformers had another default when it converted these
     matches, words = "itm_head.weight" in state, Sizes(state, folder.name)
     own = VisionConfig(
         image_size=image_size or vision.image_size,
@@ -141,7 +153,7 @@ def _our_config(theirs: Any, state: Mapping[str, Tensor], folder: Path, image_si
         depth=vision.num_hidden_layers,
         num_heads=vision.num_attention_heads,
         mlp_ratio=vision.intermediate_size / vision.hidden_size,
-        layer_norm_eps=vision.layer_norm_eps,
+        layer_norm_eps=eps,
         final_norm=False,
     )
     return Blip2Config(
@@ -164,7 +176,7 @@ def _our_config(theirs: Any, state: Mapping[str, Tensor], folder: Path, image_si
         matches=matches,
         embed_dim=theirs.image_text_hidden_size,
         language=None if matches else _language(theirs, folder),
-        vision_norm_eps=float(getattr(theirs, "vision_norm_eps", vision.layer_norm_eps)),
+        vision_norm_eps=float(vision.layer_norm_eps if noted is None else noted),
     )
 
 

@@ -114,6 +114,10 @@ def _open_transformers(found: Found, options: Options) -> StoredModel:
     )
     tokenizer = _tokenizer(options.tokenizer or found.path, config, name)
     info = {"source": name, "source_format": "transformers", "like": options.like}
+    text = config.text
+    if text.width != 64 * text.num_heads:
+        # transformers' default of 8 heads stood in config.json of published models for some time.
+        info["heads"] = f"{text.num_heads} of the text, as config.json says; BLIP's have 64 channels each"
     return StoredModel(model.eval(), tokenizer, info, ignored)
 
 

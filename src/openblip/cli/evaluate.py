@@ -221,12 +221,13 @@ def measuring_config(
     given: Mapping[str, Any],
 ) -> RunConfig:
     """What a model is measured by: as the papers measure, with what is given (not None) in its place."""
-    from openblip.tasks.config import DIALOG_TOKENS, QUESTION_TOKENS, RunConfig
+    from openblip.tasks.config import DIALOG_TOKENS, QUESTION_TOKENS, AnsweringConfig, RunConfig
     from openblip.tasks.decoding import candidates_to_rerank, texts_to_retrieve
 
     datasets = named_datasets(sources)
     wording, decode = decoding_of(adapter, task, datasets, prompt, **given)
     words, tokens = texts_to_retrieve(adapter.family, datasets)
+    usual = AnsweringConfig.label_smoothing  # of published weights too
     return RunConfig(
         family=adapter.family,
         task=task,
@@ -239,6 +240,7 @@ def measuring_config(
         ),
         max_words=words,
         clean=adapter.info.get("clean", "simplify"),
+        answering=AnsweringConfig(label_smoothing=adapter.info.get("label_smoothing", usual)),
         decode=decode,
     )
 

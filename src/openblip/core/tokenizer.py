@@ -153,7 +153,8 @@ class TextTokenizer:
         if self.sep_id in values:
             values = values[: values.index(self.sep_id)]
         text = str(self._tokenizer.decode([i for i in values if i not in self.special_ids])).strip()
-        return BETWEEN_IDEOGRAPHS.sub("", text)
+        # The decoder joins "'" and "s" token by token and so misses it; the original joins it in the whole text.
+        return BETWEEN_IDEOGRAPHS.sub("", text.replace(" ' ", "'"))
 
     def decode_batch(self, rows: Tensor | Sequence[Sequence[int]]) -> list[str]:
         """`decode` for each row."""

@@ -184,8 +184,10 @@ def blip2_caption(data: tuple[str, ...], *, model: str, validation: tuple[str, .
     """Fine-tune a model of stage 2 for captions at 364 px: prompt "a photo of", the tower trained too, 5 epochs.
 
     One rate for all layers, as in the paper for FlanT5-XL and OPT-2.7B; OPT-6.7B has train.layer_decay=0.95.
+    Captions have at least 8 tokens, what they begin from included: OPT's prompt is four of them, FlanT5's one
+    (decode.min_new_tokens=7).
     """
-    decode = DecodeConfig(num_beams=5, min_new_tokens=8, max_new_tokens=30)
+    decode = DecodeConfig(num_beams=5, min_new_tokens=4, max_new_tokens=30)
     return _finetune(
         "captioning", data, model, validation, CAPTIONS_BEST, layer_decay=1.0, prompt=CAPTION_PROMPT, decode=decode
     )

@@ -315,7 +315,7 @@ _BLIP2_RUNS = (
     _stage2("blip2-stage2-vit-l-flan-t5-xl", *_T5_XL, ("62.3", "39.4", "44.4"), _VIT_L),
     _blip2_captions("blip2-caption-opt-2.7b", *_OPT_27, "145.8", "119.7"),
     _blip2_captions("blip2-caption-opt-6.7b", *_OPT_67, "145.2", "121.0", "train.layer_decay=0.95"),
-    _blip2_captions("blip2-caption-flan-t5-xl", *_T5_XL, "144.5", "121.6"),
+    _blip2_captions("blip2-caption-flan-t5-xl", *_T5_XL, "144.5", "121.6", "decode.min_new_tokens=7"),
     _blip2_questions("blip2-vqa-opt-2.7b", *_OPT_27, "81.59 / 81.74"),
     _blip2_questions("blip2-vqa-opt-6.7b", *_OPT_67, "82.19 / 82.30", "train.layer_decay=0.9"),
     _blip2_questions("blip2-vqa-flan-t5-xl", *_T5_XL, "81.55 / 81.66", "decode.length_penalty=-1"),

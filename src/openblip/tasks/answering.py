@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -268,6 +269,7 @@ def evaluate_answers(
     *,
     candidates: Sequence[str] = (),
     keep: int = 128,
+    label_smoothing: float = 0.0,
     prompt: str | None = None,
     max_length: int | None = QUESTION_TOKENS,
     max_rows: int = 64,
@@ -278,6 +280,7 @@ def evaluate_answers(
 
     Args:
         batches: with all questions of every image (`text_mode="all"`).
+        label_smoothing: as of `Answers.rank`.
         prompt: as of `Answers.ask`.
         max_length: tokens of a question.
         max_rows: questions that are answered at once.
@@ -291,6 +294,7 @@ def evaluate_answers(
         ("accuracy_generated, normalised"); "accuracy_choice" where there are choices; "num_unanswered" where some
         have no answers in the data; and one record for each question.
     """
+    choose = partial(model.rank, label_smoothing=label_smoothing)
     records: list[dict[str, object]] = []
     found_scores: list[tuple[str, float]] = []
     known: dict[str, list[str]] = {}
@@ -303,10 +307,10 @@ def evaluate_answers(
         given = [answers for asked in asked_of_image for answers in asked.given]
         for rows in torch.arange(len(batch.texts)).split(max_rows):
             owners = batch.image_index[rows]
-            texts = [batch.texts[row] for row in rows.tolist()]
+            texts = [model.measured_question(batch.texts[row]) for row in rows.tolist()]
             asked = model.ask(memory.select(owners.to(model.device)), texts, prompt=prompt, max_length=max_length)
             written = model.answers(asked, config)
-            ranked = model.rank(asked, candidates, keep=keep) if candidates else [()] * len(texts)
+            ranked = choose(asked, candidates, keep=keep) if candidates else [()] * len(texts)
             for row, owner, (free, *_), ordered in zip(
                 rows.tolist(), owners.tolist(), written, ranked, strict=True
             ):
@@ -326,8 +330,9 @@ def evaluate_answers(
                 found = _scores(options, right, own_rule) if right.texts else {}
                 if right.about.choices:
                     choices, own = right.about.choices, torch.tensor([owner], device=model.device)
-                    one = model.ask(memory.select(own), [question], prompt=prompt, max_length=max_length)
-                    record["choice"] = model.rank(one, choices, keep=len(choices))[0][0].text
+                    wording = model.measured_question(question)
+                    one = model.ask(memory.select(own), [wording], prompt=prompt, max_length=max_length)
+                    record["choice"] = choose(one, choices, keep=len(choices))[0][0].text
                     if right.about.correct is not None:
                         found["choice"] = float(record["choice"] == choices[right.about.correct])
                 for name, value in found.items():
@@ -346,8 +351,8 @@ def evaluate_answers(
 def _scores(options: Mapping[str, Sequence[str]], right: GivenAnswers, rule: AccuracyRule) -> dict[str, float]:
     """How right the best of some answers is, by name, and beside it by the protocol of LAVIS where that is another.
 
-    On GQA it normalises both sides; on A-OKVQA it counts the questions whose direct answers are difficult, which
-    the official program leaves out.
+    On GQA it normalises both sides (its first release the prediction alone); on A-OKVQA it counts the questions
+    whose direct answers are difficult, which the official program leaves out.
     """
     rules: dict[str, AccuracyRule] = {"": rule}
     if rule == "direct":
@@ -363,13 +368,17 @@ def _scores(options: Mapping[str, Sequence[str]], right: GivenAnswers, rule: Acc
 
 
 def evaluate(config: RunConfig, adapter: Adapter, batches: Batches, answers: Sequence[str]) -> Evaluation:
-    """Accuracy of generated answers, and of ranked ones where there are `answers` to choose from."""
+    """Accuracy of generated answers, and of ranked ones where there are `answers` to choose from.
+
+    BLIP ranks by its training loss, as the original: label smoothing makes every further token cost more.
+    """
     return evaluate_answers(
         adapter.need("answer"),
         batches(),
         config.decode,
         candidates=answers,
         keep=config.answering.keep,
+        label_smoothing=config.answering.label_smoothing if adapter.family == "blip" else 0.0,
         prompt=config.prompt or None,
         max_length=config.max_length,
         rule=config.answering.rule,

@@ -1,7 +1,8 @@
 """How a model is measured unless told otherwise: as the papers and their published configurations do.
 
-The original counts a caption's prompt, its first token included, among the 5 to 20 tokens; here only new tokens
-are counted.
+The originals count a caption's prompt, its first token included, among the 5 to 20 tokens of BLIP and the 8 that
+BLIP-2's captions have at least (LAVIS as released, whose decoders began from ids and not from embeddings; an
+encoder-decoder's begins from one token). Here only new tokens are counted.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ LONGEST_TEXT = 64
 """tokens of a text that are read where no paper says how many"""
 _SHORTEST, _LONGEST = 5, 20
 """tokens of BLIP's captions, the prompt's included"""
+_SHORTEST_BLIP2 = 8
+"""tokens of BLIP-2's captions, what they begin from included"""
 _FEWEST = 10
 """new tokens that a long prompt leaves to a caption at least"""
 _NOCAPS_PENALTY = 1.1
@@ -52,7 +55,8 @@ def measured_decoding(adapter: Adapter, task: TaskName, datasets: Collection[str
     """
     if adapter.family == "blip2":
         if task != "answering":
-            return DecodeConfig(num_beams=5, min_new_tokens=8, max_new_tokens=30)
+            least = max(0, _SHORTEST_BLIP2 - _begun(adapter, prompt))
+            return DecodeConfig(num_beams=5, min_new_tokens=least, max_new_tokens=30)
         # LAVIS' least length of 1 counts the token that an encoder-decoder starts from.
         return replace(adapter.answering, min_new_tokens=0 if adapter.answering.length_penalty < 0 else 1)
     if task == "answering":
@@ -67,6 +71,15 @@ def measured_decoding(adapter: Adapter, task: TaskName, datasets: Collection[str
         max_new_tokens=max(_FEWEST, _LONGEST - read),
         repetition_penalty=_NOCAPS_PENALTY if set(datasets) == {"nocaps"} else 1.0,
     )
+
+
+def _begun(adapter: Adapter, prompt: str) -> int:
+    """Tokens that BLIP-2's writer begins from: one, or a decoder's prompt with its first token."""
+    if adapter.model.language is None or adapter.model.llm.is_encoder_decoder:
+        return 1
+    if adapter.language_tokenizer is None:  # of a model that is only predicted
+        return 1 + len(prompt.split())
+    return int(adapter.language_tokenizer.prompts([prompt], side="left").input_ids.shape[1])
 
 
 def candidates_to_rerank(family: str, datasets: Collection[str]) -> int:

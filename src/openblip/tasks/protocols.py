@@ -182,8 +182,18 @@ class Answers(Encodes, Protocol):
         """
         ...
 
-    def rank(self, asked: Any, candidates: Sequence[str], *, keep: int = 128) -> list[tuple[Answer, ...]]:
-        """The likeliest of `candidates` for each question, the best first."""
+    def rank(
+        self, asked: Any, candidates: Sequence[str], *, keep: int = 128, label_smoothing: float = 0.0
+    ) -> list[tuple[Answer, ...]]:
+        """The likeliest of `candidates` for each question, the best first.
+
+        Args:
+            label_smoothing: above 0 ranks by the loss of a training with it, in place of the likelihood.
+        """
+        ...
+
+    def measured_question(self, text: str) -> str:
+        """A question as the papers' programs ask it when they measure; it goes to `ask`."""
         ...
 
 
@@ -212,7 +222,7 @@ class Adapter(ABC):
 
     Args:
         model: an `nn.Module` of the family.
-        info: "prompt", "clean", "task", "like".
+        info: "prompt", "clean", "task", "label_smoothing", "like".
         language_tokenizer: of BLIP-2's language model.
         ignored: keys of the file that were not needed.
     """

@@ -167,6 +167,8 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
     if cache is not None and adapter.model.config.vision.trained:  # of a starting model; it gets no gradient here
         training = replace(training, find_unused_parameters=True)
     adapter.info |= {"task": config.task, "prompt": config.prompt, "clean": config.clean}
+    if config.task == "answering" and config.family == "blip":
+        adapter.info["label_smoothing"] = config.answering.label_smoothing
     if training.answers:
         adapter.info["answers"] = list(training.answers)
     return adapter, sources, training

@@ -280,3 +280,23 @@ def test_what_they_have_no_class_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="relu"):
         open_model(tmp_path / "theirs")
     assert load_file(tmp_path / "theirs" / "model.safetensors")
+
+
+def test_an_epsilon_of_early_conversions_is_the_originals(llms: dict[str, Path], tmp_path: Path) -> None:
+    """transformers wrote 1e-5 for LAVIS' 1e-6; like="transformers" keeps it, and an export of ours means it."""
+    write_theirs(tmp_path, llms["opt"])
+    told = json.loads((tmp_path / "config.json").read_text())
+    for eps, like, wanted in (
+        (1e-5, "reference", 1e-6),
+        (1e-5, "transformers", 1e-5),
+        (1e-6, "reference", 1e-6),
+        (1e-3, "reference", 1e-3),
+    ):
+        told["vision_config"]["layer_norm_eps"] = eps
+        (tmp_path / "config.json").write_text(json.dumps(told))
+        config = open_model(tmp_path, like=like).model.config  # type: ignore[arg-type]
+        assert (config.vision.own.layer_norm_eps, config.vision_norm_eps) == (wanted, eps)
+    exported = {**told, "vision_norm_eps": 1e-4, "vision_config": {**told["vision_config"], "layer_norm_eps": 1e-5}}
+    (tmp_path / "config.json").write_text(json.dumps(exported))
+    config = open_model(tmp_path).model.config
+    assert (config.vision.own.layer_norm_eps, config.vision_norm_eps) == (1e-5, 1e-4)

@@ -291,3 +291,10 @@ def test_a_setting_that_is_neither_true_nor_false_is_reported(tmp_path: Path, na
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^there is no folder {tmp_path / 'nowhere'}$"):
         TextTokenizer.load(tmp_path / "nowhere")
+
+
+def test_apostrophes_join_words_as_in_the_original() -> None:
+    """As in "man's": with blanks around it a caption has words that its references have not."""
+    texts = ["a man's hat", "it can't rain", "l'eau", "the dogs, and a bird."]
+    words = TextTokenizer.train(texts * 4, vocab_size=120)
+    assert words.decode_batch(words.encode(texts).input_ids) == texts

@@ -78,7 +78,8 @@ def test_answers_are_generated_as_in_the_papers() -> None:
             num_beams=5, min_new_tokens=least, max_new_tokens=10, length_penalty=penalty
         )
         captions = measured_decoding(blip2, "captioning", {"coco"}, "a photo of")
-        assert captions == DecodeConfig(num_beams=5, min_new_tokens=8, max_new_tokens=30)
+        # 8 tokens, of which a decoder has read four as its prompt and an encoder-decoder the one it starts from
+        assert captions == DecodeConfig(num_beams=5, min_new_tokens=7 if encodes else 4, max_new_tokens=30)
 
 
 def test_candidates_are_the_papers_on_published_data() -> None:
@@ -159,3 +160,13 @@ def test_lemmas_without_spacy_are_refused_before_anything_is_read(
     words = ["evaluate", str(tmp_path / "questions.jsonl"), "--model", str(tmp_path / "vqa"), "--lemmas"]
     assert main(words) == 2
     assert "openblip[lemmas]" in capsys.readouterr().err
+
+
+def test_questions_are_asked_as_in_the_papers() -> None:
+    """Zero-shot, every configuration of LAVIS has its `blip_question`; who was trained on questions reads these."""
+    question = "What color is the Bus (on the left)?"
+    blip2 = _Blip2(encodes=True)
+    assert Blip2Adapter(blip2, None).measured_question(question) == "what color is the bus on the left?"
+    assert Blip2Adapter(blip2, None, {"task": "answering"}).measured_question(question) == question
+    vqa = adapt(StoredModel(small.vqa_model(), small.vqa_tokenizer()))
+    assert vqa.need("answer").measured_question(question) == question, "its `ask` cleans"

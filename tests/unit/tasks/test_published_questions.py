@@ -50,7 +50,12 @@ class Oracle:
     def answers(self, asked: list[str], config: DecodeConfig) -> list[tuple[Answer, ...]]:
         return [(Answer(self.say(question), -1.0, 1.0),) for question in asked]
 
-    def rank(self, asked: list[str], candidates: Sequence[str], *, keep: int = 128) -> list[tuple[Answer, ...]]:
+    def measured_question(self, text: str) -> str:
+        return text
+
+    def rank(
+        self, asked: list[str], candidates: Sequence[str], *, keep: int = 128, label_smoothing: float = 0.0
+    ) -> list[tuple[Answer, ...]]:
         assert keep >= len(candidates)
         return [tuple(Answer(text, -1.0, 0.5) for text in candidates) for _ in asked]
 
@@ -92,6 +97,21 @@ def test_vqav2_by_the_official_rule_and_by_kind() -> None:
     )
     metrics, _ = measured("vqav2:val?rule=normalised", answers.__getitem__)
     assert metrics["accuracy_generated, yes/no"] == 1.0
+
+
+def test_questions_are_put_as_the_model_is_to_be_measured() -> None:
+    class Shouting(Oracle):
+        def measured_question(self, text: str) -> str:
+            return text.upper()
+
+    heard: list[str] = []
+    _, records = evaluate_answers(
+        Shouting(lambda question: heard.append(question) or "2"),  # type: ignore[arg-type, func-returns-value]
+        batches("vqav2:val"),
+        DecodeConfig(),
+    )
+    asked = [str(record["question"]) for record in records]
+    assert heard == [question.upper() for question in asked] != asked
 
 
 def test_base_forms_are_measured_beside_the_official_accuracy() -> None:

@@ -10,6 +10,7 @@ import pytest
 import small
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer
@@ -20,7 +21,15 @@ from openblip.generation.config import DecodeConfig
 from openblip.models.pixels import normalize
 from openblip.models.vqa import BlipVqa
 from openblip.objectives.answering import VqaObjective
-from openblip.tasks.answering import VqaStep, encode_questions, evaluate_answers, prepare_questions, score_answer
+from openblip.tasks.answering import (
+    VqaStep,
+    encode_questions,
+    evaluate,
+    evaluate_answers,
+    prepare_questions,
+    score_answer,
+)
+from openblip.tasks.config import AnsweringConfig, RunConfig, as_sources
 from openblip.tasks.families.blip import VqaAdapter
 from openblip.training.config import TrainConfig
 from openblip.training.launch import check_layers
@@ -200,3 +209,32 @@ def test_evaluation_answers_every_question_both_ways(tokenizer: TextTokenizer) -
     assert metrics == pytest.approx({f"accuracy_{name}": sum(v) / len(v) for name, v in expected.items()})
     alone, _ = evaluate_answers(VqaAdapter(model, tokenizer), batches, greedy)
     assert alone == {"accuracy_generated": pytest.approx(metrics["accuracy_generated"])}
+
+
+def test_a_measure_ranks_by_the_loss_of_training(tokenizer: TextTokenizer) -> None:
+    """As the original, whose label smoothing makes each further token cost more than its likelihood does."""
+    model, batch = small.vqa_model(), asked(UNEVEN)
+    candidates = ["two", "a red bus", "cat", "yes", "two birds", "no"]
+    adapter, shares = VqaAdapter(model, tokenizer), {}
+    for smoothing in (0.0, 0.1):
+        config = RunConfig(
+            family="blip",
+            task="answering",
+            sources=as_sources(["unread"]),
+            answering=AnsweringConfig(label_smoothing=smoothing),
+            decode=DecodeConfig(max_new_tokens=3),
+        )
+        _, records = evaluate(config, adapter, lambda: [batch], candidates)
+        shares[smoothing] = [record["probability"] for record in records]
+        for record, owner in zip(records, batch.image_index.tolist(), strict=True):
+            with torch.no_grad():
+                memory = model.remember(model.encode_image(normalize(batch.images[owner][None])))
+                read = adapter.read(memory, encode_questions(tokenizer, [str(record["question"])]))
+                losses = torch.zeros(len(candidates))
+                for row, text in enumerate(candidates):
+                    ids = tokenizer.encode([text], first="dec").input_ids
+                    logits = model.text_decoder(ids, memory=read)[0, :-1]
+                    losses[row] = cross_entropy(logits, ids[0, 1:], label_smoothing=smoothing, reduction="sum")
+            assert record["ranked"] == candidates[int(losses.argmin())]
+            assert record["probability"] == pytest.approx(float(losses.neg().softmax(0).max()), rel=1e-4)
+    assert shares[0.0] != pytest.approx(shares[0.1], rel=1e-2)

@@ -219,6 +219,10 @@ class VqaAdapter(_BlipBase):
         )
         return captions_of(decoded, rows, self.tokenizer)
 
+    def measured_question(self, text: str) -> str:
+        """As `Answers.measured_question`: `ask` reads all questions as in training."""
+        return text
+
     @torch.no_grad()
     def rank(
         self, asked: ImageMemory, candidates: Sequence[str], *, keep: int = 128, label_smoothing: float = 0.0
@@ -227,7 +231,7 @@ class VqaAdapter(_BlipBase):
 
         Args:
             keep: candidates that are read whole, chosen by their first token (the paper: 128).
-            label_smoothing: 0.1 ranks by the training loss, as the original does; 0 by likelihood.
+            label_smoothing: 0.1 ranks by the training loss, as the original does when it measures; 0 by likelihood.
         """
         tokens = self.tokens(candidates, first="dec")
         ranking = rank_two_step(

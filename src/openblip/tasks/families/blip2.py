@@ -298,8 +298,15 @@ class Blip2Adapter(Adapter):
         decoded = decode_after(llm, words, asked.soft, config, prompts=asked.prompts, keys=keys, watch=watch)
         return captions_of(decoded, len(asked.prompts), words)
 
-    def rank(self, asked: Asked, candidates: Sequence[str], *, keep: int = 128) -> list[tuple[Answer, ...]]:
-        """As `Answers.rank`; all candidates are read whole."""
+    def measured_question(self, text: str) -> str:
+        """As `Answers.measured_question`: lower-cased without punctuation unless trained on others."""
+        return text if self.info.get("task") == "answering" else clean_question(text)
+
+    def rank(
+        self, asked: Asked, candidates: Sequence[str], *, keep: int = 128, label_smoothing: float = 0.0
+    ) -> list[tuple[Answer, ...]]:
+        """As `Answers.rank`; all candidates are read whole. No language model is trained with label smoothing."""
+        assert label_smoothing == 0, "a language model's answers are ranked by likelihood"
         each = [list(candidates)] * len(asked.prompts)
         sums, _ = score_after(self.model.llm, self.llm_tokenizer, asked.soft, each, prompts=asked.prompts)
         return [_ranked(candidates, row) for row in sums.tolist()]
