@@ -7,10 +7,12 @@ salesforce/BLIP at 056a169 (configs/*.yaml, train_*.py, models/*.py); salesforce
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from openblip.checkpoints.blip import published_drop_path
 from openblip.models.blip import blip_config
 from openblip.recipes.catalogue import recipe_named
 from openblip.recipes.papers import RUNS
@@ -35,12 +37,14 @@ BLIP_PRETRAIN = {
     "objective.momentum": 0.995,  # models/blip_pretrain.py, and the three below
     "objective.objectives": ("itc", "itm", "lm"),
     "objective.negatives": "rank",
+    "objective.negative_floor": 1e-4,  # models/blip_pretrain.py
     "max_length": 30,
     "max_words": 30,  # data/pretrain_dataset.py
     "vision_pretrained": "timm:deit_base_patch16_224.fb_in1k",  # models/blip_pretrain.py: deit_base_patch16_224
     "text_pretrained": "bert-base-uncased",
     "transform.crop_scale": (0.2, 1.0),  # pretrain.py: min_scale=0.2; data/__init__.py, and the two below
     "transform.num_ops": 2,
+    "transform.op_probability": 0.5,  # transform/randaugment.py: get_random_ops
     "transform.magnitude": 5.0,
 }
 BLIP_TUNE = {
@@ -55,6 +59,7 @@ BLIP_TUNE = {
     "train.layer_decay": 1.0,
     "transform.crop_scale": (0.5, 1.0),  # data/__init__.py: min_scale=0.5
     "transform.num_ops": 2,
+    "transform.op_probability": 0.5,  # transform/randaugment.py: get_random_ops
     "transform.magnitude": 5.0,
 }
 BLIP_CAPTION = BLIP_TUNE | {
@@ -80,6 +85,7 @@ BLIP_RETRIEVAL = BLIP_TUNE | {
     "objective.momentum": 0.995,  # models/blip_retrieval.py
     "objective.use_image_ids": True,
     "objective.negatives": "all",  # negative_all_rank: True for COCO
+    "objective.negative_floor": 0.0,  # models/blip_retrieval.py
     "rerank_k": 256,  # k_test for COCO
     "max_length": 35,
     "max_words": 30,
@@ -115,6 +121,7 @@ STAGE1 = {
     "max_words": 50,
     "embed_dim": 256,
     "stage1.negatives": "all",  # blip2_qformer.py: image_embeds_world
+    "stage1.negative_floor": 1e-4,  # blip2_qformer.py at cd4db98, BLIP-2's release
 }
 STAGE2 = {
     "gpus x batch_size": 1920,  # section 3.4, and those below
@@ -154,7 +161,7 @@ BLIP2_CAPTION = BLIP2_TUNE | {
     "prompt": "a photo of",
     "decode.num_beams": 5,
     "train.layer_decay": 1.0,
-    "decode.min_new_tokens": 8,  # caption_coco_ft.yaml
+    "decode.min_new_tokens": 8 - 4,  # caption_coco_ft.yaml; at cd4db98 a decoder's prompt counts, "</s>a photo of"
     "decode.max_new_tokens": 30,
     "max_length": 32,
     "train.monitor": "CIDEr+BLEU-4",  # lavis/tasks/captioning.py
@@ -178,6 +185,7 @@ BLIP2_RETRIEVAL = BLIP2_TUNE | {
     "rerank_k": 128,
     "stage1.use_image_ids": True,
     "stage1.negatives": "all",
+    "stage1.negative_floor": 0.0,  # blip2_qformer.py at 93e0179
     "max_length": 32,
     "train.monitor": "i2t_mean_recall_itm",  # lavis/tasks/retrieval.py
     "validation": ("coco:val",),
@@ -213,7 +221,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "blip2-stage2-vit-l-flan-t5-xl": STAGE2_T5 | {"language.source": "google/flan-t5-xl"},
     "blip2-caption-opt-2.7b": BLIP2_CAPTION,
     "blip2-caption-opt-6.7b": BLIP2_CAPTION | {"train.layer_decay": 0.95},
-    "blip2-caption-flan-t5-xl": BLIP2_CAPTION,
+    "blip2-caption-flan-t5-xl": BLIP2_CAPTION | {"decode.min_new_tokens": 8 - 1},  # T5's first token counts
     "blip2-vqa-opt-2.7b": BLIP2_VQA,
     "blip2-vqa-opt-6.7b": BLIP2_VQA | {"train.layer_decay": 0.9},
     "blip2-vqa-flan-t5-xl": BLIP2_VQA | {"decode.length_penalty": -1.0},
@@ -295,3 +303,26 @@ def test_towers_have_the_references_stochastic_depth() -> None:
     assert (base.vision.drop_path, large.vision.drop_path) == (0.0, 0.1)
     for sizes in (vqa_sizes, nlvr_sizes):
         assert [sizes(blip).vision.drop_path for blip in (base, large, small)] == [0.1, 0.1, 0.0]
+    # Files do not say it: a model that is opened is trained on with that of its kind.
+    for tuned, wanted in ((False, [0.0, 0.1, 0.0]), (True, [0.1, 0.1, 0.0])):
+        towers = (replace(blip.vision, drop_path=0.0) for blip in (base, large, small))
+        assert [published_drop_path(tower, tuned=tuned) for tower in towers] == wanted
+
+
+def test_what_a_row_is() -> None:
+    """An annotation of the papers is one text: data/pretrain_dataset.py, data/nlvr_dataset.py; of LAION a fifth."""
+    shares = {"laion:train": 0.2}
+    for name, apart, rows in (
+        ("blip-pretrain-14m", {"coco:train", "vg:train"}, 15.4e6),
+        ("blip-pretrain-129m", {"coco:train", "vg:train"}, 15.4e6 + 115e6 / 5),
+        ("blip2-stage1-vit-g", {"coco:train", "vg:train"}, None),
+        ("blip-nlvr2", {"nlvr2:train"}, 86_373),
+    ):
+        sources, paper = _config(name).sources, RUNS[name].paper
+        assert {source.path for source in sources if source.pairs} == apart
+        for source in sources:
+            wanted = shares.get(source.path, 1.0) if name.startswith("blip-") else 1.0
+            assert source.epoch_share == wanted, name
+        if rows is not None:
+            assert paper is not None
+            assert paper.samples == pytest.approx(rows, rel=0.01)

@@ -57,7 +57,7 @@ __all__ = ["Engine", "Totals", "decide_again", "load_output", "load_run", "read_
 
 _DESCRIBED = frozenset(("config", "captioner", "filter", "missing_files"))
 """what every run.json says"""
-_FREE = ("device", "source.weight")
+_FREE = ("device", "source.weight", "source.epoch_share")
 """settings that may differ from one call to the next"""
 
 

@@ -274,13 +274,23 @@ def config_from_state(
         memory_width=sizes.shape(f"{text}.encoder.layer.0.crossattention.{read}.key.weight", 2)[1],
         layer_norm_eps=text_eps or TextConfig.layer_norm_eps,
     )
+    vqa = encoder and decoder and not any(key.startswith(("itm_head.", "vision_proj.")) for key in state)
+    vision_config = replace(vision_config, drop_path=published_drop_path(vision_config, tuned=pair or vqa))
     if pair:
         merged = (i for i in range(text_config.depth) if f"{text}.encoder.layer.{i}{MERGE}" in state)
         return NlvrConfig(vision=vision_config, text=text_config, merge_from=next(merged, text_config.depth))
-    if encoder and decoder and not any(key.startswith(("itm_head.", "vision_proj.")) for key in state):
+    if vqa:
         return VqaConfig(vision=vision_config, text=text_config)
     embed_dim = sizes.shape("vision_proj.weight", 2)[0] if encoder else 256
     return BlipConfig(vision=vision_config, text=text_config, embed_dim=embed_dim, encoder=encoder, decoder=decoder)
+
+
+def published_drop_path(vision: VisionConfig, *, tuned: bool) -> float:
+    """Stochastic depth that a tower of the reference is trained on with, which files do not say.
+
+    ViT-L has 0.1 always; ViT-B has it where it was `tuned` for VQA or NLVR2.
+    """
+    return 0.1 if vision.depth >= 24 or (tuned and vision.depth >= 12) else 0.0
 
 
 MERGE = ".crossattention.output.merge_layer.weight"

@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.checkpoints.blip import IGNORED, check_plain, rules_for, transformer_rules, vision_rules
+from openblip.checkpoints.blip import (
+    IGNORED,
+    check_plain,
+    published_drop_path,
+    rules_for,
+    transformer_rules,
+    vision_rules,
+)
 from openblip.checkpoints.keymap import Rule, export_state, load_by_rules, resample_positions
 from openblip.checkpoints.recognise import AnyConfig, describe
 from openblip.checkpoints.stored import Like
@@ -111,11 +118,15 @@ def config_from_transformers(description: Mapping[str, Any], state: Mapping[str,
     except Exception as error:  # transformers checks values by kinds of its own, or not at all
         raise UserError(f"its config.json cannot be used: {' '.join(str(error).split())}") from error
     keys = set(state)
+    encodes, decodes = (any(key.startswith(part) for key in keys) for part in ("text_encoder.", "text_decoder."))
+    if like != "transformers":
+        depth = published_drop_path(config["vision"], tuned=encodes and decodes)
+        config["vision"] = replace(config["vision"], drop_path=depth)
     if "visual_projection.weight" in keys:
         return DualConfig(**config, embed_dim=theirs.projection_dim)
-    if any(key.startswith("text_encoder.") for key in keys):
-        if any(key.startswith("text_decoder.") for key in keys):
-            return VqaConfig(**config)
+    if encodes and decodes:
+        return VqaConfig(**config)
+    if encodes:
         return BlipConfig(**config, embed_dim=theirs.image_text_hidden_size, decoder=False)
     return BlipConfig(**config, encoder=False)
 

@@ -4,8 +4,9 @@ It is a pure function of (seed, epoch), the same on every rank and with any numb
 in the middle of an epoch takes no more than the position.
 
 A source is gone through pass by pass, each pass a new permutation of all its samples. Without weights an epoch
-is one pass of every source. With weights each source gives its share of the epoch and continues in the next
-epoch where it stopped, so every sample of a source is seen equally often whatever its share.
+is one pass of every source, or that part of a pass which the source is to give. With weights each source gives its
+share of the epoch. It continues in the next epoch where it stopped, so every sample of a source is seen equally
+often whatever its share.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Part:
     """Contiguous ranges to shuffle among each other; None shuffles all samples freely."""
     window: int = 16
     """How many neighbouring blocks (in the shuffled order of blocks) mix their samples."""
+    epoch_share: float = 1.0
+    """Part of its samples that an epoch takes where there are no weights."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Order:
 
     Args:
         weights: relative share of each source in an epoch, or None: in proportion to their sizes.
-        length: samples in an epoch; None: the sum of the sizes.
+        length: samples in an epoch; None: the sum of the sizes (of the parts of them that an epoch takes).
         shuffle: False goes through the sources one after the other, as they are.
 
     Raises:
@@ -81,8 +84,9 @@ class Order:
         self._parts, self._seed, self._shuffle = list(parts), seed, shuffle
         if not all(part.size for part in parts):
             raise UserError(f"data source {[part.size for part in parts].index(0) + 1} holds no samples")
-        total = length or sum(part.size for part in parts)
-        self.quotas = _share_out(total, given or [part.size for part in parts])
+        sizes = [math.ceil(part.size * part.epoch_share) for part in parts]
+        total = length or sum(sizes)
+        self.quotas = _share_out(total, given or sizes)
         """Samples of each source in an epoch."""
         if 0 in self.quotas:
             raise UserError(

@@ -30,6 +30,8 @@ class SourceConfig:
     """Keeps image ids of several sources apart (default: the path); sources of one name share their ids."""
     weight: float | None = None
     """Share of the samples in a mix, relative to the other weights; None for all: by size."""
+    epoch_share: float = 1.0
+    """Part of its samples that a training epoch takes; the next epoch goes on from there."""
     split: str = ""
     """Read only rows whose `split` column says this (tables, COCO-Karpathy), or this split (hf:)."""
     pairs: bool = False
@@ -79,6 +81,9 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not self.path:
             raise UserError("a data source needs a path: a folder, captions file, tars, hf:NAME or world:SPLIT")
+        if not 0 < self.epoch_share <= 1:
+            told = f"above 0 and at most 1, not {self.epoch_share:g}"
+            raise UserError(f"the epoch_share of source {self.path} must be {told}")
         if self.weight is not None and not self.weight > 0:
             raise UserError(f"the weight of source {self.path} must be above 0, not {self.weight}")
         if self.answer_weight is not None and not 0 < self.answer_weight < math.inf:

@@ -59,6 +59,7 @@ class Loader:
             and no text is no mistake, "none".
         clean: "simplify" as the papers do, "spaces" for other languages and cased vocabularies, "none".
         max_words: captions are cut after so many words (not with clean="none").
+        epoch_shares: part of each source that an epoch takes; None takes all of each.
         length: samples in an epoch; default: the sum of the sizes.
         num_images: that each sample has to have.
         max_pixels: larger images are "too-large".
@@ -90,6 +91,7 @@ class Loader:
         clean: CleanText = "simplify",
         max_words: int | None = 30,
         weights: Sequence[float | None] | None = None,
+        epoch_shares: Sequence[float] | None = None,
         length: int | None = None,
         num_images: int = 1,
         max_pixels: int = MAX_PIXELS,
@@ -116,7 +118,11 @@ class Loader:
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}")
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
-        parts = [Part(len(source), source.blocks, source.window) for source in self._sources]
+        shares = [1.0] * len(self._sources) if epoch_shares is None else epoch_shares
+        parts = [
+            Part(len(source), source.blocks, source.window, share)
+            for source, share in zip(self._sources, shares, strict=True)
+        ]
         self._order = Order(parts, seed=seed, shuffle=shuffle, weights=weights, length=length)
         self._batch_size, self._rank, self._world_size, self._seed = batch_size, rank, world_size, seed
         self._drop_last, self._leave_out = drop_last, leave_out

@@ -51,7 +51,9 @@ class ImageTransformConfig:
     ops: tuple[AugmentOp, ...] = REFERENCE_OPS
     """What RandAugment draws from; empty for none."""
     num_ops: int = 2
-    """Operations applied in a row to each image."""
+    """Operations drawn for each image, in a row."""
+    op_probability: float = 0.5
+    """With which each of them is applied, as in the reference."""
     magnitude: float = 5.0
     """Strength of the operations, 0 to 10."""
 
@@ -62,6 +64,8 @@ class ImageTransformConfig:
             raise ValueError(f"crop_scale must rise within 0 to 1, as (0.2, 1.0) does, not {self.crop_scale}")
         if not 0 <= self.magnitude <= MAX_MAGNITUDE:
             raise ValueError(f"magnitude must lie between 0 and 10, not {self.magnitude}")
+        if not 0 <= self.op_probability <= 1:
+            raise ValueError(f"op_probability must lie between 0 and 1, not {self.op_probability}")
         if self.num_ops < 0:
             raise ValueError(f"num_ops cannot be negative, and is {self.num_ops}")
 

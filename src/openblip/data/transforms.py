@@ -34,7 +34,7 @@ _CROP_TRIES = 10
 
 
 def pretraining_transform(image_size: int = 224) -> ImageTransform:
-    """BLIP pre-training: random resized crop of 20 to 100% of the area, flip, RandAugment(2, 5)."""
+    """BLIP pre-training: random resized crop of 20 to 100% of the area, flip, RandAugment(2, 5) half the time."""
     return ImageTransform(ImageTransformConfig(image_size=image_size))
 
 
@@ -73,7 +73,8 @@ class ImageTransform:
             pixels = pixels.flip(2)
         if config.ops:
             for choice in rng.integers(len(config.ops), size=config.num_ops):
-                pixels = augment(pixels, config.ops[choice], config.magnitude, rng)
+                if rng.random() < config.op_probability:
+                    pixels = augment(pixels, config.ops[choice], config.magnitude, rng)
         return pixels.contiguous()
 
 

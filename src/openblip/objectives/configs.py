@@ -21,6 +21,8 @@ DrawnFrom = Literal["rank", "all"]
 """negatives come from the pairs of the own rank, or from those of all ranks"""
 
 BLIP_OBJECTIVES = ("itc", "itm", "lm")
+NEGATIVE_FLOOR = 1e-4
+"""what pre-training adds to each weight by which negatives are drawn"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,9 @@ class ObjectiveConfig:
     negatives: DrawnFrom = "rank"
     """Whose pairs ITM draws its negatives from: "rank" as in pre-training, or "all" ranks' as the reference does in
     fine-tuning for retrieval on COCO, at the cost of gathering the image features and projecting B images more."""
+    negative_floor: float = NEGATIVE_FLOOR
+    """Added to the softmax by which negatives are drawn; 0 as in the reference's fine-tuning for retrieval, where
+    else the negatives of a model that is sure of its pairs become random ones."""
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Weights of ITC, ITM and LM in the sum."""
 
@@ -65,6 +70,8 @@ class ObjectiveConfig:
             raise UserError('no objective is named: choose from "itc", "itm", "lm"')
         if not 0 <= self.hard_share <= 1:
             raise UserError(f"hard_share is a share between 0 and 1, not {self.hard_share}")
+        if not 0 <= self.negative_floor < 1:
+            raise UserError(f"negative_floor lies between 0 and 1, not at {self.negative_floor}")
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum lies between 0 and 1, not at {self.momentum}")
         if self.momentum == 0 and (self.queue_size or self.alpha):
@@ -101,6 +108,8 @@ class Stage1Config:
     negatives: DrawnFrom = "rank"
     """Whose pairs ITM draws its negatives from: the own "rank"'s, or "all" ranks' as LAVIS does, which gathers the
     tower's features (257 tokens of 1,408 numbers for each image of ViT-g) and projects B images more."""
+    negative_floor: float = NEGATIVE_FLOOR
+    """Added to the softmax by which negatives are drawn; 0 as in LAVIS' fine-tuning for retrieval."""
 
     def __post_init__(self) -> None:
         for name in self.objectives:
@@ -112,6 +121,8 @@ class Stage1Config:
             raise UserError('no objective is named: choose from "itc", "itm", "itg"')
         if not 0 <= self.hard_share <= 1:
             raise UserError(f"hard_share is a share between 0 and 1, not {self.hard_share}")
+        if not 0 <= self.negative_floor < 1:
+            raise UserError(f"negative_floor lies between 0 and 1, not at {self.negative_floor}")
         for name in ("itm_share", "itg_share"):
             if not 0 < (share := getattr(self, name)) <= 1:
                 raise UserError(f"{name} is a share above 0 and at most 1, not {share}")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openblip.core.runtime import average, gather, gather_with_gradient, rank
 from openblip.models.layers import ImageMemory
+from openblip.objectives.configs import NEGATIVE_FLOOR
 
 __all__ = ["AllRanks", "Negatives", "draw_negatives", "match_pairs", "matching_loss", "negative_weights"]
 
@@ -40,21 +41,27 @@ class Negatives:
 
 @torch.no_grad()
 def negative_weights(
-    similarity: Tensor, image_ids: Tensor | None = None, hard_share: float = 1.0, all_ids: Tensor | None = None
+    similarity: Tensor,
+    image_ids: Tensor | None = None,
+    hard_share: float = 1.0,
+    all_ids: Tensor | None = None,
+    floor: float = NEGATIVE_FLOOR,
 ) -> Tensor:
-    """Weights for drawing negatives from similarities [B, A]: softmax + 1e-4, zero for the same image.
+    """Weights for drawing negatives from similarities [B, A]: softmax + `floor`, zero for the same image.
 
-    Computed in float32; the small constant keeps every other pair drawable even when softmax underflows,
-    and a similarity that is not finite counts as the lowest. With `hard_share` below 1 that share of draws goes by
+    Computed in float32; a similarity that is not finite counts as the lowest. With a floor the own pair takes its
+    share of the softmax, so that of a model which is sure of its pairs the floor decides and draws become even.
+    Without one it is the softmax over the other images. With `hard_share` below 1 that share of draws goes by
     similarity and the rest falls evenly.
     """
     similarity = torch.nan_to_num(similarity.float(), nan=-1e4, posinf=1e4, neginf=-1e4)
-    weights = F.softmax(similarity, dim=1) + 1e-4
     if image_ids is None:
-        rows, columns = weights.shape
-        every = torch.arange(columns, device=weights.device)
+        rows, columns = similarity.shape
+        every = torch.arange(columns, device=similarity.device)
         image_ids, all_ids = every[:rows] + (rank() * rows if columns > rows else 0), every
     same = image_ids[:, None] == (image_ids if all_ids is None else all_ids)[None, :]
+    # Masked before the softmax where nothing is added: behind it, the others of a sure row would all be zero.
+    weights = F.softmax(similarity if floor else similarity.masked_fill(same, -1e5), dim=1) + floor
     weights = weights.masked_fill(same, 0.0)
     if hard_share == 1.0:
         return weights
@@ -71,6 +78,7 @@ def draw_negatives(
     all_ids: Tensor | None = None,
     *,
     hard_share: float = 1.0,
+    floor: float = NEGATIVE_FLOOR,
     generator: torch.Generator | None = None,
 ) -> Negatives:
     """Draw an image for each text and a text for each image, in proportion to similarity.
@@ -81,9 +89,10 @@ def draw_negatives(
         image_ids: int64 [B]; equal ids are never each other's negatives.
         all_ids: int64 [A], needed with `image_ids` where A is more than B.
         hard_share: share of the draws that goes by similarity, the rest evenly; 1 in the papers.
+        floor: as of `negative_weights`.
     """
-    weights_t2i = negative_weights(similarity_t2i, image_ids, hard_share, all_ids)
-    weights_i2t = negative_weights(similarity_i2t, image_ids, hard_share, all_ids)
+    weights_t2i = negative_weights(similarity_t2i, image_ids, hard_share, all_ids, floor)
+    weights_i2t = negative_weights(similarity_i2t, image_ids, hard_share, all_ids, floor)
     return Negatives(
         _draw(weights_t2i, generator),
         _draw(weights_i2t, generator),

@@ -166,7 +166,9 @@ def retrieval_finetune(data: tuple[str, ...], *, model: str, validation: tuple[s
         monitor=RECALLS_BEST,
         batch_size=32,
         max_length=35,
-        objective=ObjectiveConfig(objectives=("itc", "itm"), use_image_ids=True, negatives="all"),
+        objective=ObjectiveConfig(
+            objectives=("itc", "itm"), use_image_ids=True, negatives="all", negative_floor=0.0
+        ),
         rerank_k=128,
     )
 

@@ -226,7 +226,7 @@ def blip2_retrieval(data: tuple[str, ...], *, model: str, validation: tuple[str,
     The best model is that of the highest mean recall of texts at 1, 5 and 10, as LAVIS chooses it. A ViT-L has
     train.learning_rate=5e-6 and train.betas=[0.9,0.98] in the paper.
     """
-    stage1 = Stage1Config(use_image_ids=True)
+    stage1 = Stage1Config(use_image_ids=True, negative_floor=0.0)
     return _finetune(
         "retrieval",
         data,

@@ -3,7 +3,8 @@
 Settings and figures are the papers', or, where these say nothing, those of their published configurations
 (salesforce/BLIP and salesforce/LAVIS), and times those that the authors told (salesforce/BLIP#2 and #19; BLIP-2,
 section 3.4). Global batches are the papers' (BLIP#42: 90 on each of 32 GPUs). The memory of BLIP's A100 is not
-published: 40 GB is assumed; of BLIP's ViT-L and BLIP-2's fine-tunings the number of GPUs is not either: 16 are. A
+published: 40 GB is assumed; of BLIP's ViT-L and BLIP-2's fine-tunings the number of GPUs is not either: 16 are.
+Samples are those of an epoch: pairs of an image and a text (15.4M of "14M images", with a fifth of LAION 38.4M). A
 figure of a pre-training is that of the model after fine-tuning, or zero-shot where it says so. TR is the retrieval
 of texts for an image, IR that of images for a text.
 """
@@ -18,9 +19,11 @@ from openblip.recipes.recipe import BLIP, BLIP2, PaperRun, Recipe
 __all__ = ["RUNS"]
 
 _BLIP_TABLES, _BLIP2_TABLES = "BLIP (arXiv 2201.12086)", "BLIP-2 (arXiv 2301.12597)"
-_HUMAN = ("coco:train", "vg:train")
+# Each caption of an image is a row of the papers' annotations; of LAION BLIP reads a fifth in each epoch.
+_HUMAN = ("coco:train?pairs=true", "vg:train?pairs=true")
 _WEB = (*_HUMAN, "cc3m:train", "cc12m:train", "sbu:train")
-_ALL_WEB = (*_WEB, "laion:train")
+_BLIP_WEB = (*_WEB, "laion:train?epoch_share=0.2")
+_BLIP2_WEB = (*_WEB, "laion:train")
 _VQA = ("vqav2:train?pairs=true", "vqav2:val?pairs=true", "vgqa:train?pairs=true")
 _COCO = {"data": ("coco:train",), "validation": ("coco:val",)}
 _FLICKR = {"data": ("flickr30k:train",), "validation": ("flickr30k:val",)}
@@ -28,8 +31,8 @@ _COCO_TEXTS, _FLICKR_TEXTS = 566_747, 145_000
 _LARGE: dict[str, Any] = {"start": ("model=large",)}
 _START = ("model",)
 _BOOTSTRAPPED = (
-    "the figures are of the second pre-training, on data that openblip capfilt has cleaned: name its folder in "
-    "place of the web data"
+    "the figures are of the second pre-training, on data that openblip capfilt has cleaned: name its folder, with "
+    "?pairs=true, in place of the web data"
 )
 _FEW_HOURS = "a few hours on 16 A100 (BLIP#2)"
 
@@ -106,20 +109,20 @@ def _blip_tune(name: str, function: str, summary: str, *settings: str, paper: Pa
 _BLIP_RUNS = (
     _blip_pretrain(
         "blip-pretrain-14m", "base", _WEB, "ViT-B on 14M images: COCO, VG, CC3M, CC12M, SBU",
-        samples=14_000_000, took="3 to 4 days on 32 A100 (BLIP#2)", figures=_B_14M, note=_BOOTSTRAPPED,
+        samples=15_400_000, took="3 to 4 days on 32 A100 (BLIP#2)", figures=_B_14M, note=_BOOTSTRAPPED,
     ),
     _blip_pretrain(
-        "blip-pretrain-129m", "base", _ALL_WEB, "ViT-B on 129M images: those, and 115M of LAION",
-        samples=129_000_000, figures=_B_129M, note=_BOOTSTRAPPED,
+        "blip-pretrain-129m", "base", _BLIP_WEB, "ViT-B on 129M images: those, and 115M of LAION",
+        samples=38_400_000, figures=_B_129M, note=_BOOTSTRAPPED,
     ),
     _blip_pretrain(
-        "blip-pretrain-129m-large", "large", _ALL_WEB, "ViT-L on 129M images",
-        samples=129_000_000, took="8 to 9 days on 32 A100 (BLIP#2)", figures=_L_129M,
+        "blip-pretrain-129m-large", "large", _BLIP_WEB, "ViT-L on 129M images",
+        samples=38_400_000, took="8 to 9 days on 32 A100 (BLIP#2)", figures=_L_129M,
         note=_BOOTSTRAPPED,
     ),
     _blip_pretrain(
-        "blip-pretrain-129m-capfilt-l", "base", _ALL_WEB, "ViT-B on what CapFilt with ViT-L has cleaned",
-        samples=129_000_000, figures=_B_CAPFILT, note=_BOOTSTRAPPED,
+        "blip-pretrain-129m-capfilt-l", "base", _BLIP_WEB, "ViT-B on what CapFilt with ViT-L has cleaned",
+        samples=38_400_000, figures=_B_CAPFILT, note=_BOOTSTRAPPED,
     ),
     _blip_tune(
         "blip-capfilt-captioner", "caption", "CapFilt: the captioner, from a pre-trained ViT-L",
@@ -195,7 +198,7 @@ _BLIP_RUNS = (
     ),
     _blip_tune(
         "blip-nlvr2", "nlvr", "statements about two images of NLVR2, ViT-B",
-        data=("nlvr2:train",), validation=("nlvr2:dev",),
+        data=("nlvr2:train?pairs=true",), validation=("nlvr2:dev",),
         paper=PaperRun(gpus=16, card="a100-40", samples=86_373, figures=_only(_B_129M, "nlvr")),
     ),
     _blip_tune(
@@ -225,7 +228,7 @@ _CLEANED = (
 
 def _stage1(name: str, vision: str, batch: int, tower: str, **figures: str) -> Recipe:
     return Recipe(
-        name, "blip2:blip2_stage1", f"stage 1: {tower}", BLIP2, takes=("vision", "text"), data=_ALL_WEB,
+        name, "blip2:blip2_stage1", f"stage 1: {tower}", BLIP2, takes=("vision", "text"), data=_BLIP2_WEB,
         options_set={"vision": vision} if vision else {},
         settings=(f"batch_size={batch}", _ALL_NEGATIVES),
         paper=PaperRun(
@@ -239,7 +242,7 @@ def _stage2(name: str, language: str, title: str, figures: tuple[str, str, str],
     t5 = "t5" in language
     tower = "ViT-L" if vision else "ViT-g"
     return Recipe(
-        name, "blip2:blip2_stage2", f"stage 2: {tower} and {title}", BLIP2, _START, ("language",), data=_ALL_WEB,
+        name, "blip2:blip2_stage2", f"stage 2: {tower} and {title}", BLIP2, _START, ("language",), data=_BLIP2_WEB,
         options_set={"language": language},
         settings=(f"batch_size={95 if t5 else 120}",),
         start=(f"vision.source={vision}",) if vision else (),
@@ -283,7 +286,8 @@ def _blip2_questions(name: str, language: str, title: str, figure: str, *setting
         paper=PaperRun(
             gpus=16, card="a100-40", samples=658_111,
             figures=_targets(f"{_BLIP2_TABLES}, table 4", f"BLIP-2 ViT-g, {title}", vqa=figure),
-            note="VQAv2's 658,111 questions are counted, Visual Genome's are not",
+            note="VQAv2's 658,111 questions are counted, Visual Genome's are not; from a model of stage 2 add "
+            "--set text_pretrained=STAGE1, so that the Q-Former reads the questions as in the paper",
         ),
     )  # fmt: skip
 

@@ -149,7 +149,7 @@ def prepare_answers(
 ) -> Callable[[Batch], LanguagePairBatch]:
     """A function from batches with one question an image to what BLIP-2's language model trains on.
 
-    Of the answers given to a question one is drawn by their weights, as in the reference.
+    Of the answers given to a question one is drawn by their weights.
 
     Args:
         tokenizer: of the Q-Former; None where it reads no text, so that the language model alone is asked.

@@ -122,7 +122,8 @@ class RunConfig:
     """Largest vocabulary of a tokenizer learned from the captions."""
     text_pretrained: str = ""
     """transformers BERT (folder or hub name) whose weights, and tokenizer, a text transformer or Q-Former that is
-    trained from scratch starts from."""
+    trained from scratch starts from. With questions for a model of stage 2: the BERT, or rather the model of stage
+    1, whose text side its Q-Former gets to read them too."""
 
     transform: ImageTransformConfig = field(default_factory=ImageTransformConfig)
     """`image_size` in it is set from the model."""

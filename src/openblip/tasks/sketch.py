@@ -161,7 +161,8 @@ def _blip2_sizes(config: RunConfig) -> Blip2Config:
         return Blip2Config(vision=config.vision, qformer=sizes, embed_dim=config.embed_dim)
     found: Blip2Config = _described(config.model, "blip2")
     # One of stage 2 may have no text side; what is predicted of stage 1 in other formats has BERT's.
-    vocab_size = found.qformer.vocab_size or (30524 if found.language is None else None)
+    reads = found.language is None or (config.task == "answering" and config.text_pretrained)
+    vocab_size = found.qformer.vocab_size or (30524 if reads else None)
     if config.vision.image_size is not None:
         found = replace(found, vision=found.vision.at(config.vision.image_size))
     return replace(found, qformer=replace(found.qformer, vocab_size=vocab_size))

@@ -93,6 +93,7 @@ def run_training(
         seed=config.train.seed,
         num_workers=config.num_workers,
         weights=[source.weight for source in config.sources],
+        epoch_shares=[source.epoch_share for source in config.sources],
         text_mode=training.text_mode,
         clean=training.clean,
         max_words=training.max_words,

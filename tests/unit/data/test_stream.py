@@ -225,6 +225,20 @@ def test_weights_give_the_shares_of_a_mix() -> None:
     assert [told["samples_each_epoch"] for told in loader.describe()["sources"]] == [30, 10]
 
 
+def test_an_epoch_may_take_a_part_of_a_source() -> None:
+    small, large = NoisyImages(10, "small"), NoisyImages(20, "large")
+    loader = make([small, large], batch_size=14, epoch_shares=[1.0, 0.2], text_mode="none")
+    assert [told["samples_each_epoch"] for told in loader.describe()["sources"]] == [10, 4]
+    first = {stable_id(f"small/{n}") for n in range(10)}
+    parts = []
+    for _ in range(5):
+        (batch,) = loader
+        ids = [int(number) for number in batch.image_ids]
+        assert set(ids) >= first
+        parts += [number for number in ids if number not in first]
+    assert sorted(parts) == sorted(stable_id(f"large/{n}") for n in range(20)), "the next epoch goes on from there"
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

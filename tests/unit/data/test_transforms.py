@@ -153,6 +153,26 @@ def test_color_keeping_operations_keep_a_plain_color() -> None:
     assert set(REFERENCE_OPS) - set(COLOR_KEEPING_OPS) == {"autocontrast", "equalize"}
 
 
+def test_operations_are_applied_with_their_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of those drawn, as the reference: of two a quarter of the images gets none, a quarter both."""
+    applied: list[str] = []
+
+    def count(pixels: torch.Tensor, op: str, magnitude: float, rng: np.random.Generator) -> torch.Tensor:
+        applied.append(op)
+        return pixels
+
+    monkeypatch.setattr("openblip.data.transforms.augment", count)
+    image, rng, counts = noisy_photo(40, 40), np.random.default_rng(3), [0, 0, 0]
+    for _ in range(400):
+        applied.clear()
+        plain(ops=REFERENCE_OPS)(image, rng)
+        counts[len(applied)] += 1
+    assert counts == pytest.approx([100, 200, 100], abs=45)  # more than four standard deviations
+    applied.clear()
+    plain(ops=REFERENCE_OPS, op_probability=1.0)(image, rng)
+    assert len(applied) == 2
+
+
 def test_min_side_asks_for_enough_pixels() -> None:
     assert pretraining_transform(224).min_side == math.ceil(224 / math.sqrt(0.15))
     assert finetuning_transform(384).min_side < pretraining_transform(384).min_side
@@ -167,6 +187,7 @@ def test_min_side_asks_for_enough_pixels() -> None:
         {"crop_scale": (0.0, 1.0)},
         {"magnitude": 11.0},
         {"num_ops": -1},
+        {"op_probability": 1.5},
     ],
 )
 def test_impossible_settings(settings: dict[str, object]) -> None:

@@ -25,6 +25,19 @@ def test_weights_are_the_softmax_and_a_little_without_the_same_image() -> None:
     torch.testing.assert_close(own, soft * (1 - torch.eye(3)))
 
 
+def test_without_a_floor_a_sure_pair_leaves_its_others_as_they_are() -> None:
+    """As the reference's fine-tuning for retrieval, where draws are proportional to the softmax of the others."""
+    similarity = torch.tensor([[20.0, 2.0, 1.0], [0.0, 5000.0, 1.0], [0.0, 0.0, 9.0]])
+    weights = negative_weights(similarity, floor=0.0)
+    shares = weights / weights.sum(1, keepdim=True)
+    hard, easy = math.e / (1 + math.e), 1 / (1 + math.e)
+    torch.testing.assert_close(shares, torch.tensor([[0, hard, easy], [easy, 0, hard], [0.5, 0.5, 0]]))
+    with_floor = negative_weights(similarity)
+    assert float(with_floor[0, 1] / with_floor[0].sum()) == pytest.approx(0.5, abs=1e-3), "the floor decides there"
+    alone = draw_negatives(similarity, similarity, torch.tensor([1, 1, 1]), floor=0.0)
+    assert not alone.valid.any()
+
+
 @pytest.mark.parametrize("batch", [2, 3, 8])
 def test_never_the_same_image(batch: int) -> None:
     """The same image gets nearly all of the softmax here, so that a draw that let it through would take it."""

@@ -116,7 +116,7 @@ def _summary(out: Path, measured: dict[str, Any], plan: DemoPlan) -> list[str]:
     steps = {name: left_by(out, name)["steps"] for name in ("pretrain", "captioner", "matcher")}
     short = (
         f"**A short run**: BLIP saw {plan.batch_size * steps['pretrain']:,} images in pre-training, too few to "
-        "learn much, least of all BLIP-2. With more time (`openblip demo --minutes 60`) it learns more."
+        "learn much, least of all BLIP-2. With more time (`openblip demo --minutes N`, usually 15) it learns more."
     )
     return [
         *((short,) if steps["pretrain"] < FEW_STEPS else ()),

@@ -191,7 +191,7 @@ def run_config(stage: str, data: Path, out: Path, seed: int, settings: Settings)
         model=str(out / ("before/model" if stage == "pretrain" else "pretrain/best")),
         task="pretraining" if stage == "pretrain" else "captioning" if captioner else "retrieval",
         transform=ImageTransformConfig(
-            crop_scale=settings.crop_scale, ops=COLOR_KEEPING_OPS, magnitude=settings.magnitude
+            crop_scale=settings.crop_scale, ops=COLOR_KEEPING_OPS, magnitude=settings.magnitude, op_probability=1.0
         ),
         batch_size=settings.batch_size,
         num_workers=0,

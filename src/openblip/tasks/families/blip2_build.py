@@ -16,6 +16,7 @@ from openblip.models.blip2 import Blip2, Blip2Config
 from openblip.models.configs import QFORMERS, LanguageConfig, TowerConfig
 from openblip.tasks.config import FROM_PARTS, RunConfig
 from openblip.tasks.families.blip2 import Blip2Adapter, open_blip2
+from openblip.tasks.families.blip2_text_side import give_text_side
 from openblip.tasks.families.family import Family
 from openblip.tasks.protocols import Adapter
 from openblip.tasks.vocabulary import tokenizer_from_scratch, tokenizer_of_start
@@ -36,9 +37,9 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     scratch = config.model in ("", *QFORMERS)
     stored = None if scratch else _open_start(config)
     if stored is not None:
-        if config.text_pretrained:
-            raise UserError(f"{config.model} has its Q-Former and keeps it; leave {config.text_pretrained} out")
         _refuse_other_parts(stored.model, config)
+        if config.text_pretrained:
+            give_text_side(stored, config)
     if config.fit_soft_prompts and (config.task != "captioning" or (stored and stored.model.language)):
         kept = (
             f"{config.model} has its projection and keeps it" if config.task == "captioning" else "captions fit it"
@@ -52,7 +53,8 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
         made = _before_language(config, stored, sources, out)
     if config.task == "answering" and made.tokenizer is None:
         made.begun.append(
-            f"the Q-Former of {config.model} reads no text: the language model alone reads the questions"
+            f"the Q-Former of {config.model} reads no text: the language model alone reads the questions "
+            "(--set text_pretrained=STAGE1 gives it the text side of a model of stage 1)"
         )
     if config.unfreeze_vision:
         _unfreeze(made.model)
