@@ -11,8 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from openblip.checkpoints.blip import published_drop_path
+from openblip.checkpoints.blip_hf import config_from_transformers
 from openblip.models.blip import blip_config
 from openblip.recipes.catalogue import recipe_named
 from openblip.recipes.papers import RUNS
@@ -309,12 +311,30 @@ def test_towers_have_the_references_stochastic_depth() -> None:
         assert [published_drop_path(tower, tuned=tuned) for tower in towers] == wanted
 
 
+@pytest.mark.parametrize(
+    ("depth", "parts", "wanted"),
+    [
+        (24, ("text_decoder.",), 0.1),
+        (12, ("text_decoder.",), 0.0),
+        (12, ("text_encoder.", "text_decoder."), 0.1),
+        (2, ("text_encoder.", "text_decoder."), 0.0),
+    ],
+)
+def test_models_of_the_hub_are_trained_on_with_it(depth: int, parts: tuple[str, ...], wanted: float) -> None:
+    """Captioners and VQA models; like="transformers" is as there, without."""
+    described = {"vision_config": {"num_hidden_layers": depth}, "text_config": {}}
+    state = {f"{part}x": torch.zeros(1) for part in parts}
+    for like, expected in (("reference", wanted), ("transformers", 0.0)):
+        config = config_from_transformers(described, state, like)  # type: ignore[arg-type]
+        assert config.vision.drop_path == expected
+
+
 def test_what_a_row_is() -> None:
     """An annotation of the papers is one text: data/pretrain_dataset.py, data/nlvr_dataset.py; of LAION a fifth."""
     shares = {"laion:train": 0.2}
     for name, apart, rows in (
-        ("blip-pretrain-14m", {"coco:train", "vg:train"}, 15.4e6),
-        ("blip-pretrain-129m", {"coco:train", "vg:train"}, 15.4e6 + 115e6 / 5),
+        ("blip-pretrain-14m", {"coco:train", "vg:train"}, 15.196e6),
+        ("blip-pretrain-129m", {"coco:train", "vg:train"}, 15.196e6 + 115e6 / 5),
         ("blip2-stage1-vit-g", {"coco:train", "vg:train"}, None),
         ("blip-nlvr2", {"nlvr2:train"}, 86_373),
     ):

@@ -113,9 +113,11 @@ def run_bootstrap(
 
 
 def clean_sources(web: tuple[SourceConfig, ...], clean: Path) -> tuple[SourceConfig, ...]:
-    """What CapFilt made of each of `web`, with its weight; those of which the filter has left nothing stay out."""
+    """What CapFilt made of each of `web`, mixed and taken apart alike; those of which nothing is left stay out."""
     return tuple(
-        SourceConfig(path=str(clean / str(n)), weight=source.weight)
+        SourceConfig(
+            path=str(clean / str(n)), weight=source.weight, epoch_share=source.epoch_share, pairs=source.pairs
+        )
         for n, source in enumerate(web)
         if (read_totals(clean / str(n)) or {}).get("images") != 0
     )

@@ -57,7 +57,7 @@ __all__ = ["Engine", "Totals", "decide_again", "load_output", "load_run", "read_
 
 _DESCRIBED = frozenset(("config", "captioner", "filter", "missing_files"))
 """what every run.json says"""
-_FREE = ("device", "source.weight", "source.epoch_share")
+_FREE, _FREE_OF_SOURCE = ("device",), ("weight", "epoch_share")
 """settings that may differ from one call to the next"""
 
 
@@ -401,7 +401,8 @@ def _identity(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     kept = {name: item for name, item in value.items() if name not in _FREE}
-    return kept | {"source": {name: item for name, item in kept["source"].items() if name != "weight"}}
+    source = {name: item for name, item in kept["source"].items() if name not in _FREE_OF_SOURCE}
+    return kept | {"source": source}
 
 
 def _begin(places: Places, output: Output) -> None:

@@ -227,7 +227,8 @@ def measuring_config(
     datasets = named_datasets(sources)
     wording, decode = decoding_of(adapter, task, datasets, prompt, **given)
     words, tokens = texts_to_retrieve(adapter.family, datasets)
-    usual = AnsweringConfig.label_smoothing  # of published weights too
+    published = adapter.info.get("source_format") in ("blip", "transformers")
+    usual = AnsweringConfig.label_smoothing if published else 0.0  # where a model does not tell its own
     return RunConfig(
         family=adapter.family,
         task=task,

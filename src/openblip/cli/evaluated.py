@@ -138,8 +138,10 @@ def result_of(
     if retrieves(adapter, config.task):
         settings["max_words"] = config.max_words
     if config.task == "answering" and candidates:
-        settings |= {"keep": config.answering.keep}
+        settings["keep"] = config.answering.keep
         settings |= {"label_smoothing": config.answering.label_smoothing} if adapter.family == "blip" else {}
+    if config.task == "answering":
+        settings["clean"] = config.clean
     partial = _partial(config, metrics, measured, one)
     if repeated and not partial:
         partial = f"{counted(len(repeated), 'id')} more than once in the data"

@@ -70,6 +70,7 @@ class TextTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
+        self._joins_words = isinstance(tokenizer.decoder, token_decoders.WordPiece)
         self._names = {"cls": cls, "sep": sep, "pad": pad}
         self.cls_id, self.sep_id, self.pad_id, self.dec_id, self.enc_id = (
             _known_id(tokenizer, name) for name in (cls, sep, pad, DEC, ENC)
@@ -153,8 +154,10 @@ class TextTokenizer:
         if self.sep_id in values:
             values = values[: values.index(self.sep_id)]
         text = str(self._tokenizer.decode([i for i in values if i not in self.special_ids])).strip()
-        # The decoder joins "'" and "s" token by token and so misses it; the original joins it in the whole text.
-        return BETWEEN_IDEOGRAPHS.sub("", text.replace(" ' ", "'"))
+        if self._joins_words:
+            # BERT's decoder goes token by token and so misses this one, which the original joins in the whole text.
+            text = text.replace(" ' ", "'")
+        return BETWEEN_IDEOGRAPHS.sub("", text)
 
     def decode_batch(self, rows: Tensor | Sequence[Sequence[int]]) -> list[str]:
         """`decode` for each row."""

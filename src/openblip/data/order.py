@@ -84,7 +84,8 @@ class Order:
         self._parts, self._seed, self._shuffle = list(parts), seed, shuffle
         if not all(part.size for part in parts):
             raise UserError(f"data source {[part.size for part in parts].index(0) + 1} holds no samples")
-        sizes = [math.ceil(part.size * part.epoch_share) for part in parts]
+        # With weights, which say themselves what each gives, an epoch is as long as all are.
+        sizes = [part.size if given else max(1, round(part.size * part.epoch_share)) for part in parts]
         total = length or sum(sizes)
         self.quotas = _share_out(total, given or sizes)
         """Samples of each source in an epoch."""

@@ -73,7 +73,7 @@ class ImageTransform:
             pixels = pixels.flip(2)
         if config.ops:
             for choice in rng.integers(len(config.ops), size=config.num_ops):
-                if rng.random() < config.op_probability:
+                if config.op_probability == 1 or rng.random() < config.op_probability:
                     pixels = augment(pixels, config.ops[choice], config.magnitude, rng)
         return pixels.contiguous()
 

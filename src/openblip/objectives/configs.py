@@ -55,8 +55,8 @@ class ObjectiveConfig:
     """Whose pairs ITM draws its negatives from: "rank" as in pre-training, or "all" ranks' as the reference does in
     fine-tuning for retrieval on COCO, at the cost of gathering the image features and projecting B images more."""
     negative_floor: float = NEGATIVE_FLOOR
-    """Added to the softmax by which negatives are drawn; 0 as in the reference's fine-tuning for retrieval, where
-    else the negatives of a model that is sure of its pairs become random ones."""
+    """Added to the softmax by which negatives are drawn; 0 as in the reference's fine-tuning for retrieval. Where
+    the softmax of the own pair is near 1, it makes draws nearly uniform."""
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Weights of ITC, ITM and LM in the sum."""
 

@@ -49,10 +49,9 @@ def negative_weights(
 ) -> Tensor:
     """Weights for drawing negatives from similarities [B, A]: softmax + `floor`, zero for the same image.
 
-    Computed in float32; a similarity that is not finite counts as the lowest. With a floor the own pair takes its
-    share of the softmax, so that of a model which is sure of its pairs the floor decides and draws become even.
-    Without one it is the softmax over the other images. With `hard_share` below 1 that share of draws goes by
-    similarity and the rest falls evenly.
+    Computed in float32; a similarity that is not finite counts as the lowest. With a floor draws become nearly
+    uniform where the softmax of the own pair is near 1; without one they go by the softmax over the others. With
+    `hard_share` below 1 that share of draws goes by similarity and the rest falls evenly.
     """
     similarity = torch.nan_to_num(similarity.float(), nan=-1e4, posinf=1e4, neginf=-1e4)
     if image_ids is None:
@@ -60,7 +59,7 @@ def negative_weights(
         every = torch.arange(columns, device=similarity.device)
         image_ids, all_ids = every[:rows] + (rank() * rows if columns > rows else 0), every
     same = image_ids[:, None] == (image_ids if all_ids is None else all_ids)[None, :]
-    # Masked before the softmax where nothing is added: behind it, the others of a sure row would all be zero.
+    # Masked before the softmax where nothing is added: after it, the others might all have underflowed to zero.
     weights = F.softmax(similarity if floor else similarity.masked_fill(same, -1e5), dim=1) + floor
     weights = weights.masked_fill(same, 0.0)
     if hard_share == 1.0:

@@ -4,7 +4,8 @@ Settings and figures are the papers', or, where these say nothing, those of thei
 (salesforce/BLIP and salesforce/LAVIS), and times those that the authors told (salesforce/BLIP#2 and #19; BLIP-2,
 section 3.4). Global batches are the papers' (BLIP#42: 90 on each of 32 GPUs). The memory of BLIP's A100 is not
 published: 40 GB is assumed; of BLIP's ViT-L and BLIP-2's fine-tunings the number of GPUs is not either: 16 are.
-Samples are those of an epoch: pairs of an image and a text (15.4M of "14M images", with a fifth of LAION 38.4M). A
+Samples are those of an epoch: texts with their image, of COCO 567K, Visual Genome 769K, SBU 860K, CC3M 3M and CC12M
+10M (the appendix of BLIP), with a fifth of LAION's 115M. A
 figure of a pre-training is that of the model after fine-tuning, or zero-shot where it says so. TR is the retrieval
 of texts for an image, IR that of images for a text.
 """
@@ -109,20 +110,20 @@ def _blip_tune(name: str, function: str, summary: str, *settings: str, paper: Pa
 _BLIP_RUNS = (
     _blip_pretrain(
         "blip-pretrain-14m", "base", _WEB, "ViT-B on 14M images: COCO, VG, CC3M, CC12M, SBU",
-        samples=15_400_000, took="3 to 4 days on 32 A100 (BLIP#2)", figures=_B_14M, note=_BOOTSTRAPPED,
+        samples=15_200_000, took="3 to 4 days on 32 A100 (BLIP#2)", figures=_B_14M, note=_BOOTSTRAPPED,
     ),
     _blip_pretrain(
         "blip-pretrain-129m", "base", _BLIP_WEB, "ViT-B on 129M images: those, and 115M of LAION",
-        samples=38_400_000, figures=_B_129M, note=_BOOTSTRAPPED,
+        samples=38_200_000, figures=_B_129M, note=_BOOTSTRAPPED,
     ),
     _blip_pretrain(
         "blip-pretrain-129m-large", "large", _BLIP_WEB, "ViT-L on 129M images",
-        samples=38_400_000, took="8 to 9 days on 32 A100 (BLIP#2)", figures=_L_129M,
+        samples=38_200_000, took="8 to 9 days on 32 A100 (BLIP#2)", figures=_L_129M,
         note=_BOOTSTRAPPED,
     ),
     _blip_pretrain(
         "blip-pretrain-129m-capfilt-l", "base", _BLIP_WEB, "ViT-B on what CapFilt with ViT-L has cleaned",
-        samples=38_400_000, figures=_B_CAPFILT, note=_BOOTSTRAPPED,
+        samples=38_200_000, figures=_B_CAPFILT, note=_BOOTSTRAPPED,
     ),
     _blip_tune(
         "blip-capfilt-captioner", "caption", "CapFilt: the captioner, from a pre-trained ViT-L",

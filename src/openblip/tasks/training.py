@@ -160,6 +160,7 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
     sources = [task.open(replace(source, pairs=True) if single else source) for source in config.sources]
     seed_everything(config.train.seed)
     adapter = family.build(config, sources, out)
+    adapter.info |= {"task": config.task, "prompt": config.prompt, "clean": config.clean}
     _check_length(config, adapter)
     cache = FeatureCache.open(config.features, describe_tower(adapter.model.vision)) if config.features else None
     if cache is not None:
@@ -167,7 +168,6 @@ def set_up(config: RunConfig, out: Path) -> tuple[Adapter, list[Source], Trainin
     training = task.train[config.family](config, adapter, RunData(sources, out, cache))
     if cache is not None and adapter.model.config.vision.trained:  # of a starting model; it gets no gradient here
         training = replace(training, find_unused_parameters=True)
-    adapter.info |= {"task": config.task, "prompt": config.prompt, "clean": config.clean}
     if config.task == "answering" and config.family == "blip":
         adapter.info["label_smoothing"] = config.answering.label_smoothing
     if training.answers:

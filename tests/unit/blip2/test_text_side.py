@@ -79,8 +79,28 @@ def test_the_text_side_is_the_donors_and_the_rest_stage_2s(folder: Path, tmp_pat
         dense = bert.encoder.layer[1].intermediate.dense.weight
         assert any(value.shape == dense.shape and torch.equal(value, dense) for value in found.values())
     assert made.reads_questions is False, "not trained yet"
-    assert f"that of {folder / 'two'}" in made.begun[0]
-    assert len(made.begun) == 1
+    assert made.begun == [
+        f"the Q-Former of {folder / 'two'} reads questions by the embeddings and the text feed-forwards of "
+        f"{folder / source}"
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"qformer": {"vocab_size": tokenizer().vocab_size - 1}},  # LAVIS' files have no [ENC]
+        {"qformer": {"num_queries": 7}},
+        {"qformer": {"cross_attention_every": 1}},
+    ],
+    ids=["vocabulary", "queries", "cross-attention"],
+)
+def test_donors_that_differ_in_the_rest(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    save_model(tmp_path / "donor", stored(model(seed=4, **changes)))
+    made = build(replace(asking(folder, "one"), text_pretrained=str(tmp_path / "donor")), [], tmp_path)
+    first = open_model(tmp_path / "donor").model.qformer
+    assert torch.equal(made.model.qformer.word.weight, first.word.weight)
+    assert made.model.qformer.queries.shape == (1, 4, 32)
+    assert made.tokenizer.vocab_size == tokenizer().vocab_size
 
 
 def test_it_is_trained_and_used(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -25,8 +26,11 @@ from PIL import Image
 
 from openblip.bootstrap.job import Shard
 from openblip.bootstrap.models import open_models
+from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import decide_again
 from openblip.core.errors import UserError
+from openblip.core.files import write_json
+from openblip.core.text import read_json
 from openblip.data.images import decode_image
 from openblip.data.sources.open import open_source
 from openblip.data.stream import Loader
@@ -242,6 +246,19 @@ def test_another_run_s_folder_is_refused(done: Path, web: Path, models: Models, 
             run(config(models, source), web / "clean")
     with pytest.raises(UserError, match="is no folder of openblip capfilt"):
         decide_again(tmp_path, output())
+
+
+def test_what_training_does_with_the_set_may_differ(done: Path, web: Path, models: Models, tmp_path: Path) -> None:
+    """Nor need the description of a run know a setting that came later."""
+    folder = Path(shutil.copytree(done, tmp_path / "run"))
+    file = Places(folder).run
+    described = read_json(file)
+    assert described["config"]["source"].pop("epoch_share") == 1.0
+    write_json(file, described)
+    settings = config(models, web)
+    assert run(settings, folder).new_chunks == 0
+    shared = replace(settings, source=replace(settings.source, weight=2.0, epoch_share=0.5))
+    assert run(shared, folder).new_chunks == 0
 
 
 def test_the_loader_draws_one_of_the_two_at_each_step(done: Path, tmp_path: Path) -> None:

@@ -237,6 +237,8 @@ def test_an_epoch_may_take_a_part_of_a_source() -> None:
         assert set(ids) >= first
         parts += [number for number in ids if number not in first]
     assert sorted(parts) == sorted(stable_id(f"large/{n}") for n in range(20)), "the next epoch goes on from there"
+    mixed = make([small, large], batch_size=10, epoch_shares=[1.0, 0.2], weights=[1.0, 1.0], text_mode="none")
+    assert [told["samples_each_epoch"] for told in mixed.describe()["sources"]] == [15, 15], "weights decide"
 
 
 @pytest.mark.parametrize(

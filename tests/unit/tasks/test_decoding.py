@@ -168,5 +168,7 @@ def test_questions_are_asked_as_in_the_papers() -> None:
     blip2 = _Blip2(encodes=True)
     assert Blip2Adapter(blip2, None).measured_question(question) == "what color is the bus on the left?"
     assert Blip2Adapter(blip2, None, {"task": "answering"}).measured_question(question) == question
+    assert Blip2Adapter(blip2, None, {"clean": "none"}).measured_question(question) == question
+    assert Blip2Adapter(blip2, None, {"clean": "spaces"}).measured_question(f" {question} ") == question
     vqa = adapt(StoredModel(small.vqa_model(), small.vqa_tokenizer()))
     assert vqa.need("answer").measured_question(question) == question, "its `ask` cleans"

@@ -1,4 +1,4 @@
-"""A run does not continue over data that have become others, whatever their number."""
+"""What of its data a run takes; it does not continue over data that have become others, whatever their number."""
 
 from __future__ import annotations
 
@@ -26,3 +26,12 @@ def test_a_run_on_changed_data_of_equal_size_stops(tmp_path: Path) -> None:
         run_training(config, tmp_path / "run", resume=True, show=False)
     table.write_text(written)  # as it was, with another time
     assert run_training(config, tmp_path / "run", resume=True, show=False).steps == 2
+
+
+def test_an_epoch_takes_the_part_of_a_source_that_is_set(tmp_path: Path) -> None:
+    """Of 24 samples a fourth each epoch: three steps of two."""
+    config = small_pretrain(("world:train?n=24&size=32&epoch_share=0.25",), model="nano", steps=2)
+    quiet = ("batch_size=2", "num_workers=0", "train.trackers=[]", "image_size=32", "vocab_size=60")
+    config = override(config, (*quiet, "train.device=cpu"))
+    train = replace(config.train, max_steps=None, epochs=1, evaluate_every_epochs=0)
+    assert run_training(replace(config, train=train), tmp_path / "run", show=False).steps == 3

@@ -39,6 +39,7 @@ _OF_EVERY_SOURCE = frozenset(
         "path",
         "name",
         "weight",
+        "epoch_share",
         "pairs",
         "need_texts",
         "need_answers",

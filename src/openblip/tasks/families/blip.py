@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from openblip.checkpoints.bert import bert_config, load_bert
+from openblip.checkpoints.blip import published_drop_path
 from openblip.checkpoints.store import StoredModel, open_model
 from openblip.checkpoints.stored import PUBLISHED_TOKENIZER
 from openblip.checkpoints.vit import PretrainedVit, read_vit, start_vision
@@ -360,8 +361,8 @@ def nlvr_sizes(blip: BlipConfig) -> NlvrConfig:
 
 
 def _tuned_drop_path(blip: BlipConfig) -> float:
-    """Of the towers of VQA and NLVR2: the reference's 0.1 for its sizes, that of the model for small ones."""
-    return 0.1 if blip.vision.depth >= 12 else blip.vision.drop_path
+    """Of the towers of VQA and NLVR2: the reference's for its sizes, that of the model for small ones."""
+    return published_drop_path(blip.vision, tuned=True) or blip.vision.drop_path
 
 
 _ON_BLIP: dict[str, tuple[type, type[Adapter], Callable[[BlipConfig], Any]]] = {

@@ -299,8 +299,11 @@ class Blip2Adapter(Adapter):
         return captions_of(decoded, len(asked.prompts), words)
 
     def measured_question(self, text: str) -> str:
-        """As `Answers.measured_question`: lower-cased without punctuation unless trained on others."""
-        return text if self.info.get("task") == "answering" else clean_question(text)
+        """As `Answers.measured_question`: as LAVIS does zero-shot; who was trained on questions reads those."""
+        how = self.info.get("clean", "simplify")
+        if self.info.get("task") == "answering" or how == "none":
+            return text
+        return clean_question(text, simplify=how == "simplify")
 
     def rank(
         self, asked: Asked, candidates: Sequence[str], *, keep: int = 128, label_smoothing: float = 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from openblip.checkpoints.bert import load_bert_into_qformer
+from openblip.checkpoints.bert import bert_config, load_bert_into_qformer
 from openblip.checkpoints.recognise import family_of
 from openblip.checkpoints.state import find
 from openblip.core.errors import UserError
@@ -20,7 +20,8 @@ from openblip.tasks.families.blip2 import Blip2Adapter, open_blip2
 
 __all__ = ["give_text_side"]
 
-_SAME = ("width", "depth", "num_heads", "inner_width", "cross_attention_every")
+_SAME = ("width", "depth", "num_heads", "inner_width")
+"""sizes that a text side has to share with the Q-Former that it comes into"""
 
 
 def give_text_side(stored: Blip2Adapter, config: RunConfig) -> None:
@@ -44,25 +45,29 @@ def give_text_side(stored: Blip2Adapter, config: RunConfig) -> None:
         if others := [name for name in _SAME if getattr(theirs, name) != getattr(own, name)]:
             values = ", ".join(f"{name} {getattr(theirs, name)}, not {getattr(own, name)}" for name in others)
             raise UserError(f"the text side of {source} does not fit {config.model}: {values}")
-        qformer = QFormer(_reading(own, tokenizer, max_positions=theirs.max_positions))
-        wanted = qformer.state_dict()
-        qformer.load_state_dict({k: v for k, v in donor.model.qformer.state_dict().items() if k in wanted})
-        told = f"text side of the Q-Former from {source}"
+        # Not the tokenizer's count: LAVIS' files have no row for [ENC], which ours knows.
+        qformer = QFormer(_reading(own, theirs.vocab_size, theirs.max_positions, tokenizer))
+        read = donor.model.qformer.state_dict()
     else:
         tokenizer = TextTokenizer.load(config.tokenizer or source)
-        qformer = QFormer(_reading(own, tokenizer))
-        told = load_bert_into_qformer(qformer, source)
-    # The text side alone is missing: it stays as it was made above.
-    _, unexpected = qformer.load_state_dict(model.qformer.state_dict(), strict=False)
-    assert not unexpected, "all of stage 2's Q-Former has its place beside a text side"
+        qformer = QFormer(_reading(own, tokenizer.vocab_size, bert_config(source).max_positions, tokenizer))
+        load_bert_into_qformer(qformer, source)
+        read = qformer.state_dict()
+    kept = model.qformer.state_dict()
+    text = {name: read[name] for name in qformer.state_dict() if name not in kept}
+    qformer.load_state_dict(kept | text)
     model.qformer = qformer
     model.config = replace(model.config, qformer=qformer.config)
     stored.tokenizer = tokenizer
-    stored.begun.append(f"{told}; what stage 2 has trained is that of {config.model}")
+    stored.begun.append(
+        f"the Q-Former of {config.model} reads questions by the embeddings and the text feed-forwards of {source}"
+    )
 
 
-def _reading(own: QFormerConfig, tokenizer: TextTokenizer, **more: int) -> QFormerConfig:
-    return replace(own, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id, writes=False, **more)
+def _reading(
+    own: QFormerConfig, vocab_size: int | None, max_positions: int, tokenizer: TextTokenizer
+) -> QFormerConfig:
+    return replace(own, vocab_size=vocab_size, max_positions=max_positions, pad_id=tokenizer.pad_id, writes=False)
 
 
 def _is_blip2(source: str) -> bool:
