@@ -58,7 +58,7 @@ def asking(folder: Path, text: str, **changes: Any) -> RunConfig:
     config = blip2_vqa(QUESTIONS, model=str(folder / "two"), validation=QUESTIONS)
     donor = str(folder / text) if text else ""
     return replace(
-        config, vision=TowerConfig(), unfreeze_vision=False, text_pretrained=donor, batch_size=4,
+        config, vision=TowerConfig(), unfreeze_vision=False, text_pretrained=donor, batch_size=4, max_length=16,
         num_workers=0, train=TRAIN, decode=DecodeConfig(max_new_tokens=4), validation_samples=3, **changes,
     )  # fmt: skip
 
@@ -105,6 +105,8 @@ def test_donors_that_differ_in_the_rest(folder: Path, tmp_path: Path, changes: d
 
 def test_it_is_trained_and_used(folder: Path, tmp_path: Path) -> None:
     config = asking(folder, "one")
+    with pytest.raises(UserError, match="max_length is 48, and the model reads texts of at most 32 tokens"):
+        run_training(replace(config, max_length=48), tmp_path / "long", show=False)
     run_training(config, tmp_path / "r", show=False)
     adapter = adapt(open_model(tmp_path / "r" / "model"))
     assert adapter.reads_questions
