@@ -77,8 +77,14 @@ class Blip2Stage1(nn.Module):
             total = total + config.weights[0] * losses["loss_itc"]
             if "itm" in config.objectives:
                 if negatives is None:
-                    how = {"hard_share": config.hard_share, "floor": config.negative_floor}
-                    negatives = draw_negatives(similarity_t2i, similarity_i2t, ids, all_ids, **how)
+                    negatives = draw_negatives(
+                        similarity_t2i,
+                        similarity_i2t,
+                        ids,
+                        all_ids,
+                        hard_share=config.hard_share,
+                        floor=config.negative_floor,
+                    )
                 everyone = None
                 if self._over_ranks:
                     everyone = AllRanks.gather(text.input_ids, text.attention_mask, image_embeds, model.remember)

@@ -109,8 +109,14 @@ class BlipPretraining(nn.Module):
             if "itm" in self.config.objectives:
                 assert memory is not None
                 if negatives is None:
-                    how = {"hard_share": self.config.hard_share, "floor": self.config.negative_floor}
-                    negatives = draw_negatives(similarity_t2i, similarity_i2t, ids, all_ids, **how)
+                    negatives = draw_negatives(
+                        similarity_t2i,
+                        similarity_i2t,
+                        ids,
+                        all_ids,
+                        hard_share=self.config.hard_share,
+                        floor=self.config.negative_floor,
+                    )
                 input_ids = text.input_ids.clone()
                 input_ids[:, 0].fill_(self.enc_id)
                 mask, everyone = text.attention_mask, None

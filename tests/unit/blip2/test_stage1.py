@@ -113,14 +113,14 @@ def test_the_share_of_hard_negatives_is_what_was_asked_for(monkeypatch: pytest.M
     """The drawing itself is tested with the objectives; here that it is reported."""
     asked = []
 
-    def draw(*similarities: Tensor | None, hard_share: float) -> Negatives:
-        asked.append(hard_share)
-        return draw_negatives(*similarities, hard_share=hard_share)  # type: ignore[arg-type]
+    def draw(*similarities: Tensor | None, **how: float) -> Negatives:
+        asked.append((how["hard_share"], how["floor"]))
+        return draw_negatives(*similarities, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr("openblip.objectives.blip2.draw_negatives", draw)
-    for settings in ({}, {"hard_share": 0.2}):
+    for settings in ({}, {"hard_share": 0.2, "negative_floor": 0.0}):
         losses(stage1(**settings))
-    assert asked == [1.0, 0.2]
+    assert asked == [(1.0, 1e-4), (0.2, 0.0)]
     with pytest.raises(UserError, match="hard_share is a share between 0 and 1, not 2"):
         Stage1Config(hard_share=2)
 

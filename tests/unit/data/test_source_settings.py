@@ -40,7 +40,7 @@ GIVEN: dict[str, Any] = {
     "frames": 2,
     "classes": "folder",
 }
-COMMON = {"path", "name", "weight", "pairs", "need_texts"}
+COMMON = {"path", "name", "weight", "epoch_share", "pairs", "need_texts"}
 
 
 def test_every_setting_is_known_here() -> None:
