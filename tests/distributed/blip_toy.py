@@ -54,7 +54,7 @@ class PairLoader(ToyLoader):
 
 
 def chosen_negatives(
-    similarity_t2i: Tensor, similarity_i2t: Tensor, image_ids: Tensor, all_ids: Tensor, *, hard_share: float
+    similarity_t2i: Tensor, similarity_i2t: Tensor, image_ids: Tensor, all_ids: Tensor, **how: float
 ) -> Negatives:
     """The next pair of the same group of four; some pairs have none, unequally many in each group.
 
