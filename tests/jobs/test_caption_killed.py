@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -45,7 +46,7 @@ def test_a_killed_command_resumes(openblip: CommandServer, world: World, model: 
     assert 0 < len(kept) < count
     assert all(whole[path.name] == path.read_text() for path in kept)
     done = openblip("caption", images, "--model", model, *HOW)
-    assert f"{len(kept)} of {count} images have a text already" in done.err
+    assert re.search(rf"{len(kept)} of {count} images (has|have) a text already", done.err)
     assert len(done.records) == count - len(kept)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert texts(images) == whole
@@ -72,7 +73,7 @@ def test_a_killed_file_of_lines_is_continued(
     assert "was begun with other settings (beams: 3 then, 2 now)" in openblip.refuse(*resumed, "--beams", 2)
     assert "exists already; continue it with --resume" in openblip.refuse(*resumed[:-1])
     done = openblip(*resumed)
-    assert f"{len(kept)} of {len(whole)} images have captions already" in done.err
+    assert re.search(rf"{len(kept)} of {len(whole)} images (has|have) captions already", done.err)
     assert lines(out) == whole
     again = openblip(*resumed)
     assert (again.out, lines(out)) == ("", whole)
