@@ -281,7 +281,7 @@ class Worker:
                 write_table(places.table(chunk.name), rows)
         done = _count(chunk, rows)
         done.seconds = round(time.perf_counter() - began, 3)
-        done.at_once = self._lowered() if seconds else (before or {}).get("done", {}).get("at_once", 0)
+        done.at_once = self._lowered_batch_size() if seconds else (before or {}).get("done", {}).get("at_once", 0)
         stored = {name: value for name, value in to_dict(done).items() if name != "new"}
         stages = seconds or (before or {}).get("stages", {})
         write_json(marker, {"output": wanted, "done": stored, "stages": stages, "input": made_from})
@@ -338,7 +338,7 @@ class Worker:
         seconds.update({stage: round(spent, 3) for stage, spent in pipeline.seconds.items()})
         return rows + found
 
-    def _lowered(self) -> int:
+    def _lowered_batch_size(self) -> int:
         """Images computed at a time, where these are fewer than `batch_size`; else 0."""
         at_once = self._make_pipeline().at_once
         return at_once if at_once < self.config.batch_size else 0

@@ -103,7 +103,7 @@ class Totals:
         self.quarantined += done.quarantined
         self.kept_texts += done.kept_texts
         self.images += done.images
-        self.at_once = min(self.at_once or done.at_once, done.at_once or self.at_once)
+        self.at_once = min(filter(None, (self.at_once, done.at_once)), default=0)
 
 
 def run_capfilt(

@@ -120,8 +120,8 @@ def config_from_transformers(description: Mapping[str, Any], state: Mapping[str,
     keys = set(state)
     encodes, decodes = (any(key.startswith(part) for key in keys) for part in ("text_encoder.", "text_decoder."))
     if like != "transformers":
-        depth = published_drop_path(config["vision"], tuned=encodes and decodes)
-        config["vision"] = replace(config["vision"], drop_path=depth)
+        drop_path = published_drop_path(config["vision"], tuned=encodes and decodes)
+        config["vision"] = replace(config["vision"], drop_path=drop_path)
     if "visual_projection.weight" in keys:
         return DualConfig(**config, embed_dim=theirs.projection_dim)
     if encodes and decodes:

@@ -31,7 +31,8 @@ class SourceConfig:
     weight: float | None = None
     """Share of the samples in a mix, relative to the other weights; None for all: by size."""
     epoch_share: float = 1.0
-    """Part of its samples that a training epoch takes; the next epoch goes on from there."""
+    """Part of its samples that a training epoch takes where no source has a weight; the next epoch goes on from
+    there."""
     split: str = ""
     """Read only rows whose `split` column says this (tables, COCO-Karpathy), or this split (hf:)."""
     pairs: bool = False

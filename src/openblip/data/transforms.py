@@ -34,7 +34,8 @@ _CROP_TRIES = 10
 
 
 def pretraining_transform(image_size: int = 224) -> ImageTransform:
-    """BLIP pre-training: random resized crop of 20 to 100% of the area, flip, RandAugment(2, 5) half the time."""
+    """BLIP pre-training: random resized crop of 20 to 100% of the area, flip, RandAugment of two operations at
+    magnitude 5, each applied half the time."""
     return ImageTransform(ImageTransformConfig(image_size=image_size))
 
 

@@ -55,7 +55,7 @@ def measured_decoding(adapter: Adapter, task: TaskName, datasets: Collection[str
     """
     if adapter.family == "blip2":
         if task != "answering":
-            least = max(0, _SHORTEST_BLIP2 - _begun(adapter, prompt))
+            least = max(0, _SHORTEST_BLIP2 - _start_tokens(adapter, prompt))
             return DecodeConfig(num_beams=5, min_new_tokens=least, max_new_tokens=30)
         # LAVIS' least length of 1 counts the token that an encoder-decoder starts from.
         return replace(adapter.answering, min_new_tokens=0 if adapter.answering.length_penalty < 0 else 1)
@@ -73,7 +73,7 @@ def measured_decoding(adapter: Adapter, task: TaskName, datasets: Collection[str
     )
 
 
-def _begun(adapter: Adapter, prompt: str) -> int:
+def _start_tokens(adapter: Adapter, prompt: str) -> int:
     """Tokens that BLIP-2's writer begins from: one, or a decoder's prompt with its first token."""
     if adapter.model.language is None or adapter.model.llm.is_encoder_decoder:
         return 1

@@ -34,6 +34,18 @@ def tokenizer() -> TextTokenizer:
     return TextTokenizer.train(TEXTS * 3, vocab_size=90)
 
 
+def write_bert_words(folder: Path) -> int:
+    """Write the tokenizer of a BERT as transformers does, without [DEC] and [ENC]; gives its number of pieces."""
+    import transformers
+
+    vocab = sorted(tokenizer()._tokenizer.get_vocab().items(), key=lambda item: item[1])
+    pieces = [piece for piece, _ in vocab if piece not in ("[DEC]", "[ENC]")]
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return len(pieces)
+
+
 def make_image(number: int, side: int = PIXELS) -> Image.Image:
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8))
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from small_blip2 import PIXELS, TEXTS, spread, tokenizer
+from small_blip2 import PIXELS, TEXTS, spread, write_bert_words
 
 from openblip.checkpoints import bert as bert_module
 from openblip.core.config import override
@@ -37,15 +37,11 @@ SEED = 5
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as transformers writes it: weights with a language head, and a tokenizer without [DEC]."""
     folder = tmp_path_factory.mktemp("bert")
-    words = tokenizer()
-    vocab = sorted(words._tokenizer.get_vocab().items(), key=lambda item: item[1])
-    pieces = [piece for piece, _ in vocab if piece not in ("[DEC]", "[ENC]")]
-    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    vocab_size = write_bert_words(folder)
     torch.manual_seed(1)
     donor = transformers.BertForMaskedLM(
         transformers.BertConfig(
-            vocab_size=len(pieces), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
             intermediate_size=48, max_position_embeddings=64, layer_norm_eps=1e-6,
         )
     )  # fmt: skip
