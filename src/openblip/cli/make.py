@@ -75,7 +75,7 @@ def world(
 def demo(
     *,
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/demo"),
-    minutes: float = 15.0,
+    minutes: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: 15)")] = None,
     quick: bool = False,
     stage: Annotated[UseAppendAction[tuple[DemoStage, ...]], arg(help_behavior_hint="(repeat it for more)")] = (),
     again: bool = False,
@@ -86,11 +86,13 @@ def demo(
     Args:
         out: where the demo goes; finished stages are not run again.
         minutes: that the whole takes on this machine; sizes and steps are planned for it.
-        quick: a look in two minutes.
+        quick: a look in two minutes (or --minutes), in runs/demo-quick.
         stage: run this stage alone.
         again: run stages even if they are finished.
         seed: of the world and of training.
     """
+    if minutes is None:
+        minutes = 2.0 if quick else 15.0
     if not 1 <= minutes < float("inf"):
         raise UserError(f"the demo needs at least a minute, and a number of them, not {minutes:g}")
     began = time.perf_counter()
@@ -98,7 +100,7 @@ def demo(
 
     if quick and out == Path("runs/demo"):
         out = Path("runs/demo-quick")
-    run_demo(out, 2.0 if quick else minutes, began=began, seed=seed, only=stage, again=again)
+    run_demo(out, minutes, began=began, seed=seed, only=stage, again=again)
 
 
 def report(

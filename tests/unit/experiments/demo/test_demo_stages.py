@@ -13,11 +13,13 @@ from openblip.bootstrap.places import Places
 from openblip.bootstrap.policy import Policy
 from openblip.bootstrap.run import decide_again
 from openblip.bootstrap.table import read_table
+from openblip.cli.entry import main
 from openblip.cli.make import DemoStage
 from openblip.core.errors import UserError
 from openblip.core.files import read_jsonl, write_json
 from openblip.data.world.dataset import scene_from_meta
 from openblip.data.world.truth import judge
+from openblip.experiments import demo
 from openblip.experiments.demo import STAGES, DemoPlan, run_demo
 from openblip.experiments.demo.blip2_page import blip2_section
 from openblip.experiments.demo.capfilt import PAGE
@@ -36,6 +38,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo")
     run_demo(out, plan=SMALL)
     return out
+
+
+@pytest.mark.parametrize(
+    ("options", "folder", "minutes"),
+    [([], "demo", 15), (["--quick"], "demo-quick", 2), (["--quick", "--minutes", "1"], "demo-quick", 1)],
+)
+def test_minutes_and_folder_of_the_command(
+    options: list[str], folder: str, minutes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, float]] = []
+    monkeypatch.setattr(demo, "run_demo", lambda out, minutes, **_: asked.append((out, minutes)))
+    main(["demo", *options])
+    assert asked == [(Path("runs") / folder, minutes)]
 
 
 def test_every_stage_runs_and_the_report_shows_what_was_measured(finished: Path) -> None:
