@@ -25,6 +25,7 @@ from openblip.bootstrap.ranker import Ranker
 from openblip.bootstrap.stages import score, write
 from openblip.bootstrap.table import Row, Text
 from openblip.core.fingerprint import short_hash
+from openblip.core.memory import gpu_lacks_memory
 from openblip.data.images import decode_image
 from openblip.data.sample import BrokenSample, Sample, stable_id
 from openblip.data.sources.base import Source
@@ -202,8 +203,8 @@ class Pipeline:
         """Fill in the texts; False where the GPU has too little memory, unless for a single image."""
         try:
             self._fill_in(part)
-        except torch.OutOfMemoryError:
-            if len(part) == 1:
+        except RuntimeError as error:
+            if len(part) == 1 or not gpu_lacks_memory(error):
                 raise
             return False  # what the error's frames hold is free once this function has ended
         return True

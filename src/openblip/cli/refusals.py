@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tyro
 
 from openblip.core.errors import TYPE_NAMES, first_line, nearest
+from openblip.core.memory import gpu_lacks_memory
 
 __all__ = ["out_of_memory", "refusal"]
 
@@ -76,8 +77,7 @@ def _must_be(kind: Any, value: str) -> str:
 
 def out_of_memory(error: RuntimeError, words: Sequence[str]) -> str:
     """What to do where the memory of a GPU, or of this machine, did not suffice; "" for any other error."""
-    # By name: torch need not be imported for an error that is not torch's.
-    on_gpu = type(error).__name__ == "OutOfMemoryError"
+    on_gpu = gpu_lacks_memory(error)
     if not on_gpu and "can't allocate memory" not in str(error):
         return ""
     where = "the GPU has not enough memory" if on_gpu else "there is not enough memory"

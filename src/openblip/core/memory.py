@@ -12,8 +12,9 @@ import sys
 
 from openblip.core.text import read_text
 
-__all__ = ["keep_freed_memory", "peak_mb"]
+__all__ = ["gpu_lacks_memory", "keep_freed_memory", "peak_mb"]
 
+_GPU_WORDS = ("CUDA error: out of memory", "MPS backend out of memory", "_ALLOC_FAILED", "ALLOCATION_FAILED")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
@@ -26,6 +27,17 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1) and mallopt(_M_TOP_PAD, 64 << 20))
+
+
+def gpu_lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU has not enough memory, in the words of torch or of the libraries below it.
+
+    cuBLAS, cuDNN and cuSOLVER allocate beside torch's allocator, and what they lack is no `OutOfMemoryError`.
+    """
+    # By name: torch need not be imported for an error that is not torch's.
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _GPU_WORDS)
 
 
 def peak_mb() -> float:

@@ -15,21 +15,22 @@ from openblip.bootstrap.run import decide_again, read_totals
 from openblip.cli import main
 
 Paths = tuple[str, str, str]
-Limit = Callable[[int], list[int]]
+Limit = Callable[..., list[int]]
+FULL = torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
     """A device whose memory suffices for so many images; the list receives how many were tried each time."""
 
-    def make(most: int) -> list[int]:
+    def make(most: int, error: RuntimeError = FULL) -> list[int]:
         tried: list[int] = []
         look = Models.look
 
         def limited(self: Models, pixels: dict[Any, torch.Tensor]) -> Any:
             tried.append(len(next(iter(pixels.values()))))
             if tried[-1] > most:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             return look(self, pixels)
 
         monkeypatch.setattr(Models, "look", limited)
@@ -67,6 +68,28 @@ def test_one_image_too_many_ends_the_run(tmp_path: Path, models: Paths, limit: L
     with pytest.raises(torch.OutOfMemoryError):
         run(settings, tmp_path / "out")
     assert tried == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("message", "parts"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: out of memory", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_what_libraries_of_the_gpu_say(
+    message: str, parts: bool, tmp_path: Path, models: Paths, limit: Limit
+) -> None:
+    settings = config(models, write_folder(tmp_path / "web", 3))
+    tried = limit(2, RuntimeError(message))
+    if parts:
+        assert run(settings, tmp_path / "out").at_once == 2
+    else:
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            run(settings, tmp_path / "out")
+    assert tried == ([3, 2, 1] if parts else [3])
 
 
 def test_the_command_says_so(

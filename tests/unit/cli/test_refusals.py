@@ -82,12 +82,17 @@ def test_help_comes_before_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> 
             "openblip: the GPU has not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB); lower",
         ),
         (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            ["train", "blip-caption", "a/", "--model", "m", "--out", "r"],
+            "openblip: the GPU has not enough memory (CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
+        ),
+        (
             RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: 8 bytes"),
             ["train", "blip-caption", "a/", "--model", "m", "--out", "r"],
             "openblip: there is not enough memory ([enforce",
         ),
     ],
-    ids=["gpu", "cpu"],
+    ids=["gpu", "cublas", "cpu"],
 )
 def test_too_little_memory_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
