@@ -10,7 +10,7 @@ Where the source has changed, chunks that have changed are done anew, and those 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -196,10 +196,13 @@ def decide_again(
     if target != run:
         _check_target(config, target)
     open_part.cache_clear()
-    if read_totals(run) is None:
-        raise UserError(f"{run} is not complete; let openblip capfilt finish first")
-    parts = source_parts(config.source).parts
-    with run_lock(target, places.run_lock, share=False) as held:
+    with ExitStack() as locks:
+        if target != run:  # several may read a run, while nothing writes to it
+            locks.enter_context(run_lock(run, Places(run).run_lock, share=True))
+        held = locks.enter_context(run_lock(target, places.run_lock, share=False))
+        if read_totals(run) is None:
+            raise UserError(f"{run} is not complete; let openblip capfilt finish first")
+        parts = source_parts(config.source).parts
         if target != run:
             _same_described(places, described)
         return _decide(run, places, config, parts, output, on_chunk, alone=held)

@@ -60,6 +60,7 @@ def test_parts_give_the_same_table(tmp_path: Path, models: Paths, limit: Limit) 
     assert (read_totals(tmp_path / "parts") or {})["at_once"] == 2
     assert run(settings, tmp_path / "parts").at_once == 2, "what is done says so still"
     assert decide_again(tmp_path / "parts", output(threshold=0.9)).at_once == 2
+    assert decide_again(tmp_path / "parts", output(threshold=0.9), target=tmp_path / "set").at_once == 2
 
 
 def test_one_image_too_many_ends_the_run(tmp_path: Path, models: Paths, limit: Limit) -> None:

@@ -60,6 +60,27 @@ def test_a_second_run_is_refused_while_the_first_is_at_work(
     assert contents(target) == contents(done)
 
 
+def test_what_is_decided_on_elsewhere_is_not_written_to_meanwhile(
+    models: Models, web: Path, done: Path, tmp_path: Path
+) -> None:
+    settings, target, read = config(models, web, batch_size=2), tmp_path / "out", []
+    run(settings, target)
+
+    def meanwhile(*_: object) -> None:
+        with pytest.raises(UserError, match=r"another openblip capfilt is at work in .*out; wait until"):
+            run(settings, target)
+        read.append(decide_again(target, output("jsonl"), target=tmp_path / "other"))
+
+    decide_again(target, output("jsonl"), target=tmp_path / "set", on_chunk=meanwhile)
+    assert [totals.chunks for totals in read] == [2, 2]
+    with (
+        run_lock(target, Places(target).run_lock, share=False),
+        pytest.raises(UserError, match=r"another openblip capfilt is at work in .*out"),
+    ):
+        decide_again(target, output("jsonl"), target=tmp_path / "set")
+    assert contents(target) == contents(done)
+
+
 def test_shares_are_at_work_together(models: Models, web: Path, done: Path, tmp_path: Path) -> None:
     settings, target = config(models, web, batch_size=2), tmp_path / "out"
     run(settings, target, shard=Shard(0, 2), on_chunk=lambda *_: run(settings, target, shard=Shard(1, 2)))
