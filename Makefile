@@ -10,7 +10,8 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfi
 # A CPU without AVX-512 and bfloat16, pretended to torch, oneDNN and MKL.
 OLD_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 # What computes, against references and plain paths.
-NUMBERS := tests/golden tests/parity $(addprefix tests/unit/,models generation objectives training) \
+NUMBERS := tests/golden tests/parity $(addprefix tests/unit/,models generation objectives) \
+	$(addprefix tests/unit/training/test_,loop.py muon.py optim.py) \
 	$(addprefix tests/unit/core/test_,core_compute.py old_cpu.py)
 # Where it is set, as in many containers, each of some sixty processes of the tests compiles the Python files of torch
 # and of what else it imports anew, for longer than the test itself takes.
