@@ -191,7 +191,7 @@ def decide_again(
     run = Path(run)
     config, described = load_run(run)
     check_policy(config, output)
-    target = run if target is None else Path(target)
+    target = run if target is None or Path(target).resolve() == run.resolve() else Path(target)
     places = Places(target)
     if target != run:
         _check_target(config, target)

@@ -79,6 +79,10 @@ def test_what_is_decided_on_elsewhere_is_not_written_to_meanwhile(
     ):
         decide_again(target, output("jsonl"), target=tmp_path / "set")
     assert contents(target) == contents(done)
+    by_another_name = tmp_path / "same"
+    by_another_name.symlink_to(target)
+    assert decide_again(target, output("jsonl"), target=by_another_name).chunks == 2
+    assert contents(target) == contents(tmp_path / "set")
 
 
 def test_shares_are_at_work_together(models: Models, web: Path, done: Path, tmp_path: Path) -> None:
