@@ -197,12 +197,12 @@ def decide_again(
         _check_target(config, target)
     open_part.cache_clear()
     with ExitStack() as locks:
-        if target != run:  # several may read a run, while nothing writes to it
+        if target != run:  # several may read a run; a whole run does not write to it meanwhile
             locks.enter_context(run_lock(run, Places(run).run_lock, share=True))
-        held = locks.enter_context(run_lock(target, places.run_lock, share=False))
         if read_totals(run) is None:
             raise UserError(f"{run} is not complete; let openblip capfilt finish first")
         parts = source_parts(config.source).parts
+        held = locks.enter_context(run_lock(target, places.run_lock, share=False))
         if target != run:
             _same_described(places, described)
         return _decide(run, places, config, parts, output, on_chunk, alone=held)

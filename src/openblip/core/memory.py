@@ -14,7 +14,7 @@ from openblip.core.text import read_text
 
 __all__ = ["gpu_lacks_memory", "keep_freed_memory", "peak_mb"]
 
-_GPU_WORDS = ("CUDA error: out of memory", "MPS backend out of memory", "_ALLOC_FAILED", "ALLOCATION_FAILED")
+_GPU_WORDS = ("error: out of memory", "MPS backend out of memory", "_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
