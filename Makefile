@@ -40,7 +40,7 @@ demo: setup ## BLIP, CapFilt and BLIP-2 from scratch in the synthetic world; wri
 	@$(BIN)/openblip demo
 
 demo-quick: setup ## the same in two minutes, for a look
-	@$(BIN)/openblip demo --quick $(DEMO_OPTIONS)
+	@$(BIN)/openblip demo --quick
 
 test: setup lint ## lint, types and the tests that take at most a few seconds each
 	@# What mypy says may stand far above the tests' last lines, so it says it again where one of the two failed.

@@ -281,11 +281,13 @@ class Worker:
                 write_table(places.table(chunk.name), rows)
         done = _count(chunk, rows)
         done.seconds = round(time.perf_counter() - began, 3)
-        # What was computed before keeps what was noted of that.
-        noted = {} if seconds else before or read_marker(self._earlier.marker(chunk.name), *_MARKED) or {}
-        done.at_once = self._lowered_batch_size() if seconds else noted.get("done", {}).get("at_once", 0)
+        stages = seconds
+        if seconds:
+            done.at_once = self._lowered_batch_size()
+        else:  # nothing was computed: what was noted when it was is kept
+            noted = before or read_marker(self._earlier.marker(chunk.name), *_MARKED) or {}
+            done.at_once, stages = noted.get("done", {}).get("at_once", 0), noted.get("stages", {})
         stored = {name: value for name, value in to_dict(done).items() if name != "new"}
-        stages = seconds or noted.get("stages", {})
         write_json(marker, {"output": wanted, "done": stored, "stages": stages, "input": made_from})
         places.begun(chunk.name).unlink(missing_ok=True)
         return done

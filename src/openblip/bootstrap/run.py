@@ -10,7 +10,7 @@ Where the source has changed, chunks that have changed are done anew, and those 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -183,10 +183,10 @@ def decide_again(
 
     Args:
         run: the folder of the run.
-        target: a folder for decisions and set; None replaces those of the run.
+        target: a folder for decisions and set; None, or the run's own folder, replaces those of the run.
 
     Raises:
-        UserError: there is no run, or it is not complete.
+        UserError: there is no run, it is not complete, or another process is at work in one of the folders.
     """
     run = Path(run)
     config, described = load_run(run)
@@ -196,16 +196,15 @@ def decide_again(
     if target != run:
         _check_target(config, target)
     open_part.cache_clear()
-    with ExitStack() as locks:
-        if target != run:  # several may read a run; a whole run does not write to it meanwhile
-            locks.enter_context(run_lock(run, Places(run).run_lock, share=True))
+    # Several may read a run; a whole run does not write to it meanwhile.
+    with nullcontext() if target == run else run_lock(run, Places(run).run_lock, share=True):
         if read_totals(run) is None:
             raise UserError(f"{run} is not complete; let openblip capfilt finish first")
         parts = source_parts(config.source).parts
-        held = locks.enter_context(run_lock(target, places.run_lock, share=False))
-        if target != run:
-            _same_described(places, described)
-        return _decide(run, places, config, parts, output, on_chunk, alone=held)
+        with run_lock(target, places.run_lock, share=False) as held:
+            if target != run:
+                _same_described(places, described)
+            return _decide(run, places, config, parts, output, on_chunk, alone=held)
 
 
 def _decide(

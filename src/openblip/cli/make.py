@@ -86,7 +86,7 @@ def demo(
     Args:
         out: where the demo goes; finished stages are not run again.
         minutes: that the whole takes on this machine; sizes and steps are planned for it.
-        quick: a look in two minutes (or --minutes), in runs/demo-quick.
+        quick: a look, in two minutes unless --minutes says otherwise, in runs/demo-quick unless --out does.
         stage: run this stage alone.
         again: run stages even if they are finished.
         seed: of the world and of training.

@@ -1,4 +1,4 @@
-"""Memory of this process: how much it has held, and keeping what tensors free for the next step.
+"""Memory of this process: how much it has held, keeping what tensors free, and errors of a GPU that has too little.
 
 glibc gives large blocks back to the system at every `free`, and each page of a new one is a page fault: a training
 step on a CPU takes half as long again (docs/performance.md).
@@ -14,7 +14,8 @@ from openblip.core.text import read_text
 
 __all__ = ["gpu_lacks_memory", "keep_freed_memory", "peak_mb"]
 
-_GPU_WORDS = ("error: out of memory", "MPS backend out of memory", "_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED")
+_GPU_TOO_SMALL = ("error: out of memory", "MPS backend out of memory", "_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED")
+"""what CUDA and HIP, Apple's allocator, cuBLAS and cuSOLVER, and cuDNN say"""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
@@ -32,12 +33,12 @@ def keep_freed_memory() -> bool:
 def gpu_lacks_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU has not enough memory, in the words of torch or of the libraries below it.
 
-    cuBLAS, cuDNN and cuSOLVER allocate beside torch's allocator, and what they lack is no `OutOfMemoryError`.
+    Those allocate beside torch's allocator, and what they lack is no `OutOfMemoryError`.
     """
     # By name: torch need not be imported for an error that is not torch's.
     if type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _GPU_WORDS)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _GPU_TOO_SMALL)
 
 
 def peak_mb() -> float:

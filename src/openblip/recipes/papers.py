@@ -5,9 +5,9 @@ Settings and figures are the papers', or, where these say nothing, those of thei
 section 3.4). Global batches are the papers' (BLIP#42: 90 on each of 32 GPUs). The memory of BLIP's A100 is not
 published: 40 GB is assumed; of BLIP's ViT-L and BLIP-2's fine-tunings the number of GPUs is not either: 16 are.
 Samples are those of an epoch: texts with their image, about 567K of COCO, 769K of Visual Genome, 860K of SBU, 3M of
-CC3M and 10M of CC12M (not counted here), and a fifth of LAION's 115M. A
-figure of a pre-training is that of the model after fine-tuning, or zero-shot where it says so. TR is the retrieval
-of texts for an image, IR that of images for a text.
+CC3M and 10M of CC12M (not counted here), and a fifth of LAION's 115M. A figure of a pre-training is that of the
+model after fine-tuning, or zero-shot where it says so. TR is the retrieval of texts for an image, IR that of images
+for a text.
 """
 
 from __future__ import annotations

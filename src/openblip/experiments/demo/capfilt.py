@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from openblip.bootstrap.job import NUCLEUS, CapFiltConfig, Output
 from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import run_capfilt
@@ -64,6 +66,7 @@ def learn_anew(out: Path, plan: DemoPlan, seconds: float | None = None) -> dict[
     """
     kept = left_by(out, "capfilt")["images"]
     if kept < plan.batch_size:
+        Console().print(f"  left out: CapFilt left {kept} images, fewer than a batch of {plan.batch_size}")
         return {}
     sources = {
         "as found": _web(out, plan),

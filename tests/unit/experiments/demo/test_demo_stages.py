@@ -134,6 +134,17 @@ def test_the_web_is_cleaned_and_what_stays_is_judged(finished: Path) -> None:
     assert f'href="{PAGE.as_posix()}"' in (finished / "report.html").read_text()
 
 
+def test_it_is_told_that_capfilt_left_too_little_to_learn_from(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "demo")
+    marker = out / "stages" / "capfilt.json"
+    write_json(marker, {**json.loads(marker.read_text()), "images": SMALL.batch_size - 1})
+    run_demo(out, plan=SMALL, only=("again",), again=True)
+    assert "left out: CapFilt left 7 images, fewer than a batch of 8" in capsys.readouterr().out
+    assert json.loads((out / "stages" / "again.json").read_text()).keys() == {"seconds"}
+
+
 def test_two_new_models_learn_from_the_pairs_as_found_and_cleaned(finished: Path, tmp_path: Path) -> None:
     """Whatever models as short of training as these would keep: all stays here."""
     out = shutil.copytree(finished, tmp_path / "demo")
