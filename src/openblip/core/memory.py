@@ -14,8 +14,11 @@ from openblip.core.text import read_text
 
 __all__ = ["gpu_lacks_memory", "keep_freed_memory", "peak_mb"]
 
-_GPU_TOO_SMALL = ("error: out of memory", "MPS backend out of memory", "_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED")
-"""what CUDA and HIP, Apple's allocator, cuBLAS and cuSOLVER, and cuDNN say"""
+_GPU_TOO_SMALL = (
+    *("error: out of memory", "MPS backend out of memory", "_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"),
+    "BLAS_STATUS_NOT_INITIALIZED",
+)
+"""what CUDA and HIP, Apple's allocator, cuBLAS and cuSOLVER, cuDNN, and cuBLAS without room for its handle say"""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 

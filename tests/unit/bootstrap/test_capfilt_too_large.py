@@ -81,6 +81,8 @@ def test_one_image_too_many_ends_the_run(tmp_path: Path, models: Paths, limit: L
     ("message", "parts"),
     [
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`", False),
         ("CUDA error: out of memory", True),
         ("MPS backend out of memory (MPS allocated: 8.00 GB)", True),
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
