@@ -149,10 +149,16 @@ class Done:
     images: int
     """that have a text in the training set"""
     seconds: float = 0.0
-    at_once: int = 0
+    smallest_batch: int = 0
     """images computed at a time, where the memory of the GPU did not suffice for a batch; else 0"""
     new: bool = True
     """whether anything had to be done"""
+
+    @classmethod
+    def noted(cls, marker: dict[str, Any]) -> Done:
+        """What the marker of a chunk that is done tells; earlier versions called its `smallest_batch` otherwise."""
+        done = dict(marker["done"])
+        return cls(**{"smallest_batch": done.pop("at_once", 0), **done}, new=False)
 
 
 def plan(config: CapFiltConfig, shard: Shard | None = None) -> Iterator[Chunk]:
@@ -236,7 +242,7 @@ class Worker:
         before = read_marker(self.places.marker(chunk.name), *_MARKED)
         if before is None or before["output"] != to_dict(self.output) or self._changed(chunk, before):
             return None
-        return Done(**before["done"], new=False)
+        return Done.noted(before)
 
     def __call__(self, chunk: Chunk) -> Done:
         """Process a chunk, unless it is done."""
@@ -261,7 +267,7 @@ class Worker:
                 stale.unlink(missing_ok=True)
             before = None
         if before is not None and before["output"] == wanted:
-            return Done(**before["done"], new=False)
+            return Done.noted(before)
         if before is not None:
             # From here on the table may hold the new decisions: the marker must not vouch for the old ones.
             write_json(marker, {**before, "output": None})
@@ -283,10 +289,10 @@ class Worker:
         done.seconds = round(time.perf_counter() - began, 3)
         stages = seconds
         if seconds:
-            done.at_once = self._lowered_batch_size()
-        else:  # nothing was computed: what was noted when it was is kept
-            noted = before or read_marker(self._earlier.marker(chunk.name), *_MARKED) or {}
-            done.at_once, stages = noted.get("done", {}).get("at_once", 0), noted.get("stages", {})
+            done.smallest_batch = self._lowered_batch_size()
+        elif noted := before or read_marker(self._earlier.marker(chunk.name), *_MARKED):
+            # Nothing was computed: what was noted when it was is kept.
+            done.smallest_batch, stages = Done.noted(noted).smallest_batch, noted.get("stages", {})
         stored = {name: value for name, value in to_dict(done).items() if name != "new"}
         write_json(marker, {"output": wanted, "done": stored, "stages": stages, "input": made_from})
         places.begun(chunk.name).unlink(missing_ok=True)

@@ -92,7 +92,7 @@ class Totals:
     kept_texts: int = 0
     images: int = 0
     """in the training set"""
-    at_once: int = 0
+    smallest_batch: int = 0
     """fewest images computed at a time, where the memory of a GPU did not suffice for a batch; else 0"""
 
     def add(self, done: Done) -> None:
@@ -103,7 +103,7 @@ class Totals:
         self.quarantined += done.quarantined
         self.kept_texts += done.kept_texts
         self.images += done.images
-        self.at_once = min(filter(None, (self.at_once, done.at_once)), default=0)
+        self.smallest_batch = min(filter(None, (self.smallest_batch, done.smallest_batch)), default=0)
 
 
 def run_capfilt(

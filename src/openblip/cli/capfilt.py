@@ -168,10 +168,10 @@ def capfilt(
         shard=_shard(shard),
         on_chunk=_progress,
     )
-    if totals.at_once:
+    if totals.smallest_batch:
         print(
             f"openblip: the memory of the GPU did not suffice for {batch_size} images at a time; where it did not, "
-            f"they were computed in parts, the smallest of {totals.at_once}",
+            f"they were computed in parts, the smallest of {totals.smallest_batch}",
             file=sys.stderr,
         )
     _conclude(totals, target, judged=bool(filter), report=not shard)

@@ -45,12 +45,12 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
 def test_parts_give_the_same_table(tmp_path: Path, models: Paths, limit: Limit) -> None:
     """Sizes are halved until they fit, and later batches begin with what fitted."""
     settings = config(models, write_folder(tmp_path / "web", 11), batch_size=5)
-    assert run(settings, tmp_path / "whole").at_once == 0
+    assert run(settings, tmp_path / "whole").smallest_batch == 0
     tried = limit(2)
     totals = run(settings, tmp_path / "parts")
     # chunks of 8 and 3 samples, in batches of 5, 3 and 3
     assert tried == [5, 3, *(2, 2, 1), *(2, 1), *(2, 1)]
-    assert totals.at_once == 2
+    assert totals.smallest_batch == 2
     whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
     assert [row.key for row in parts] == [row.key for row in whole]
     for one, other in zip(whole, parts, strict=True):
@@ -60,13 +60,25 @@ def test_parts_give_the_same_table(tmp_path: Path, models: Paths, limit: Limit) 
             # batches of other sizes sum in another order
             assert [value is None for value in mine] == [value is None for value in its]
             assert [v for v in its if v is not None] == pytest.approx([v for v in mine if v is not None], abs=1e-5)
-    assert (read_totals(tmp_path / "parts") or {})["at_once"] == 2
-    assert run(settings, tmp_path / "parts").at_once == 2, "what is done says so still"
-    assert decide_again(tmp_path / "parts", output(threshold=0.9)).at_once == 2
-    assert decide_again(tmp_path / "parts", output(threshold=0.9), target=tmp_path / "set").at_once == 2
+    assert (read_totals(tmp_path / "parts") or {})["smallest_batch"] == 2
+    assert run(settings, tmp_path / "parts").smallest_batch == 2, "what is done says so still"
+    assert decide_again(tmp_path / "parts", output(threshold=0.9)).smallest_batch == 2
+    assert decide_again(tmp_path / "parts", output(threshold=0.9), target=tmp_path / "set").smallest_batch == 2
     first = Places(tmp_path / "parts").marker("00000-00000"), Places(tmp_path / "set").marker("00000-00000")
     stages, elsewhere = (read_json(marker)["stages"] for marker in first)
     assert stages == elsewhere != {}
+
+
+def test_what_an_earlier_version_noted_is_read(tmp_path: Path, models: Paths, limit: Limit) -> None:
+    settings = config(models, write_folder(tmp_path / "web", 3))
+    limit(2)
+    run(settings, tmp_path / "out")
+    marker = Places(tmp_path / "out").marker("00000-00000")
+    marker.write_text(marker.read_text().replace('"smallest_batch"', '"at_once"'))
+    again = run(settings, tmp_path / "out")
+    assert (again.new_chunks, again.smallest_batch) == (0, 2)
+    assert decide_again(tmp_path / "out", output(threshold=0.9)).smallest_batch == 2
+    assert "at_once" not in marker.read_text()
 
 
 def test_one_image_too_many_ends_the_run(tmp_path: Path, models: Paths, limit: Limit) -> None:
@@ -96,7 +108,7 @@ def test_what_libraries_of_the_gpu_say(
     settings = config(models, write_folder(tmp_path / "web", 3))
     tried = limit(2, RuntimeError(message))
     if parts:
-        assert run(settings, tmp_path / "out").at_once == 2
+        assert run(settings, tmp_path / "out").smallest_batch == 2
     else:
         with pytest.raises(RuntimeError, match=re.escape(message)):
             run(settings, tmp_path / "out")
