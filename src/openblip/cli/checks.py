@@ -85,8 +85,12 @@ def _port(port: int) -> None:
 def _captions_file(out: Path) -> None:
     if can_continue(out) and out.stat().st_size:
         raise UserError(f"{out} exists already; continue it with --resume, or choose a new file")
-    if not out.is_dir():  # see --write
-        check_new_file(out)
+    check_new_file(out)
+
+
+def _texts_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, and with --write txt the captions go into a folder; name one with --out")
 
 
 _LEAST = {
@@ -159,6 +163,8 @@ def check_arguments(command: str, function: Callable[..., None], args: tuple[Any
         if name in _LEAST and value is not None and (command, name) not in _UNBOUNDED:
             check_counts(_LEAST[name], **{name: value})
         check = _OF_COMMANDS.get((command, name)) or _CHECKS.get(name)
+        if (command, name) == ("caption", "out") and given.get("write") == "txt":
+            check = _texts_folder
         if check is not None and value is not None:
             for one in value if isinstance(value, tuple) else (value,):
                 check(one)

@@ -48,3 +48,8 @@ def test_a_file_that_can_be_continued_says_so(tmp_path: Path, capsys: pytest.Cap
     assert main(command) == 2
     told = "exists already; continue it with --resume, or choose a new file"
     assert capsys.readouterr().err == f"openblip: {out} {told}\n"
+    assert main([*command, "--write", "txt"]) == 2
+    told = "is a file, and with --write txt the captions go into a folder; name one with --out"
+    assert capsys.readouterr().err == f"openblip: {out} {told}\n"
+    assert main([*command[:-1], str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"openblip: {tmp_path} exists already; choose a new file\n"

@@ -112,7 +112,7 @@ def test_mistakes_are_one_sentence(here: Path, capfd: pytest.CaptureFixture[str]
     cases = {
         ("--prefix", "x"): "are for text files: add --write txt",
         ("--write", "txt", "--extension", ".png"): "a text must not end in .png",
-        ("--write", "txt", "--out", "texts"): "texts exists already; choose a new file",
+        ("--write", "txt", "--out", "texts"): "texts is a file, and with --write txt the captions go into a folder",
         ("--write", "txt", "--existing", "never"): "never",
         ("--write", "text"): "text",
     }
