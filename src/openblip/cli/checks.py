@@ -82,6 +82,11 @@ def _port(port: int) -> None:
         raise UserError(f"--port is a number from 0 to 65535, not {port}")
 
 
+def _start(model: str) -> None:
+    if not re.fullmatch(r"[\w-]+", model):  # else a size, which the recipe knows
+        check_model(model)
+
+
 def _captions_file(out: Path) -> None:
     if can_continue(out) and out.stat().st_size:
         raise UserError(f"{out} exists already; continue it with --resume, or choose a new file")
@@ -111,6 +116,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 }
 """by the name of a parameter, whatever the command"""
 _OF_COMMANDS: dict[tuple[str, str], Callable[[Any], object]] = {
+    ("train", "model"): _start,
     ("info", "source"): check_model,
     ("convert", "source"): check_model,
     ("capfilt", "source"): _data,

@@ -68,13 +68,15 @@ def local_path(name: str) -> str:
 
 
 def check_model(source: Path | str) -> None:
-    """Refuse what is neither here nor a name that the hub could know.
+    """Refuse what is neither here nor a name that the hub could know: models of the hub have an owner, OWNER/NAME.
+
+    (BERT and others of its oldest models have none, and BLIP's are not among them.)
 
     Raises:
         UserError: there is no such folder or file, and it is no hub name; the file is of another kind.
     """
-    path = Path(source)
-    if not path.exists() and (not _HUB_NAME.fullmatch(str(source)) or path.suffix in WEIGHT_SUFFIXES):
+    path, on_hub = Path(source), _HUB_NAME.fullmatch(str(source))
+    if not path.exists() and (on_hub is None or on_hub[1] is None or path.suffix in WEIGHT_SUFFIXES):
         raise UserError(f"there is no model at {path}; give a model's folder, a checkpoint file or a hub name")
     if path.is_dir():
         description_file(path)

@@ -68,7 +68,7 @@ def test_a_cached_model_opens_by_name(folder: Path, cache: Path, monkeypatch: py
 
 
 def test_what_is_no_name_is_a_missing_path() -> None:
-    for source in ("models/none.pth", "/none/at/all", "a b"):
+    for source in ("models/none.pth", "/none/at/all", "a b", "nowhere", "nowhere@main"):
         with pytest.raises(UserError, match="there is no model at"):
             locate(source)
 

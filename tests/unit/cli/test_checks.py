@@ -86,6 +86,7 @@ def test_mistakes_import_nothing_heavy(image: str, tmp_path: Path) -> None:
             ["convert", "no/such/place", nothing, "--to", "openblip"],
         ],
         "there is no model at weights.pth; give": [["caption", image, "--model", "weights.pth"]],
+        "there is no model at nowhere; give": [["info", "nowhere"]],
         f"there is no image or folder {nothing}": [
             ["caption", nothing, "--model", model],
             ["explain", nothing, "--model", model, "--out", nothing],
@@ -294,9 +295,9 @@ def test_every_recipe_is_taken_by_its_name(tmp_path: Path, monkeypatch: pytest.M
     [
         (["index"], "openblip: index is followed by what it is to do: index build"),
         (["index", "--help"], "openblip: index is followed by what it is to do"),
-        (["serve", "model", "--engine", "ray", "--replicas", "0"], "--replicas"),
-        (["serve", "model", "--cors-origin", "foo"], '--cors-origin: "foo" is no site'),
-        (["serve", "model", "--cors-origin", "https://a.example/page"], "is no site"),
+        (["serve", "of/hub", "--engine", "ray", "--replicas", "0"], "--replicas"),
+        (["serve", "of/hub", "--cors-origin", "foo"], '--cors-origin: "foo" is no site'),
+        (["serve", "of/hub", "--cors-origin", "https://a.example/page"], "is no site"),
     ],
 )
 def test_options_that_cannot_be_meant(line: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

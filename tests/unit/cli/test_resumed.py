@@ -41,7 +41,7 @@ def test_a_file_that_can_be_continued_says_so(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "a.png").touch()
     out = tmp_path / "a.jsonl"
     out.write_text('{"image": "a.png"}\n')
-    command = ["caption", str(tmp_path / "a.png"), "--model", "m", "--out", str(out)]
+    command = ["caption", str(tmp_path / "a.png"), "--model", "of/hub", "--out", str(out)]
     assert main(command) == 2
     assert capsys.readouterr().err == f"openblip: {out} exists already; choose a new file\n"
     (tmp_path / "a.jsonl.run.json").write_text("{}")
