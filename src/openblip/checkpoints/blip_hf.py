@@ -192,10 +192,11 @@ def write_transformers(folder: Path, model: Any, tokenizer: TextTokenizer) -> No
     Raises:
         UserError: transformers has no class that computes what this model does.
     """
-    from transformers import AutoTokenizer, BlipImageProcessor, BlipProcessor  # seconds, needed here alone
-
     config: AnyConfig = model.config
     architecture = _architecture(config)
+    # Seconds: needed here alone, and not for a model that is refused.
+    from transformers import AutoTokenizer, BlipImageProcessor, BlipProcessor
+
     state = {k: v.detach().cpu().float() for k, v in model.state_dict().items()}
     rules = [replace(rule, copies=()) for rule in transformers_rules(config)]
     theirs = export_state(rules, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from openblip.checkpoints.card import model_card
+from openblip.checkpoints.convert import convert_model
 from openblip.checkpoints.recognise import KINDS
 from openblip.checkpoints.store import FAMILIES, StoredModel, family, model_facts, open_model, save_model
 from openblip.cli.entry import COMMANDS
@@ -132,3 +134,12 @@ def test_models_of_no_known_kind_are_refused(tmp_path: Path, config: str, messag
     with pytest.raises(UserError) as refused:
         open_model(tmp_path)
     assert message in str(refused.value)
+
+
+def test_a_tower_that_transformers_cannot_hold_is_refused_before_transformers_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match='one convolution, this model has stem = "conv"'):
+        convert_model(StoredModel(Blip(SIZES), WORDS), tmp_path / "out", to="transformers", part="caption")
+    assert not list(tmp_path.iterdir())
