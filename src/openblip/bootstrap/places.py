@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from openblip.bootstrap.locks import no_readers
 from openblip.bootstrap.table import Row, read_table
 from openblip.data.sinks.sets import LAYOUTS, remove_shard
 
@@ -32,6 +33,11 @@ class Places:
     def run_lock(self) -> Path:
         """What processes that write here hold."""
         return self.own / "writer.lock"
+
+    @property
+    def read_lock(self) -> Path:
+        """What processes that read a complete run hold."""
+        return self.own / "reader.lock"
 
     @property
     def totals(self) -> Path:
@@ -75,9 +81,16 @@ class Places:
         return self.own / "done" / f"{chunk}.json"
 
     def unfinished(self) -> None:
-        """Take back that the run is complete, and what was reported of it."""
-        for file in (self.totals, self.report, self.report.with_suffix(".json")):
-            file.unlink(missing_ok=True)
+        """Take back that the run is complete, and what was reported of it.
+
+        Raises:
+            UserError: somebody reads it.
+        """
+        files = (self.totals, self.report, self.report.with_suffix(".json"))
+        if any(file.exists() for file in files):
+            with no_readers(self.root, self.read_lock):
+                for file in files:
+                    file.unlink(missing_ok=True)
 
     def remove_others(self, chunks: Collection[str]) -> None:
         """Remove what was made of chunks that the source does not have any more."""

@@ -37,7 +37,7 @@ from openblip.bootstrap.job import (
     open_part,
     plan,
 )
-from openblip.bootstrap.locks import run_lock
+from openblip.bootstrap.locks import read_lock, run_lock
 from openblip.bootstrap.models import Models, open_models
 from openblip.bootstrap.pipeline import Pipeline
 from openblip.bootstrap.places import Places
@@ -192,16 +192,15 @@ def decide_again(
     config, described = load_run(run)
     check_policy(config, output)
     target = run if target is None or Path(target).resolve() == run.resolve() else Path(target)
-    places = Places(target)
+    places, source = Places(target), Places(run)
     if target != run:
         _check_target(config, target)
     open_part.cache_clear()
-    # Several may read a run; a whole run does not write to it meanwhile.
-    with nullcontext() if target == run else run_lock(run, Places(run).run_lock, share=True):
+    with nullcontext() if target == run else read_lock(run, source.run_lock, source.read_lock):
         if read_totals(run) is None:
             raise UserError(f"{run} is not complete; let openblip capfilt finish first")
         parts = source_parts(config.source).parts
-        with run_lock(target, places.run_lock, share=False) as held:
+        with run_lock(target, places.run_lock, share=False, reads=target == run) as held:
             if target != run:
                 _same_described(places, described)
             return _decide(run, places, config, parts, output, on_chunk, alone=held)
@@ -409,6 +408,7 @@ def _identity(value: Any) -> Any:
 
 def _begin(places: Places, output: Output) -> None:
     """Take back what an earlier run says of its decisions, where others are to be made."""
+    places.read_lock.touch()  # for readers who cannot make it
     before = read_totals(places.root)
     if before is None:
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ def only_writer(out: Path) -> Iterator[None]:
             yield
         finally:
             if held:
-                lock.unlink(missing_ok=True)
+                with suppress(OSError):
+                    lock.unlink()
 
 
 def can_continue(out: Path) -> bool:

@@ -49,6 +49,14 @@ def locked(path: Path, refusal: str, *, shared: bool = False, wait: float = 0.0)
             os.close(descriptor)
 
 
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        # A file that cannot be written to, as in a folder that can only be read, can be locked all the same.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _try(path: Path, *, shared: bool) -> int | None:
     """A descriptor that holds the lock; None where the file system has none.
 
@@ -60,7 +68,7 @@ def _try(path: Path, *, shared: bool) -> int | None:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = _open(path)
         except OSError:
             return None
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from capfilt_small import config, contents, output, run, write_tar
 
 from openblip.bootstrap import locks
 from openblip.bootstrap.job import Shard
-from openblip.bootstrap.locks import chunk_lock, run_lock
+from openblip.bootstrap.locks import chunk_lock, read_lock, run_lock
 from openblip.bootstrap.pipeline import Pipeline
 from openblip.bootstrap.places import Places
 from openblip.bootstrap.run import decide_again
@@ -54,7 +55,7 @@ def test_a_second_run_is_refused_while_the_first_is_at_work(
     assert contents(target) == contents(done)
     with (
         run_lock(target, Places(target).run_lock, share=True),
-        pytest.raises(UserError, match="another openblip capfilt is at work"),
+        pytest.raises(UserError, match=r"another openblip capfilt is at work in .*out; wait until it has ended$"),
     ):
         decide_again(target, output("jsonl"))
     assert contents(target) == contents(done)
@@ -75,7 +76,7 @@ def test_what_is_decided_on_elsewhere_is_not_written_to_meanwhile(
     assert [totals.chunks for totals in read] == [2, 2]
     with (
         run_lock(target, Places(target).run_lock, share=False),
-        pytest.raises(UserError, match=r"another openblip capfilt is at work in .*out"),
+        pytest.raises(UserError, match=r"another openblip capfilt is at work in .*out; wait until it has ended$"),
     ):
         decide_again(target, output("jsonl"), target=tmp_path / "set")
     assert contents(target) == contents(done)
@@ -83,6 +84,61 @@ def test_what_is_decided_on_elsewhere_is_not_written_to_meanwhile(
     by_another_name.symlink_to(target)
     assert decide_again(target, output("jsonl"), target=by_another_name).chunks == 2
     assert contents(target) == contents(tmp_path / "set")
+
+
+def test_a_run_that_is_read_stays_complete(
+    models: Models, web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares of a source that has changed take back that the run is complete: not while somebody reads it."""
+    monkeypatch.setattr(locks, "_WAIT", 0.2)
+    source, target, asked = shutil.copytree(web, tmp_path / "web"), tmp_path / "out", []
+    settings = config(models, source, batch_size=2)
+    run(settings, target)
+    write_tar(source / "00001.tar", 7, 3)
+    before = contents(target)
+
+    def share(*_: object) -> None:
+        with pytest.raises(UserError, match=r"capfilt decide reads the run in .*out, .*; wait until"):
+            run(settings, target, shard=Shard(1, 2))
+        asked.append("share")
+
+    totals = decide_again(target, output("none"), target=tmp_path / "set", on_chunk=share)
+    assert (totals.chunks, totals.samples) == (2, 9)
+    assert contents(target) == before
+
+    def read(*_: object) -> None:
+        with pytest.raises(UserError, match=r"out is not complete"):
+            decide_again(target, output("none"), target=tmp_path / "other")
+        asked.append("reader")
+
+    assert run(settings, target, shard=Shard(1, 2), on_chunk=read).new_chunks == 1
+    assert asked == ["share", "share", "reader"]
+
+
+def test_a_run_in_a_folder_that_can_only_be_read_is_locked_too(
+    models: Models, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, opened = shutil.copytree(done, tmp_path / "out"), os.open
+
+    def read_only(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if str(path).startswith(str(target)) and flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, flags, *more, **named)
+
+    places = Places(target)
+    with run_lock(target, places.run_lock, share=False), monkeypatch.context() as patched:
+        patched.setattr(os, "open", read_only)
+        with pytest.raises(UserError, match="is at work in"):
+            decide_again(target, output("none"), target=tmp_path / "set")
+    monkeypatch.setattr(os, "open", read_only)
+    with read_lock(target, places.run_lock, places.read_lock):
+        monkeypatch.undo()
+        with pytest.raises(UserError, match="is at work in"), run_lock(target, places.run_lock, share=False):
+            pass
+    places.read_lock.unlink()
+    places.run_lock.unlink()
+    monkeypatch.setattr(os, "open", read_only)
+    assert decide_again(target, output("none"), target=tmp_path / "set").chunks == 2
 
 
 def test_shares_are_at_work_together(models: Models, web: Path, done: Path, tmp_path: Path) -> None:
