@@ -6,6 +6,8 @@ What a chunk gives does not depend on the engine: random numbers belong to a sam
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import multiprocessing
 import os
@@ -25,6 +27,7 @@ from openblip.core.compute import choose_dtype
 from openblip.core.config import from_dict, to_dict
 from openblip.core.errors import UserError, require
 from openblip.core.interrupt import end_with_parent, starting_workers
+from openblip.core.memory import gpu_lacks_memory, host_lacks_memory
 from openblip.core.places import check_device
 from openblip.core.runtime import choose_device, usable_cores
 
@@ -209,7 +212,12 @@ def settled_on_ray(ray: Any, config: CapFiltConfig, workers: int) -> tuple[CapFi
     if config.dtype == "auto":
         # One for the whole run, chosen where an actor would run.
         remote = ray.remote(num_cpus=1, num_gpus=_gpu_share(config.device, resources, workers))(_dtype_name)
-        config = replace(config, dtype=ray.get(remote.remote("auto", config.device)))
+        try:
+            config = replace(config, dtype=ray.get(remote.remote("auto", config.device)))
+        except ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, UserError):
+                raise
+            raise error.cause from error  # Ray's own has the traceback as its message
     return config, workers
 
 
@@ -258,7 +266,9 @@ def run_ray(
 
     Raises:
         MissingExtra: Ray is not installed.
-        UserError: there is no cluster at the address, or it has no such device.
+        UserError: there is no cluster at the address, or it has no such device; or an actor raises it.
+        torch.OutOfMemoryError, MemoryError: an actor has too little memory.
+        OSError: an actor cannot read or write a file.
     """
     rows = [{**asdict(chunk), "part": to_dict(chunk.part)} for chunk in chunks]
     if not rows:
@@ -269,32 +279,62 @@ def run_ray(
         context.enable_progress_bars = False
         resources = ray.cluster_resources()
         config = replace(config, device=device_on_ray(config.device, resources))
-        try:
-            results = data.from_items(rows, override_num_blocks=min(len(rows), 4096)).map(
-                _Actor,
-                fn_constructor_args=(make_worker, to_dict(config), threads),
-                compute=data.ActorPoolStrategy(size=workers),
-                num_cpus=threads,
-                num_gpus=_gpu_share(config.device, resources, workers),
-            )
-            for row in results.iter_rows():
-                yield Done(**row)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            raise (cause if isinstance(cause, UserError) else error) from error
+        results = data.from_items(rows, override_num_blocks=min(len(rows), 4096)).map(
+            _Actor,
+            fn_constructor_args=(make_worker, to_dict(config), threads),
+            compute=data.ActorPoolStrategy(size=workers),
+            num_cpus=threads,
+            num_gpus=_gpu_share(config.device, resources, workers),
+        )
+        for row in results.iter_rows():
+            failed, sent = json.loads(row["sent"])
+            if failed:
+                raise _FAILURES[failed](*sent)
+            yield Done(**sent)
 
 
 class _Actor:
-    """A process of Ray's that holds the models; maps one chunk at a time."""
+    """A process of Ray's that holds the models; maps one chunk at a time.
+
+    Errors that are told in a sentence are sent as results are: what an actor raises arrives as an error of Ray's,
+    without what it was made from, and after what Ray logs about it.
+    """
 
     def __init__(self, make_worker: MakeWorker, config: dict[str, Any], threads: int) -> None:
         torch.set_num_threads(threads)
-        self._worker = make_worker(from_dict(CapFiltConfig, config))
+        self._make_worker = functools.cache(lambda: make_worker(from_dict(CapFiltConfig, config)))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = {name: value for name, value in row["part"].items() if value is not None}
         chunk = from_dict(Chunk, {**row, "part": part})
-        return asdict(self._worker(chunk))
+        sent: tuple[str, Any]
+        try:
+            sent = "", asdict(self._make_worker()(chunk))
+        except Exception as error:
+            if (failed := _failure(error)) is None:
+                raise
+            sent = failed
+        return {"sent": json.dumps(sent)}
+
+
+_FAILURES: dict[str, type[Exception]] = {
+    "mistake": UserError,
+    "gpu": torch.OutOfMemoryError,
+    "memory": MemoryError,
+    "file": OSError,
+}
+"""errors that are told in a sentence, by what an actor calls them"""
+
+
+def _failure(error: Exception) -> tuple[str, list[Any]] | None:
+    """Which of `_FAILURES` an error is, and what that is made from; None for any other."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return "file", [error.errno, error.strerror, str(error.filename)]
+    if isinstance(error, UserError):
+        return "mistake", [str(error)]
+    if gpu_lacks_memory(error):
+        return "gpu", [str(error)]
+    return ("memory", [str(error)]) if host_lacks_memory(error) else None
 
 
 ENGINES = ("local", "ray")

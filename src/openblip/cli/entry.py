@@ -120,7 +120,7 @@ def _run(arguments: list[str]) -> int:
             raise
         message = f"{error.filename}: {error.strerror}"
         return _say(message, 2) if first_to_tell(message) else 2
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not (message := out_of_memory(error, arguments)):
             raise
         return _say(message, 1)

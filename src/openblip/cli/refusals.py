@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tyro
 
 from openblip.core.errors import TYPE_NAMES, first_line, nearest
-from openblip.core.memory import gpu_lacks_memory
+from openblip.core.memory import gpu_lacks_memory, host_lacks_memory
 
 __all__ = ["out_of_memory", "refusal"]
 
@@ -75,10 +75,10 @@ def _must_be(kind: Any, value: str) -> str:
     return f'must be {" or ".join(called)}, not "{value}"' if called else f'cannot be "{value}"'
 
 
-def out_of_memory(error: RuntimeError, words: Sequence[str]) -> str:
+def out_of_memory(error: Exception, words: Sequence[str]) -> str:
     """What to do where the memory of a GPU, or of this machine, did not suffice; "" for any other error."""
     on_gpu = gpu_lacks_memory(error)
-    if not on_gpu and "can't allocate memory" not in str(error):
+    if not on_gpu and not host_lacks_memory(error):
         return ""
     where = "the GPU has not enough memory" if on_gpu else "there is not enough memory"
     if words[:1] == ["train"]:

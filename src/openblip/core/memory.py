@@ -12,13 +12,14 @@ import sys
 
 from openblip.core.text import read_text
 
-__all__ = ["gpu_lacks_memory", "keep_freed_memory", "peak_mb"]
+__all__ = ["gpu_lacks_memory", "host_lacks_memory", "keep_freed_memory", "peak_mb"]
 
 _GPU_TOO_SMALL = (
     *("error: out of memory", "MPS backend out of memory", "_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"),
     "BLAS_STATUS_NOT_INITIALIZED",
 )
 """what CUDA and HIP, Apple's allocator, cuBLAS and cuSOLVER, cuDNN, and cuBLAS without room for its handle say"""
+_HOST_TOO_SMALL = "can't allocate memory"
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
@@ -42,6 +43,11 @@ def gpu_lacks_memory(error: BaseException) -> bool:
     if type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _GPU_TOO_SMALL)
+
+
+def host_lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that this machine has not enough memory, as Python, NumPy or torch say it."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _HOST_TOO_SMALL in str(error))
 
 
 def peak_mb() -> float:

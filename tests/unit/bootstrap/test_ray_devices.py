@@ -20,6 +20,14 @@ from openblip.data.source_config import SourceConfig
 CONFIG = CapFiltConfig(source=SourceConfig(path="web"), filter="f")
 
 
+class TaskError(Exception):
+    """As Ray's: its message is a traceback."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("Traceback (most recent call last):\n ...")
+        self.cause = cause
+
+
 @dataclass
 class Cluster:
     """Ray, as far as it is asked: what there is, a task where an actor would run, and a map over rows."""
@@ -27,7 +35,7 @@ class Cluster:
     resources: dict[str, float]
     tasks: list[dict[str, Any]] = field(default_factory=list)
     maps: list[dict[str, Any]] = field(default_factory=list)
-    exceptions: Any = field(default_factory=lambda: type("", (), {"RayTaskError": RuntimeError}))
+    exceptions: Any = field(default_factory=lambda: type("", (), {"RayTaskError": TaskError}))
 
     def is_initialized(self) -> bool:
         return True
@@ -81,6 +89,17 @@ def test_gpus_of_the_cluster_are_used_from_a_machine_without_one() -> None:
     config, workers = settled_on_ray(cluster, replace(CONFIG, device="cpu", dtype="float32"), 3)
     assert (config.device, config.dtype, workers) == ("cpu", "float32", 3)
     assert len(cluster.tasks) == 1
+
+
+@pytest.mark.parametrize("cause", [UserError('device "mps" is not there'), ValueError("a fault of ours")])
+def test_a_device_that_is_not_where_an_actor_would_run(cause: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise TaskError(cause)
+
+    monkeypatch.setattr(Cluster, "get", fail)
+    with pytest.raises(UserError if isinstance(cause, UserError) else TaskError) as told:
+        settled_on_ray(Cluster({"CPU": 8.0}), replace(CONFIG, device="mps"), 0)
+    assert (told.value is cause) == isinstance(cause, UserError)
 
 
 def test_a_gpu_here_is_none_of_a_cluster_without(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,13 +91,18 @@ def test_help_comes_before_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> 
             ["train", "blip-caption", "a/", "--model", "m", "--out", "r"],
             "openblip: there is not enough memory ([enforce",
         ),
+        (
+            MemoryError(),
+            ["capfilt", "a/", "b/", "--filter", "m"],
+            "openblip: there is not enough memory (MemoryError); lower --batch-size",
+        ),
     ],
-    ids=["gpu", "cublas", "cpu"],
+    ids=["gpu", "cublas", "cpu", "python"],
 )
 def test_too_little_memory_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    error: RuntimeError,
+    error: Exception,
     words: list[str],
     told: str,
 ) -> None:
