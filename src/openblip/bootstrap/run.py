@@ -408,7 +408,8 @@ def _identity(value: Any) -> Any:
 
 def _begin(places: Places, output: Output) -> None:
     """Take back what an earlier run says of its decisions, where others are to be made."""
-    places.read_lock.touch()  # for readers who cannot make it
+    if not places.read_lock.exists():  # it may be another user's, whom the folder is shared with
+        places.read_lock.touch()  # for readers who cannot make it
     before = read_totals(places.root)
     if before is None:
         return
