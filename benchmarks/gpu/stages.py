@@ -31,12 +31,13 @@ class Stage:
 
 STAGES = (
     Stage("environment", 50, "card, driver, packages, rates, SDPA's kernels", needed=True),
-    Stage("tests", 65, "pytest -m gpu"),
-    Stage("training", 125, "steps of BLIP, stage 1 and stage 2; BLIP and stage 1 beside the references' ways"),
-    Stage("options", 60, "fused AdamW, SDPA, recomputing, transfers: each on or off; what the loader gives"),
-    Stage("caption", 75, "captions by beam search and ITM of 128 texts, beside transformers"),
-    Stage("bootstrap", 55, "CapFilt's stages beside a loop over transformers; features of ViT-g"),
-    Stage("compiled", 50, "torch.compile of the blocks, whose first step may take longer than all of it"),
+    Stage("tests", 60, "pytest -m gpu"),
+    Stage("training", 120, "steps of BLIP, stage 1 and stage 2; BLIP and stage 1 beside the references' ways"),
+    Stage("options", 55, "fused AdamW, SDPA, recomputing, transfers: each on or off; what the loader gives"),
+    Stage("caption", 70, "captions by beam search and ITM of 128 texts, beside transformers"),
+    Stage("bootstrap", 50, "CapFilt's stages beside a loop over transformers; features of ViT-g"),
+    Stage("graphs", 35, "writing with its steps recorded as CUDA graphs, and launched one by one"),
+    Stage("compiled", 40, "torch.compile of the blocks, whose first step may take longer than all of it"),
     Stage("train", 480, "a training for the time that is left"),
 )
 

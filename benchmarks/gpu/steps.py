@@ -39,7 +39,7 @@ from openblip.training.optim import make_optimizer
 from openblip.training.step import HasCounts
 from openblip.training.update import update
 
-__all__ = ["WORKS", "Train", "Work", "blip_sizes", "qformer_sizes", "tower_sizes"]
+__all__ = ["DEC", "WORKS", "Train", "Work", "blip_sizes", "qformer_sizes", "small_opt", "tower_sizes"]
 
 ENC, DEC = 30523, 30522
 TOKENS = {"blip": 12, "stage1": 32, "stage2": 32}
@@ -108,7 +108,7 @@ def _blip2(small: bool, language: bool) -> Work:
         with torch.device(device):
             llm = None
             if settings is not None:
-                made = _small_opt() if small else language_of_size("facebook/opt-2.7b")
+                made = small_opt() if small else language_of_size("facebook/opt-2.7b")
                 llm = FrozenLanguage(made, settings)
         model = drawn_model(config, whole=True, language=llm, device=device)
         if language:
@@ -126,7 +126,7 @@ def _blip2(small: bool, language: bool) -> Work:
     return Work("stage2" if language else "stage1", make, batch)
 
 
-def _small_opt() -> Any:
+def small_opt() -> Any:
     import transformers
 
     sizes: dict[str, Any] = {"hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

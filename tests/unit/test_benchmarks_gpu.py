@@ -167,7 +167,11 @@ def test_a_measured_loader_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatc
 
 
 def test_all_files_with_tests_for_a_gpu_are_run() -> None:
-    files = ["tests/gpu/test_gpu_steps.py", "tests/unit/objectives/test_pretraining_step.py"]
+    files = [
+        "tests/gpu/test_gpu_graphs.py",
+        "tests/gpu/test_gpu_steps.py",
+        "tests/unit/objectives/test_pretraining_step.py",
+    ]
     assert gpu_tests.marked_files() == files
 
 

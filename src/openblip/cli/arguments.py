@@ -17,6 +17,7 @@ __all__ = [
     "WHAT_IMAGES",
     "Card",
     "Config",
+    "CudaGraphs",
     "Data",
     "Device",
     "Dtype",
@@ -114,6 +115,9 @@ Dtype = Annotated[
 Quantize = Annotated[
     Literal["none", "8bit", "4bit"],
     arg(help='bits of BLIP-2\'s language model, by bitsandbytes (pip install "openblip[quantize]")'),
+]
+CudaGraphs = Annotated[
+    bool, arg(help="launch a step of writing as one CUDA graph: faster for few images at a time on a GPU")
 ]
 
 

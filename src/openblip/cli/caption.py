@@ -12,6 +12,7 @@ from tyro.conf import arg
 
 from openblip.cli.arguments import (
     WHAT_IMAGES,
+    CudaGraphs,
     Device,
     Dtype,
     ImagePaths,
@@ -62,6 +63,7 @@ def caption(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = "none",
+    cuda_graphs: CudaGraphs = False,
     write: Literal["json", "txt"] = "json",
     existing: Literal["skip", "overwrite", "append"] = "skip",
     extension: str = ".txt",
@@ -129,7 +131,13 @@ def caption(
         _end_without_work(found)
         return
     predictor = open_predictor(
-        model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size, quantize=quantize
+        model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        quantize=quantize,
+        cuda_graphs=cuda_graphs,
     )
     config = with_family_defaults(config, predictor.adapter.captioning, beams, nucleus, lengths)
 

@@ -29,6 +29,7 @@ class EngineOptions:
     tokenizer: str | None
     device: str
     dtype: str
+    cuda_graphs: bool
     batch_size: int
     gather_ms: float
     cache_bytes: int
@@ -78,7 +79,7 @@ def open_local(options: EngineOptions) -> Opened:
 
     how: dict[str, Any] = {"device": options.device, "dtype": options.dtype, "tokenizer": options.tokenizer}
     predictors = {
-        name: open_predictor(source, batch_size=options.batch_size, **how)
+        name: open_predictor(source, batch_size=options.batch_size, cuda_graphs=options.cuda_graphs, **how)
         for name, source in options.models.items()
     }
     engine = LocalEngine(

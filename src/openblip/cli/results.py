@@ -67,13 +67,22 @@ def open_predictor(
     batch_size: int,
     tokenizer: str | None = None,
     quantize: Quantize = "none",
+    cuda_graphs: bool = False,
 ) -> Predictor:
     """Open a model to use, with no more threads than there are CPUs for this program."""
     check_counts(batch_size=batch_size)
     from openblip.tasks.load import load
 
     limit_threads()
-    return load(model, tokenizer=tokenizer, device=device, dtype=dtype, batch_size=batch_size, quantize=quantize)
+    return load(
+        model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        quantize=quantize,
+        cuda_graphs=cuda_graphs,
+    )
 
 
 def limit_threads() -> None:

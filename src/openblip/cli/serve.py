@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from openblip.cli.arguments import Device, Dtype, Tokenizer, need
+from openblip.cli.arguments import CudaGraphs, Device, Dtype, Tokenizer, need
 from openblip.cli.engines import EngineOptions, Replicas, open_local, open_ray
 from openblip.cli.results import check_counts
 from openblip.core.errors import UserError, require
@@ -57,6 +57,7 @@ def serve(
     stop_seconds: float = 30.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    cuda_graphs: CudaGraphs = False,
 ) -> None:
     """Serve models over HTTP, with a page to try them: captions, answers, matching, embeddings, heat maps, search.
 
@@ -124,6 +125,7 @@ def serve(
         tokenizer=tokenizer,
         device=device,
         dtype=dtype,
+        cuda_graphs=cuda_graphs,
         batch_size=batch_size,
         gather_ms=gather_ms,
         cache_bytes=cache_mb * 2**20,

@@ -28,8 +28,17 @@ from openblip.generation.beam import beam_search
 from openblip.generation.config import DecodeConfig
 from openblip.generation.rules import History
 from openblip.generation.types import Decoded, Stepper, Watch
+from openblip.models.replay import FixedStates, Replayable, ReplayedStepper
 
-__all__ = ["DecodeConfig", "Decoded", "Stepper", "decode"]
+__all__ = ["DecodeConfig", "Decoded", "Stepper", "decode", "recorded"]
+
+
+def recorded(stepper: Replayable, states: FixedStates | None, config: DecodeConfig) -> Stepper:
+    """The stepper with its steps recorded in `states` (see `models.replay`), or as it is where these are None."""
+    if states is None:
+        return stepper
+    moves = config.num_beams > 1
+    return ReplayedStepper(stepper, states, max_new_tokens=config.max_new_tokens, moves=moves)
 
 
 @torch.no_grad()

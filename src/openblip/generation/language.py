@@ -18,10 +18,12 @@ from torch import Tensor
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.generation.config import DecodeConfig
-from openblip.generation.decode import decode
+from openblip.generation.decode import decode, recorded
 from openblip.generation.types import Decoded, Stepper, Watch
 from openblip.models.language import FrozenLanguage
-from openblip.models.language_stepper import CausalStepper, Seq2SeqStepper
+from openblip.models.language_fixed import ReplayableLanguage
+from openblip.models.language_stepper import Seq2SeqStepper
+from openblip.models.replay import FixedStates
 
 __all__ = ["decode_after", "score_after"]
 
@@ -39,12 +41,14 @@ def decode_after(
     prompts: Sequence[str],
     keys: Tensor | None = None,
     watch: Watch | None = None,
+    states: FixedStates | None = None,
 ) -> Decoded:
     """`config.num_sequences` texts for each of R prompts after soft prompts [R, Q, L]; Q may be 0.
 
     Args:
         keys: int64 [R], name the rows for sampling.
         watch: sees the tokens as they come.
+        states: of recorded steps (see `models.replay`), for a decoder; None records none.
     """
     device = soft.device
     stepper: Stepper
@@ -57,7 +61,8 @@ def decode_after(
         read = tokenizer.prompts(prompts, side="left").to(device)
         if not read.input_ids.shape[1] or not bool(read.attention_mask.any(1).all()):
             raise UserError("this language model needs a prompt to begin from: its tokenizer has no first token")
-        stepper, start = CausalStepper(llm, soft, before=read.before), read.input_ids
+        stepper = recorded(ReplayableLanguage(llm, soft, before=read.before), states, config)
+        start = read.input_ids
         mask = read.attention_mask
     ends, pad = tokenizer.stop_ids, tokenizer.pad_id
     if read.before is not None:

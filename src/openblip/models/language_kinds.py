@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -13,6 +15,8 @@ __all__ = [
     "empty_caches",
     "encoded",
     "first_position",
+    "fixed_cache",
+    "grows_alike",
     "made_of_decoders",
     "reads_ids",
     "start_id",
@@ -76,6 +80,44 @@ def can_step(model: Any) -> bool:
     except KeyError:  # a kind of layer that has no cache
         return False
     return not layers or any(isinstance(layer, DynamicLayer) for layer in layers)
+
+
+def grows_alike(cache: Any, slots: int) -> bool:
+    """Whether each layer holds keys [R, H, `slots`, d] of all tokens: none a state, or those of a window alone."""
+    from transformers.cache_utils import DynamicLayer
+
+    return all(
+        isinstance(layer, DynamicLayer) and isinstance(layer.keys, Tensor) and layer.keys.shape[2:3] == (slots,)
+        for layer in cache.layers
+    )
+
+
+def fixed_cache(like: Any, rows: int, room: int, slot: Tensor) -> Any:
+    """A cache whose layers write a token's keys and values into `slot`, int64 [1], of [R, H, `room`, d], in place.
+
+    Args:
+        like: one that has read a prompt, of which `grows_alike` is true.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    def empty(part: Tensor) -> Tensor:
+        return torch.zeros(rows, part.shape[1], room, part.shape[3], dtype=part.dtype, device=part.device)
+
+    def writes_into(layer: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+        def update(key: Tensor, value: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+            layer.keys.index_copy_(2, slot, key)
+            layer.values.index_copy_(2, slot, value)
+            return layer.keys, layer.values
+
+        return update
+
+    cache = DynamicCache()
+    for model in like.layers:
+        layer: Any = DynamicLayer()
+        layer.keys, layer.values, layer.is_initialized = empty(model.keys), empty(model.values), True
+        layer.update = writes_into(layer)
+        cache.layers.append(layer)
+    return cache
 
 
 def first_position(model: Any) -> int:

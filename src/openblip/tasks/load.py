@@ -28,17 +28,24 @@ def load(
     vision: str | None = None,
     language: str | None = None,
     quantize: Quantize = "none",
+    cuda_graphs: bool = False,
 ) -> Predictor:
-    """Open a model; see `checkpoints.store.open_model` for `source` and the last six.
+    """Open a model; see `checkpoints.store.open_model` for `source` and from `image_size` to `quantize`.
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 where the device computes it fast.
         batch_size: images at a time.
+        cuda_graphs: as `Predictor`'s.
+
+    Raises:
+        UserError: an option that there is not, or does not fit the model or the device.
     """
     if quantize not in get_args(Quantize):
         raise UserError(f'quantize cannot be "{quantize}"{nearest(str(quantize), get_args(Quantize))}')
     chosen = choose_device(device)
+    if cuda_graphs and chosen.type != "cuda":
+        raise UserError(f"CUDA graphs need a GPU of NVIDIA or AMD, and this computes on {chosen}; leave them out")
     numeric = choose_dtype(dtype, chosen)
     stored = open_model(
         source,
@@ -52,4 +59,4 @@ def load(
     )
     if quantize != "none" and getattr(stored.model, "language", None) is None:
         raise UserError(f"{source} has no language model to quantize; leave quantize out")
-    return Predictor(adapt(stored), device=chosen, dtype=numeric, batch_size=batch_size)
+    return Predictor(adapt(stored), device=chosen, dtype=numeric, batch_size=batch_size, cuda_graphs=cuda_graphs)

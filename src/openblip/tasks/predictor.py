@@ -37,6 +37,7 @@ from openblip.data.sample import BrokenSample, stable_id
 from openblip.data.transforms import evaluation_transform
 from openblip.generation.config import DecodeConfig
 from openblip.models.layers import ImageMemory
+from openblip.models.replay import FixedStates
 from openblip.tasks.classification import TEMPLATES, By, Classifier
 from openblip.tasks.composed import find_composed
 from openblip.tasks.protocols import Adapter
@@ -55,6 +56,8 @@ class Predictor:
     Args:
         adapter: of any family (`tasks.registry.adapt`).
         batch_size: images at a time.
+        cuda_graphs: record the steps of writing once for each shape of a batch (`models.replay`); for captions, and
+            answers of BLIP-2's decoders.
     """
 
     def __init__(
@@ -64,9 +67,11 @@ class Predictor:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
+        cuda_graphs: bool = False,
     ) -> None:
         self.device, self.dtype, self.batch_size = torch.device(device), dtype, batch_size
         adapter.move(self.device, dtype)
+        adapter.states = FixedStates() if cuda_graphs else None
         self.adapter = adapter
         self.model, self.tokenizer, self.info = adapter.model, adapter.tokenizer, adapter.info
         self.ignored = list(adapter.ignored)

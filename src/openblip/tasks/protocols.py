@@ -24,6 +24,7 @@ from openblip.data.clean import clean_caption
 from openblip.generation.config import DecodeConfig
 from openblip.generation.types import Watch
 from openblip.models.layers import ImageMemory
+from openblip.models.replay import FixedStates
 from openblip.tasks.config import FamilyName
 from openblip.tasks.results import Answer, Caption
 
@@ -242,6 +243,9 @@ class Adapter(ABC):
     ) -> None:
         self.model, self.tokenizer, self.language_tokenizer = model, tokenizer, language_tokenizer
         self.info, self.ignored = info or {}, list(ignored)
+        self.states: FixedStates | None = None
+        """of decoding steps that are recorded as CUDA graphs, which read the weights where they are now; None
+        computes each step as it is written"""
         self.begun: list[str] = []
         """for each pretrained part of a newly built model a line: what was taken over, what was drawn"""
 

@@ -23,7 +23,7 @@ from openblip.core.tokenizer import First, TokenBatch
 from openblip.data.clean import clean_question
 from openblip.data.sources.base import Source
 from openblip.generation.config import DecodeConfig
-from openblip.generation.decode import decode
+from openblip.generation.decode import decode, recorded
 from openblip.generation.prefixes import ReadTree
 from openblip.generation.rank import ReadLogits, log_likelihood, rank_two_step
 from openblip.generation.types import Watch
@@ -32,6 +32,7 @@ from openblip.models.dual import BlipDual
 from openblip.models.layers import ImageMemory
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.stepper import DecoderStepper
+from openblip.models.stepper_fixed import ReplayableDecoder
 from openblip.models.vqa import BlipVqa, VqaConfig
 from openblip.objectives.language import IGNORED, language_loss, language_targets
 from openblip.tasks.config import FROM_PARTS, RunConfig
@@ -121,7 +122,7 @@ class BlipAdapter(_Embeds):
         assert len(prompts) == memory.batch_size, f"{len(prompts)} prompts for {memory.batch_size} images"
         prompt = self.tokenizer.prompts(prompts).to(self.device)
         decoded = decode(
-            DecoderStepper(self.model.decoder, memory),
+            recorded(ReplayableDecoder(self.model.decoder, memory), self.states, config),
             prompt.input_ids,
             prompt.attention_mask,
             config,

@@ -220,7 +220,8 @@ class Blip2Adapter(Adapter):
             return self._generate_with_qformer(memory, config, keys, watch)
         soft, placed = self._soft(memory, len(prompts)), self._placed(prompts)
         llm, words = self.model.llm, self.llm_tokenizer
-        decoded = decode_after(llm, words, soft, config, prompts=placed, keys=keys, watch=watch)
+        how: dict[str, Any] = {"keys": keys, "watch": watch, "states": self.states}
+        decoded = decode_after(llm, words, soft, config, prompts=placed, **how)
         return captions_of(decoded, len(prompts), words)
 
     @torch.no_grad()
@@ -295,7 +296,8 @@ class Blip2Adapter(Adapter):
     ) -> list[list[Caption]]:
         """As `Answers.write_answers`."""
         llm, words = self.model.llm, self.llm_tokenizer
-        decoded = decode_after(llm, words, asked.soft, config, prompts=asked.prompts, keys=keys, watch=watch)
+        how: dict[str, Any] = {"keys": keys, "watch": watch, "states": self.states}
+        decoded = decode_after(llm, words, asked.soft, config, prompts=asked.prompts, **how)
         return captions_of(decoded, len(asked.prompts), words)
 
     def measured_question(self, text: str) -> str:
