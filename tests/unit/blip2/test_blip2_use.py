@@ -16,8 +16,11 @@ from openblip.checkpoints.store import save_model
 from openblip.cli.entry import main
 from openblip.core.errors import UserError
 from openblip.generation.config import DecodeConfig
+from openblip.models import replay
+from openblip.models.replay import FixedStates
 from openblip.tasks.families.blip2 import Blip2Adapter
 from openblip.tasks.predictor import Predictor
+from tests.recorder import Recorder
 
 KINDS: tuple[Kind, ...] = ("opt", "llama", "t5")
 IMAGES = [make_image(i) for i in range(3)]
@@ -59,6 +62,30 @@ def test_captions_do_not_depend_on_the_batch(writers: dict[str, Predictor], kind
     assert predictor.caption(IMAGES[0], sampled) == predictor.caption(IMAGES[0], sampled)
     with pytest.raises(UserError, match="2 prompts, but more images"):
         predictor.caption(IMAGES, prompt=["a", "the"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_steps_write_the_same(
+    writers: dict[str, Predictor], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captions and answers; an encoder-decoder's steps are computed as they are written."""
+    monkeypatch.setattr(replay, "record", recorder := Recorder())
+    predictor, config = writers[kind], DecodeConfig(num_beams=3, max_new_tokens=6)
+    adapter = predictor.adapter
+
+    def written() -> list[Any]:
+        captions = predictor.caption(IMAGES, config)
+        answers = predictor.answer(IMAGES[0], ["what is a dog", "where"], config=config)
+        return [
+            [c.text for own in captions for c in own],
+            [a.text for own in answers for one in own for a in one.answers],
+        ]
+
+    expected = written()
+    monkeypatch.setattr(adapter, "states", FixedStates())
+    assert written() == expected
+    assert written() == expected
+    assert (recorder.recorded > 0) == (recorder.replayed > 0) == (kind != "t5")
 
 
 def test_the_commands_decode_as_the_family_does(

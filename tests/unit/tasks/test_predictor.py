@@ -16,15 +16,18 @@ from openblip.data.image_inputs import ImageInput
 from openblip.data.sample import BrokenSample
 from openblip.explain.cam import caption_maps
 from openblip.generation.config import DecodeConfig
+from openblip.models import replay
 from openblip.models.blip import Blip
 from openblip.models.dual import BlipDual, DualConfig
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.pixels import normalize
 from openblip.tasks.answering import encode_questions
 from openblip.tasks.families.blip import BlipAdapter, VqaAdapter
+from openblip.tasks.load import load
 from openblip.tasks.pairs import prepare_pairs
 from openblip.tasks.predictor import Predictor, find_images
 from openblip.tasks.results import Found
+from tests.recorder import Recorder
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the same sums of float32 in another order"""
@@ -73,6 +76,23 @@ def test_captions_are_those_of_the_model(predictor: Predictor, blip: Blip, paths
     expected = BlipAdapter(blip, predictor.tokenizer).generate(memory, FEW, [""] * len(paths))
     assert [[c.text for c in one] for one in found] == [[c.text for c in one] for one in expected]
     assert predictor.caption(paths[4], FEW)[0][0].text == expected[4][0].text
+
+
+def test_captions_by_recorded_steps_are_the_same(
+    predictor: Predictor, blip: Blip, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "record", recorder := Recorder())
+    ours = small.predictor(blip, small.tokenizer(), batch_size=3, cuda_graphs=True)
+    for config in (FEW, DecodeConfig(sample=True, num_sequences=2, max_new_tokens=6)):
+        texts, expected = ours.caption(paths, config), predictor.caption(paths, config)
+        assert [[c.text for c in own] for own in texts] == [[c.text for c in own] for own in expected]
+    assert recorder.recorded > 1
+    assert recorder.replayed > 2 * recorder.recorded
+
+
+def test_cuda_graphs_are_for_gpus(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="CUDA graphs need a GPU of NVIDIA or AMD, and this computes on cpu"):
+        load(tmp_path / "not opened", device="cpu", cuda_graphs=True)
 
 
 def test_it_begins_with_the_prompt_it_was_trained_with(blip: Blip, paths: list[str]) -> None:
