@@ -142,8 +142,11 @@ def load_lavis_state(model: Blip2, state: Mapping[str, Tensor], *, source: str) 
     return sorted({*extra, *(set(frozen) - used)})
 
 
-def lavis_state(model: Blip2) -> dict[str, Tensor]:
+def lavis_state(model: Blip2, *, instruct: bool = False) -> dict[str, Tensor]:
     """What LAVIS would have written, in its names: the trained part, and a tower that has no other source.
+
+    Args:
+        instruct: as of InstructBLIP, whose projection to a decoder has a name of its own.
 
     Raises:
         UserError: its files have no place for what this model does.
@@ -156,7 +159,8 @@ def lavis_state(model: Blip2) -> dict[str, Tensor]:
             "(language.bos=first); convert it to openblip"
         )
     encoder_decoder = model.language is not None and model.language.is_encoder_decoder
-    rules = lavis_rules(model, projection="t5_proj" if encoder_decoder else "opt_proj")
+    before_decoder = "llm_proj" if instruct else "opt_proj"
+    rules = lavis_rules(model, projection="t5_proj" if encoder_decoder else before_decoder)
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     return export_state(rules, state) | (_vision_state(_plain_tower(model)) if _brings_vision(model) else {})
 
@@ -175,14 +179,15 @@ def lavis_entries(stored: StoredModel) -> dict[str, Any]:
     if config.vision_norm_eps != Blip2Config.vision_norm_eps:
         notes["vision_norm_eps"] = config.vision_norm_eps
     if config.language is not None:
-        notes |= {"end": config.language.end, "chat": model.llm.config.chat}
-        notes["reads_questions"] = _reads_questions(stored)
+        notes |= {"end": config.language.end, "begin": config.language.begin, "chat": model.llm.config.chat}
+        notes |= {"reads_questions": _reads_questions(stored), "reads_prompts": stored.reads_prompts}
         notes |= {"prompt": stored.info["prompt"]} if "prompt" in stored.info else {}
-    return {"model": lavis_state(model), NOTES: notes}
+    return {"model": lavis_state(model, instruct=stored.reads_prompts), NOTES: notes}
 
 
 def _reads_questions(stored: StoredModel) -> bool:
-    return stored.info.get("task") == "answering" and stored.model.config.qformer.vocab_size is not None
+    answers = stored.info.get("task") == "answering" and stored.model.config.qformer.vocab_size is not None
+    return answers and not stored.reads_prompts
 
 
 def _brings_vision(model: Blip2) -> bool:
@@ -305,6 +310,8 @@ _LANGUAGE_OF_WIDTH = {
     ("opt_proj", 4096): LanguageConfig(source="facebook/opt-6.7b", end="\n"),
     ("t5_proj", 2048): LanguageConfig(source="google/flan-t5-xl", dtype="bfloat16"),
     ("t5_proj", 4096): LanguageConfig(source="google/flan-t5-xxl", dtype="bfloat16"),
+    ("llm_proj", 4096): LanguageConfig(source="lmsys/vicuna-7b-v1.1", chat="no", begin="</s>"),
+    ("llm_proj", 5120): LanguageConfig(source="lmsys/vicuna-13b-v1.1", chat="no", begin="</s>"),
 }
 
 
@@ -340,9 +347,13 @@ def open_lavis(path: Path, file: Checkpoint, options: Options) -> StoredModel:
     ignored = load_lavis_state(model, state, source=path.name)
     if options.image_size is not None:
         resize_vision(model, options.image_size, base=None, kept=model.config.vision.kind == "own")
-    info = {"source": path.name, "source_format": "lavis"}
-    if reads and notes.reads_questions is not False:
+    info: dict[str, Any] = {"source": path.name, "source_format": "lavis"}
+    if reads and notes.reads_questions:
         info["task"] = "answering"
+    elif (
+        reads and notes.reads_prompts is not False
+    ):  # LAVIS' models of stage 2 have no text side, its InstructBLIP has
+        info["reads_prompts"] = True
     if notes.prompt is not None:
         info["prompt"] = notes.prompt
     return StoredModel(
@@ -390,9 +401,9 @@ def _vision(
 
 def _language(state: Mapping[str, Tensor], named: str | None, path: Path, notes: Notes) -> LanguageConfig | None:
     """The language model by its width, or the one that is named, with what an export of ours tells of it."""
-    told: dict[str, Any] = {name: getattr(notes, name) for name in ("end", "chat")}
+    told: dict[str, Any] = {name: getattr(notes, name) for name in ("end", "begin", "chat")}
     told = {name: value for name, value in told.items() if value is not None}
-    kind = next((name for name in ("opt_proj", "t5_proj", "llm_proj") if f"{name}.weight" in state), None)
+    kind = next((name for name in _PROJECTIONS if f"{name}.weight" in state), None)
     if kind is None:
         return None
     width = Sizes(state, path.name).shape(f"{kind}.weight", 2)[0]

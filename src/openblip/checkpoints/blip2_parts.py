@@ -98,7 +98,7 @@ def language_with_options(language: LanguageConfig | None, options: Options) -> 
 
 def open_language_tokenizer(config: LanguageConfig, *, base: Path | None = None) -> LanguageTokenizer:
     """The tokenizer of the language model that `config` names."""
-    return LanguageTokenizer.load(place_of_part(config.source, base), end=config.end)
+    return LanguageTokenizer.load(place_of_part(config.source, base), end=config.end, begin=config.begin)
 
 
 def open_tokenizer(

@@ -1,6 +1,7 @@
 """BLIP-2 models on disk: what is trained, and by name and fingerprint what is frozen.
 
-`store` hands over here whatever is of this family; the formats of others are in `blip2` (LAVIS) and `blip2_hf`.
+`store` hands over here whatever is of this family; the formats of others are in `blip2` (LAVIS), `blip2_hf` and
+`blip2_hf_write`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from openblip.checkpoints.blip2 import lavis_entries, open_lavis
-from openblip.checkpoints.blip2_hf import open_transformers_blip2, write_transformers
+from openblip.checkpoints.blip2_hf import open_transformers_blip2
+from openblip.checkpoints.blip2_hf_write import write_transformers
 from openblip.checkpoints.blip2_parts import (
     build_blip2,
     fingerprints,

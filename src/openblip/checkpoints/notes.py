@@ -29,11 +29,15 @@ class Notes:
     """of BLIP-2's LayerNorm over the tower"""
     end: str | None = None
     """what ends the texts of BLIP-2's language model"""
+    begin: str | None = None
+    """what stands in place of its [BOS]"""
     chat: Chat | None = None
     """whether its prompts stand in a user's turn"""
     prompt: str | None = None
     reads_questions: bool | None = None
     """whether BLIP-2's Q-Former reads the question too"""
+    reads_prompts: bool | None = None
+    """whether it reads the whole prompt, as InstructBLIP's does"""
 
 
 def write_notes(vision: VisionConfig | None, text: TextConfig | QFormerConfig) -> dict[str, Any]:
@@ -50,8 +54,8 @@ def write_notes(vision: VisionConfig | None, text: TextConfig | QFormerConfig) -
 
 def read_notes(notes: Mapping[str, Any]) -> Notes:
     """What `write_notes` and BLIP-2 wrote; anything else in its place counts as nothing."""
-    size, end, prompt, chat = (notes.get(name) for name in ("image_size", "end", "prompt", "chat"))
-    reads = notes.get("reads_questions")
+    size, end, begin, prompt, chat = (notes.get(name) for name in ("image_size", "end", "begin", "prompt", "chat"))
+    questions, prompts = notes.get("reads_questions"), notes.get("reads_prompts")
     pixels = None
     if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
         pixels = (size[0], size[1])
@@ -63,9 +67,11 @@ def read_notes(notes: Mapping[str, Any]) -> Notes:
         text_eps=_number(notes.get("text_eps")),
         vision_norm_eps=_number(notes.get("vision_norm_eps")),
         end=end if isinstance(end, str) else None,
+        begin=begin if isinstance(begin, str) else None,
         chat=cast(Chat, chat) if chat in get_args(Chat) else None,
         prompt=prompt if isinstance(prompt, str) else None,
-        reads_questions=reads if isinstance(reads, bool) else None,
+        reads_questions=questions if isinstance(questions, bool) else None,
+        reads_prompts=prompts if isinstance(prompts, bool) else None,
     )
 
 

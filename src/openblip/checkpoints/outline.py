@@ -16,10 +16,10 @@ from torch import Tensor
 
 from openblip.checkpoints import blip_hf
 from openblip.checkpoints.blip import config_from_state
-from openblip.checkpoints.blip2_hf import config_from_transformers_blip2
+from openblip.checkpoints.blip2_hf import TOKENIZER, config_from_transformers_blip2
 from openblip.checkpoints.blip2_parts import place_of_part
 from openblip.checkpoints.notes import read_notes
-from openblip.checkpoints.recognise import KINDS, family_of
+from openblip.checkpoints.recognise import INSTRUCT, KINDS, family_of
 from openblip.checkpoints.state import Found, find, read_folder
 from openblip.checkpoints.stored import StoredModel
 from openblip.core.config import from_dict
@@ -45,10 +45,14 @@ def outline(source: Path | str, *, image_size: int | None = None) -> StoredModel
         family = family_of(found)
         model = _blip(found, image_size) if family == "blip" else _blip2(found)
         info = dict(found.description.get("info", {}))
+        place, files = found.path, ["vocab.txt"]
         if not found.own:
             info = {"source_format": "blip" if found.file is not None else "transformers"}
-        holds_one = found.file is None and (found.path / "vocab.txt").is_file()
-        tokenizer = TextTokenizer.load(found.path) if holds_one else None
+            if found.description.get("model_type") == INSTRUCT:
+                info["reads_prompts"], place = True, place / TOKENIZER
+                files.append("tokenizer.json")  # in the folder itself that would be the language model's
+        holds_one = found.file is None and any((place / name).is_file() for name in files)
+        tokenizer = TextTokenizer.load(place) if holds_one else None
         return StoredModel(model, tokenizer, info)
 
 

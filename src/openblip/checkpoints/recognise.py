@@ -19,7 +19,7 @@ from openblip.models.dual import BlipDual, DualConfig
 from openblip.models.nlvr import BlipNlvr, NlvrConfig
 from openblip.models.vqa import BlipVqa, VqaConfig
 
-__all__ = ["KINDS", "AnyConfig", "Kind", "describe", "family_of", "format_of"]
+__all__ = ["INSTRUCT", "KINDS", "AnyConfig", "Kind", "describe", "family_of", "format_of"]
 
 AnyConfig = BlipConfig | VqaConfig | NlvrConfig | DualConfig
 """of a BLIP model; BLIP-2's is another"""
@@ -80,7 +80,8 @@ def family_of(found: Found) -> str:
             raise UserError(f'{found.path} holds a model of the unknown type "{kind}"{nearest(kind, families)}')
         return families[kind]
     if kind not in _OF_TRANSFORMERS:
-        message = f'its config.json says "{kind}", not {" or ".join(map(json.dumps, _OF_TRANSFORMERS))}'
+        *first, last = map(json.dumps, _OF_TRANSFORMERS)
+        message = f'its config.json says "{kind}", not {", ".join(first)} or {last}'
         raise UserError(f"{found.name} is a model of another kind: {message}{nested_model(found.path)}")
     return _OF_TRANSFORMERS[kind]
 
@@ -161,5 +162,6 @@ KINDS: dict[type, Kind] = {
     Blip2Config: Kind("blip2", "blip2", Blip2, _describe_blip2, _blip2_can),
 }
 """every kind by its class of configuration"""
-_OF_TRANSFORMERS = {"blip": "blip", "blip-2": "blip2"}
+INSTRUCT = "instructblip"
+_OF_TRANSFORMERS = {"blip": "blip", "blip-2": "blip2", INSTRUCT: "blip2"}
 """families by transformers' "model_type" """

@@ -56,6 +56,11 @@ class StoredModel:
     """of BLIP-2's language model; None where there is none"""
 
     @property
+    def reads_prompts(self) -> bool:
+        """Whether BLIP-2's Q-Former reads what the language model is prompted with, as InstructBLIP's does."""
+        return self.info.get("reads_prompts") is True
+
+    @property
     def blip(self) -> Blip:
         """The model, where it captions or matches; other kinds are refused in one sentence."""
         if not isinstance(self.model, Blip):

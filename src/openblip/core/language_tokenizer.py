@@ -81,9 +81,10 @@ class LanguageTokenizer:
     Args:
         tokenizer: a fast one, since offsets are needed.
         end: text that ends what is written ("\\n" for the published OPT models); "" is the tokenizer's end token.
+        begin: the token that stands in place of [BOS]; "" is [BOS].
     """
 
-    def __init__(self, tokenizer: Any, *, end: str = "", name: str = "the language model") -> None:
+    def __init__(self, tokenizer: Any, *, end: str = "", begin: str = "", name: str = "the language model") -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(f"the tokenizer of {name} has no fast version, which offsets need; choose one that has")
         self.hf = tokenizer
@@ -110,15 +111,19 @@ class LanguageTokenizer:
             {self.eos_id} | ({int(tokenizer.eos_token_id)} if tokenizer.eos_token_id is not None else set())
         )
         """tokens that end generation"""
+        self._begin_id = tokenizer.convert_tokens_to_ids(begin) if begin else None
+        if begin and tokenizer.convert_ids_to_tokens(self._begin_id) != begin:
+            raise UserError(f'the tokenizer of {name} has no token "{begin}" to begin texts with: language.begin')
 
     @classmethod
-    def load(cls, source: Path | str, *, end: str = "") -> LanguageTokenizer:
+    def load(cls, source: Path | str, *, end: str = "", begin: str = "") -> LanguageTokenizer:
         """Read the tokenizer of a transformers folder or hub name, or of a GGUF file in one."""
         from transformers import AutoTokenizer
 
         place, options = gguf_file(str(source))
         try:
-            return cls(AutoTokenizer.from_pretrained(place, use_fast=True, **options), end=end, name=f'"{source}"')
+            found = AutoTokenizer.from_pretrained(place, use_fast=True, **options)
+            return cls(found, end=end, begin=begin, name=f'"{source}"')
         except UserError:
             raise
         except Exception as error:  # tokenizers raises no kind of its own
@@ -242,6 +247,7 @@ class LanguageTokenizer:
                 words.append(
                     not special and (first == 0 or whole[first : first + 1] == " " or whole[first - 1] == " ")
                 )
+            row = self._begun(row) if before is None else row
             end = self.eos_id if before is None else self.turn_end_id
             row, flags, words = [*row, end], [*flags, True], [*words, False]
             cut = max_length if max_length is None or before is None else max_length + flags.count(False)
@@ -265,6 +271,12 @@ class LanguageTokenizer:
         before, mark, after = prompt.partition(IMAGE_MARK)
         return (self._bare(before), after) if mark else (None, prompt)
 
+    def _begun(self, ids: list[int]) -> list[int]:
+        """The same with another token in place of [BOS], where there is one."""
+        if self._begin_id is None or ids[:1] != [self.hf.bos_token_id]:
+            return ids
+        return [self._begin_id, *ids[1:]]
+
     def _bare(self, text: str) -> list[int]:
         return list(self.hf(text, add_special_tokens=False)["input_ids"])
 
@@ -277,7 +289,7 @@ class LanguageTokenizer:
             special.pop()
         if ids and not text.strip() and ids == [self.hf.eos_token_id] and self.hf.bos_token_id != ids[0]:
             return []
-        return ids
+        return self._begun(ids)
 
     def _pad(
         self,

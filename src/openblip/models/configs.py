@@ -283,6 +283,9 @@ class LanguageConfig:
     for questions, where there is a template and the model was not trained with a prompt of its own"""
     end: str = ""
     """text that ends what it writes; "" is its end token ("\\n" for the published OPT models)"""
+    begin: str = ""
+    """the token that stands in place of its tokenizer's [BOS]; "" is [BOS] itself ("</s>" for LAVIS' InstructBLIP
+    before Vicuna)"""
 
     def __post_init__(self) -> None:
         if self.lora_rank < 0:

@@ -34,7 +34,7 @@ from openblip.models.language_kinds import (
     reads_ids,
     start_id,
 )
-from openblip.models.opening import without_bars
+from openblip.models.opening import quietly
 from openblip.models.products import use_onednn
 from openblip.models.recompute import recompute
 
@@ -364,12 +364,12 @@ def make_language(config: LanguageConfig, *, pretrained: bool = True) -> FrozenL
         options["quantization_config"] = _fewer_bits(config)
     try:
         described: Any = AutoConfig.from_pretrained(place, **inside)
-        if described.model_type == "blip-2":  # the language model inside
+        if described.model_type in ("blip-2", "instructblip"):  # the language model inside
             described = described.text_config
             options |= {"config": described, "key_mapping": {r"^language_model\.": ""}}
         auto: Any = AutoModelForSeq2SeqLM if described.is_encoder_decoder else AutoModelForCausalLM
         if pretrained:
-            with without_bars():
+            with quietly():
                 model, loaded = auto.from_pretrained(place, output_loading_info=True, **options)
         else:
             model, loaded = auto.from_config(described), {}

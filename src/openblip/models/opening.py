@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from openblip.core.errors import UserError, first_line
 from openblip.core.places import wrong_place
 
-__all__ = ["opening", "without_bars"]
+__all__ = ["opening", "quietly", "without_bars"]
 
 
 @contextmanager
@@ -24,12 +24,8 @@ def opening(name: str, what: str) -> Iterator[None]:
     Raises:
         UserError: it cannot be read; says what is there.
     """
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        with without_bars():
+        with quietly():
             yield
     except SafetensorError as error:
         raise UserError(wrong_place(name) or f'"{name}" is damaged or cut short: {error}') from error
@@ -40,6 +36,18 @@ def opening(name: str, what: str) -> Iterator[None]:
             wrong_place(name)
             or f'"{name}" is neither {what} nor a model that the hub or its cache gives: {first_line(error)}'
         ) from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the bar, and the table of every weight that belongs to another part of the folder."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with without_bars():
+            yield
     finally:
         logging.set_verbosity(verbosity)
 

@@ -144,6 +144,7 @@ def prepare_answers(
     start_id: int | None,
     max_length: int,
     prompt: str,
+    reads_prompts: bool = False,
     chat: bool = False,
     cache: FeatureCache | None = None,
 ) -> Callable[[Batch], LanguagePairBatch]:
@@ -155,17 +156,20 @@ def prepare_answers(
         tokenizer: of the Q-Former; None where it reads no text, so that the language model alone is asked.
         start_id: with which an encoder-decoder's decoder starts; None for a decoder.
         max_length: tokens of a question as the Q-Former reads it.
+        reads_prompts: whether that reads the whole prompt, as InstructBLIP's does, and not the question alone.
     """
     images = images_of(cache)
+    alone = tokenizer is not None and not reads_prompts
 
     def prepare(batch: Batch) -> LanguagePairBatch:
         # As `Blip2Adapter.ask` has them.
-        questions = list(batch.texts) if tokenizer is None else [clean_question(text) for text in batch.texts]
+        questions = [clean_question(text) for text in batch.texts] if alone else list(batch.texts)
         given = [answers_of(meta)[text] for meta, text in zip(batch.meta, batch.texts, strict=True)]
         answers = [_draw(_trainable(one, text)) for one, text in zip(given, batch.texts, strict=True)]
         prompts = [prompt.replace("{}", question) for question in questions]
+        texts = questions if alone else prompts
+        read = None if tokenizer is None else tokenizer.encode(texts, max_length=max_length)
         prompts = [language_tokenizer.placed(text, chat=chat) for text in prompts]
-        read = None if tokenizer is None else tokenizer.encode(questions, max_length=max_length)
         if start_id is not None:
             prefix = language_tokenizer.prompts(prompts, side="right", end=True)
             text = language_tokenizer.texts(answers).targets(start_id)
@@ -211,6 +215,7 @@ def train_blip2(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
         start_id=adapter.model.llm.start_id,
         max_length=config.max_length,
         prompt=config.prompt,
+        reads_prompts=adapter.stored.reads_prompts,
         chat=adapter.model.llm.config.chat == "yes",
         cache=data.cache,
     )

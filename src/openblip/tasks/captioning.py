@@ -13,7 +13,7 @@ from torch import Tensor
 from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageBatch, LanguageTokenizer
 from openblip.core.sharing import is_first, joint
-from openblip.core.tokenizer import TokenBatch
+from openblip.core.tokenizer import TextTokenizer, TokenBatch
 from openblip.data.clean import CleanText, cleaned
 from openblip.data.sample import Batch
 from openblip.generation.config import DecodeConfig
@@ -75,6 +75,7 @@ def prepare_captions(
     start_id: int | None,
     max_length: int,
     prompt: str = "",
+    reader: TextTokenizer | None = None,
     chat: bool = False,
     cache: FeatureCache | None = None,
 ) -> Callable[[Batch], LanguagePairBatch]:
@@ -85,8 +86,9 @@ def prepare_captions(
     Args:
         start_id: with which an encoder-decoder's decoder starts; None for a decoder.
         max_length: tokens of a caption, a decoder's prompt among them.
+        reader: of a Q-Former that reads the prompt, as InstructBLIP's does.
     """
-    images = images_of(cache)
+    images, read = images_of(cache), None if reader is None else reader.encode([prompt])
     prompt = tokenizer.placed(prompt, chat=chat)
     if start_id is None and not tokenizer.texts(["a"], prompts=[prompt], max_length=max_length).scored.any():
         raise UserError(
@@ -97,13 +99,18 @@ def prepare_captions(
         count = len(batch.texts)
         if start_id is None:
             text = tokenizer.texts(batch.texts, prompts=[prompt] * count, max_length=max_length)
-            return LanguagePairBatch(images(batch), text, batch.image_ids)
+            return LanguagePairBatch(images(batch), text, batch.image_ids, questions=repeated(count))
         text = tokenizer.texts(batch.texts, max_length=max_length).targets(start_id)
         if prompt:
             prefix = tokenizer.prompts([prompt] * count, side="right", end=True)
         else:
             prefix, text = split_prefix(text, eos_id=tokenizer.eos_id)
-        return LanguagePairBatch(images(batch), text, batch.image_ids, prefix=prefix)
+        return LanguagePairBatch(images(batch), text, batch.image_ids, questions=repeated(count), prefix=prefix)
+
+    def repeated(rows: int) -> TokenBatch | None:
+        if read is None:
+            return None
+        return TokenBatch(read.input_ids.expand(rows, -1), read.attention_mask.expand(rows, -1))
 
     return prepare
 
@@ -116,6 +123,7 @@ def train_stage2(config: RunConfig, adapter: Adapter, data: RunData) -> Training
         start_id=adapter.model.llm.start_id,
         max_length=config.max_length,
         prompt=config.prompt,
+        reader=adapter.tokenizer if adapter.stored.reads_prompts else None,
         chat=adapter.model.llm.config.chat == "yes",
         cache=data.cache,
     )

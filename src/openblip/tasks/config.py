@@ -177,6 +177,9 @@ class RunConfig:
     """BLIP-2: objectives of "pretraining" and "retrieval"."""
     language: LanguageConfig = field(default_factory=LanguageConfig)
     """BLIP-2: the language model of "captioning" and "answering"; one of `model` is kept."""
+    reads_prompts: bool = False
+    """BLIP-2: "captioning" and "answering" behind a model of stage 1 let the Q-Former read the whole prompt, as
+    InstructBLIP does; a model that does keeps doing so."""
     fit_soft_prompts: bool = False
     """BLIP-2: "captioning" starts a new projection as a least-squares fit to the token embeddings of the first
     images' captions, and not, as the papers do, at random."""
@@ -218,7 +221,8 @@ class RunConfig:
 _ONLY: dict[str, tuple[str, ...]] = {
     "blip": ("image_size", "vision_pretrained", "objective", "scst"),
     "blip2": (
-        *("vision", "unfreeze_vision", "qformer", "embed_dim", "stage1", "language", "fit_soft_prompts"),
+        *("vision", "unfreeze_vision", "qformer", "embed_dim", "stage1", "language", "reads_prompts"),
+        "fit_soft_prompts",
         *("features", "save_whole"),
     ),
 }

@@ -11,7 +11,7 @@ import torch
 import transformers
 from small_blip2 import PIXELS, spread, write_language
 
-from openblip.checkpoints.blip2_hf import write_transformers
+from openblip.checkpoints.blip2_hf_write import write_transformers
 from openblip.checkpoints.store import StoredModel, open_model, save_model
 from openblip.core.errors import UserError
 from openblip.core.tokenizer import TextTokenizer

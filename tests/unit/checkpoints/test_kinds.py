@@ -125,8 +125,8 @@ def test_every_family_has_an_entry() -> None:
             'the unknown type "blip-vqo" (did you mean "blip-vqa"?)',
         ),
         ('{"format": "openblip", "model_type": "blip-2"}', 'of the unknown type "blip-2" (did you mean "blip2"?)'),
-        ('{"model_type": "clip"}', 'its config.json says "clip", not "blip" or "blip-2"'),
-        ("{}", 'its config.json says "unknown", not "blip" or "blip-2"'),
+        ('{"model_type": "clip"}', 'its config.json says "clip", not "blip", "blip-2" or "instructblip"'),
+        ("{}", 'its config.json says "unknown", not "blip", "blip-2" or "instructblip"'),
     ],
 )
 def test_models_of_no_known_kind_are_refused(tmp_path: Path, config: str, message: str) -> None:

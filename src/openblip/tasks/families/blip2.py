@@ -40,6 +40,8 @@ __all__ = ["Asked", "Blip2Adapter", "open_blip2"]
 
 CHAT_QUESTION = "{} Answer with a single word or phrase."
 """how a model tuned on conversations is asked"""
+INSTRUCTION = "A short image caption."
+"""for captions of a model that was tuned on instructions, as LAVIS measures InstructBLIP on NoCaps"""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,10 @@ class Blip2Adapter(Adapter):
 
     @property
     def prompt(self) -> str:
-        """How captions begin: as the model was trained, "a photo of" for published ones."""
-        prompt = str(self.info.get("prompt", CAPTION_PROMPT))
-        return CAPTION_PROMPT if "{}" in prompt else prompt
+        """How captions begin: as the model was trained, "a photo of" for published ones; or its instruction."""
+        usual = INSTRUCTION if self.reads_prompts else CAPTION_PROMPT
+        prompt = str(self.info.get("prompt", usual))
+        return usual if "{}" in prompt else prompt
 
     @property
     def question_prompt(self) -> str:
@@ -100,13 +103,16 @@ class Blip2Adapter(Adapter):
         prompt = str(self.info.get("prompt", ""))
         if "{}" not in prompt and self._chats(asks=True):
             return CHAT_QUESTION
-        return prompt if "{}" in prompt else QUESTION_PROMPTS[self.model.llm.is_encoder_decoder]
+        if "{}" in prompt:
+            return prompt
+        return QUESTION_PROMPTS[self.model.llm.is_encoder_decoder or self.reads_prompts]
 
     @property
     def answering(self) -> DecodeConfig:
-        """As `Adapter.answering`: an encoder-decoder is to give short answers, a decoder any."""
+        """As `Adapter.answering`: encoder-decoders and InstructBLIP are to give short answers, others any."""
         encodes = self.model.language is not None and self.model.llm.is_encoder_decoder
-        return DecodeConfig(num_beams=5, max_new_tokens=10, length_penalty=-1.0 if encodes else 0.0)
+        short = encodes or self.reads_prompts
+        return DecodeConfig(num_beams=5, max_new_tokens=10, length_penalty=-1.0 if short else 0.0)
 
     def move(self, device: torch.device, dtype: torch.dtype) -> None:
         """As `Adapter.move`; a frozen part that has a dtype of its own keeps it."""
@@ -218,7 +224,7 @@ class Blip2Adapter(Adapter):
         """As `Generates.generate`; without a language model the Q-Former generates, without prompts."""
         if self.model.language is None:
             return self._generate_with_qformer(memory, config, keys, watch)
-        soft, placed = self._soft(memory, len(prompts)), self._placed(prompts)
+        soft, placed = self._soft(memory, len(prompts), self._prompt_tokens(prompts)), self._placed(prompts)
         llm, words = self.model.llm, self.llm_tokenizer
         how: dict[str, Any] = {"keys": keys, "watch": watch, "states": self.states}
         decoded = decode_after(llm, words, soft, config, prompts=placed, **how)
@@ -238,9 +244,13 @@ class Blip2Adapter(Adapter):
         decoded = decode(stepper, start, None, config, eos_ids=ends, pad_id=pad, keys=keys, watch=watch)
         return captions_of(decoded, memory.batch_size, self.tokenizer)
 
+    def _prompt_tokens(self, prompts: Sequence[str], max_length: int | None = None) -> TokenBatch | None:
+        """Prompts as the Q-Former reads them; None where it does not."""
+        return self.tokens(prompts, max_length=max_length) if self.reads_prompts else None
+
     @torch.no_grad()
     def _soft(self, memory: ImageMemory, rows: int, questions: TokenBatch | None = None) -> Tensor:
-        """Soft prompts [R, Q, L]: an image is read once for all its rows, unless each has a question of its own."""
+        """Soft prompts [R, Q, L]: an image is read once for all its rows, unless each has a text of its own."""
         if questions is not None:
             return self.model.soft_prompt(memory, questions.input_ids, questions.attention_mask)
         return self.model.soft_prompt(memory).repeat_interleave(rows // memory.batch_size, dim=0)
@@ -250,14 +260,15 @@ class Blip2Adapter(Adapter):
     ) -> tuple[Tensor, Tensor]:
         """As `Generates.score_own`; texts are read whole."""
         each, prompts = [[self.clean(text)] for text in texts], self._placed([prompt]) * len(texts)
-        soft = self._soft(memory, len(texts))
+        soft = self._soft(memory, len(texts), self._prompt_tokens([prompt] * len(texts)))
         sums, counts = score_after(self.model.llm, self.llm_tokenizer, soft, each, prompts=prompts)
         return sums[:, 0], counts[:, 0]
 
     def score_all(self, memory: ImageMemory, texts: Sequence[str], *, prompt: str = "") -> tuple[Tensor, Tensor]:
         """As `Generates.score_all`."""
         images = memory.batch_size
-        each, soft = [[self.clean(text) for text in texts]] * images, self._soft(memory, images)
+        each = [[self.clean(text) for text in texts]] * images
+        soft = self._soft(memory, images, self._prompt_tokens([prompt] * images))
         prompts = self._placed([prompt]) * images
         sums, counts = score_after(self.model.llm, self.llm_tokenizer, soft, each, prompts=prompts)
         return sums, counts[0]
@@ -265,9 +276,15 @@ class Blip2Adapter(Adapter):
     # Answering --------------------------------------------------------------------------------------------
 
     @property
+    def reads_prompts(self) -> bool:
+        """Whether the Q-Former reads the whole prompt, as InstructBLIP's does (Dai et al. 2023, section 3.3)."""
+        return self.stored.reads_prompts and self.tokenizer is not None
+
+    @property
     def reads_questions(self) -> bool:
-        """Whether the Q-Former was trained to read the question too."""
-        return self.info.get("task") == "answering" and self.tokenizer is not None
+        """Whether the Q-Former was trained to read the question alone too."""
+        answers = self.info.get("task") == "answering" and self.tokenizer is not None
+        return answers and not self.reads_prompts
 
     def ask(
         self,
@@ -280,8 +297,10 @@ class Blip2Adapter(Adapter):
         """As `Answers.ask`."""
         cleaned = [clean_question(text) for text in questions] if self.reads_questions else list(questions)
         wording = self.question_prompt if prompt is None else prompt
-        read = self.tokens(cleaned, max_length=max_length) if self.reads_questions else None
         prompts = [wording.replace("{}", text) for text in cleaned]
+        read = self._prompt_tokens(prompts, max_length)
+        if self.reads_questions:
+            read = self.tokens(cleaned, max_length=max_length)
         prompts = self._placed(prompts, asks=wording == self.question_prompt)
         return Asked(self._soft(memory, len(cleaned), read), prompts)
 
@@ -328,10 +347,15 @@ class Blip2Adapter(Adapter):
         refuse_broken([*questions, *candidates])
         if self.reads_questions:
             self.check_texts(questions)
+        elif self.reads_prompts:
+            self.check_texts(questions, wordless=True)
 
     def check_prompt(self, prompts: Iterable[str], *, remedy: str = "") -> None:
-        """A language model begins with any prompt that is Unicode."""
+        """A language model begins with any prompt that is Unicode; InstructBLIP's Q-Former reads it too."""
+        prompts = list(prompts)
         refuse_broken(prompts)
+        if self.reads_prompts:
+            self.check_texts(prompts, wordless=True)
 
 
 @torch.no_grad()

@@ -51,6 +51,8 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
         made = _with_lora_and_chat(stored, config)
     else:
         made = _before_language(config, stored, sources, out)
+    if config.reads_prompts:
+        _read_prompts(made, config)
     if config.task == "answering" and made.tokenizer is None:
         made.begun.append(
             f"the Q-Former of {config.model} reads no text: the language model alone reads the questions "
@@ -61,6 +63,22 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
     if made.model.config.vision.trained:
         made.model.vision.freeze_unread()
     return made
+
+
+def _read_prompts(made: Blip2Adapter, config: RunConfig) -> None:
+    """Let the Q-Former read what the language model is prompted with."""
+    if config.task not in ("captioning", "answering"):
+        raise UserError(f'reads_prompts is for captions and questions; leave it out of task = "{config.task}"')
+    if made.tokenizer is None:
+        raise UserError(
+            f"the Q-Former of {config.model} reads no text, so no prompt; start from a model of stage 1, or leave "
+            "reads_prompts out"
+        )
+    if config.fit_soft_prompts:
+        raise UserError(
+            "fit_soft_prompts fits what the queries read without a prompt; leave it or reads_prompts out"
+        )
+    made.info["reads_prompts"] = True
 
 
 def _open_start(config: RunConfig) -> Blip2Adapter:
@@ -178,7 +196,7 @@ def _before_language(
     language_tokenizer = open_language_tokenizer(config.language)
     language.settle_bos(language_tokenizer.puts_bos)
     language.config = _with_chat(language.config, language_tokenizer, config)
-    reads = config.task == "answering" and first.config.qformer.vocab_size is not None
+    reads = (config.task == "answering" or config.reads_prompts) and first.config.qformer.vocab_size is not None
     sizes = replace(first.config.qformer, writes=False)
     sizes = sizes if reads else replace(sizes, vocab_size=None)
     described = replace(first.config, qformer=sizes, matches=False, language=language.config)

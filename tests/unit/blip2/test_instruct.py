@@ -1,0 +1,271 @@
+"""InstructBLIP: the Q-Former reads the whole prompt. Parity with transformers' class, LAVIS' files, training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from small_blip2 import PIXELS, Kind, images, make_image, model, spread, tokenizer, write_language
+from test_store import stored
+from torch import Tensor
+
+import openblip
+from openblip.checkpoints.blip2 import lavis_state
+from openblip.checkpoints.convert import convert_model
+from openblip.checkpoints.store import open_model, save_model
+from openblip.cli.entry import main
+from openblip.core.errors import UserError
+from openblip.core.language_tokenizer import LanguageTokenizer
+from openblip.generation.config import DecodeConfig
+from openblip.models.blip2 import Blip2
+from openblip.tasks.families.blip2 import Blip2Adapter
+from openblip.tasks.predictor import Predictor
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+"""the reference's code sums float32 in another order"""
+KINDS: tuple[Kind, ...] = ("llama", "t5", "opt")
+PROMPTS = ["a photo of", "what is a dog on a road", "the"]
+IMAGES = [make_image(i) for i in range(3)]
+NEW = 7
+
+
+@pytest.fixture(scope="module")
+def llms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: write_language(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+def write_theirs(folder: Path, llm: Path) -> Any:
+    """A folder that transformers' own class wrote, with its processor and two tokenizers."""
+    words = transformers.AutoTokenizer.from_pretrained(llm)
+    images_of = transformers.BlipImageProcessor(size={"height": PIXELS, "width": PIXELS})
+    tokenizer().save(folder / "qformer_tokenizer")
+    reader = transformers.AutoTokenizer.from_pretrained(folder / "qformer_tokenizer")
+    processor = transformers.InstructBlipProcessor(images_of, words, reader, num_query_tokens=4)
+    processor.save_pretrained(folder)
+    config = transformers.InstructBlipConfig(
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "image_size": PIXELS, "patch_size": 8,
+        },
+        qformer_config={
+            "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,
+            "vocab_size": tokenizer().vocab_size, "max_position_embeddings": 32,
+        },
+        text_config=transformers.AutoConfig.from_pretrained(llm).to_dict(),
+        num_query_tokens=4,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    torch.manual_seed(2)
+    theirs = transformers.InstructBlipForConditionalGeneration(config)
+    spread(theirs, 0.25)
+    theirs.eval().save_pretrained(folder)
+    return theirs
+
+
+@torch.no_grad()
+def their_texts(theirs: Any, folder: Path, prompts: list[str], beams: int) -> list[str]:
+    """What transformers writes for each image and prompt by itself, with its own processor."""
+    processor = transformers.InstructBlipProcessor.from_pretrained(folder)
+    written = []
+    for image, prompt in zip(IMAGES, prompts, strict=True):
+        inputs = processor(images=image, text=prompt, return_tensors="pt")
+        words = LanguageTokenizer(processor.tokenizer)
+        ids: Tensor = theirs.generate(
+            **inputs, num_beams=beams, max_new_tokens=NEW, do_sample=False, pad_token_id=words.pad_id,
+            eos_token_id=words.stop_ids, suppress_tokens=None,
+        )  # fmt: skip
+        decoder = not theirs.language_model.config.is_encoder_decoder
+        # A decoder that is given ids and embeddings gives the ids back too.
+        begin = inputs["input_ids"].shape[1] if decoder and ids.shape[1] > NEW else int(not decoder)
+        written.append(words.decode(ids[0, begin:]))
+    return written
+
+
+def our_texts(predictor: Predictor, prompts: list[str], beams: int) -> list[str]:
+    config = DecodeConfig(num_beams=beams, max_new_tokens=NEW, beam_scoring="transformers")
+    return [own[0].text for own in predictor.caption(IMAGES, config, prompt=prompts)]
+
+
+def load(folder: Path) -> Predictor:
+    return openblip.load(folder, device="cpu", dtype="float32", batch_size=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_of_theirs_writes_the_same(tmp_path: Path, llms: dict[str, Path], kind: str) -> None:
+    theirs = write_theirs(tmp_path / "theirs", llms[kind])
+    found = open_model(tmp_path / "theirs")
+    assert found.reads_prompts
+    read, pixels = tokenizer().encode(PROMPTS), images()
+    with torch.no_grad():
+        made: Blip2 = found.model
+        memory = made.remember(made.encode_image(pixels))
+        soft = made.soft_prompt(memory, read.input_ids, read.attention_mask)
+        ids = {"qformer_input_ids": read.input_ids, "qformer_attention_mask": read.attention_mask.long()}
+        torch.testing.assert_close(soft, theirs.get_image_features(pixels, **ids).pooler_output, **CLOSE)
+        assert not torch.allclose(soft[:1], made.soft_prompt(memory)[:1], atol=1e-2)  # the prompt is read
+    ours, seen = load(tmp_path / "theirs"), set()
+    for beams in (1, 3):
+        texts = our_texts(ours, PROMPTS, beams)
+        assert texts == their_texts(theirs, tmp_path / "theirs", PROMPTS, beams)
+        seen |= set(texts)
+    assert len(seen) > 2, "the models ignore their input"
+    # and ours of it goes back, from a folder that needs nothing else
+    again = open_model(convert_model(found, tmp_path / "ours", to="openblip"))
+    assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), again.model.parameters(), strict=True))
+    assert again.reads_prompts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_exported_runs_there(tmp_path: Path, llms: dict[str, Path], kind: str) -> None:
+    made = model(language=llms[kind], matches=False, vision_norm_eps=1e-6, qformer={"writes": False})
+    ours = replace(stored(made, llms[kind]), tokenizer=tokenizer(), info={"reads_prompts": True})
+    folder = convert_model(ours, tmp_path / "out", to="transformers")
+    theirs = transformers.InstructBlipForConditionalGeneration.from_pretrained(folder)
+    predictor = Predictor(Blip2Adapter(made, tokenizer(), ours.info, language_tokenizer=ours.language_tokenizer))
+    assert our_texts(predictor, PROMPTS, 3) == their_texts(theirs, folder, PROMPTS, 3)
+    back = open_model(folder)
+    assert back.reads_prompts
+    state = back.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in made.state_dict().items())
+
+
+def test_a_prompt_is_read_where_it_is_asked_scored_and_answered(tmp_path: Path, llms: dict[str, Path]) -> None:
+    write_theirs(tmp_path / "theirs", llms["llama"])
+    predictor = load(tmp_path / "theirs")
+    adapter = predictor.adapter
+    assert isinstance(adapter, Blip2Adapter)
+    assert (adapter.prompt, adapter.question_prompt) == ("A short image caption.", "Question: {} Short answer:")
+    assert adapter.answering.length_penalty == -1.0
+    assert not adapter.reads_questions
+    config = DecodeConfig(num_beams=2, max_new_tokens=6)
+    for prompt in ("a photo of", "what is"):
+        for image, (caption,) in zip(IMAGES, predictor.caption(IMAGES, config, prompt=prompt), strict=True):
+            if caption.complete and caption.text:
+                (likelihood,) = predictor.log_likelihood(image, [caption.text], prompt=prompt)[0]
+                if likelihood.num_tokens == caption.num_tokens:  # no unknown word, which is written as nothing
+                    assert likelihood.log_prob == pytest.approx(caption.log_prob, abs=1e-3)
+    # A question is asked as a prompt is: by the words around it too.
+    wording = "question what is {} answer"
+    ((answered,),) = predictor.answer(IMAGES[0], ["a dog"], config=config, prompt=wording)
+    (caption,) = predictor.caption(IMAGES[0], config, prompt=wording.replace("{}", "a dog"))[0]
+    assert answered.answers[0].text == caption.text
+    with pytest.raises(UserError, match="tokens"):
+        predictor.caption(IMAGES[0], config, prompt="a dog on " * 20)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_files_of_lavis(tmp_path: Path, llms: dict[str, Path], kind: str) -> None:
+    """A text side before a language model, and no word of ours: that is InstructBLIP's."""
+    made = model(language=llms[kind], matches=False, qformer={"writes": False})
+    state = lavis_state(made)
+    if kind == "llama":
+        state = {key.replace("opt_proj", "llm_proj"): value for key, value in state.items()}
+    state["Qformer.bert.embeddings.position_ids"] = torch.arange(32)[None]
+    torch.save({"model": state}, tmp_path / "instruct_blip.pth")
+    options: dict[str, Any] = {"language": str(llms[kind]), "heads": (2, 4), "tokenizer": tokenizer()}
+    found = open_model(tmp_path / "instruct_blip.pth", **options)
+    assert found.reads_prompts
+    assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), made.parameters(), strict=True))
+    # What we write tells which of both it is.
+    for info in ({"reads_prompts": True}, {"task": "answering"}):
+        ours = replace(stored(made, llms[kind]), tokenizer=tokenizer(), info=info)
+        file = convert_model(ours, tmp_path / f"{len(info)}{next(iter(info))}.pth", to="blip")
+        projection = {"llama": "llm_proj" if "reads_prompts" in info else "opt_proj", "t5": "t5_proj"}[kind]
+        assert f"{projection}.weight" in torch.load(file, weights_only=True)["model"]
+        back = open_model(file, language=str(llms[kind]), tokenizer=tokenizer())
+        assert back.info.get("reads_prompts") == info.get("reads_prompts")
+        assert back.info.get("task") == info.get("task")
+
+
+def test_texts_begin_with_another_token(llms: dict[str, Path]) -> None:
+    plain, other = LanguageTokenizer.load(llms["llama"]), LanguageTokenizer.load(llms["llama"], begin="</s>")
+    for begun in (plain, other):
+        first = begun.prompts(["a dog", "the"], side="right").input_ids[:, 0].tolist()
+        texts = begun.texts(["dogs"], prompts=["a dog"])
+        assert first == [begun.hf.bos_token_id if begun is plain else begun.eos_id] * 2
+        assert texts.input_ids[0, 0] == first[0]
+        assert texts.scored[0].tolist() == [False, False, False, True, True]
+    assert torch.equal(
+        plain.prompts(["a dog"], side="left").input_ids[:, 1:],
+        other.prompts(["a dog"], side="left").input_ids[:, 1:],
+    )
+    with pytest.raises(UserError, match=r'no token "<begin>" to begin texts with: language\.begin'):
+        LanguageTokenizer.load(llms["llama"], begin="<begin>")
+
+
+def test_stage_1_is_trained_into_one(
+    tmp_path: Path, llms: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "stage1", stored(model()))
+    make_image(0).save(tmp_path / "0.png")
+    (tmp_path / "data.jsonl").write_text(json.dumps({"image": "0.png", "caption": "two birds"}))
+    data, start = (
+        str(tmp_path / "data.jsonl"),
+        ["--model", str(tmp_path / "stage1"), "--language", str(llms["llama"])],
+    )
+    command = ["train", "blip2-stage2", data, *start, "--steps", "2", "--out", str(tmp_path / "run")]
+    for setting in (
+        "batch_size=1",
+        "num_workers=0",
+        "reads_prompts=true",
+        "prompt=what is",
+        "train.warmup_steps=1",
+    ):
+        command += ["--set", setting]
+    assert main(command) == 0, capfd.readouterr().err
+    made = load(tmp_path / "run" / "model")
+    assert isinstance(made.adapter, Blip2Adapter)
+    assert made.adapter.reads_prompts
+    assert made.adapter.prompt == "what is"
+    texts = (
+        made.log_likelihood(IMAGES[0], ["two birds"]),
+        made.log_likelihood(IMAGES[0], ["two birds"], prompt="the"),
+    )
+    assert texts[0] != texts[1]
+    # What cannot read prompts says so, before anything is trained.
+    refused = [*command[:-2], "--set", "fit_soft_prompts=true", "--out", str(tmp_path / "other")]
+    assert main(refused) == 2
+    assert "fit_soft_prompts fits what the queries read without a prompt" in capfd.readouterr().err
+    plain = model(language=llms["llama"], matches=False, qformer={"vocab_size": None})
+    save_model(tmp_path / "plain", stored(plain, llms["llama"]))
+    again = ["train", "blip2-caption", data, "--model", str(tmp_path / "plain"), "--set", "reads_prompts=true"]
+    assert main([*again, "--out", str(tmp_path / "third"), "--image-size", str(PIXELS)]) == 2
+    assert "reads no text, so no prompt" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["blip2-vqa", "blip2-caption"])
+def test_it_is_trained_on_as_it_is_asked(
+    recipe: str, tmp_path: Path, llms: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A pair that is learned by heart is written for the prompt that it was learned with."""
+    write_theirs(tmp_path / "theirs", llms["llama"])
+    for number in range(3):
+        make_image(number).save(tmp_path / f"{number}.png")
+    rows = [
+        {"image": f"{i}.png", "question": "what is a dog", "answer": "two birds"}
+        if recipe == "blip2-vqa"
+        else {"image": f"{i}.png", "caption": "two birds"}
+        for i in range(3)
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prompt = "question : {} answer :" if recipe == "blip2-vqa" else "what is"
+    settings = ("train.learning_rate=1e-2", "train.warmup_steps=1", "batch_size=3", "num_workers=0")
+    command = ["train", recipe, str(tmp_path / "data.jsonl"), "--model", str(tmp_path / "theirs")]
+    command += ["--out", str(tmp_path / "run"), "--steps", "80", "--image-size", str(PIXELS)]
+    for setting in (*settings, "save_whole=true", f"prompt={prompt}"):
+        command += ["--set", setting]
+    assert main(command) == 0, capfd.readouterr().err
+    trained = load(tmp_path / "run" / "model")
+    assert isinstance(trained.adapter, Blip2Adapter)
+    assert trained.adapter.reads_prompts
+    if recipe == "blip2-vqa":
+        ((answered,),) = trained.answer(IMAGES[0], ["what is a dog"])
+        assert answered.answers[0].text == "two birds"
+    else:
+        assert trained.caption(IMAGES[0])[0][0].text == "two birds"
+    capfd.readouterr()
