@@ -68,6 +68,7 @@ TRAIN = {
 ELSEWHERE = (
     "stage",
     "blip2-opt",
+    "instructblip",
     "timm:",
     "google/",
     "facebook/",

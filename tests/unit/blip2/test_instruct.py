@@ -17,6 +17,7 @@ from torch import Tensor
 import openblip
 from openblip.checkpoints.blip2 import lavis_state
 from openblip.checkpoints.convert import convert_model
+from openblip.checkpoints.outline import outline
 from openblip.checkpoints.store import open_model, save_model
 from openblip.cli.entry import main
 from openblip.core.errors import UserError
@@ -25,6 +26,7 @@ from openblip.generation.config import DecodeConfig
 from openblip.models.blip2 import Blip2
 from openblip.tasks.families.blip2 import Blip2Adapter
 from openblip.tasks.predictor import Predictor
+from openblip.tasks.registry import adapt
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """the reference's code sums float32 in another order"""
@@ -156,6 +158,27 @@ def test_a_prompt_is_read_where_it_is_asked_scored_and_answered(tmp_path: Path, 
     assert answered.answers[0].text == caption.text
     with pytest.raises(UserError, match="tokens"):
         predictor.caption(IMAGES[0], config, prompt="a dog on " * 20)
+
+
+def test_the_commands(tmp_path: Path, llms: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    write_theirs(tmp_path / "theirs", llms["t5"])
+    IMAGES[0].save(tmp_path / "0.png")
+    image, how = str(tmp_path / "0.png"), ["--model", str(tmp_path / "theirs"), "--device", "cpu"]
+    predictor = load(tmp_path / "theirs")
+    capfd.readouterr()
+    assert main(["caption", image, *how, "--dtype", "float32", "--prompt", "what is", "--max-new-tokens", "6"]) == 0
+    config = replace(Blip2Adapter.captioning, max_new_tokens=6)
+    told = json.loads(capfd.readouterr().out)["captions"]
+    assert told[0]["text"] == predictor.caption(image, config, prompt="what is")[0][0].text
+    assert main(["ask", image, *how, "--dtype", "float32", "--question", "a dog", "--prompt", "what is {}"]) == 0
+    (told,) = json.loads(capfd.readouterr().out)["questions"]
+    config = replace(predictor.adapter.answering, min_new_tokens=1)
+    ((answered,),) = predictor.answer(image, ["a dog"], config=config, prompt="what is {}")
+    assert told["answers"][0]["text"] == answered.answers[0].text
+    # Of its sizes alone, for what is predicted, the same is known.
+    adapter = adapt(outline(tmp_path / "theirs"))
+    assert isinstance(adapter, Blip2Adapter)
+    assert adapter.reads_prompts
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])

@@ -72,7 +72,7 @@ def test_a_model_that_reads_questions_goes_to_lavis_and_not_to_transformers(
     after = open_model(tmp_path / "a.pth", language=str(llm), tokenizer=answering.tokenizer)
     assert (after.info["task"], after.info["prompt"]) == ("answering", "question {} answer")
     assert likelihoods(after) == wanted
-    with pytest.raises(UserError, match="reads the question too"):
+    with pytest.raises(UserError, match="reads the question alone, where transformers' InstructBLIP"):
         convert_model(answering, tmp_path / "theirs", to="transformers")
 
 
