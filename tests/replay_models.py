@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -37,7 +38,7 @@ def language(kind: str) -> FrozenLanguage:
     if kind == "opt":
         opt = transformers.OPTConfig(**common, **sizes, ffn_dim=128, word_embed_proj_dim=64)
         model = transformers.OPTForCausalLM(opt)
-    elif kind in ("qwen2", "eager"):
+    elif kind in ("qwen2", "eager", "4bit"):
         qwen = transformers.Qwen2Config(**common, **wide, num_key_value_heads=2)
         model = transformers.Qwen2ForCausalLM(qwen)
         if kind == "eager":
@@ -56,4 +57,6 @@ def language(kind: str) -> FrozenLanguage:
         raise ValueError(kind)
     for value in model.parameters():
         value.data.mul_(3.0)  # so that tokens differ
-    return FrozenLanguage(model, LanguageConfig(source=kind))
+    made = FrozenLanguage(model, LanguageConfig(source=kind))
+    made.config = replace(made.config, quantize="4bit" if kind == "4bit" else "none")  # by its word alone
+    return made

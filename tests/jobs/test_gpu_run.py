@@ -40,8 +40,8 @@ def test_every_stage_runs_in_tiny_sizes(tmp_path: Path) -> None:
     losses = [rows[name]["loss"] for name in ("base", "AdamW not fused", "recomputing every block")]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
     assert {"torch.compile of the blocks", "stage 1: torch.compile of the blocks"} <= rows.keys()
-    written = [rows[f"writing, {name}, batch 2: times faster"] for name in ("BLIP", "BLIP-2, OPT-2.7B")]
-    assert [row["equal_tokens"] for row in written] == [1.0, 1.0]
+    written = [row for case, row in rows.items() if case.startswith("writing, ") and "ratio" in row]
+    assert [row["equal_tokens"] for row in written] == [1.0] * 4
     assert rows["ended"]["steps"] == 2
     assert rows["stage1: outputs beside LAVIS'"]["outputs_agree"]
     # All that is judged on a GPU, by the names that its cases have.

@@ -117,7 +117,7 @@ Quantize = Annotated[
     arg(help='bits of BLIP-2\'s language model, by bitsandbytes (pip install "openblip[quantize]")'),
 ]
 CudaGraphs = Annotated[
-    bool, arg(help="launch a step of writing as one CUDA graph: faster for few images at a time on a GPU")
+    bool, arg(help="record the steps of BLIP's captions and BLIP-2's decoders as CUDA graphs, for small batches")
 ]
 
 

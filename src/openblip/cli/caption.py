@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from openblip.generation.config import DecodeConfig
     from openblip.tasks.predictor import Predictor
 
-__all__ = ["caption"]
+__all__ = ["caption", "check_recorded"]
 
 Share = Annotated[float | None, arg(metavar="P", help_behavior_hint="")]
 _SCHEMA = {"image": "string", "captions": [{"text": "string", "log_prob": "float"}]}
@@ -139,6 +139,8 @@ def caption(
         quantize=quantize,
         cuda_graphs=cuda_graphs,
     )
+    if cuda_graphs:
+        check_recorded(predictor)
     config = with_family_defaults(config, predictor.adapter.captioning, beams, nucleus, lengths)
 
     def rows(batch: ImageBatch) -> Iterator[Row]:
@@ -160,6 +162,17 @@ def caption(
             _end_without_work(left)
             return
         each_batch(predictor, left, rows, out=out, schema=_SCHEMA, done_before=len(found) - len(left))
+
+
+def check_recorded(predictor: Predictor) -> None:
+    """Refuse CUDA graphs for a model whose steps are not recorded."""
+    from openblip.checkpoints.recognise import describe
+
+    if not predictor.adapter.records_steps:
+        raise UserError(
+            "--cuda-graphs is for BLIP's captions and for BLIP-2's decoders that are not quantized, and this is "
+            f"{describe(predictor.model.config)}; leave it out"
+        )
 
 
 def _told(text: str, log_prob: float) -> dict[str, str | float]:

@@ -23,20 +23,10 @@ class FixedLanguage(FixedState):
 
     def __init__(self, like: CausalStepper, rows: int, room: int, *, moves: bool) -> None:
         assert like.mask is not None, "no prompt was read"
-        super().__init__(rows, moves=moves, device=like.mask.device)
+        super().__init__(rows, room, moves=moves, device=like.mask.device)
         self.language: FrozenLanguage = like.language
         self.cache = fixed_cache(like.cache, rows, room, self.slot)
         self.mask = torch.zeros(rows, room, dtype=torch.bool, device=like.mask.device)
-
-    def give_back(self, stepper: Replayable) -> None:
-        """As `FixedState.give_back`."""
-        own = cast(CausalStepper, stepper)
-        own.mask = self.mask[:, : self.length]
-        for kept, layer in zip(self.cache.layers, own.cache.layers, strict=True):
-            read = self.length - layer.keys.shape[2]
-            layer.keys, layer.values = (part[:, :, : self.length] for part in (kept.keys, kept.values))
-            if hasattr(layer, "cumulative_length"):  # of a layer with a window
-                layer.cumulative_length += read
 
     def _read(self, stepper: Replayable) -> int:
         own = cast(CausalStepper, stepper)
@@ -78,12 +68,16 @@ class ReplayableLanguage(CausalStepper):
         return self.mask.shape[1]
 
     def shape_with_room(self, rows: int, room: int) -> tuple[object, ...] | None:
-        """As `Replayable.shape_with_room`; None for a model that keeps a state or a window that is too short."""
+        """As `Replayable.shape_with_room`; None for a model that keeps a state or a window that is too short, or
+        whose quantized products choose by values."""
         assert self.mask is not None, "no prompt was read"
-        if not grows_alike(self.cache, self.num_slots):
+        if self.language.config.quantize != "none" or not grows_alike(self.cache, self.num_slots):
             return None
         reads = self.language._who_sees_whom(self.mask.new_ones(rows, room), 1, causal=False)
-        return (rows, room, self.language.dtype) if reads.ndim == 4 and self.language._places else None
+        if reads.ndim != 4 or not self.language._places:
+            return None
+        weights = self.language.hf.get_input_embeddings().weight
+        return rows, room, weights.dtype, weights.data_ptr()
 
     def fixed(self, rows: int, room: int, *, moves: bool) -> FixedLanguage:
         """As `Replayable.fixed`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import torch
@@ -98,26 +98,34 @@ def fixed_cache(like: Any, rows: int, room: int, slot: Tensor) -> Any:
     Args:
         like: one that has read a prompt, of which `grows_alike` is true.
     """
-    from transformers.cache_utils import DynamicCache, DynamicLayer
+    from transformers.cache_utils import DynamicCache
 
     def empty(part: Tensor) -> Tensor:
         return torch.zeros(rows, part.shape[1], room, part.shape[3], dtype=part.dtype, device=part.device)
 
-    def writes_into(layer: Any) -> Callable[..., tuple[Tensor, Tensor]]:
-        def update(key: Tensor, value: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
-            layer.keys.index_copy_(2, slot, key)
-            layer.values.index_copy_(2, slot, value)
-            return layer.keys, layer.values
-
-        return update
-
     cache = DynamicCache()
     for model in like.layers:
-        layer: Any = DynamicLayer()
-        layer.keys, layer.values, layer.is_initialized = empty(model.keys), empty(model.values), True
-        layer.update = writes_into(layer)
-        cache.layers.append(layer)
+        cache.layers.append(_fixed_layer()(empty(model.keys), empty(model.values), slot))
     return cache
+
+
+@functools.cache
+def _fixed_layer() -> Any:
+    """The class of a layer of `fixed_cache`, made at its first use: transformers takes long to import."""
+    from transformers.cache_utils import DynamicLayer
+
+    class FixedLayer(DynamicLayer):
+        def __init__(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
+            super().__init__()
+            self.slot, self.is_initialized = slot, True
+            self.keys, self.values = keys, values
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> Any:
+            self.keys.index_copy_(2, self.slot, key_states)
+            self.values.index_copy_(2, self.slot, value_states)
+            return self.keys, self.values
+
+    return FixedLayer
 
 
 def first_position(model: Any) -> int:

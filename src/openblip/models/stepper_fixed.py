@@ -55,11 +55,6 @@ class FixedKVCache(KVCache):
         self.count.copy_(cache.lengths)
         return used
 
-    def first(self, length: int, *, padded: bool) -> KVCache:
-        """Views of the first slots, as a cache that grows."""
-        keys, values = ([part[:, :, :length] for part in parts] for parts in (self.keys, self.values))
-        return KVCache(keys, values, self.real[:, :length], self.count, padded)
-
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Put keys and values [R, H, 1, d] of a token into `slot`; return all [R, H, S, d]."""
         self.keys[layer].index_copy_(2, self.slot, key)
@@ -85,17 +80,12 @@ class FixedDecoder(FixedState):
     """The state of a `DecoderStepper` with the memory of its images."""
 
     def __init__(self, decoder: TextDecoder, like: DecoderStepper, rows: int, room: int, *, moves: bool) -> None:
-        super().__init__(rows, moves=moves, device=like.memory.keys[0].device)
+        super().__init__(rows, room, moves=moves, device=like.memory.keys[0].device)
         self.decoder = decoder
         self.cache = FixedKVCache(like.cache, rows, room, self.slot)
         memory, empty = like.memory, torch.zeros_like
         mask = None if memory.mask is None else torch.ones_like(memory.mask)
         self.memory = ImageMemory(tuple(map(empty, memory.keys)), tuple(map(empty, memory.values)), mask)
-
-    def give_back(self, stepper: Replayable) -> None:
-        """As `FixedState.give_back`; the memory is the stepper's own still."""
-        own = cast(DecoderStepper, stepper)
-        own.cache = self.cache.first(self.length, padded=own.cache.padded)
 
     def _read(self, stepper: Replayable) -> int:
         own = cast(DecoderStepper, stepper)
@@ -128,8 +118,8 @@ class ReplayableDecoder(DecoderStepper):
 
     def shape_with_room(self, rows: int, room: int) -> tuple[object, ...]:
         """As `Replayable.shape_with_room`."""
-        memory = self.memory
-        return rows, room, tuple(memory.keys[0].shape), memory.mask is not None, memory.keys[0].dtype
+        memory, weights = self.memory, self.decoder.head.word.weight.data_ptr()
+        return rows, room, tuple(memory.keys[0].shape), memory.mask is not None, memory.keys[0].dtype, weights
 
     def fixed(self, rows: int, room: int, *, moves: bool) -> FixedDecoder:
         """As `Replayable.fixed`."""

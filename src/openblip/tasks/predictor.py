@@ -56,8 +56,8 @@ class Predictor:
     Args:
         adapter: of any family (`tasks.registry.adapt`).
         batch_size: images at a time.
-        cuda_graphs: record the steps of writing once for each shape of a batch (`models.replay`); for captions, and
-            answers of BLIP-2's decoders.
+        cuda_graphs: record the steps of writing once for each shape of a batch (`models.replay`); for BLIP's
+            captions, and what BLIP-2's decoders write. Weights are not to be changed in place afterwards.
     """
 
     def __init__(

@@ -250,6 +250,11 @@ class Adapter(ABC):
         """for each pretrained part of a newly built model a line: what was taken over, what was drawn"""
 
     @property
+    def records_steps(self) -> bool:
+        """Whether what it writes can be recorded as CUDA graphs, as far as its kind tells."""
+        return False
+
+    @property
     def stored(self) -> StoredModel:
         """The model as `save_model` takes it."""
         return StoredModel(

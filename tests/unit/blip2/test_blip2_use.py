@@ -13,6 +13,7 @@ from test_store import stored
 
 import openblip
 from openblip.checkpoints.store import save_model
+from openblip.cli.caption import check_recorded
 from openblip.cli.entry import main
 from openblip.core.errors import UserError
 from openblip.generation.config import DecodeConfig
@@ -85,7 +86,12 @@ def test_recorded_steps_write_the_same(
     monkeypatch.setattr(adapter, "states", FixedStates())
     assert written() == expected
     assert written() == expected
-    assert (recorder.recorded > 0) == (recorder.replayed > 0) == (kind != "t5")
+    assert (recorder.recorded > 0) == (recorder.replayed > 0) == (kind != "t5") == adapter.records_steps
+    if kind == "t5":
+        with pytest.raises(UserError, match="decoders that are not quantized, and this is a BLIP-2 model"):
+            check_recorded(predictor)
+    else:
+        check_recorded(predictor)
 
 
 def test_the_commands_decode_as_the_family_does(

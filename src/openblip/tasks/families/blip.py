@@ -105,6 +105,11 @@ class BlipAdapter(_Embeds):
         writes = {"caption", "likelihood"} if self.model.text_decoder is not None else set()
         return frozenset({"explain"} | reads | writes)
 
+    @property
+    def records_steps(self) -> bool:
+        """As `Adapter.records_steps`: captions."""
+        return self.model.text_decoder is not None
+
     def match(self, input_ids: Tensor, attention_mask: Tensor | None, memory: ImageMemory) -> Tensor:
         """As `Matches.match`."""
         return self.model.match(input_ids, attention_mask, memory)

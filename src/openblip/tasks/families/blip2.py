@@ -74,6 +74,12 @@ class Blip2Adapter(Adapter):
         return frozenset(able)
 
     @property
+    def records_steps(self) -> bool:
+        """As `Adapter.records_steps`: what a decoder writes that is not quantized."""
+        llm = self.model.language
+        return llm is not None and not llm.is_encoder_decoder and llm.config.quantize == "none"
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.model.vision_norm.weight.device
