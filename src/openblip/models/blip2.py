@@ -138,19 +138,38 @@ class Blip2(nn.Module):
         return self.qformer.head(self.qformer.write(input_ids, attention_mask, cache))
 
     def soft_prompt(
-        self, memory: ImageMemory, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
+        self,
+        memory: ImageMemory,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        each_frame: bool = False,
     ) -> Tensor:
-        """What the language model reads of the images, [B, Q, L].
+        """What the language model reads of the images, [B, Q, L], or with texts [R, Q, L].
 
         Args:
-            input_ids: questions [R, T] for the Q-Former to read with the images, as in fine-tuning for VQA.
+            input_ids: texts [R, T] for the Q-Former to read with the images, as in fine-tuning for VQA.
+            each_frame: of videos of K frames each frame is read with its text by itself, [R, K * Q, L], as
+                InstructBLIP does.
         """
         if self.language is None:
             raise UserError("this model has no language model; answers and captions by one need stage 2")
         if input_ids is None:
             return self.language_proj(self.qformer.read_image(memory))
-        # Under ITM's mask the queries attend to the question, so the soft prompt is specific to it.
-        return self.language_proj(self.qformer.read_pair(input_ids, attention_mask, memory))
+        videos, (rows, columns) = memory.batch_size, self.vision.grid
+        frames = memory.keys[0].shape[2] // (self.vision.first + rows * columns) if each_frame else 1
+        if frames > 1:
+            memory = memory.frames(frames)
+            # A video's texts come once for each of its frames, which stand together.
+            input_ids, attention_mask = (
+                None if part is None else _with_each(part, videos, frames) for part in (input_ids, attention_mask)
+            )
+            assert input_ids is not None
+        # Under ITM's mask the queries attend to the text, so the soft prompt is specific to it.
+        soft = self.language_proj(self.qformer.read_pair(input_ids, attention_mask, memory))
+        if frames > 1:
+            soft = soft.unflatten(0, (videos, frames, -1)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        return soft
 
     @property
     def llm(self) -> FrozenLanguage:
@@ -183,6 +202,11 @@ class Blip2(nn.Module):
     def num_trained(self) -> int:
         """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+
+def _with_each(part: Tensor, videos: int, frames: int) -> Tensor:
+    """[R, T] of so many videos -> [R * `frames`, T]: all rows of a video, once for each frame."""
+    return part.unflatten(0, (videos, 1, -1)).expand(-1, frames, -1, -1).flatten(0, 2)
 
 
 def best_query(image_features: Tensor, text_features: Tensor) -> Tensor:

@@ -67,6 +67,15 @@ class ImageMemory:
         both = tuple(torch.cat(pair) for pair in pairs)
         return ImageMemory(both[: len(self.keys)], both[len(self.keys) :])
 
+    def frames(self, count: int) -> ImageMemory:
+        """The frames of B videos as images of their own, [B * `count`, H, N, d] of [B, H, `count` * N, d]."""
+
+        def apart(part: Tensor) -> Tensor:
+            return part.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
+
+        mask = None if self.mask is None else self.mask.unflatten(1, (count, -1)).flatten(0, 1)
+        return ImageMemory(tuple(map(apart, self.keys)), tuple(map(apart, self.values)), mask)
+
     def detach(self) -> ImageMemory:
         """The same values without gradient."""
         return ImageMemory(tuple(k.detach() for k in self.keys), tuple(v.detach() for v in self.values), self.mask)

@@ -140,11 +140,12 @@ class Blip2Stage2(nn.Module):
     Args:
         model: with a language model.
         eos_id: closes an encoder-decoder's prefix.
+        each_frame: as of `Blip2.soft_prompt`.
     """
 
-    def __init__(self, model: Blip2, *, eos_id: int) -> None:
+    def __init__(self, model: Blip2, *, eos_id: int, each_frame: bool = False) -> None:
         super().__init__()
-        self.model, self.eos_id = model, eos_id
+        self.model, self.eos_id, self.each_frame = model, eos_id, each_frame
 
     def forward(
         self,
@@ -170,7 +171,7 @@ class Blip2Stage2(nn.Module):
         model, llm = self.model, self.model.llm
         memory = model.remember(image_embeds)
         read = (None, None) if questions is None else (questions.input_ids, questions.attention_mask)
-        soft = model.soft_prompt(memory, *read)
+        soft = model.soft_prompt(memory, *read, each_frame=self.each_frame)
         if llm.is_encoder_decoder:
             if prefix is None:
                 prefix, text = split_prefix(text, eos_id=self.eos_id)

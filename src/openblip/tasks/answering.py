@@ -220,7 +220,11 @@ def train_blip2(config: RunConfig, adapter: Adapter, data: RunData) -> Training:
         cache=data.cache,
     )
     answers = answer_list(config, data.sources, data.out) if config.answering.answers else ()
-    step = Stage2Step(Blip2Stage2(adapter.model, eos_id=adapter.language_tokenizer.eos_id))
+    step = Stage2Step(
+        Blip2Stage2(
+            adapter.model, eos_id=adapter.language_tokenizer.eos_id, each_frame=adapter.stored.reads_prompts
+        )
+    )
     return Training(step, prepare, answers=answers)
 
 

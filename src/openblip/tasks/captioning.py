@@ -127,7 +127,7 @@ def train_stage2(config: RunConfig, adapter: Adapter, data: RunData) -> Training
         chat=adapter.model.llm.config.chat == "yes",
         cache=data.cache,
     )
-    step = Stage2Step(Blip2Stage2(adapter.model, eos_id=tokenizer.eos_id))
+    step = Stage2Step(Blip2Stage2(adapter.model, eos_id=tokenizer.eos_id, each_frame=adapter.stored.reads_prompts))
     fit = partial(fit_projection, adapter.model, tokenizer, images_of(data.cache))
     begin = fit if config.fit_soft_prompts else None
     return Training(step, prepare, config.clean, config.max_words, begin=begin)

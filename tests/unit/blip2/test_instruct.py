@@ -160,6 +160,32 @@ def test_a_prompt_is_read_where_it_is_asked_scored_and_answered(tmp_path: Path, 
         predictor.caption(IMAGES[0], config, prompt="a dog on " * 20)
 
 
+@torch.no_grad()
+def test_frames_of_a_video_are_read_one_by_one(tmp_path: Path, llms: dict[str, Path]) -> None:
+    theirs = write_theirs(tmp_path / "theirs", llms["opt"])
+    adapter = load(tmp_path / "theirs").adapter
+    assert isinstance(adapter, Blip2Adapter)
+    videos = torch.stack([images(3, seed=4), images(3, seed=5)])  # [B, K, 3, H, W]
+    prompts = [["a dog", "what is on the road"], ["two birds", "the"]]  # two for each video
+    read = tokenizer().encode([prompt for own in prompts for prompt in own])
+    memory = adapter.remember(adapter.model.encode_image(videos))
+    soft = adapter._soft(memory, 4, read)
+    assert soft.shape == (4, 3 * 4, 32)
+    for row in range(4):
+        ids = {"qformer_input_ids": read.input_ids[row : row + 1]}
+        ids["qformer_attention_mask"] = read.attention_mask[row : row + 1].long()
+        expected = [theirs.get_image_features(frame[None], **ids).pooler_output for frame in videos[row // 2]]
+        torch.testing.assert_close(soft[row : row + 1], torch.cat(expected, dim=1), **CLOSE)
+    # An image is a video of one frame, and what is trained on reads it as what is asked.
+    (one,) = adapter._soft(
+        adapter.remember(adapter.model.encode_image(videos[:1, :1])), 1, tokenizer().encode(["the"])
+    )
+    (image,) = adapter._soft(
+        adapter.remember(adapter.model.encode_image(videos[:1, 0])), 1, tokenizer().encode(["the"])
+    )
+    torch.testing.assert_close(one, image, **CLOSE)
+
+
 def test_the_commands(tmp_path: Path, llms: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
     write_theirs(tmp_path / "theirs", llms["t5"])
     IMAGES[0].save(tmp_path / "0.png")

@@ -258,7 +258,9 @@ class Blip2Adapter(Adapter):
     def _soft(self, memory: ImageMemory, rows: int, questions: TokenBatch | None = None) -> Tensor:
         """Soft prompts [R, Q, L]: an image is read once for all its rows, unless each has a text of its own."""
         if questions is not None:
-            return self.model.soft_prompt(memory, questions.input_ids, questions.attention_mask)
+            each_frame = self.reads_prompts  # as LAVIS measures InstructBLIP on videos
+            ids, mask = questions.input_ids, questions.attention_mask
+            return self.model.soft_prompt(memory, ids, mask, each_frame=each_frame)
         return self.model.soft_prompt(memory).repeat_interleave(rows // memory.batch_size, dim=0)
 
     def score_own(
