@@ -350,9 +350,8 @@ def open_lavis(path: Path, file: Checkpoint, options: Options) -> StoredModel:
     info: dict[str, Any] = {"source": path.name, "source_format": "lavis"}
     if reads and notes.reads_questions:
         info["task"] = "answering"
-    elif (
-        reads and notes.reads_prompts is not False
-    ):  # LAVIS' models of stage 2 have no text side, its InstructBLIP has
+    elif reads and (notes.reads_questions is None if notes.reads_prompts is None else notes.reads_prompts):
+        # LAVIS' models of stage 2 have no text side, its InstructBLIP has.
         info["reads_prompts"] = True
     if notes.prompt is not None:
         info["prompt"] = notes.prompt

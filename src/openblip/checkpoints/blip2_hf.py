@@ -36,6 +36,7 @@ from openblip.core.errors import UserError
 from openblip.core.language_tokenizer import LanguageTokenizer
 from openblip.models.blip2 import TEMPERATURE, Blip2, Blip2Config
 from openblip.models.configs import Chat, LanguageConfig, QFormerConfig, TowerConfig, VisionConfig
+from openblip.models.opening import quietly
 from openblip.models.tower import make_tower
 
 __all__ = [
@@ -150,7 +151,8 @@ def config_from_transformers_blip2(
 
     kind: Any = InstructBlipConfig if description.get("model_type") == INSTRUCT else Theirs
     try:
-        theirs: Any = kind.from_dict(dict(description))
+        with quietly():  # of its special tokens' ids
+            theirs: Any = kind.from_dict(dict(description))
         return _our_config(theirs, state, folder, image_size, like), theirs
     except UserError:
         raise
@@ -216,10 +218,13 @@ def _language(theirs: Any, folder: Path) -> LanguageConfig:
 
 
 def _end_of(theirs: Any, folder: Path) -> str:
-    """The text that ends what the language model writes, where it is not its tokenizer's end token."""
-    tokenizer = LanguageTokenizer.load(folder)
-    end = theirs.text_config.eos_token_id
-    return str(tokenizer.hf.decode([end])) if isinstance(end, int) and end != tokenizer.hf.eos_token_id else ""
+    """The text that ends what the language model writes, where it is not its tokenizer's end token.
+
+    OPT's is the end of a line. Another special token is a mistake of the configuration: that of the hub's
+    InstructBLIP before Vicuna names "<s>", which ends nothing.
+    """
+    words, end = LanguageTokenizer.load(folder).hf, theirs.text_config.eos_token_id
+    return str(words.decode([end])) if isinstance(end, int) and end not in words.all_special_ids else ""
 
 
 @torch.no_grad()

@@ -55,6 +55,11 @@ def write_transformers(folder: Path, stored: StoredModel, part: Part | None) -> 
             "transformers' BLIP-2 puts the images' soft prompts before [BOS], and this model was trained with them "
             "after it (language.bos=first), so it cannot be exported; one trained with language.bos=none can"
         )
+    if generates and model.llm.config.begin:
+        raise UserError(
+            f'the texts of this model begin with "{model.llm.config.begin}" in place of [BOS] (language.begin), '
+            "which transformers' processor does not do, so it cannot be exported; convert it --to openblip or blip"
+        )
     if not generates and not model.config.matches:
         raise UserError("this model has no heads for matching; leave --part match out")
     instruct, reads = generates and stored.reads_prompts, model.config.qformer.vocab_size is not None

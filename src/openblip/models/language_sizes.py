@@ -84,6 +84,8 @@ def language_of_size(source: str) -> Any:
         )
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    described = AutoConfig.from_pretrained(source)
+    described: Any = AutoConfig.from_pretrained(source)
+    if described.model_type in ("blip-2", "instructblip"):
+        described = described.text_config
     auto: Any = AutoModelForSeq2SeqLM if described.is_encoder_decoder else AutoModelForCausalLM
     return auto.from_config(described)

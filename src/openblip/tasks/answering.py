@@ -155,7 +155,7 @@ def prepare_answers(
     Args:
         tokenizer: of the Q-Former; None where it reads no text, so that the language model alone is asked.
         start_id: with which an encoder-decoder's decoder starts; None for a decoder.
-        max_length: tokens of a question as the Q-Former reads it.
+        max_length: tokens of a question as the Q-Former reads it alone.
         reads_prompts: whether that reads the whole prompt, as InstructBLIP's does, and not the question alone.
     """
     images = images_of(cache)
@@ -167,8 +167,8 @@ def prepare_answers(
         given = [answers_of(meta)[text] for meta, text in zip(batch.meta, batch.texts, strict=True)]
         answers = [_draw(_trainable(one, text)) for one, text in zip(given, batch.texts, strict=True)]
         prompts = [prompt.replace("{}", question) for question in questions]
-        texts = questions if alone else prompts
-        read = None if tokenizer is None else tokenizer.encode(texts, max_length=max_length)
+        texts, most = (questions, max_length) if alone else (prompts, None)
+        read = None if tokenizer is None else tokenizer.encode(texts, max_length=most)
         prompts = [language_tokenizer.placed(text, chat=chat) for text in prompts]
         if start_id is not None:
             prefix = language_tokenizer.prompts(prompts, side="right", end=True)

@@ -58,7 +58,8 @@ def measured_decoding(adapter: Adapter, task: TaskName, datasets: Collection[str
             least = max(0, _SHORTEST_BLIP2 - _start_tokens(adapter, prompt))
             return DecodeConfig(num_beams=5, min_new_tokens=least, max_new_tokens=30)
         # LAVIS' least length of 1 counts the token that an encoder-decoder starts from.
-        return replace(adapter.answering, min_new_tokens=0 if adapter.answering.length_penalty < 0 else 1)
+        encodes = adapter.model.language is not None and adapter.model.llm.is_encoder_decoder
+        return replace(adapter.answering, min_new_tokens=0 if encodes else 1)
     if task == "answering":
         return DecodeConfig(num_beams=3, max_new_tokens=9)
     if adapter.tokenizer is None:  # of a model that is only predicted; BERT has the words of the papers' prompts

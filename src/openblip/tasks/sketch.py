@@ -139,7 +139,8 @@ def _blip2(config: RunConfig) -> tuple[TrainingStep[Any], tuple[int, ...]]:
         model = Blip2(replace(sizes, qformer=qformer, language=None), tower, None)
         chosen = stage1_for(config, writes=model.qformer.head is not None)
         return Stage1Step(Blip2Stage1(model, chosen, dec_id=_DEC)), (3, *tower.pixels)
-    reads = config.task == "answering" and sizes.qformer.vocab_size is not None
+    asks = config.task == "answering" or config.reads_prompts
+    reads = asks and sizes.qformer.vocab_size is not None
     qformer = replace(qformer, writes=False, vocab_size=qformer.vocab_size if reads else None)
     language = _on_gpu(sizes.language or config.language)
     if language.quantize != "none":
@@ -239,7 +240,8 @@ def _batches(config: RunConfig, step: TrainingStep[Any], pixels: tuple[int, ...]
             return PairBatch(shown, _tokens(rows, length), ids)
         asks = config.task == "answering"
         # A Q-Former without a text side leaves the questions to the language model.
-        questions = _tokens(rows, length) if asks and model.config.qformer.vocab_size is not None else None
+        reads = (asks or config.reads_prompts) and model.config.qformer.vocab_size is not None
+        questions = _tokens(rows, length) if reads else None
         read, scored = (length, ANSWER_TOKENS) if asks else (0, length)
         if not model.llm.is_encoder_decoder:
             return LanguagePairBatch(shown, _written(rows, read, scored), ids, questions=questions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from small_blip2 import PIXELS, Kind, images, make_image, model, spread, tokenizer, write_language
+from safetensors.torch import load_file, save_file
+from small_blip2 import PIXELS, Kind, images, make_image, model, spread, tokenizer, write_bert_words, write_language
 from test_store import stored
 from torch import Tensor
 
@@ -247,8 +249,29 @@ def test_texts_begin_with_another_token(llms: dict[str, Path]) -> None:
         LanguageTokenizer.load(llms["llama"], begin="<begin>")
 
 
+@pytest.fixture
+def read_by_queries(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
+    """The texts that a Q-Former reads before a language model."""
+    read: set[tuple[int, ...]] = set()
+    original = Blip2.soft_prompt
+
+    def soft_prompt(self: Blip2, memory: Any, input_ids: Any = None, *more: Any, **how: Any) -> Tensor:
+        read.update([()] if input_ids is None else map(tuple, input_ids.tolist()))
+        return original(self, memory, input_ids, *more, **how)
+
+    monkeypatch.setattr(Blip2, "soft_prompt", soft_prompt)
+    return read
+
+
+def ids_of(prompt: str) -> tuple[int, ...]:
+    return tuple(tokenizer().encode([prompt]).input_ids[0].tolist())
+
+
 def test_stage_1_is_trained_into_one(
-    tmp_path: Path, llms: dict[str, Path], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    llms: dict[str, Path],
+    capfd: pytest.CaptureFixture[str],
+    read_by_queries: set[tuple[int, ...]],
 ) -> None:
     save_model(tmp_path / "stage1", stored(model()))
     make_image(0).save(tmp_path / "0.png")
@@ -267,19 +290,17 @@ def test_stage_1_is_trained_into_one(
     ):
         command += ["--set", setting]
     assert main(command) == 0, capfd.readouterr().err
+    assert read_by_queries == {ids_of("what is")}
     made = load(tmp_path / "run" / "model")
     assert isinstance(made.adapter, Blip2Adapter)
     assert made.adapter.reads_prompts
     assert made.adapter.prompt == "what is"
-    texts = (
-        made.log_likelihood(IMAGES[0], ["two birds"]),
-        made.log_likelihood(IMAGES[0], ["two birds"], prompt="the"),
-    )
-    assert texts[0] != texts[1]
     # What cannot read prompts says so, before anything is trained.
     refused = [*command[:-2], "--set", "fit_soft_prompts=true", "--out", str(tmp_path / "other")]
     assert main(refused) == 2
     assert "fit_soft_prompts fits what the queries read without a prompt" in capfd.readouterr().err
+    assert main([*command[:-2], "--set", "prompt= ", "--out", str(tmp_path / "other")]) == 2
+    assert "reads_prompts needs a prompt to read" in capfd.readouterr().err
     plain = model(language=llms["llama"], matches=False, qformer={"vocab_size": None})
     save_model(tmp_path / "plain", stored(plain, llms["llama"]))
     again = ["train", "blip2-caption", data, "--model", str(tmp_path / "plain"), "--set", "reads_prompts=true"]
@@ -289,9 +310,13 @@ def test_stage_1_is_trained_into_one(
 
 @pytest.mark.parametrize("recipe", ["blip2-vqa", "blip2-caption"])
 def test_it_is_trained_on_as_it_is_asked(
-    recipe: str, tmp_path: Path, llms: dict[str, Path], capfd: pytest.CaptureFixture[str]
+    recipe: str,
+    tmp_path: Path,
+    llms: dict[str, Path],
+    capfd: pytest.CaptureFixture[str],
+    read_by_queries: set[tuple[int, ...]],
 ) -> None:
-    """A pair that is learned by heart is written for the prompt that it was learned with."""
+    """The queries read the whole prompt in training as in use, whatever the longest question is."""
     write_theirs(tmp_path / "theirs", llms["llama"])
     for number in range(3):
         make_image(number).save(tmp_path / f"{number}.png")
@@ -306,9 +331,11 @@ def test_it_is_trained_on_as_it_is_asked(
     settings = ("train.learning_rate=1e-2", "train.warmup_steps=1", "batch_size=3", "num_workers=0")
     command = ["train", recipe, str(tmp_path / "data.jsonl"), "--model", str(tmp_path / "theirs")]
     command += ["--out", str(tmp_path / "run"), "--steps", "80", "--image-size", str(PIXELS)]
-    for setting in (*settings, "save_whole=true", f"prompt={prompt}"):
+    for setting in (*settings, "save_whole=true", f"prompt={prompt}", "max_length=6"):
         command += ["--set", setting]
     assert main(command) == 0, capfd.readouterr().err
+    wanted = {ids_of(prompt.replace("{}", "what is a dog"))}
+    assert read_by_queries == wanted
     trained = load(tmp_path / "run" / "model")
     assert isinstance(trained.adapter, Blip2Adapter)
     assert trained.adapter.reads_prompts
@@ -317,4 +344,35 @@ def test_it_is_trained_on_as_it_is_asked(
         assert answered.answers[0].text == "two birds"
     else:
         assert trained.caption(IMAGES[0])[0][0].text == "two birds"
+    assert read_by_queries == wanted
     capfd.readouterr()
+
+
+def test_folders_of_the_hub(tmp_path: Path, llms: dict[str, Path]) -> None:
+    """Their configuration names a wrong end token, their Q-Former has no row for [ENC]."""
+    write_theirs(tmp_path / "theirs", llms["llama"])
+    file = tmp_path / "theirs" / "config.json"
+    described = json.loads(file.read_text())
+    described["text_config"] |= {"eos_token_id": 1, "pad_token_id": -1}
+    file.write_text(json.dumps(described))
+    (weights,) = (tmp_path / "theirs").glob("*.safetensors")
+    state = load_file(weights)
+    reader = tmp_path / "theirs" / "qformer_tokenizer"
+    shutil.rmtree(reader)
+    words, rows = "qformer.embeddings.word_embeddings.weight", write_bert_words(reader) + 1  # and [DEC]
+    state[words] = state[words][:rows].clone()
+    save_file(state, weights, metadata={"format": "pt"})
+    predictor = load(tmp_path / "theirs")
+    assert predictor.adapter.language_tokenizer.end == ""
+    assert predictor.adapter.language_tokenizer.eos_id == 2
+    with pytest.raises(UserError, match=r"a text holds \[ENC\], a token"):
+        predictor.caption(IMAGES[0], prompt="what is [ENC]")
+    assert predictor.caption(IMAGES[0], prompt="what is [DEC]")
+
+
+def test_another_begin_is_not_exported_to_transformers(tmp_path: Path, llms: dict[str, Path]) -> None:
+    made = model(language=llms["llama"], matches=False, qformer={"writes": False})
+    made.llm.config = replace(made.llm.config, begin="</s>")
+    ours = replace(stored(made, llms["llama"]), tokenizer=tokenizer(), info={"reads_prompts": True})
+    with pytest.raises(UserError, match=r'begin with "</s>" in place of \[BOS\] \(language\.begin\)'):
+        convert_model(ours, tmp_path / "out", to="transformers")

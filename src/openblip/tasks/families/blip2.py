@@ -250,9 +250,21 @@ class Blip2Adapter(Adapter):
         decoded = decode(stepper, start, None, config, eos_ids=ends, pad_id=pad, keys=keys, watch=watch)
         return captions_of(decoded, memory.batch_size, self.tokenizer)
 
-    def _prompt_tokens(self, prompts: Sequence[str], max_length: int | None = None) -> TokenBatch | None:
-        """Prompts as the Q-Former reads them; None where it does not."""
-        return self.tokens(prompts, max_length=max_length) if self.reads_prompts else None
+    def tokens(self, texts: Sequence[str], **options: Any) -> TokenBatch:
+        """As `Adapter.tokens`.
+
+        Raises:
+            UserError: a text has a token that the Q-Former has no embedding of: LAVIS' files have none of [ENC].
+        """
+        read, known = self.tokenizer.encode(texts, **options), self.model.config.qformer.vocab_size
+        if known is not None and len(unknown := read.input_ids[read.input_ids >= known]):
+            (piece,) = self.tokenizer.tokens(unknown[:1])
+            raise UserError(f"a text holds {piece}, a token that this model's Q-Former does not know; leave it out")
+        return read.to(self.device)
+
+    def _prompt_tokens(self, prompts: Sequence[str]) -> TokenBatch | None:
+        """Prompts as the Q-Former reads them, whole; None where it does not."""
+        return self.tokens(prompts) if self.reads_prompts else None
 
     @torch.no_grad()
     def _soft(self, memory: ImageMemory, rows: int, questions: TokenBatch | None = None) -> Tensor:
@@ -306,7 +318,7 @@ class Blip2Adapter(Adapter):
         cleaned = [clean_question(text) for text in questions] if self.reads_questions else list(questions)
         wording = self.question_prompt if prompt is None else prompt
         prompts = [wording.replace("{}", text) for text in cleaned]
-        read = self._prompt_tokens(prompts, max_length)
+        read = self._prompt_tokens(prompts)
         if self.reads_questions:
             read = self.tokens(cleaned, max_length=max_length)
         prompts = self._placed(prompts, asks=wording == self.question_prompt)

@@ -74,6 +74,8 @@ def _read_prompts(made: Blip2Adapter, config: RunConfig) -> None:
             f"the Q-Former of {config.model} reads no text, so no prompt; start from a model of stage 1, or leave "
             "reads_prompts out"
         )
+    if not config.prompt.strip():
+        raise UserError('reads_prompts needs a prompt to read; name one: --set "prompt=Describe the image."')
     if config.fit_soft_prompts:
         raise UserError(
             "fit_soft_prompts fits what the queries read without a prompt; leave it or reads_prompts out"
