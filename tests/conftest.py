@@ -19,7 +19,7 @@ from filelock import FileLock
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PRELOADED = (
-    *("training_toy", "blip_toy", "blip2_toy", "torch._dynamo", "torch._inductor"),
+    *("training_toy", "blip_toy", "blip2_toy", "torch._dynamo", "torch._inductor", "pandas"),
     *("openblip.training.loop", "openblip.experiments.cost", "openblip.bootstrap.run"),
     *("transformers.models.opt.modeling_opt", "transformers.models.t5.modeling_t5"),
 )

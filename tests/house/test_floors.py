@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,9 @@ def imports_of(path: Path) -> Iterator[Import]:
                 yield Import(importer, node.args[0].value, node.lineno)
 
 
-ALL_IMPORTS = [found for path in sorted(SOURCE.rglob("*.py")) for found in imports_of(path)]
+@cache
+def all_imports() -> list[Import]:
+    return [found for path in sorted(SOURCE.rglob("*.py")) for found in imports_of(path)]
 
 
 def floor_of(package: str) -> int:
@@ -158,9 +161,9 @@ def broken_rule(found: Import) -> str | None:
 
 
 def test_imports_go_down_only() -> None:
-    broken = [f"{found}: {rule}" for found in ALL_IMPORTS if (rule := broken_rule(found))]
+    broken = [f"{found}: {rule}" for found in all_imports() if (rule := broken_rule(found))]
     assert not broken, "\n".join(broken)
-    assert len([found for found in ALL_IMPORTS if inner(found)]) > 20, "the test has lost sight of the imports"
+    assert len([found for found in all_imports() if inner(found)]) > 20, "the test has lost sight of the imports"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ def loops(imports: Iterable[Import]) -> set[frozenset[str]]:
 
 
 def test_no_imports_in_a_loop() -> None:
-    found = loops(ALL_IMPORTS)
+    found = loops(all_imports())
     new = found - set(KNOWN_LOOPS)
     assert not new, "\n".join("these import each other: " + ", ".join(sorted(group)) for group in new)
     gone = set(KNOWN_LOOPS) - found
@@ -253,7 +256,7 @@ def test_lazy_and_relative_imports_are_seen(tmp_path: Path, monkeypatch: pytest.
 
 def test_heavy_libraries_have_one_owner() -> None:
     broken = []
-    for found in ALL_IMPORTS:
+    for found in all_imports():
         library = found.target.partition(":")[0].split(".")[0]
         if found.target.startswith("torch.utils.tensorboard"):
             library = "tensorboard"
@@ -271,7 +274,7 @@ def test_every_library_is_declared() -> None:
     declared = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
     undeclared = {
         str(found)
-        for found in ALL_IMPORTS
+        for found in all_imports()
         if (library := found.target.partition(":")[0].split(".")[0]) not in declared
         and library not in sys.stdlib_module_names
         and library != "openblip"

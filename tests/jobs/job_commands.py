@@ -34,8 +34,10 @@ AT_FIRST_USE = (
     *("tensorboard", "torch._dynamo", "pandas", "pyarrow.pandas_compat"),
     *("typeguard", "tyro._backends._argparse_formatter", "tyro.constructors._struct_spec_pydantic"),
     *("transformers.models.opt.modeling_opt", "fastapi", "uvicorn"),
+    *("torch.utils.tensorboard", "psycopg", "pgvector.psycopg", "matplotlib.backends.backend_agg"),
 )
-"""what the tracker, torch's optimizers, PyArrow, tyro, BLIP-2 and the service import when they are first used"""
+"""what the tracker, torch's optimizers, PyArrow, tyro, BLIP-2, the service and PostgreSQL import when they are
+first used"""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 

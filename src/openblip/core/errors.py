@@ -43,6 +43,10 @@ class MissingExtra(UserError):
         self.package = package
         self.extra = extra
 
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+        """Pickled by what it was made from, since a process of a pool raises it in another."""
+        return type(self), (self.package, self.extra)
+
 
 class ToldElsewhere(UserError):
     """A mistake that another process of the same launch raises as well, and reports."""

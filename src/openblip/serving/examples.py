@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cache
 
 from PIL import Image
 
@@ -24,8 +25,9 @@ class Drawn:
     texts: list[str]
 
 
-def draw_examples(side: int = 256) -> list[Drawn]:
-    """Draw them, the same ones each time."""
+@cache
+def draw_examples(side: int = 256) -> tuple[Drawn, ...]:
+    """Draw them, the same ones each time; once in a process."""
     world = WorldSource(split="test", size=side, captions_per_image=1, questions_per_image=1, disturb=0.0)
     samples = [world[index] for index in _SHOWN]
     drawn = []
@@ -34,4 +36,4 @@ def draw_examples(side: int = 256) -> list[Drawn]:
         Image.fromarray(sample.image).save(buffer, "PNG")  # type: ignore[arg-type]
         others = [samples[(number + step) % len(samples)].texts[0] for step in (1, 2)]
         drawn.append(Drawn(buffer.getvalue(), sample.meta["questions"][0]["text"], [sample.texts[0], *others]))
-    return drawn
+    return tuple(drawn)

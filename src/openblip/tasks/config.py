@@ -216,6 +216,18 @@ class RunConfig:
             raise UserError(f'scst trains captioners; leave it out of task = "{self.task}"')
         if self.features and self.unfreeze_vision:
             raise UserError("features on disk are those of the frozen tower; leave features or unfreeze_vision out")
+        if self.reads_prompts:
+            self._check_reads_prompts()
+
+    def _check_reads_prompts(self) -> None:
+        if self.task not in ("captioning", "answering"):
+            raise UserError(f'reads_prompts is for captions and questions; leave it out of task = "{self.task}"')
+        if not self.prompt.strip():
+            raise UserError('reads_prompts needs a prompt to read; name one: --set "prompt=Describe the image."')
+        if self.fit_soft_prompts:
+            raise UserError(
+                "fit_soft_prompts fits what the queries read without a prompt; leave it or reads_prompts out"
+            )
 
 
 _ONLY: dict[str, tuple[str, ...]] = {

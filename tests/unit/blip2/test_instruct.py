@@ -301,6 +301,18 @@ def test_stage_1_is_trained_into_one(
     assert "fit_soft_prompts fits what the queries read without a prompt" in capfd.readouterr().err
     assert main([*command[:-2], "--set", "prompt= ", "--out", str(tmp_path / "other")]) == 2
     assert "reads_prompts needs a prompt to read" in capfd.readouterr().err
+    stage1 = [
+        "train",
+        "blip2-stage1",
+        data,
+        "--dry-run",
+        "--set",
+        "reads_prompts=true",
+        "--out",
+        str(tmp_path / "no"),
+    ]
+    assert main(stage1) == 2
+    assert "reads_prompts is for captions and questions" in capfd.readouterr().err
     plain = model(language=llms["llama"], matches=False, qformer={"vocab_size": None})
     save_model(tmp_path / "plain", stored(plain, llms["llama"]))
     again = ["train", "blip2-caption", data, "--model", str(tmp_path / "plain"), "--set", "reads_prompts=true"]

@@ -67,18 +67,10 @@ def build(config: RunConfig, sources: Sequence[Source], out: Path) -> Adapter:
 
 def _read_prompts(made: Blip2Adapter, config: RunConfig) -> None:
     """Let the Q-Former read what the language model is prompted with."""
-    if config.task not in ("captioning", "answering"):
-        raise UserError(f'reads_prompts is for captions and questions; leave it out of task = "{config.task}"')
     if made.tokenizer is None:
         raise UserError(
             f"the Q-Former of {config.model} reads no text, so no prompt; start from a model of stage 1, or leave "
             "reads_prompts out"
-        )
-    if not config.prompt.strip():
-        raise UserError('reads_prompts needs a prompt to read; name one: --set "prompt=Describe the image."')
-    if config.fit_soft_prompts:
-        raise UserError(
-            "fit_soft_prompts fits what the queries read without a prompt; leave it or reads_prompts out"
         )
     made.info["reads_prompts"] = True
 
