@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -25,11 +26,26 @@ PRELOADED = (
 )
 
 LONGEST = (
-    *("test_stopped_together.py", "test_gpu_run.py", "test_blip2_experiment.py", "test_ray_engine.py"),
-    *("test_index_commands.py", "test_capfilt_engines.py", "test_onnx.py", "test_stop_and_resume.py"),
+    *("test_stopped_together.py", "test_gpu_run.py", "test_blip2_experiment.py", "test_onnx.py"),
     *("test_docs_commands.py", "test_plan.py"),
 )
 """files that take the longest: begun late, one of them would leave the other process idle at the end"""
+
+TOGETHER: dict[str, tuple[str, ...]] = {
+    "the run on a GPU": ("tests/jobs/test_gpu_run.py",),
+    "commands": ("tests/jobs/",),
+    "forked processes and Ray": (
+        *("tests/distributed/", "tests/unit/training/test_kill.py", "tests/unit/test_benchmarks_serve.py"),
+        *("tests/unit/core/test_core_interrupt.py", "tests/unit/experiments/test_blip2_experiment.py"),
+        *("tests/unit/bootstrap/test_capfilt_engines.py", "tests/unit/bootstrap/test_ray_errors.py"),
+        "tests/unit/serving/test_ray_engine.py",
+    ),
+    "ONNX": (
+        *("tests/unit/checkpoints/test_onnx.py", "tests/unit/checkpoints/test_onnx_vqa.py"),
+        "tests/unit/blip2/test_onnx_blip2.py",
+    ),
+}
+"""Files and folders whose tests one process runs: they share a server that forks, or imports that take seconds."""
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
@@ -37,6 +53,19 @@ MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; the order is otherwise pytest's."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)  # where pytest-xdist is not installed, as on a GPU's machine
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, with the files of `TOGETHER` as one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((name for name, files in TOGETHER.items() if file.startswith(files)), file)
+
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)

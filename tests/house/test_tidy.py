@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import openblip
+from tests import conftest
 
 REPO = Path(__file__).resolve().parents[2]
 LONGEST = 450
@@ -119,3 +120,12 @@ def test_no_two_test_files_have_one_name() -> None:
         path.name for path in (REPO / "tests").rglob("*.py") if path.name not in ("conftest.py", "__init__.py")
     ]
     assert sorted(set(names)) == sorted(names)
+
+
+def test_files_that_tests_are_scheduled_by_are_there() -> None:
+    names = {path.name for path in (REPO / "tests").rglob("test_*.py")}
+    assert set(conftest.LONGEST) <= names
+    for files in conftest.TOGETHER.values():
+        for file in files:
+            path = REPO / file
+            assert path.is_dir() if file.endswith("/") else path.is_file(), file
