@@ -114,6 +114,11 @@ class LanguageTokenizer:
         self._begin_id = tokenizer.convert_tokens_to_ids(begin) if begin else None
         if begin and tokenizer.convert_ids_to_tokens(self._begin_id) != begin:
             raise UserError(f'the tokenizer of {name} has no token "{begin}" to begin texts with: language.begin')
+        if begin and not self.puts_bos:
+            raise UserError(
+                f'the texts of {name} do not begin with [BOS], in whose place "{begin}" would stand; leave '
+                "language.begin out"
+            )
 
     @classmethod
     def load(cls, source: Path | str, *, end: str = "", begin: str = "") -> LanguageTokenizer:

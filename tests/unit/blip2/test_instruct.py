@@ -247,6 +247,8 @@ def test_texts_begin_with_another_token(llms: dict[str, Path]) -> None:
     )
     with pytest.raises(UserError, match=r'no token "<begin>" to begin texts with: language\.begin'):
         LanguageTokenizer.load(llms["llama"], begin="<begin>")
+    with pytest.raises(UserError, match=r"do not begin with \[BOS\].* leave language.begin out"):
+        LanguageTokenizer.load(llms["t5"], begin="</s>")
 
 
 @pytest.fixture
